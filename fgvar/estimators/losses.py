@@ -1,0 +1,188 @@
+"""Losses: which loss terms there are, where gradients stop, and which term credits which number."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+from torch.func import grad
+
+from fgvar.errors import unknown
+from fgvar.network import OUTPUT
+from fgvar.problem import Problem
+
+Terms = dict[str, Tensor]  # end → directional derivative of each loss copy [batch, patches or 1, groups or 1]
+
+
+class Losses(Protocol):
+    """Loss terms of a problem. All of them are functions of the batch; gradients are of batch means."""
+
+    def check(self, problem: Problem) -> None:
+        """Raise a ValueError where the network lacks what these losses need."""
+
+    def cuts(self, problem: Problem) -> tuple[str, ...]:
+        """The ends after which gradients stop."""
+
+    def active(self, problem: Problem) -> tuple[str, ...]:
+        """The ends whose loss trains the trunk, in order."""
+
+    def terms(self, problem: Problem, values: Mapping[str, Tensor], tangents: Mapping[str, Tensor]) -> Terms:
+        """Directional derivatives of the loss copies from those of what `observe` returned."""
+
+    def group_rows(self, module: object) -> bool:
+        """Is each row group of this module's parameters credited by its own group's copies alone?"""
+
+    def objective(self, problem: Problem, params: Mapping[str, Tensor]) -> Tensor:
+        """The scalar whose gradient is the target."""
+
+
+def observe(losses: Losses, problem: Problem, params: Mapping[str, Tensor], taps: Mapping[str, Tensor]) -> Terms:
+    """What the oracle differentiates: features at the active ends, and the output's per-example loss."""
+    ends = [end for end in losses.active(problem) if end != OUTPUT]
+    outputs, values = problem.run(params, taps, watch=ends, cut=losses.cuts(problem))
+    return {**{end: values[end] for end in ends}, OUTPUT: problem.losses(outputs)}
+
+
+def credit(
+    losses: Losses, problem: Problem, terms: Terms, modules: Sequence[str], *, patches: bool, groups: bool
+) -> Tensor | None:
+    """The derivatives [batch, patches or 1, groups or 1] that credit what ``modules`` return or own.
+
+    The sum over every term that they influence; copies stay apart only at a lone module's own end, and only
+    along the axes (``patches``, ``groups``) along which the network guarantees that they are independent.
+    None where no term is reached, that is where the gradient is zero.
+    """
+    cuts = losses.cuts(problem)
+    reached = {name: problem.map.reached(name, cuts) for name in modules}
+    own = reached[modules[0]][1] if len(modules) == 1 else None
+    total: Tensor | None = None
+    for end, term in terms.items():
+        if not any(end in ends for ends, _ in reached.values()):
+            continue
+        if not (patches and end == own):
+            term = term.sum(1, keepdim=True)
+        if not (groups and end == own):
+            term = term.sum(2, keepdim=True)
+        total = term if total is None else total + term
+    return total
+
+
+@dataclass(frozen=True)
+class GlobalLoss:
+    """The loss of the network's output; gradients flow end to end.
+
+    Args:
+        heads: local heads learn from features behind a stop-gradient (as in the paper's BP-free schemes), or
+            not at all (backprop).
+
+    Source: Ren et al. 2023, Sec. 3.
+
+    Example:
+        >>> GlobalLoss()
+        GlobalLoss(heads=True)
+    """
+
+    heads: bool = True
+
+    def check(self, problem: Problem) -> None:
+        """Every network has an output."""
+
+    def cuts(self, problem: Problem) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
+
+    def active(self, problem: Problem) -> tuple[str, ...]:  # noqa: ARG002
+        return (OUTPUT,)
+
+    def terms(
+        self, problem: Problem, values: Mapping[str, Tensor], tangents: Mapping[str, Tensor]  # noqa: ARG002
+    ) -> Terms:  # fmt: skip
+        return {OUTPUT: tangents[OUTPUT][:, None, None]}
+
+    def group_rows(self, module: object) -> bool:  # noqa: ARG002
+        return False
+
+    def objective(self, problem: Problem, params: Mapping[str, Tensor]) -> Tensor:
+        return _objective(self, problem, params) if self.heads else problem.loss(params)
+
+
+@dataclass(frozen=True)
+class LocalLosses:
+    """Losses of local heads, one at every block or at the last one, in one copy or replicated.
+
+    Copy (p, g) of a block's loss has the value of the ordinary loss and passes gradient to the features of
+    patch p and group g only. The copies' gradients therefore sum to the ordinary gradient, while each copy's
+    directional derivative ⟨∂L/∂x(p,g), ẋ(p,g)⟩ credits its own features alone: less noise, same mean. The
+    fused form computes all copies at the cost of one (Ren et al. 2023, Sec. 4, eqs 4-6, Fig. 5).
+
+    Args:
+        block: one loss a block; else only the last block's.
+        patch: replicate over patches.
+        group: replicate over channel groups.
+        stop: stop gradients between blocks, and before the read-out (True); False stops only before the
+            read-out, so that gradients flow end to end through all blocks (L-BP).
+        credit: "unbiased" credits every weight with all copies that it influences. "published" credits the
+            rows of a channel layer with their own group's copies alone, as the paper's code does; the layer
+            norm after that layer couples the groups, so this is biased for more than one group.
+
+    Raises:
+        ValueError: an unknown credit; on use, a network without local heads.
+
+    Source: Ren et al. 2023, Sec. 4 and Fig. 3.
+
+    Example:
+        >>> LocalLosses(patch=False).group
+        True
+    """
+
+    block: bool = True
+    patch: bool = True
+    group: bool = True
+    stop: bool = True
+    credit: str = "unbiased"
+
+    CREDITS: ClassVar[tuple[str, ...]] = ("unbiased", "published")
+
+    def __post_init__(self) -> None:
+        if self.credit not in self.CREDITS:
+            raise ValueError(unknown("credit", self.credit, self.CREDITS))
+
+    def check(self, problem: Problem) -> None:
+        if not problem.map.ends:
+            raise ValueError(
+                "the network has no local heads, so it has no local losses; use a network with heads "
+                "(fgvar.networks.LocalMixer) or a scheme with the global loss (FG-W, FG-A)"
+            )
+
+    def cuts(self, problem: Problem) -> tuple[str, ...]:
+        ends = tuple(problem.map.ends)
+        return ends if self.block and self.stop else ends[-1:]
+
+    def active(self, problem: Problem) -> tuple[str, ...]:
+        ends = tuple(problem.map.ends)
+        return (*(ends if self.block else ends[-1:]), OUTPUT)
+
+    def terms(self, problem: Problem, values: Mapping[str, Tensor], tangents: Mapping[str, Tensor]) -> Terms:
+        terms = {OUTPUT: tangents[OUTPUT][:, None, None]}
+        for end in self.active(problem)[:-1]:
+            slope = grad(lambda x, end=end: problem.local_losses(problem.params, end, x).sum())(values[end])
+            term = (slope * tangents[end]).sum(3)
+            term = term if self.patch else term.sum(1, keepdim=True)
+            terms[end] = term if self.group else term.sum(2, keepdim=True)
+        return terms
+
+    def group_rows(self, module: object) -> bool:
+        guaranteed = getattr(module, "group_rows", False)
+        return bool(guaranteed or (self.credit == "published" and getattr(module, "published_group_rows", False)))
+
+    def objective(self, problem: Problem, params: Mapping[str, Tensor]) -> Tensor:
+        return _objective(self, problem, params)
+
+
+def _objective(losses: Losses, problem: Problem, params: Mapping[str, Tensor]) -> Tensor:
+    """Batch means of all terms, summed; a head that does not train the trunk learns behind a stop-gradient."""
+    outputs, values = problem.run(params, watch=tuple(problem.map.ends), cut=losses.cuts(problem))
+    total = problem.losses(outputs).mean()
+    for end in problem.map.ends:
+        features = values[end] if end in losses.active(problem) else values[end].detach()
+        total = total + problem.local_losses(params, end, features).mean()
+    return total

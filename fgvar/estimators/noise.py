@@ -1,0 +1,170 @@
+"""Noise: from which distribution directions come, and how draw number i is made from (seed, i) alone."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Noise(Protocol):
+    """A distribution of directions with zero mean and unit variance in every coordinate."""
+
+    @property
+    def shared(self) -> bool | None:
+        """One draw for the whole batch? None: the custom of the space (weights yes, activities no)."""
+
+    kurtosis: ClassVar[float]
+
+    def fill(self, stream: "Stream", shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """One draw of the given shape."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Independent standard normal coordinates: E u = 0, E uuᵀ = I, E u⁴ = 3.
+
+    For one scalar loss over d perturbed numbers, tr Cov(ĝ) = (d + 1)‖∇‖² (PAPER: Ren et al. 2023, Table 1).
+
+    Args:
+        shared: one draw for the whole batch; None takes the custom of the space.
+
+    Example:
+        >>> Gaussian(shared=True)
+        Gaussian(shared=True)
+    """
+
+    shared: bool | None = None
+    kurtosis: ClassVar[float] = 3.0
+
+    def fill(self, stream: "Stream", shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return stream.normal(shape, dtype, device)
+
+
+@dataclass(frozen=True)
+class Rademacher:
+    """Independent signs: E u = 0, E uuᵀ = I, E u⁴ = 1; every law over them is a finite sum.
+
+    For one scalar loss over d perturbed numbers, tr Cov(ĝ) = (d − 1)‖∇‖²: the least of all noise with
+    independent coordinates.
+
+    Args:
+        shared: one draw for the whole batch; None takes the custom of the space.
+
+    Example:
+        >>> noise = Randomness({"w": Leaf((3,), Rademacher())}).sample(seed=0, draws=[0, 1])
+        >>> bool((noise["w"].abs() == 1).all())
+        True
+    """
+
+    shared: bool | None = None
+    kurtosis: ClassVar[float] = 1.0
+
+    def fill(self, stream: "Stream", shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return stream.signs(shape, dtype, device)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One named tensor of noise: its shape (batch axis included) and its distribution."""
+
+    shape: tuple[int, ...]
+    noise: Noise
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """What an estimator needs to be random: named leaves. An estimator without any is deterministic.
+
+    Leaves are keyed by name: two estimators that need a leaf of the same name, shape and distribution get
+    the same noise for the same seed and draw, which is what paired comparisons stand on.
+    """
+
+    leaves: Mapping[str, Leaf]
+
+    @property
+    def size(self) -> int:
+        """Number of random numbers in one draw."""
+        return sum(leaf.size for leaf in self.leaves.values())
+
+    def sample(
+        self,
+        seed: int,
+        draws: Iterable[int],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        noise_device: torch.device | str | None = None,
+    ) -> dict[str, Tensor]:
+        """Noise of the given draw numbers, stacked along a new first axis.
+
+        Draw i depends on (seed, leaf name, i) only: not on which draws come with it, nor on the global random
+        state. Noise is bit-identical on one device type; ``noise_device="cpu"`` makes it so everywhere.
+
+        Args:
+            seed: any integer ≥ 0.
+            draws: draw numbers, ≥ 0.
+            dtype: floating-point type of the noise.
+            device: where the noise is wanted.
+            noise_device: where it is made (default: there).
+
+        Raises:
+            ValueError: a negative seed or draw number, or no draw at all.
+        """
+        numbers = list(draws)
+        if seed < 0 or not numbers or min(numbers) < 0:
+            raise ValueError(f"seed {seed} and draws {numbers[:5]}: expected non-negative integers, at least one draw")
+        where = torch.device(noise_device if noise_device is not None else device)
+        return {
+            name: torch.stack(
+                [leaf.noise.fill(Stream(seed, name, draw), leaf.shape, dtype, where) for draw in numbers]
+            ).to(device)
+            for name, leaf in self.leaves.items()
+        }
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The random numbers of one (seed, leaf, draw), on any device.
+
+    On the CPU they come from NumPy: torch's CPU generator keeps only 32 bits of its seed, so among 100,000
+    streams it would repeat one with probability 2/3.
+    """
+
+    seed: int
+    name: str
+    draw: int
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        if device.type == "cpu":
+            wide = np.float64 if dtype == torch.float64 else np.float32
+            return torch.from_numpy(self._numpy().standard_normal(tuple(shape), dtype=wide)).to(dtype)
+        return torch.randn(tuple(shape), generator=self._torch(device), dtype=dtype, device=device)
+
+    def signs(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        size = int(np.prod(shape, dtype=np.int64))
+        if device.type == "cpu":
+            packed = np.frombuffer(self._numpy().bytes(-(-size // 8)), np.uint8)
+            bits = torch.from_numpy(np.unpackbits(packed, count=size))
+        else:
+            bits = torch.randint(2, (size,), generator=self._torch(device), dtype=torch.uint8, device=device)
+        return bits.to(dtype).mul_(2).sub_(1).reshape(tuple(shape))
+
+    def _digest(self) -> bytes:
+        return hashlib.blake2b(f"{self.seed}/{self.draw}/{self.name}".encode(), digest_size=32).digest()
+
+    def _numpy(self) -> np.random.Generator:
+        return np.random.Generator(np.random.SFC64(np.frombuffer(self._digest(), np.uint32).tolist()))
+
+    def _torch(self, device: torch.device) -> torch.Generator | None:
+        if device.type == "meta":
+            return None
+        generator = torch.Generator(device)
+        return generator.manual_seed(int.from_bytes(self._digest()[:8], "little") >> 1)

@@ -1,0 +1,241 @@
+"""Spaces: what is perturbed, and how credit becomes a gradient of the weights."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from fgvar.errors import unknown
+from fgvar.estimators.losses import Losses, Terms, credit
+from fgvar.network import twice
+from fgvar.problem import Problem
+from fgvar.sites import Site
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """A space at one problem: where directions start, how noise becomes one, and the way back.
+
+    Attributes:
+        point: the perturbed tensors, unperturbed.
+        place: perturbed tensors → (parameters, taps) to run the network with.
+        direction: noise → direction, of the shapes of ``point``.
+        pullback: (loss terms' derivatives, direction) → gradient of the perturbed parameters (batch mean).
+    """
+
+    point: dict[str, Tensor]
+    place: Callable[[Tensors], tuple[Tensors, Tensors]]
+    direction: Callable[[Tensors], dict[str, Tensor]]
+    pullback: Callable[[Terms, Tensors], dict[str, Tensor]]
+
+
+class Space(Protocol):
+    """Which named tensors are perturbed."""
+
+    per_example: ClassVar[bool]  # is every perturbed number one example's own?
+
+    def check(self, problem: Problem) -> None:
+        """Raise where this space cannot estimate the gradient of every perturbed parameter."""
+
+    def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
+        """Shape of each perturbed tensor, without a batch axis."""
+
+    def linearise(self, problem: Problem, losses: Losses) -> Linearised:
+        """What an estimate needs beside noise and directional derivatives."""
+
+
+@dataclass(frozen=True)
+class WeightSpace:
+    """Weight perturbation: ĝ = (∇·v) v, with v a direction in all perturbed parameters together.
+
+    E ĝ = ∇ for noise with E vvᵀ = I. Gaussian noise shared by the batch: tr Cov(ĝ) = (d + 1)‖∇‖² for d
+    parameters and one loss. With local losses a block's weights are credited by the block's terms alone.
+
+    Source: Ren et al. 2023, eq. 2; Baydin et al. 2022.
+
+    Example:
+        >>> WeightSpace()
+        WeightSpace()
+    """
+
+    per_example: ClassVar[bool] = False
+
+    def check(self, problem: Problem) -> None:
+        if not problem.perturbed:
+            raise ValueError("all parameters belong to heads, which learn exactly: nothing is left to perturb")
+
+    def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(problem.params[name].shape) for name in problem.perturbed}
+
+    def linearise(self, problem: Problem, losses: Losses) -> Linearised:
+        def pullback(terms: Terms, direction: Tensors) -> dict[str, Tensor]:
+            return {name: v * _row_credit(problem, losses, terms, name, v) for name, v in direction.items()}
+
+        return Linearised(
+            point={name: problem.params[name] for name in problem.perturbed},
+            place=lambda weights: ({**problem.params, **weights}, {}),
+            direction=dict,
+            pullback=pullback,
+        )
+
+
+@dataclass(frozen=True)
+class ActivitySpace:
+    """Activity perturbation: directions at the sites; the layers' own local VJPs pull them back.
+
+    ĝ = J_zᵀ(c ⊙ u), where u perturbs the activities z of all sites and examples at once, c is each number's
+    credited directional derivative, and J_z differentiates every site by the parameters between it and the
+    sites before it. E ĝ = ∇ for noise with E uuᵀ = I.
+
+    Args:
+        mask_inactive: do not perturb (nor credit) units whose ReLU is inactive: their gradient is 0, and
+            noise on them only adds variance (Ren et al. 2023, Sec. 3.6). Off where no ReLU is declared.
+        sites: names of the sites to perturb; None takes all.
+        relu_after: for networks that declare none: site → name of the module whose zeros mark inactive units.
+
+    Raises:
+        ValueError: no site, an unknown one, one that is called twice or carries no batch axis; parameters
+            that reach the loss past the sites; masks of another shape.
+
+    Source: Ren et al. 2023, eq. 3 and Sec. 3.6.
+
+    Example:
+        >>> ActivitySpace(mask_inactive=False).mask_inactive
+        False
+    """
+
+    mask_inactive: bool = True
+    sites: tuple[str, ...] | None = None
+    relu_after: Mapping[str, str] | None = None
+
+    per_example: ClassVar[bool] = True
+
+    def check(self, problem: Problem) -> None:
+        if not problem.map.sites:
+            raise ValueError("the network has no site to perturb; wrap it: fgvar.Problem(fgvar.with_sites(net), …)")
+        for site in (*(self.sites or ()), *(self.relu_after or {})):
+            if site not in problem.map.sites:
+                raise ValueError(unknown("site", site, problem.map.sites))
+        for site in self._names(problem):
+            shape = problem.map.sites[site]
+            if len(problem.map.visits[site]) > 1:
+                raise ValueError(twice(site))
+            if not shape or shape[0] != problem.batch_size:
+                raise ValueError(
+                    f"site {site!r} has shape {shape}, expected the batch axis ({problem.batch_size}) first; "
+                    "choose other sites with with_sites(sites=…)"
+                )
+        for site, relu in self._relus(problem).items():
+            if relu not in problem.map.visits:
+                raise ValueError(unknown(f"module (the ReLU of site {site!r})", relu, problem.map.visits))
+            shape = problem.map.visits[relu][0].shape
+            if shape != problem.map.sites[site]:
+                raise ValueError(
+                    f"site {site!r} has shape {problem.map.sites[site]}, the ReLU {relu!r} named for it {shape}"
+                )
+        self._require_coverage(problem)
+
+    def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
+        return {site: problem.map.sites[site][1:] for site in self._names(problem)}
+
+    def linearise(self, problem: Problem, losses: Losses) -> Linearised:
+        n, sites, relus = problem.batch_size, self._names(problem), self._relus(problem)
+
+        def activities(weights: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            params = {**problem.params, **weights}
+            _, values = problem.run(params, watch=tuple(relus.values()), cut=sites)
+            return {site: values[site] for site in sites}, {site: values[relu] for site, relu in relus.items()}
+
+        weights = {name: problem.params[name] for name in problem.perturbed}
+        z, local_vjps, outputs = torch.func.vjp(activities, weights, has_aux=True)
+        masks = {site: (output > 0).to(output.dtype) for site, output in outputs.items()}
+
+        def direction(noise: Tensors) -> dict[str, Tensor]:
+            whole = {site: u if u.ndim == z[site].ndim else u.expand(n, *u.shape) for site, u in noise.items()}
+            return {site: u * masks[site] if site in masks else u for site, u in whole.items()}
+
+        def pullback(terms: Terms, direction: Tensors) -> dict[str, Tensor]:
+            credited = {site: u * _activity_credit(problem, losses, terms, site) / n for site, u in direction.items()}
+            gradient: dict[str, Tensor] = local_vjps(credited)[0]
+            return gradient
+
+        return Linearised(
+            point={site: torch.zeros_like(value) for site, value in z.items()},
+            place=lambda taps: (problem.params, taps),
+            direction=direction,
+            pullback=pullback,
+        )
+
+    def _names(self, problem: Problem) -> tuple[str, ...]:
+        return tuple(site for site in problem.map.sites if self.sites is None or site in self.sites)
+
+    def _relus(self, problem: Problem) -> dict[str, str]:
+        if not self.mask_inactive:
+            return {}
+        declared: dict[str, str] = {}
+        for name in self._names(problem):
+            site = problem.network.modules[name]
+            assert isinstance(site, Site)
+            if site.relu is not None:
+                declared[name] = f"{name.rpartition('.')[0]}.{site.relu}".lstrip(".")
+        named = {k: v for k, v in (self.relu_after or {}).items() if self.sites is None or k in self.sites}
+        return {**declared, **named}
+
+    def _require_coverage(self, problem: Problem) -> None:
+        """Every perturbed parameter must reach the loss through the sites, and only so."""
+        weights = {name: problem.params[name].clone().requires_grad_() for name in problem.perturbed}
+        if not weights:
+            raise ValueError("all parameters belong to heads, which learn exactly: nothing is left to perturb")
+        names, ends = self._names(problem), tuple(problem.map.ends)
+        outputs, values = problem.run({**problem.params, **weights}, watch=ends, cut=names)
+        through = _connected([values[name] for name in names], weights)
+        past = _connected([problem.losses(outputs), *(values[end] for end in ends)], weights)
+        if uncovered := [name for name in weights if name not in through or name in past]:
+            raise ValueError(
+                f"parameters {uncovered} reach the loss past the sites, so that perturbing activities cannot "
+                "credit them; give the modules that use them a site, with_sites(net, sites=…), or none at all"
+            )
+
+
+def _connected(outputs: list[Tensor], weights: dict[str, Tensor]) -> set[str]:
+    """Names of the weights that the outputs' graphs lead to (whatever the values of the derivatives)."""
+    alive = [output for output in outputs if output.requires_grad]
+    if not alive:
+        return set()
+    total = torch.stack([output.sum() for output in alive]).sum()
+    found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+    return {name for name, gradient in zip(weights, found, strict=True) if gradient is not None}
+
+
+def _activity_credit(problem: Problem, losses: Losses, terms: Terms, name: str) -> Tensor | float:
+    """What multiplies the noise of a site: its credit, laid along the site's patch and group axes."""
+    site, shape = problem.network.modules[name], problem.map.sites[name]
+    assert isinstance(site, Site)
+    c = credit(losses, problem, terms, [name], patches=site.patch_axis is not None, groups=site.group_axis is not None)
+    if c is None:
+        return 0.0
+    view = [c.shape[0]] + [1] * (len(shape) - 1)
+    axes = [axis for axis, size in ((site.patch_axis, c.shape[1]), (site.group_axis, c.shape[2])) if size > 1]
+    if c.shape[2] > 1 and site.group_axis is not None:
+        c = c.repeat_interleave(shape[site.group_axis] // c.shape[2], dim=2)
+        view[site.group_axis] = c.shape[2]
+    if c.shape[1] > 1 and site.patch_axis is not None:
+        view[site.patch_axis] = c.shape[1]
+    if axes != sorted(axes, key=lambda axis: axis or 0):
+        c = c.transpose(1, 2)
+    return c.reshape(view)
+
+
+def _row_credit(problem: Problem, losses: Losses, terms: Terms, name: str, v: Tensor) -> Tensor | float:
+    """What multiplies the noise of a parameter: the batch mean of its credit, by groups of rows where apart."""
+    owners = problem.network.owners[name]
+    apart = all(losses.group_rows(problem.network.modules.get(owner)) for owner in owners)
+    c = credit(losses, problem, terms, owners, patches=False, groups=apart)
+    if c is None:
+        return 0.0
+    c = c.mean(0).flatten()
+    return c.repeat_interleave(v.shape[0] // len(c)).reshape(-1, *[1] * (v.ndim - 1)) if len(c) > 1 else c[0]

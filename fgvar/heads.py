@@ -1,0 +1,78 @@
+"""Heads: classifiers that learn from their exact gradient in every scheme (Ren et al. 2023, Sec. 5)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fgvar.errors import unknown
+from fgvar.sites import Site
+
+EPS = 1e-5  # of every layer norm in the paper's networks
+
+
+class ReadOut(nn.Module):
+    """The linear classifier of a whole network, after a layer norm of the token mean.
+
+    Shapes: ``[batch, tokens, channels]`` or ``[batch, channels]`` → ``[batch, classes]``.
+
+    Example:
+        >>> ReadOut(8, 3)(torch.zeros(2, 4, 8)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, channels: int, classes: int, *, norm: bool = True) -> None:
+        super().__init__()
+        self.norm = norm
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 3:
+            x = x.mean(1)
+        if self.norm:
+            x = functional.layer_norm(x, x.shape[-1:], eps=EPS)
+        return self.linear(x)  # type: ignore[no-any-return]
+
+
+class LocalHead(nn.Module):
+    """The linear classifier of one block, and the ``end`` at which the block's features are read.
+
+    A network calls ``head.end(features)`` on the way (the identity; gradients are cut here for local
+    losses), and whoever wants the local loss calls ``head(features)``.
+
+    Shapes: features ``[batch, patches, groups, channels / groups]`` → ``[batch, classes]``: layer norm
+    within each group, average over patches, groups side by side, linear.
+
+    Example:
+        >>> head = LocalHead(channels=8, classes=3)
+        >>> head(torch.ones(2, 4, 2, 4)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.end = Site()
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        normed = functional.layer_norm(features, features.shape[-1:], eps=EPS)
+        return self.linear(normed.mean(1).flatten(1))  # type: ignore[no-any-return]
+
+
+LEARNS_EXACTLY = (ReadOut, LocalHead)
+
+
+def exact_modules(module: nn.Module) -> list[str]:
+    """Names of the heads in ``module``: their parameters are never perturbed."""
+    return [name for name, child in module.named_modules() if isinstance(child, LEARNS_EXACTLY)]
+
+
+def initialise(layer: nn.Module, how: str, generator: torch.Generator) -> None:
+    """Weights N(0, min(2/√fan-in, 0.1)²) ("kaiming"), N(0, 0.1²) ("constant") or 0 ("zero"); biases 0."""
+    weight, bias, fan_in = layer.weight, layer.bias, layer.in_features
+    assert isinstance(weight, Tensor) and isinstance(bias, Tensor) and isinstance(fan_in, int)
+    stds = {"kaiming": min(2 / fan_in**0.5, 0.1), "constant": 0.1, "zero": 0.0}
+    if how not in stds:
+        raise ValueError(unknown("initialisation", how, stds))
+    with torch.no_grad():
+        weight.copy_(torch.randn(weight.shape, generator=generator, dtype=weight.dtype) * stds[how])
+        bias.zero_()

@@ -1,0 +1,165 @@
+"""Network: a module's forward pass, watched, cut and mapped (which loss terms can a tensor reach?)."""
+
+import copy
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fgvar.heads import LocalHead, exact_modules
+from fgvar.sites import Site
+
+OUTPUT = "output"  # the last place where a loss can be read, after all local ends
+AFTER_ALL = 1 << 60
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One call of one module in a forward pass: the ticks at which it began and ended, and its output."""
+
+    entered: int
+    left: int
+    shape: tuple[int, ...] | None
+
+
+class Network:
+    """A private, parameter-free skeleton of a module, whose forward pass can be watched and cut.
+
+    Parameters and buffers are passed into `run`; the skeleton itself lives on the meta device. Watching is
+    by hooks registered once, here, and never on the user's module (registering inside a compiled function
+    would break its graph).
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.owners = _owners(module)
+        self.skeleton = copy.deepcopy(module).to("meta")
+        self.modules: dict[str, nn.Module] = {k: v for k, v in self.skeleton.named_modules() if k}
+        heads = exact_modules(module)
+        self.exact = frozenset(
+            name for name, owners in self.owners.items() if all(_inside(owner, heads) for owner in owners)
+        )
+        self._watch: Collection[str] = ()
+        self._cut: Collection[str] = ()
+        self._values: dict[str, Tensor] = {}
+        self._recording: list[tuple[str, Visit]] | None = None
+        self._entered: list[int] = []
+        self._clock = 0
+        for name, child in self.modules.items():
+            child.register_forward_pre_hook(lambda _module, _inputs: self._enter())
+            child.register_forward_hook(lambda _module, _inputs, output, name=name: self._leave(name, output))
+
+    def run(
+        self,
+        tensors: Mapping[str, Tensor],
+        inputs: Tensor,
+        *,
+        watch: Collection[str] = (),
+        cut: Collection[str] = (),
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """The output, and what the modules in ``watch`` and ``cut`` returned.
+
+        Gradients and tangents stop after the modules in ``cut``; their values are handed out uncut. A module
+        named here that is called twice is a ValueError.
+        """
+        self._watch, self._cut, self._values = watch, cut, {}
+        try:
+            return functional_call(self.skeleton, dict(tensors), (inputs,)), self._values
+        finally:
+            self._watch, self._cut, self._values = (), (), {}
+
+    def map(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, "Map"]:
+        """Output and map of one forward pass. Drawing random numbers on the way is a RuntimeError."""
+        self._recording, self._clock, self._entered = [], 0, []
+        output = None
+
+        def forward(dummy: Tensor) -> Tensor:
+            nonlocal output
+            output = functional_call(self.skeleton, dict(tensors), (inputs,))
+            return dummy
+
+        try:
+            torch.func.vmap(forward, randomness="error")(torch.zeros(1))
+            return output, Map(self, self._recording)
+        finally:
+            self._recording = None
+
+    def _enter(self) -> None:
+        if self._recording is not None:
+            self._entered.append(self._clock)
+            self._clock += 1
+
+    def _leave(self, name: str, output: Any) -> Any:
+        if self._recording is not None:
+            shape = tuple(output.shape) if isinstance(output, Tensor) else None
+            self._recording.append((name, Visit(self._entered.pop(), self._clock, shape)))
+            self._clock += 1
+        if name not in self._watch and name not in self._cut:
+            return None
+        if name in self._values:
+            raise ValueError(twice(name))
+        self._values[name] = output
+        return output.detach() if name in self._cut else None
+
+
+class Map:
+    """What one forward pass told of a network: its sites, its local ends, and what reaches which end.
+
+    ``sites`` are the activities that can be perturbed, in the order of their calls, with their whole shapes;
+    ``ends`` are the block ends that have a local head (end → head), in that order too.
+    """
+
+    def __init__(self, network: Network, recording: list[tuple[str, Visit]]) -> None:
+        self.visits: dict[str, list[Visit]] = {}
+        for name, visit in recording:
+            self.visits.setdefault(name, []).append(visit)
+        heads = {f"{k}.end": k for k, v in network.modules.items() if isinstance(v, LocalHead)}
+        self.ends = {name: heads[name] for name, _ in recording if name in heads}
+        self.sites = {
+            name: self.visits[name][0].shape or ()
+            for name, _ in recording
+            if isinstance(network.modules[name], Site) and name not in heads
+        }
+
+    def reached(self, name: str, cuts: Collection[str]) -> tuple[tuple[str, ...], str | None]:
+        """The ends that module ``name`` influences when gradients stop at ``cuts``, and its *own* end.
+
+        The own end is the first one after the module, where the module's declared separation of patches and
+        groups holds; None where it is called more than once or encloses an end.
+        """
+        ticks = {end: self.visits[end][0].entered for end in self.ends} | {OUTPUT: AFTER_ALL}
+        while name and name not in self.visits:  # a module used without being called counts as its parent
+            name = name.rpartition(".")[0]
+        visits = self.visits[name] if name else [Visit(-1, AFTER_ALL - 1, None)]
+        reached: dict[str, None] = {}
+        for visit in visits:
+            for end, tick in ticks.items():
+                if tick > visit.entered:
+                    reached[end] = None
+                if tick > visit.left and end in cuts:
+                    break
+        after = next(end for end, tick in ticks.items() if tick > visits[0].left)
+        first = next(iter(reached))
+        return tuple(reached), after if len(visits) == 1 and first == after else None
+
+
+def twice(name: str) -> str:
+    return (
+        f"{name!r} is called twice in one forward pass: one tap cannot stand for two tensors; "
+        "give each call a module of its own"
+    )
+
+
+def _owners(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """For each parameter the modules that own it (several where weights are tied)."""
+    names = {id(p): name for name, p in module.named_parameters()}
+    owners: dict[str, list[str]] = {}
+    for path, parameter in module.named_parameters(remove_duplicate=False):
+        owners.setdefault(names[id(parameter)], []).append(path.rpartition(".")[0])
+    return {name: tuple(paths) for name, paths in owners.items()}
+
+
+def _inside(name: str, modules: Collection[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)

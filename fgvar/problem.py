@@ -1,0 +1,214 @@
+"""Problem: module + loss + batch as pure functions of named tensors."""
+
+import copy
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+
+from fgvar.errors import NonFiniteError, unknown
+from fgvar.network import Map, Network
+
+Loss = Callable[[Any, Tensor], Tensor]
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": lambda outputs, targets: functional.cross_entropy(outputs, targets, reduction="none"),
+    "mse": lambda outputs, targets: (outputs - targets).square().flatten(1).mean(1),
+}
+
+
+class Problem:
+    """A network, a loss and one batch: everything that a gradient is a gradient of.
+
+    ``loss(params)`` is the *mean* over the batch, and every gradient in fgvar is of batch means. The module
+    is read once; later changes to it are not seen. Nothing here reads or moves the global random state.
+
+    Args:
+        module: any network of one input tensor in which examples do not influence each other.
+        loss: "cross_entropy", "mse" (mean over the outputs of an example) or a callable
+            ``(outputs, targets) -> per-example loss`` of shape [batch].
+        batch: inputs and targets, batch axis first.
+
+    Raises:
+        ValueError: BatchNorm or dropout in train mode, random numbers in the forward pass, targets out of
+            range, a loss that is not one number an example.
+        TypeError: a loss that is not floating point.
+        NonFiniteError: parameters, inputs or losses with NaN or infinity.
+
+    Example:
+        >>> x, y = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+        >>> problem = Problem(nn.Linear(3, 2), "cross_entropy", (x, y))
+        >>> {name: tuple(g.shape) for name, g in problem.backprop().items()}
+        {'weight': (2, 3), 'bias': (2,)}
+    """
+
+    params: dict[str, Tensor]
+    inputs: Tensor
+    targets: Tensor
+
+    def __init__(self, module: nn.Module, loss: str | Loss, batch: tuple[Tensor, Tensor]) -> None:
+        if isinstance(loss, str) and loss not in LOSSES:
+            raise ValueError(unknown("loss", loss, LOSSES))
+        self.loss_function: Loss = LOSSES[loss] if isinstance(loss, str) else loss
+        self.inputs, self.targets = _checked_batch(batch)
+        self.params = {k: p.detach() for k, p in module.named_parameters()}
+        self.buffers = {k: b.detach() for k, b in module.named_buffers()}
+        if not self.params:
+            raise ValueError(f"{type(module).__name__} has no parameters, so there is no gradient to estimate")
+        _refuse_coupled_or_random(module)
+        _require_finite("parameters", self.params)
+        self.network = Network(module)
+        self.map = self._look(loss == "cross_entropy")
+
+    @property
+    def batch_size(self) -> int:
+        return int(self.inputs.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.params.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(iter(self.params.values())).dtype
+
+    @property
+    def perturbed(self) -> tuple[str, ...]:
+        """Names of the parameters that schemes estimate: all but those of heads and read-outs."""
+        return tuple(name for name in self.params if name not in self.network.exact)
+
+    def at(
+        self, params: Mapping[str, Tensor] | None = None, batch: tuple[Tensor, Tensor] | None = None
+    ) -> "Problem":
+        """The same network and loss with other parameters or another batch, without checking them again."""
+        other = copy.copy(self)
+        if params is not None:
+            other.params = dict(params)
+        if batch is not None:
+            other.inputs, other.targets = batch
+        return other
+
+    def example(self, index: int) -> "Problem":
+        """The problem of one example, as a batch of one."""
+        return self.at(batch=(self.inputs[index : index + 1], self.targets[index : index + 1]))
+
+    def per_example(self, function: "Callable[[Problem], Any]") -> Any:
+        """``function`` of every example's own problem, stacked along a new first axis (one vmap)."""
+        return vmap(lambda x, y: function(self.at(batch=(x[None], y[None]))))(self.inputs, self.targets)
+
+    def run(
+        self,
+        params: Mapping[str, Tensor],
+        taps: Mapping[str, Tensor] | None = None,
+        *,
+        watch: Collection[str] = (),
+        cut: Collection[str] = (),
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Forward pass with sites perturbed by ``taps``: output and watched values (see `Network.run`)."""
+        tensors = {**self.buffers, **params, **{f"{site}.tap": u for site, u in (taps or {}).items()}}
+        return self.network.run(tensors, self.inputs, watch=watch, cut=cut)
+
+    def losses(self, outputs: Any) -> Tensor:
+        """Per-example loss [batch] of outputs of the network or of a local head."""
+        return self.loss_function(outputs, self.targets)
+
+    def local_losses(self, params: Mapping[str, Tensor], end: str, features: Tensor) -> Tensor:
+        """Per-example loss [batch] of the local head at ``end`` for the features there."""
+        head = self.map.ends[end]
+        prefix = f"{head}."
+        own = {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
+        return self.losses(functional_call(self.network.modules[head], own, (features,)))
+
+    def loss(self, params: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Batch-mean loss of the network's output."""
+        return self.losses(self.run(self.params if params is None else params)[0]).mean()
+
+    def backprop(self) -> dict[str, Tensor]:
+        """The end-to-end gradient of `loss`; zero for local heads, which the output does not use."""
+        gradient: dict[str, Tensor] = grad(self.loss)(self.params)
+        return gradient
+
+    def _look(self, classification: bool) -> Map:
+        """One forward pass that maps the network and checks outputs, targets and losses."""
+        tensors = {**self.buffers, **self.params}
+        with torch.no_grad():
+            try:
+                outputs, found = self.network.map(tensors, self.inputs)
+            except RuntimeError as error:
+                if "random" not in str(error):
+                    raise
+                raise ValueError(
+                    "the network draws random numbers in its forward pass (functional dropout?), so its "
+                    "gradient is not defined; switch that off, for instance with module.eval()"
+                ) from error
+            if classification:
+                _check_classes(outputs, self.targets)
+            losses = self.losses(outputs)
+        if not isinstance(losses, Tensor) or not losses.is_floating_point():
+            kind = losses.dtype if isinstance(losses, Tensor) else type(losses).__name__
+            raise TypeError(f"the loss is {kind}, expected a floating-point tensor; an integer has no gradient")
+        if tuple(losses.shape) != (self.batch_size,):
+            raise ValueError(
+                f"the loss has shape {tuple(losses.shape)}, expected one number an example, "
+                f"({self.batch_size},); return the per-example loss (reduction='none', other axes averaged)"
+            )
+        _require_finite("the loss", {"per example": losses})
+        return found
+
+
+def _checked_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch)):
+        raise TypeError(f"batch is {type(batch).__name__}, expected a pair (inputs, targets) of tensors")
+    inputs, targets = batch
+    if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets) or len(inputs) == 0:
+        raise ValueError(
+            f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} "
+            "need the same, nonzero number of examples along the first axis"
+        )
+    _require_finite("the batch", {"inputs": inputs, "targets": targets})
+    return inputs.detach(), targets.detach()
+
+
+def _require_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all()):
+            raise NonFiniteError(f"{what}: {name} holds NaN or infinity")
+
+
+def _refuse_coupled_or_random(module: nn.Module) -> None:
+    for name, child in module.named_modules():
+        label = f"{name!r} ({type(child).__name__})"
+        if isinstance(child, nn.modules.batchnorm._BatchNorm) and (
+            child.training or not child.track_running_stats
+        ):
+            raise ValueError(
+                f"{label} couples the examples of a batch in train mode, so that no loss term credits one "
+                "example alone; call module.eval(), or use a norm within the example"
+            )
+        rate = getattr(child, "p", None) if isinstance(child, nn.modules.dropout._DropoutNd) else None
+        if isinstance(child, nn.MultiheadAttention | nn.RNNBase):
+            rate = child.dropout
+        if child.training and rate:
+            raise ValueError(f"{label} draws random numbers in train mode; call module.eval() or set its rate to 0")
+
+
+def _check_classes(outputs: Any, targets: Tensor) -> None:
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(f"cross_entropy needs outputs [batch, classes], the network returned {shape}")
+    if targets.is_floating_point() or targets.dtype == torch.bool or targets.ndim != 1:
+        raise ValueError(
+            f"cross_entropy needs class numbers [batch] as integers, the targets are {targets.dtype} "
+            f"of shape {tuple(targets.shape)}"
+        )
+    if targets.is_meta:
+        return
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= outputs.shape[1]:
+        raise ValueError(
+            f"targets range from {low} to {high}, but the network has {outputs.shape[1]} classes (0 to "
+            f"{outputs.shape[1] - 1}); check the labels or the size of the last layer"
+        )
