@@ -1,0 +1,58 @@
+"""fgvar: how good is a gradient estimator? Bias, variance and cosine to the true gradient, with errors."""
+
+import importlib
+from typing import Any
+
+# Names load on first use, so that `import fgvar` and command lines that only print help need no torch.
+_NAMES = {
+    # what is differentiated
+    "Problem": "fgvar.problem",
+    "Site": "fgvar.sites",
+    "with_sites": "fgvar.sites",
+    # estimators: the words of the sentence, and the field's names
+    "scheme": "fgvar.estimators.schemes",
+    "Estimator": "fgvar.estimators.estimator",
+    "ExactGradient": "fgvar.estimators.estimator",
+    "GradientEstimator": "fgvar.estimators.estimator",
+    "Estimate": "fgvar.estimators.estimator",
+    "WeightSpace": "fgvar.estimators.spaces",
+    "ActivitySpace": "fgvar.estimators.spaces",
+    "Gaussian": "fgvar.estimators.noise",
+    "Rademacher": "fgvar.estimators.noise",
+    "Randomness": "fgvar.estimators.noise",
+    "Leaf": "fgvar.estimators.noise",
+    "GlobalLoss": "fgvar.estimators.losses",
+    "LocalLosses": "fgvar.estimators.losses",
+    "Jvp": "fgvar.estimators.oracles",
+    # results
+    "measure": "fgvar.analysis.measurement",
+    "summary": "fgvar.analysis.dataset",
+    "save": "fgvar.analysis.dataset",
+    "open_dataset": "fgvar.analysis.dataset",
+    # training
+    "train": "fgvar.experiments.training",
+    "Schedule": "fgvar.experiments.training",
+    "Probe": "fgvar.experiments.training",
+    # errors
+    "NonFiniteError": "fgvar.errors",
+}
+_MODULES = {"data": "fgvar.experiments.data", "networks": "fgvar.networks", "testing": "fgvar.testing"}
+
+__all__ = [*_NAMES, *_MODULES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        found = importlib.import_module(_MODULES[name])
+    elif name in _NAMES:
+        found = getattr(importlib.import_module(_NAMES[name]), name)
+    else:
+        from fgvar.errors import unknown
+
+        raise AttributeError(f"module 'fgvar': {unknown('name', name, __all__)}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

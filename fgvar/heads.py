@@ -30,7 +30,8 @@ class ReadOut(nn.Module):
             x = x.mean(1)
         if self.norm:
             x = functional.layer_norm(x, x.shape[-1:], eps=EPS)
-        return self.linear(x)  # type: ignore[no-any-return]
+        logits: Tensor = self.linear(x)
+        return logits
 
 
 class LocalHead(nn.Module):
@@ -55,7 +56,8 @@ class LocalHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         normed = functional.layer_norm(features, features.shape[-1:], eps=EPS)
-        return self.linear(normed.mean(1).flatten(1))  # type: ignore[no-any-return]
+        logits: Tensor = self.linear(normed.mean(1).flatten(1))
+        return logits
 
 
 LEARNS_EXACTLY = (ReadOut, LocalHead)
@@ -69,7 +71,9 @@ def exact_modules(module: nn.Module) -> list[str]:
 def initialise(layer: nn.Module, how: str, generator: torch.Generator) -> None:
     """Weights N(0, min(2/√fan-in, 0.1)²) ("kaiming"), N(0, 0.1²) ("constant") or 0 ("zero"); biases 0."""
     weight, bias, fan_in = layer.weight, layer.bias, layer.in_features
-    assert isinstance(weight, Tensor) and isinstance(bias, Tensor) and isinstance(fan_in, int)
+    assert isinstance(weight, Tensor)
+    assert isinstance(bias, Tensor)
+    assert isinstance(fan_in, int)
     stds = {"kaiming": min(2 / fan_in**0.5, 0.1), "constant": 0.1, "zero": 0.0}
     if how not in stds:
         raise ValueError(unknown("initialisation", how, stds))

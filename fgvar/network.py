@@ -82,7 +82,7 @@ class Network:
 
         try:
             torch.func.vmap(forward, randomness="error")(torch.zeros(1))
-            return output, Map(self, self._recording)
+            return output, Map(self, self._recording, len(inputs))
         finally:
             self._recording = None
 
@@ -108,10 +108,12 @@ class Map:
     """What one forward pass told of a network: its sites, its local ends, and what reaches which end.
 
     ``sites`` are the activities that can be perturbed, in the order of their calls, with their whole shapes;
-    ``ends`` are the block ends that have a local head (end → head), in that order too.
+    ``ends`` are the block ends that have a local head (end → head), in that order too; ``batch_size`` is that
+    of the pass.
     """
 
-    def __init__(self, network: Network, recording: list[tuple[str, Visit]]) -> None:
+    def __init__(self, network: Network, recording: list[tuple[str, Visit]], batch_size: int) -> None:
+        self.batch_size = batch_size
         self.visits: dict[str, list[Visit]] = {}
         for name, visit in recording:
             self.visits.setdefault(name, []).append(visit)

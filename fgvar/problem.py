@@ -80,9 +80,7 @@ class Problem:
         """Names of the parameters that schemes estimate: all but those of heads and read-outs."""
         return tuple(name for name in self.params if name not in self.network.exact)
 
-    def at(
-        self, params: Mapping[str, Tensor] | None = None, batch: tuple[Tensor, Tensor] | None = None
-    ) -> "Problem":
+    def at(self, params: Mapping[str, Tensor] | None = None, batch: tuple[Tensor, Tensor] | None = None) -> "Problem":
         """The same network and loss with other parameters or another batch, without checking them again."""
         other = copy.copy(self)
         if params is not None:
@@ -181,9 +179,7 @@ def _require_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
 def _refuse_coupled_or_random(module: nn.Module) -> None:
     for name, child in module.named_modules():
         label = f"{name!r} ({type(child).__name__})"
-        if isinstance(child, nn.modules.batchnorm._BatchNorm) and (
-            child.training or not child.track_running_stats
-        ):
+        if isinstance(child, nn.modules.batchnorm._BatchNorm) and (child.training or not child.track_running_stats):
             raise ValueError(
                 f"{label} couples the examples of a batch in train mode, so that no loss term credits one "
                 "example alone; call module.eval(), or use a norm within the example"

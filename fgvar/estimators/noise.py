@@ -120,7 +120,9 @@ class Randomness:
         """
         numbers = list(draws)
         if seed < 0 or not numbers or min(numbers) < 0:
-            raise ValueError(f"seed {seed} and draws {numbers[:5]}: expected non-negative integers, at least one draw")
+            raise ValueError(
+                f"seed {seed} and draws {numbers[:5]}: expected non-negative integers, at least one draw"
+            )
         where = torch.device(noise_device if noise_device is not None else device)
         return {
             name: torch.stack(

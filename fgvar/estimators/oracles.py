@@ -31,5 +31,6 @@ class Jvp:
     def __call__(
         self, function: Callable[[Tensors], dict[str, Tensor]], point: Tensors, direction: Tensors
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        value, derivative = torch.func.jvp(function, (dict(point),), (dict(direction),))
+        # torch annotates the result for has_aux, too: three values.
+        value, derivative = torch.func.jvp(function, (dict(point),), (dict(direction),))[:2]
         return value, derivative

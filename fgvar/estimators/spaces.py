@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -124,18 +124,18 @@ class ActivitySpace:
             shape = problem.map.sites[site]
             if len(problem.map.visits[site]) > 1:
                 raise ValueError(twice(site))
-            if not shape or shape[0] != problem.batch_size:
+            if not shape or shape[0] != problem.map.batch_size:
                 raise ValueError(
-                    f"site {site!r} has shape {shape}, expected the batch axis ({problem.batch_size}) first; "
+                    f"site {site!r} has shape {shape}, expected the batch axis ({problem.map.batch_size}) first; "
                     "choose other sites with with_sites(sites=…)"
                 )
         for site, relu in self._relus(problem).items():
             if relu not in problem.map.visits:
                 raise ValueError(unknown(f"module (the ReLU of site {site!r})", relu, problem.map.visits))
-            shape = problem.map.visits[relu][0].shape
-            if shape != problem.map.sites[site]:
+            inactive = problem.map.visits[relu][0].shape
+            if inactive != problem.map.sites[site]:
                 raise ValueError(
-                    f"site {site!r} has shape {problem.map.sites[site]}, the ReLU {relu!r} named for it {shape}"
+                    f"site {site!r} has shape {problem.map.sites[site]}, the ReLU {relu!r} named for it {inactive}"
                 )
         self._require_coverage(problem)
 
@@ -151,7 +151,8 @@ class ActivitySpace:
             return {site: values[site] for site in sites}, {site: values[relu] for site, relu in relus.items()}
 
         weights = {name: problem.params[name] for name in problem.perturbed}
-        z, local_vjps, outputs = torch.func.vjp(activities, weights, has_aux=True)
+        # torch annotates a pair, which is what vjp returns without has_aux.
+        z, local_vjps, outputs = cast(Any, torch.func.vjp(activities, weights, has_aux=True))
         masks = {site: (output > 0).to(output.dtype) for site, output in outputs.items()}
 
         def direction(noise: Tensors) -> dict[str, Tensor]:
@@ -215,7 +216,9 @@ def _activity_credit(problem: Problem, losses: Losses, terms: Terms, name: str) 
     """What multiplies the noise of a site: its credit, laid along the site's patch and group axes."""
     site, shape = problem.network.modules[name], problem.map.sites[name]
     assert isinstance(site, Site)
-    c = credit(losses, problem, terms, [name], patches=site.patch_axis is not None, groups=site.group_axis is not None)
+    c = credit(
+        losses, problem, terms, [name], patches=site.patch_axis is not None, groups=site.group_axis is not None
+    )
     if c is None:
         return 0.0
     view = [c.shape[0]] + [1] * (len(shape) - 1)

@@ -72,4 +72,5 @@ class MLP(nn.Module):
         for index in range(self.depth):
             x = getattr(self, f"layer{index}")(x)
             x = getattr(self, f"act{index}")(getattr(self, f"site{index}")(x))
-        return self.readout(x)  # type: ignore[no-any-return]
+        logits: Tensor = self.readout(x)
+        return logits

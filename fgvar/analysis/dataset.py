@@ -1,0 +1,192 @@
+"""Datasets: the labelled form of every result, its names, units and provenance, and its file."""
+
+import functools
+import os
+import platform
+import subprocess
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+import fgvar
+from fgvar.errors import unknown
+
+REFERENCES = ("target", "backprop")
+FLAGS = {"dead": 1, "few_draws": 2, "no_noise": 4}
+RATIOS = ("relative_variance", "snr", "slope", "cosine", "efficiency")
+
+# name → long name, units, source or identity
+VARIABLES: dict[str, tuple[str, str, str]] = {
+    "variance": ("noise variance tr Cov(ĝ | batch)", "gradient²", "sum over entries; Ren et al. 2023, Table 1"),
+    "relative_variance": ("noise variance / ‖target‖²", "1", "d + 1 for one loss, d Gaussian numbers"),
+    "snr": ("signal-to-noise ratio ‖E ĝ‖² / tr Cov(ĝ)", "1", "both unbiased"),
+    "sq_bias": (
+        "squared bias ‖E ĝ − reference‖²",
+        "gradient²",
+        "‖mean − g‖² − tr Cov/n: negative half of the time at 0",
+    ),
+    "bias_z": ("largest |z| of the bias", "1", "over 16 fixed random projections"),
+    "bias_p": ("p-value of bias_z", "1", "Student t, Šidák-corrected over the projections"),
+    "slope": ("slope ⟨E ĝ, g⟩ / ‖g‖²", "1", "1 if the scale is right"),
+    "cosine": ("mean cosine to the reference", "1", "mean over draws of the per-draw cosine"),
+    "cosine_null": ("95 % half-width of a random direction's cosine", "1", "√Beta⁻¹(0.95; ½, (d−1)/2)"),
+    "efficiency": ("efficiency ⟨E ĝ, g⟩² / (‖g‖² E‖ĝ‖²)", "1", "share of the exact gradient's one-step progress"),
+    "gradient_norm": ("norm of the reference gradient", "gradient", "batch mean"),
+    "data_variance": ("data variance tr Cov(per-example gradient) / batch size", "gradient²", "within the batch"),
+    "cost": ("cost of one draw", "forward passes", "counted matrix-product FLOPs; NaN where none are counted"),
+    "loss": ("batch-mean loss of the output", "loss", "at the measured parameters"),
+    "accuracy": ("accuracy on the measured batch", "1", "share of correct classes"),
+    "seconds": ("wall time", "s", "of all draws of the estimator"),
+    "flag": ("why a number is missing", "", "bits: dead reference, too few draws for an error, no noise"),
+}
+
+
+def describe(dataset: xr.Dataset) -> xr.Dataset:
+    """The dataset with long name, units and source on every known variable, and on every standard error."""
+    for name, variable in dataset.data_vars.items():
+        base = str(name).removesuffix("_se")
+        if base not in VARIABLES:
+            continue
+        long_name, units, source = VARIABLES[base]
+        error = str(name).endswith("_se")
+        variable.attrs |= {
+            "long_name": f"standard error of the {long_name}" if error else long_name,
+            "units": units,
+            "source": source,
+            "normalisation": "gradients are of the mean over the batch",
+        }
+    if "flag" in dataset:
+        dataset["flag"].attrs |= {"flag_masks": list(FLAGS.values()), "flag_meanings": " ".join(FLAGS)}
+    return dataset
+
+
+def provenance(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What made a result: versions, commit, device, dtype, threads."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "fgvar_version": metadata.version("fgvar"),
+        "torch_version": str(torch.__version__),
+        "python_version": platform.python_version(),
+        "commit": _commit(),
+        "device": f"{device.type} ({name})",
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
+    """Write a netCDF file atomically: a reader sees the old file or the whole new one.
+
+    Raises:
+        OSError: the folder cannot be written.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     open_dataset(save(xr.Dataset({"loss": 1.5}), f"{folder}/a.nc"))["loss"].item()
+        1.5
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        dataset.to_netcdf(temporary, engine="h5netcdf")
+        os.chmod(temporary, 0o644)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def open_dataset(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a dataset wholly into memory.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is not a whole netCDF file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no dataset at {path}; write one with fgvar.save(dataset, path)")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as stored:
+            return stored.load()
+    except OSError as error:
+        raise ValueError(f"{path} is not a whole netCDF file ({error}); make it again") from error
+
+
+def summary(dataset: xr.Dataset, *, layer: str = "perturbed") -> str:
+    """A table a person can read: each estimator's bias z, relative variance and cosines, ± standard errors.
+
+    Args:
+        dataset: of `measure`, or of a training run with probes (one table for each step).
+        layer: which layer; "perturbed" is all parameters that the scheme estimates.
+
+    Raises:
+        ValueError: an unknown layer.
+
+    Example:
+        >>> from fgvar import Problem, measure, scheme
+        >>> x, y = torch.ones(4, 3), torch.tensor([0, 1, 1, 0])
+        >>> problem = Problem(torch.nn.Linear(3, 2), "cross_entropy", (x, y))
+        >>> print(summary(measure({"BP": scheme("BP")}, problem, draws=2)).splitlines()[-1])
+        BP                      –                     0                     1                     1
+    """
+    layers = [str(name) for name in dataset["layer"].values]
+    if layer not in layers:
+        raise ValueError(unknown("layer", layer, layers))
+    chosen = dataset.sel(layer=layer)
+    if "step" in chosen.dims:
+        return "\n\n".join(_table(chosen.sel(step=step), layer, f", step {step.item()}") for step in chosen["step"])
+    return _table(chosen, layer, "")
+
+
+def _table(dataset: xr.Dataset, layer: str, when: str) -> str:
+    draws = dataset.attrs.get("draws", "?")
+    columns = ("bias z (p)", "relative variance", "cosine to target", "cosine to backprop")
+    width = max(10, *(len(str(name)) for name in dataset["estimator"].values))
+    lines = [
+        f"layer {layer!r}{when}: {dataset.attrs.get('route', 'drawn')}, {draws} draws, ± standard error",
+        "estimator".ljust(width) + "".join(f"{c:>{w}}" for c, w in zip(columns, (15, 22, 22, 22), strict=True)),
+    ]
+    for name in dataset["estimator"].values:
+        row = dataset.sel(estimator=name)
+        target = row.sel(reference="target")
+        z, p = target["bias_z"].item(), target["bias_p"].item()
+        cells = [
+            f"{'–' if np.isnan(z) else f'{z:.1f} ({p:.2g})':>15}",
+            f"{_plus_minus(row['relative_variance'].item(), row['relative_variance_se'].item()):>22}",
+            *(
+                f"{_plus_minus(row['cosine'].sel(reference=r).item(), row['cosine_se'].sel(reference=r).item()):>22}"
+                for r in REFERENCES
+            ),
+        ]
+        lines.append(str(name).ljust(width) + "".join(cells))
+    return "\n".join(lines)
+
+
+def _plus_minus(value: float, error: float) -> str:
+    """Value ± error, both rounded to the error's second significant digit."""
+    if np.isnan(value):
+        return "–"
+    if error == 0 or np.isnan(error):
+        return f"{value:.4g}" + ("" if error == 0 else " ± –")
+    digits = max(0, 1 - int(np.floor(np.log10(error))))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+@functools.cache
+def _commit() -> str:
+    """Commit of the checkout that fgvar runs from, "+" after it where files differ; empty outside of one."""
+    root = Path(fgvar.__file__).parent
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,288 @@
+"""measure: estimators × one problem → a dataset of bias, variance and direction, layer by layer."""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from tqdm.auto import tqdm
+
+from fgvar.analysis import moments as streaming
+from fgvar.analysis.dataset import FLAGS, RATIOS, REFERENCES, describe, provenance
+from fgvar.analysis.draws import estimates, ranges
+from fgvar.analysis.moments import BLOCK, FEATURES, References
+from fgvar.analysis.statistics import MINIMUM, cosine_null, statistics
+from fgvar.errors import NonFiniteError
+from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.noise import Randomness
+from fgvar.problem import Problem
+
+BUDGET = 1 << 30  # bytes that one chunk of estimates may take
+LARGEST_CHUNK = 64
+
+
+def measure(
+    estimators: Mapping[str, GradientEstimator],
+    problem: Problem,
+    *,
+    draws: int = 256,
+    seed: int = 0,
+    chunk: int | None = None,
+    budget: int = BUDGET,
+    noise_device: torch.device | str | None = None,
+    keep_draws: bool = False,
+) -> xr.Dataset:
+    """How far estimators are from the true gradient, in mean, in spread and in direction, layer by layer.
+
+    All estimators see the same batch, and the same noise where they need leaves of the same name and shape.
+    The numbers are *drawn*: every mean ``v`` has its standard error ``v_se`` given the batch. Estimators
+    without randomness are evaluated once; their numbers are exact, with error 0.
+
+    Args:
+        estimators: name → estimator.
+        problem: network, loss and batch.
+        draws: estimates of each; the errors of variances need at least 32.
+        seed: of the noise. Draw i depends on (seed, i) only, so more draws extend fewer.
+        chunk: estimates computed at once (one vmap; 1 means plain calls); 1, 2, 4, 8 or a multiple of 16.
+            Default: the largest up to 64 that keeps to the budget.
+        budget: bytes that one chunk may take by the default (estimated from shapes).
+        noise_device: where noise is made; "cpu" gives the same draws on every device.
+        keep_draws: keep the per-draw scalars (variables ``draw_*``, dimension ``draw``).
+
+    Returns:
+        Variables of `fgvar.analysis.dataset.VARIABLES` over ``estimator``, ``reference`` (target, backprop)
+        and ``layer`` (every parameter, ``perturbed``, ``total``). A ratio whose reference is 0 within rounding
+        is NaN with a flag.
+
+    Raises:
+        ValueError: fewer than 2 draws, a chunk of another size, no estimator, or a problem that an estimator
+            does not fit.
+        NonFiniteError: NaN or infinity in an estimate, naming estimator, layer and draw.
+
+    Example:
+        >>> from fgvar import Problem, scheme
+        >>> x, y = torch.ones(4, 3), torch.tensor([0, 1, 1, 0])
+        >>> problem = Problem(torch.nn.Linear(3, 2), "cross_entropy", (x, y))
+        >>> ds = measure({"FG-W": scheme("FG-W")}, problem, draws=64)
+        >>> ds["variance"].sizes
+        Frozen({'estimator': 1, 'layer': 4})
+    """
+    _check_arguments(estimators, draws, chunk)
+    backprop, loss = problem.backprop(), problem.loss()
+    layers = (*problem.params, *streaming.GROUPS)
+    rows = []
+    for name, estimator in estimators.items():
+        started = time.perf_counter()
+        randomness = estimator.randomness(problem)
+        references = References.of(estimator.target(problem), backprop, problem.perturbed)
+        size = _chunk(problem, randomness, budget) if chunk is None else chunk
+        values, kept = _drawn(name, estimator, problem, references, randomness, draws, seed, size, noise_device)
+        values["data_variance"] = _data_variance(estimator, problem, size)
+        flags = _relate(values, references, problem.dtype, draws if randomness.size else None)
+        cost = _cost(estimator, problem, randomness)
+        row = _labelled(values, layers) | {"flag": (("reference", "layer"), flags), "cost": ((), cost)}
+        if keep_draws:
+            row |= {f"draw_{f}": (("layer", "draw"), kept[:, :, i]) for i, f in enumerate(FEATURES)}
+        row["seconds"] = ((), time.perf_counter() - started)
+        rows.append(xr.Dataset(row, coords={"reference": list(REFERENCES), "layer": list(layers)}))
+    dataset = xr.concat(rows, xr.IndexVariable("estimator", list(estimators)), join="outer")
+    dataset["cosine_null"] = ("layer", [cosine_null(size) for size in _sizes(problem)])
+    dataset["loss"] = ((), float(loss))
+    dataset.attrs = {
+        "route": "drawn",
+        "draws": draws,
+        "seed": seed,
+        "batch_size": problem.batch_size,
+        "estimators": "\n".join(f"{name}: {estimator!r}" for name, estimator in estimators.items()),
+    } | provenance(problem.device, problem.dtype)
+    return describe(dataset)
+
+
+def _drawn(
+    name: str,
+    estimator: GradientEstimator,
+    problem: Problem,
+    references: References,
+    randomness: Randomness,
+    draws: int,
+    seed: int,
+    chunk: int,
+    noise_device: torch.device | str | None,
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Statistics, and the per-draw features [layers, draws, FEATURES]."""
+    moments, kept = streaming.init(references), []
+    noiseless = randomness.size == 0
+    blocks = (
+        iter([{k: g[None] for k, g in estimator.estimate(problem, {}).gradient.items()}])
+        if noiseless
+        else _blocks(name, estimator, problem, randomness, draws, seed, chunk, noise_device)
+    )
+    for block in blocks:
+        try:
+            moments, features = streaming.update(moments, references, block)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"estimator {name!r}, draws from {moments.count}: {error}") from None
+        kept.append(features.cpu().numpy())
+    scalars = np.concatenate(kept, axis=1)
+    if noiseless:  # two equal draws have the statistics of a constant, but no noise to test a bias against
+        moments = streaming.merge(moments, moments)
+        scalars = np.repeat(scalars, draws, axis=1)
+    values = statistics(moments, references)
+    if noiseless:
+        values = {k: (v, np.full_like(v, np.nan if k.startswith("bias") else 0.0)) for k, (v, _) in values.items()}
+    return values, scalars
+
+
+def _blocks(
+    name: str,
+    estimator: GradientEstimator,
+    problem: Problem,
+    randomness: Randomness,
+    draws: int,
+    seed: int,
+    chunk: int,
+    noise_device: torch.device | str | None,
+) -> Iterator[dict[str, Tensor]]:
+    """Estimates in blocks of 16 draws (the last may be shorter), whatever the chunk."""
+    with tqdm(total=draws, desc=name, unit="draw", delay=1, leave=False, disable=None) as bar:
+        for window in ranges(0, draws, max(chunk, BLOCK)):
+            pieces = []
+            for numbers in ranges(window.start, window.stop, chunk):
+                noise = randomness.sample(
+                    seed, numbers, dtype=problem.dtype, device=problem.device, noise_device=noise_device
+                )
+                pieces.append(estimates(estimator, problem, noise))
+                bar.update(len(numbers))
+            whole = {
+                k: torch.cat([piece[k] for piece in pieces]) if len(pieces) > 1 else pieces[0][k] for k in pieces[0]
+            }
+            for block in ranges(0, len(window), BLOCK):
+                yield {k: g[block.start : block.stop] for k, g in whole.items()}
+
+
+def _relate(values: dict[str, Any], references: References, dtype: torch.dtype, draws: int | None) -> np.ndarray:
+    """Add what is relative to the references' norms, blank what is undefined, and return the flags."""
+    pairs = zip(references.target.values(), references.backprop.values(), strict=True)
+    squares = references.grouped([torch.stack([t @ t, b @ b]) for t, b in pairs]).cpu().numpy().T
+    # Rounding of a sum over examples is proportional to the largest gradients that were added up.
+    dead = np.sqrt(squares) <= 10 * torch.finfo(dtype).eps * np.sqrt(squares[:, -1:])
+    flags = dead.astype(np.int8) * FLAGS["dead"]
+    values["gradient_norm"] = np.sqrt(squares), np.zeros_like(squares)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values["relative_variance"] = tuple(v / squares[0] for v in values["variance"])
+    for name in RATIOS:
+        of_target = values[name][0].ndim == 1
+        blank = dead[0] if of_target else dead
+        values[name] = tuple(np.where(blank, np.nan, v) for v in values[name])
+    if draws is None:
+        flags |= FLAGS["no_noise"]
+        values["snr"] = tuple(np.full_like(v, np.nan) for v in values["snr"])
+        values["bias_z"] = tuple(np.full_like(v, np.nan) for v in values["bias_z"])
+        values["bias_p"] = tuple(np.full_like(v, np.nan) for v in values["bias_p"])
+    elif draws < MINIMUM:
+        flags |= FLAGS["few_draws"]
+    return flags
+
+
+def _labelled(values: dict[str, Any], layers: tuple[str, ...]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name, (value, error) in values.items():
+        dims = ("layer",) if value.ndim == 1 else ("reference", "layer")
+        assert value.shape[-1] == len(layers)
+        row[name] = (dims, value)
+        if not name.startswith(("bias_", "gradient_norm", "data_variance")):
+            row[f"{name}_se"] = (dims, error)
+    return row
+
+
+def _data_variance(estimator: GradientEstimator, problem: Problem, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+    """tr Cov(per-example gradient)/N of target and backprop [references, layers]; NaN for a batch of one."""
+    n = problem.batch_size
+
+    def both(one: Problem) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return estimator.target(one), one.backprop()
+
+    sums: list[list[Tensor]] = []
+    totals: list[dict[str, Tensor]] = [{}, {}]
+    for numbers in ranges(0, n, chunk):
+        part = problem.at(
+            batch=(problem.inputs[numbers.start : numbers.stop], problem.targets[numbers.start : numbers.stop])
+        )
+        pair = both(part) if chunk == 1 else part.per_example(both)
+        rows = [{k: g.reshape(len(numbers), -1).double() for k, g in gradients.items()} for gradients in pair]
+        sums.append([torch.stack([g.square().sum() for g in gradients.values()]) for gradients in rows])
+        for total, gradients in zip(totals, rows, strict=True):
+            for k, g in gradients.items():
+                total[k] = total.get(k, 0) + g.sum(0)
+    found = []
+    for index, total in enumerate(totals):
+        squares = torch.stack([piece[index] for piece in sums]).sum(0)
+        means = torch.stack([(t @ t) / n for t in total.values()])
+        spread = ((squares - means).clamp_min(0) / max(n - 1, 1) / n).cpu().numpy()
+        names = list(total)
+        perturbed = spread[[names.index(k) for k in problem.perturbed]].sum()
+        found.append(np.array([*spread, perturbed, spread.sum()]))
+    value = np.stack(found) if n > 1 else np.full((2, len(problem.params) + 2), np.nan)
+    return value, np.zeros_like(value)
+
+
+def _cost(estimator: GradientEstimator, problem: Problem, randomness: Randomness) -> float:
+    """Matrix-product FLOPs of one estimate, in forward passes."""
+    noise = randomness.sample(0, [0], dtype=problem.dtype, device=problem.device) if randomness.size else {}
+    with _Flops() as one:
+        estimator.estimate(problem, {name: u[0] for name, u in noise.items()})
+    with _Flops() as forward:
+        problem.loss()
+    return one.count / forward.count if forward.count else float("nan")
+
+
+class _Flops(TorchDispatchMode):
+    """Counts matrix-product FLOPs (torch's own FlopCounterMode hooks modules, which breaks torch.func.grad)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.count += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def _chunk(problem: Problem, randomness: Randomness, budget: int) -> int:
+    """The largest chunk within the budget: per draw, noise and its direction, tangents, gradients in float64."""
+    activities = sum(int(np.prod(v.shape)) for visits in problem.map.visits.values() for v in visits if v.shape)
+    parameters = sum(p.numel() for p in problem.params.values())
+    item = torch.finfo(problem.dtype).bits // 8
+    each = item * (2 * randomness.size + 2 * activities + 3 * parameters) + 16 * parameters
+    fits = min(max(budget // each, 1), LARGEST_CHUNK)
+    return int(fits // BLOCK * BLOCK if fits >= BLOCK else 2 ** int(np.log2(fits)))
+
+
+def _sizes(problem: Problem) -> list[int]:
+    sizes = {name: p.numel() for name, p in problem.params.items()}
+    return [*sizes.values(), sum(sizes[name] for name in problem.perturbed) or 1, sum(sizes.values())]
+
+
+def _check_arguments(estimators: Mapping[str, GradientEstimator], draws: int, chunk: int | None) -> None:
+    if not isinstance(estimators, Mapping) or not estimators:
+        raise TypeError(
+            f"estimators is {type(estimators).__name__}, expected a non-empty mapping of name → estimator, "
+            'for instance {"FG-A": fgvar.scheme("FG-A")}'
+        )
+    for name, estimator in estimators.items():
+        if not isinstance(estimator, GradientEstimator):
+            raise TypeError(
+                f"{name!r} is {type(estimator).__name__}, expected randomness, estimate and target methods"
+            )
+    if draws < 2:
+        raise ValueError(f"draws is {draws}, expected at least 2: one draw has no spread")
+    if chunk is not None and chunk not in (1, 2, 4, 8) and (chunk < BLOCK or chunk % BLOCK):
+        raise ValueError(f"chunk is {chunk}, expected 1, 2, 4, 8 or a multiple of {BLOCK}, the block of the moments")

@@ -1,0 +1,209 @@
+"""Moments: what is kept of a stream of estimates, in float64, at a size that does not grow with draws.
+
+Draws come in fixed blocks of the draw index. Of each block the Gram matrix, layer by layer, of its deviations
+D = ĝ − target, of the mean M of all earlier blocks and of the two references holds every scalar that the
+statistics need. Blocks add, and so do moments of different draws (`merge`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from fgvar.errors import NonFiniteError
+from fgvar.estimators.noise import Stream
+
+BLOCK = 16  # draws a block
+BUCKETS = 16  # random projections a layer, for the z of the bias
+FEATURES = ("square", "along_target", "along_backprop", "cosine_target", "cosine_backprop")
+GROUPS = ("perturbed", "total")  # layers that are sums over parameters
+# In units of tr Σ²/(draws before), what the noise of M adds to the covariances `within` a block.
+LAG = torch.tensor([2.0, -1.0, -1.0, -1.0], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class References:
+    """What estimates are compared with: two gradients, and the signs of the random projections.
+
+    Attributes:
+        target, backprop: flat float64 tensor of every parameter.
+        signs: fixed random signs of every parameter, the same on every device.
+        members: which parameters each of `GROUPS` sums, 0/1 [2, parameters].
+    """
+
+    target: dict[str, Tensor]
+    backprop: dict[str, Tensor]
+    signs: dict[str, Tensor]
+    members: Tensor
+
+    @staticmethod
+    def of(target: Mapping[str, Tensor], backprop: Mapping[str, Tensor], perturbed: tuple[str, ...]) -> "References":
+        device = next(iter(target.values())).device
+        cpu = torch.device("cpu")
+        members = [[float(name in perturbed) for name in target], [1.0] * len(target)]
+        return References(
+            target={k: v.detach().double().flatten() for k, v in target.items()},
+            backprop={k: v.detach().double().flatten() for k, v in backprop.items()},
+            signs={
+                k: Stream(0, f"projection of {k}", 0).signs((v.numel(),), torch.float64, cpu).to(device)
+                for k, v in target.items()
+            },
+            members=torch.tensor(members, dtype=torch.float64, device=device),
+        )
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return (*self.target, *GROUPS)
+
+    def grouped(self, by_parameter: list[Tensor]) -> Tensor:
+        """Additive numbers of every parameter, [layers, …]: the parameters', then the groups' sums."""
+        stacked = torch.stack(by_parameter)
+        return torch.cat([stacked, torch.tensordot(self.members, stacked, dims=1)])
+
+    def projected(self, name: str, rows: Tensor) -> Tensor:
+        """Signed sums of every 16th entry, [rows, BUCKETS]: projections with disjoint supports."""
+        padded = torch.nn.functional.pad(rows * self.signs[name], (0, -rows.shape[1] % BUCKETS))
+        return padded.reshape(len(rows), -1, BUCKETS).sum(1)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Additive sums over draws. Axis 0 is the layer (parameters, then `GROUPS`), unless said otherwise.
+
+    Attributes:
+        count: draws.
+        deviation: ΣD, a flat tensor for every parameter.
+        first, second: Σf and Σffᵀ of the per-draw `FEATURES` ‖D‖², ⟨D, target⟩, ⟨D, backprop⟩ and cosines.
+        projected, projected_square: Σ and Σ² of the random projections of D [layers, BUCKETS].
+        trace_square: Σ over blocks of (draws × an unbiased estimate of tr Σ²), Σ = Cov ĝ.
+        trace_weight: Σ of those draws.
+        within: Σ over blocks of the scatter matrix [4, 4] of ‖D − M‖², ⟨D, M⟩ and ⟨D, M + target − r⟩ for
+            r = backprop and 0.
+        dof, lag: Σ (draws − 1) and Σ (draws − 1)/(draws before), over the same blocks.
+    """
+
+    count: int
+    deviation: dict[str, Tensor]
+    first: Tensor
+    second: Tensor
+    projected: Tensor
+    projected_square: Tensor
+    trace_square: Tensor
+    trace_weight: float
+    within: Tensor
+    dof: int
+    lag: float
+
+
+def init(references: References) -> Moments:
+    """Moments of no draw."""
+    layers, device = len(references.layers), references.members.device
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(layers, *shape, dtype=torch.float64, device=device)
+
+    return Moments(
+        count=0,
+        deviation={name: torch.zeros_like(value) for name, value in references.target.items()},
+        first=zeros(len(FEATURES)),
+        second=zeros(len(FEATURES), len(FEATURES)),
+        projected=zeros(BUCKETS),
+        projected_square=zeros(BUCKETS),
+        trace_square=zeros(),
+        trace_weight=0.0,
+        within=zeros(4, 4),
+        dof=0,
+        lag=0.0,
+    )
+
+
+def update(moments: Moments, references: References, gradients: Mapping[str, Tensor]) -> tuple[Moments, Tensor]:
+    """Moments with one more block of estimates, and the block's per-draw features [layers, draws, FEATURES].
+
+    Args:
+        moments: of the draws before.
+        references: as in `init`.
+        gradients: like ``problem.params`` with a leading axis of at most `BLOCK` draws.
+
+    Raises:
+        NonFiniteError: naming the layer and the draw within the block.
+    """
+    m, before = len(next(iter(gradients.values()))), max(moments.count, 1)
+    grams, projections, deviation = [], [], {}
+    for name, target in references.target.items():
+        rows = gradients[name].reshape(m, -1).double() - target
+        mean = moments.deviation[name] / before
+        frame = torch.cat([rows, torch.stack([mean, target, references.backprop[name]])])
+        grams.append(frame @ frame.T)
+        projections.append(references.projected(name, rows))
+        deviation[name] = moments.deviation[name] + rows.sum(0)
+    gram, projected = references.grouped(grams), references.grouped(projections)
+    _require_finite(references, gram[:, :m, :m].diagonal(dim1=1, dim2=2))
+    features = _features(gram, m)
+    block = replace(
+        init(references),
+        count=m,
+        deviation=deviation,
+        first=features.sum(1),
+        second=features.mT @ features,
+        projected=projected.sum(1),
+        projected_square=projected.square().sum(1),
+    )
+    if m >= 4:
+        block = replace(block, trace_square=m * _trace_square(gram, m), trace_weight=float(m))
+    if moments.count and m >= 2:
+        spread = _about_mean(gram, m)
+        spread = spread - spread.mean(1, keepdim=True)
+        block = replace(block, within=spread.mT @ spread, dof=m - 1, lag=(m - 1) / moments.count)
+    return _add(moments, block, deviation), features
+
+
+def merge(one: Moments, other: Moments) -> Moments:
+    """Moments of the draws of both; means and variances are those of one pass, errors agree statistically."""
+    return _add(one, other, {name: one.deviation[name] + other.deviation[name] for name in one.deviation})
+
+
+def _add(one: Moments, other: Moments, deviation: dict[str, Tensor]) -> Moments:
+    sums = {f.name: getattr(one, f.name) + getattr(other, f.name) for f in fields(Moments) if f.name != "deviation"}
+    return Moments(deviation=deviation, **sums)
+
+
+def _features(gram: Tensor, m: int) -> Tensor:
+    """[layers, draws, FEATURES] of the Gram matrix of (D₁ … D_m, M, target, backprop)."""
+    square = gram[:, :m, :m].diagonal(dim1=1, dim2=2)
+    along = gram[:, :m, m + 1 :]
+    norm = (square + 2 * along[..., 0] + gram[:, m + 1, m + 1, None]).clamp_min(0).sqrt()
+    inner = along + gram[:, m + 1, None, m + 1 :]
+    length = gram[:, m + 1 :, m + 1 :].diagonal(dim1=1, dim2=2).sqrt()
+    product = norm[..., None] * length[:, None]
+    # An estimate of exactly 0 makes no progress in any direction: cosine 0. A zero reference gives NaN later.
+    cosine = torch.where(product > 0, inner / product, torch.zeros_like(product))
+    return torch.cat([square[..., None], along, cosine], dim=-1)
+
+
+def _trace_square(gram: Tensor, m: int) -> Tensor:
+    """tr Σ², unbiased: averages of x₁₂², x₁₂x₁₃ and x₁₂x₃₄ over distinct draws, x = ⟨D − M, D − M⟩."""
+    to_mean = gram[:, :m, m]
+    x = gram[:, :m, :m] - to_mean[:, :, None] - to_mean[:, None, :] + gram[:, m, m, None, None]
+    x = x - torch.diag_embed(x.diagonal(dim1=1, dim2=2))
+    squares, rows, everything = x.square().sum((1, 2)), x.sum(2).square().sum(1), x.sum((1, 2)).square()
+    two = squares / (m * (m - 1))
+    three = (rows - squares) / (m * (m - 1) * (m - 2))
+    four = (everything - 4 * rows + 2 * squares) / (m * (m - 1) * (m - 2) * (m - 3))
+    return two - 2 * three + four
+
+
+def _about_mean(gram: Tensor, m: int) -> Tensor:
+    """[layers, draws, 4]: ‖D − M‖² and ⟨D, M + target − r⟩ for r = target, backprop, 0."""
+    along = gram[:, :m, m:]
+    square = gram[:, :m, :m].diagonal(dim1=1, dim2=2) - 2 * along[..., 0] + gram[:, m, m, None]
+    to_target, target, backprop = along.unbind(-1)
+    return torch.stack([square, to_target, to_target + target - backprop, to_target + target], dim=-1)
+
+
+def _require_finite(references: References, squares: Tensor) -> None:
+    if squares.is_meta or bool(squares.isfinite().all()):
+        return
+    layer, draw = (~squares.isfinite()).nonzero()[0].tolist()
+    raise NonFiniteError(f"layer {references.layers[layer]!r}: the estimate of draw {draw} holds NaN or infinity")
