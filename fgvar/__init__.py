@@ -38,7 +38,7 @@ _NAMES = {
 }
 _MODULES = {"data": "fgvar.experiments.data", "networks": "fgvar.networks", "testing": "fgvar.testing"}
 
-__all__ = [*_NAMES, *_MODULES]  # noqa: PLE0604
+__all__ = [*_NAMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

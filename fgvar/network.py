@@ -34,9 +34,10 @@ class Network:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.owners = _owners(module)
+        self.owners, self.aliases = _owners(module)
         self.skeleton = copy.deepcopy(module).to("meta")
         self.modules: dict[str, nn.Module] = {k: v for k, v in self.skeleton.named_modules() if k}
+        self.costs: dict[str, float] = {}  # what measuring remembers of estimators on this network
         heads = exact_modules(module)
         self.exact = frozenset(
             name for name, owners in self.owners.items() if all(_inside(owner, heads) for owner in owners)
@@ -66,7 +67,7 @@ class Network:
         """
         self._watch, self._cut, self._values = watch, cut, {}
         try:
-            return functional_call(self.skeleton, dict(tensors), (inputs,)), self._values
+            return self._call(tensors, inputs), self._values
         finally:
             self._watch, self._cut, self._values = (), (), {}
 
@@ -77,7 +78,7 @@ class Network:
 
         def forward(dummy: Tensor) -> Tensor:
             nonlocal output
-            output = functional_call(self.skeleton, dict(tensors), (inputs,))
+            output = self._call(tensors, inputs)
             return dummy
 
         try:
@@ -85,6 +86,11 @@ class Network:
             return output, Map(self, self._recording, len(inputs))
         finally:
             self._recording = None
+
+    def _call(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
+        # Moving to the meta device has untied what was tied.
+        tied = {alias: tensors[name] for alias, name in self.aliases.items()}
+        return functional_call(self.skeleton, {**tensors, **tied}, (inputs,), tie_weights=False)
 
     def _enter(self) -> None:
         if self._recording is not None:
@@ -154,13 +160,17 @@ def twice(name: str) -> str:
     )
 
 
-def _owners(module: nn.Module) -> dict[str, tuple[str, ...]]:
-    """For each parameter the modules that own it (several where weights are tied)."""
+def _owners(module: nn.Module) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """For each parameter the modules that own it, and for each further name of a tied one its first name."""
     names = {id(p): name for name, p in module.named_parameters()}
     owners: dict[str, list[str]] = {}
+    aliases: dict[str, str] = {}
     for path, parameter in module.named_parameters(remove_duplicate=False):
-        owners.setdefault(names[id(parameter)], []).append(path.rpartition(".")[0])
-    return {name: tuple(paths) for name, paths in owners.items()}
+        name = names[id(parameter)]
+        owners.setdefault(name, []).append(path.rpartition(".")[0])
+        if path != name:
+            aliases[path] = name
+    return {name: tuple(paths) for name, paths in owners.items()}, aliases
 
 
 def _inside(name: str, modules: Collection[str]) -> bool:

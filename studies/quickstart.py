@@ -12,7 +12,7 @@ Run        python studies/quickstart.py            writes results/quickstart.nc,
 
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tyro
@@ -40,7 +40,7 @@ class Config:
     weight_decay: float = 1e-4
     probes: int = 12
     """About how many steps to probe at, log-spaced from step 1."""
-    draws: int = 128
+    draws: int = 64
     """Estimates of each scheme at each probe."""
     probe_batch: int = 64
     """Examples of the fixed probe batch."""
@@ -58,11 +58,12 @@ def main(config: Config) -> None:
     import xarray as xr
     from fgvar.experiments.training import log_steps, steps_of
 
-    epochs, draws, probes = (2, 32, 3) if config.smoke else (config.epochs, config.draws, config.probes)
+    if config.smoke:
+        config = replace(config, channels=16, groups=4, epochs=1, probes=2, draws=32, probe_batch=16)
     images, test = (fgvar.data.load(config.data, split) for split in ("train", "test"))
     if config.smoke:
         images, test = images.subset(range(256)), test.subset(range(64))
-    schedule = fgvar.Schedule(epochs, config.batch, config.lr, config.momentum, config.weight_decay)
+    schedule = fgvar.Schedule(config.epochs, config.batch, config.lr, config.momentum, config.weight_decay)
     model = fgvar.networks.LocalMixer(
         images.image_shape,
         images.classes,
@@ -76,8 +77,8 @@ def main(config: Config) -> None:
     probe = fgvar.Probe(
         estimators={name: fgvar.scheme(name) for name in PROBED},
         batch=images.sample(config.probe_batch, seed=config.seed + 1),
-        steps=log_steps(probes, steps_of(schedule, len(images))),
-        draws=draws,
+        steps=log_steps(config.probes, steps_of(schedule, len(images))),
+        draws=config.draws,
         seed=config.seed,
     )
     # Under BP, too, local heads learn (from features behind a stop-gradient), so that local losses can be

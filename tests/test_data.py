@@ -242,7 +242,7 @@ def test_image_size_resizes_the_shorter_side_and_crops_the_centre(tmp_path: Path
     wide = np.zeros((8, 24), np.uint8)
     wide[:, 8:16] = 200  # the centre square
     square = np.full((16, 16), 100, np.uint8)
-    write_folder(tmp_path, {"a": [wide, square], "b": noise(1, size=(200, 300))})  # large: threaded below
+    write_folder(tmp_path, {"a": [wide, square], "b": noise(1, size=(200, 300))})
     images = data.load(tmp_path, image_size=4)
     assert images.image_shape == (1, 4, 4)
     assert (images.pixels[0] >= 150).all()  # only the outermost pixels feel the neighbourhood
@@ -251,7 +251,7 @@ def test_image_size_resizes_the_shorter_side_and_crops_the_centre(tmp_path: Path
 
 
 def test_large_images_decoded_by_threads_keep_their_order(tmp_path: Path) -> None:
-    images = noise(40, size=(64, 64))
+    images = noise(40, size=(128, 128))
     write_parquet(tmp_path / "train.parquet", images, [0] * 40)
     np.testing.assert_array_equal(data.load(tmp_path).pixels[:, 0], np.stack(images))
 
@@ -292,10 +292,18 @@ def test_a_failure_leaves_no_partial_file_and_a_full_disk_is_foreseen(
     with pytest.raises(ValueError, match=r"2\.png: not a readable image"):
         data.load(tmp_path / "source", cache=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
-    monkeypatch.setattr(data.shutil, "disk_usage", lambda _: (100, 93, 7))
     monkeypatch.setattr(data.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 7}))
     with pytest.raises(OSError, match=r"7 bytes free, 324 needed for decoded pixels; give cache="):
         data.load(tmp_path / "source", cache=tmp_path / "cache")
+
+
+def test_local_data_needs_neither_network_nor_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path / "train.parquet", noise(2), [0, 1])
+    monkeypatch.setitem(sys.modules, "datasets", None)  # which counts downloads even of local files
+    for variable in ("HOME", "XDG_CACHE_HOME", "HF_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / "home"))
+    assert len(data.load(tmp_path)) == 2
+    assert not (tmp_path / "home").exists()
 
 
 # ---- broken data: file or row, and the remedy --------------------------------------------------------------
@@ -508,7 +516,7 @@ def test_cifar10() -> None:
     assert test.labels.bincount().tolist() == [1000] * 10
     assert train.mean == test.mean == (0.4914, 0.4822, 0.4465)
     assert train.std == test.std == (0.2023, 0.1994, 0.2010)
-    unit = train.pixels.flatten(2).float() / 255
-    np.testing.assert_allclose(unit.mean((0, 2)), train.mean, atol=5e-4)
+    some = train.pixels[::10].flatten(2).float() / 255
+    np.testing.assert_allclose(some.mean((0, 2)), train.mean, atol=5e-3)
     # The field's std averages each image's own; a copy stored as JPEG is a little smoother.
-    np.testing.assert_allclose(unit.std(2, correction=0).mean(0), train.std, atol=5e-3)
+    np.testing.assert_allclose(some.std(2, correction=0).mean(0), train.std, atol=5e-3)

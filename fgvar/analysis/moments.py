@@ -78,9 +78,9 @@ class Moments:
         projected, projected_square: Σ and Σ² of the random projections of D [layers, BUCKETS].
         trace_square: Σ over blocks of (draws × an unbiased estimate of tr Σ²), Σ = Cov ĝ.
         trace_weight: Σ of those draws.
-        within: Σ over blocks of the scatter matrix [4, 4] of ‖D − M‖², ⟨D, M⟩ and ⟨D, M + target − r⟩ for
-            r = backprop and 0.
-        dof, lag: Σ (draws − 1) and Σ (draws − 1)/(draws before), over the same blocks.
+        within: Σ over blocks, weighted by the draws before, of the scatter matrix [4, 4] of ‖D − M‖², ⟨D, M⟩
+            and ⟨D, M + target − r⟩ for r = backprop and 0.
+        dof, lag: Σ (draws before)(draws − 1) and Σ (draws − 1), over the same blocks.
     """
 
     count: int
@@ -93,7 +93,7 @@ class Moments:
     trace_weight: float
     within: Tensor
     dof: int
-    lag: float
+    lag: int
 
 
 def init(references: References) -> Moments:
@@ -114,7 +114,7 @@ def init(references: References) -> Moments:
         trace_weight=0.0,
         within=zeros(4, 4),
         dof=0,
-        lag=0.0,
+        lag=0,
     )
 
 
@@ -155,7 +155,9 @@ def update(moments: Moments, references: References, gradients: Mapping[str, Ten
     if moments.count and m >= 2:
         spread = _about_mean(gram, m)
         spread = spread - spread.mean(1, keepdim=True)
-        block = replace(block, within=spread.mT @ spread, dof=m - 1, lag=(m - 1) / moments.count)
+        # Later blocks are centred better and weigh more: in proportion to the draws before them.
+        weight = moments.count
+        block = replace(block, within=weight * (spread.mT @ spread), dof=weight * (m - 1), lag=m - 1)
     return _add(moments, block, deviation), features
 
 

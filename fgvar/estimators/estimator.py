@@ -7,10 +7,11 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fgvar.estimators.losses import GlobalLoss, Losses, observe
+from fgvar.estimators.losses import GlobalLoss, Losses, Terms, observe
 from fgvar.estimators.noise import Gaussian, Leaf, Noise, Randomness
 from fgvar.estimators.oracles import Jvp, Oracle
-from fgvar.estimators.spaces import Space, WeightSpace
+from fgvar.estimators.spaces import Linearised, Space, WeightSpace
+from fgvar.network import OUTPUT
 from fgvar.problem import Problem
 
 
@@ -93,16 +94,24 @@ class Estimator:
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return gradient(self.losses, problem, problem.params)
 
+    def terms(self, problem: Problem, noise: Mapping[str, Tensor]) -> Terms:
+        """The directional derivatives alone: end → [batch, patches or 1, groups or 1], for each loss copy."""
+        return self._move(problem, noise)[2]
+
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
+        here, direction, terms, loss = self._move(problem, noise)
+        heads = {name: value for name, value in problem.params.items() if name in problem.network.exact}
+        found = {**here.pullback(terms, direction), **gradient(self.losses, problem, heads)}
+        return Estimate({name: found[name] for name in problem.params}, loss)
+
+    def _move(self, problem: Problem, noise: Mapping[str, Tensor]) -> tuple[Linearised, Terms, Terms, Tensor]:
+        """Where we are, the direction, how each loss copy moves along it, and the loss."""
         here = self.space.linearise(problem, self.losses)
         direction = here.direction(noise)
         values, tangents = self.oracle(
             lambda tensors: observe(self.losses, problem, *here.place(tensors)), here.point, direction
         )
-        terms = self.losses.terms(problem, values, tangents)
-        heads = {name: value for name, value in problem.params.items() if name in problem.network.exact}
-        found = {**here.pullback(terms, direction), **gradient(self.losses, problem, heads)}
-        return Estimate({name: found[name] for name in problem.params}, values["output"].mean())
+        return here, direction, self.losses.terms(problem, values, tangents), values[OUTPUT].mean()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,235 @@
+"""The look of every figure: sizes, fonts, one colour, marker and line for each scheme, and how files are written.
+
+A figure file draws inside ``with context(venue):``, on a figure of `size`, and writes by `save`. Nothing here
+changes matplotlib's global settings, and nothing imports torch.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from numpy.typing import ArrayLike
+from tueplots import figsizes, fontsizes
+
+Venue = Literal["iclr", "neurips", "icml", "jmlr"]
+Columns = Literal[1, 2]
+
+Z = 1.96  # half-width of a 95 % normal interval, in standard errors
+GREY = "#7f7f7f"
+
+# Fonts are embedded as TrueType (42), which publishers ask for; text stays text.
+EMBEDDED = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.hashsalt": "fgvar"}
+FONTS = {"text.usetex": False, "font.family": "STIXGeneral", "mathtext.fontset": "stix"}
+LINES = {
+    "axes.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.titlepad": 4.0,
+    "axes.labelpad": 2.5,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.4,
+    "lines.linewidth": 0.9,
+    "lines.markersize": 3.0,
+    "lines.markeredgewidth": 0.3,
+    "legend.frameon": False,
+    "legend.handlelength": 2.4,
+    "legend.columnspacing": 1.4,
+    "legend.borderaxespad": 0.0,
+    "legend.labelspacing": 0.3,
+} | {
+    f"{axis}tick.{kind}.{what}": value
+    for axis in "xy"
+    for kind, length in (("major", 2.5), ("minor", 1.3))
+    for what, value in (("size", length), ("width", 0.5 if kind == "major" else 0.3), ("pad", 1.8))
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one scheme is drawn: everywhere the same."""
+
+    color: str
+    marker: str
+    line: Any  # a name of matplotlib's or (offset, on-off lengths in line widths)
+
+
+SOLID, DASHED, DOTTED, MIXED = "-", (0, (3.5, 1.2)), (0, (1, 1.2)), (0, (4, 1.2, 1, 1.2))
+
+# Okabe & Ito's colours for what is drawn together most often (they stay apart for colour-blind readers), Tol's
+# muted ones for feedback alignment. Every marker occurs once, so that nothing rests on colour alone. Lines:
+# activities are perturbed: solid; weights: dashed; nothing: dash-dotted, dotted.
+SCHEMES = {
+    "BP": Look("#000000", "X", MIXED),
+    "L-BP": Look("#666666", "P", MIXED),
+    "LG-BP": Look("#009E73", "*", MIXED),
+    "FA": Look("#CC79A7", "v", DOTTED),
+    "L-FA": Look("#999933", "<", DOTTED),
+    "LG-FA": Look("#882255", ">", DOTTED),
+    "DFA": Look("#332288", "p", DOTTED),
+    "FG-W": Look("#56B4E9", "s", DASHED),
+    "FG-A": Look("#E69F00", "o", SOLID),
+    "LG-FG-W": Look("#0072B2", "D", DASHED),
+    "LG-FG-A": Look("#D55E00", "^", SOLID),
+    "frozen": Look("#A9A9A9", "h", DOTTED),
+}
+_LARGER = {"*": 1.6, "X": 1.25, "P": 1.25, "^": 1.15, "v": 1.15, "D": 0.85, "s": 0.9}  # to look equally large
+
+
+def look(scheme: str) -> Look:
+    """The scheme's colour, marker and line.
+
+    Raises:
+        ValueError: a scheme without a look; a made-up one could be another scheme's in another figure.
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(
+            f"no colour for scheme {scheme!r} (there are: {', '.join(SCHEMES)}); add it to SCHEMES in figures/style.py"
+        )
+    return SCHEMES[scheme]
+
+
+def line_style(scheme: str) -> dict[str, Any]:
+    """Keywords of ``Axes.plot`` for the scheme's line with its markers."""
+    return point_style(scheme) | {"linestyle": look(scheme).line}
+
+
+def point_style(scheme: str) -> dict[str, Any]:
+    """Keywords of ``Axes.plot`` for the scheme's markers alone."""
+    its = look(scheme)
+    size = mpl.rcParams["lines.markersize"] * _LARGER.get(its.marker, 1.0)
+    return {
+        "color": its.color,
+        "marker": its.marker,
+        "markersize": size,
+        "markeredgecolor": "white",
+        "linestyle": "none",
+    }
+
+
+def in_order(schemes: Iterable[str]) -> list[str]:
+    """The schemes, each once, in the order of `SCHEMES`: the order of every legend."""
+    schemes = {scheme: look(scheme) for scheme in schemes}
+    return [scheme for scheme in SCHEMES if scheme in schemes]
+
+
+# ---- sizes and settings --------------------------------------------------------------------------------------
+
+# venue → its text width as one column and as two (where the page has one column: as half of it and all of it),
+# and its font sizes
+VENUES: dict[str, tuple[Any, Any, Any]] = {
+    "iclr": (partial(figsizes.iclr2024, rel_width=0.5), figsizes.iclr2024, fontsizes.iclr2024),
+    "neurips": (partial(figsizes.neurips2024, rel_width=0.5), figsizes.neurips2024, fontsizes.neurips2024),
+    "icml": (figsizes.icml2024_half, figsizes.icml2024_full, fontsizes.icml2024),
+    "jmlr": (partial(figsizes.jmlr2001, rel_width=0.5), figsizes.jmlr2001, fontsizes.jmlr2001),
+}
+
+
+def width(venue: str, columns: int) -> float:
+    """Width in inches of a figure over one column or two.
+
+    Raises:
+        ValueError: an unknown venue, or another number of columns.
+    """
+    if columns not in (1, 2):
+        raise ValueError(f"columns={columns!r}: 1 or 2 expected")
+    return float(_venue(venue)[columns - 1]()["figure.figsize"][0])
+
+
+@contextmanager
+def context(venue: str) -> Iterator[None]:
+    """Settings for a venue, over matplotlib's own defaults; what was set before is back afterwards.
+
+    Raises:
+        ValueError: an unknown venue.
+    """
+    sizes = _venue(venue)[2]()
+    with mpl.rc_context():
+        mpl.rcdefaults()  # or a reader's matplotlibrc would change the figure
+        mpl.rcParams.update({**sns.axes_style("ticks"), **sizes, "axes.titlesize": sizes["font.size"] - 1})
+        mpl.rcParams.update(LINES | FONTS | EMBEDDED)
+        yield
+
+
+def _venue(venue: str) -> tuple[Any, Any, Any]:
+    if venue not in VENUES:
+        raise ValueError(f"venue={venue!r}: one of {', '.join(VENUES)} expected")
+    return VENUES[venue]
+
+
+# ---- drawing -------------------------------------------------------------------------------------------------
+
+
+def curve(axes: Axes, x: ArrayLike, mean: ArrayLike, error: ArrayLike, scheme: str) -> bool:
+    """Draw means as the scheme's line, in a band of ±`Z` standard errors; undefined points are gaps.
+
+    On a log axis, values that are not positive cannot be drawn and are gaps, too.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    mean, error = np.asarray(mean, float), np.asarray(error, float)
+    drawable = np.isfinite(mean) & ((mean > 0) | (axes.get_yscale() != "log"))
+    if not drawable.any():
+        return False
+    mean = np.where(drawable, mean, np.nan)
+    low, high = mean - Z * error, mean + Z * error
+    axes.fill_between(np.asarray(x), low, high, color=look(scheme).color, alpha=0.25, linewidth=0, zorder=2)
+    axes.plot(np.asarray(x), mean, label=scheme, zorder=3, **line_style(scheme))
+    return True
+
+
+def symlog(axes: Axes, linear: float, low: float, high: float) -> None:
+    """Make the y axis logarithmic, but linear within ±``linear`` (a power of ten), so that 0 is on it."""
+    axes.set_yscale("symlog", linthresh=linear, linscale=0.6)
+    axes.set_ylim(low, high)
+    decades = linear * 10.0 ** np.arange(0, np.ceil(np.log10(max(high, -low) / linear)) + 1)
+    between = np.outer(decades, np.arange(2, 10)).ravel()
+    ticks(axes.yaxis, [*-decades[::-1], 0.0, *decades])
+    axes.yaxis.set_minor_locator(FixedLocator([*-between[::-1], *between]))
+
+
+def log_steps(axes: Axes, steps: ArrayLike) -> None:
+    """Make the x axis a log axis of training steps, with plain numbers at it."""
+    steps = np.asarray(steps, float)
+    low, high = steps.min() / 1.4, steps.max() * 1.4
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    decades = 10.0 ** np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
+    ticks(axes.xaxis, decades if len(decades) > 1 else np.unique([steps.min(), steps.max()]))
+
+
+def ticks(axis: Axis, places: ArrayLike) -> None:
+    """Ticks at these places, written as plain numbers."""
+    axis.set_major_locator(FixedLocator(np.asarray(places, float)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+    axis.set_minor_formatter(NullFormatter())
+
+
+# ---- files ---------------------------------------------------------------------------------------------------
+
+
+def save(figure: Figure, stem: str | Path, caption: str) -> list[Path]:
+    """Write ``stem``.pdf, .png (300 dpi) and .txt (the caption); equal figures give equal bytes.
+
+    Returns:
+        The paths.
+    """
+    paths = [Path(f"{stem}.{kind}") for kind in ("pdf", "png", "txt")]
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(FONTS | EMBEDDED)
+        figure.savefig(paths[0], metadata={"CreationDate": None})  # the date is all that changes between runs
+        figure.savefig(paths[1], dpi=300)
+    paths[2].write_text(caption.rstrip() + "\n", encoding="utf-8")
+    return paths

@@ -1,0 +1,163 @@
+"""Every scheme's expectation equals its target: enumerated jointly over all sites, weights and examples."""
+
+import pytest
+import torch
+from cases import CASES, mixer, randn
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import fgvar
+from fgvar.testing import expectation
+
+TOLERANCE = 1e-10
+NAMES = ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A")
+
+
+def assert_unbiased(
+    estimator: fgvar.Estimator, problem: fgvar.Problem, *, method: str = "nodes", nonzero: bool = True
+) -> None:
+    target = estimator.target(problem)
+    if nonzero:
+        assert max(float(target[name].abs().max()) for name in problem.perturbed) > 1e-4, "0 would be compared with 0"
+    mean = expectation(estimator, problem, method=method)
+    assert set(mean) == set(problem.params)
+    for name, value in target.items():
+        torch.testing.assert_close(mean[name], value, rtol=0, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
+
+
+noises = st.builds(
+    lambda kind, shared: kind(shared=shared),
+    st.sampled_from([fgvar.Gaussian, fgvar.Rademacher]),
+    st.sampled_from([None, True, False]),
+)
+local_losses = st.builds(
+    fgvar.LocalLosses, block=st.booleans(), patch=st.booleans(), group=st.booleans(), stop=st.booleans()
+)
+losses = st.one_of(st.builds(fgvar.GlobalLoss, heads=st.booleans()), local_losses)
+spaces = st.one_of(st.just(fgvar.WeightSpace()), st.builds(fgvar.ActivitySpace, mask_inactive=st.booleans()))
+
+
+@given(
+    space=spaces,
+    noise=noises,
+    losses=losses,
+    blocks=st.integers(1, 3),
+    patches=st.sampled_from([1, 2]),
+    per_group=st.integers(3, 4),  # the layer norm of 2 numbers is a sign: next to no gradient
+    groups=st.integers(1, 3),
+    batch=st.integers(1, 3),
+    seed=st.integers(0, 100),
+)
+def test_every_composition_on_local_mixer(space, noise, losses, blocks, patches, per_group, groups, batch, seed):
+    problem = mixer(
+        blocks=blocks, patches=patches, channels=groups * per_group, groups=groups, batch=batch, seed=seed
+    )
+    assert_unbiased(fgvar.Estimator(space, noise, losses), problem)
+
+
+@given(
+    space=spaces,
+    noise=noises,
+    widths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    batch=st.integers(1, 3),
+    loss=st.sampled_from(["cross_entropy", "mse", "logistic"]),
+    seed=st.integers(0, 100),
+)
+def test_every_space_and_noise_on_plain_networks(space, noise, widths, batch, loss, seed):
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip([4, *widths], [*widths, 3], strict=True):
+        layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
+    net = nn.Sequential(*layers[:-1]).double()
+    for index, p in enumerate(net.parameters()):
+        p.data = 0.7 * randn(*p.shape, seed=seed + index)
+    x = randn(batch, 4, seed=seed + 50)
+    y = torch.arange(batch) % 3 if loss == "cross_entropy" else randn(batch, 3, seed=seed + 51)
+
+    def logistic(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.softplus(-outputs * targets.sign()).sum(1)
+
+    problem = fgvar.Problem(fgvar.with_sites(net), logistic if loss == "logistic" else loss, (x, y))
+    assert_unbiased(fgvar.Estimator(space, noise), problem)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", ["mixer_tiny", "batch_of_one"])
+def test_named_schemes(name: str, case: str) -> None:
+    assert_unbiased(fgvar.scheme(name), CASES[case]())
+
+
+@pytest.mark.parametrize("name", ["FG-W", "FG-A"])
+@pytest.mark.parametrize("case", [name for name in CASES if name != "one_class"])
+def test_global_schemes_on_every_case(name: str, case: str) -> None:
+    assert_unbiased(fgvar.scheme(name), CASES[case]())
+
+
+@pytest.mark.parametrize("name", ["FG-W", "FG-A"])
+def test_a_zero_gradient_has_a_zero_mean(name: str) -> None:
+    """The one case where 0 is compared with 0, on purpose."""
+    problem = CASES["one_class"]()
+    assert all(not g.any() for g in fgvar.scheme(name).target(problem).values())
+    assert_unbiased(fgvar.scheme(name), problem, nonzero=False)
+
+
+@pytest.mark.parametrize("space", [fgvar.WeightSpace(), fgvar.ActivitySpace()], ids=["weights", "activities"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_sign_vectors_agree_with_nodes(space: fgvar.WeightSpace, shared: bool) -> None:
+    """The nodes assume a quadratic estimator; all sign vectors assume nothing."""
+    net = fgvar.with_sites(nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2)).double())
+    batch = 1 if isinstance(space, fgvar.WeightSpace) and not shared else 2
+    problem = fgvar.Problem(net, "cross_entropy", (randn(batch, 2), torch.arange(batch)))
+    assert_unbiased(fgvar.Estimator(space, fgvar.Rademacher(shared=shared)), problem, method="signs")
+
+
+def test_batch_mean_derivative_with_shared_activity_noise_would_be_caught() -> None:
+    """The trap of Table 1: shared noise needs per-example derivatives. A planted twin must be refuted."""
+
+    class BatchMean(fgvar.Estimator):
+        def _move(self, problem, noise):
+            here, direction, terms, loss = super()._move(problem, noise)
+            return here, direction, {k: t.mean(0, keepdim=True).expand_as(t) for k, t in terms.items()}, loss
+
+    problem = CASES["mlp_relu"]()
+    planted = BatchMean(fgvar.ActivitySpace(), fgvar.Gaussian(shared=True))
+    with pytest.raises(AssertionError, match="not close"):
+        assert_unbiased(planted, problem)
+
+
+def test_missing_credit_between_groups_would_be_caught() -> None:
+    with pytest.raises(AssertionError, match=r"channel\.weight"):
+        assert_unbiased(fgvar.scheme("LG-FG-W", credit="published"), CASES["mixer_tiny"]())
+
+
+def test_published_credit_is_unbiased_with_one_group() -> None:
+    assert_unbiased(fgvar.scheme("LG-FG-W", credit="published"), mixer(groups=1, channels=4))
+
+
+def test_conv_and_layer_norm_without_a_subclass() -> None:
+    """Sites after any module that owns parameters: convolution, norm with gain, shared weight positions."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.Tanh(), nn.GroupNorm(1, 2), nn.Flatten(), nn.LayerNorm(8), nn.Linear(8, 3)
+    ).double()  # fmt: skip
+    problem = fgvar.Problem(fgvar.with_sites(net), "cross_entropy", (randn(2, 1, 4, 4), torch.arange(2)))
+    for name in ("FG-W", "FG-A"):
+        assert_unbiased(fgvar.scheme(name), problem)
+
+
+def test_a_subset_of_sites_credits_what_lies_upstream() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    problem = fgvar.Problem(fgvar.with_sites(net), "cross_entropy", (randn(2, 3), torch.arange(2)))
+    assert_unbiased(fgvar.Estimator(fgvar.ActivitySpace(sites=("2.site",))), problem)
+
+
+def test_masking_needs_no_declaration_to_stay_unbiased_elsewhere() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    problem = fgvar.Problem(fgvar.with_sites(net), "cross_entropy", (randn(3, 3), torch.arange(3) % 2))
+    masked = fgvar.ActivitySpace(relu_after={"0.site": "1"})
+    assert_unbiased(fgvar.Estimator(masked), problem)
+    leaves = fgvar.Estimator(masked).randomness(problem).leaves
+    u = {name: torch.ones(leaf.shape, dtype=torch.float64) for name, leaf in leaves.items()}
+    direction = masked.linearise(problem, fgvar.GlobalLoss()).direction(u)["0.site"]
+    active = problem.run(problem.params, watch=("1",))[1]["1"] > 0
+    assert torch.equal(direction != 0, active)
+    assert not active.all()
