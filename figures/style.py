@@ -28,9 +28,9 @@ Z = 1.96  # half-width of a 95 % normal interval, in standard errors
 GREY = "#7f7f7f"
 
 # Fonts are embedded as TrueType (42), which publishers ask for; text stays text.
-EMBEDDED = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.hashsalt": "fgvar"}
-FONTS = {"text.usetex": False, "font.family": "STIXGeneral", "mathtext.fontset": "stix"}
-LINES = {
+EMBEDDED: dict[Any, Any] = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.hashsalt": "fgvar"}
+FONTS: dict[Any, Any] = {"text.usetex": False, "font.family": "STIXGeneral", "mathtext.fontset": "stix"}
+LINES: dict[Any, Any] = {
     "axes.linewidth": 0.5,
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -93,7 +93,7 @@ def look(scheme: str) -> Look:
     """
     if scheme not in SCHEMES:
         raise ValueError(
-            f"no colour for scheme {scheme!r} (there are: {', '.join(SCHEMES)}); add it to SCHEMES in figures/style.py"
+            f"no colour for scheme {scheme!r}; add it to SCHEMES in figures/style.py, which has {', '.join(SCHEMES)}"
         )
     return SCHEMES[scheme]
 
@@ -155,8 +155,8 @@ def context(venue: str) -> Iterator[None]:
     sizes = _venue(venue)[2]()
     with mpl.rc_context():
         mpl.rcdefaults()  # or a reader's matplotlibrc would change the figure
-        mpl.rcParams.update({**sns.axes_style("ticks"), **sizes, "axes.titlesize": sizes["font.size"] - 1})
-        mpl.rcParams.update(LINES | FONTS | EMBEDDED)
+        small = {"axes.titlesize": sizes["font.size"] - 1, "axes.labelsize": sizes["font.size"] - 1}
+        mpl.rcParams.update(dict(sns.axes_style("ticks")) | sizes | small | LINES | FONTS | EMBEDDED)
         yield
 
 
@@ -188,14 +188,25 @@ def curve(axes: Axes, x: ArrayLike, mean: ArrayLike, error: ArrayLike, scheme: s
     return True
 
 
-def symlog(axes: Axes, linear: float, low: float, high: float) -> None:
-    """Make the y axis logarithmic, but linear within ±``linear`` (a power of ten), so that 0 is on it."""
-    axes.set_yscale("symlog", linthresh=linear, linscale=0.6)
-    axes.set_ylim(low, high)
-    decades = linear * 10.0 ** np.arange(0, np.ceil(np.log10(max(high, -low) / linear)) + 1)
+def symlog(axes: Axes, which: Literal["x", "y"], linear: float, limits: tuple[float, float]) -> None:
+    """Make an axis logarithmic, but linear within ±``linear`` (a power of ten), so that 0 is on it."""
+    (axes.set_xscale if which == "x" else axes.set_yscale)("symlog", linthresh=linear, linscale=0.6)
+    axes.set(**{f"{which}lim": limits})
+    reach = max(limits[1], -limits[0]) / linear
+    decades = linear * 10.0 ** np.arange(0, np.ceil(np.log10(reach)) + 1)
     between = np.outer(decades, np.arange(2, 10)).ravel()
-    ticks(axes.yaxis, [*-decades[::-1], 0.0, *decades])
-    axes.yaxis.set_minor_locator(FixedLocator([*-between[::-1], *between]))
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    ticks(axis, [*-decades[::-1], 0.0, *decades])
+    axis.set_minor_locator(FixedLocator([*(-between[::-1]).tolist(), *between.tolist()]))
+
+
+def log(axes: Axes, which: Literal["x", "y"], limits: tuple[float, float]) -> None:
+    """Make an axis logarithmic; limits without two powers of ten between them widen to the next ones."""
+    low, high = np.log10(limits)
+    if np.floor(high) - np.ceil(low) < 1:
+        low, high = np.floor(low), np.ceil(high)
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (10**low, 10**high)})
+    (axes.xaxis if which == "x" else axes.yaxis).set_minor_formatter(NullFormatter())
 
 
 def log_steps(axes: Axes, steps: ArrayLike) -> None:
@@ -210,7 +221,7 @@ def log_steps(axes: Axes, steps: ArrayLike) -> None:
 
 def ticks(axis: Axis, places: ArrayLike) -> None:
     """Ticks at these places, written as plain numbers."""
-    axis.set_major_locator(FixedLocator(np.asarray(places, float)))
+    axis.set_major_locator(FixedLocator(np.asarray(places, float).tolist()))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
     axis.set_minor_formatter(NullFormatter())
 

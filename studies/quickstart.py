@@ -54,8 +54,9 @@ class Config:
 
 
 def main(config: Config) -> None:
-    import fgvar  # after the command line is parsed: --help needs no torch
     import xarray as xr
+
+    import fgvar  # after the command line is parsed: --help needs no torch
     from fgvar.experiments.training import log_steps, steps_of
 
     if config.smoke:
@@ -123,4 +124,7 @@ def report(dataset: "xr.Dataset") -> str:  # type: ignore[name-defined]  # noqa:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError) as error:  # what the user can mend, in one line
+        sys.exit(f"quickstart: {error}")

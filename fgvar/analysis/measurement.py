@@ -171,20 +171,20 @@ def _relate(values: dict[str, Any], references: References, dtype: torch.dtype, 
     squares = references.grouped([torch.stack([t @ t, b @ b]) for t, b in pairs]).cpu().numpy().T
     # Rounding of a sum over examples is proportional to the largest gradients that were added up.
     dead = np.sqrt(squares) <= 10 * torch.finfo(dtype).eps * np.sqrt(squares[:, -1:])
-    flags = dead.astype(np.int8) * FLAGS["dead"]
+    variance = values["variance"][0]
+    # What varies by rounding alone has no noise: heads, which learn exactly, and estimators without randomness.
+    noiseless = variance <= (10 * torch.finfo(dtype).eps) ** 2 * squares[0]
+    flags = dead.astype(np.int8) * FLAGS["dead"] | noiseless.astype(np.int8) * FLAGS["no_noise"]
     values["gradient_norm"] = np.sqrt(squares), np.zeros_like(squares)
     with np.errstate(divide="ignore", invalid="ignore"):
         values["relative_variance"] = tuple(v / squares[0] for v in values["variance"])
-    for name in RATIOS:
-        of_target = values[name][0].ndim == 1
-        blank = dead[0] if of_target else dead
+    for name in (*RATIOS, "bias_z", "bias_p"):
+        blank = np.zeros_like(dead) if name.startswith("bias") else dead
+        if name in ("snr", "bias_z", "bias_p"):
+            blank = blank | noiseless
+        blank = blank[0] if values[name][0].ndim == 1 else blank
         values[name] = tuple(np.where(blank, np.nan, v) for v in values[name])
-    if draws is None:
-        flags |= FLAGS["no_noise"]
-        values["snr"] = tuple(np.full_like(v, np.nan) for v in values["snr"])
-        values["bias_z"] = tuple(np.full_like(v, np.nan) for v in values["bias_z"])
-        values["bias_p"] = tuple(np.full_like(v, np.nan) for v in values["bias_p"])
-    elif draws < MINIMUM:
+    if draws is not None and draws < MINIMUM:
         flags |= FLAGS["few_draws"]
     return flags
 

@@ -1,5 +1,6 @@
 """Complete training runs, whose gradients are measured on the way."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -121,12 +122,13 @@ def train(
         NonFiniteError: NaN or infinity in a gradient or loss, naming the parameter and the step.
     """
     where = choose_device(device)
-    module = module.to(where)
+    module = copy.deepcopy(module).to(where)
     images, test = data
     total = steps_of(schedule, len(images))
     if total == 0:
         raise ValueError(f"{len(images)} training examples are fewer than one batch of {schedule.batch}")
-    first = images.sample(schedule.batch, seed=seed, device=where)
+    dtype = next(module.parameters()).dtype
+    first = images.sample(schedule.batch, seed=seed, device=where, dtype=dtype)
     problem = Problem(module, loss, first)
     randomness = estimator.randomness(problem)
     params = {key: value.clone() for key, value in problem.params.items()}
@@ -140,21 +142,18 @@ def train(
         if probe is None or step not in probe.steps:
             return
         watch.read()
-        frozen = problem.at({key: value.clone() for key, value in params.items()}, _moved(probe.batch, where))
+        frozen = problem.at({key: value.clone() for key, value in params.items()}, _moved(probe.batch, where, dtype))
         measured = measure(probe.estimators, frozen, draws=probe.draws, seed=probe.seed)
         probes.append(measured.rename({"loss": "probe_loss"}).expand_dims(step=[step]))
 
     look()
     with tqdm(total=total, desc=name or "training", unit="step", disable=None) as bar:
         for epoch in range(schedule.epochs):
-            for batch in images.batches(schedule.batch, seed=seed, epoch=epoch, device=where):
+            for batch in images.batches(schedule.batch, seed=seed, epoch=epoch, device=where, dtype=dtype):
                 here = problem.at(params, batch)
                 noise = randomness.sample(seed, [step], dtype=problem.dtype, device=where)
-                estimate = estimator.estimate(here, {key: u[0] for key, u in noise.items()})
-                watch.see(step, estimate.gradient)
-                for key, parameter in params.items():
-                    parameter.grad = estimate.gradient[key]
-                optimiser.step()
+                one = {key: u[0] for key, u in noise.items()}
+                watch.see(step, training_step(here, estimator, one, optimiser))
                 decay.step()
                 step += 1
                 bar.update()
@@ -182,6 +181,17 @@ CURVES = {
     "train_error": ("error on the train split", "1"),
     "test_error": ("error on the test split", "1"),
 }
+
+
+def training_step(
+    problem: Problem, estimator: GradientEstimator, noise: Mapping[str, Tensor], optimiser: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """One update of ``problem.params`` (which the optimiser holds) along the estimate, which is returned."""
+    gradient = estimator.estimate(problem, noise).gradient
+    for key, parameter in problem.params.items():
+        parameter.grad = gradient[key]
+    optimiser.step()
+    return gradient
 
 
 def choose_device(device: torch.device | str) -> torch.device:
@@ -244,5 +254,5 @@ def _evaluate(problem: Problem, params: Mapping[str, Tensor], images: Images, te
     return float(loss), float(error), float(test_error)
 
 
-def _moved(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    return batch[0].to(device), batch[1].to(device)
+def _moved(batch: tuple[Tensor, Tensor], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return batch[0].to(device, dtype), batch[1].to(device)

@@ -1,0 +1,29 @@
+PY := .venv/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+
+.PHONY: demo test lint types clean
+
+demo: .venv/studies  ## train and measure the quickstart; results/quickstart.{nc,pdf,png}
+	$(PY) studies/quickstart.py
+
+test: .venv/dev  ## the whole test suite
+	$(PY) -m pytest
+
+lint: .venv/dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: .venv/dev
+	$(PY) -m mypy
+
+.venv/studies: pyproject.toml constraints.txt
+	test -x $(PY) || python3 -m venv .venv
+	$(PIP) --editable '.[studies]'
+	touch $@
+
+.venv/dev: .venv/studies
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv results build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

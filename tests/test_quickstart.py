@@ -1,0 +1,52 @@
+"""The quickstart study, as a user runs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fgvar
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "studies/quickstart.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def test_smoke(tmp_path) -> None:
+    out = tmp_path / "quickstart.nc"
+    done = run("--smoke", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "trained by LG-FG-A" in done.stdout
+    assert "relative variance" in done.stdout
+    for suffix in (".nc", ".pdf", ".png"):
+        assert out.with_suffix(suffix).stat().st_size > 1000, suffix
+    dataset = fgvar.open_dataset(out)
+    assert list(dataset["algorithm"].values) == ["BP", "LG-FG-A"]
+    assert set(dataset["estimator"].values) == {"FG-W", "FG-A", "LG-FG-W", "LG-FG-A", "LG-BP"}
+    assert dataset["step"][0] == 1
+    for name in ("relative_variance", "cosine", "sq_bias", "slope"):
+        chosen = dataset[name].sel(layer="perturbed", estimator=["FG-W", "FG-A", "LG-FG-W", "LG-FG-A"])
+        assert np.isfinite(chosen).all(), name
+        assert (dataset[f"{name}_se"].sel(layer="perturbed", estimator="FG-W") > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "digit"], "digits"),
+        (["--algorithms", "LG-FG-B"], "LG-FG-A"),
+        (["--groups", "7"], "7 groups"),
+        (["--epoch", "3"], "--epochs"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(arguments: list[str], message: str, tmp_path) -> None:
+    done = run("--smoke", "--out", str(tmp_path / "a.nc"), *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
