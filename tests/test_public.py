@@ -15,8 +15,8 @@ FILES = sorted((ROOT / "fgvar").rglob("*.py"))
 
 # Each file may import those before it (testing and the command line may import everything).
 ORDER = (
-    "fgvar",
     "fgvar.errors",
+    "fgvar",
     "fgvar.sites",
     "fgvar.heads",
     "fgvar.networks.local_mixer",

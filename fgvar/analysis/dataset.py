@@ -47,19 +47,19 @@ VARIABLES: dict[str, tuple[str, str, str]] = {
 
 
 def describe(dataset: xr.Dataset) -> xr.Dataset:
-    """The dataset with long name, units and source on every known variable, and on every standard error."""
+    """The dataset with long name, units and source on every known variable that does not state its own."""
     for name, variable in dataset.data_vars.items():
         base = str(name).removesuffix("_se")
         if base not in VARIABLES:
             continue
         long_name, units, source = VARIABLES[base]
         error = str(name).endswith("_se")
-        variable.attrs |= {
+        variable.attrs = {
             "long_name": f"standard error of the {long_name}" if error else long_name,
             "units": units,
             "source": source,
             "normalisation": "gradients are of the mean over the batch",
-        }
+        } | variable.attrs
     if "flag" in dataset:
         dataset["flag"].attrs |= {"flag_masks": list(FLAGS.values()), "flag_meanings": " ".join(FLAGS)}
     return dataset

@@ -29,7 +29,7 @@ class Enumeration:
     Example:
         >>> from fgvar.estimators.noise import Gaussian, Leaf
         >>> nodes = Enumeration(Randomness({"w": Leaf((2,), Gaussian())}), "nodes")
-        >>> nodes.take(0, 4)["w"].pow(2).mean(0)
+        >>> nodes.take(0, 4)["w"].pow(2).mean(0).round(decimals=9)
         tensor([1., 1.], dtype=torch.float64)
     """
 
