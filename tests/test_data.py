@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fgvar.experiments import data
+from fgvar.experiments import data, sources
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 NUMBERS = tuple("0123456789")
@@ -286,7 +286,7 @@ def test_a_failure_leaves_no_partial_file_and_a_full_disk_is_foreseen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data, "_memory_budget", lambda: 0)
-    monkeypatch.setattr(data, "CHUNK", 1)
+    monkeypatch.setattr(sources, "CHUNK", 1)
     write_folder(tmp_path / "source", {"a": noise(3)})
     (tmp_path / "source" / "a" / "2.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"2\.png: not a readable image"):
@@ -422,7 +422,7 @@ def test_images_that_do_not_fit_together_are_named(tmp_path: Path, monkeypatch: 
     write_folder(tmp_path / "sizes", {"a": [*noise(2), *noise(1, size=(6, 9, 3))]})
     with pytest.raises(ValueError, match=r"a/2\.png: 9×6 pixels, but the first image has 6×6; give image_size=6"):
         data.load(tmp_path / "sizes")
-    monkeypatch.setattr(data, "CHUNK", 2)
+    monkeypatch.setattr(sources, "CHUNK", 2)
     write_folder(tmp_path / "modes", {"a": [*noise(2, size=(6, 6)), *noise(1)]})
     with pytest.raises(ValueError, match=r"a/2\.png: colour \(RGB\) among grey images; convert all"):
         data.load(tmp_path / "modes")

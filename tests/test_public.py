@@ -38,6 +38,7 @@ ORDER = (
     "fgvar.analysis.dataset",
     "fgvar.analysis.measurement",
     "fgvar.experiments",
+    "fgvar.experiments.sources",
     "fgvar.experiments.data",
     "fgvar.experiments.training",
 )
