@@ -65,7 +65,7 @@ def with_sites(
         types: give a site to the modules of these types, instead.
 
     Raises:
-        ValueError: an unknown module name, no module chosen, or a chosen module that has a site.
+        ValueError: an unknown module name, no module chosen, or a network that has sites already.
 
     Example:
         >>> net = with_sites(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
@@ -74,6 +74,10 @@ def with_sites(
     """
     if sites is not None and types is not None:
         raise ValueError("with_sites takes sites= or types=, not both")
+    if present := [name for name, child in module.named_modules() if isinstance(child, Site)]:
+        raise ValueError(
+            f"{type(module).__name__} has sites already ({present[0]!r}, …); call with_sites on plain networks"
+        )
     instrumented = copy.deepcopy(module)
     modules = dict(instrumented.named_modules())
     for name in sites or ():
@@ -88,8 +92,6 @@ def with_sites(
             chosen = next(child.parameters(recurse=False), None) is not None
         if not chosen:
             continue
-        if "site" in dict(child.named_children()):
-            raise ValueError(f"module {name!r} has a site already; call with_sites once, on the plain network")
         child.add_module("site", Site())
         child.register_forward_hook(_apply_site)
     if not any(isinstance(child, Site) for child in instrumented.modules()):

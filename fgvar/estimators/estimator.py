@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
 
-from fgvar.estimators.losses import GlobalLoss, Losses, Terms, observe
+from fgvar.estimators.losses import GlobalLoss, Losses, Terms, gradient, observe
 from fgvar.estimators.noise import Gaussian, Leaf, Noise, Randomness
 from fgvar.estimators.oracles import Jvp, Oracle
 from fgvar.estimators.spaces import Linearised, Space, WeightSpace
@@ -100,8 +100,7 @@ class Estimator:
 
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         here, direction, terms, loss = self._move(problem, noise)
-        heads = {name: value for name, value in problem.params.items() if name in problem.network.exact}
-        found = {**here.pullback(terms, direction), **gradient(self.losses, problem, heads)}
+        found = here.pullback(terms, direction)
         return Estimate({name: found[name] for name in problem.params}, loss)
 
     def _move(self, problem: Problem, noise: Mapping[str, Tensor]) -> tuple[Linearised, Terms, Terms, Tensor]:
@@ -136,12 +135,3 @@ class ExactGradient:
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return gradient(self.losses, problem, problem.params)
-
-
-def gradient(losses: Losses, problem: Problem, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The losses' gradient by the given parameters (all of them, or the heads' only)."""
-    if not params:
-        return {}
-    whole = problem.params
-    found: dict[str, Tensor] = grad(lambda some: losses.objective(problem, {**whole, **some}))(dict(params))
-    return found

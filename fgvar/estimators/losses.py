@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 from torch.func import grad
@@ -32,8 +32,10 @@ class Losses(Protocol):
     def group_rows(self, module: object) -> bool:
         """Is each row group of this module's parameters credited by its own group's copies alone?"""
 
-    def objective(self, problem: Problem, params: Mapping[str, Tensor]) -> Tensor:
-        """The scalar whose gradient is the target."""
+    def total(
+        self, problem: Problem, params: Mapping[str, Tensor], outputs: Any, values: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The scalar whose gradient is the target, from the output and the values at all ends."""
 
 
 def observe(losses: Losses, problem: Problem, params: Mapping[str, Tensor], taps: Mapping[str, Tensor]) -> Terms:
@@ -41,6 +43,18 @@ def observe(losses: Losses, problem: Problem, params: Mapping[str, Tensor], taps
     ends = [end for end in losses.active(problem) if end != OUTPUT]
     outputs, values = problem.run(params, taps, watch=ends, cut=losses.cuts(problem))
     return {**{end: values[end] for end in ends}, OUTPUT: problem.losses(outputs)}
+
+
+def gradient(losses: Losses, problem: Problem, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The exact gradient of the losses by the given parameters: all of them, or those of the heads alone."""
+
+    def objective(some: Mapping[str, Tensor]) -> Tensor:
+        whole = {**problem.params, **some}
+        outputs, values = problem.run(whole, watch=tuple(problem.map.ends), cut=losses.cuts(problem))
+        return losses.total(problem, whole, outputs, {end: values[end] for end in problem.map.ends})
+
+    found: dict[str, Tensor] = grad(objective)(dict(params)) if params else {}
+    return found
 
 
 def credit(
@@ -101,8 +115,10 @@ class GlobalLoss:
     def group_rows(self, module: object) -> bool:  # noqa: ARG002
         return False
 
-    def objective(self, problem: Problem, params: Mapping[str, Tensor]) -> Tensor:
-        return _objective(self, problem, params) if self.heads else problem.loss(params)
+    def total(
+        self, problem: Problem, params: Mapping[str, Tensor], outputs: Any, values: Mapping[str, Tensor]
+    ) -> Tensor:
+        return _total(self, problem, params, outputs, values if self.heads else {})
 
 
 @dataclass(frozen=True)
@@ -174,15 +190,18 @@ class LocalLosses:
         guaranteed = getattr(module, "group_rows", False)
         return bool(guaranteed or (self.credit == "published" and getattr(module, "published_group_rows", False)))
 
-    def objective(self, problem: Problem, params: Mapping[str, Tensor]) -> Tensor:
-        return _objective(self, problem, params)
+    def total(
+        self, problem: Problem, params: Mapping[str, Tensor], outputs: Any, values: Mapping[str, Tensor]
+    ) -> Tensor:
+        return _total(self, problem, params, outputs, values)
 
 
-def _objective(losses: Losses, problem: Problem, params: Mapping[str, Tensor]) -> Tensor:
+def _total(
+    losses: Losses, problem: Problem, params: Mapping[str, Tensor], outputs: Any, values: Mapping[str, Tensor]
+) -> Tensor:
     """Batch means of all terms, summed; a head that does not train the trunk learns behind a stop-gradient."""
-    outputs, values = problem.run(params, watch=tuple(problem.map.ends), cut=losses.cuts(problem))
     total = problem.losses(outputs).mean()
-    for end in problem.map.ends:
-        features = values[end] if end in losses.active(problem) else values[end].detach()
-        total = total + problem.local_losses(params, end, features).mean()
+    for end, features in values.items():
+        seen = features if end in losses.active(problem) else features.detach()
+        total = total + problem.local_losses(params, end, seen).mean()
     return total

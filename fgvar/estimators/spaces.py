@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fgvar.errors import unknown
-from fgvar.estimators.losses import Losses, Terms, credit
+from fgvar.estimators.losses import Losses, Terms, credit, gradient
 from fgvar.network import twice
 from fgvar.problem import Problem
 from fgvar.sites import Site
@@ -24,7 +24,8 @@ class Linearised:
         point: the perturbed tensors, unperturbed.
         place: perturbed tensors → (parameters, taps) to run the network with.
         direction: noise → direction, of the shapes of ``point``.
-        pullback: (loss terms' derivatives, direction) → gradient of the perturbed parameters (batch mean).
+        pullback: (loss terms' derivatives, direction) → gradient of all parameters (batch mean): the perturbed
+            ones' estimate, the heads' exact gradient.
     """
 
     point: dict[str, Tensor]
@@ -72,8 +73,11 @@ class WeightSpace:
         return {name: tuple(problem.params[name].shape) for name in problem.perturbed}
 
     def linearise(self, problem: Problem, losses: Losses) -> Linearised:
+        heads = {name: value for name, value in problem.params.items() if name in problem.network.exact}
+
         def pullback(terms: Terms, direction: Tensors) -> dict[str, Tensor]:
-            return {name: v * _row_credit(problem, losses, terms, name, v) for name, v in direction.items()}
+            estimate = {name: v * _row_credit(problem, losses, terms, name, v) for name, v in direction.items()}
+            return {**estimate, **gradient(losses, problem, heads)}
 
         return Linearised(
             point={name: problem.params[name] for name in problem.perturbed},
@@ -144,15 +148,16 @@ class ActivitySpace:
 
     def linearise(self, problem: Problem, losses: Losses) -> Linearised:
         n, sites, relus = problem.batch_size, self._names(problem), self._relus(problem)
+        ends = tuple(problem.map.ends)
 
-        def activities(weights: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-            params = {**problem.params, **weights}
-            _, values = problem.run(params, watch=tuple(relus.values()), cut=sites)
-            return {site: values[site] for site in sites}, {site: values[relu] for site, relu in relus.items()}
+        def activities(params: Tensors) -> tuple[tuple[dict[str, Tensor], Tensor], dict[str, Tensor]]:
+            outputs, values = problem.run(params, watch=(*relus.values(), *ends), cut=sites)
+            # Behind the cuts no perturbed parameter reaches the losses: their gradient is that of the heads.
+            total = losses.total(problem, params, outputs, {end: values[end] for end in ends})
+            return ({site: values[site] for site in sites}, total), {s: values[r] for s, r in relus.items()}
 
-        weights = {name: problem.params[name] for name in problem.perturbed}
         # torch annotates a pair, which is what vjp returns without has_aux.
-        z, local_vjps, outputs = cast(Any, torch.func.vjp(activities, weights, has_aux=True))
+        (z, total), vjps, outputs = cast(Any, torch.func.vjp(activities, problem.params, has_aux=True))
         masks = {site: (output > 0).to(output.dtype) for site, output in outputs.items()}
 
         def direction(noise: Tensors) -> dict[str, Tensor]:
@@ -161,8 +166,8 @@ class ActivitySpace:
 
         def pullback(terms: Terms, direction: Tensors) -> dict[str, Tensor]:
             credited = {site: u * _activity_credit(problem, losses, terms, site) / n for site, u in direction.items()}
-            gradient: dict[str, Tensor] = local_vjps(credited)[0]
-            return gradient
+            estimate: dict[str, Tensor] = vjps((credited, torch.ones_like(total)))[0]
+            return estimate
 
         return Linearised(
             point={site: torch.zeros_like(value) for site, value in z.items()},
