@@ -10,7 +10,6 @@ Cost       About a minute on 2 CPU cores; --smoke: a few seconds.
 Run        python studies/quickstart.py            writes results/quickstart.nc, .pdf and .png
 """
 
-import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -102,9 +101,11 @@ def main(config: Config) -> None:
     dataset.attrs["study"] = "quickstart"
     dataset.attrs["configuration"] = repr(config)
     print(report(dataset))
-    print(f"dataset {fgvar.save(dataset, config.out)}")
-    # A process of its own: figures never import torch.
-    subprocess.run([sys.executable, "-m", "figures.quickstart", str(config.out.resolve())], cwd=ROOT, check=True)
+    print(fgvar.save(dataset, config.out))
+    sys.path.insert(0, str(ROOT))
+    from figures import quickstart as figure
+
+    figure.main(figure.Config(config.out))
 
 
 def report(dataset: "xr.Dataset") -> str:  # type: ignore[name-defined]  # noqa: F821

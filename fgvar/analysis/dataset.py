@@ -38,6 +38,7 @@ VARIABLES: dict[str, tuple[str, str, str]] = {
     "efficiency": ("efficiency ⟨E ĝ, g⟩² / (‖g‖² E‖ĝ‖²)", "1", "share of the exact gradient's one-step progress"),
     "gradient_norm": ("norm of the reference gradient", "gradient", "batch mean"),
     "data_variance": ("data variance tr Cov(per-example gradient) / batch size", "gradient²", "within the batch"),
+    "size": ("number of parameters", "1", "entries of the layer's tensors"),
     "cost": ("cost of one draw", "forward passes", "counted matrix-product FLOPs; NaN where none are counted"),
     "loss": ("batch-mean loss of the output", "loss", "at the measured parameters"),
     "accuracy": ("accuracy on the measured batch", "1", "share of correct classes"),

@@ -92,6 +92,7 @@ def measure(
         rows.append(xr.Dataset(row, coords={"reference": list(REFERENCES), "layer": list(layers)}))
     dataset = xr.concat(rows, xr.IndexVariable("estimator", list(estimators)), join="outer")
     dataset["cosine_null"] = ("layer", [cosine_null(size) for size in _sizes(problem)])
+    dataset["size"] = ("layer", _sizes(problem))
     dataset["loss"] = ((), float(loss))
     dataset.attrs = {
         "route": "drawn",
