@@ -1,10 +1,11 @@
 """The look of every figure: sizes, fonts, one colour, marker and line for each scheme, and how files are written.
 
-A figure file draws inside ``with context(venue):``, on a figure of `size`, and writes by `save`. Nothing here
+A figure file draws inside ``with context(venue):``, on a figure of `width`, and writes by `save`. Nothing here
 changes matplotlib's global settings, and nothing imports torch.
 """
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +15,11 @@ from typing import Any, Literal
 import matplotlib as mpl
 import numpy as np
 import seaborn as sns
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from numpy.typing import ArrayLike
 from tueplots import figsizes, fontsizes
@@ -122,6 +125,10 @@ def in_order(schemes: Iterable[str]) -> list[str]:
     return [scheme for scheme in SCHEMES if scheme in schemes]
 
 
+# Lines that are no scheme's: of a random direction, of theory.
+NULL: dict[str, Any] = {"color": GREY, "linestyle": (0, (1, 1.5)), "linewidth": 0.7, "zorder": 1}
+THEORY: dict[str, Any] = {"color": "black", "linestyle": "-", "linewidth": 0.5, "zorder": 1.5}
+
 # ---- sizes and settings --------------------------------------------------------------------------------------
 
 # venue → its text width as one column and as two (where the page has one column: as half of it and all of it),
@@ -188,15 +195,24 @@ def curve(axes: Axes, x: ArrayLike, mean: ArrayLike, error: ArrayLike, scheme: s
     return True
 
 
-def symlog(axes: Axes, which: Literal["x", "y"], linear: float, limits: tuple[float, float]) -> None:
-    """Make an axis logarithmic, but linear within ±``linear`` (a power of ten), so that 0 is on it."""
+def symlog(
+    axes: Axes, which: Literal["x", "y"], linear: float, limits: tuple[float, float], *, sparse: bool = False
+) -> None:
+    """Make an axis logarithmic, but linear within ±``linear`` (a power of ten), so that 0 is on it.
+
+    ``sparse`` labels 0 and the outermost powers of ten alone.
+    """
     (axes.set_xscale if which == "x" else axes.set_yscale)("symlog", linthresh=linear, linscale=0.6)
     axes.set(**{f"{which}lim": limits})
     reach = max(limits[1], -limits[0]) / linear
     decades = linear * 10.0 ** np.arange(0, np.ceil(np.log10(reach)) + 1)
     between = np.outer(decades, np.arange(2, 10)).ravel()
     axis = axes.xaxis if which == "x" else axes.yaxis
-    ticks(axis, [*-decades[::-1], 0.0, *decades])
+    labelled = np.array([*-decades[::-1], 0.0, *decades])
+    labelled = labelled[(labelled >= limits[0]) & (labelled <= limits[1])]
+    if sparse:
+        labelled = labelled[(labelled == 0) | (labelled == labelled.min()) | (labelled == labelled.max())]
+    ticks(axis, labelled)
     axis.set_minor_locator(FixedLocator([*(-between[::-1]).tolist(), *between.tolist()]))
 
 
@@ -224,6 +240,65 @@ def ticks(axis: Axis, places: ArrayLike) -> None:
     axis.set_major_locator(FixedLocator(np.asarray(places, float).tolist()))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
     axis.set_minor_formatter(NullFormatter())
+
+
+def legend(figure: Figure, schemes: Iterable[str], helpers: list[Line2D], across: int) -> None:
+    """One legend above all panels: the schemes in their fixed order, then the other lines."""
+    handles = [Line2D([], [], label=scheme, **line_style(scheme)) for scheme in in_order(schemes)]
+    figure.legend(handles=[*handles, *helpers], loc="outside upper center", ncols=across)
+
+
+def settle(figure: Figure) -> None:
+    """Lay the figure out once, under the current settings; saving then only paints."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
+def mean_cosine(d: int) -> float:
+    """E|cos| of one random direction to a gradient in d dimensions, Γ(d/2)/(√π Γ((d + 1)/2)) ≈ √(2/πd)."""
+    return math.exp(math.lgamma(d / 2) - math.lgamma((d + 1) / 2)) / math.sqrt(math.pi)
+
+
+# ---- datasets ------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> xr.Dataset:
+    """The dataset in a file, wholly in memory.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or not a netCDF file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no dataset at {path}; write it by the study of the same name")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as stored:
+            return stored.load()
+    except OSError as error:
+        raise ValueError(f"{path} is not a whole netCDF file ({error}); write it again") from error
+
+
+def require(dataset: xr.Dataset, needed: Mapping[str, tuple[str, ...]], source: str) -> None:
+    """Raise ValueError where the dataset lacks a variable or a dimension of it, naming what is missing."""
+    missing = [f"variable {name!r}" for name in needed if name not in dataset]
+    for name, dims in needed.items():
+        if name in dataset and not set(dims) <= set(dataset[name].dims):
+            missing.append(f"dims {sorted(set(dims) - set(dataset[name].dims))} of {name!r}")
+    if missing:
+        raise ValueError(f"not a dataset of {source}: it lacks {', '.join(missing)}")
+
+
+def names(dataset: xr.Dataset, dim: str) -> list[str]:
+    return [str(name) for name in dataset[dim].values]
+
+
+def plus_minus(value: xr.DataArray, error: xr.DataArray) -> str:
+    return f"{value.item():.3g}" + (f" ± {error.item():.2g}" if np.isfinite(error) else "")
+
+
+def text(dataset: xr.Dataset, parts: Iterable[str]) -> str:
+    """A caption of its parts; that of a smoke run says so first."""
+    smoke = "smoke=True" in str(dataset.attrs.get("configuration", ""))
+    return "\n".join(part for part in ("A smoke run: the numbers mean nothing." if smoke else "", *parts) if part)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------

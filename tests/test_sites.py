@@ -367,8 +367,8 @@ def test_a_module_shared_by_two_blocks_is_credited_by_both(stop: bool) -> None:
         torch.testing.assert_close(mean[key], target[key], rtol=0, atol=1e-12)
 
 
-def test_a_site_of_another_axis_order_is_never_mistaken_for_a_batch() -> None:
-    """A site on a weight of as many rows as the batch has examples: one number moves all examples."""
+def test_a_site_without_a_batch_axis_is_refused_where_sizes_coincide_too() -> None:
+    """As many rows as examples, but one number moves all of them: crediting it by example would be biased."""
     net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), nn.Tanh(), nn.Linear(3, 3))
     problem = problem_of(fgvar.with_sites(plain(lambda: net)), batch=3)
     assert problem.map.sites["0.parametrizations.weight.site"] == (3, 4)

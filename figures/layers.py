@@ -1,0 +1,229 @@
+"""Gradient quality layer by layer: bias, relative variance and both cosines of one measurement."""
+
+from typing import Any
+
+import numpy as np
+import seaborn as sns
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from figures import style
+
+LEVEL = 0.05  # of the test of no bias, over all cells of a dataset together
+FLOOR = 1e-12  # smaller p-values are drawn here
+COLUMNS = (
+    ("bias_p", "target", "$p$-value of bias"),
+    ("relative_variance", "target", "relative variance"),
+    ("cosine", "target", "cosine to target"),
+    ("cosine", "backprop", "cosine to backprop"),
+)
+NEEDED = dict.fromkeys(("bias_p", "relative_variance", "cosine"), ("estimator", "layer"))
+THRESHOLD: dict[str, Any] = {"color": "black", "linestyle": (0, (3, 1.5)), "linewidth": 0.6, "zorder": 1}
+TICK: dict[str, Any] = {"linestyle": "none", "marker": "|", "markersize": 5, "markeredgewidth": 0.7, "zorder": 1.5}
+EXPLAINED = (
+    "Cosine: mean over draws of each draw's cosine to the scheme's own target (of local schemes the local gradient) "
+    "and to the end-to-end gradient by backpropagation. Relative variance: trace of the covariance of the estimate "
+    f"given the batch / ‖target‖². Bands and bars: ±{style.Z} standard errors over the draws, given the batch."
+)
+
+
+def draw(data: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
+    """A row for each layer where some scheme has noise, a panel for each quantity; ±1.96 standard errors.
+
+    Raises:
+        ValueError: not a dataset of one `measure`, an unknown venue or number of columns, a scheme without a look.
+    """
+    style.require(data, NEEDED, "fgvar.measure")
+    threshold = bias(data)[0]
+    rows = estimated(data)
+    data = data.sel(layer=rows)
+    down, across = (1, 4) if columns == 2 else (2, 2)
+    with style.context(venue):
+        height = down * (0.45 + 0.155 * len(rows)) + 0.35
+        figure = Figure((style.width(venue, columns), height), layout="constrained")
+        grid = figure.subplots(down, across, squeeze=False)
+        for j, (axes, (variable, reference, title)) in enumerate(zip(grid.flat, COLUMNS, strict=True)):
+            chosen = data.sel(reference=reference)
+            _scale(axes, chosen, variable, threshold)
+            _rows(axes, chosen, variable)
+            axes.set_yticks(range(len(rows)), rows if j % across == 0 else [])
+            axes.set_title(title)
+        helpers = [
+            Line2D([], [], label="threshold of the bias", **THRESHOLD),
+            Line2D([], [], label="random direction", color=style.GREY, **TICK),
+        ]
+        helpers += [Line2D([], [], label="FG-W, theory", color="black", **TICK)] if has_theory(data) else []
+        style.legend(figure, style.names(data, "estimator"), helpers, 4 if columns == 2 else 3)
+        sns.despine(fig=figure, left=True)
+        style.settle(figure)
+    return figure
+
+
+def caption(data: xr.Dataset) -> str:
+    """What the figure shows, in words and in numbers from the dataset."""
+    rows = estimated(data)
+    exact = [name for name in style.names(data, "layer") if name not in rows]
+    where = f" of training by {data['algorithm'].item()}, step {data['step'].item()}" if "step" in data.coords else ""
+    left_out = f" No row: {', '.join(exact)} (learnt exactly by all)." if exact else ""
+    parts = [
+        f"Gradient quality layer by layer{where}. {measured(data)}.",
+        f"perturbed: all parameters that a scheme estimates; total: with those learnt exactly.{left_out}",
+        EXPLAINED,
+        f"p-value of bias: that a scheme is unbiased for its own target in that layer; dashed: the threshold "
+        f"{bias(data)[0]:.2g}, at which all cells together reject unbiased schemes with probability {LEVEL:g}; "
+        f"values below {FLOOR:g} are drawn there.",
+        f"Axes of cosines are linear within ±{cosine_limits(data)[0]:g}. Grey ticks: 95 % half-width of the cosine "
+        "of one random direction in the layer's dimension.",
+        theory(data),
+        undefined(data.sel(layer=rows)),
+        unbiased(data),
+    ]
+    return style.text(data, parts)
+
+
+def _scale(axes: Axes, data: xr.Dataset, variable: str, threshold: float) -> None:
+    """The x axis of one quantity, and what it is to be read against."""
+    rows = np.arange(data.sizes["layer"])
+    if variable == "bias_p":
+        low = np.fmin(np.nanmin(data["bias_p"].values, initial=1.0), threshold)
+        style.log(axes, "x", (max(float(low), FLOOR) / 3, 2.0))
+        axes.axvline(threshold, label="threshold", **THRESHOLD)
+    elif variable == "cosine":
+        linear, limits = cosine_limits(data)
+        style.symlog(axes, "x", linear, limits, sparse=True)
+        axes.plot(data["cosine_null"], rows, label="random direction", color=style.GREY, **TICK)
+    else:
+        low, high = variance_limits(data)
+        expected = _expected(data)
+        style.log(axes, "x", (low, float(np.nanmax(expected, initial=high / 1.6)) * 1.6))
+        if np.isfinite(expected).any():
+            axes.plot(expected, rows, label="FG-W, theory", color="black", **TICK)
+
+
+def _rows(axes: Axes, data: xr.Dataset, variable: str) -> None:
+    """One row a layer, with every scheme's mean and error in it, each a little lower than the one before."""
+    schemes, count = style.in_order(style.names(data, "estimator")), data.sizes["layer"]
+    for scheme, shift in zip(schemes, np.linspace(-0.3, 0.3, len(schemes)), strict=True):
+        its = data.sel(estimator=scheme)
+        mean, rows = its[variable].values, np.arange(count) + shift
+        error = np.zeros(count) if variable == "bias_p" else style.Z * its[f"{variable}_se"].values
+        mean = np.maximum(mean, FLOOR) if variable == "bias_p" else mean
+        shown = np.isfinite(mean) & ((mean > 0) | (axes.get_xscale() != "log"))
+        if shown.any():
+            how = style.point_style(scheme) | {"label": scheme, "elinewidth": 0.7, "zorder": 3}
+            axes.errorbar(mean[shown], rows[shown], xerr=np.nan_to_num(error[shown]), **how)
+    for row in np.flatnonzero(data[variable].isnull().all("estimator")).tolist():
+        where: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "center", "va": "center"}
+        axes.text(0.5, row, "undefined", color=style.GREY, fontsize="small", **where)
+    for row in range(0, count, 2):
+        axes.axhspan(row - 0.5, row + 0.5, color="0.95", zorder=0, linewidth=0)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(count - 0.5, -0.5)
+
+
+def estimated(data: xr.Dataset) -> list[str]:
+    """The layers where some scheme has noise, or where nothing is defined: not those that all learn exactly."""
+    variance = data["relative_variance"]
+    exact = (variance.fillna(1) < 1e-9).all("estimator")
+    return style.names(data.isel(layer=~exact.values), "layer")
+
+
+def cosine_limits(data: xr.Dataset) -> tuple[float, tuple[float, float]]:
+    """Where the cosines' axes turn linear (the power of ten below a random direction's), and their limits."""
+    linear = float(10 ** np.floor(np.log10(data["cosine_null"].min())))
+    low = float(np.nanmin((data["cosine"] - style.Z * data["cosine_se"].fillna(0)).values, initial=0))
+    return linear, (1.2 * low - 0.15 * linear, 1.4)
+
+
+def variance_limits(data: xr.Dataset) -> tuple[float, float]:
+    """Limits of a log axis that holds every positive mean with its band, and FG-W's theory."""
+    mean, error = data["relative_variance"].values, np.nan_to_num(data["relative_variance_se"].values)
+    shown = mean > 1e-9  # heads, which learn exactly, vary by rounding
+    if not shown.any():
+        return 0.1, 10.0
+    mean, half = mean[shown], style.Z * error[shown]
+    low, high = np.maximum(mean - half, mean / 10).min(), (mean + half).max()  # a band may reach to 0
+    return float(low / 1.6), float(max(high, data["size"].max() if has_theory(data) else 0) * 1.6)
+
+
+def has_theory(data: xr.Dataset) -> bool:
+    """Is there an FG-W of one Gaussian direction shared by the batch, whose theory is drawn?"""
+    described = [line for line in str(data.attrs.get("estimators", "")).splitlines() if line.startswith("FG-W: ")]
+    return "FG-W" in data["estimator"] and any("noise=Gaussian(shared=None)" in line for line in described)
+
+
+def _expected(data: xr.Dataset) -> NDArray[np.float64]:
+    """FG-W's relative variance in each layer, 1 + d_layer ‖g‖²/‖g_layer‖²: every layer hears the noise of all.
+
+    ``g`` is of all perturbed parameters. NaN for the total, where exact layers count, too, and where undefined.
+    """
+    if not has_theory(data):
+        return np.full(data.sizes["layer"], np.nan)
+    its = data.sel(estimator="FG-W")
+    norm = (
+        its["gradient_norm"].sel(reference="target")
+        if "reference" in its["gradient_norm"].dims
+        else its["gradient_norm"]
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = 1 + data["size"].values * (norm.sel(layer="perturbed") / norm).values ** 2
+    return np.where(its["relative_variance"].isnull() | (its["layer"] == "total"), np.nan, expected)
+
+
+def bias(dataset: xr.Dataset) -> tuple[float, xr.DataArray]:
+    """The threshold at which all tests of bias together have `LEVEL`, and their p-values [cell].
+
+    The total is left out: its test is that of ``perturbed``.
+    """
+    p = dataset["bias_p"].sel(reference="target")
+    p = p.sel(layer=[name for name in style.names(dataset, "layer") if name != "total"])
+    p = p.stack(cell=p.dims)
+    p = p[np.isfinite(p.values)]
+    return float(-np.expm1(np.log1p(-LEVEL) / max(p.size, 1))), p
+
+
+def unbiased(dataset: xr.Dataset) -> str:
+    """All tests of bias in one sentence."""
+    threshold, p = bias(dataset)
+    if not p.size:
+        return ""
+    least = p[int(np.argmin(p.values))]
+    cell = ", ".join(
+        str(least[name].item()) for name in least["cell"].coords if name in ("estimator", "layer", "step")
+    )
+    corrected = -np.expm1(p.size * np.log1p(-min(float(least), 1 - 1e-16)))
+    return (
+        f"Bias against each scheme's own target, tested in {p.size} cells: smallest p = {float(least):.2g} ({cell}), "
+        f"Šidák-corrected over the cells {corrected:.2g}; {int((p < threshold).sum())} cells are below the threshold "
+        f"{threshold:.2g} (level {LEVEL:g} over all)."
+    )
+
+
+def measured(dataset: xr.Dataset) -> str:
+    """By which route, how many draws, at which batch."""
+    get = dataset.attrs.get
+    return (
+        f"Values are {get('route', 'drawn')} (Monte Carlo, n = {get('draws', '?')} draws of each scheme's noise, "
+        f"seed {get('seed', '?')}), given one fixed probe batch of {get('batch_size', '?')} examples"
+    )
+
+
+def theory(data: xr.Dataset) -> str:
+    """What FG-W's lines or ticks are."""
+    if not has_theory(data):
+        return ""
+    return "Thin black, FG-W in theory: relative variance 1 + d‖g‖²/‖g_layer‖², mean cosine Γ(d/2)/(√π Γ((d + 1)/2))."
+
+
+def undefined(data: xr.Dataset) -> str:
+    """What is not drawn, and why."""
+    variance, schemes = data["relative_variance"], style.names(data, "estimator")
+    exact = [name for name in schemes if (variance.sel(estimator=name).fillna(0) < 1e-9).all()]
+    text = f"Without noise, so with relative variance 0 and no test of bias: {', '.join(exact)}." if exact else ""
+    if missing := int(data["cosine"].isnull().sum() + variance.isnull().sum()):
+        text += f" {missing} values are undefined (NaN: their reference is 0 within rounding) and left out."
+    return text.strip()
