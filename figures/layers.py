@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from figures import style
 
-LEVEL = 0.05  # of the test of no bias, over all cells of a dataset together
+LEVEL = 0.01  # of the test of no bias, over all cells of a dataset together
 FLOOR = 1e-12  # smaller p-values are drawn here
 COLUMNS = (
     ("bias_p", "target", "$p$-value of bias"),
@@ -57,7 +56,6 @@ def draw(data: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Column
         ]
         helpers += [Line2D([], [], label="FG-W, theory", color="black", **TICK)] if has_theory(data) else []
         style.legend(figure, style.names(data, "estimator"), helpers, 4 if columns == 2 else 3)
-        sns.despine(fig=figure, left=True)
         style.settle(figure)
     return figure
 
@@ -122,6 +120,7 @@ def _rows(axes: Axes, data: xr.Dataset, variable: str) -> None:
         axes.axhspan(row - 0.5, row + 0.5, color="0.95", zorder=0, linewidth=0)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
+    axes.spines.left.set_visible(False)
     axes.set_ylim(count - 0.5, -0.5)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import seaborn as sns
 import tyro
 import xarray as xr
 from matplotlib.axes import Axes
@@ -40,6 +39,8 @@ class Config:
     """Whose text width and font sizes to keep to."""
     columns: style.Columns = 2
     """2: the whole text width; 1: one column, or half of the text width."""
+    layers: bool = True
+    """Also the figure by layers, of the last algorithm's last step."""
     out: Path | None = None
     """An existing folder, or path and name without a suffix. Default: beside the dataset, by its name."""
 
@@ -51,8 +52,9 @@ def main(config: Config) -> None:
         stem = config.out / stem.name if config.out.is_dir() else config.out
     size: dict[str, Any] = {"venue": config.venue, "columns": config.columns}
     paths = style.save(draw(dataset, **size), stem, caption(dataset))
-    last = dataset.isel(algorithm=-1, step=-1)
-    paths += style.save(layers.draw(last, **size), f"{stem}_layers", layers.caption(last))
+    if config.layers:
+        last = dataset.isel(algorithm=-1, step=-1)
+        paths += style.save(layers.draw(last, **size), f"{stem}_layers", layers.caption(last))
     print(*paths, sep="\n")
 
 
@@ -82,7 +84,6 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
         helpers += [Line2D([], [], label="FG-W, theory", **style.THEORY)] if layers.has_theory(data) else []
         schemes = [*style.names(dataset, "estimator"), *algorithms]
         style.legend(figure, schemes, helpers, 5 if columns == 2 else 3)
-        sns.despine(fig=figure)
         style.settle(figure)
     return figure
 

@@ -14,13 +14,12 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
-import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 from tueplots import figsizes, fontsizes
 
@@ -36,6 +35,8 @@ FONTS: dict[Any, Any] = {"text.usetex": False, "font.family": "STIXGeneral", "ma
 LINES: dict[Any, Any] = {
     "axes.linewidth": 0.5,
     "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
     "axes.grid": True,
     "axes.titlepad": 4.0,
     "axes.labelpad": 2.5,
@@ -163,7 +164,7 @@ def context(venue: str) -> Iterator[None]:
     with mpl.rc_context():
         mpl.rcdefaults()  # or a reader's matplotlibrc would change the figure
         small = {"axes.titlesize": sizes["font.size"] - 1, "axes.labelsize": sizes["font.size"] - 1}
-        mpl.rcParams.update(dict(sns.axes_style("ticks")) | sizes | small | LINES | FONTS | EMBEDDED)
+        mpl.rcParams.update(sizes | small | LINES | FONTS | EMBEDDED)
         yield
 
 
@@ -206,14 +207,12 @@ def symlog(
     axes.set(**{f"{which}lim": limits})
     reach = max(limits[1], -limits[0]) / linear
     decades = linear * 10.0 ** np.arange(0, np.ceil(np.log10(reach)) + 1)
-    between = np.outer(decades, np.arange(2, 10)).ravel()
     axis = axes.xaxis if which == "x" else axes.yaxis
     labelled = np.array([*-decades[::-1], 0.0, *decades])
     labelled = labelled[(labelled >= limits[0]) & (labelled <= limits[1])]
     if sparse:
         labelled = labelled[(labelled == 0) | (labelled == labelled.min()) | (labelled == labelled.max())]
     ticks(axis, labelled)
-    axis.set_minor_locator(FixedLocator([*(-between[::-1]).tolist(), *between.tolist()]))
 
 
 def log(axes: Axes, which: Literal["x", "y"], limits: tuple[float, float]) -> None:
@@ -222,7 +221,11 @@ def log(axes: Axes, which: Literal["x", "y"], limits: tuple[float, float]) -> No
     if np.floor(high) - np.ceil(low) < 1:
         low, high = np.floor(low), np.ceil(high)
     axes.set(**{f"{which}scale": "log", f"{which}lim": (10**low, 10**high)})
-    (axes.xaxis if which == "x" else axes.yaxis).set_minor_formatter(NullFormatter())
+    powers = np.arange(np.ceil(low), np.floor(high) + 1)
+    powers = powers[:: -(-len(powers) // 5)]  # at most five labels
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(FixedLocator((10.0**powers).tolist()))
+    axis.set_minor_locator(NullLocator())  # minor ticks would take most of the time of drawing
 
 
 def log_steps(axes: Axes, steps: ArrayLike) -> None:
@@ -239,7 +242,7 @@ def ticks(axis: Axis, places: ArrayLike) -> None:
     """Ticks at these places, written as plain numbers."""
     axis.set_major_locator(FixedLocator(np.asarray(places, float).tolist()))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def legend(figure: Figure, schemes: Iterable[str], helpers: list[Line2D], across: int) -> None:

@@ -13,6 +13,7 @@ Run        python studies/quickstart.py            writes results/quickstart.nc,
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -59,7 +60,15 @@ def main(config: Config) -> None:
     from fgvar.experiments.training import log_steps, steps_of
 
     if config.smoke:
-        config = replace(config, channels=16, groups=4, epochs=1, probes=2, draws=32, probe_batch=16)
+        small: dict[str, Any] = {
+            "channels": 16,
+            "groups": 4,
+            "epochs": 1,
+            "probes": 1,
+            "draws": 32,
+            "probe_batch": 16,
+        }
+        config = replace(config, algorithms=config.algorithms[-1:], **small)
     images, test = (fgvar.data.load(config.data, split) for split in ("train", "test"))
     if config.smoke:
         images, test = images.subset(range(256)), test.subset(range(64))
@@ -105,7 +114,7 @@ def main(config: Config) -> None:
     sys.path.insert(0, str(ROOT))
     from figures import quickstart as figure
 
-    figure.main(figure.Config(config.out))
+    figure.main(figure.Config(config.out, layers=not config.smoke))
 
 
 def report(dataset: "xr.Dataset") -> str:  # type: ignore[name-defined]  # noqa: F821

@@ -1,0 +1,189 @@
+"""Figures: what is drawn, how large, in which fonts, and that they are functions of the dataset alone."""
+
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from figures import layers, quickstart, style
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMES = ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A", "LG-BP")
+LAYERS = ("block0.channel.weight", "block0.token.bias", "head.weight", "perturbed", "total")
+
+
+def synthetic(steps: tuple[int, ...] = (1, 4, 20, 100), epochs: int = 5) -> xr.Dataset:
+    """A dataset in the contract's form: LG-BP without noise, a dead token bias, heads that learn exactly."""
+    rng = np.random.default_rng(0)
+    algorithms, references = ("BP", "LG-FG-A"), ("target", "backprop")
+    dims = {"algorithm": algorithms, "step": steps, "estimator": SCHEMES, "reference": references, "layer": LAYERS}
+    full = tuple(len(values) for values in dims.values())
+    by_layer = (*full[:3], full[4])
+    cosine = np.clip(rng.uniform(0.005, 0.5, full), 0, 1)
+    variance = 10 ** rng.uniform(0, 4, by_layer)
+    p = rng.uniform(0.01, 1, full)
+    cosine[:, :, 4, 0], variance[:, :, 4], p[:, :, 4] = 1, 0, np.nan
+    cosine[..., 1], variance[..., 1] = np.nan, np.nan
+    cosine[..., 2], variance[..., 2] = 1, 1e-14
+    four = ("algorithm", "step", "estimator", "layer")
+    curve = np.linspace(0.9, 0.05, epochs + 1)
+    return xr.Dataset(
+        {
+            "train_error": (("algorithm", "epoch"), np.stack([curve, curve / 2])),
+            "test_error": (("algorithm", "epoch"), np.stack([curve, curve / 2 + 0.02])),
+            "cosine": (tuple(dims), cosine),
+            "cosine_se": (tuple(dims), 0.05 * cosine),
+            "bias_p": (tuple(dims), p),
+            "relative_variance": (four, variance),
+            "relative_variance_se": (four, 0.1 * variance),
+            "gradient_norm": (tuple(dims), rng.uniform(0.5, 1, full)),
+            "cosine_null": ("layer", [0.05, 0.9, 0.1, 0.04, 0.04]),
+            "size": ("layer", [1500, 4, 400, 2400, 2800]),
+        },
+        coords={name: list(values) for name, values in dims.items()} | {"epoch": range(epochs + 1)},
+        attrs={
+            "draws": 64, "seed": 0, "batch_size": 32, "route": "drawn", "data": "digits", "train_epochs": epochs,
+            "estimators": "FG-W: Estimator(space=WeightSpace(), noise=Gaussian(shared=None))",
+        },
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset() -> xr.Dataset:
+    return synthetic()
+
+
+@pytest.fixture(scope="module", params=[("iclr", 2), ("icml", 1), ("neurips", 2), ("jmlr", 1)], ids=str)
+def size(request: pytest.FixtureRequest) -> dict[str, object]:
+    return dict(zip(("venue", "columns"), request.param, strict=True))
+
+
+def panels(figure: Figure) -> dict[str, object]:
+    return {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+
+
+def test_what_is_drawn(dataset: xr.Dataset) -> None:
+    figure = quickstart.draw(dataset)
+    assert len(figure.axes) == 8
+    titled = panels(figure)
+    assert list(titled) == list(quickstart.TITLES)
+    variance = titled["relative variance"]
+    assert (variance.get_xscale(), variance.get_yscale()) == ("log", "log")
+    lines = {line.get_label(): line for line in variance.lines}
+    assert set(lines) == {"FG-W", "FG-A", "LG-FG-W", "LG-FG-A", "FG-W, theory"}, "LG-BP has no noise to draw"
+    chosen = dataset["relative_variance"].sel(algorithm="BP", layer="perturbed", estimator="FG-A")
+    np.testing.assert_array_equal(lines["FG-A"].get_xdata(), dataset["step"])
+    np.testing.assert_array_equal(lines["FG-A"].get_ydata(), chosen)
+    assert lines["FG-W, theory"].get_ydata()[0] == 2401
+    assert len(variance.collections) == 4, "a band for each drawn scheme"
+    band = variance.collections[1].get_paths()[0].vertices[:, 1]
+    error = dataset["relative_variance_se"].sel(algorithm="BP", layer="perturbed", estimator="FG-A")
+    assert band.max() == pytest.approx(float((chosen + 1.96 * error).max()))
+    error_panel = titled["error"]
+    assert {line.get_label() for line in error_panel.lines} == {"train error", "test error"}
+    assert error_panel.get_ylabel() == "trained by BP"
+    assert [axes.get_xlabel() for axes in figure.axes[4:]] == ["epoch"] + 3 * ["training step"]
+
+
+def test_layers_by_row(dataset: xr.Dataset) -> None:
+    figure = layers.draw(dataset.isel(algorithm=-1, step=-1))
+    assert [axes.get_title() for axes in figure.axes] == [title for _, _, title in layers.COLUMNS]
+    rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert rows == ["block0.channel.weight", "block0.token.bias", "perturbed", "total"], "heads learn exactly"
+    assert [text.get_text() for text in figure.axes[1].texts] == ["undefined"]
+
+
+def test_size_fonts_and_nothing_clipped(dataset: xr.Dataset, size: dict) -> None:
+    for figure in (quickstart.draw(dataset, **size), layers.draw(dataset.isel(algorithm=0, step=-1), **size)):
+        assert figure.get_figwidth() == pytest.approx(style.width(**size))
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        whole = figure.bbox
+        texts = [text for axes in figure.axes for text in (axes.title, axes.xaxis.label, axes.yaxis.label)]
+        ticks = [
+            label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels()
+        ]
+        legend = figure.legends[0]
+        for text in [*texts, *ticks, *legend.get_texts()]:
+            if not text.get_text() or not text.get_visible():
+                continue
+            box = text.get_window_extent(renderer)
+            assert box.x0 >= -1, (text.get_text(), size)
+            assert box.y0 >= -1, (text.get_text(), size)
+            assert box.x1 <= whole.x1 + 1, (text.get_text(), size)
+            assert box.y1 <= whole.y1 + 1, (text.get_text(), size)
+            assert text.get_fontname() == "STIXGeneral"
+        top = legend.get_window_extent(renderer).y0
+        assert all(axes.get_window_extent(renderer).y1 < top for axes in figure.axes), "legend outside the axes"
+        for axes in figure.axes:
+            labels = [label for label in axes.get_xticklabels() if label.get_text() and axes.get_xlabel() != ""]
+            boxes = sorted((label.get_window_extent(renderer) for label in labels), key=lambda box: box.x0)
+            assert all(a.x1 <= b.x0 for a, b in pairwise(boxes)), f"tick labels overlap at {size}"
+
+
+def test_captions_say_how_numbers_came(dataset: xr.Dataset) -> None:
+    text = quickstart.caption(dataset)
+    for words in ("drawn", "n = 64 draws", "±1.96 standard errors", "Šidák", "undefined", "FG-W in theory"):
+        assert words in text, words
+    assert "Gradient quality layer by layer of training by BP, step 100" in layers.caption(
+        dataset.isel(algorithm=0, step=-1)
+    )
+    smoke = dataset.assign_attrs(configuration="Config(smoke=True)")
+    assert quickstart.caption(smoke).startswith("A smoke run")
+
+
+def test_files_are_the_same_in_every_run(dataset: xr.Dataset, tmp_path) -> None:
+    for name in ("one", "two"):
+        paths = style.save(quickstart.draw(dataset), tmp_path / name, quickstart.caption(dataset))
+        assert [path.suffix for path in paths] == [".pdf", ".png", ".txt"]
+    for suffix in (".pdf", ".png", ".txt"):
+        assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"two{suffix}").read_bytes(), suffix
+    pdf = (tmp_path / "one.pdf").read_bytes()
+    assert b"/FontFile2" in pdf, "TrueType, embedded"
+    assert b"/Type3" not in pdf
+
+
+def test_a_smoke_dataset_draws() -> None:
+    dataset = synthetic(steps=(1,), epochs=1).isel(algorithm=[1])
+    assert len(quickstart.draw(dataset).axes) == 4
+
+
+def test_every_scheme_has_its_own_look() -> None:
+    looks = [(look.color, look.marker) for look in style.SCHEMES.values()]
+    assert len(set(looks)) == len(looks)
+    assert len({look.marker for look in style.SCHEMES.values()}) == len(looks), "nothing rests on colour alone"
+    with pytest.raises(ValueError, match=r"no colour for scheme 'mine'.*style\.py"):
+        style.look("mine")
+
+
+def test_settings_do_not_leak(dataset: xr.Dataset) -> None:
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    quickstart.draw(dataset)
+    assert dict(mpl.rcParams) == before
+
+
+def test_foreign_data_is_refused(dataset: xr.Dataset, tmp_path) -> None:
+    with pytest.raises(ValueError, match="lacks variable 'train_error'"):
+        quickstart.draw(dataset.drop_vars("train_error"))
+    with pytest.raises(ValueError, match="venue='nature': one of iclr"):
+        quickstart.draw(dataset, venue="nature")
+    with pytest.raises(ValueError, match="columns=3"):
+        quickstart.draw(dataset, columns=3)
+    with pytest.raises(FileNotFoundError, match="no dataset at"):
+        style.read(tmp_path / "none.nc")
+    (tmp_path / "broken.nc").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match="not a whole netCDF file"):
+        style.read(tmp_path / "broken.nc")
+
+
+def test_figures_never_import_torch() -> None:
+    code = "import sys, figures.quickstart; print(any(m.split('.')[0] in ('torch', 'fgvar') for m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "False"
