@@ -3,11 +3,18 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 
 from fgvar.errors import unknown
 from fgvar.sites import Site
 
 EPS = 1e-5  # of every layer norm in the paper's networks
+
+
+def blank_linear(fan_in: int, fan_out: int) -> nn.Linear:
+    """A linear layer whose weights are yet to be set: nn.Linear itself draws them from the global generator."""
+    layer: nn.Linear = skip_init(nn.Linear, fan_in, fan_out, device=torch.get_default_device())
+    return layer
 
 
 class ReadOut(nn.Module):
@@ -23,7 +30,7 @@ class ReadOut(nn.Module):
     def __init__(self, channels: int, classes: int, *, norm: bool = True) -> None:
         super().__init__()
         self.norm = norm
-        self.linear = nn.Linear(channels, classes)
+        self.linear = blank_linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 3:
@@ -52,7 +59,7 @@ class LocalHead(nn.Module):
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         self.end = Site()
-        self.linear = nn.Linear(channels, classes)
+        self.linear = blank_linear(channels, classes)
 
     def forward(self, features: Tensor) -> Tensor:
         normed = functional.layer_norm(features, features.shape[-1:], eps=EPS)

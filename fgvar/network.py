@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,8 +50,9 @@ class Network:
         self._entered: list[int] = []
         self._clock = 0
         for name, child in self.modules.items():
-            child.register_forward_pre_hook(lambda _module, _inputs: self._enter())
-            child.register_forward_hook(lambda _module, _inputs, output, name=name: self._leave(name, output))
+            # Bound methods, unlike closures, follow a copied or unpickled network.
+            child.register_forward_pre_hook(self._enter)
+            child.register_forward_hook(partial(self._leave, name))
 
     def run(
         self,
@@ -92,12 +94,12 @@ class Network:
         tied = {alias: tensors[name] for alias, name in self.aliases.items()}
         return functional_call(self.skeleton, {**tensors, **tied}, (inputs,), tie_weights=False)
 
-    def _enter(self) -> None:
+    def _enter(self, _module: nn.Module, _inputs: Any) -> None:
         if self._recording is not None:
             self._entered.append(self._clock)
             self._clock += 1
 
-    def _leave(self, name: str, output: Any) -> Any:
+    def _leave(self, name: str, _module: nn.Module, _inputs: Any, output: Any) -> Any:
         if self._recording is not None:
             shape = tuple(output.shape) if isinstance(output, Tensor) else None
             self._recording.append((name, Visit(self._entered.pop(), self._clock, shape)))
@@ -155,7 +157,7 @@ class Map:
 
 def twice(name: str) -> str:
     return (
-        f"{name!r} is called twice in one forward pass: one tap cannot stand for two tensors; "
+        f"{name!r} is called twice in one forward pass: one name cannot stand for two tensors; "
         "give each call a module of its own"
     )
 

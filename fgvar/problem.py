@@ -14,10 +14,23 @@ from fgvar.network import Map, Network
 
 Loss = Callable[[Any, Tensor], Tensor]
 
-LOSSES: dict[str, Loss] = {
-    "cross_entropy": lambda outputs, targets: functional.cross_entropy(outputs, targets, reduction="none"),
-    "mse": lambda outputs, targets: (outputs - targets).square().flatten(1).mean(1),
-}
+
+def _mse(outputs: Any, targets: Tensor) -> Tensor:
+    if not isinstance(outputs, Tensor) or outputs.shape != targets.shape:
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(
+            f"mse needs targets of the outputs' shape {shape}, the targets are {tuple(targets.shape)}; "
+            "reshape them (broadcasting would compare an example with the targets of others)"
+        )
+    per_example: Tensor = (outputs - targets).square().flatten(1).mean(1)
+    return per_example
+
+
+def _cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(outputs, targets.long(), reduction="none")
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": _cross_entropy, "mse": _mse}
 
 
 class Problem:
@@ -48,20 +61,22 @@ class Problem:
     params: dict[str, Tensor]
     inputs: Tensor
     targets: Tensor
+    map: Map
+    single: Map  # of the first example alone
 
     def __init__(self, module: nn.Module, loss: str | Loss, batch: tuple[Tensor, Tensor]) -> None:
         if isinstance(loss, str) and loss not in LOSSES:
             raise ValueError(unknown("loss", loss, LOSSES))
         self.loss_function: Loss = LOSSES[loss] if isinstance(loss, str) else loss
         self.inputs, self.targets = _checked_batch(batch)
-        self.params = {k: p.detach() for k, p in module.named_parameters()}
-        self.buffers = {k: b.detach() for k, b in module.named_buffers()}
+        self.params = {k: p.detach().clone() for k, p in module.named_parameters()}
+        self.buffers = {k: b.detach().clone() for k, b in module.named_buffers()}
         if not self.params:
             raise ValueError(f"{type(module).__name__} has no parameters, so there is no gradient to estimate")
         _refuse_coupled_or_random(module)
         _require_finite("parameters", self.params)
         self.network = Network(module)
-        self.map = self._look(loss == "cross_entropy")
+        self.map, self.single = self._look(loss == "cross_entropy")
 
     @property
     def batch_size(self) -> int:
@@ -129,12 +144,13 @@ class Problem:
         gradient: dict[str, Tensor] = grad(self.loss)(self.params)
         return gradient
 
-    def _look(self, classification: bool) -> Map:
-        """One forward pass that maps the network and checks outputs, targets and losses."""
+    def _look(self, classification: bool) -> tuple[Map, Map]:
+        """Maps of the batch and of its first example alone, and checks of outputs, targets and losses."""
         tensors = {**self.buffers, **self.params}
         with torch.no_grad():
             try:
                 outputs, found = self.network.map(tensors, self.inputs)
+                first, single = self.network.map(tensors, self.inputs[:1])
             except RuntimeError as error:
                 if "random" not in str(error):
                     raise
@@ -154,7 +170,9 @@ class Problem:
                 f"({self.batch_size},); return the per-example loss (reduction='none', other axes averaged)"
             )
         _require_finite("the loss", {"per example": losses})
-        return found
+        with torch.no_grad():
+            _require_independence(losses[0], self.loss_function(first, self.targets[:1])[0])
+        return found, single
 
 
 def _checked_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -184,11 +202,24 @@ def _refuse_coupled_or_random(module: nn.Module) -> None:
                 f"{label} couples the examples of a batch in train mode, so that no loss term credits one "
                 "example alone; call module.eval(), or use a norm within the example"
             )
+        if isinstance(child, nn.modules.instancenorm._InstanceNorm) and child.training and child.track_running_stats:
+            raise ValueError(f"{label} changes its running statistics in every forward pass; call module.eval()")
         rate = getattr(child, "p", None) if isinstance(child, nn.modules.dropout._DropoutNd) else None
         if isinstance(child, nn.MultiheadAttention | nn.RNNBase):
             rate = child.dropout
+        if isinstance(child, nn.RReLU):
+            rate = child.upper - child.lower
         if child.training and rate:
             raise ValueError(f"{label} draws random numbers in train mode; call module.eval() or set its rate to 0")
+
+
+def _require_independence(among: Tensor, alone: Tensor) -> None:
+    tolerance = torch.finfo(among.dtype).eps ** 0.5
+    if not among.is_meta and not torch.allclose(among, alone, rtol=tolerance, atol=tolerance):
+        raise ValueError(
+            f"the first example's loss is {float(among):.6g} in the batch and {float(alone):.6g} alone: the network "
+            "couples examples, so that no loss term credits one example alone; use a norm within the example"
+        )
 
 
 def _check_classes(outputs: Any, targets: Tensor) -> None:

@@ -72,6 +72,8 @@ def with_sites(
         >>> [name for name, child in net.named_modules() if isinstance(child, Site)]
         ['0.site', '2.site']
     """
+    if isinstance(sites, str):
+        raise TypeError(f"sites is the text {sites!r}, expected a collection of names: [{sites!r}]")
     if sites is not None and types is not None:
         raise ValueError("with_sites takes sites= or types=, not both")
     if present := [name for name, child in module.named_modules() if isinstance(child, Site)]:

@@ -55,7 +55,7 @@ def draw(data: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Column
             Line2D([], [], label="random direction", color=style.GREY, **TICK),
         ]
         helpers += [Line2D([], [], label="FG-W, theory", color="black", **TICK)] if has_theory(data) else []
-        style.legend(figure, style.names(data, "estimator"), helpers, 4 if columns == 2 else 3)
+        style.legend(figure, style.names(data, "estimator"), helpers, entry=1.3)
         style.settle(figure)
     return figure
 

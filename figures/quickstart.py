@@ -83,7 +83,7 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
         ]
         helpers += [Line2D([], [], label="FG-W, theory", **style.THEORY)] if layers.has_theory(data) else []
         schemes = [*style.names(dataset, "estimator"), *algorithms]
-        style.legend(figure, schemes, helpers, 5 if columns == 2 else 3)
+        style.legend(figure, schemes, helpers, entry=1.05)
         style.settle(figure)
     return figure
 

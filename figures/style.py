@@ -245,10 +245,10 @@ def ticks(axis: Axis, places: ArrayLike) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def legend(figure: Figure, schemes: Iterable[str], helpers: list[Line2D], across: int) -> None:
-    """One legend above all panels: the schemes in their fixed order, then the other lines."""
+def legend(figure: Figure, schemes: Iterable[str], helpers: list[Line2D], entry: float) -> None:
+    """One legend above all panels, an entry of which is so many inches wide: schemes first, in their order."""
     handles = [Line2D([], [], label=scheme, **line_style(scheme)) for scheme in in_order(schemes)]
-    figure.legend(handles=[*handles, *helpers], loc="outside upper center", ncols=across)
+    figure.legend(handles=[*handles, *helpers], loc="outside upper center", ncols=int(figure.get_figwidth() / entry))
 
 
 def settle(figure: Figure) -> None:

@@ -644,7 +644,12 @@ def test_estimators_are_a_mapping(estimators: object, kind: str) -> None:
         fgvar.measure(estimators, problem(), draws=2)
 
 
-@pytest.mark.parametrize("wrong", ["FG-W", fgvar.scheme, nn.Linear(3, 2), 3, fgvar.Gaussian()])
+def test_a_name_is_no_estimator() -> None:
+    with pytest.raises(TypeError, match=says("'mine' is the text 'FG-W'", r"fgvar\.scheme\('FG-W'\)")):
+        fgvar.measure({"mine": "FG-W"}, problem(), draws=2)
+
+
+@pytest.mark.parametrize("wrong", [fgvar.scheme, nn.Linear(3, 2), 3, fgvar.Gaussian()])
 def test_what_is_no_estimator_is_named(wrong: object) -> None:
     message = says(f"'mine' is {type(wrong).__name__}", "expected", "randomness, estimate and target methods")
     with pytest.raises(TypeError, match=message):

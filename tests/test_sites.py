@@ -458,3 +458,26 @@ def test_a_problem_keeps_only_params_and_buffers_on_the_device(build) -> None:
     skeleton = problem.network.skeleton
     assert all(t.is_meta for t in (*skeleton.parameters(), *skeleton.buffers()))
     assert not any(t.is_meta for t in (*problem.params.values(), *problem.buffers.values()))
+
+
+def test_problems_are_copied_and_pickled_with_their_own_hooks() -> None:
+    original = fgvar.Problem(
+        fgvar.with_sites(nn.Sequential(nn.Linear(3, 2)).double()), "mse", (randn(4, 3), randn(4, 2))
+    )
+    for twin in (copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
+        _, values = twin.run(twin.params, watch=("0.site",))
+        assert torch.equal(values["0.site"], original.run(original.params)[0])
+
+
+def test_examples_coupled_without_a_module_are_refused() -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2).double()
+
+        def forward(self, x):
+            z = self.linear(x)
+            return z - z.mean(0)
+
+    with pytest.raises(ValueError, match="couples examples"):
+        fgvar.Problem(Centred(), "mse", (randn(4, 3), randn(4, 2)))

@@ -118,7 +118,7 @@ def open_dataset(path: str | os.PathLike[str]) -> xr.Dataset:
     try:
         with xr.open_dataset(path, engine="h5netcdf") as stored:
             return stored.load()
-    except OSError as error:
+    except (OSError, KeyError, RuntimeError) as error:  # what h5py and h5netcdf raise for damaged files
         raise ValueError(f"{path} is not a whole netCDF file ({error}); make it again") from error
 
 

@@ -18,7 +18,7 @@ from fgvar.analysis.draws import estimates, ranges
 from fgvar.analysis.moments import BLOCK, FEATURES, References
 from fgvar.analysis.statistics import MINIMUM, cosine_null, statistics
 from fgvar.errors import NonFiniteError
-from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.estimators.noise import Randomness
 from fgvar.problem import Problem
 
@@ -72,14 +72,17 @@ def measure(
         >>> ds["variance"].sizes
         Frozen({'estimator': 1, 'layer': 4})
     """
-    _check_arguments(estimators, draws, chunk)
+    check_arguments(estimators, draws, chunk, seed)
     backprop, loss = problem.backprop(), problem.loss()
+    _require_gradient("backprop", problem, backprop)
     layers = (*problem.params, *streaming.GROUPS)
     rows = []
     for name, estimator in estimators.items():
         started = time.perf_counter()
         randomness = estimator.randomness(problem)
-        references = References.of(estimator.target(problem), backprop, problem.perturbed)
+        target = estimator.target(problem)
+        _require_gradient(f"the target of estimator {name!r}", problem, target)
+        references = References.of(target, backprop, problem.perturbed)
         size = _chunk(problem, randomness, budget) if chunk is None else chunk
         values, kept = _drawn(name, estimator, problem, references, randomness, draws, seed, size, noise_device)
         values["data_variance"] = _data_variance(estimator, problem, size)
@@ -124,10 +127,11 @@ def _drawn(
         else _blocks(name, estimator, problem, randomness, draws, seed, chunk, noise_device)
     )
     for block in blocks:
+        _require_like(f"the estimate of {name!r}", problem, {k: g[0] for k, g in block.items()})
         try:
             moments, features = streaming.update(moments, references, block)
         except NonFiniteError as error:
-            raise NonFiniteError(f"estimator {name!r}, draws from {moments.count}: {error}") from None
+            raise NonFiniteError(f"estimator {name!r}, {error}") from None
         kept.append(features.cpu().numpy())
     scalars = np.concatenate(kept, axis=1)
     if noiseless:  # two equal draws have the statistics of a constant, but no noise to test a bias against
@@ -276,17 +280,35 @@ def _sizes(problem: Problem) -> list[int]:
     return [*sizes.values(), sum(sizes[name] for name in problem.perturbed) or 1, sum(sizes.values())]
 
 
-def _check_arguments(estimators: Mapping[str, GradientEstimator], draws: int, chunk: int | None) -> None:
+def _require_like(what: str, problem: Problem, gradient: Mapping[str, Tensor]) -> None:
+    for name, parameter in problem.params.items():
+        got = tuple(gradient[name].shape) if name in gradient else "nothing"
+        if got != tuple(parameter.shape):
+            raise ValueError(
+                f"{what} has {got} for {name!r}, expected {tuple(parameter.shape)}, as in problem.params"
+            )
+
+
+def _require_gradient(what: str, problem: Problem, gradient: Mapping[str, Tensor]) -> None:
+    _require_like(what, problem, gradient)
+    for name, value in gradient.items():
+        if not value.is_meta and not bool(value.isfinite().all()):
+            raise NonFiniteError(
+                f"{what}: {name!r} holds NaN or infinity, though the loss is finite; move the parameters"
+            )
+
+
+def check_arguments(estimators: Mapping[str, GradientEstimator], draws: int, chunk: int | None, seed: int) -> None:
+    """Raise where `measure` would refuse these arguments."""
     if not isinstance(estimators, Mapping) or not estimators:
         raise TypeError(
             f"estimators is {type(estimators).__name__}, expected a non-empty mapping of name → estimator, "
             'for instance {"FG-A": fgvar.scheme("FG-A")}'
         )
     for name, estimator in estimators.items():
-        if not isinstance(estimator, GradientEstimator):
-            raise TypeError(
-                f"{name!r} is {type(estimator).__name__}, expected randomness, estimate and target methods"
-            )
+        require_estimator(name, estimator)
+    if seed < 0:
+        raise ValueError(f"seed is {seed}, expected a non-negative integer")
     if draws < 2:
         raise ValueError(f"draws is {draws}, expected at least 2: one draw has no spread")
     if chunk is not None and chunk not in (1, 2, 4, 8) and (chunk < BLOCK or chunk % BLOCK):

@@ -139,7 +139,7 @@ def update(moments: Moments, references: References, gradients: Mapping[str, Ten
         projections.append(references.projected(name, rows))
         deviation[name] = moments.deviation[name] + rows.sum(0)
     gram, projected = references.grouped(grams), references.grouped(projections)
-    _require_finite(references, gram[:, :m, :m].diagonal(dim1=1, dim2=2))
+    _require_finite(references, gram[:, :m, :m].diagonal(dim1=1, dim2=2), moments.count)
     features = _features(gram, m)
     block = replace(
         init(references),
@@ -204,8 +204,10 @@ def _about_mean(gram: Tensor, m: int) -> Tensor:
     return torch.stack([square, to_target, to_target + target - backprop, to_target + target], dim=-1)
 
 
-def _require_finite(references: References, squares: Tensor) -> None:
+def _require_finite(references: References, squares: Tensor, before: int) -> None:
     if squares.is_meta or bool(squares.isfinite().all()):
         return
     layer, draw = (~squares.isfinite()).nonzero()[0].tolist()
-    raise NonFiniteError(f"layer {references.layers[layer]!r}: the estimate of draw {draw} holds NaN or infinity")
+    raise NonFiniteError(
+        f"layer {references.layers[layer]!r}: the estimate of draw {before + draw} holds NaN or infinity"
+    )

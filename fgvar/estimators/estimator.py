@@ -41,6 +41,17 @@ class GradientEstimator(Protocol):
         """The gradient that the estimator should be unbiased for."""
 
 
+def require_estimator(name: str, candidate: object) -> None:
+    """Raise a TypeError where ``candidate`` is not a `GradientEstimator`, saying what to give instead."""
+    if isinstance(candidate, type):
+        raise TypeError(f"{name!r} is the class {candidate.__name__}, expected an instance: {candidate.__name__}(…)")
+    if isinstance(candidate, str):
+        raise TypeError(f"{name!r} is the text {candidate!r}, expected an estimator: fgvar.scheme({candidate!r})")
+    if not isinstance(candidate, GradientEstimator):
+        kind = type(candidate).__name__
+        raise TypeError(f"{name!r} is {kind}, expected randomness, estimate and target methods")
+
+
 @dataclass(frozen=True)
 class Estimator:
     """A perturbation scheme, composed of words: space, noise, losses, oracle.

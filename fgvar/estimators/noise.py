@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -117,12 +117,15 @@ class Randomness:
 
         Raises:
             ValueError: a negative seed or draw number, or no draw at all.
+            TypeError: a dtype that is not floating point.
         """
         numbers = list(draws)
         if seed < 0 or not numbers or min(numbers) < 0:
             raise ValueError(
                 f"seed {seed} and draws {numbers[:5]}: expected non-negative integers, at least one draw"
             )
+        if not dtype.is_floating_point:
+            raise TypeError(f"noise cannot be {dtype}; give a floating-point dtype, as problem.dtype")
         where = torch.device(noise_device if noise_device is not None else device)
         return {
             name: torch.stack(
@@ -163,10 +166,21 @@ class Stream:
         return hashlib.blake2b(f"{self.seed}/{self.draw}/{self.name}".encode(), digest_size=32).digest()
 
     def _numpy(self) -> np.random.Generator:
-        return np.random.Generator(np.random.SFC64(np.frombuffer(self._digest(), np.uint32).tolist()))
+        seed: Any = _Digest(self._digest())  # numpy annotates SeedSequence, where any ISeedSequence will do
+        return np.random.Generator(np.random.SFC64(seed))
 
     def _torch(self, device: torch.device) -> torch.Generator | None:
         if device.type == "meta":
             return None
         generator = torch.Generator(device)
         return generator.manual_seed(int.from_bytes(self._digest()[:8], "little") >> 1)
+
+
+class _Digest(np.random.bit_generator.ISeedSequence):
+    """A hash as the state of a bit generator: uniform already, so SeedSequence's own (slow) hashing is left out."""
+
+    def __init__(self, digest: bytes) -> None:
+        self.digest = digest
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> Any:
+        return np.frombuffer(self.digest, dtype, n_words)

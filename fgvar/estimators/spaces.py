@@ -128,7 +128,8 @@ class ActivitySpace:
             shape = problem.map.sites[site]
             if len(problem.map.visits[site]) > 1:
                 raise ValueError(twice(site))
-            if not shape or shape[0] != problem.map.batch_size:
+            # The first axis may be as long as the batch by chance: it has to follow the batch.
+            if shape[:1] != (problem.map.batch_size,) or problem.single.sites[site] != (1, *shape[1:]):
                 raise ValueError(
                     f"site {site!r} has shape {shape}, expected the batch axis ({problem.map.batch_size}) first; "
                     "choose other sites with with_sites(sites=…)"
@@ -136,6 +137,8 @@ class ActivitySpace:
         for site, relu in self._relus(problem).items():
             if relu not in problem.map.visits:
                 raise ValueError(unknown(f"module (the ReLU of site {site!r})", relu, problem.map.visits))
+            if len(problem.map.visits[relu]) > 1:
+                raise ValueError(twice(relu))
             inactive = problem.map.visits[relu][0].shape
             if inactive != problem.map.sites[site]:
                 raise ValueError(

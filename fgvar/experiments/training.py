@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fgvar.analysis.dataset import describe, provenance
-from fgvar.analysis.measurement import measure
+from fgvar.analysis.measurement import check_arguments, measure
 from fgvar.errors import NonFiniteError
-from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.experiments.data import Images
 from fgvar.problem import Loss, Problem
 
@@ -42,7 +42,9 @@ class Schedule:
     weight_decay: float = 1e-4
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch < 1 or self.lr <= 0 or not 0 <= self.momentum < 1 or self.weight_decay < 0:
+        finite = np.isfinite([self.lr, self.momentum, self.weight_decay]).all()
+        positive = self.epochs >= 1 and self.batch >= 1 and self.lr > 0
+        if not (finite and positive and 0 <= self.momentum < 1 and self.weight_decay >= 0):
             raise ValueError(f"{self}: epochs, batch ≥ 1, lr > 0, 0 ≤ momentum < 1 and weight_decay ≥ 0 expected")
 
 
@@ -121,6 +123,7 @@ def train(
         ValueError: fewer training examples than one batch, or a problem that the estimator does not fit.
         NonFiniteError: NaN or infinity in a gradient or loss, naming the parameter and the step.
     """
+    require_estimator(name or "estimator", estimator)
     where = choose_device(device)
     module = copy.deepcopy(module).to(where)
     images, test = data
@@ -133,6 +136,11 @@ def train(
     randomness = estimator.randomness(problem)
     params = {key: value.clone() for key, value in problem.params.items()}
     optimiser, decay = _optimiser(params, schedule, total)
+    if probe is not None:
+        check_arguments(probe.estimators, probe.draws, None, probe.seed)
+        probed = Problem(module, loss, _moved(probe.batch, where, problem.dtype))
+        for other in probe.estimators.values():
+            other.randomness(probed)
     watch = _Watch(tuple(params), where)
     curves = [_evaluate(problem, params, images, test)]
     probes: list[xr.Dataset] = []
@@ -160,6 +168,10 @@ def train(
                 look()
             watch.read()
             curves.append(_evaluate(problem, params, images, test))
+            if not np.isfinite(curves[-1][0]):
+                raise NonFiniteError(
+                    f"the loss after epoch {epoch + 1} (step {step}) is NaN or infinity; lower the learning rate"
+                )
             bar.set_postfix(loss=f"{curves[-1][0]:.3f}", test_error=f"{curves[-1][2]:.1%}")
     dataset = xr.Dataset(
         {key: ("epoch", list(column)) for key, column in zip(CURVES, zip(*curves, strict=True), strict=True)},

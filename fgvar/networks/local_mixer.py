@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fgvar.errors import unknown
-from fgvar.heads import EPS, LocalHead, ReadOut, initialise
+from fgvar.heads import EPS, LocalHead, ReadOut, blank_linear, initialise
 from fgvar.sites import Site
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -60,10 +60,10 @@ class Block(nn.Module):
         super().__init__()
         self.groups, self.first = groups, first
         if not first:
-            self.token = nn.Linear(tokens, tokens)
+            self.token = blank_linear(tokens, tokens)
             self.token_site = Site(relu="token_relu", patch_axis=1)
             self.token_relu = nn.ReLU()
-        self.channel = nn.Linear(features, channels)
+        self.channel = blank_linear(features, channels)
         # The paper's code credits each row of this layer with its own group's loss only, which is biased.
         setattr(self.channel, "published_group_rows", True)  # noqa: B010 (a flag, not a module)
         self.channel_site = Site(relu="channel_relu", patch_axis=1, group_axis=2)
@@ -132,8 +132,8 @@ class LocalMixer(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        colours, height, width = image_shape
         _check_sizes(image_shape, classes, blocks, patches, channels, groups)
+        colours, height, width = image_shape
         self.image_shape, self.patches = tuple(image_shape), patches
         features = colours * (height // patches) * (width // patches)
         self.block_names = [f"block{index}" for index in range(blocks)]
@@ -173,8 +173,13 @@ class LocalMixer(nn.Module):
 def _check_sizes(
     image_shape: tuple[int, int, int], classes: int, blocks: int, patches: int, channels: int, groups: int
 ) -> None:
+    if len(image_shape) != 3:
+        raise ValueError(f"image_shape is {tuple(image_shape)}, expected (channels, height, width)")
+    if min(image_shape) < 1:
+        raise ValueError(f"image_shape is {tuple(image_shape)}, expected numbers of at least 1")
     colours, height, width = image_shape
-    for what, size in (("classes", classes), ("blocks", blocks), ("patches", patches), ("groups", groups)):
+    sizes = {"classes": classes, "blocks": blocks, "patches": patches, "channels": channels, "groups": groups}
+    for what, size in sizes.items():
         if size < 1:
             raise ValueError(f"{what} is {size}, expected at least 1")
     if height % patches or width % patches:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fgvar.errors import unknown
-from fgvar.heads import ReadOut, initialise
+from fgvar.heads import ReadOut, blank_linear, initialise
 from fgvar.sites import Site
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "linear": nn.Identity}
@@ -59,7 +59,7 @@ class MLP(nn.Module):
         self.depth = depth
         generator = torch.Generator().manual_seed(seed)
         for index in range(depth):
-            layer = nn.Linear(size if index == 0 else width, width)
+            layer = blank_linear(size if index == 0 else width, width)
             initialise(layer, init, generator)
             self.add_module(f"layer{index}", layer)
             self.add_module(f"site{index}", Site(relu=f"act{index}" if activation == "relu" else None))
