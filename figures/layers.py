@@ -49,7 +49,7 @@ def draw(data: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Column
             _scale(axes, chosen, variable, threshold)
             _rows(axes, chosen, variable)
             axes.set_yticks(range(len(rows)), rows if j % across == 0 else [])
-            axes.set_title(title)
+            axes.set_title(title, loc="center" if columns == 2 else "right")  # wider than a narrow panel
         helpers = [
             Line2D([], [], label="threshold of the bias", **THRESHOLD),
             Line2D([], [], label="random direction", color=style.GREY, **TICK),

@@ -222,7 +222,8 @@ def log(axes: Axes, which: Literal["x", "y"], limits: tuple[float, float]) -> No
         low, high = np.floor(low), np.ceil(high)
     axes.set(**{f"{which}scale": "log", f"{which}lim": (10**low, 10**high)})
     powers = np.arange(np.ceil(low), np.floor(high) + 1)
-    powers = powers[:: -(-len(powers) // 5)]  # at most five labels
+    most = 5 if which == "y" else 3  # labels stand side by side on an x axis
+    powers = powers[:: -(-len(powers) // most)]
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(FixedLocator((10.0**powers).tolist()))
     axis.set_minor_locator(NullLocator())  # minor ticks would take most of the time of drawing
