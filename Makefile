@@ -1,10 +1,13 @@
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
-.PHONY: demo test lint types clean
+.PHONY: demo figures test lint types clean
 
 demo: .venv/studies  ## train and measure the quickstart; results/quickstart.{nc,pdf,png}
 	$(PY) studies/quickstart.py
+
+figures: .venv/studies  ## redraw every figure from its stored dataset, beside it
+	$(PY) -m figures.quickstart figures/data/quickstart.nc
 
 test: .venv/dev  ## the whole test suite
 	$(PY) -m pytest
