@@ -19,7 +19,11 @@ COLUMNS = (
     ("cosine", "target", "cosine to target"),
     ("cosine", "backprop", "cosine to backprop"),
 )
-NEEDED = dict.fromkeys(("bias_p", "relative_variance", "cosine"), ("estimator", "layer"))
+NEEDED = {
+    **dict.fromkeys(("bias_p", "cosine", "cosine_se"), ("estimator", "reference", "layer")),
+    **dict.fromkeys(("relative_variance", "relative_variance_se"), ("estimator", "layer")),
+    **dict.fromkeys(("gradient_norm", "cosine_null", "size"), ("layer",)),
+}
 THRESHOLD: dict[str, Any] = {"color": "black", "linestyle": (0, (3, 1.5)), "linewidth": 0.6, "zorder": 1}
 TICK: dict[str, Any] = {"linestyle": "none", "marker": "|", "markersize": 5, "markeredgewidth": 0.7, "zorder": 1.5}
 EXPLAINED = (
@@ -49,13 +53,14 @@ def draw(data: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Column
             _scale(axes, chosen, variable, threshold)
             _rows(axes, chosen, variable)
             axes.set_yticks(range(len(rows)), rows if j % across == 0 else [])
-            axes.set_title(title, loc="center" if columns == 2 else "right")  # wider than a narrow panel
+            # Centred, they would be wider than a narrow panel.
+            axes.set_title(title) if columns == 2 else axes.set_title(title, loc="right", fontsize="small")
         helpers = [
             Line2D([], [], label="threshold of the bias", **THRESHOLD),
             Line2D([], [], label="random direction", color=style.GREY, **TICK),
         ]
         helpers += [Line2D([], [], label="FG-W, theory", color="black", **TICK)] if has_theory(data) else []
-        style.legend(figure, style.names(data, "estimator"), helpers, entry=1.3)
+        style.legend(figure, style.names(data, "estimator"), helpers, entry=1.3, points=True)
         style.settle(figure)
     return figure
 
@@ -71,8 +76,8 @@ def caption(data: xr.Dataset) -> str:
         f"perturbed: all parameters that a scheme estimates; total: with those learnt exactly.{left_out}",
         EXPLAINED,
         f"p-value of bias: that a scheme is unbiased for its own target in that layer; dashed: the threshold "
-        f"{bias(data)[0]:.2g}, at which all cells together reject unbiased schemes with probability {LEVEL:g}; "
-        f"values below {FLOOR:g} are drawn there.",
+        f"{bias(data)[0]:.2g}, at which all cells together reject unbiased schemes with probability {LEVEL:g}."
+        + (f" Values below {FLOOR:g} are drawn there." if (data["bias_p"] < FLOOR).any() else ""),
         f"Axes of cosines are linear within ±{cosine_limits(data)[0]:g}. Grey ticks: 95 % half-width of the cosine "
         "of one random direction in the layer's dimension.",
         theory(data),
@@ -92,19 +97,21 @@ def _scale(axes: Axes, data: xr.Dataset, variable: str, threshold: float) -> Non
     elif variable == "cosine":
         linear, limits = cosine_limits(data)
         style.symlog(axes, "x", linear, limits, sparse=True)
-        axes.plot(data["cosine_null"], rows, label="random direction", color=style.GREY, **TICK)
+        defined = data["cosine"].notnull().any("estimator").values
+        null = data["cosine_null"].values[defined]
+        axes.plot(null, rows[defined], label="random direction", color=style.GREY, **TICK)
     else:
         low, high = variance_limits(data)
         expected = _expected(data)
         style.log(axes, "x", (low, float(np.nanmax(expected, initial=high / 1.6)) * 1.6))
         if np.isfinite(expected).any():
-            axes.plot(expected, rows, label="FG-W, theory", color="black", **TICK)
+            axes.plot(expected, rows + _shifts(data)["FG-W"], label="FG-W, theory", color="black", **TICK)
 
 
 def _rows(axes: Axes, data: xr.Dataset, variable: str) -> None:
     """One row a layer, with every scheme's mean and error in it, each a little lower than the one before."""
-    schemes, count = style.in_order(style.names(data, "estimator")), data.sizes["layer"]
-    for scheme, shift in zip(schemes, np.linspace(-0.3, 0.3, len(schemes)), strict=True):
+    count = data.sizes["layer"]
+    for scheme, shift in _shifts(data).items():
         its = data.sel(estimator=scheme)
         mean, rows = its[variable].values, np.arange(count) + shift
         error = np.zeros(count) if variable == "bias_p" else style.Z * its[f"{variable}_se"].values
@@ -122,6 +129,12 @@ def _rows(axes: Axes, data: xr.Dataset, variable: str) -> None:
     axes.tick_params(axis="y", length=0)
     axes.spines.left.set_visible(False)
     axes.set_ylim(count - 0.5, -0.5)
+
+
+def _shifts(data: xr.Dataset) -> dict[str, float]:
+    """Where in its row each scheme is drawn."""
+    schemes = style.in_order(style.names(data, "estimator"))
+    return dict(zip(schemes, np.linspace(-0.3, 0.3, len(schemes)).tolist(), strict=True))
 
 
 def estimated(data: xr.Dataset) -> list[str]:
@@ -215,7 +228,11 @@ def theory(data: xr.Dataset) -> str:
     """What FG-W's lines or ticks are."""
     if not has_theory(data):
         return ""
-    return "Thin black, FG-W in theory: relative variance 1 + d‖g‖²/‖g_layer‖², mean cosine Γ(d/2)/(√π Γ((d + 1)/2))."
+    d = int(data["size"].max() if "layer" not in data.dims else data["size"].sel(layer="perturbed"))
+    return (
+        "Black, FG-W in theory: relative variance 1 + d‖g‖²/‖g_layer‖², mean cosine over all perturbed numbers "
+        f"Γ(d/2)/(√π Γ((d + 1)/2)): {d + 1} and {style.mean_cosine(d):.2g} for d = {d}."
+    )
 
 
 def undefined(data: xr.Dataset) -> str:

@@ -14,6 +14,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from figures import layers, style
@@ -23,8 +24,9 @@ TITLES = ("error", "cosine to target", "cosine to backprop", "relative variance"
 NEEDED = {
     "train_error": ("algorithm", "epoch"),
     "test_error": ("algorithm", "epoch"),
-    "cosine": ("algorithm", "step", "estimator", "reference", "layer"),
-    "relative_variance": ("algorithm", "step", "estimator", "layer"),
+    **dict.fromkeys(("cosine", "cosine_se", "bias_p"), ("algorithm", "step", "estimator", "reference", "layer")),
+    **dict.fromkeys(("relative_variance", "relative_variance_se"), ("algorithm", "step", "estimator", "layer")),
+    **dict.fromkeys(("cosine_null", "size"), ("layer",)),
 }
 TRAIN: dict[str, Any] = {"linestyle": (0, (1, 0.8)), "linewidth": 0.8}
 
@@ -70,7 +72,9 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
     data, algorithms = dataset.sel(layer=LAYER), style.names(dataset, "algorithm")
     shape = (len(algorithms), len(TITLES)) if columns == 2 else (len(TITLES), len(algorithms))
     with style.context(venue):
-        figure = Figure((style.width(venue, columns), 0.75 + 1.05 * shape[0]), layout="constrained")
+        figure = Figure(
+            (style.width(venue, columns), 0.75 + (1.05 if columns == 2 else 1.35) * shape[0]), layout="constrained"
+        )
         grid = figure.subplots(*shape, squeeze=False)
         grid = grid if columns == 2 else grid.T  # [algorithm, quantity]
         for row, algorithm in zip(grid, algorithms, strict=True):
@@ -114,7 +118,10 @@ def _error(axes: Axes, run: xr.Dataset, epochs: NDArray[Any], algorithm: str) ->
     how = style.line_style(algorithm)
     axes.plot(epochs, run["train_error"], label="train error", color=how["color"], **TRAIN)
     every = max(1, len(epochs) // 5)
-    axes.plot(epochs, run["test_error"], label="test error", **how | {"linestyle": "-", "markevery": every})
+    axes.plot(
+        epochs, run["test_error"], label="test error", **how | {"linestyle": "-", "markevery": (every // 2, every)}
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
 
 
 def _schemes(axes: Axes, data: xr.Dataset, variable: str) -> None:

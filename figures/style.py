@@ -5,7 +5,7 @@ changes matplotlib's global settings, and nothing imports torch.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -201,7 +201,7 @@ def symlog(
 ) -> None:
     """Make an axis logarithmic, but linear within ±``linear`` (a power of ten), so that 0 is on it.
 
-    ``sparse`` labels 0 and the outermost powers of ten alone.
+    ``sparse`` writes numbers at 0 and the outermost powers of ten alone.
     """
     (axes.set_xscale if which == "x" else axes.set_yscale)("symlog", linthresh=linear, linscale=0.6)
     axes.set(**{f"{which}lim": limits})
@@ -210,9 +210,7 @@ def symlog(
     axis = axes.xaxis if which == "x" else axes.yaxis
     labelled = np.array([*-decades[::-1], 0.0, *decades])
     labelled = labelled[(labelled >= limits[0]) & (labelled <= limits[1])]
-    if sparse:
-        labelled = labelled[(labelled == 0) | (labelled == labelled.min()) | (labelled == labelled.max())]
-    ticks(axis, labelled)
+    ticks(axis, labelled, {0, labelled.min(), labelled.max()} if sparse else None)
 
 
 def log(axes: Axes, which: Literal["x", "y"], limits: tuple[float, float]) -> None:
@@ -239,16 +237,23 @@ def log_steps(axes: Axes, steps: ArrayLike) -> None:
     ticks(axes.xaxis, decades if len(decades) > 1 else np.unique([steps.min(), steps.max()]))
 
 
-def ticks(axis: Axis, places: ArrayLike) -> None:
-    """Ticks at these places, written as plain numbers."""
+def ticks(axis: Axis, places: ArrayLike, written: Collection[float] | None = None) -> None:
+    """Ticks at these places, with plain numbers at those that are ``written`` (default: all)."""
+
+    def number(value: float, _position: int) -> str:
+        return f"{value:g}".replace("-", "−") if written is None or value in written else ""
+
     axis.set_major_locator(FixedLocator(np.asarray(places, float).tolist()))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+    axis.set_major_formatter(FuncFormatter(number))
     axis.set_minor_locator(NullLocator())
 
 
-def legend(figure: Figure, schemes: Iterable[str], helpers: list[Line2D], entry: float) -> None:
+def legend(
+    figure: Figure, schemes: Iterable[str], helpers: list[Line2D], entry: float, *, points: bool = False
+) -> None:
     """One legend above all panels, an entry of which is so many inches wide: schemes first, in their order."""
-    handles = [Line2D([], [], label=scheme, **line_style(scheme)) for scheme in in_order(schemes)]
+    how = point_style if points else line_style
+    handles = [Line2D([], [], label=scheme, **how(scheme)) for scheme in in_order(schemes)]
     figure.legend(handles=[*handles, *helpers], loc="outside upper center", ncols=int(figure.get_figwidth() / entry))
 
 

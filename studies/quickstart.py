@@ -40,7 +40,7 @@ class Config:
     weight_decay: float = 1e-4
     probes: int = 12
     """About how many steps to probe at, log-spaced from step 1."""
-    draws: int = 64
+    draws: int = 96
     """Estimates of each scheme at each probe."""
     probe_batch: int = 64
     """Examples of the fixed probe batch."""

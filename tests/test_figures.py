@@ -132,6 +132,31 @@ def test_size_fonts_and_nothing_clipped(dataset: xr.Dataset, size: dict) -> None
             assert all(a.x1 <= b.x0 for a, b in pairwise(boxes)), f"tick labels overlap at {size}"
 
 
+def test_labels_do_not_touch(dataset: xr.Dataset, size: dict) -> None:
+    for figure in (quickstart.draw(dataset, **size), layers.draw(dataset.isel(algorithm=0, step=-1), **size)):
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        kinds = [(axes.title, axes._right_title, axes.xaxis.label, axes.yaxis.label) for axes in figure.axes]
+        texts = [text for kind in kinds for text in kind if text.get_text()]
+        boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts]
+        for i, (name, box) in enumerate(boxes):
+            for other, second in boxes[i + 1 :]:
+                assert not box.overlaps(second), (name, other, size)
+
+
+def test_undefined_numbers_are_left_out(dataset: xr.Dataset) -> None:
+    """All of one scheme, and all errors of another; warnings are errors here."""
+    holes = dataset.copy(deep=True)
+    for name in ("cosine", "relative_variance", "bias_p"):
+        holes[name].loc[{"estimator": "FG-A"}] = np.nan
+    for name in ("cosine_se", "relative_variance_se"):
+        holes[name].loc[{"estimator": "LG-FG-A"}] = np.nan
+    figure = quickstart.draw(holes)
+    drawn = {line.get_label() for line in panels(figure)["relative variance"].lines}
+    assert drawn == {"FG-W", "LG-FG-W", "LG-FG-A", "FG-W, theory"}
+    layers.draw(holes.isel(algorithm=0, step=-1))
+    assert "values are undefined" in quickstart.caption(holes)
+
+
 def test_captions_say_how_numbers_came(dataset: xr.Dataset) -> None:
     text = quickstart.caption(dataset)
     for words in ("drawn", "n = 64 draws", "±1.96 standard errors", "Šidák", "FG-W in theory"):
