@@ -45,6 +45,13 @@ def test_contract(dataset: xr.Dataset, problem: fgvar.Problem) -> None:
     assert dataset.attrs["route"] == "drawn"
 
 
+def test_loss_and_accuracy_are_those_of_the_batch(dataset: xr.Dataset, problem: fgvar.Problem) -> None:
+    outputs = problem.run(problem.params)[0]
+    assert dataset["loss"].item() == pytest.approx(float(problem.loss()))
+    assert dataset["accuracy"].item() == pytest.approx(float((outputs.argmax(1) == problem.targets).double().mean()))
+    assert "accuracy" not in fgvar.measure({"BP": fgvar.scheme("BP")}, CASES["linear"](), draws=2)
+
+
 def test_round_trip(dataset: xr.Dataset, tmp_path) -> None:
     path = fgvar.save(dataset, tmp_path / "deep" / "a.nc")
     xr.testing.assert_identical(fgvar.open_dataset(path), dataset)

@@ -33,6 +33,7 @@ ORDER = (
     "fgvar.estimators.schemes",
     "fgvar.analysis",
     "fgvar.analysis.draws",
+    "fgvar.analysis.cost",
     "fgvar.analysis.moments",
     "fgvar.analysis.statistics",
     "fgvar.analysis.dataset",

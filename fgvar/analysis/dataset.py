@@ -41,8 +41,8 @@ VARIABLES: dict[str, tuple[str, str, str]] = {
     "size": ("number of parameters", "1", "entries of the layer's tensors"),
     "cost": ("cost of one draw", "forward passes", "counted matrix-product FLOPs; NaN where none are counted"),
     "loss": ("batch-mean loss of the output", "loss", "at the measured parameters"),
-    "accuracy": ("accuracy on the measured batch", "1", "share of correct classes"),
-    "seconds": ("wall time", "s", "of all draws of the estimator"),
+    "accuracy": ("accuracy on the measured batch", "1", "share of correct classes; classifiers only"),
+    "seconds": ("wall time", "s", "of measuring the estimator"),
     "flag": ("why a number is missing", "", "bits: dead reference, too few draws for an error, no noise"),
 }
 

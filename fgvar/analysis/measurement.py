@@ -8,11 +8,10 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 from tqdm.auto import tqdm
 
 from fgvar.analysis import moments as streaming
+from fgvar.analysis.cost import cost
 from fgvar.analysis.dataset import FLAGS, RATIOS, REFERENCES, describe, provenance
 from fgvar.analysis.draws import estimates, ranges
 from fgvar.analysis.moments import BLOCK, FEATURES, References
@@ -73,7 +72,7 @@ def measure(
         Frozen({'estimator': 1, 'layer': 4})
     """
     check_arguments(estimators, draws, chunk, seed)
-    backprop, loss = problem.backprop(), problem.loss()
+    backprop, outputs = problem.backprop(), problem.run(problem.params)[0]
     _require_gradient("backprop", problem, backprop)
     layers = (*problem.params, *streaming.GROUPS)
     rows = []
@@ -87,8 +86,8 @@ def measure(
         values, kept = _drawn(name, estimator, problem, references, randomness, draws, seed, size, noise_device)
         values["data_variance"] = _data_variance(estimator, problem, size)
         flags = _relate(values, references, problem.dtype, draws if randomness.size else None)
-        cost = _cost(estimator, problem, randomness)
-        row = _labelled(values, layers) | {"flag": (("reference", "layer"), flags), "cost": ((), cost)}
+        passes = cost(estimator, problem, randomness)
+        row = _labelled(values, layers) | {"flag": (("reference", "layer"), flags), "cost": ((), passes)}
         if keep_draws:
             row |= {f"draw_{f}": (("layer", "draw"), kept[:, :, i]) for i, f in enumerate(FEATURES)}
         row["seconds"] = ((), time.perf_counter() - started)
@@ -96,7 +95,9 @@ def measure(
     dataset = xr.concat(rows, xr.IndexVariable("estimator", list(estimators)), join="outer")
     dataset["cosine_null"] = ("layer", [cosine_null(size) for size in _sizes(problem)])
     dataset["size"] = ("layer", _sizes(problem))
-    dataset["loss"] = ((), float(loss))
+    dataset["loss"] = ((), float(problem.losses(outputs).mean()))
+    if isinstance(outputs, Tensor) and outputs.ndim == 2 and not problem.targets.is_floating_point():
+        dataset["accuracy"] = ((), float((outputs.argmax(1) == problem.targets).double().mean()))
     dataset.attrs = {
         "route": "drawn",
         "draws": draws,
@@ -234,35 +235,6 @@ def _data_variance(estimator: GradientEstimator, problem: Problem, chunk: int) -
         found.append(np.array([*spread, perturbed, spread.sum()]))
     value = np.stack(found) if n > 1 else np.full((2, len(problem.params) + 2), np.nan)
     return value, np.zeros_like(value)
-
-
-def _cost(estimator: GradientEstimator, problem: Problem, randomness: Randomness) -> float:
-    """Matrix-product FLOPs of one estimate, in forward passes; counted once for a network and batch shape."""
-    known = problem.network.costs
-    key = f"{estimator!r} {tuple(problem.inputs.shape)}"
-    if key not in known:
-        noise = randomness.sample(0, [0], dtype=problem.dtype, device=problem.device) if randomness.size else {}
-        with _Flops() as one:
-            estimator.estimate(problem, {name: u[0] for name, u in noise.items()})
-        with _Flops() as forward:
-            problem.loss()
-        known[key] = one.count / forward.count if forward.count else float("nan")
-    return known[key]
-
-
-class _Flops(TorchDispatchMode):
-    """Counts matrix-product FLOPs (torch's own FlopCounterMode hooks modules, which breaks torch.func.grad)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func.overloadpacket)
-        if formula is not None:
-            self.count += formula(*args, **(kwargs or {}), out_val=out)
-        return out
 
 
 def _chunk(problem: Problem, randomness: Randomness, budget: int) -> int:

@@ -1,0 +1,39 @@
+"""Cost: what one estimate takes, in forward passes of the network."""
+
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.noise import Randomness
+from fgvar.problem import Problem
+
+
+def cost(estimator: GradientEstimator, problem: Problem, randomness: Randomness) -> float:
+    """Matrix-product FLOPs of one estimate, in forward passes; counted once for a network and batch shape."""
+    known = problem.network.costs
+    key = f"{estimator!r} {tuple(problem.inputs.shape)}"
+    if key not in known:
+        noise = randomness.sample(0, [0], dtype=problem.dtype, device=problem.device) if randomness.size else {}
+        with Flops() as one:
+            estimator.estimate(problem, {name: u[0] for name, u in noise.items()})
+        with Flops() as forward:
+            problem.loss()
+        known[key] = one.count / forward.count if forward.count else float("nan")
+    return known[key]
+
+
+class Flops(TorchDispatchMode):
+    """Counts matrix-product FLOPs (torch's own FlopCounterMode hooks modules, which breaks torch.func.grad)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.count += formula(*args, **(kwargs or {}), out_val=out)
+        return out
