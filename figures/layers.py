@@ -204,9 +204,8 @@ def unbiased(dataset: xr.Dataset) -> str:
     if not p.size:
         return ""
     least = p[int(np.argmin(p.values))]
-    cell = ", ".join(
-        str(least[name].item()) for name in least["cell"].coords if name in ("estimator", "layer", "step")
-    )
+    named = {"estimator": "", "layer": "", "step": "step ", "algorithm": "trained by "}
+    cell = ", ".join(f"{word}{least[name].item()}" for name, word in named.items() if name in least["cell"].coords)
     corrected = -np.expm1(p.size * np.log1p(-min(float(least), 1 - 1e-16)))
     return (
         f"Bias against each scheme's own target, tested in {p.size} cells: smallest p = {float(least):.2g} ({cell}), "

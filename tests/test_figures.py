@@ -1,5 +1,6 @@
 """Figures: what is drawn, how large, in which fonts, and that they are functions of the dataset alone."""
 
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -161,6 +162,7 @@ def test_captions_say_how_numbers_came(dataset: xr.Dataset) -> None:
     text = quickstart.caption(dataset)
     for words in ("drawn", "n = 64 draws", "±1.96 standard errors", "Šidák", "FG-W in theory"):
         assert words in text, words
+    assert re.search(r"smallest p = 0\.01\d* \((FG|LG)-\S+, \S+, step \d+, trained by \S+\)", text), text
     by_layer = layers.caption(dataset.isel(algorithm=0, step=-1))
     assert "layer by layer of training by BP, step 100" in by_layer
     assert "undefined (NaN" in by_layer
