@@ -314,7 +314,7 @@ def text(dataset: xr.Dataset, parts: Iterable[str]) -> str:
 
 
 def save(figure: Figure, stem: str | Path, caption: str) -> list[Path]:
-    """Write ``stem``.pdf, .png (300 dpi) and .txt (the caption); equal figures give equal bytes.
+    """Write ``stem``.pdf, .png (200 dpi) and .txt (the caption); equal figures give equal bytes.
 
     Returns:
         The paths.
@@ -325,6 +325,6 @@ def save(figure: Figure, stem: str | Path, caption: str) -> list[Path]:
         mpl.rcdefaults()
         mpl.rcParams.update(FONTS | EMBEDDED)
         figure.savefig(paths[0], metadata={"CreationDate": None})  # the date is all that changes between runs
-        figure.savefig(paths[1], dpi=300)
+        figure.savefig(paths[1], dpi=200)
     paths[2].write_text(caption.rstrip() + "\n", encoding="utf-8")
     return paths

@@ -71,7 +71,7 @@ def main(config: Config) -> None:
         config = replace(config, algorithms=config.algorithms[-1:], **small)
     images, test = (fgvar.data.load(config.data, split) for split in ("train", "test"))
     if config.smoke:
-        images, test = images.subset(range(256)), test.subset(range(64))
+        images, test = images.subset(range(128)), test.subset(range(32))
     schedule = fgvar.Schedule(config.epochs, config.batch, config.lr, config.momentum, config.weight_decay)
     model = fgvar.networks.LocalMixer(
         images.image_shape,
