@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from fgvar.analysis.draws import Enumeration, estimates, ranges
 from fgvar.estimators.estimator import GradientEstimator
@@ -37,7 +38,8 @@ def expectation(
     """
     enumeration = Enumeration(estimator.randomness(problem), method)
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in problem.params.items()}
-    for numbers in ranges(0, len(enumeration), chunk):
+    windows = list(ranges(0, len(enumeration), chunk))
+    for numbers in tqdm(windows, desc="enumerating", unit="chunk", delay=1, leave=False, disable=None):
         noise = enumeration.take(numbers.start, numbers.stop, dtype=problem.dtype)
         noise = {name: u.to(problem.device) for name, u in noise.items()}
         for name, gradient in estimates(estimator, problem, noise).items():
