@@ -24,6 +24,8 @@ _NAMES = {
     "GlobalLoss": "fgvar.estimators.losses",
     "LocalLosses": "fgvar.estimators.losses",
     "Jvp": "fgvar.estimators.oracles",
+    "ForwardDifference": "fgvar.estimators.oracles",
+    "CentralDifference": "fgvar.estimators.oracles",
     # results
     "measure": "fgvar.analysis.measurement",
     "summary": "fgvar.analysis.dataset",

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 from torch.func import vmap
 
@@ -57,8 +58,9 @@ class Estimator:
     """A perturbation scheme, composed of words: space, noise, losses, oracle.
 
     u ~ noise on the space; c = oracle(losses, u), how each credited loss term moves along u; the estimate is
-    pullback(c · u). With E uuᵀ = I its mean is the gradient of the losses, its ``target``. Parameters of
-    heads and read-outs are not perturbed: they get their exact gradient (Ren et al. 2023, Sec. 5).
+    pullback(c · u), averaged over the noise's directions. With E uuᵀ = I its mean is the gradient of the
+    losses, its ``target``; its variance is in closed form in `fgvar.theory`. Parameters of heads and read-outs
+    are not perturbed: they get their exact gradient (Ren et al. 2023, Sec. 5).
 
     Gradients are of batch means, in a dict like ``problem.params``.
 
@@ -86,11 +88,27 @@ class Estimator:
     def randomness(self, problem: Problem) -> Randomness:
         self.losses.check(problem)
         self.space.check(problem)
-        batch = () if self.shared else (problem.batch_size,)
+        k = self.noise.directions
+        lead = (*(() if k == 1 else (k,)), *(() if self.shared else (problem.batch_size,)))
         shapes = self.space.shapes(problem)
-        return Randomness({name: Leaf((*batch, *shape), self.noise) for name, shape in shapes.items()})
+        return Randomness({name: Leaf((*lead, *shape), self.noise) for name, shape in shapes.items()})
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
+        if self.noise.antithetic:
+            noise = {name: torch.stack([u, -u]) for name, u in noise.items()}
+        axes = int(self.noise.antithetic) + int(self.noise.directions > 1)
+        if not axes:
+            return self._one_direction(problem, noise)
+
+        def one(own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
+            estimate = self._one_direction(problem, own)
+            return estimate.gradient, estimate.loss
+
+        flat = {name: u.flatten(0, axes - 1) for name, u in noise.items()}
+        gradients, losses = vmap(one)(flat)
+        return Estimate({name: g.mean(0) for name, g in gradients.items()}, losses.mean())
+
+    def _one_direction(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         if self.shared or self.space.per_example:
             return self._estimate(problem, noise)
 
@@ -106,7 +124,7 @@ class Estimator:
         return gradient(self.losses, problem, problem.params)
 
     def terms(self, problem: Problem, noise: Mapping[str, Tensor]) -> Terms:
-        """The directional derivatives alone: end → [batch, patches or 1, groups or 1], for each loss copy."""
+        """Directional derivatives of one direction: end → [batch, patches or 1, groups or 1], for each loss copy."""
         return self._move(problem, noise)[2]
 
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:

@@ -11,13 +11,21 @@ from torch import Tensor
 
 
 class Noise(Protocol):
-    """A distribution of directions with zero mean and unit variance in every coordinate."""
+    """A distribution of directions: zero mean, unit variance and no correlation between coordinates."""
 
     @property
     def shared(self) -> bool | None:
         """One draw for the whole batch? None: the custom of the space (weights yes, activities no)."""
 
-    kurtosis: ClassVar[float]
+    @property
+    def directions(self) -> int:
+        """How many independent directions one estimate is the mean of."""
+
+    @property
+    def antithetic(self) -> bool:
+        """Does every direction u come with −u?"""
+
+    kurtosis: ClassVar[float]  # E u⁴ of one coordinate; coordinates are independent
 
     def fill(self, stream: "Stream", shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """One draw of the given shape."""
@@ -31,14 +39,25 @@ class Gaussian:
 
     Args:
         shared: one draw for the whole batch; None takes the custom of the space.
+        directions: independent directions, the mean of whose estimates is the estimate: variance / directions.
+        antithetic: pair every direction u with −u. Their estimates differ only by the error of finite
+            differences: with the `Jvp` oracle, which has none, a pair repeats one estimate.
+
+    Raises:
+        ValueError: fewer than 1 direction.
 
     Example:
         >>> Gaussian(shared=True)
-        Gaussian(shared=True)
+        Gaussian(shared=True, directions=1, antithetic=False)
     """
 
     shared: bool | None = None
+    directions: int = 1
+    antithetic: bool = False
     kurtosis: ClassVar[float] = 3.0
+
+    def __post_init__(self) -> None:
+        _check_directions(self.directions)
 
     def fill(self, stream: "Stream", shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.normal(shape, dtype, device)
@@ -52,7 +71,10 @@ class Rademacher:
     independent coordinates.
 
     Args:
-        shared: one draw for the whole batch; None takes the custom of the space.
+        shared, directions, antithetic: as of `Gaussian`.
+
+    Raises:
+        ValueError: fewer than 1 direction.
 
     Example:
         >>> noise = Randomness({"w": Leaf((3,), Rademacher())}).sample(seed=0, draws=[0, 1])
@@ -61,10 +83,20 @@ class Rademacher:
     """
 
     shared: bool | None = None
+    directions: int = 1
+    antithetic: bool = False
     kurtosis: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        _check_directions(self.directions)
 
     def fill(self, stream: "Stream", shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.signs(shape, dtype, device)
+
+
+def _check_directions(directions: int) -> None:
+    if not isinstance(directions, int) or directions < 1:
+        raise ValueError(f"directions is {directions!r}, expected an integer of at least 1")
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def scheme(name: str, *, credit: str | None = None, **words: Any) -> Estimator |
     Example:
         >>> from fgvar.estimators.noise import Rademacher
         >>> scheme("FG-W", noise=Rademacher()).noise
-        Rademacher(shared=None)
+        Rademacher(shared=None, directions=1, antithetic=False)
     """
     if name not in SCHEMES:
         raise ValueError(unknown("scheme", name, SCHEMES))
