@@ -267,7 +267,7 @@ def test_kurtosis_is_the_fourth_moment(noise: Noise) -> None:
 
 def flat(enumeration: Enumeration) -> torch.Tensor:
     """All noise values [count, random numbers]."""
-    noise = enumeration.take(0, len(enumeration))
+    noise = enumeration.take(range(len(enumeration)))
     return torch.cat([u.reshape(len(enumeration), -1) for u in noise.values()], dim=1)
 
 
@@ -299,17 +299,28 @@ def test_sign_vectors_are_all_and_distinct(sizes: list[int]) -> None:
     assert torch.equal(u.T @ u / len(u), torch.eye(d, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("method", ["nodes", "signs"])
+@given(d=st.integers(1, 4), degrees=st.lists(st.integers(0, 5), min_size=4, max_size=4))
+def test_hermite_nodes_have_the_gaussian_moments_up_to_the_fifth(d: int, degrees: list[int]) -> None:
+    """E Π u_i^k_i in every coordinate, to the rounding of a sum of 3^d terms."""
+    enumeration = Enumeration(Randomness({"w": Leaf((d,), Gaussian())}), "hermite")
+    weights = enumeration.probabilities(range(len(enumeration)))
+    gaussian = {0: 1, 2: 1, 4: 3}
+    expected = math.prod(gaussian.get(degree, 0) for degree in degrees[:d])
+    found = weights @ flat(enumeration).pow(torch.tensor(degrees[:d])).prod(1)
+    assert found.item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("method", ["nodes", "signs", "hermite"])
 def test_enumerations_are_taken_in_any_pieces_and_shapes(method: str) -> None:
     leaves = {"w": Leaf((2, 3), Gaussian()), "b": Leaf((), Gaussian()), "z": Leaf((2, 1, 1), Gaussian())}
     enumeration = Enumeration(Randomness(leaves), method)
-    whole = enumeration.take(0, len(enumeration), dtype=torch.float32)
-    assert len(enumeration) == {"nodes": 18, "signs": 512}[method]
+    whole = enumeration.take(range(len(enumeration)), dtype=torch.float32)
+    assert len(enumeration) == {"nodes": 18, "signs": 2**9, "hermite": 3**9}[method]
     for name, leaf in leaves.items():
         assert whole[name].shape == (len(enumeration), *leaf.shape)
         assert whole[name].dtype == torch.float32
-        pieces = [
-            enumeration.take(part.start, part.stop, dtype=torch.float32)[name]
-            for part in ranges(0, len(enumeration), 7)
-        ]
+        parts = list(ranges(0, len(enumeration), 701))
+        pieces = [enumeration.take(part, dtype=torch.float32)[name] for part in parts]
         assert torch.equal(torch.cat(pieces), whole[name])
+        probabilities = torch.cat([enumeration.probabilities(part) for part in parts])
+        assert probabilities.sum().item() == pytest.approx(1, abs=1e-12)

@@ -7,29 +7,33 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.estimators.noise import Randomness
 from fgvar.problem import Problem
 
-MOST_SIGNS = 18  # random numbers whose sign vectors are enumerated: 2^18 estimates
+MOST = {"signs": 18, "hermite": 11}  # random numbers that are enumerated at most: 2^18 and 3^11 estimates
+METHODS = ("nodes", *MOST)
 
 
 @dataclass(frozen=True)
 class Enumeration:
-    """A finite set of equally likely noise values, given by number.
+    """A finite set of noise values with their probabilities, given by number.
 
-    ``method="nodes"``: the 2d nodes ±√d·e_i over all d random numbers jointly. Their mean is uuᵀ = I, so the
-    average of any estimator that is even and quadratic in u (plus odd parts) is its exact expectation under
+    ``method="nodes"``: the 2d nodes ±√d·e_i over all d random numbers jointly, equally likely. Their mean is
+    uuᵀ = I, so the average of any estimator that is even and quadratic in u is its exact expectation under
     *every* noise with E uuᵀ = I. ``method="signs"``: all 2^d sign vectors, the exact law under Rademacher
-    noise, whatever the estimator.
+    noise, whatever the estimator. ``method="hermite"``: −√3, 0, √3 with probabilities 1/6, 2/3, 1/6 in every
+    coordinate (three-point Gauss-Hermite), exact under Gaussian noise for every polynomial of degree up to 5
+    in each coordinate, hence for mean and covariance of a quadratic estimator.
 
     Raises:
-        ValueError: an unknown method, no random number at all, or too many for sign vectors.
+        ValueError: an unknown method, no random number at all, or too many for it.
 
     Example:
         >>> from fgvar.estimators.noise import Gaussian, Leaf
         >>> nodes = Enumeration(Randomness({"w": Leaf((2,), Gaussian())}), "nodes")
-        >>> nodes.take(0, 4)["w"].pow(2).mean(0).round(decimals=9)
+        >>> nodes.take(range(4))["w"].pow(2).mean(0).round(decimals=9)
         tensor([1., 1.], dtype=torch.float64)
     """
 
@@ -37,33 +41,45 @@ class Enumeration:
     method: str = "nodes"
 
     def __post_init__(self) -> None:
-        if self.method not in ("nodes", "signs"):
-            raise ValueError(f"method is {self.method!r}, expected 'nodes' or 'signs'")
-        if self.randomness.size == 0:
+        if self.method not in METHODS:
+            raise ValueError(unknown("method", self.method, METHODS))
+        d = self.randomness.size
+        if d == 0:
             raise ValueError("the estimator needs no noise: its only estimate is its expectation")
-        if self.method == "signs" and self.randomness.size > MOST_SIGNS:
+        if d > MOST.get(self.method, d):
             raise ValueError(
-                f"{self.randomness.size} random numbers have 2^{self.randomness.size} sign vectors; at most "
-                f"2^{MOST_SIGNS} are enumerated: take a smaller problem, or 'nodes' for a quadratic estimator"
+                f"{d} random numbers have {self._base}^{d} values; at most {self._base}^{MOST[self.method]} are "
+                f"enumerated by {self.method!r}: take a smaller problem, or 'nodes' for a quadratic estimator"
             )
 
-    def __len__(self) -> int:
-        return 2**self.randomness.size if self.method == "signs" else 2 * self.randomness.size
+    @property
+    def _base(self) -> int:
+        return 2 if self.method == "signs" else 3
 
-    def take(self, start: int, stop: int, *, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-        """Noise values number ``start`` to ``stop − 1``, stacked along a new first axis."""
-        numbers = torch.arange(start, stop)
-        d = self.randomness.size
-        if self.method == "signs":
-            flat = (numbers[:, None] >> torch.arange(d) & 1).to(dtype) * 2 - 1
+    def __len__(self) -> int:
+        return int(2 * self.randomness.size if self.method == "nodes" else self._base**self.randomness.size)
+
+    def take(self, numbers: range, *, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+        """Noise values of these numbers, stacked along a new first axis."""
+        d, index = self.randomness.size, torch.arange(numbers.start, numbers.stop)
+        if self.method == "nodes":
+            flat = torch.zeros(len(index), d, dtype=dtype)
+            flat[torch.arange(len(index)), index // 2] = d**0.5 * (1 - 2 * (index % 2)).to(dtype)
+        elif self.method == "signs":
+            flat = self._digits(index).to(dtype) * 2 - 1
         else:
-            flat = torch.zeros(stop - start, d, dtype=dtype)
-            flat[torch.arange(stop - start), numbers // 2] = d**0.5 * (1 - 2 * (numbers % 2)).to(dtype)
-        leaves = self.randomness.leaves
-        pieces = flat.split([leaf.size for leaf in leaves.values()], dim=1)
-        return {
-            name: piece.reshape(-1, *leaf.shape) for (name, leaf), piece in zip(leaves.items(), pieces, strict=True)
-        }
+            flat = (self._digits(index).to(dtype) - 1) * 3**0.5
+        return self.randomness.unflatten(flat)
+
+    def probabilities(self, numbers: range) -> Tensor:
+        """Of the noise values of these numbers, in float64."""
+        if self.method != "hermite":
+            return torch.full((len(numbers),), 1 / len(self), dtype=torch.float64)
+        zeros = (self._digits(torch.arange(numbers.start, numbers.stop)) == 1).sum(1)
+        return (2 / 3) ** zeros.double() * (1 / 6) ** (self.randomness.size - zeros.double())
+
+    def _digits(self, index: Tensor) -> Tensor:
+        return index[:, None] // self._base ** torch.arange(self.randomness.size) % self._base
 
 
 def estimates(estimator: GradientEstimator, problem: Problem, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:

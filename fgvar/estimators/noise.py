@@ -126,6 +126,14 @@ class Randomness:
         """Number of random numbers in one draw."""
         return sum(leaf.size for leaf in self.leaves.values())
 
+    def unflatten(self, rows: Tensor) -> dict[str, Tensor]:
+        """Rows of all random numbers [draws, size] as the leaves, stacked along the first axis."""
+        pieces = rows.split([leaf.size for leaf in self.leaves.values()], dim=1)
+        return {
+            name: piece.reshape(-1, *leaf.shape)
+            for (name, leaf), piece in zip(self.leaves.items(), pieces, strict=True)
+        }
+
     def sample(
         self,
         seed: int,

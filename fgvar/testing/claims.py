@@ -1,0 +1,225 @@
+"""What an estimator declares of itself, held against what it does; where it declares nothing, not applicable.
+
+A declaration is an attribute of the estimator, or of its ``noise`` or ``oracle``: ``directions``,
+``antithetic``, ``shared``, ``bias_order`` with ``step``, and a method ``variance(problem)``, the variance of
+every weight. Composed estimators declare all of it. To vary a declaration (one direction, two), the estimator
+has to be a dataclass.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fgvar
+from fgvar.analysis import theory
+from fgvar.estimators.estimator import Estimator, GradientEstimator
+from fgvar.estimators.noise import Gaussian, Rademacher
+from fgvar.problem import Problem
+from fgvar.testing.contract import batch_axes, difference, tolerance
+from fgvar.testing.exact import expectation
+from fgvar.testing.statistical import means
+from fgvar.testing.subject import Failure, Gradients, NotApplicable, Subject, claim
+
+VARIANCE_DRAWS = 4096
+STEPS = (0.1, 0.05)  # of finite differences, between which the order of the bias is read
+MOST_NODES = 3**7
+
+
+def variance(subject: Subject) -> str:
+    """The variance of every weight is the declared one: exactly where it can be enumerated, else as a trace."""
+    declared = _declared_variance(subject.estimator, subject.problem)
+    subject.require_gradient("the declared variance", {k: v.to(subject.problem.dtype) for k, v in declared.items()})
+    if subject.covariance is not None:
+        largest = max(max(float(value.max()) for value in declared.values()), subject.size**2)
+        for name, matrix in subject.covariance.items():
+            off = float((matrix.diagonal().reshape(declared[name].shape) - declared[name]).abs().max()) / largest
+            if not off <= 1e-9:
+                ratio = float(matrix.trace()) / max(float(declared[name].sum()), 1e-300)
+                raise Failure(f"the variance of {name!r} is {ratio:.4g} times the declared one (exact, by its trace)")
+        return "exact, every weight to 1e-09"
+    draws = VARIANCE_DRAWS if subject.draws is None else subject.draws
+    gradients = subject.estimates(subject.noise(range(draws), seed=2))
+    names = list(declared)
+    rows = [gradients[name].double().flatten(1) for name in names]
+    squares = torch.stack([(g - g.mean(0)).square().sum(1) * draws / (draws - 1) for g in rows], dim=1)
+    expected = torch.stack([declared[name].double().sum() for name in names])
+    verdict = means(squares, expected, level=subject.level)
+    if not verdict.passed:
+        name, ratio = names[verdict.worst], float(squares[:, verdict.worst].mean() / expected[verdict.worst])
+        raise Failure(f"the variance of {name!r} is {ratio:.4g} times the declared one: {verdict}")
+    share = max(size / max(float(e), 1e-300) for size, e in zip(verdict.detectable, expected, strict=True) if e > 0)
+    return f"{verdict}; an error of {share:.1%} in every trace"
+
+
+def directions(subject: Subject) -> str:
+    """One estimate is the mean over K independent directions, so that its variance falls as 1/K."""
+    if claim(subject.estimator, "directions") is None:
+        raise NotApplicable("declares no number of directions")
+    one, two = (_varied(subject, directions=k) for k in (1, 2))
+    if one is None or two is None:
+        raise NotApplicable("declares directions, but is no dataclass in which they can be changed")
+    notes = []
+    k = claim(subject.estimator, "directions")
+    for several, count in ((two, 2), *([(subject, k)] if k > 2 else [])):
+        leaves, single = several.randomness.leaves, one.randomness.leaves
+        if {name: (count, *leaf.shape) for name, leaf in single.items()} != {n: v.shape for n, v in leaves.items()}:
+            break
+        noise = several.one(several.noise(range(1)))
+        each = [one.estimate(several.one(noise, index)) for index in range(count)]
+        _require_mean(subject, each, several.estimate(noise), f"{count} directions", "each direction alone")
+        notes.append(f"the mean of {count} directions to {tolerance(subject):.1g}")
+    if one.covariance is not None and two.covariance is not None:
+        for name, matrix in one.covariance.items():
+            whole, half = float(matrix.trace()), float(two.covariance[name].trace())
+            if abs(whole - 2 * half) > 1e-9 * max(whole, subject.size**2):
+                raise Failure(f"2 directions divide the variance of {name!r} by {whole / max(half, 1e-300):.4g}, not 2")
+        notes.append("variance of 2 directions is half of that of 1, exactly")
+    if not notes:
+        raise NotApplicable("too many random numbers for the exact variance, and leaves without an axis of directions")
+    return "; ".join(notes)
+
+
+def antithetic(subject: Subject) -> str:
+    """A pair averages u and −u. With an exact derivative it repeats one estimate: of use to finite differences."""
+    if not claim(subject.estimator, "antithetic"):
+        raise NotApplicable("declares no antithetic pairs")
+    noise = subject.one(subject.noise(range(1)))
+    turned = {name: -u for name, u in noise.items()}
+    pair = subject.estimate(noise)
+    _require_mean(subject, [subject.estimate(turned)], pair, "u with −u", "−u with u")
+    plain = _varied(subject, antithetic=False)
+    if plain is None:
+        return f"the pair of u is that of −u, to {tolerance(subject):.1g}"
+    if {k: v.shape for k, v in plain.randomness.leaves.items()} != {n: u.shape for n, u in noise.items()}:
+        raise Failure("an antithetic pair needs the noise of one direction, its negative is the other; it asks for more")
+    _require_mean(subject, [plain.estimate(noise), plain.estimate(turned)], pair, "the pair", "u and −u alone")
+    alone = difference(subject, pair, plain.estimate(noise))[0] <= tolerance(subject)
+    return "the mean of u and −u" + (", which repeats one estimate (its derivative is exact)" if alone else "")
+
+
+def shared_noise(subject: Subject) -> str:
+    """Shared noise has no batch axis, independent noise has one, and ĝ is the mean of the examples' own ĝ."""
+    declared = claim(subject.estimator, "shared")
+    problem = subject.problem
+    if declared is None or subject.randomness.size == 0:
+        raise NotApplicable("does not declare whether noise is shared by the batch")
+    if problem.batch_size == 1:
+        raise NotApplicable("a batch of one shares with nobody")
+    axes = batch_axes(subject)
+    for name, axis in axes.items():
+        if declared and axis is not None:
+            raise Failure(f"declares noise that the batch shares, but leaf {name!r} grows with the batch")
+        if not declared and axis is None:
+            raise Failure(f"declares independent noise, but leaf {name!r} does not grow with the batch")
+    noise = subject.one(subject.noise(range(1)))
+    each = []
+    for n in range(problem.batch_size):
+        own = {k: u if axes[k] is None else u.narrow(axes[k], n, 1) for k, u in noise.items()}
+        each.append(subject.on(problem.example(n)).estimate(own))
+    _require_mean(subject, each, subject.estimate(noise), "the batch", "each example alone")
+    return f"{'shared' if declared else 'independent'}: the mean of {problem.batch_size} examples' own estimates"
+
+
+def repr_round_trips(subject: Subject) -> str:
+    """``eval(repr(estimator))`` is an equal estimator, so that a dataset's attributes can rebuild it."""
+    estimator = subject.estimator
+    if subject.opaque or not is_dataclass(estimator):
+        raise NotApplicable("is no dataclass, so that its repr promises nothing")
+    names: dict[str, Any] = {name: getattr(fgvar, name) for name in fgvar.__all__} | {"torch": torch, **_types(estimator)}
+    try:
+        rebuilt = eval(repr(estimator), names)  # the estimator's own text
+    except Exception as error:
+        raise Failure(f"repr {estimator!r} cannot be evaluated ({type(error).__name__}: {error})") from error
+    if rebuilt != estimator:
+        raise Failure(f"repr {estimator!r} rebuilds another estimator, {rebuilt!r}")
+    return "evaluates to an equal estimator"
+
+
+def bias_order(subject: Subject) -> str:
+    """The bias of a finite difference falls as step^order: the slope of log bias between two steps."""
+    order = claim(subject.estimator, "bias_order")
+    if order is None:
+        raise NotApplicable("declares no bias")
+    found = []
+    for step in STEPS:
+        one = _varied(subject, step=step)
+        if one is None:
+            raise NotApplicable("declares a bias order, but is no dataclass whose step can be changed")
+        mean = _mean_over_law(one)
+        found.append(math.sqrt(sum(float((mean[k] - g).square().sum()) for k, g in one.target.items())))
+    if max(found) <= 1e-9 * subject.size:
+        return "no bias at all on this problem"
+    slope = math.log(found[0] / max(found[1], 1e-300)) / math.log(STEPS[0] / STEPS[1])
+    if abs(slope - order) > 0.15:
+        raise Failure(
+            f"the bias falls as step^{slope:.2f}, declared is step^{order} "
+            f"(bias {found[0]:.3g} at step {STEPS[0]}, {found[1]:.3g} at {STEPS[1]})"
+        )
+    return f"bias ~ step^{slope:.2f}, enumerated at steps {STEPS[0]} and {STEPS[1]}"
+
+
+# ---- what checks share ---------------------------------------------------------------------------------------
+
+
+def _declared_variance(estimator: GradientEstimator, problem: Problem) -> Gradients:
+    if isinstance(estimator, Estimator):
+        try:
+            return theory.variance(estimator, problem)
+        except ValueError as error:
+            raise NotApplicable(str(error)) from error
+    method = getattr(estimator, "variance", None)
+    if method is None:
+        raise NotApplicable("declares no variance")
+    try:
+        found = method(problem)
+    except Exception as error:
+        raise Failure(f"variance raised {type(error).__name__}: {error}") from error
+    if not isinstance(found, Mapping):
+        raise Failure(f"variance returned {type(found).__name__}, expected a dict like problem.params")
+    return dict(found)
+
+
+def _varied(subject: Subject, **change: Any) -> Subject | None:
+    """The subject with a declaration changed where it stands: on the estimator, its noise or its oracle."""
+    estimator: Any = subject.estimator
+    (name,) = change
+    if not is_dataclass(estimator):
+        return None
+    if name in estimator.__dataclass_fields__:
+        return subject.on(subject.problem, replace(estimator, **change))
+    for word in ("noise", "oracle"):
+        part: Any = getattr(estimator, word, None)
+        if word in estimator.__dataclass_fields__ and is_dataclass(part) and name in part.__dataclass_fields__:
+            return subject.on(subject.problem, replace(estimator, **{word: replace(part, **change)}))  # type: ignore[type-var]
+    return None
+
+
+def _mean_over_law(subject: Subject) -> Gradients:
+    """The expectation under the noise's own law, or under one with the Gaussian's moments up to the fifth."""
+    laws = {type(leaf.noise) for leaf in subject.randomness.leaves.values()}
+    method, count = {
+        frozenset({Rademacher}): ("signs", 2**subject.randomness.size),
+        frozenset({Gaussian}): ("hermite", 3**subject.randomness.size),
+    }.get(frozenset(laws), ("", 0))
+    if not 0 < count <= MOST_NODES:
+        raise NotApplicable(f"its noise cannot be enumerated here ({subject.randomness.size} random numbers)")
+    return expectation(subject.estimator, subject.problem, method=method, chunk=subject.chunk)
+
+
+def _require_mean(subject: Subject, each: list[Gradients], found: Gradients, what: str, parts: str) -> None:
+    expected: dict[str, Tensor] = {k: torch.stack([one[k] for one in each]).mean(0) for k in each[0]}
+    off, name = difference(subject, expected, found)
+    if off > tolerance(subject):
+        raise Failure(f"the estimate of {what} is not the mean of those of {parts}: {name!r} is off by {off:.2g}")
+
+
+def _types(value: object) -> dict[str, type]:
+    """The classes that occur in a dataclass and its fields, by name."""
+    found = {type(value).__name__: type(value)}
+    for name in getattr(value, "__dataclass_fields__", ()):
+        found |= _types(getattr(value, name))
+    return found

@@ -1,0 +1,297 @@
+"""The contract of every gradient estimator: what it returns, what it leaves alone, and that it is unbiased.
+
+Each check takes a `Subject` and returns how it passed, or raises `Failure` or `NotApplicable`, with a sentence.
+"""
+
+import copy
+import random
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fgvar.problem import Problem
+from fgvar.testing.problems import fresh
+from fgvar.testing.statistical import means
+from fgvar.testing.subject import Failure, Gradients, NotApplicable, Subject, claim
+
+NOISE_DRAWS = 4096
+
+
+def structure(subject: Subject) -> str:
+    """Randomness, estimates and target have the right form: the parameters' keys, shapes, dtype and device."""
+    _ = subject.target
+    subject.estimate(subject.one(subject.noise(range(1))))
+    return f"{len(subject.problem.params)} tensors, like problem.params"
+
+
+def deterministic(subject: Subject) -> str:
+    """The same noise gives the same estimate, to the bit."""
+    noise = subject.one(subject.noise(range(1)))
+    one, two = subject.estimate(noise), subject.estimate(noise)
+    for name, value in one.items():
+        if not torch.equal(value, two[name]):
+            raise Failure(
+                f"two calls with the same noise differ in {name!r} by {_gap(value, two[name]):.2g}; draw nothing "
+                "inside estimate, declare it in randomness"
+            )
+    return "two calls are equal to the bit"
+
+
+def pure(subject: Subject) -> str:
+    """Parameters, buffers, batch, noise and every global random state are as they were."""
+    problem, noise = subject.problem, subject.noise(range(1))
+    one = subject.one(noise)
+    tensors = {
+        **{f"parameter {k!r}": v for k, v in problem.params.items()},
+        **{f"buffer {k!r}": v for k, v in problem.buffers.items()},
+        **{f"noise {k!r}": v for k, v in one.items()},
+        "inputs": problem.inputs,
+        "targets": problem.targets,
+    }
+    before = {name: value.clone() for name, value in tensors.items()}
+    states = _random_states(problem)
+    subject.estimate(one)
+    _ = subject.target
+    if changed := [name for name, value in tensors.items() if not _same(value, before[name])]:
+        raise Failure(f"estimate changed {', '.join(changed)} in place; work on copies")
+    after = _random_states(problem)
+    if moved := [name for name, state in states.items() if state != after[name]]:
+        raise Failure(f"estimate moved the global random state of {', '.join(moved)}; use the noise it is given")
+    return "inputs and global random states untouched"
+
+
+def chunking(subject: Subject) -> str:
+    """Noise is bit-identical and estimates agree to 1e-12 (float64; 1e-5 in float32), whatever the chunk."""
+    _require_declared_noise(subject)
+    whole = subject.noise(range(5))
+    for draw in range(5):
+        for name, u in subject.noise(range(draw, draw + 1)).items():
+            if not torch.equal(u[0], whole[name][draw]):
+                raise Failure(f"noise {name!r} of draw {draw} depends on which draws are made with it")
+    if not subject.vmaps:
+        return "noise is bit-identical; it does not run under vmap: measure it with chunk=1"
+    allowed = 1e-12 if subject.problem.dtype == torch.float64 else 1e-5
+    plain = subject.estimates(whole, chunk=1)
+    for chunk in (2, 5):
+        off = difference(subject, plain, subject.estimates(whole, chunk=chunk))
+        if off[0] > allowed:
+            raise Failure(f"estimates of {off[1]!r} in chunks of {chunk} differ from plain calls by {off[0]:.2g}")
+    return f"noise is bit-identical, estimates agree to {allowed:g}"
+
+
+def noise(subject: Subject) -> str:
+    """Every number has mean 0 and variance 1, is uncorrelated with all others, and has its dtype's precision."""
+    _require_declared_noise(subject)
+    drawn = subject.noise(range(NOISE_DRAWS), seed=1)
+    for name, u in drawn.items():
+        _require_precision(name, u)
+    u = torch.cat([leaf.flatten(1) for leaf in drawn.values()], dim=1).double()
+    owners = [name for name, leaf in subject.randomness.leaves.items() for _ in range(leaf.size)]
+    n, d = u.shape
+    verdicts = [means(u, 0.0, level=subject.level / 3), means(u.square(), 1.0, level=subject.level / 3)]
+    for verdict, what in zip(verdicts, ("mean 0", "variance 1"), strict=True):
+        if not verdict.passed:
+            raise Failure(
+                f"a number of leaf {owners[verdict.worst]!r} has not {what}: {verdict} (its leaf's root mean "
+                f"square is {float(drawn[owners[verdict.worst]].double().square().mean().sqrt()):.3g})"
+            )
+    product, square = u.T @ u, u.square().T @ u.square()
+    z = (product / square.clamp_min(1e-300).sqrt()).fill_diagonal_(0).abs()
+    critical = _normal_quantile(1 - subject.level / 3 / max(d * (d - 1), 1))
+    if float(z.max()) > critical:
+        i, j = divmod(int(z.argmax()), d)
+        raise Failure(
+            f"a number of leaf {owners[i]!r} and one of {owners[j]!r} are correlated (z = {float(z.max()):.1f}, "
+            f"critical {critical:.1f}): E uuᵀ is not the identity"
+        )
+    return f"{NOISE_DRAWS} draws, false alarms {subject.level:.1g}; caught at 95 %: a correlation of {(critical + 1.645) / n**0.5:.2g}"
+
+
+def non_finite(subject: Subject) -> str:
+    """A loss or noise that is not a number gives an estimate that is none, or an error: nothing is hidden."""
+    one = subject.one(subject.noise(range(1)))
+    trials = {"loss": (with_loss(subject.problem, lambda loss: loss * float("nan")), one)}
+    if one and not subject.opaque:
+        trials["noise"] = (fresh(subject.problem), {name: u * float("nan") for name, u in one.items()})
+    for what, (problem, own) in trials.items():
+        found = subject.on(problem).estimate(own, finite=False, may_refuse=True)
+        if found and all(bool(value.isfinite().all()) for value in found.values()):
+            raise Failure(f"NaN {what} gives a finite estimate; replace nothing, so that the user is told")
+    return f"NaN {' and '.join(trials)} shows"
+
+
+def linear_in_loss(subject: Subject) -> str:
+    """ĝ of 3·L is 3 ĝ of L, and ĝ of L + L² is the sum of theirs, for the same noise."""
+    one = subject.one(subject.noise(range(1)))
+
+    def of(change: Callable[[Tensor], Tensor]) -> Gradients:
+        return subject.on(with_loss(subject.problem, change)).estimate(one)
+
+    plain, thrice = of(lambda loss: loss), of(lambda loss: 3 * loss)
+    both, square = of(lambda loss: loss + loss**2), of(lambda loss: loss**2)
+    allowed = tolerance(subject)
+    scaled = {name: 3 * value for name, value in plain.items()}
+    summed = {name: value + square[name] for name, value in plain.items()}
+    for what, found, expected in (("3·L", thrice, scaled), ("L + L²", both, summed)):
+        off = difference(subject, expected, found)
+        if off[0] > allowed:
+            raise Failure(f"ĝ of {what} is off by {off[0]:.2g} of its size in {off[1]!r}: not linear in the loss")
+    return f"3·L and L + L² to {allowed:.1g}"
+
+
+def batch_order(subject: Subject) -> str:
+    """Examples in another order, with their own noise, give the same estimate."""
+    _require_declared_noise(subject, empty=True)
+    problem = subject.problem
+    n = problem.batch_size
+    if n == 1:
+        raise NotApplicable("a batch of one has one order")
+    order = torch.arange(n).roll(1)
+    one, axes = subject.one(subject.noise(range(1))), batch_axes(subject)
+    moved = {k: u if axes[k] is None else u.index_select(axes[k], order.to(u.device)) for k, u in one.items()}
+    permuted = subject.on(problem.at(batch=(problem.inputs[order], problem.targets[order])))
+    off = difference(subject, subject.estimate(one), permuted.estimate(moved))
+    if off[0] > tolerance(subject):
+        raise Failure(f"the estimate of {off[1]!r} changes by {off[0]:.2g} of its size with the order of the batch")
+    return f"{n} examples, rolled by one"
+
+
+def zero_gradient(subject: Subject) -> str:
+    """Where the loss does not depend on anything, the estimate's mean is 0."""
+    flat = subject.on(with_loss(subject.problem, lambda loss: 0 * loss))
+    if subject.randomness.size == 0:
+        found = [flat.estimate({})]
+    else:
+        drawn = subject.noise(range(8))
+        found = [flat.estimate(flat.one(drawn, draw)) for draw in range(8)]
+    if all(not bool(value.any()) for one in found for value in one.values()):
+        return "every estimate is 0"
+    if flat.mean is not None:
+        worst = max(float(value.abs().max()) for value in flat.mean[0].values())
+        if worst > 1e-9:
+            raise Failure(f"a loss that is 0 everywhere has an estimate of mean {worst:.2g} ({flat.mean[1]})")
+        return flat.mean[1]
+    verdict = flat.verdict()
+    if not verdict.passed:
+        raise Failure(f"a loss that is 0 everywhere has an estimate whose mean is not 0: {verdict}")
+    return str(verdict)
+
+
+def unbiased(subject: Subject) -> str:
+    """E ĝ is the target: exactly where its noise can be enumerated, else by a statistical verdict."""
+    if subject.mean is None:
+        verdict = subject.verdict()
+        if not verdict.unbiased:
+            raise Failure(verdict.sentence("bias"))
+        order = claim(subject.estimator, "bias_order")
+        return str(verdict) + (f"; below that, it declares a bias of order step^{order}" if order else "")
+    found, how = subject.mean
+    target = subject.target
+    off = {name: float((found[name] - value).abs().max()) / subject.size for name, value in target.items()}
+    worst = max(off, key=lambda name: off[name])
+    if not off[worst] <= tolerance(subject):
+        share = float((found[worst] - target[worst]).norm() / target[worst].norm().clamp_min(1e-300))
+        raise Failure(f"E ĝ of {worst!r} is off its target by {share:.3g} of the target's norm ({how})")
+    return f"{how}, to {tolerance(subject):.1g}"
+
+
+def scale(subject: Subject) -> str:
+    """The slope ⟨E ĝ, g⟩/‖g‖² is 1 in every parameter, which a cosine cannot see."""
+    if subject.mean is None:
+        verdict = subject.verdict()
+        if not verdict.scaled:
+            raise Failure(verdict.sentence("scale"))
+        return str(verdict)
+    found, how = subject.mean
+    for name, value in subject.target.items():
+        length = float(value.double().square().sum())
+        if length**0.5 <= 1e-6 * subject.size:
+            continue
+        slope = float((found[name] * value).sum()) / length
+        if not abs(slope - 1) <= tolerance(subject) * subject.size / length**0.5:
+            raise Failure(f"the slope of {name!r} is {slope:.6g}, expected 1 ({how})")
+    return f"{how}, to {tolerance(subject):.1g}"
+
+
+# ---- what checks share ---------------------------------------------------------------------------------------
+
+
+def with_loss(problem: Problem, change: Callable[[Tensor], Tensor]) -> Problem:
+    """The problem with another function of its per-example loss."""
+    other, original = fresh(problem), problem.loss_function
+    other.loss_function = lambda outputs, targets: change(original(outputs, targets))
+    return other
+
+
+def tolerance(subject: Subject) -> float:
+    """What rounding allows, relative to the largest entry; a finite difference divides it by its step."""
+    eps = torch.finfo(subject.problem.dtype).eps
+    step = claim(subject.estimator, "step")
+    return max(1e-9, 100 * eps**0.75) + (100 * eps / step if step else 0.0)
+
+
+def difference(subject: Subject, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[float, str]:
+    """The largest difference, relative to the largest entry of the expected one, and where it is."""
+    size = max(subject.size, *(float(value.abs().max()) for value in expected.values()))
+    gaps = {name: _gap(value, found[name]) / size for name, value in expected.items()}
+    worst = max(gaps, key=lambda name: float("inf") if np.isnan(gaps[name]) else gaps[name])
+    return (float("inf") if np.isnan(gaps[worst]) else gaps[worst]), worst
+
+
+def batch_axes(subject: Subject) -> dict[str, int | None]:
+    """The axis of each leaf that follows the batch, found by leaving out an example."""
+    fewer = subject.on(subject.problem.at(batch=(subject.problem.inputs[:-1], subject.problem.targets[:-1])))
+    axes: dict[str, int | None] = {}
+    for name, leaf in subject.randomness.leaves.items():
+        other = fewer.randomness.leaves[name].shape if name in fewer.randomness.leaves else ()
+        if len(other) != len(leaf.shape):
+            raise Failure(f"leaf {name!r} has shape {leaf.shape} for this batch and {other} for one example less")
+        axes[name] = next((axis for axis, size in enumerate(leaf.shape) if other[axis] != size), None)
+    return axes
+
+
+def _require_declared_noise(subject: Subject, *, empty: bool = False) -> None:
+    if subject.opaque:
+        raise NotApplicable("needs declared noise; this function draws its own from a seed")
+    if not empty and subject.randomness.size == 0:
+        raise NotApplicable("needs no noise")
+
+
+def _require_precision(name: str, u: Tensor) -> None:
+    values = u.flatten()
+    values = values[values != 0][:20_000]
+    distinct = len(values.unique())
+    # A law of a few values is discrete on purpose; one of hundreds that repeat was rounded.
+    if 64 < distinct < 0.99 * len(values):
+        raise Failure(
+            f"{len(values)} numbers of noise {name!r} have only {distinct} distinct values: it was drawn with less "
+            f"precision than {str(u.dtype).removeprefix('torch.')}"
+        )
+
+
+def _random_states(problem: Problem) -> dict[str, object]:
+    numpy = np.random.get_state()
+    states: dict[str, object] = {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "numpy": (numpy[1].tobytes(), numpy[2:]),  # type: ignore[union-attr, index]
+        "random": random.getstate(),
+    }
+    if problem.device.type == "cuda":
+        states["torch.cuda"] = torch.cuda.get_rng_state(problem.device).numpy().tobytes()
+    return states
+
+
+def _same(one: Tensor, two: Tensor) -> bool:
+    return one.shape == two.shape and torch.equal(one.nan_to_num(), two.nan_to_num())
+
+
+def _gap(one: Tensor, two: Tensor) -> float:
+    return float((one.double() - two.double()).abs().max()) if one.numel() else 0.0
+
+
+def _normal_quantile(probability: float) -> float:
+    from scipy import special
+
+    return float(special.ndtri(probability))

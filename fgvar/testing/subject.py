@@ -1,0 +1,271 @@
+"""Subject: an estimator on one problem, asked so carefully that whatever it does wrong becomes a sentence."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from fgvar.analysis.draws import estimates, ranges
+from fgvar.estimators.estimator import Estimate, GradientEstimator
+from fgvar.estimators.noise import Gaussian, Leaf, Rademacher, Randomness
+from fgvar.problem import Problem
+from fgvar.testing.exact import covariance, expectation, require_quadratic
+from fgvar.testing.problems import fresh
+from fgvar.testing.statistical import Verdict, unbiased
+
+T = TypeVar("T")
+Gradients = dict[str, Tensor]
+
+MISFIT = "it does not fit this problem"
+FEW_SIGNS = 12  # random numbers of which a check enumerates all sign vectors
+FEW_NUMBERS = 150  # random numbers of which a check evaluates all pairs
+
+
+class Failure(AssertionError):
+    """A check that failed; the message is the sentence of the report."""
+
+
+class NotApplicable(Exception):
+    """A check that has nothing to test here; the message says why."""
+
+
+@dataclass
+class Subject:
+    """An estimator and a problem of its own.
+
+    Attributes:
+        estimator, problem: what is tried; the problem is a copy that the estimator may spoil.
+        level: nominal false-alarm rate of each statistical verdict.
+        draws: of the statistical verdicts; None takes their default.
+        memo: what is shared by the checks of one estimator on one problem.
+    """
+
+    estimator: GradientEstimator
+    problem: Problem
+    level: float
+    draws: int | None = None
+    memo: dict[str, Any] = field(default_factory=dict)
+
+    def fresh(self) -> "Subject":
+        return Subject(self.estimator, fresh(self.problem), self.level, self.draws, self.memo)
+
+    def on(self, problem: Problem, estimator: GradientEstimator | None = None) -> "Subject":
+        """The same, or another, estimator on another problem."""
+        return Subject(self.estimator if estimator is None else estimator, problem, self.level, self.draws)
+
+    @property
+    def opaque(self) -> bool:
+        """Does it draw its own noise from a seed (`from_function`)?"""
+        return bool(getattr(self.estimator, "opaque", False))
+
+    @cached_property
+    def randomness(self) -> Randomness:
+        try:
+            found = self.estimator.randomness(self.problem)
+        except ValueError as error:
+            raise NotApplicable(f"{MISFIT}: {_line(error)}") from error
+        except Exception as error:
+            raise _raised("randomness", error) from error
+        if not isinstance(found, Randomness):
+            raise Failure(f"randomness returned {type(found).__name__}, expected fgvar.Randomness(name → Leaf)")
+        for name, leaf in found.leaves.items():
+            if not isinstance(leaf, Leaf):
+                raise Failure(f"leaf {name!r} is {type(leaf).__name__}, expected fgvar.Leaf(shape, noise)")
+        return found
+
+    @cached_property
+    def target(self) -> Gradients:
+        found = self._ask("target", lambda: self.estimator.target(self.problem))
+        self.require_gradient("the target", found)
+        for name, value in found.items():
+            if not bool(value.isfinite().all()):
+                raise Failure(f"the target of {name!r} holds NaN or infinity, though the loss is finite")
+        return dict(found)
+
+    @property
+    def size(self) -> float:
+        """The largest entry of the target, in units of which errors are told."""
+        return max(max(float(value.abs().max()) for value in self.target.values()), 1e-300)
+
+    @cached_property
+    def vmaps(self) -> bool:
+        """Does it run under torch.func.vmap? A plain call is tried first: its errors are the estimator's own."""
+        if self.randomness.size == 0:
+            return True
+        self.estimate(self.one(self.noise(range(1))))
+        try:
+            estimates(self.estimator, fresh(self.problem), self.noise(range(2)))
+        except Exception:
+            return False
+        return True
+
+    @property
+    def chunk(self) -> int:
+        return 256 if self.vmaps else 1
+
+    def noise(self, draws: range, seed: int = 0) -> Gradients:
+        def sample() -> Gradients:
+            return self.randomness.sample(seed, draws, dtype=self.problem.dtype, device=self.problem.device)
+
+        return self._ask("the noise", sample) if self.randomness.size else {}
+
+    @staticmethod
+    def one(noise: Mapping[str, Tensor], index: int = 0) -> Gradients:
+        return {name: u[index] for name, u in noise.items()}
+
+    def estimate(
+        self, noise: Mapping[str, Tensor], *, finite: bool = True, may_refuse: bool = False
+    ) -> Gradients:
+        """One estimate, by a plain call, as a dict of the parameters' shapes; empty where it refused and may."""
+        try:
+            found = self.estimator.estimate(self.problem, dict(noise))
+        except (ArithmeticError, ValueError) as error:
+            if may_refuse:
+                return {}
+            raise _raised("estimate", error) from error
+        except Exception as error:
+            raise _raised("estimate", error) from error
+        if not isinstance(found, Estimate):
+            raise Failure(f"estimate returned {type(found).__name__}, expected fgvar.Estimate(gradient)")
+        self.require_gradient("the estimate", found.gradient)
+        for name, value in found.gradient.items():
+            if finite and not bool(value.isfinite().all()):
+                raise Failure(f"the estimate of {name!r} holds NaN or infinity")
+        return dict(found.gradient)
+
+    def estimates(self, noise: Mapping[str, Tensor], chunk: int | None = None) -> Gradients:
+        """Estimates for a batch of noise, stacked."""
+        count, chunk = len(next(iter(noise.values()))), chunk or self.chunk
+        parts = [
+            self._ask("estimate", lambda w=window: estimates(self.estimator, self.problem, _take(noise, w)))
+            for window in ranges(0, count, chunk)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def require_gradient(self, what: str, gradient: object) -> None:
+        """Raise a `Failure` where it is not a dict with the parameters' keys, shapes, dtype and device."""
+        if not isinstance(gradient, Mapping):
+            raise Failure(f"{what} is {type(gradient).__name__}, expected a dict like problem.params")
+        params = self.problem.params
+        missing, extra = [k for k in params if k not in gradient], [k for k in gradient if k not in params]
+        if missing or extra:
+            lacks = f"lacks {_listed(missing)}" if missing else f"has {_listed(extra)} beside problem.params"
+            raise Failure(f"{what} {lacks}; give every parameter an entry, 0 where it is not estimated")
+        for name, p in params.items():
+            g = gradient[name]
+            if not isinstance(g, Tensor):
+                raise Failure(f"{what} of {name!r} is {type(g).__name__}, expected a tensor")
+            for kind, got, wanted in (
+                ("shape", tuple(g.shape), tuple(p.shape)),
+                ("dtype", g.dtype, p.dtype),
+                ("device", g.device, p.device),
+            ):
+                if got != wanted:
+                    raise Failure(f"{what} of {name!r} has {kind} {got}, expected {wanted}, that of the parameter")
+
+    # ---- laws ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def standard(self) -> bool:
+        """Is all noise fgvar's own, of which mean and variance are known?"""
+        return all(type(leaf.noise) in (Gaussian, Rademacher) for leaf in self.randomness.leaves.values())
+
+    @cached_property
+    def quadratic(self) -> bool:
+        try:
+            require_quadratic(self.estimator, self.problem, chunk=self.chunk)
+        except ValueError:
+            return False
+        return True
+
+    @cached_property
+    def law(self) -> str | None:
+        """The enumeration that gives its exact expectation: "none", "signs", "nodes"; None where there is none."""
+        d = self.randomness.size
+        if d == 0:
+            return "none"
+        if self.opaque or not self.standard or claim(self.estimator, "bias_order") is not None:
+            return None
+        if d <= FEW_SIGNS and all(type(leaf.noise) is Rademacher for leaf in self.randomness.leaves.values()):
+            return "signs"
+        return "nodes" if self.quadratic else None
+
+    @property
+    def mean(self) -> tuple[Gradients, str] | None:
+        """Its exact expectation and how it was found; None where it can only be drawn."""
+        if "mean" not in self.memo:
+            self.memo["mean"] = self._mean()
+        mean: tuple[Gradients, str] | None = self.memo["mean"]
+        return mean
+
+    def _mean(self) -> tuple[Gradients, str] | None:
+        if self.law is None:
+            return None
+        if self.law == "none":
+            return {name: g.double() for name, g in self.estimate({}).items()}, "exact: it needs no noise"
+        found = self._ask(
+            "estimate",
+            lambda: expectation(self.estimator, self.problem, method=str(self.law), chunk=self.chunk),
+        )
+        d = self.randomness.size
+        count = f"all {2**d} sign vectors" if self.law == "signs" else f"{2 * d} nodes"
+        return found, f"exact: {count}"
+
+    @cached_property
+    def covariance(self) -> Gradients | None:
+        """Its exact covariance by parameter; None where there are too many numbers or it can only be drawn."""
+        if self.law == "none":
+            return {k: torch.zeros(p.numel(), p.numel(), dtype=torch.float64) for k, p in self.problem.params.items()}
+        if self.law == "signs":
+            return covariance(self.estimator, self.problem, method="signs", chunk=self.chunk)
+        if self.law == "nodes" and self.randomness.size <= FEW_NUMBERS:
+            return covariance(self.estimator, self.problem, chunk=self.chunk)
+        return None
+
+    def verdict(self) -> Verdict:
+        """The statistical verdict on bias and scale; drawn once for all checks of this problem."""
+        if "verdict" not in self.memo:
+            more: dict[str, Any] = {} if self.draws is None else {"draws": self.draws}
+
+            def drawn() -> Verdict:
+                return unbiased(self.estimator, self.problem, level=self.level, chunk=self.chunk, **more)
+
+            self.memo["verdict"] = self._ask("estimate", drawn)
+        verdict: Verdict = self.memo["verdict"]
+        return verdict
+
+    def _ask(self, what: str, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except (Failure, NotApplicable):
+            raise
+        except Exception as error:
+            raise _raised(what, error) from error
+
+
+def claim(estimator: object, name: str) -> Any:
+    """What an estimator declares: its own attribute, or that of its noise or its oracle; None if nothing."""
+    for owner in (estimator, getattr(estimator, "noise", None), getattr(estimator, "oracle", None)):
+        if (found := getattr(owner, name, None)) is not None:
+            return found
+    return None
+
+
+def _raised(what: str, error: Exception) -> Failure:
+    return Failure(f"{what} raised {type(error).__name__}: {_line(error)}")
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "(no message)"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _take(noise: Mapping[str, Tensor], window: range) -> Gradients:
+    return {name: u[window.start : window.stop] for name, u in noise.items()}
