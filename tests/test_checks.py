@@ -69,7 +69,9 @@ def test_the_report_is_a_table() -> None:
     assert lines[3] == "unbiased    yes     yes   yes    exact: 280 nodes, to 1e-09"
     assert lines[4].split()[:4] == ["bias_order", "–", "–", "–"]
     assert lines[5] == "6 passed, 0 failed, 3 not applicable"
-    assert [row.check for row in report.rows] == [name for name in ("structure", "unbiased", "bias_order") for _ in "123"]
+    assert [row.check for row in report.rows] == [
+        name for name in ("structure", "unbiased", "bias_order") for _ in "123"
+    ]
 
 
 # ---- bad estimators: a failed check with a sentence, never a traceback -------------------------------------------
@@ -234,8 +236,14 @@ def test_wrong_arguments() -> None:
 
 
 @parametrize_with_checks(
-    {"FG-A": fgvar.scheme("FG-A", noise=fgvar.Rademacher()), "published": fgvar.scheme("LG-FG-W", credit="published")},
-    {"published-unbiased": "its channel layers lack the credit of other groups", "published-scale": "so its slope is off"},
+    {
+        "FG-A": fgvar.scheme("FG-A", noise=fgvar.Rademacher()),
+        "published": fgvar.scheme("LG-FG-W", credit="published"),
+    },
+    {
+        "published-unbiased": "its channel layers lack the credit of other groups",
+        "published-scale": "so its slope is off",
+    },
 )
 def test_the_pytest_face(estimator, check) -> None:
     check(estimator)

@@ -598,7 +598,7 @@ def test_seeds_and_draws_are_not_negative(seed: int, draws: list[int]) -> None:
 
 def test_enumerations() -> None:
     leaves = Randomness({"w": Leaf((19,), fgvar.Rademacher())})
-    with pytest.raises(ValueError, match=says("unknown method 'sings'", "did you mean 'signs'", "hermite, nodes, signs")):
+    with pytest.raises(ValueError, match=says("unknown method 'sings'", "mean 'signs'", "hermite, nodes, signs")):
         Enumeration(leaves, "sings")
     with pytest.raises(ValueError, match=says(r"19 random numbers have 2\^19", r"2\^18", "smaller problem.*'nodes'")):
         Enumeration(leaves, "signs")

@@ -1,1 +1,2 @@
-def variance(e,p): raise ValueError("stub")
+def variance(e, p):
+    raise ValueError("stub")

@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 
-class Noise(Protocol):
-    """A distribution of directions: zero mean, unit variance and no correlation between coordinates."""
+class Law(Protocol):
+    """How one tensor of random numbers is drawn: zero mean, unit variance, no correlation between numbers."""
+
+    def fill(self, stream: "Stream", shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """One draw of the given shape."""
+
+
+class Noise(Law, Protocol):
+    """The word of a composed estimator: a law of independent numbers, and how its draws are used."""
 
     @property
     def shared(self) -> bool | None:
@@ -25,10 +32,7 @@ class Noise(Protocol):
     def antithetic(self) -> bool:
         """Does every direction u come with −u?"""
 
-    kurtosis: ClassVar[float]  # E u⁴ of one coordinate; coordinates are independent
-
-    def fill(self, stream: "Stream", shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """One draw of the given shape."""
+    kurtosis: ClassVar[float]  # E u⁴ of one number
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,10 @@ def _check_directions(directions: int) -> None:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One named tensor of noise: its shape (batch axis included) and its distribution."""
+    """One named tensor of noise: its shape (batch axis included) and its law."""
 
     shape: tuple[int, ...]
-    noise: Noise
+    noise: Law
 
     @property
     def size(self) -> int:

@@ -104,7 +104,9 @@ class Report:
         return tuple(dict.fromkeys(row.check for row in self.rows if row.outcome == FAILED))
 
     def __str__(self) -> str:
-        misfits = {row.problem: row.note for row in self.rows if row.note.startswith(MISFIT) and row.outcome != FAILED}
+        misfits = {
+            row.problem: row.note for row in self.rows if row.note.startswith(MISFIT) and row.outcome != FAILED
+        }
         rows = [row for row in self.rows if row.problem not in misfits]
         problems = list(dict.fromkeys(row.problem for row in rows))
         signs = {PASSED: "yes", FAILED: "NO", NOT_APPLICABLE: "–"}

@@ -76,10 +76,14 @@ def directions(subject: Subject) -> str:
         for name, matrix in one.covariance.items():
             whole, half = float(matrix.trace()), float(two.covariance[name].trace())
             if abs(whole - 2 * half) > 1e-9 * max(whole, subject.size**2):
-                raise Failure(f"2 directions divide the variance of {name!r} by {whole / max(half, 1e-300):.4g}, not 2")
+                raise Failure(
+                    f"2 directions divide the variance of {name!r} by {whole / max(half, 1e-300):.4g}, not 2"
+                )
         notes.append("variance of 2 directions is half of that of 1, exactly")
     if not notes:
-        raise NotApplicable("too many random numbers for the exact variance, and leaves without an axis of directions")
+        raise NotApplicable(
+            "too many random numbers for the exact variance, and leaves without an axis of directions"
+        )
     return "; ".join(notes)
 
 
@@ -95,7 +99,9 @@ def antithetic(subject: Subject) -> str:
     if plain is None:
         return f"the pair of u is that of −u, to {tolerance(subject):.1g}"
     if {k: v.shape for k, v in plain.randomness.leaves.items()} != {n: u.shape for n, u in noise.items()}:
-        raise Failure("an antithetic pair needs the noise of one direction, its negative is the other; it asks for more")
+        raise Failure(
+            "an antithetic pair needs the noise of one direction, its negative is the other; it asks for more"
+        )
     _require_mean(subject, [plain.estimate(noise), plain.estimate(turned)], pair, "the pair", "u and −u alone")
     alone = difference(subject, pair, plain.estimate(noise))[0] <= tolerance(subject)
     return "the mean of u and −u" + (", which repeats one estimate (its derivative is exact)" if alone else "")
@@ -118,7 +124,7 @@ def shared_noise(subject: Subject) -> str:
     noise = subject.one(subject.noise(range(1)))
     each = []
     for n in range(problem.batch_size):
-        own = {k: u if axes[k] is None else u.narrow(axes[k], n, 1) for k, u in noise.items()}
+        own = {k: u if (axis := axes[k]) is None else u.narrow(axis, n, 1) for k, u in noise.items()}
         each.append(subject.on(problem.example(n)).estimate(own))
     _require_mean(subject, each, subject.estimate(noise), "the batch", "each example alone")
     return f"{'shared' if declared else 'independent'}: the mean of {problem.batch_size} examples' own estimates"
@@ -129,7 +135,10 @@ def repr_round_trips(subject: Subject) -> str:
     estimator = subject.estimator
     if subject.opaque or not is_dataclass(estimator):
         raise NotApplicable("is no dataclass, so that its repr promises nothing")
-    names: dict[str, Any] = {name: getattr(fgvar, name) for name in fgvar.__all__} | {"torch": torch, **_types(estimator)}
+    names: dict[str, Any] = {name: getattr(fgvar, name) for name in fgvar.__all__} | {
+        "torch": torch,
+        **_types(estimator),
+    }
     try:
         rebuilt = eval(repr(estimator), names)  # the estimator's own text
     except Exception as error:
@@ -185,17 +194,20 @@ def _declared_variance(estimator: GradientEstimator, problem: Problem) -> Gradie
 
 def _varied(subject: Subject, **change: Any) -> Subject | None:
     """The subject with a declaration changed where it stands: on the estimator, its noise or its oracle."""
-    estimator: Any = subject.estimator
-    (name,) = change
+    estimator, (name,) = subject.estimator, change
     if not is_dataclass(estimator):
         return None
     if name in estimator.__dataclass_fields__:
-        return subject.on(subject.problem, replace(estimator, **change))
+        return subject.on(subject.problem, _replaced(estimator, change))
     for word in ("noise", "oracle"):
-        part: Any = getattr(estimator, word, None)
-        if word in estimator.__dataclass_fields__ and is_dataclass(part) and name in part.__dataclass_fields__:
-            return subject.on(subject.problem, replace(estimator, **{word: replace(part, **change)}))  # type: ignore[type-var]
+        part = getattr(estimator, word, None)
+        if word in estimator.__dataclass_fields__ and name in getattr(part, "__dataclass_fields__", ()):
+            return subject.on(subject.problem, _replaced(estimator, {word: _replaced(part, change)}))
     return None
+
+
+def _replaced(value: Any, change: Mapping[str, Any]) -> Any:
+    return replace(value, **change)
 
 
 def _mean_over_law(subject: Subject) -> Gradients:

@@ -3,7 +3,6 @@
 Each check takes a `Subject` and returns how it passed, or raises `Failure` or `NotApplicable`, with a sentence.
 """
 
-import copy
 import random
 from collections.abc import Callable, Mapping
 
@@ -106,7 +105,8 @@ def noise(subject: Subject) -> str:
             f"a number of leaf {owners[i]!r} and one of {owners[j]!r} are correlated (z = {float(z.max()):.1f}, "
             f"critical {critical:.1f}): E uuᵀ is not the identity"
         )
-    return f"{NOISE_DRAWS} draws, false alarms {subject.level:.1g}; caught at 95 %: a correlation of {(critical + 1.645) / n**0.5:.2g}"
+    caught = (critical + 1.645) / n**0.5
+    return f"{n} draws, false alarms {subject.level:.1g} (nominal); caught at 95 %: a correlation of {caught:.2g}"
 
 
 def non_finite(subject: Subject) -> str:
@@ -150,7 +150,7 @@ def batch_order(subject: Subject) -> str:
         raise NotApplicable("a batch of one has one order")
     order = torch.arange(n).roll(1)
     one, axes = subject.one(subject.noise(range(1))), batch_axes(subject)
-    moved = {k: u if axes[k] is None else u.index_select(axes[k], order.to(u.device)) for k, u in one.items()}
+    moved = {k: u if (axis := axes[k]) is None else u.index_select(axis, order.to(u.device)) for k, u in one.items()}
     permuted = subject.on(problem.at(batch=(problem.inputs[order], problem.targets[order])))
     off = difference(subject, subject.estimate(one), permuted.estimate(moved))
     if off[0] > tolerance(subject):
@@ -275,7 +275,7 @@ def _random_states(problem: Problem) -> dict[str, object]:
     numpy = np.random.get_state()
     states: dict[str, object] = {
         "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": (numpy[1].tobytes(), numpy[2:]),  # type: ignore[union-attr, index]
+        "numpy": (numpy[1].tobytes(), numpy[2:]),  # type: ignore[index]
         "random": random.getstate(),
     }
     if problem.device.type == "cuda":

@@ -132,7 +132,9 @@ def _polarised(estimator: GradientEstimator, problem: Problem, chunk: int) -> Gr
     randomness = estimator.randomness(problem)
     if randomness.size == 0:
         return {name: torch.zeros(p.numel(), p.numel(), dtype=torch.float64) for name, p in problem.params.items()}
-    kurtosis = torch.cat([torch.full((leaf.size,), _kurtosis(name, leaf.noise)) for name, leaf in randomness.leaves.items()])
+    kurtosis = torch.cat(
+        [torch.full((leaf.size,), _kurtosis(name, leaf.noise)) for name, leaf in randomness.leaves.items()]
+    )
     require_quadratic(estimator, problem, chunk=chunk)
     d = randomness.size
     basis = torch.eye(d, dtype=torch.float64, device=problem.device)
@@ -142,9 +144,9 @@ def _polarised(estimator: GradientEstimator, problem: Problem, chunk: int) -> Gr
     found = {name: s.T @ (weights * s) for name, s in diagonal.items()}
     pairs = torch.triu_indices(d, d, offset=1, device=problem.device)
     for numbers in _bar(pairs.shape[1], chunk):
-        k, l = pairs[:, numbers.start : numbers.stop]
-        for name, g in _evaluated(estimator, problem, randomness, basis[k] + basis[l], chunk).items():
-            twice = g - constant[name] - diagonal[name][k] - diagonal[name][l]
+        one, two = pairs[:, numbers.start : numbers.stop]
+        for name, g in _evaluated(estimator, problem, randomness, basis[one] + basis[two], chunk).items():
+            twice = g - constant[name] - diagonal[name][one] - diagonal[name][two]
             found[name] += twice.T @ twice
     return found
 

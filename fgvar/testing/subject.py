@@ -116,9 +116,7 @@ class Subject:
     def one(noise: Mapping[str, Tensor], index: int = 0) -> Gradients:
         return {name: u[index] for name, u in noise.items()}
 
-    def estimate(
-        self, noise: Mapping[str, Tensor], *, finite: bool = True, may_refuse: bool = False
-    ) -> Gradients:
+    def estimate(self, noise: Mapping[str, Tensor], *, finite: bool = True, may_refuse: bool = False) -> Gradients:
         """One estimate, by a plain call, as a dict of the parameters' shapes; empty where it refused and may."""
         try:
             found = self.estimator.estimate(self.problem, dict(noise))
@@ -139,10 +137,8 @@ class Subject:
     def estimates(self, noise: Mapping[str, Tensor], chunk: int | None = None) -> Gradients:
         """Estimates for a batch of noise, stacked."""
         count, chunk = len(next(iter(noise.values()))), chunk or self.chunk
-        parts = [
-            self._ask("estimate", lambda w=window: estimates(self.estimator, self.problem, _take(noise, w)))
-            for window in ranges(0, count, chunk)
-        ]
+        pieces = [_take(noise, window) for window in ranges(0, count, chunk)]
+        parts = self._ask("estimate", lambda: [estimates(self.estimator, self.problem, piece) for piece in pieces])
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def require_gradient(self, what: str, gradient: object) -> None:
