@@ -26,6 +26,7 @@ ORDER = (
     "fgvar.problem",
     "fgvar.estimators",
     "fgvar.estimators.noise",
+    "fgvar.estimators.structured",
     "fgvar.estimators.oracles",
     "fgvar.estimators.losses",
     "fgvar.estimators.spaces",

@@ -91,7 +91,7 @@ class Estimator:
         k = self.noise.directions
         lead = (*(() if k == 1 else (k,)), *(() if self.shared else (problem.batch_size,)))
         shapes = self.space.shapes(problem)
-        return Randomness({name: Leaf((*lead, *shape), self.noise) for name, shape in shapes.items()})
+        return Randomness({name: Leaf((*lead, *shape), self.noise, len(lead)) for name, shape in shapes.items()})
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         if self.noise.antithetic:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -17,8 +17,15 @@ class Law(Protocol):
         """One draw of the given shape."""
 
 
+class JointLaw(Law, Protocol):
+    """A law of all numbers of one direction together, over all leaves that have it."""
+
+    def join(self, rows: Tensor) -> Tensor:
+        """What was filled, [directions, examples, numbers] or without the leading ones, by the law."""
+
+
 class Noise(Law, Protocol):
-    """The word of a composed estimator: a law of independent numbers, and how its draws are used."""
+    """The word of a composed estimator: a law, and how its draws are used."""
 
     @property
     def shared(self) -> bool | None:
@@ -32,7 +39,6 @@ class Noise(Law, Protocol):
     def antithetic(self) -> bool:
         """Does every direction u come with −u?"""
 
-    kurtosis: ClassVar[float]  # E u⁴ of one number
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Gaussian:
     kurtosis: ClassVar[float] = 3.0
 
     def __post_init__(self) -> None:
-        _check_directions(self.directions)
+        check_directions(self.directions)
 
     def fill(self, stream: "Stream", shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.normal(shape, dtype, device)
@@ -92,27 +98,45 @@ class Rademacher:
     kurtosis: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        _check_directions(self.directions)
+        check_directions(self.directions)
 
     def fill(self, stream: "Stream", shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.signs(shape, dtype, device)
 
 
-def _check_directions(directions: int) -> None:
+def check_directions(directions: int) -> None:
     if not isinstance(directions, int) or directions < 1:
         raise ValueError(f"directions is {directions!r}, expected an integer of at least 1")
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One named tensor of noise: its shape (batch axis included) and its law."""
+    """One named tensor of noise.
+
+    Attributes:
+        shape: of the tensor, leading axes included.
+        noise: its law.
+        lead: how many leading axes number directions and examples, each with numbers of its own.
+    """
 
     shape: tuple[int, ...]
     noise: Law
+    lead: int = 0
 
     @property
     def size(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
+
+    def draw(self, seed: int, name: str, number: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Draw number ``number``, before leaves of a joint law are joined."""
+        if not (self.lead and getattr(self.noise, "one_by_one", False)):
+            return self.noise.fill(Stream(seed, name, number), self.shape, dtype, device)
+        lead, shape = self.shape[: self.lead], self.shape[self.lead :]
+        each = [
+            self.noise.fill(Stream(seed, f"{name}[{index}]", number), shape, dtype, device)
+            for index in range(int(np.prod(lead)))
+        ]
+        return torch.stack(each).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -171,12 +195,19 @@ class Randomness:
         if not dtype.is_floating_point:
             raise TypeError(f"noise cannot be {dtype}; give a floating-point dtype, as problem.dtype")
         where = torch.device(noise_device if noise_device is not None else device)
-        return {
-            name: torch.stack(
-                [leaf.noise.fill(Stream(seed, name, draw), leaf.shape, dtype, where) for draw in numbers]
-            ).to(device)
-            for name, leaf in self.leaves.items()
-        }
+        each = [self._draw(seed, number, dtype, where) for number in numbers]
+        return {name: torch.stack([one[name] for one in each]).to(device) for name in self.leaves}
+
+    def _draw(self, seed: int, number: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        """One draw. Joint laws act here and not on a stack of draws, whose last bits would depend on its size."""
+        drawn = {name: leaf.draw(seed, name, number, dtype, device) for name, leaf in self.leaves.items()}
+        for law in dict.fromkeys(leaf.noise for leaf in self.leaves.values() if hasattr(leaf.noise, "join")):
+            names = [name for name, leaf in self.leaves.items() if leaf.noise == law]
+            rows = [drawn[name].reshape(*drawn[name].shape[: self.leaves[name].lead], -1) for name in names]
+            joint = cast(JointLaw, law).join(torch.cat(rows, dim=-1))
+            for name, piece in zip(names, joint.split([row.shape[-1] for row in rows], dim=-1), strict=True):
+                drawn[name] = piece.reshape(drawn[name].shape)
+        return drawn
 
 
 @dataclass(frozen=True)

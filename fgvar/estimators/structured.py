@@ -1,0 +1,201 @@
+"""Structured noise: directions whose numbers depend on each other, with E u = 0 and E uuᵀ = I all the same."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fgvar.estimators.noise import Stream, check_directions
+
+
+@dataclass(frozen=True)
+class Sphere:
+    """Uniform on the sphere of radius √d of all d numbers that are perturbed together.
+
+    For one scalar loss, tr Cov(ĝ) = (d − 1)‖∇‖²: as little as Rademacher noise, in every basis.
+
+    Args:
+        shared, directions, antithetic: as of `Gaussian`.
+
+    Raises:
+        ValueError: fewer than 1 direction.
+
+    Example:
+        >>> from fgvar.estimators.noise import Leaf, Randomness
+        >>> u = Randomness({"w": Leaf((3,), Sphere()), "b": Leaf((1,), Sphere())}).sample(seed=0, draws=[0])
+        >>> round(float(u["w"].square().sum() + u["b"].square().sum()), 5)
+        4.0
+    """
+
+    shared: bool | None = None
+    directions: int = 1
+    antithetic: bool = False
+
+    def __post_init__(self) -> None:
+        check_directions(self.directions)
+
+    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return stream.normal(shape, dtype, device)
+
+    def join(self, rows: Tensor) -> Tensor:
+        return rows * (rows.shape[-1] ** 0.5 / torch.linalg.vector_norm(rows, dim=-1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """±√d·e_i for a uniformly drawn number i of the d that are perturbed together, with a random sign.
+
+    For one scalar loss, tr Cov(ĝ) = (d − 1)‖∇‖². One estimate is the gradient's entry i, d times too large.
+
+    Args:
+        shared, directions, antithetic: as of `Gaussian`.
+
+    Raises:
+        ValueError: fewer than 1 direction.
+
+    Example:
+        >>> from fgvar.estimators.noise import Leaf, Randomness
+        >>> u = Randomness({"w": Leaf((4,), Coordinate())}).sample(seed=0, draws=[0])["w"]
+        >>> u.abs().sort().values
+        tensor([[0., 0., 0., 2.]])
+    """
+
+    shared: bool | None = None
+    directions: int = 1
+    antithetic: bool = False
+
+    def __post_init__(self) -> None:
+        check_directions(self.directions)
+
+    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return stream.normal(shape, dtype, device)
+
+    def join(self, rows: Tensor) -> Tensor:
+        # The largest of independent normals is at a uniform place, with a uniform sign.
+        chosen = torch.nn.functional.one_hot(rows.abs().argmax(-1), rows.shape[-1]).to(rows.dtype)
+        return chosen * rows.sign() * rows.shape[-1] ** 0.5
+
+
+@dataclass(frozen=True)
+class Orthogonal:
+    """K orthogonal directions of length √d, uniform among all such frames of the d numbers perturbed together.
+
+    For one scalar loss the mean of their estimates is d/K times the projection of ∇ on a random K-dimensional
+    subspace: tr Cov(ĝ) = (d/K − 1)‖∇‖², and 0 for K = d.
+
+    Args:
+        directions: K, at most the number of perturbed numbers.
+        shared, antithetic: as of `Gaussian`.
+
+    Raises:
+        ValueError: fewer than 1 direction, or more than there are numbers.
+
+    Example:
+        >>> from fgvar.estimators.noise import Leaf, Randomness
+        >>> u = Randomness({"w": Leaf((2, 3), Orthogonal(2), lead=1)}).sample(seed=0, draws=[0])["w"][0]
+        >>> bool(torch.allclose(u @ u.T, 3 * torch.eye(2), atol=1e-5))
+        True
+    """
+
+    directions: int = 1
+    shared: bool | None = None
+    antithetic: bool = False
+
+    def __post_init__(self) -> None:
+        check_directions(self.directions)
+
+    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return stream.normal(shape, dtype, device)
+
+    def join(self, rows: Tensor) -> Tensor:
+        numbers = rows.shape[-1]
+        if self.directions > numbers:
+            raise ValueError(f"{self.directions} directions cannot be orthogonal among {numbers} perturbed numbers")
+        frame = rows if self.directions > 1 else rows.unsqueeze(0)
+        frame = frame.movedim(0, -1)  # [examples, numbers, directions]
+        q, r = torch.linalg.qr(frame)
+        # QR fixes signs its own way; with those of R's diagonal the frame is uniform.
+        q = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+        frame = (q * numbers**0.5).movedim(-1, 0)
+        return frame if self.directions > 1 else frame.squeeze(0)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Each number is 0 but with probability ``density``, then normal with variance 1/density: E u⁴ = 3/density.
+
+    Args:
+        density: share of the numbers that are perturbed.
+        shared, directions, antithetic: as of `Gaussian`.
+
+    Raises:
+        ValueError: a density outside of (0, 1], or fewer than 1 direction.
+
+    Example:
+        >>> Sparse(0.25).kurtosis
+        12.0
+    """
+
+    density: float
+    shared: bool | None = None
+    directions: int = 1
+    antithetic: bool = False
+
+    def __post_init__(self) -> None:
+        check_directions(self.directions)
+        if not 0 < self.density <= 1:
+            raise ValueError(f"density is {self.density!r}, expected a share above 0 and at most 1")
+
+    @property
+    def kurtosis(self) -> float:
+        return 3 / self.density
+
+    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        normal, uniform = stream.normal((2, *shape), torch.float64, device)
+        kept = torch.special.ndtr(uniform) < self.density
+        return (normal * kept / self.density**0.5).to(dtype)
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Matrices A Bᵀ/√rank of normal factors; numbers that are no matrix of a parameter are plain normal.
+
+    Its numbers are uncorrelated but not independent: E u⁴ = 3 + 6/rank.
+
+    Args:
+        rank: of each matrix.
+        shared, directions, antithetic: as of `Gaussian`.
+
+    Raises:
+        ValueError: a rank, or directions, below 1.
+
+    Source: Sarkar et al. 2025 (EGGROLL).
+
+    Example:
+        >>> from fgvar.estimators.noise import Leaf, Randomness
+        >>> u = Randomness({"w": Leaf((4, 5), LowRank(2))}).sample(seed=0, draws=[0])["w"]
+        >>> int(torch.linalg.matrix_rank(u[0]))
+        2
+    """
+
+    rank: int = 1
+    shared: bool | None = None
+    directions: int = 1
+    antithetic: bool = False
+
+    def __post_init__(self) -> None:
+        check_directions(self.directions)
+        if self.rank < 1:
+            raise ValueError(f"rank is {self.rank!r}, expected at least 1")
+
+    one_by_one: ClassVar[bool] = True  # a matrix for each direction and example
+
+    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        if len(shape) < 2:
+            return stream.normal(shape, dtype, device)
+        rows, columns = shape[0], math.prod(shape[1:])
+        a, b = stream.normal((rows + columns, self.rank), dtype, device).split([rows, columns])
+        return (a @ b.T / self.rank**0.5).reshape(tuple(shape))
