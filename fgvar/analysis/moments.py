@@ -74,7 +74,8 @@ class Moments:
     Attributes:
         count: draws.
         deviation: ΣD, a flat tensor for every parameter.
-        first, second: Σf and Σffᵀ of the per-draw `FEATURES` ‖D‖², ⟨D, target⟩, ⟨D, backprop⟩ and cosines.
+        first, second, third: Σf, Σffᵀ and Σf³ of the per-draw `FEATURES` ‖D‖², ⟨D, target⟩, ⟨D, backprop⟩ and
+            cosines.
         projected, projected_square: Σ and Σ² of the random projections of D [layers, BUCKETS].
         trace_square: Σ over blocks of (draws × an unbiased estimate of tr Σ²), Σ = Cov ĝ.
         trace_weight: Σ of those draws.
@@ -87,6 +88,7 @@ class Moments:
     deviation: dict[str, Tensor]
     first: Tensor
     second: Tensor
+    third: Tensor
     projected: Tensor
     projected_square: Tensor
     trace_square: Tensor
@@ -108,6 +110,7 @@ def init(references: References) -> Moments:
         deviation={name: torch.zeros_like(value) for name, value in references.target.items()},
         first=zeros(len(FEATURES)),
         second=zeros(len(FEATURES), len(FEATURES)),
+        third=zeros(len(FEATURES)),
         projected=zeros(BUCKETS),
         projected_square=zeros(BUCKETS),
         trace_square=zeros(),
@@ -147,6 +150,7 @@ def update(moments: Moments, references: References, gradients: Mapping[str, Ten
         deviation=deviation,
         first=features.sum(1),
         second=features.mT @ features,
+        third=features.pow(3).sum(1),
         projected=projected.sum(1),
         projected_square=projected.square().sum(1),
     )

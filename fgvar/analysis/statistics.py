@@ -15,7 +15,16 @@ from fgvar.analysis.moments import BLOCK, LAG, Moments, References
 
 Array = NDArray[np.float64]
 
-MINIMUM = 2 * BLOCK  # draws below which variances of quadratic statistics are not estimated
+# An error is given from MINIMUM draws on, and from RATIO γ² draws on, γ the skewness of the per-draw scalar
+# whose mean the statistic is; below, ± 1.96 errors would cover less than the 95 % that they promise.
+MINIMUM = 2 * BLOCK
+MINIMUM_SQUARED = 16 * BLOCK  # of squared norms of means: sq_bias, snr, efficiency
+RATIO = 16
+HALF = 0.5  # what scatter within blocks knows of, in draws: it is taken about the mean of earlier blocks
+# The variance of a squared norm ‖E ĝ − r‖² has a part that is linear in it and one that is there without it.
+RANK = 20  # effective rank (tr Σ)²/tr Σ² above which the law without the linear part is close to normal
+NEAR, FAR = 1, 8  # linear part over the other: below NEAR there is no bias in sight, above FAR there clearly is
+FLOOR = 0.35  # the linear part's estimate may be negative by this share of the other
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,7 @@ class Sums:
     n: int
     first: Array
     second: Array
+    third: Array
     square_mean: Array  # ‖mean − r‖² [layers, 3]
     products: Array  # ⟨target, target⟩, ⟨backprop, backprop⟩, ⟨target, backprop⟩ [layers, 3]
     projected: Array
@@ -35,6 +45,7 @@ class Sums:
     projected_difference: Array  # projections of target − backprop
     trace_square: Array
     within: Array
+    sizes: Array  # numbers of each layer
 
     @staticmethod
     def of(moments: Moments, references: References) -> "Sums":
@@ -55,6 +66,7 @@ class Sums:
             n=n,
             first=_host(moments.first),
             second=_host(moments.second),
+            third=_host(moments.third),
             square_mean=_host(references.grouped(squares)),
             products=_host(references.grouped(products)),
             projected=_host(moments.projected),
@@ -62,6 +74,7 @@ class Sums:
             projected_difference=_host(references.grouped(differences)),
             trace_square=_host(trace_square) if n >= MINIMUM else np.full(len(trace_square), np.nan),
             within=_host(moments.within / dof - excess),
+            sizes=_host(references.grouped([t.new_tensor(float(t.numel())) for t in references.target.values()])),
         )
 
     @property
@@ -75,6 +88,15 @@ class Sums:
         covariance: Array = centred / (self.n - 1)
         return covariance
 
+    @property
+    def skewness(self) -> Array:
+        """Of the per-draw features [layers, F]; 0 where there is no spread but rounding."""
+        mean, raw = self.mean, self.second.diagonal(axis1=1, axis2=2) / self.n
+        spread = raw - mean**2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            skewness: Array = (self.third / self.n - 3 * mean * spread - mean**3) / spread**1.5
+        return np.where(spread > 1e-20 * raw, skewness, 0.0)
+
 
 def statistics(moments: Moments, references: References) -> dict[str, tuple[Array, Array]]:
     """All statistics of drawn estimates: name → (value, standard error), [layers] or [references, layers].
@@ -84,7 +106,11 @@ def statistics(moments: Moments, references: References) -> dict[str, tuple[Arra
     ``cosine``, mean of the per-draw cosines; ``efficiency`` = ⟨E ĝ, r⟩²/(‖r‖² E‖ĝ‖²); ``bias_z`` and
     ``bias_p``, the largest standardised bias over 16 random projections and its p-value corrected for them.
 
-    Errors of variance, snr and sq_bias need at least 32 draws and are NaN below.
+    Errors are such that ± 1.96 of them cover 95 %: the plain standard error times 1 + (1.08γ² + 1.71)/n, which
+    makes up to second order for the skewness γ of the per-draw scalars and for estimating their variance
+    (Edgeworth's expansion of Student's t). They are
+    NaN below 32 draws, 256 for sq_bias, snr and efficiency, below 16γ² draws (heavy tails), and where a squared
+    norm has a law far from normal: of few effective dimensions, or neither at 0 nor clearly off it. `studies/check_calibration.py` shows their coverage.
     """
     sums = Sums.of(moments, references)
     found = {"variance": variance(sums), "snr": snr(sums)}
@@ -98,17 +124,13 @@ def variance(sums: Sums) -> tuple[Array, Array]:
     """tr Cov(ĝ), unbiased: (Σ‖D‖² − n‖D̄‖²)/(n − 1); its variance is Var‖ĝ − E ĝ‖²/n + 2 tr Σ²/n(n − 1)."""
     n = sums.n
     value = np.maximum(sums.first[:, 0] - n * sums.square_mean[:, 0], 0) / (n - 1)
-    return value, np.sqrt(_variance_variance(sums))
+    return value, _covering(sums, np.sqrt(_variance_variance(sums)), 0, dof=HALF)
 
 
 def sq_bias(sums: Sums, reference: int) -> tuple[Array, Array]:
-    """‖E ĝ − r‖², unbiased: ‖mean − r‖² − tr Cov/n. Its variance is 4 bᵀΣb/n + 2 tr Σ²/n(n − 1).
-
-    The estimate of bᵀΣb ≥ 0 is kept from being negative, which makes the error too large where there is no
-    bias (by 40 % for one Gaussian direction in 6 dimensions; `tests/test_naive.py`).
-    """
+    """‖E ĝ − r‖², unbiased (a U-statistic): ‖mean − r‖² − tr Cov/n. Its variance is 4 bᵀΣb/n + 2 tr Σ²/n(n − 1)."""
     value = sums.square_mean[:, reference] - variance(sums)[0] / sums.n
-    return value, np.sqrt(_bias_variance(sums, reference))
+    return value, _squared(sums, np.sqrt(_bias_variance(sums, reference)), reference)
 
 
 def snr(sums: Sums) -> tuple[Array, Array]:
@@ -119,7 +141,7 @@ def snr(sums: Sums) -> tuple[Array, Array]:
         ratio = signal / value
         covariance = 2 * sums.within[:, 0, 3] / n - 2 * sums.trace_square / (n * (n - 1))
         spread = _bias_variance(sums, 2) + ratio**2 * _variance_variance(sums) - 2 * ratio * covariance
-        return ratio, np.sqrt(np.maximum(spread, 0)) / value
+        return ratio, _covering(sums, _squared(sums, np.sqrt(np.maximum(spread, 0)), 2), 0, dof=HALF) / value
 
 
 def slope(sums: Sums, reference: int) -> tuple[Array, Array]:
@@ -127,13 +149,18 @@ def slope(sums: Sums, reference: int) -> tuple[Array, Array]:
     length = sums.products[:, reference]
     with np.errstate(divide="ignore", invalid="ignore"):
         value = (sums.mean[:, 1 + reference] + _target_product(sums, reference)) / length
-        return value, np.sqrt(sums.covariance[:, 1 + reference, 1 + reference] / sums.n) / length
+        error = np.sqrt(sums.covariance[:, 1 + reference, 1 + reference] / sums.n) / length
+        return value, _covering(sums, error, 1 + reference)
 
 
 def cosine(sums: Sums, reference: int) -> tuple[Array, Array]:
-    """Mean over draws of the cosine between one estimate and the reference."""
+    """Mean over draws of the cosine between one estimate and the reference.
+
+    A single number's cosine is 1 or −1, and one that has not been seen yet has no error: NaN.
+    """
     spread = np.maximum(sums.covariance[:, 3 + reference, 3 + reference], 0)
-    return sums.mean[:, 3 + reference], np.sqrt(spread / sums.n)
+    error = _covering(sums, np.sqrt(spread / sums.n), 3 + reference)
+    return sums.mean[:, 3 + reference], np.where(sums.sizes > 1, error, np.nan)
 
 
 def efficiency(sums: Sums, reference: int) -> tuple[Array, Array]:
@@ -153,7 +180,9 @@ def efficiency(sums: Sums, reference: int) -> tuple[Array, Array]:
         weights[:, 0] -= value / energy
         weights[:, 1] -= 2 * value / energy
         spread = np.einsum("lf,lfg,lg->l", weights, sums.covariance, weights)
-        return value, np.sqrt(np.maximum(spread, 0) / n)
+        error = np.sqrt(np.maximum(spread, 0) / n + 2 * (inner_variance / scale / n) ** 2)
+        apart = (2 * n * inner**2 >= FAR * inner_variance) & (n >= MINIMUM_SQUARED)
+        return value, np.where(apart, _covering(sums, _covering(sums, error, 1 + reference), 0), np.nan)
 
 
 def bias_z(sums: Sums, reference: int) -> tuple[Array, Array]:
@@ -205,10 +234,40 @@ def _bias_test(sums: Sums, reference: int) -> tuple[Array, Array]:
     return np.where(tested > 0, z, np.nan), np.where(tested > 0, p, np.nan)
 
 
+def _covering(sums: Sums, error: Array, feature: int, *, dof: float = 1.0) -> Array:
+    """The error, widened for the skewness of a per-draw feature; NaN where there are too few draws for it.
+
+    ``dof``: the share of the draws that the error's own estimate rests on.
+    """
+    square = sums.skewness[:, feature] ** 2
+    enough = sums.n >= np.maximum(MINIMUM, RATIO * square)
+    return np.where(enough, error * (1 + (1.08 * square + 1.71) / (dof * sums.n)), np.nan)
+
+
+def _squared(sums: Sums, error: Array, reference: int) -> Array:
+    """The error of ‖E ĝ − r‖², NaN where its law is far from normal.
+
+    At 0 the law is that of Σ λ(χ²₁ − 1) over the spectrum λ of Σ: close to normal where the effective rank is
+    high. Far from 0 the linear part of the variance dominates. Between them it is neither.
+    """
+    linear, constant = _parts(sums, reference)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rank = variance(sums)[0] ** 2 / sums.trace_square
+    normal = ((rank >= RANK) & (linear <= NEAR * constant)) | (linear >= FAR * constant)
+    along = 1 + reference if reference < 2 else 1
+    enough = sums.n >= MINIMUM_SQUARED
+    return np.where(normal & enough, _covering(sums, error, along, dof=HALF), np.nan)
+
+
+def _parts(sums: Sums, reference: int) -> tuple[Array, Array]:
+    """The parts 4 bᵀΣb/n and 2 tr Σ²/n(n − 1) of the variance of a squared bias."""
+    linear: Array = 4 * sums.within[:, 1 + reference, 1 + reference] / sums.n
+    return linear, 2 * sums.trace_square / (sums.n * (sums.n - 1))
+
+
 def _bias_variance(sums: Sums, reference: int) -> Array:
-    along = np.maximum(sums.within[:, 1 + reference, 1 + reference], 0)
-    spread: Array = 4 * along / sums.n + 2 * sums.trace_square / (sums.n * (sums.n - 1))
-    return np.maximum(spread, 0)
+    linear, constant = _parts(sums, reference)
+    return np.maximum(linear, -FLOOR * constant) + constant
 
 
 def _variance_variance(sums: Sums) -> Array:

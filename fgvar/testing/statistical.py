@@ -58,7 +58,7 @@ def means(samples: Tensor, expected: Tensor | float, *, level: float, rounding: 
     the estimated skewness γ: without it, a skewed law such as χ² has many times its nominal false alarms in
     one tail. A column whose spread is within ``rounding`` has to equal its expectation as closely.
 
-    Source: Hall 1992, On the removal of skewness by transformation, eq. 2.3.
+    Source: Hall 1992, On the removal of skewness by transformation.
 
     Example:
         >>> samples = torch.arange(100.0)[:, None] % 2
