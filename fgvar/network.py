@@ -47,7 +47,7 @@ class Network:
         self._cut: Collection[str] = ()
         self._values: dict[str, Tensor] = {}
         self._shifts: Mapping[str, Tensor] = {}
-        self._probed: dict[str, tuple[Tensor, Tensor]] = {}
+        self._probed: dict[str, tuple[Any, Any]] = {}
         self._recording: list[tuple[str, Visit]] | None = None
         self._entered: list[int] = []
         self._clock = 0
@@ -79,7 +79,7 @@ class Network:
 
     def probe(
         self, tensors: Mapping[str, Tensor], inputs: Tensor, shifts: Mapping[str, Tensor], *, cut: Collection[str]
-    ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+    ) -> tuple[dict[str, Tensor], dict[str, tuple[Any, Any]]]:
         """Values at the cuts with ``shifts`` added to what modules return; those modules' inputs and outputs."""
         self._shifts, self._probed = shifts, {}
         try:
@@ -116,7 +116,7 @@ class Network:
     def _probe(self, name: str, _module: nn.Module, inputs: Any, output: Any) -> Any:
         if name not in self._shifts:
             return None
-        self._probed[name] = (inputs[0], output)
+        self._probed[name] = (inputs[0] if inputs else None, output)
         return output + self._shifts[name]
 
     def _leave(self, name: str, _module: nn.Module, _inputs: Any, output: Any) -> Any:

@@ -126,7 +126,7 @@ class Problem:
 
     def probe(
         self, params: Mapping[str, Tensor], shifts: Mapping[str, Tensor], *, cut: Collection[str]
-    ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+    ) -> tuple[dict[str, Tensor], dict[str, tuple[Any, Any]]]:
         """Values at ``cut`` with the outputs of modules shifted; inputs and outputs of those modules."""
         return self.network.probe({**self.buffers, **params}, self.inputs, shifts, cut=cut)
 
