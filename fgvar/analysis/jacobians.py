@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import jacfwd, jacrev
+from torch.func import jvp, vjp, vmap
 
 from fgvar.analysis.credits import Transpose, class_gradients
 from fgvar.estimators.losses import Plan
@@ -50,17 +50,23 @@ def links(problem: Problem, sites: Collection[str]) -> Links:
 
 
 def local_jacobian(problem: Problem, name: str, reached: Collection[str], cut: Collection[str], at_once: int) -> Tensor:
-    """∂(numbers at the ``reached`` sites, in order)/∂parameter of every example: [batch, numbers, *parameter]."""
+    """∂(numbers at the ``reached`` sites, in order)/∂parameter of every example: [batch, numbers, weights]."""
     numbers = sum(math.prod(problem.map.sites[site][1:]) for site in reached)
-    jacobian = jacfwd if problem.params[name].numel() <= numbers else jacrev
+    point = problem.params[name]
+    columns = torch.eye(point.numel(), dtype=point.dtype, device=point.device).reshape(-1, *point.shape)
+    rows = torch.eye(numbers, dtype=point.dtype, device=point.device)
 
     def one(example: Problem) -> Tensor:
         def sites(parameter: Tensor) -> Tensor:
             values = example.run({**problem.params, name: parameter}, cut=cut)[1]
             return torch.cat([values[site].flatten() for site in reached])
 
-        rows: Tensor = jacobian(sites, chunk_size=at_once)(problem.params[name])
-        return rows
+        if len(columns) <= numbers:
+            moved: Tensor = vmap(lambda step: jvp(sites, (point,), (step,))[1], chunk_size=at_once)(columns)
+            return moved.T
+        back = vjp(sites, point)[1]
+        pulled: Tensor = vmap(lambda row: back(row)[0], chunk_size=at_once)(rows)
+        return pulled.flatten(1)
 
     stacked: Tensor = problem.per_example(one)
     return stacked

@@ -261,7 +261,7 @@ class _Sites:
             part = slice(start, start + at_once)
             batch = self.problem.at(batch=(self.problem.inputs[part], self.problem.targets[part]))
             columns = max(1, self.budget // (4 * batch.batch_size * _activity_bytes(self.problem)))
-            rows = jacobians.local_jacobian(batch, name, sites, self.sites, columns).flatten(2) * mask[part, :, None]
+            rows = jacobians.local_jacobian(batch, name, sites, self.sites, columns) * mask[part, :, None]
             some = jacobians.Classes(found.members, found.gradients[part], found.gram[part, part])
             for shift, times in self.shifts.items():
                 total = total + times * jacobians.quadratic(rows, some, self.kurtosis, shift)
