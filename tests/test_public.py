@@ -42,6 +42,7 @@ ORDER = (
     "fgvar.analysis.moments",
     "fgvar.analysis.statistics",
     "fgvar.analysis.dataset",
+    "fgvar.analysis.exact",
     "fgvar.analysis.measurement",
     "fgvar.experiments",
     "fgvar.experiments.sources",

@@ -134,7 +134,8 @@ def _credits(
     transpose: Transpose, plans: Mapping[str, Plan], plan: Plan, sites: list[str], shared: bool
 ) -> dict[str, SiteCredit | None]:
     problem = transpose.problem
-    n, patches, groups = shape = transpose.classes(plan)
+    shape = transpose.classes(plan)
+    _, patches, groups = shape
     apart = [end for end in plan if patches * groups > 1 and any(plan[end])] or list(plan)
     joint = [end for end in plan if end not in apart]
     touched = [site for site, own in plans.items() if apart[0] in own]

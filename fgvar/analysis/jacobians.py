@@ -49,7 +49,9 @@ def links(problem: Problem, sites: Collection[str]) -> Links:
     )
 
 
-def local_jacobian(problem: Problem, name: str, reached: Collection[str], cut: Collection[str], at_once: int) -> Tensor:
+def local_jacobian(
+    problem: Problem, name: str, reached: Collection[str], cut: Collection[str], at_once: int
+) -> Tensor:
     """∂(numbers at the ``reached`` sites, in order)/∂parameter of every example: [batch, numbers, weights]."""
     numbers = sum(math.prod(problem.map.sites[site][1:]) for site in reached)
     point = problem.params[name]

@@ -9,7 +9,7 @@ predicts further ones to rounding; module names and forward code are not looked 
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -163,33 +163,33 @@ def _fit(
         return None
     q, target = math.prod(tile), torch.stack(moved)
     for order in itertools.permutations(range(1, y.ndim)):
-        to_site, to_output = _layouts(tuple(y.shape), shape, order)
+        to_site, rows = _layouts(tuple(y.shape), shape, order, form.rows)
         steps = torch.stack([to_site(direction) for direction in along])
         for eps in _norm_eps(problem) if q > 1 else (0.0,):
             normed = _normed(to_site(y), tile, eps) if q > 1 else None
-            layer = Layer(
-                name, site, form.x, torch.ones_like(touched), normed, tile, lambda v, back=to_output: form.rows(back(v))
-            )
+            layer = Layer(name, site, form.x, torch.ones_like(touched), normed, tile, rows)
             predicted = torch.stack([layer.project(step, normed) for step in steps])
             scale = (target * predicted).sum(0) / predicted.square().sum(0).clamp_min(torch.finfo(y.dtype).tiny)
             if _close(problem, scale * predicted, target):
-                return Layer(name, site, form.x, scale, normed, tile, layer.rows)
+                return replace(layer, scale=scale)
     return None
 
 
-def _layouts(output: tuple[int, ...], site: tuple[int, ...], order: tuple[int, ...]) -> tuple[Layout, Layout]:
-    """From a module's output to a site by permuting axes and reshaping, and back."""
+def _layouts(
+    output: tuple[int, ...], site: tuple[int, ...], order: tuple[int, ...], rows: Layout
+) -> tuple[Layout, Layout]:
+    """From a module's output to a site by permuting axes and reshaping, and from there to the module's rows."""
     permuted = [output[axis] for axis in order]
     back = [0, *(1 + order.index(axis) for axis in range(1, len(output)))]
     return (
         lambda y: y.permute(0, *order).reshape(len(y), *site[1:]),
-        lambda z: z.reshape(len(z), *permuted).permute(back),
+        lambda z: rows(z.reshape(len(z), *permuted).permute(back)),
     )
 
 
 def _norm_eps(problem: Problem) -> list[float]:
-    declared = [child.eps for child in problem.network.modules.values() if isinstance(getattr(child, "eps", None), float)]
-    return list(dict.fromkeys([*declared, *NORM_EPS]))
+    declared = [getattr(child, "eps", None) for child in problem.network.modules.values()]
+    return list(dict.fromkeys([*(eps for eps in declared if isinstance(eps, float)), *NORM_EPS]))
 
 
 def _normed(y: Tensor, tile: tuple[int, ...], eps: float) -> Tensor:
@@ -203,7 +203,7 @@ def _verified(problem: Problem, sites: Collection[str], layers: dict[str, Layer]
     weights: dict[str, Tensor] = {}
     expected = {}
     for name, layer in layers.items():
-        n, positions, groups, fan_in = layer.x.shape
+        n, positions, groups, _ = layer.x.shape
         step = torch.zeros((), dtype=problem.dtype, device=problem.device)
         for kind, parameter in layer.parameters(problem).items():
             value = problem.params[parameter]
@@ -238,7 +238,8 @@ def _form(problem: Problem, name: str, x: object, y: Tensor) -> Form | None:
         return _gain(problem, name, module, x)
     fan_in, fan_out = weight[-1], weight[-2] if len(weight) > 1 else 0
     groups = weight[:-2]
-    if len(weight) in (2, 3) and x.shape[-len(groups) - 1 :] == (*groups, fan_in) and y.shape == (*x.shape[:-1], fan_out):
+    fits = x.shape[-len(groups) - 1 :] == (*groups, fan_in) and y.shape == (*x.shape[:-1], fan_out)
+    if len(weight) in (2, 3) and fits:
         n, h = len(x), math.prod(groups)
         return Form(x.reshape(n, -1, h, fan_in), lambda z: z.reshape(len(z), -1, h, fan_out))
     return None
@@ -248,14 +249,12 @@ def _patches(module: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
     """Inputs of every output position of a convolution: [batch, positions, groups, fan-in]."""
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     x = nn.functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    reach = [dilation * (kernel - 1) + 1 for dilation, kernel in zip(module.dilation, module.kernel_size, strict=True)]
-    sizes = [(n - r) // stride + 1 for n, r, stride in zip(x.shape[2:], reach, module.stride, strict=True)]
+    axes = list(zip(x.shape[2:], module.kernel_size, module.dilation, module.stride, strict=True))
+    sizes = [(size - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, dilation, stride in axes]
     windows = []
     for offset in itertools.product(*(range(kernel) for kernel in module.kernel_size)):
         window = x
-        for axis, (at, dilation, stride, size) in enumerate(
-            zip(offset, module.dilation, module.stride, sizes, strict=True), start=2
-        ):
+        for axis, (at, (_, _, dilation, stride), size) in enumerate(zip(offset, axes, sizes, strict=True), start=2):
             window = window.narrow(axis, at * dilation, stride * (size - 1) + 1)
             window = window[(slice(None),) * axis + (slice(None, None, stride),)]
         windows.append(window.flatten(2))
@@ -275,4 +274,7 @@ def _gain(problem: Problem, name: str, module: nn.Module, x: Tensor) -> Form:
     count = plain["weight"].numel()
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return Form(normed.reshape(len(x), -1, count, 1), lambda z: z.reshape(len(z), -1, count, 1))
-    return Form(normed.reshape(len(x), count, -1, 1).transpose(1, 2), lambda z: z.reshape(len(z), count, -1, 1).transpose(1, 2))
+    return Form(
+        normed.reshape(len(x), count, -1, 1).transpose(1, 2),
+        lambda z: z.reshape(len(z), count, -1, 1).transpose(1, 2),
+    )

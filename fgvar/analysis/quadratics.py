@@ -7,6 +7,7 @@ perturbed numbers or of draws. ``p`` stands for numbers at the site, and X_k = a
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -48,38 +49,34 @@ def arrange(problem: Problem, layer: Layer, patches: int, groups: int) -> Arrang
     across = group_tile > chunk  # the norm couples the groups of its patch
     if patch_tile > 1 or (shape[site.group_axis or 0] != group_tile if across else chunk % group_tile):
         return None
-    one = torch.ones((1, *shape[1:]), dtype=layer.scale.dtype, device=layer.scale.device)
+    one = torch.ones((1, *shape[1:]), dtype=torch.int64, device=layer.scale.device)
 
-    def label(axes: tuple[int, int]) -> Tensor:
-        numbers = torch.arange(math.prod(axes), device=one.device).reshape(1, *axes).to(one.dtype)
-        return one * (along_site(problem, layer.site, numbers) if math.prod(axes) > 1 else 0.0)
+    def label(*axes: int) -> Tensor:
+        numbers = torch.arange(math.prod(axes), device=one.device).reshape(1, *axes)
+        return one * (along_site(problem, layer.site, numbers) if math.prod(axes) > 1 else 0)
 
-    slots = [one]
-    if across:
-        which = label((1, groups))
-        slots = [(which == group).to(one.dtype) for group in range(groups)]
-    kinds = layer.rows(label((patches, 1 if across else groups)))[0]
-    numbers = torch.arange(one[0].numel(), device=one.device, dtype=one.dtype).reshape(one.shape)
-    first = torch.stack([numbers // math.prod(shape[axis + 1 :]) % shape[axis] // t for axis, t in enumerate(layer.tile, 1)])
-    sizes = [shape[axis] // t for axis, t in enumerate(layer.tile, 1)]
-    block = sum(first[i] * math.prod(sizes[i + 1 :]) for i in range(len(sizes)))
-    assert isinstance(block, Tensor)
-    try:
-        classes, blocks = _segments(kinds), _segments(layer.rows(block)[0])
-    except ValueError:
+    slots = [(label(1, groups) == group).to(layer.scale.dtype) for group in range(groups if across else 0)]
+    block = torch.zeros_like(one)
+    for axis, tile in enumerate(layer.tile, 1):
+        along = torch.arange(shape[axis], device=one.device).reshape(-1, *[1] * (one.ndim - axis - 1)) // tile
+        block = block * (shape[axis] // tile) + along
+    classes = _segments(layer.rows(label(patches, 1 if across else groups))[0])
+    blocks = _segments(layer.rows(block)[0])
+    if classes is False or blocks is False:
         return None
     alone = blocks is not None and all(len(segment) == math.prod(layer.tile) for segment in blocks)
-    return Arrangement(slots, classes, blocks, alone)
+    return Arrangement(slots or [one.to(layer.scale.dtype)], classes, blocks, alone)
 
 
-def _segments(labels: Tensor) -> Segments:
-    """Positions of equal label, where they are the same for every row of [positions, groups, fan-out]."""
+def _segments(labels: Tensor) -> "Segments | Literal[False]":
+    """Positions of equal label, False where they differ from row to row of [positions, groups, fan-out]."""
     flat = labels.flatten(1)
     kinds, which = flat[:, 0].unique(return_inverse=True)
     segments = [(which == kind).nonzero()[:, 0] for kind in range(len(kinds))]
     leaders = torch.stack([flat[segment[0]] for segment in segments])
-    if not torch.equal(leaders[which], flat) or any(len(leaders) != len(row.unique()) for row in leaders.T.unique(dim=0)):
-        raise ValueError("the positions of one label differ from row to row")
+    ordered = leaders.sort(0).values
+    if not torch.equal(leaders[which], flat) or bool((ordered[1:] == ordered[:-1]).any()):
+        return False
     return None if len(kinds) == len(flat) else segments
 
 
@@ -159,7 +156,8 @@ class _Sums:
             return
         y, q = z.roll(-self.shift, 0), math.prod(tile)
         total, along, other, both = (block_sum(weights * v, tile) / q**2 for v in (torch.ones_like(z), z, y, z * y))
-        # P x = x − s/q − ẑ t/q with s = Σ x and t = Σ ẑ x over the block; here is what multiplies s' and t'.
+        # P x = x − s/q − ẑ t/q with s = Σ x and t = Σ ẑ x over the block. First what multiplies s', then t'; last
+        # what s and t themselves multiply where the other example has its x'.
         self.add(total + along * z - weights / q, torch.ones_like(z), "blocks")
         self.add(other + both * z - weights * y / q, y, "blocks")
         self.add(torch.full_like(z, -1 / q), weights, "blocks")

@@ -127,8 +127,8 @@ def trace(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGE
     return {name: value.sum() for name, value in variance(estimator, problem, budget=budget).items()}
 
 
-def has_closed_form(estimator: GradientEstimator) -> str | None:
-    """None, or why this estimator has no closed form."""
+def no_closed_form(estimator: GradientEstimator) -> str | None:
+    """Why this estimator has no closed form; None where it has one."""
     kind = type(estimator)
     if isinstance(estimator, ExactGradient) and kind is ExactGradient:
         return None
@@ -145,7 +145,7 @@ def has_closed_form(estimator: GradientEstimator) -> str | None:
 
 def _composed(estimator: GradientEstimator, problem: Problem) -> Estimator | None:
     """The estimator where it needs noise, after all checks; None for an exact gradient."""
-    if reason := has_closed_form(estimator):
+    if reason := no_closed_form(estimator):
         raise ValueError(
             f"no closed form: {reason}; draw instead (fgvar.measure), or enumerate small problems "
             "(fgvar.testing.expectation)"

@@ -240,9 +240,7 @@ def site_plan(problem: Problem, losses: Losses, name: str) -> Plan:
     """How the numbers of a site are credited."""
     site = problem.network.modules[name]
     assert isinstance(site, Site)
-    return crediting(
-        losses, problem, [name], patches=site.patch_axis is not None, groups=site.group_axis is not None
-    )
+    return crediting(losses, problem, [name], patches=site.patch_axis is not None, groups=site.group_axis is not None)
 
 
 def along_site(problem: Problem, name: str, c: Tensor) -> Tensor:
