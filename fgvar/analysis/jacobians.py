@@ -28,10 +28,12 @@ class Links:
 
 def links(problem: Problem, sites: Collection[str]) -> Links:
     """Which parameters and modules lead to which sites, without passing another site."""
-    called = [name for name, visits in problem.map.visits.items() if len(visits) == 1 and visits[0].shape]
+    owners = {owner for name in problem.perturbed for owner in problem.network.owners[name]}
+    called = [name for name, visits in problem.map.visits.items() if name in owners and len(visits) == 1]
+    called = [name for name in called if problem.map.visits[name][0].shape]
     weights = {name: problem.params[name].clone().requires_grad_() for name in problem.perturbed}
-    shifts = {name: torch.zeros_like(problem.inputs[0].sum(), dtype=problem.dtype) for name in called}
-    shifts = {name: zero.requires_grad_() for name, zero in shifts.items()}
+    zero = torch.zeros((), dtype=problem.dtype, device=problem.device)
+    shifts = {name: zero.clone().requires_grad_() for name in called}
     values, _ = problem.probe({**problem.params, **weights}, shifts, cut=sites)
     reached: dict[str, list[str]] = {}
     sources = {**{f"w{name}": w for name, w in weights.items()}, **{f"m{name}": s for name, s in shifts.items()}}

@@ -175,6 +175,8 @@ def _weight_space(estimator: Estimator, problem: Problem, budget: int) -> tuple[
 
 
 def _activity_variance(estimator: Estimator, problem: Problem, budget: int) -> dict[str, Tensor]:
+    if problem.device.type == "meta":
+        raise ValueError("activity perturbation has its closed form in values, and the meta device holds none")
     n = problem.batch_size
     total = {name: torch.zeros_like(problem.params[name]) for name in problem.perturbed}
     for part in [problem] if estimator.shared else _parts(problem, budget):
