@@ -43,7 +43,12 @@ _NAMES = {
     # errors
     "NonFiniteError": "fgvar.errors",
 }
-_MODULES = {"data": "fgvar.experiments.data", "networks": "fgvar.networks", "testing": "fgvar.testing"}
+_MODULES = {
+    "data": "fgvar.experiments.data",
+    "networks": "fgvar.networks",
+    "testing": "fgvar.testing",
+    "theory": "fgvar.analysis.theory",
+}
 
 __all__ = [*_NAMES, *_MODULES]
 

@@ -46,6 +46,8 @@ class Network:
         self._watch: Collection[str] = ()
         self._cut: Collection[str] = ()
         self._values: dict[str, Tensor] = {}
+        self._shifts: Mapping[str, Tensor] = {}
+        self._probed: dict[str, tuple[Any, Any]] = {}
         self._recording: list[tuple[str, Visit]] | None = None
         self._entered: list[int] = []
         self._clock = 0
@@ -53,6 +55,8 @@ class Network:
             # Bound methods, unlike closures, follow a copied or unpickled network.
             child.register_forward_pre_hook(self._enter)
             child.register_forward_hook(partial(self._leave, name))
+            # Before all others, those of `with_sites` too: what a module itself returns, ahead of its site.
+            child.register_forward_hook(partial(self._probe, name), prepend=True)
 
     def run(
         self,
@@ -72,6 +76,16 @@ class Network:
             return self._call(tensors, inputs), self._values
         finally:
             self._watch, self._cut, self._values = (), (), {}
+
+    def probe(
+        self, tensors: Mapping[str, Tensor], inputs: Tensor, shifts: Mapping[str, Tensor], *, cut: Collection[str]
+    ) -> tuple[dict[str, Tensor], dict[str, tuple[Any, Any]]]:
+        """Values at the cuts with ``shifts`` added to what modules return; those modules' inputs and outputs."""
+        self._shifts, self._probed = shifts, {}
+        try:
+            return self.run(tensors, inputs, cut=cut)[1], self._probed
+        finally:
+            self._shifts, self._probed = {}, {}
 
     def map(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, "Map"]:
         """Output and map of one forward pass. Drawing random numbers on the way is a RuntimeError."""
@@ -98,6 +112,12 @@ class Network:
         if self._recording is not None:
             self._entered.append(self._clock)
             self._clock += 1
+
+    def _probe(self, name: str, _module: nn.Module, inputs: Any, output: Any) -> Any:
+        if name not in self._shifts:
+            return None
+        self._probed[name] = (inputs[0] if inputs else None, output)
+        return output + self._shifts[name]
 
     def _leave(self, name: str, _module: nn.Module, _inputs: Any, output: Any) -> Any:
         if self._recording is not None:

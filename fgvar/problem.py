@@ -124,6 +124,12 @@ class Problem:
         tensors = {**self.buffers, **params, **{f"{site}.tap": u for site, u in (taps or {}).items()}}
         return self.network.run(tensors, self.inputs, watch=watch, cut=cut)
 
+    def probe(
+        self, params: Mapping[str, Tensor], shifts: Mapping[str, Tensor], *, cut: Collection[str]
+    ) -> tuple[dict[str, Tensor], dict[str, tuple[Any, Any]]]:
+        """Values at ``cut`` with the outputs of modules shifted; inputs and outputs of those modules."""
+        return self.network.probe({**self.buffers, **params}, self.inputs, shifts, cut=cut)
+
     def losses(self, outputs: Any) -> Tensor:
         """Per-example loss [batch] of outputs of the network or of a local head."""
         return self.loss_function(outputs, self.targets)

@@ -17,7 +17,7 @@ import fgvar
 from fgvar.errors import unknown
 
 REFERENCES = ("target", "backprop")
-FLAGS = {"dead": 1, "few_draws": 2, "no_noise": 4}
+FLAGS = {"dead": 1, "few_draws": 2, "no_noise": 4, "no_closed_form": 8}
 RATIOS = ("relative_variance", "snr", "slope", "cosine", "efficiency")
 
 # name → long name, units, source or identity
@@ -43,7 +43,7 @@ VARIABLES: dict[str, tuple[str, str, str]] = {
     "loss": ("batch-mean loss of the output", "loss", "at the measured parameters"),
     "accuracy": ("accuracy on the measured batch", "1", "share of correct classes; classifiers only"),
     "seconds": ("wall time", "s", "of measuring the estimator"),
-    "flag": ("why a number is missing", "", "bits: dead reference, too few draws for an error, no noise"),
+    "flag": ("why a number is missing", "", "bits: dead reference, too few draws, no noise, no closed form"),
 }
 
 
@@ -125,6 +125,8 @@ def open_dataset(path: str | os.PathLike[str]) -> xr.Dataset:
 def summary(dataset: xr.Dataset, *, layer: str = "perturbed") -> str:
     """A table a person can read: each estimator's bias z, relative variance and cosines, ± standard errors.
 
+    On the exact route the relative bias ‖E ĝ − target‖/‖target‖ stands in place of the bias z.
+
     Args:
         dataset: of `measure`, or of a training run with probes (one table for each step).
         layer: which layer; "perturbed" is all parameters that the scheme estimates.
@@ -149,19 +151,20 @@ def summary(dataset: xr.Dataset, *, layer: str = "perturbed") -> str:
 
 
 def _table(dataset: xr.Dataset, layer: str, when: str) -> str:
-    draws = dataset.attrs.get("draws", "?")
-    columns = ("bias z (p)", "relative variance", "cosine to target", "cosine to backprop")
+    exact = dataset.attrs.get("route") == "exact"
+    how = "exact, closed form" if exact else f"drawn, {dataset.attrs.get('draws', '?')} draws, ± standard error"
+    bias = "relative bias" if exact else "bias z (p)"
+    columns = (bias, "relative variance", "cosine to target", "cosine to backprop")
     width = max(10, *(len(str(name)) for name in dataset["estimator"].values))
     lines = [
-        f"layer {layer!r}{when}: {dataset.attrs.get('route', 'drawn')}, {draws} draws, ± standard error",
+        f"layer {layer!r}{when}: {how}",
         "estimator".ljust(width) + "".join(f"{c:>{w}}" for c, w in zip(columns, (15, 22, 22, 22), strict=True)),
     ]
     for name in dataset["estimator"].values:
         row = dataset.sel(estimator=name)
         target = row.sel(reference="target")
-        z, p = target["bias_z"].item(), target["bias_p"].item()
         cells = [
-            f"{'–' if np.isnan(z) else f'{z:.1f} ({p:.2g})':>15}",
+            f"{_relative_bias(target) if exact else _tested_bias(target):>15}",
             f"{_plus_minus(row['relative_variance'].item(), row['relative_variance_se'].item()):>22}",
             *(
                 f"{_plus_minus(row['cosine'].sel(reference=r).item(), row['cosine_se'].sel(reference=r).item()):>22}"
@@ -170,6 +173,17 @@ def _table(dataset: xr.Dataset, layer: str, when: str) -> str:
         ]
         lines.append(str(name).ljust(width) + "".join(cells))
     return "\n".join(lines)
+
+
+def _tested_bias(target: xr.Dataset) -> str:
+    z, p = target["bias_z"].item(), target["bias_p"].item()
+    return "–" if np.isnan(z) else f"{z:.1f} ({p:.2g})"
+
+
+def _relative_bias(target: xr.Dataset) -> str:
+    """‖E ĝ − target‖/‖target‖."""
+    length = target["gradient_norm"].item()
+    return f"{np.sqrt(max(target['sq_bias'].item(), 0)) / length:.2g}" if length > 0 else "–"
 
 
 def _plus_minus(value: float, error: float) -> str:

@@ -14,6 +14,7 @@ from fgvar.analysis import moments as streaming
 from fgvar.analysis.cost import cost
 from fgvar.analysis.dataset import FLAGS, RATIOS, REFERENCES, describe, provenance
 from fgvar.analysis.draws import estimates, ranges
+from fgvar.analysis.exact import check_route, exact_statistics
 from fgvar.analysis.moments import BLOCK, FEATURES, References
 from fgvar.analysis.statistics import MINIMUM, cosine_null, statistics
 from fgvar.errors import NonFiniteError
@@ -35,12 +36,13 @@ def measure(
     budget: int = BUDGET,
     noise_device: torch.device | str | None = None,
     keep_draws: bool = False,
+    route: str = "drawn",
 ) -> xr.Dataset:
     """How far estimators are from the true gradient, in mean, in spread and in direction, layer by layer.
 
     All estimators see the same batch, and the same noise where they need leaves of the same name and shape.
-    The numbers are *drawn*: every mean ``v`` has its standard error ``v_se`` given the batch. Estimators
-    without randomness are evaluated once; their numbers are exact, with error 0.
+    The numbers are *drawn*: every mean ``v`` has its standard error ``v_se`` given the batch; or *exact*, with
+    error 0. Estimators without randomness are evaluated once on either route, and their numbers are exact.
 
     Args:
         estimators: name → estimator.
@@ -52,6 +54,8 @@ def measure(
         budget: bytes that one chunk may take by the default (estimated from shapes).
         noise_device: where noise is made; "cpu" gives the same draws on every device.
         keep_draws: keep the per-draw scalars (variables ``draw_*``, dimension ``draw``).
+        route: "drawn", or "exact": closed forms (`fgvar.theory`) with errors of 0 and without a draw (``draws``,
+            ``seed`` and ``noise_device`` play no part). Cosines of noisy estimates have none: NaN with a flag.
 
     Returns:
         Variables of `fgvar.analysis.dataset.VARIABLES` over ``estimator``, ``reference`` (target, backprop)
@@ -59,8 +63,8 @@ def measure(
         is NaN with a flag.
 
     Raises:
-        ValueError: fewer than 2 draws, a chunk of another size, no estimator, or a problem that an estimator
-            does not fit.
+        ValueError: fewer than 2 draws, a chunk of another size, no estimator, a problem that an estimator does
+            not fit, an unknown route, or an estimator without a closed form on the exact one.
         NonFiniteError: NaN or infinity in an estimate, naming estimator, layer and draw.
 
     Example:
@@ -72,6 +76,7 @@ def measure(
         Frozen({'estimator': 1, 'layer': 4})
     """
     check_arguments(estimators, draws, chunk, seed)
+    check_route(route, estimators, problem, keep_draws)
     backprop, outputs = problem.backprop(), problem.run(problem.params)[0]
     _require_gradient("backprop", problem, backprop)
     layers = (*problem.params, *streaming.GROUPS)
@@ -83,9 +88,15 @@ def measure(
         _require_gradient(f"the target of estimator {name!r}", problem, target)
         references = References.of(target, backprop, problem.perturbed)
         size = _chunk(problem, randomness, budget) if chunk is None else chunk
-        values, kept = _drawn(name, estimator, problem, references, randomness, draws, seed, size, noise_device)
+        exact = route == "exact" and randomness.size > 0
+        if exact:
+            values = exact_statistics(estimator, problem, references, budget)
+        else:
+            values, kept = _drawn(name, estimator, problem, references, randomness, draws, seed, size, noise_device)
         values["data_variance"] = _data_variance(estimator, problem, size)
-        flags = _relate(values, references, problem.dtype, draws if randomness.size else None)
+        flags = _relate(values, references, problem.dtype, None if exact or not randomness.size else draws)
+        if exact:
+            flags |= (values["variance"][0] > 0).astype(np.int8) * FLAGS["no_closed_form"]
         passes = cost(estimator, problem, randomness)
         row = _labelled(values, layers) | {"flag": (("reference", "layer"), flags), "cost": ((), passes)}
         if keep_draws:
@@ -98,10 +109,10 @@ def measure(
     dataset["loss"] = ((), float(problem.losses(outputs).mean()))
     if isinstance(outputs, Tensor) and outputs.ndim == 2 and not problem.targets.is_floating_point():
         dataset["accuracy"] = ((), float((outputs.argmax(1) == problem.targets).double().mean()))
+    drawn = {"draws": draws, "seed": seed} if route == "drawn" else {}
     dataset.attrs = {
-        "route": "drawn",
-        "draws": draws,
-        "seed": seed,
+        "route": route,
+        **drawn,
         "batch_size": problem.batch_size,
         "estimators": "\n".join(f"{name}: {estimator!r}" for name, estimator in estimators.items()),
     } | provenance(problem.device, problem.dtype)

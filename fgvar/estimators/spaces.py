@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fgvar.errors import unknown
-from fgvar.estimators.losses import Losses, Terms, credit, gradient
+from fgvar.estimators.losses import Losses, Plan, Terms, credit, crediting, gradient
 from fgvar.network import twice
 from fgvar.problem import Problem
 from fgvar.sites import Site
@@ -26,12 +26,14 @@ class Linearised:
         direction: noise → direction, of the shapes of ``point``.
         pullback: (loss terms' derivatives, direction) → gradient of all parameters (batch mean): the perturbed
             ones' estimate, the heads' exact gradient.
+        backward: its second half: credited noise of the shapes of ``point`` → gradient of all parameters.
     """
 
     point: dict[str, Tensor]
     place: Callable[[Tensors], tuple[Tensors, Tensors]]
     direction: Callable[[Tensors], dict[str, Tensor]]
     pullback: Callable[[Terms, Tensors], dict[str, Tensor]]
+    backward: Callable[[Tensors], dict[str, Tensor]]
 
 
 class Space(Protocol):
@@ -75,15 +77,22 @@ class WeightSpace:
     def linearise(self, problem: Problem, losses: Losses) -> Linearised:
         heads = {name: value for name, value in problem.params.items() if name in problem.network.exact}
 
+        def backward(credited: Tensors) -> dict[str, Tensor]:
+            return {**credited, **gradient(losses, problem, heads)}
+
         def pullback(terms: Terms, direction: Tensors) -> dict[str, Tensor]:
-            estimate = {name: v * _row_credit(problem, losses, terms, name, v) for name, v in direction.items()}
-            return {**estimate, **gradient(losses, problem, heads)}
+            def credited(name: str, v: Tensor) -> Tensor:
+                c = row_credit(terms, row_plan(problem, losses, name))
+                return v * (0.0 if c is None else along_rows(c, v))
+
+            return backward({name: credited(name, v) for name, v in direction.items()})
 
         return Linearised(
             point={name: problem.params[name] for name in problem.perturbed},
             place=lambda weights: ({**problem.params, **weights}, {}),
             direction=dict,
             pullback=pullback,
+            backward=backward,
         )
 
 
@@ -167,16 +176,23 @@ class ActivitySpace:
             whole = {site: u if u.ndim == z[site].ndim else u.expand(n, *u.shape) for site, u in noise.items()}
             return {site: u * masks[site] if site in masks else u for site, u in whole.items()}
 
-        def pullback(terms: Terms, direction: Tensors) -> dict[str, Tensor]:
-            credited = {site: u * _activity_credit(problem, losses, terms, site) / n for site, u in direction.items()}
-            estimate: dict[str, Tensor] = vjps((credited, torch.ones_like(total)))[0]
+        def backward(credited: Tensors) -> dict[str, Tensor]:
+            estimate: dict[str, Tensor] = vjps((dict(credited), torch.ones_like(total)))[0]
             return estimate
+
+        def pullback(terms: Terms, direction: Tensors) -> dict[str, Tensor]:
+            def credited(site: str, u: Tensor) -> Tensor:
+                c = credit(terms, site_plan(problem, losses, site))
+                return u * (0.0 if c is None else along_site(problem, site, c)) / n
+
+            return backward({site: credited(site, u) for site, u in direction.items()})
 
         return Linearised(
             point={site: torch.zeros_like(value) for site, value in z.items()},
             place=lambda taps: (problem.params, taps),
             direction=direction,
             pullback=pullback,
+            backward=backward,
         )
 
     def _names(self, problem: Problem) -> tuple[str, ...]:
@@ -220,15 +236,17 @@ def _connected(outputs: list[Tensor], weights: dict[str, Tensor]) -> set[str]:
     return {name for name, gradient in zip(weights, found, strict=True) if gradient is not None}
 
 
-def _activity_credit(problem: Problem, losses: Losses, terms: Terms, name: str) -> Tensor | float:
-    """What multiplies the noise of a site: its credit, laid along the site's patch and group axes."""
+def site_plan(problem: Problem, losses: Losses, name: str) -> Plan:
+    """How the numbers of a site are credited."""
+    site = problem.network.modules[name]
+    assert isinstance(site, Site)
+    return crediting(losses, problem, [name], patches=site.patch_axis is not None, groups=site.group_axis is not None)
+
+
+def along_site(problem: Problem, name: str, c: Tensor) -> Tensor:
+    """``c`` [batch, patches or 1, groups or 1] laid along a site's patch and group axes, to broadcast with it."""
     site, shape = problem.network.modules[name], problem.map.sites[name]
     assert isinstance(site, Site)
-    c = credit(
-        losses, problem, terms, [name], patches=site.patch_axis is not None, groups=site.group_axis is not None
-    )
-    if c is None:
-        return 0.0
     view = [c.shape[0]] + [1] * (len(shape) - 1)
     axes = [axis for axis, size in ((site.patch_axis, c.shape[1]), (site.group_axis, c.shape[2])) if size > 1]
     if c.shape[2] > 1 and site.group_axis is not None:
@@ -241,12 +259,19 @@ def _activity_credit(problem: Problem, losses: Losses, terms: Terms, name: str) 
     return c.reshape(view)
 
 
-def _row_credit(problem: Problem, losses: Losses, terms: Terms, name: str, v: Tensor) -> Tensor | float:
-    """What multiplies the noise of a parameter: the batch mean of its credit, by groups of rows where apart."""
+def row_plan(problem: Problem, losses: Losses, name: str) -> Plan:
+    """How the entries of a parameter are credited when weights are perturbed."""
     owners = problem.network.owners[name]
     apart = all(losses.group_rows(problem.network.modules.get(owner)) for owner in owners)
-    c = credit(losses, problem, terms, owners, patches=False, groups=apart)
-    if c is None:
-        return 0.0
-    c = c.mean(0).flatten()
+    return crediting(losses, problem, owners, patches=False, groups=apart)
+
+
+def row_credit(terms: Terms, plan: Plan) -> Tensor | None:
+    """The batch mean of a parameter's credit, [1] or one number for each group of its rows."""
+    c = credit(terms, plan)
+    return None if c is None else c.mean(0).flatten()
+
+
+def along_rows(c: Tensor, v: Tensor) -> Tensor:
+    """``c`` [1 or groups] laid along the first axis of ``v``, to broadcast with it."""
     return c.repeat_interleave(v.shape[0] // len(c)).reshape(-1, *[1] * (v.ndim - 1)) if len(c) > 1 else c[0]
