@@ -40,7 +40,6 @@ class Noise(Law, Protocol):
         """Does every direction u come with −u?"""
 
 
-
 @dataclass(frozen=True)
 class Gaussian:
     """Independent standard normal coordinates: E u = 0, E uuᵀ = I, E u⁴ = 3.
