@@ -4,11 +4,10 @@ import pytest
 import torch
 from cases import CASES, mixer, randn
 from hypothesis import assume, given
-from hypothesis import strategies as st
 from torch import nn
 
 import fgvar
-from fgvar.testing import expectation
+from fgvar.testing import expectation, strategies
 
 TOLERANCE = 1e-10
 NAMES = ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A")
@@ -30,61 +29,20 @@ def assert_unbiased(
         torch.testing.assert_close(mean[name], value, rtol=0, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
 
 
-noises = st.builds(
-    lambda kind, shared: kind(shared=shared),
-    st.sampled_from([fgvar.Gaussian, fgvar.Rademacher]),
-    st.sampled_from([None, True, False]),
-)
-local_losses = st.builds(
-    fgvar.LocalLosses, block=st.booleans(), patch=st.booleans(), group=st.booleans(), stop=st.booleans()
-)
-losses = st.one_of(st.builds(fgvar.GlobalLoss, heads=st.booleans()), local_losses)
-spaces = st.one_of(st.just(fgvar.WeightSpace()), st.builds(fgvar.ActivitySpace, mask_inactive=st.booleans()))
-
-
 @given(
-    space=spaces,
-    noise=noises,
-    losses=losses,
-    blocks=st.integers(1, 3),
-    patches=st.sampled_from([1, 2]),
-    per_group=st.integers(3, 4),  # the layer norm of 2 numbers is a sign: next to no gradient
-    groups=st.integers(1, 3),
-    batch=st.integers(1, 3),
-    seed=st.integers(0, 100),
-)
-def test_every_composition_on_local_mixer(space, noise, losses, blocks, patches, per_group, groups, batch, seed):
-    problem = mixer(
-        blocks=blocks, patches=patches, channels=groups * per_group, groups=groups, batch=batch, seed=seed
+    strategies.pairs(
+        problem=strategies.problems(network=strategies.networks(local_heads=True, max_width=12, max_depth=3))
     )
-    estimator = fgvar.Estimator(space, noise, losses)
-    assume(has_gradient(estimator, problem))  # all units of a tiny network can be inactive
-    assert_unbiased(estimator, problem)
-
-
-@given(
-    space=spaces,
-    noise=noises,
-    widths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
-    batch=st.integers(1, 3),
-    loss=st.sampled_from(["cross_entropy", "mse", "logistic"]),
-    seed=st.integers(0, 100),
 )
-def test_every_space_and_noise_on_plain_networks(space, noise, widths, batch, loss, seed):
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in zip([4, *widths], [*widths, 3], strict=True):
-        layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
-    net = nn.Sequential(*layers[:-1]).double()
-    for index, p in enumerate(net.parameters()):
-        p.data = 0.7 * randn(*p.shape, seed=seed + index)
-    x = randn(batch, 4, seed=seed + 50)
-    y = torch.arange(batch) % 3 if loss == "cross_entropy" else randn(batch, 3, seed=seed + 51)
+def test_every_composition_on_local_mixer(pair):
+    assume(has_gradient(*pair))  # all units of a tiny network can be inactive
+    assert_unbiased(*pair)
 
-    def logistic(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return nn.functional.softplus(-outputs * targets.sign()).sum(1)
 
-    problem = fgvar.Problem(fgvar.with_sites(net), logistic if loss == "logistic" else loss, (x, y))
-    assert_unbiased(fgvar.Estimator(space, noise), problem)
+@given(strategies.pairs(problem=strategies.problems(network=strategies.networks(local_heads=False, max_depth=4))))
+def test_every_space_and_noise_on_plain_networks(pair):
+    assume(has_gradient(*pair))
+    assert_unbiased(*pair)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -26,11 +26,11 @@ def default_problems() -> dict[str, Problem]:
     mixer = LocalMixer((1, 4, 4), 3, blocks=2, patches=2, channels=6, groups=2, seed=1).double()
     relu = MLP(4, width=5, depth=2, classes=3, init="constant", head_init="constant", seed=1).double()
     for seed, module in enumerate((linear, relu, mixer)):
-        _randomise(module, seed)
+        randomise(module, seed)
     return {
-        "linear": Problem(with_sites(linear), "cross_entropy", (_randn(2, 2, seed=3), torch.tensor([0, 1]))),
-        "relu": Problem(relu, "cross_entropy", (_randn(3, 4, seed=4), torch.tensor([0, 1, 2]))),
-        "mixer": Problem(mixer, "cross_entropy", (_randn(2, 1, 4, 4, seed=5), torch.tensor([0, 1]))),
+        "linear": Problem(with_sites(linear), "cross_entropy", (randn(2, 2, seed=3), torch.tensor([0, 1]))),
+        "relu": Problem(relu, "cross_entropy", (randn(3, 4, seed=4), torch.tensor([0, 1, 2]))),
+        "mixer": Problem(mixer, "cross_entropy", (randn(2, 1, 4, 4, seed=5), torch.tensor([0, 1]))),
     }
 
 
@@ -43,13 +43,13 @@ def fresh(problem: Problem) -> Problem:
     return other
 
 
-def _randomise(module: nn.Module, seed: int) -> None:
+def randomise(module: nn.Module, seed: int) -> None:
     """Weights of unit gain and biases of 0.3, all of them large enough to matter."""
     with torch.no_grad():
         for index, p in enumerate(module.parameters()):
             scale = 0.3 if p.ndim == 1 else p.shape[-1] ** -0.5
-            p.copy_(scale * _randn(*p.shape, seed=100 * seed + index))
+            p.copy_(scale * randn(*p.shape, seed=100 * seed + index))
 
 
-def _randn(*shape: int, seed: int) -> Tensor:
+def randn(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

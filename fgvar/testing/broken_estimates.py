@@ -1,0 +1,169 @@
+"""Broken estimates: composed estimators with a defect that no word can have. They declare what the right one does."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fgvar.estimators.estimator import Estimate, Estimator
+from fgvar.estimators.losses import LocalLosses
+from fgvar.estimators.noise import Gaussian, Leaf, Randomness
+from fgvar.estimators.oracles import Tensors
+from fgvar.estimators.spaces import ActivitySpace
+from fgvar.problem import Problem
+
+
+def perturbed(problem: Problem, estimate: Estimate, change: Callable[[str, Tensor], Tensor]) -> Estimate:
+    """The estimate with every perturbed parameter's gradient changed."""
+    own = {name: change(name, estimate.gradient[name]) for name in problem.perturbed}
+    return replace(estimate, gradient={**estimate.gradient, **own})
+
+
+class Summed(Estimator):
+    """The sum over directions instead of their mean."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        return perturbed(problem, super().estimate(problem, noise), lambda _, g: g * self.noise.directions)
+
+
+class Repeated(Estimator):
+    """The first of K directions, K times."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        if self.noise.directions > 1:
+            noise = {name: u[:1].expand_as(u) for name, u in noise.items()}
+        return super().estimate(problem, noise)
+
+
+class OneForAll(Estimator):
+    """The first example's noise for every example."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        return super().estimate(problem, {name: u[:1].expand_as(u) for name, u in noise.items()})
+
+
+class OneForLayers(Estimator):
+    """Every tensor reads the same noise from its beginning."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        stream = torch.cat([u.flatten() for u in noise.values()])
+        return super().estimate(problem, {name: stream[: u.numel()].reshape(u.shape) for name, u in noise.items()})
+
+
+class Unpaired(Estimator):
+    """An antithetic pair whose second direction is another one."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        alone = Estimator(self.space, replace(self.noise, antithetic=False), self.losses, self.oracle)  # type: ignore[type-var]
+        other = {name: -u.flatten().roll(1).reshape(u.shape) for name, u in noise.items()}
+        one, two = alone.estimate(problem, noise), alone.estimate(problem, other)
+        return Estimate({name: (g + two.gradient[name]) / 2 for name, g in one.gradient.items()})
+
+
+class GlobalNumbers(Estimator):
+    """Noise of its own from the global generator."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        return super().estimate(problem, {name: torch.empty_like(u).normal_() for name, u in noise.items()})
+
+
+class Leaking(Estimator):
+    """Credit by the losses of later blocks, too, in spite of the gradient stops."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        assert isinstance(self.losses, LocalLosses)
+        flowing = Estimator(self.space, self.noise, replace(self.losses, stop=False), self.oracle)
+        return flowing.estimate(problem, noise)
+
+
+class Unmasked(Estimator):
+    """Noise on inactive units, although they are declared to be masked."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        assert isinstance(self.space, ActivitySpace)
+        bare = Estimator(replace(self.space, mask_inactive=False), self.noise, self.losses, self.oracle)
+        return bare.estimate(problem, noise)
+
+
+class EndToEnd(Estimator):
+    """Local losses held against the end-to-end gradient."""
+
+    def target(self, problem: Problem) -> dict[str, Tensor]:
+        return problem.backprop()
+
+
+class UnitTensors(Estimator):
+    """Each tensor of the estimate divided by its own norm."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        return perturbed(problem, super().estimate(problem, noise), lambda _, g: g / g.norm().clamp_min(1e-12))
+
+
+class Decayed(Estimator):
+    """Weight decay added to the gradient."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        return perturbed(problem, super().estimate(problem, noise), lambda name, g: g + 1e-4 * problem.params[name])
+
+
+class TwiceBiased(Estimator):
+    """Gradients of a network whose linear layers add their bias twice."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        return perturbed(
+            problem, super().estimate(problem, noise), lambda name, g: 2 * g if name.endswith("bias") else g
+        )
+
+
+class SlowHeads(Estimator):
+    """Heads and read-outs with a tenth of their gradient."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        found = super().estimate(problem, noise)
+        slow = {name: found.gradient[name] / 10 for name in problem.network.exact}
+        return Estimate({**found.gradient, **slow}, found.loss)
+
+
+class Forgetful(Estimator):
+    """No entry for the last parameter."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        found = super().estimate(problem, noise)
+        return Estimate(dict(list(found.gradient.items())[:-1]), found.loss)
+
+
+class Single(Estimator):
+    """A gradient in float32, whatever the parameters are."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        found = super().estimate(problem, noise)
+        return Estimate({name: g.float() for name, g in found.gradient.items()}, found.loss)
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """Two-sided differences that move the weights and (with ``restore``) move them back; plain calls only."""
+
+    step: float = 1e-3
+    restore: bool = False
+    bias_order: ClassVar[int | None] = 2
+
+    def randomness(self, problem: Problem) -> Randomness:
+        return Randomness({name: Leaf(tuple(p.shape), Gaussian()) for name, p in problem.params.items()})
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        def moved(by: float) -> Tensor:
+            for name, p in problem.params.items():
+                p.add_(by * noise[name])
+            return problem.loss()
+
+        ahead, behind = moved(self.step), moved(-2 * self.step)
+        if self.restore:
+            moved(self.step)
+        c = (ahead - behind) / (2 * self.step)
+        return Estimate({name: c * u for name, u in noise.items()})
+
+    def target(self, problem: Problem) -> dict[str, Tensor]:
+        return problem.backprop()

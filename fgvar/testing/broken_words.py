@@ -1,0 +1,196 @@
+"""Broken words: each is the right one but for one defect that real code of the field has had."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fgvar.estimators.losses import GlobalLoss, Losses, Terms
+from fgvar.estimators.noise import Gaussian, Rademacher, Stream
+from fgvar.estimators.oracles import CentralDifference, Jvp, Tensors
+from fgvar.estimators.spaces import ActivitySpace, Linearised, WeightSpace
+from fgvar.estimators.structured import Sphere
+from fgvar.problem import Problem
+
+Function = Callable[[Tensors], dict[str, Tensor]]
+Pair = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+# ---- oracles ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClippedJvp:
+    """Directional derivatives between −limit and limit."""
+
+    limit: float = 5.0
+    bias_order: ClassVar[int | None] = None
+
+    def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
+        value, derivative = Jvp()(function, point, direction)
+        return value, {name: d.clamp(-self.limit, self.limit) for name, d in derivative.items()}
+
+
+@dataclass(frozen=True)
+class UphillJvp:
+    """The derivative along −u."""
+
+    bias_order: ClassVar[int | None] = None
+
+    def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
+        return Jvp()(function, point, {name: -u for name, u in direction.items()})
+
+
+@dataclass(frozen=True)
+class SilentJvp:
+    """Derivatives in which 0 stands for NaN."""
+
+    bias_order: ClassVar[int | None] = None
+
+    def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
+        value, derivative = Jvp()(function, point, direction)
+        return value, {name: d.nan_to_num(0.0) for name, d in derivative.items()}
+
+
+class BoastfulDifference(CentralDifference):
+    """A central difference that declares the order of a better one."""
+
+    bias_order: ClassVar[int | None] = 4
+
+
+@dataclass(frozen=True)
+class SecretDifference(CentralDifference):
+    """A central difference whose repr leaves out its step."""
+
+    step: float = field(default=1e-3, repr=False)
+
+
+# ---- noise -----------------------------------------------------------------------------------------------------
+
+
+class Bits(Rademacher):
+    """0 or 1 instead of −1 or 1."""
+
+    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return (super().fill(stream, shape, dtype, device) + 1) / 2
+
+
+class UnitSphere(Sphere):
+    """Directions of length 1 instead of √d."""
+
+    def join(self, rows: Tensor) -> Tensor:
+        return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+
+
+class HalfPrecision(Gaussian):
+    """Drawn in bfloat16, then cast."""
+
+    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return super().fill(stream, shape, torch.bfloat16, device).to(dtype)
+
+
+class ByShape(Gaussian):
+    """A stream for every shape, instead of for every tensor."""
+
+    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return super().fill(replace(stream, name=str(tuple(shape))), shape, dtype, device)
+
+
+class Reseeded(Gaussian):
+    """A generator that is seeded anew before every draw."""
+
+    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return super().fill(replace(stream, draw=0), shape, dtype, device)
+
+
+class Running(Gaussian):
+    """One generator that runs on from draw to draw, whichever draw is asked for."""
+
+    calls: ClassVar[Any] = itertools.count()
+
+    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return super().fill(replace(stream, draw=next(self.calls)), shape, dtype, device)
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------
+
+
+class BatchMean(GlobalLoss):
+    """Every example gets the batch's mean derivative."""
+
+    def terms(self, problem: Problem, values: Mapping[str, Tensor], tangents: Mapping[str, Tensor]) -> Terms:
+        return {
+            end: t.mean(0, keepdim=True).expand_as(t) for end, t in super().terms(problem, values, tangents).items()
+        }
+
+
+class FirstExample(GlobalLoss):
+    """Every example gets the first one's derivative."""
+
+    def terms(self, problem: Problem, values: Mapping[str, Tensor], tangents: Mapping[str, Tensor]) -> Terms:
+        return {end: t[:1].expand_as(t) for end, t in super().terms(problem, values, tangents).items()}
+
+
+@dataclass(frozen=True)
+class Reaveraged(GlobalLoss):
+    """Derivatives times N^power: averaged over the batch once more (−1), or not at all (1)."""
+
+    power: int = -1
+
+    def terms(self, problem: Problem, values: Mapping[str, Tensor], tangents: Mapping[str, Tensor]) -> Terms:
+        factor = float(problem.batch_size) ** self.power
+        return {end: t * factor for end, t in super().terms(problem, values, tangents).items()}
+
+
+# ---- spaces ----------------------------------------------------------------------------------------------------
+
+
+class Projected(WeightSpace):
+    """(∇·v) v/|v|²: the projection of the gradient on a random guess."""
+
+    def linearise(self, problem: Problem, losses: Losses) -> Linearised:
+        here = super().linearise(problem, losses)
+
+        def pullback(terms: Terms, direction: Tensors) -> dict[str, Tensor]:
+            square = sum(v.square().sum() for v in direction.values())
+            return here.pullback({end: t / square for end, t in terms.items()}, direction)
+
+        return replace(here, pullback=pullback)
+
+
+@dataclass(frozen=True)
+class HalfScaled(WeightSpace):
+    """Directions σ·v, and the estimate divided by σ instead of σ²."""
+
+    sigma: float = 0.1
+
+    def linearise(self, problem: Problem, losses: Losses) -> Linearised:
+        here = super().linearise(problem, losses)
+
+        def pullback(terms: Terms, direction: Tensors) -> dict[str, Tensor]:
+            return here.pullback({end: t / self.sigma for end, t in terms.items()}, direction)
+
+        return replace(
+            here, direction=lambda noise: {name: self.sigma * u for name, u in noise.items()}, pullback=pullback
+        )
+
+
+class WrongSlot(ActivitySpace):
+    """The bias' gradient in the weight's place."""
+
+    def linearise(self, problem: Problem, losses: Losses) -> Linearised:
+        here = super().linearise(problem, losses)
+
+        def pullback(terms: Terms, direction: Tensors) -> dict[str, Tensor]:
+            found = here.pullback(terms, direction)
+            biases = {name: found.get(name.removesuffix("weight") + "bias") for name in problem.perturbed}
+            misplaced = {
+                name: bias[..., None].expand_as(found[name]).clone()
+                for name, bias in biases.items()
+                if bias is not None and name.endswith("weight")
+            }
+            return {**found, **misplaced}
+
+        return replace(here, pullback=pullback)

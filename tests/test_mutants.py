@@ -1,0 +1,37 @@
+"""The checks catch every planted defect, each by the check that is meant for it, and pass every odd but right twin."""
+
+import re
+
+import pytest
+
+import fgvar
+from fgvar.testing import CHECKS, check_estimator
+from fgvar.testing.mutants import MUTANTS, TWINS, Mutant, Twin
+
+INSIDE = re.compile(r"Traceback|File \"|raised \w+(Error|Exception)")
+
+
+@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
+def test_every_mutant_is_caught_by_the_check_that_is_meant_for_it(mutant: Mutant) -> None:
+    with pytest.raises(AssertionError, match=rf"^{mutant.caught_by}, \w+: ") as caught:
+        CHECKS[mutant.caught_by](mutant.estimator)
+    assert not INSIDE.search(str(caught.value)), caught.value
+
+
+@pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
+def test_every_twin_passes(twin: Twin) -> None:
+    report = check_estimator(twin.estimator, twin.problem())
+    assert report.passed, report
+    assert {"structure", "unbiased", "scale"} <= {row.check for row in report.rows if row.outcome == "passed"}
+
+
+def test_every_check_catches_a_mutant() -> None:
+    assert {mutant.caught_by for mutant in MUTANTS.values()} == set(CHECKS)
+
+
+@pytest.mark.parametrize("registry", [MUTANTS, TWINS], ids=["mutants", "twins"])
+def test_every_entry_says_in_a_sentence_what_it_is(registry) -> None:
+    for entry in registry.values():
+        said = entry.defect if isinstance(entry, Mutant) else entry.looks
+        assert said.endswith(".")
+        assert isinstance(entry.estimator, fgvar.GradientEstimator)
