@@ -372,7 +372,7 @@ def test_backward_passes_grow_with_groups_alone(monkeypatch: pytest.MonkeyPatch)
 
 def test_drawn_and_exact_routes_agree_within_errors() -> None:
     """5.5 standard errors of 1,024 draws, about 300 comparisons: a false alarm in 1e-5 of seeds if errors are
-    normal; and a relative variance wrong by 30 % would be seen."""
+    normal; and a variance wrong by 40 % would be seen."""
     problem = mixer()
     estimators = {name: fgvar.scheme(name) for name in ("FG-W", "FG-A", "LG-FG-A", "LG-BP")}
     estimators["published"] = fgvar.scheme("LG-FG-W", credit="published")
