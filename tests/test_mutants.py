@@ -1,20 +1,21 @@
-"""The checks catch every planted defect, each by the check that is meant for it, and pass every odd but right twin."""
+"""Every planted defect is caught by the check that is meant for it; every right but odd twin passes."""
 
 import re
 
 import pytest
 
 import fgvar
-from fgvar.testing import CHECKS, check_estimator
+from fgvar.testing import CHECKS, check_estimator, default_problems
 from fgvar.testing.mutants import MUTANTS, TWINS, Mutant, Twin
 
+PROBLEMS = default_problems()
 INSIDE = re.compile(r"Traceback|File \"|raised \w+(Error|Exception)")
 
 
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
 def test_every_mutant_is_caught_by_the_check_that_is_meant_for_it(mutant: Mutant) -> None:
-    with pytest.raises(AssertionError, match=rf"^{mutant.caught_by}, \w+: ") as caught:
-        CHECKS[mutant.caught_by](mutant.estimator)
+    with pytest.raises(AssertionError, match=f"^{mutant.caught_by}, {mutant.shows_on}: ") as caught:
+        CHECKS[mutant.caught_by](mutant.estimator, {mutant.shows_on: PROBLEMS[mutant.shows_on]})
     assert not INSIDE.search(str(caught.value)), caught.value
 
 

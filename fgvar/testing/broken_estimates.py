@@ -7,12 +7,25 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fgvar.analysis import theory
 from fgvar.estimators.estimator import Estimate, Estimator
 from fgvar.estimators.losses import LocalLosses
 from fgvar.estimators.noise import Gaussian, Leaf, Randomness
 from fgvar.estimators.oracles import Tensors
 from fgvar.estimators.spaces import ActivitySpace
 from fgvar.problem import Problem
+from fgvar.testing.broken_words import LaterTerms
+
+
+class Broken(Estimator):
+    """An estimator that declares the variance of the right one; subclasses break its estimate or its target."""
+
+    @property
+    def right(self) -> Estimator:
+        return Estimator(self.space, self.noise, self.losses, self.oracle)
+
+    def variance(self, problem: Problem) -> dict[str, Tensor]:
+        return theory.variance(self.right, problem)
 
 
 def perturbed(problem: Problem, estimate: Estimate, change: Callable[[str, Tensor], Tensor]) -> Estimate:
@@ -21,14 +34,14 @@ def perturbed(problem: Problem, estimate: Estimate, change: Callable[[str, Tenso
     return replace(estimate, gradient={**estimate.gradient, **own})
 
 
-class Summed(Estimator):
+class Summed(Broken):
     """The sum over directions instead of their mean."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
         return perturbed(problem, super().estimate(problem, noise), lambda _, g: g * self.noise.directions)
 
 
-class Repeated(Estimator):
+class Repeated(Broken):
     """The first of K directions, K times."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
@@ -37,14 +50,14 @@ class Repeated(Estimator):
         return super().estimate(problem, noise)
 
 
-class OneForAll(Estimator):
+class OneForAll(Broken):
     """The first example's noise for every example."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
         return super().estimate(problem, {name: u[:1].expand_as(u) for name, u in noise.items()})
 
 
-class OneForLayers(Estimator):
+class OneForLayers(Broken):
     """Every tensor reads the same noise from its beginning."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
@@ -52,63 +65,72 @@ class OneForLayers(Estimator):
         return super().estimate(problem, {name: stream[: u.numel()].reshape(u.shape) for name, u in noise.items()})
 
 
-class Unpaired(Estimator):
+class Unpaired(Broken):
     """An antithetic pair whose second direction is another one."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
-        alone = Estimator(self.space, replace(self.noise, antithetic=False), self.losses, self.oracle)  # type: ignore[type-var]
+        if not self.noise.antithetic:
+            return super().estimate(problem, noise)
+        alone = replace(self.right, noise=Gaussian(self.noise.shared, self.noise.directions))
         other = {name: -u.flatten().roll(1).reshape(u.shape) for name, u in noise.items()}
         one, two = alone.estimate(problem, noise), alone.estimate(problem, other)
         return Estimate({name: (g + two.gradient[name]) / 2 for name, g in one.gradient.items()})
 
 
-class GlobalNumbers(Estimator):
+class GlobalNumbers(Broken):
     """Noise of its own from the global generator."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
         return super().estimate(problem, {name: torch.empty_like(u).normal_() for name, u in noise.items()})
 
 
-class Leaking(Estimator):
+class Leaking(Broken):
     """Credit by the losses of later blocks, too, in spite of the gradient stops."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
         assert isinstance(self.losses, LocalLosses)
-        flowing = Estimator(self.space, self.noise, replace(self.losses, stop=False), self.oracle)
-        return flowing.estimate(problem, noise)
+        return replace(self.right, losses=replace(self.losses, stop=False)).estimate(problem, noise)
 
 
-class Unmasked(Estimator):
+class Crowded(Broken):
+    """Credit by the losses of later blocks, too, although the stops keep their derivatives from depending on it."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        assert isinstance(self.losses, LocalLosses)
+        switches = (self.losses.block, self.losses.patch, self.losses.group, self.losses.stop)
+        return replace(self.right, losses=LaterTerms(*switches)).estimate(problem, noise)
+
+
+class Unmasked(Broken):
     """Noise on inactive units, although they are declared to be masked."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
         assert isinstance(self.space, ActivitySpace)
-        bare = Estimator(replace(self.space, mask_inactive=False), self.noise, self.losses, self.oracle)
-        return bare.estimate(problem, noise)
+        return replace(self.right, space=replace(self.space, mask_inactive=False)).estimate(problem, noise)
 
 
-class EndToEnd(Estimator):
+class EndToEnd(Broken):
     """Local losses held against the end-to-end gradient."""
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return problem.backprop()
 
 
-class UnitTensors(Estimator):
+class UnitTensors(Broken):
     """Each tensor of the estimate divided by its own norm."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
         return perturbed(problem, super().estimate(problem, noise), lambda _, g: g / g.norm().clamp_min(1e-12))
 
 
-class Decayed(Estimator):
+class Decayed(Broken):
     """Weight decay added to the gradient."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
         return perturbed(problem, super().estimate(problem, noise), lambda name, g: g + 1e-4 * problem.params[name])
 
 
-class TwiceBiased(Estimator):
+class TwiceBiased(Broken):
     """Gradients of a network whose linear layers add their bias twice."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
@@ -117,7 +139,7 @@ class TwiceBiased(Estimator):
         )
 
 
-class SlowHeads(Estimator):
+class SlowHeads(Broken):
     """Heads and read-outs with a tenth of their gradient."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
@@ -126,7 +148,7 @@ class SlowHeads(Estimator):
         return Estimate({**found.gradient, **slow}, found.loss)
 
 
-class Forgetful(Estimator):
+class Forgetful(Broken):
     """No entry for the last parameter."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
@@ -134,7 +156,7 @@ class Forgetful(Estimator):
         return Estimate(dict(list(found.gradient.items())[:-1]), found.loss)
 
 
-class Single(Estimator):
+class Single(Broken):
     """A gradient in float32, whatever the parameters are."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:

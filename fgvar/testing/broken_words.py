@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fgvar.estimators.losses import GlobalLoss, Losses, Terms
+from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses, Terms
 from fgvar.estimators.noise import Gaussian, Rademacher, Stream
 from fgvar.estimators.oracles import CentralDifference, Jvp, Tensors
 from fgvar.estimators.spaces import ActivitySpace, Linearised, WeightSpace
@@ -84,6 +84,13 @@ class UnitSphere(Sphere):
         return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
 
 
+class Flat(Gaussian):
+    """Signs that pass for normal numbers."""
+
+    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return stream.signs(shape, dtype, device)
+
+
 class HalfPrecision(Gaussian):
     """Drawn in bfloat16, then cast."""
 
@@ -142,6 +149,18 @@ class Reaveraged(GlobalLoss):
     def terms(self, problem: Problem, values: Mapping[str, Tensor], tangents: Mapping[str, Tensor]) -> Terms:
         factor = float(problem.batch_size) ** self.power
         return {end: t * factor for end, t in super().terms(problem, values, tangents).items()}
+
+
+class LaterTerms(LocalLosses):
+    """Every end's copies get the derivatives of all later ends added."""
+
+    def terms(self, problem: Problem, values: Mapping[str, Tensor], tangents: Mapping[str, Tensor]) -> Terms:
+        found: Terms = {}
+        later: Tensor | float = 0.0
+        for end, t in reversed(super().terms(problem, values, tangents).items()):
+            found[end] = t + later
+            later = later + t.sum((1, 2), keepdim=True)
+        return dict(reversed(found.items()))
 
 
 # ---- spaces ----------------------------------------------------------------------------------------------------

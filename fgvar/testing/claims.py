@@ -175,12 +175,12 @@ def bias_order(subject: Subject) -> str:
 
 
 def _declared_variance(estimator: GradientEstimator, problem: Problem) -> Gradients:
-    if isinstance(estimator, Estimator):
+    method = getattr(estimator, "variance", None)
+    if method is None and isinstance(estimator, Estimator):
         try:
             return theory.variance(estimator, problem)
         except ValueError as error:
             raise NotApplicable(str(error)) from error
-    method = getattr(estimator, "variance", None)
     if method is None:
         raise NotApplicable("declares no variance")
     try:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.estimators.losses import LocalLosses
 from fgvar.estimators.noise import Gaussian, Rademacher
-from fgvar.estimators.oracles import Jvp
 from fgvar.estimators.schemes import scheme
 from fgvar.estimators.spaces import ActivitySpace, WeightSpace
 from fgvar.testing import broken_estimates as estimates
@@ -28,14 +27,15 @@ class Mutant:
         estimator: declares what the right one declares.
         caught_by: the check of `fgvar.testing.CHECKS` that must fail (others may, too).
         defect: what is wrong, and what that does to the estimate.
+        shows_on: name of a problem of `fgvar.testing.default_problems` on which that check fails.
 
     Example:
-        >>> from fgvar.testing import CHECKS
+        >>> from fgvar.testing import CHECKS, default_problems
         >>> mutant = MUTANTS["uphill"]
         >>> try:
-        ...     CHECKS[mutant.caught_by](mutant.estimator)
+        ...     CHECKS[mutant.caught_by](mutant.estimator, {"linear": default_problems()["linear"]})
         ... except AssertionError as error:
-        ...     print(str(error).splitlines()[0])
+        ...     print(error)
         scale, linear: the slope of 'weight' is -1, expected 1 (exact: 12 nodes)
     """
 
@@ -43,6 +43,7 @@ class Mutant:
     estimator: GradientEstimator
     caught_by: str
     defect: str
+    shows_on: str = "linear"
 
 
 _LOCAL = LocalLosses()
@@ -81,12 +82,17 @@ _MUTANTS = (
         "Directions on the sphere lack the factor √d: the mean is the gradient divided by d.",
     ),
     Mutant(
+        "signs-as-normal", Estimator(noise=words.Flat()), "variance",
+        "Signs are declared to be normal: unbiased, but with another kurtosis, hence less variance than said.",
+    ),
+    Mutant(
         "half-precision", Estimator(_ACTIVITIES, words.HalfPrecision()), "noise",
         "Noise is drawn in bfloat16 and cast: 8 bits a number, and float64 sees the same few values again.",
     ),
     Mutant(
         "by-shape", Estimator(_ACTIVITIES, words.ByShape()), "noise",
         "Tensors of the same shape get identical noise: each is credited with the others' gradients.",
+        shows_on="relu",
     ),
     Mutant(
         "reseeded", Estimator(noise=words.Reseeded()), "noise",
@@ -99,6 +105,7 @@ _MUTANTS = (
     Mutant(
         "one-noise-for-layers", estimates.OneForLayers(_ACTIVITIES), "unbiased",
         "All tensors read the same noise from its beginning: each is credited with the others' gradients.",
+        shows_on="relu",
     ),
     Mutant(
         "global-numbers", estimates.GlobalNumbers(), "deterministic",
@@ -149,6 +156,7 @@ _MUTANTS = (
     Mutant(
         "slow-heads", estimates.SlowHeads(_ACTIVITIES, losses=_LOCAL), "scale",
         "Heads' gradients are a tenth: their learning rate hides in the gradient.",
+        shows_on="mixer",
     ),
     # credit
     Mutant(
@@ -166,22 +174,32 @@ _MUTANTS = (
     Mutant(
         "wrong-mask", Estimator(ActivitySpace(relu_after={"site0": "act1", "site1": "act0"})), "unbiased",
         "Masks come from the other layer's ReLU: active units lose their gradient.",
+        shows_on="relu",
     ),
     Mutant(
         "unmasked", estimates.Unmasked(_ACTIVITIES), "variance",
         "Inactive units are perturbed although masked ones are declared: unbiased, with more variance.",
+        shows_on="relu",
     ),
     Mutant(
         "leaking-stop", estimates.Leaking(_WEIGHTS, losses=_LOCAL), "unbiased",
         "Later blocks' losses credit upstream weights past the gradient stops: not the local gradient.",
+        shows_on="mixer",
+    ),
+    Mutant(
+        "crowded-credit", estimates.Crowded(_WEIGHTS, losses=_LOCAL), "variance",
+        "Later blocks' losses credit upstream weights that cannot move them: unbiased, with more variance.",
+        shows_on="mixer",
     ),
     Mutant(
         "uncoupled-groups", scheme("LG-FG-W", credit="published"), "unbiased",
         "Each group's loss credits its own channels alone, but the layer norm lets them move all groups' losses.",
+        shows_on="mixer",
     ),
     Mutant(
         "wrong-reference", estimates.EndToEnd(_WEIGHTS, losses=_LOCAL), "unbiased",
         "Local losses are held against the end-to-end gradient: what locality costs is called noise.",
+        shows_on="mixer",
     ),
     # what is not the loss's gradient at all
     Mutant(

@@ -102,7 +102,7 @@ def dead_units() -> Problem:
     model = MLP(3, width=4, depth=2, classes=3).double()
     randomise(model, 11)
     with torch.no_grad():
-        model.layer0.bias[:2] = -100
+        model.get_parameter("layer0.bias")[:2] = -100
     return Problem(model, "cross_entropy", (randn(3, 3, seed=12), torch.tensor([0, 1, 2])))
 
 
