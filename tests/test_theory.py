@@ -303,6 +303,16 @@ def test_recognised_layers_equal_their_jacobians(name: str, shared: bool, monkey
     assert_same(recognised, theory.variance(estimator, problem))
 
 
+def test_layers_of_networks_that_with_sites_made_are_recognised() -> None:
+    """What a module returns is watched ahead of the site that stands in its own output."""
+    net = nn.Sequential(nn.Conv1d(2, 4, 2), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(12, 3)).double()
+    problem = fgvar.Problem(fgvar.with_sites(net), "cross_entropy", (randn(2, 2, 4), labels(2, 3)))
+    sites = tuple(problem.map.sites)
+    found = implementation.recognise(problem, sites, jacobians.links(problem, sites))
+    assert {name: layer.site for name, layer in found.items()} == {k: f"{k}.site" for k in ("0", "1", "3")}
+    assert_exact(fgvar.Estimator(fgvar.ActivitySpace()), problem)
+
+
 def test_a_layer_that_reaches_its_site_otherwise_is_not_recognised() -> None:
     softmax = Stack(nn.Linear(4, 6), lambda y: torch.softmax(y, -1))
     problem = fgvar.Problem(softmax, "cross_entropy", (randn(2, 4), labels(2, 3)))
