@@ -63,7 +63,7 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
     style.require(dataset, NEEDED, "studies/check_calibration.py")
     shape = (2, 3) if columns == 2 else (3, 2)
     with style.context(venue):
-        figure = Figure((style.width(venue, columns), 1.55 * shape[0]), layout="constrained")
+        figure = Figure((style.width(venue, columns), 1.7 * shape[0]), layout="constrained")
         panels = list(figure.subplots(*shape).flat)
         _alarms(panels[0], dataset)
         _power(panels[1], dataset)
@@ -87,9 +87,9 @@ def _alarms(axes: Axes, dataset: xr.Dataset) -> None:
             markersize=2.6, markeredgecolor="white",
         )  # fmt: skip
     axes.set(xscale="log", xlabel="nominal rate", ylabel="observed / nominal", title="false alarms")
-    axes.set_ylim(0, max(2.0, 1.05 * axes.get_ylim()[1]))
+    axes.set_ylim(0, min(max(3.5, 1.05 * axes.get_ylim()[1]), 10))
     axes.invert_xaxis()
-    axes.legend(loc="lower left", ncols=2, handlelength=1.2, columnspacing=0.8, fontsize="x-small")
+    axes.legend(loc="upper left", handlelength=1.2, fontsize="x-small")
 
 
 def _power(axes: Axes, dataset: xr.Dataset) -> None:
@@ -101,8 +101,8 @@ def _power(axes: Axes, dataset: xr.Dataset) -> None:
             dataset["effect"], dataset["caught"].sel(kind=kind), color=color, marker=marker, linestyle=line,
             label=kind, markeredgecolor="white",
         )  # fmt: skip
-    axes.set(xlabel="error / printed detectable size", ylabel="caught", title="power", ylim=(-0.03, 1.05))
-    axes.legend(loc="upper left", handlelength=2.0)
+    axes.set(xlabel="error / detectable size", ylabel="caught", title="power", xlim=(-0.05, 2.05), ylim=(-0.03, 1.05))
+    axes.legend(loc="lower right", handlelength=2.0)
 
 
 def _coverage(axes: Axes, data: xr.Dataset) -> None:
@@ -116,11 +116,11 @@ def _coverage(axes: Axes, data: xr.Dataset) -> None:
     for place, inside, share in zip(spread, coverage, reported, strict=True):
         sure = share >= ENOUGH
         clipped = np.clip(inside, 0.855, 1)
-        some: Any = {"linestyle": "none", "marker": "o", "markersize": 1.9, "clip_on": False}
+        some: Any = {"linestyle": "none", "marker": "o", "markersize": 1.9}
         axes.plot(draws[sure] * place, clipped[sure], color="black", markeredgewidth=0, zorder=3, **some)
         low = ~sure & (share >= 0.05)
         axes.plot(draws[low] * place, clipped[low], color="none", markeredgecolor=style.GREY, zorder=2, **some)
-    axes.set(xscale="log", ylim=(0.85, 1.0), xlim=(draws.min() / 1.5, draws.max() * 1.5), xlabel="draws")
+    axes.set(xscale="log", ylim=(0.85, 1.005), xlim=(draws.min() / 1.5, draws.max() * 1.5), xlabel="draws")
     style.ticks(axes.xaxis, draws, set(draws[::2]))
 
 

@@ -61,7 +61,7 @@ class Case:
 
 
 CASES = (
-    *(Case("Gaussian", size, bias) for size in (1, 3, 10, 30, 100, 300) for bias in (0.0, 1.0)),
+    *(Case("Gaussian", size, bias) for size in (1, 3, 10, 30, 100) for bias in (0.0, 1.0)),
     *(Case("Rademacher", size, bias) for size in (10, 100) for bias in (0.0, 1.0)),
     Case("Gaussian", 100, 0.0, examples=8),
     Case("coordinate", 20),
@@ -127,13 +127,10 @@ def alarm_job(law: str, runs: int, seed: int) -> Array:
     found = np.zeros(len(NOMINAL))
     for _ in range(0, runs, 1000):
         columns = torch.from_numpy(laws[law]((n, min(1000, runs))))
-        found += [int((lambda m: m.z.abs() > m.critical)(_single(means, columns, rate)).sum()) for rate in NOMINAL]
+        z = means(columns, 0.0, level=LEVEL).z.abs()
+        # The critical value of a verdict of one test, as each column is one here.
+        found += [int((z > means(columns[:, :1], 0.0, level=rate).critical).sum()) for rate in NOMINAL]
     return found
-
-
-def _single(means: Callable[..., Any], columns: Any, rate: float) -> Any:
-    """Each column as a verdict of its own: the level is that of all columns together."""
-    return means(columns, 0.0, level=rate * columns.shape[1])
 
 
 def verdict_job(runs: int, seed: int) -> Array:

@@ -50,6 +50,15 @@ def _masked(u: Tensor, z: Tensor, mask: bool) -> Tensor:
     return u * (z.detach() > 0) if mask else u
 
 
+def covering(values: np.ndarray) -> float:
+    """Standard error of a mean, widened to cover to second order; NaN with too few values for their skewness."""
+    n, centred = len(values), values - values.mean()
+    skewness = float((centred**3).mean() / (centred**2).mean() ** 1.5)
+    if n < max(32, 16 * skewness**2):
+        return math.nan
+    return float(values.std(ddof=1)) / math.sqrt(n) * (1 + (1.08 * skewness**2 + 1.71) / n)
+
+
 def plain_statistics(draws: np.ndarray, target: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """Textbook statistics of draws [n, d], in two passes and by double loops."""
     n = len(draws)
@@ -71,9 +80,9 @@ def plain_statistics(draws: np.ndarray, target: np.ndarray, other: np.ndarray) -
         found |= {
             f"sq_bias {name}": sum(float(deviations[i] @ deviations[j]) for i, j in pairs) / len(pairs),
             f"slope {name}": float(inner.mean()) / length,
-            f"slope_se {name}": float(inner.std(ddof=1)) / length / math.sqrt(n),
+            f"slope_se {name}": covering(inner) / length,
             f"cosine {name}": float(np.mean(cosines)),
-            f"cosine_se {name}": float(np.std(cosines, ddof=1)) / math.sqrt(n),
+            f"cosine_se {name}": covering(np.array(cosines)),
             f"efficiency {name}": (float(inner.mean()) ** 2 - float(inner.var(ddof=1)) / n) / length / energy,
         }
     return found

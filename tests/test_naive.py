@@ -58,7 +58,7 @@ def test_independent_weight_noise_is_the_mean_over_examples() -> None:
         torch.testing.assert_close(value, sum(one[name] for one in each) / 4, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("n", [2, 16, 37, 64])
+@pytest.mark.parametrize("n", [2, 16, 37, 64, 160])
 @pytest.mark.parametrize("bias", [0.0, 3.0])
 def test_statistics_equal_the_textbook(n: int, bias: float) -> None:
     rng = np.random.default_rng(n)
@@ -70,7 +70,7 @@ def test_statistics_equal_the_textbook(n: int, bias: float) -> None:
         values, errors = found[base.removesuffix("_se")]
         ours = errors if base.endswith("_se") else values
         index = {"": -1, "target": (0, -1), "backprop": (1, -1)}[reference]
-        assert ours[index] == pytest.approx(value, rel=1e-9, abs=1e-12), name
+        assert ours[index] == pytest.approx(value, rel=1e-9, abs=1e-12, nan_ok=True), name
 
 
 def test_merged_moments_are_those_of_one_pass() -> None:
@@ -86,27 +86,55 @@ def test_merged_moments_are_those_of_one_pass() -> None:
             np.testing.assert_allclose(both[name][1], errors, rtol=1e-10, err_msg=name)
 
 
-@pytest.mark.parametrize("bias", [0.0, 0.5])
+@pytest.mark.parametrize("bias", [0.0, 1.0])
 def test_reported_errors_are_the_spread_over_seeds(bias: float) -> None:
     """Mean squared standard errors against the spread of the values, over 400 runs of (g·u)u + bias.
 
     The ratio of a variance with 399 degrees of freedom leaves 0.6 to 1.5 less than once in 10⁶ for normal
-    statistics; it would catch a standard error that is wrong by a quarter.
+    statistics; it would catch a standard error that is wrong by a quarter. Runs without an error are left out
+    (`studies/check_calibration.py` shows coverage at other sizes, and how often errors are given).
     """
     rng = np.random.default_rng(1)
-    target, other, shift = rng.normal(size=(3, 6))
+    target, other, shift = rng.normal(size=(3, 30)) / 30**0.5
     runs = []
     for _ in range(400):
-        u = rng.normal(size=(160, 6))
+        u = rng.normal(size=(320, 30))
         draws = (u @ target)[:, None] * u + bias * shift
         runs.append(streamed(draws, target, other))
     for name in ("variance", "snr", "sq_bias", "slope", "cosine", "efficiency"):
-        values = np.array([run[name][0][..., -1] for run in runs])
-        errors = np.array([run[name][1][..., -1] for run in runs])
-        ratio = (errors**2).mean(0) / values.var(0, ddof=1)
-        # Without a bias, bᵀΣb is estimated around 0 and kept from being negative: errors are too large, never small.
-        high = 2.5 if name == "sq_bias" and bias == 0 else 1.5
-        assert ((ratio > 0.6) & (ratio < high)).all(), (name, ratio)
+        values, errors = (np.array([run[name][part][..., -1] for run in runs]) for part in (0, 1))
+        given = np.isfinite(errors).mean(0)
+        # The efficiency for the other reference is next to 0, where its law is far from normal.
+        assert (given.max() if name == "efficiency" else given.min()) > 0.5, (name, given)
+        ratio = np.nanmean(errors**2, axis=0) / values.var(0, ddof=1)
+        assert ((ratio > 0.6) & (ratio < 1.5))[given > 0.5].all(), (name, ratio)
+
+
+def test_errors_that_would_not_cover_are_not_given() -> None:
+    """Too few draws, a heavy tail, a single number's cosine, and a squared norm near 0 in few dimensions."""
+    rng = np.random.default_rng(2)
+    target, other = rng.normal(size=(2, 7))
+    few = streamed(rng.normal(size=(255, 7)) + target, target, other)
+    for name, (_, errors) in few.items():
+        assert np.isnan(errors).all() == (name in ("snr", "sq_bias", "efficiency", "bias_z", "bias_p")), name
+    heavy = rng.normal(size=(512, 7)) + target
+    heavy[0] += 1000 * target
+    slopes = streamed(heavy, target, other)["slope"][1]
+    assert np.isnan(slopes[0]).all()
+    calm = streamed(rng.normal(size=(512, 7)) + target, target, other)
+    assert np.isfinite(calm["slope"][1]).all()
+    assert np.isnan(calm["sq_bias"][1][0]).all(), "7 dimensions, no bias"
+    assert np.isfinite(calm["sq_bias"][1][1, -1]), "7 dimensions, far from the other reference"
+
+
+def test_a_single_number_s_cosine_has_no_error() -> None:
+    references = References.of(*({"w": torch.ones(1).double()} for _ in range(2)), ("w",))
+    state, rng = init(references), np.random.default_rng(3)
+    for _ in range(4):
+        state, _ = update(state, references, {"w": torch.from_numpy(rng.normal(size=(16, 1)) ** 2)})
+    values, errors = statistics(state, references)["cosine"]
+    np.testing.assert_allclose(values, 1, rtol=1e-12)
+    assert np.isnan(errors).all()
 
 
 def moments(draws: np.ndarray, target: np.ndarray, other: np.ndarray):

@@ -11,7 +11,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_unbiased import has_gradient
 from torch import Tensor, nn
-from torch.func import vmap
 
 import fgvar
 from fgvar import theory
@@ -19,37 +18,16 @@ from fgvar.analysis import credits, jacobians
 from fgvar.analysis import theory as implementation
 from fgvar.heads import LocalHead, ReadOut
 from fgvar.networks.local_mixer import GroupedLinear
-from fgvar.testing import expectation
+from fgvar.testing import covariance, expectation
 
 TOLERANCE = 1e-9  # of a tensor's largest variance
 ENUMERABLE = 130  # random numbers
 
 
 def enumerated_variance(estimator: fgvar.Estimator, problem: fgvar.Problem) -> dict[str, Tensor]:
-    """Var ĝ by polarisation: ĝ_w = c + uᵀSu, read off at 0, the unit vectors and their pairwise sums.
-
-    Var = 2 Σ S_kl² + (κ − 3) Σ S_kk². Assumes a quadratic form, and nothing about where it comes from.
-    """
-    leaves = estimator.randomness(problem).leaves
-    sizes = [leaf.size for leaf in leaves.values()]
-
-    def estimate(flat: Tensor) -> dict[str, Tensor]:
-        pieces = zip(leaves.items(), flat.split(sizes), strict=True)
-        return estimator.estimate(problem, {name: u.reshape(leaf.shape) for (name, leaf), u in pieces}).gradient
-
-    many = vmap(estimate, chunk_size=1024)
-    units = torch.eye(sum(sizes), dtype=torch.float64)
-    i, j = torch.triu_indices(len(units), len(units), 1)
-    constant, alone = estimate(0 * units[0]), many(units)
-    pairs = many(units[i] + units[j]) if len(i) else alone
-    found = {}
-    for name, value in constant.items():
-        diagonal = alone[name] - value
-        total = (estimator.noise.kurtosis - 1) * diagonal.square().sum(0)
-        if len(i):
-            total = total + (pairs[name] - value - diagonal[i] - diagonal[j]).square().sum(0)
-        found[name] = total
-    return found
+    """Var ĝ by polarisation, which assumes a quadratic form (and checks it), and nothing about where it comes from."""
+    found = covariance(estimator, problem, chunk=1024)
+    return {name: found[name].diagonal().reshape(p.shape) for name, p in problem.params.items()}
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = TOLERANCE) -> None:

@@ -16,7 +16,7 @@ from fgvar.analysis.dataset import FLAGS, RATIOS, REFERENCES, describe, provenan
 from fgvar.analysis.draws import estimates, ranges
 from fgvar.analysis.exact import check_route, exact_statistics
 from fgvar.analysis.moments import BLOCK, FEATURES, References
-from fgvar.analysis.statistics import MINIMUM, cosine_null, statistics
+from fgvar.analysis.statistics import ERRORS, cosine_null, statistics
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.estimators.noise import Randomness
@@ -47,7 +47,8 @@ def measure(
     Args:
         estimators: name → estimator.
         problem: network, loss and batch.
-        draws: estimates of each; the errors of variances need at least 32.
+        draws: estimates of each. Errors that would not cover at so few, or so heavy-tailed, draws are NaN with a
+            flag (`fgvar.analysis.statistics.statistics` states the minimum of each).
         seed: of the noise. Draw i depends on (seed, i) only, so more draws extend fewer.
         chunk: estimates computed at once (one vmap; 1 means plain calls); 1, 2, 4, 8 or a multiple of 16.
             Default: the largest up to 64 that keeps to the budget.
@@ -94,7 +95,7 @@ def measure(
         else:
             values, kept = _drawn(name, estimator, problem, references, randomness, draws, seed, size, noise_device)
         values["data_variance"] = _data_variance(estimator, problem, size)
-        flags = _relate(values, references, problem.dtype, None if exact or not randomness.size else draws)
+        flags = _relate(values, references, problem.dtype)
         if exact:
             flags |= (values["variance"][0] > 0).astype(np.int8) * FLAGS["no_closed_form"]
         passes = cost(estimator, problem, randomness)
@@ -182,7 +183,7 @@ def _blocks(
                 yield {k: g[block.start : block.stop] for k, g in whole.items()}
 
 
-def _relate(values: dict[str, Any], references: References, dtype: torch.dtype, draws: int | None) -> np.ndarray:
+def _relate(values: dict[str, Any], references: References, dtype: torch.dtype) -> np.ndarray:
     """Add what is relative to the references' norms, blank what is undefined, and return the flags."""
     pairs = zip(references.target.values(), references.backprop.values(), strict=True)
     squares = references.grouped([torch.stack([t @ t, b @ b]) for t, b in pairs]).cpu().numpy().T
@@ -192,6 +193,10 @@ def _relate(values: dict[str, Any], references: References, dtype: torch.dtype, 
     # What varies by rounding alone has no noise: heads, which learn exactly, and estimators without randomness.
     noiseless = variance <= (10 * torch.finfo(dtype).eps) ** 2 * squares[0]
     flags = dead.astype(np.int8) * FLAGS["dead"] | noiseless.astype(np.int8) * FLAGS["no_noise"]
+    for name in ERRORS:
+        value, error = values[name]
+        values[name] = value, np.where(noiseless, 0.0, error)
+        flags |= np.where(np.isfinite(value) & np.isnan(values[name][1]), FLAGS["few_draws"], 0).astype(np.int8)
     values["gradient_norm"] = np.sqrt(squares), np.zeros_like(squares)
     with np.errstate(divide="ignore", invalid="ignore"):
         values["relative_variance"] = tuple(v / squares[0] for v in values["variance"])
@@ -201,8 +206,6 @@ def _relate(values: dict[str, Any], references: References, dtype: torch.dtype, 
             blank = blank | noiseless
         blank = blank[0] if values[name][0].ndim == 1 else blank
         values[name] = tuple(np.where(blank, np.nan, v) for v in values[name])
-    if draws is not None and draws < MINIMUM:
-        flags |= FLAGS["few_draws"]
     return flags
 
 

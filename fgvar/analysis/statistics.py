@@ -206,6 +206,9 @@ BY_REFERENCE = {
 }
 
 
+ERRORS = ("variance", "snr", *(name for name in BY_REFERENCE if not name.startswith("bias_")))
+
+
 def cosine_null(dimension: int) -> float:
     """95 % half-width of the signed cosine of one isotropic direction in ``dimension`` dimensions.
 
@@ -254,8 +257,8 @@ def _squared(sums: Sums, error: Array, reference: int) -> Array:
     linear, constant = _parts(sums, reference)
     with np.errstate(divide="ignore", invalid="ignore"):
         rank = variance(sums)[0] ** 2 / sums.trace_square
-    value = sums.square_mean[:, reference] - variance(sums)[0] / sums.n
-    near = (rank >= RANK) & (linear <= NEAR * constant) & (value <= SIGHT * np.sqrt(constant))
+        value = sums.square_mean[:, reference] - variance(sums)[0] / sums.n
+        near = (rank >= RANK) & (linear <= NEAR * constant) & (value <= SIGHT * np.sqrt(constant))
     normal = near | (linear >= FAR * constant)
     along = 1 + reference if reference < 2 else 1
     enough = sums.n >= MINIMUM_SQUARED
