@@ -107,11 +107,8 @@ def _probe(problem: Problem, sites: Collection[str], candidates: dict[str, str])
     if not forms:
         return {}
     outputs = {name: seen[name][1] for name in forms}
-    first = {name: torch.zeros_like(y.flatten(1)) for name, y in outputs.items()}
-    for name, value in first.items():
-        value[:, 0] = 1
-        first[name] = value.reshape(outputs[name].shape)
-    touched = _moved(problem, sites, {}, first)
+    # The first and the last number of each output: how far what they move reaches is a block of the norm.
+    corners = [_moved(problem, sites, {}, {name: _unit(y, at) for name, y in outputs.items()}) for at in (0, -1)]
     directions = [
         {
             name: Stream(0, f"probe of {name}", i).normal(y.shape, y.dtype, y.device)
@@ -124,7 +121,8 @@ def _probe(problem: Problem, sites: Collection[str], candidates: dict[str, str])
     for name, form in forms.items():
         site = candidates[name]
         along = [direction[name] for direction in directions]
-        layer = _fit(problem, name, site, form, outputs[name], touched[site], along, [m[site] for m in moved])
+        tile = _tile(*(corner[site] for corner in corners))
+        layer = _fit(problem, name, site, form, outputs[name], tile, along, torch.stack([m[site] for m in moved]))
         if layer is not None:
             layers[name] = layer
     return _verified(problem, sites, layers)
@@ -149,30 +147,45 @@ def _fit(
     site: str,
     form: Form,
     y: Tensor,
-    touched: Tensor,
+    tile: tuple[int, ...],
     along: list[Tensor],
-    moved: list[Tensor],
+    moved: Tensor,
 ) -> Layer | None:
     """The hypothesis on ∂z/∂y that predicts ``moved`` from ``along``."""
-    shape = touched.shape
-    if y.shape[0] != shape[0] or y[0].numel() != touched[0].numel():
+    shape, q = moved.shape[1:], math.prod(tile)
+    if y.shape[0] != shape[0] or y[0].numel() != math.prod(shape[1:]):
         return None
-    where = (touched != 0).any(0).nonzero()
-    tile = tuple((where.amax(0) + 1).tolist()) if len(where) else (1,) * (len(shape) - 1)
     if any(size % t for size, t in zip(shape[1:], tile, strict=True)):
         return None
-    q, target = math.prod(tile), torch.stack(moved)
     for order in itertools.permutations(range(1, y.ndim)):
         to_site, rows = _layouts(tuple(y.shape), shape, order, form.rows)
         steps = torch.stack([to_site(direction) for direction in along])
         for eps in _norm_eps(problem) if q > 1 else (0.0,):
             normed = _normed(to_site(y), tile, eps) if q > 1 else None
-            layer = Layer(name, site, form.x, torch.ones_like(touched), normed, tile, rows)
+            layer = Layer(name, site, form.x, torch.ones_like(moved[0]), normed, tile, rows)
             predicted = torch.stack([layer.project(step, normed) for step in steps])
-            scale = (target * predicted).sum(0) / predicted.square().sum(0).clamp_min(torch.finfo(y.dtype).tiny)
-            if _close(problem, scale * predicted, target):
+            scale = (moved * predicted).sum(0) / predicted.square().sum(0).clamp_min(torch.finfo(y.dtype).tiny)
+            if _close(problem, scale * predicted, moved):
                 return replace(layer, scale=scale)
     return None
+
+
+def _unit(y: Tensor, at: int) -> Tensor:
+    """1 at one number of every example, else 0."""
+    flat = torch.zeros(len(y), y[0].numel(), dtype=y.dtype, device=y.device)
+    flat[:, at] = 1
+    return flat.reshape(y.shape)
+
+
+def _tile(first: Tensor, last: Tensor) -> tuple[int, ...]:
+    """Extent along each axis of what the first and the last number of an output move."""
+    sizes = torch.tensor(first.shape[1:])
+    reach = torch.ones_like(sizes)
+    for moved, mirrored in ((first, False), (last, True)):
+        where = (moved != 0).any(0).nonzero().cpu()
+        if len(where):
+            reach = reach.maximum(sizes - where.amin(0) if mirrored else 1 + where.amax(0))
+    return tuple(reach.tolist())
 
 
 def _layouts(

@@ -24,6 +24,7 @@ HALF = 0.5  # what scatter within blocks knows of, in draws: it is taken about t
 # The variance of a squared norm ‖E ĝ − r‖² has a part that is linear in it and one that is there without it.
 RANK = 20  # effective rank (tr Σ)²/tr Σ² above which the law without the linear part is close to normal
 NEAR, FAR = 1, 8  # linear part over the other: below NEAR there is no bias in sight, above FAR there clearly is
+SIGHT = 3  # nor is there one in sight where the value is below so many errors of a value of 0
 FLOOR = 0.35  # the linear part's estimate may be negative by this share of the other
 
 
@@ -253,7 +254,9 @@ def _squared(sums: Sums, error: Array, reference: int) -> Array:
     linear, constant = _parts(sums, reference)
     with np.errstate(divide="ignore", invalid="ignore"):
         rank = variance(sums)[0] ** 2 / sums.trace_square
-    normal = ((rank >= RANK) & (linear <= NEAR * constant)) | (linear >= FAR * constant)
+    value = sums.square_mean[:, reference] - variance(sums)[0] / sums.n
+    near = (rank >= RANK) & (linear <= NEAR * constant) & (value <= SIGHT * np.sqrt(constant))
+    normal = near | (linear >= FAR * constant)
     along = 1 + reference if reference < 2 else 1
     enough = sums.n >= MINIMUM_SQUARED
     return np.where(normal & enough, _covering(sums, error, along, dof=HALF), np.nan)

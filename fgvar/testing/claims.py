@@ -47,7 +47,8 @@ def variance(subject: Subject) -> str:
     rows = [gradients[name].double().flatten(1) for name in names]
     squares = torch.stack([(g - g.mean(0)).square().sum(1) * draws / (draws - 1) for g in rows], dim=1)
     expected = torch.stack([declared[name].double().sum() for name in names])
-    verdict = means(squares, expected, level=subject.level)
+    rounding = 1e3 * torch.finfo(subject.problem.dtype).eps * subject.size**2
+    verdict = means(squares, expected, level=subject.level, rounding=rounding)
     if not verdict.passed:
         name, ratio = names[verdict.worst], float(squares[:, verdict.worst].mean() / expected[verdict.worst])
         raise Failure(f"the variance of {name!r} is {ratio:.4g} times the declared one: {verdict}")

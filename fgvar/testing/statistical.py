@@ -91,7 +91,8 @@ class Test:
         kind: "bias" along a fixed random projection of the layer, or "scale", its slope.
         z, p: the statistic and its p-value, corrected for all tests of the verdict.
         detectable: the smallest error caught with probability 0.95, as a share of the norm of the layer's target
-            ("bias", for a bias along this projection; of the whole target where the layer's is 0) or of the slope.
+            ("bias", for a bias along this projection; of the whole target where the layer's is 0) or of the slope
+            ("scale", for estimates that are too large by it); infinite where no such error can be told.
     """
 
     estimator: str
@@ -198,10 +199,11 @@ def unbiased(
         columns.append(samples)
         labels += [(name, *test) for test in tested]
     found = means(torch.cat(columns, dim=1), 0.0, level=level, rounding=1e3 * torch.finfo(problem.dtype).eps)
+    sizes = _caught(found.detectable, torch.tensor([kind == "scale" for _, _, kind in labels]))
     corrected = (2 * special.stdtr(draws - 1, -found.z.abs().numpy()) * len(labels)).clip(max=1.0)
     tests = [
         Test(name, layer, kind, float(z), float(p), float(size))
-        for (name, layer, kind), z, p, size in zip(labels, found.z, corrected, found.detectable, strict=True)
+        for (name, layer, kind), z, p, size in zip(labels, found.z, corrected, sizes, strict=True)
     ]
     return Verdict(tuple(tests), level, draws)
 
@@ -268,6 +270,12 @@ class _Columns:
         return float(self.references.target[name].norm())
 
 
+def _caught(error: Tensor, scale: Tensor) -> Tensor:
+    """The sizes caught at 95 %: a wrong scale 1 + δ multiplies the spread, too, so that δ = error·(1 + δ)."""
+    grown = torch.where(error < 1, error / (1 - error).clamp_min(1e-300), torch.inf)
+    return torch.where(scale, grown, error)
+
+
 def _runs_under_vmap(drawn: Callable[[range], Tensor]) -> bool:
     drawn(range(1))  # a plain call: its errors are the estimator's own
     try:
@@ -281,5 +289,5 @@ def _range(sizes: Sequence[float]) -> str:
     live = [size for size in sizes if size > 0]  # what has no spread is caught at any size
     if not live:
         return "any size"
-    low, high = f"{min(live):.2g}", f"{max(live):.2g}"
+    low, high = (f"{size:.2g}".replace("inf", "∞") for size in (min(live), max(live)))
     return low if low == high else f"{low} to {high}"
