@@ -54,7 +54,8 @@ class OneForAll(Broken):
     """The first example's noise for every example."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
-        return super().estimate(problem, {name: u[:1].expand_as(u) for name, u in noise.items()})
+        batch = int(self.noise.directions > 1)  # the axis after that of directions
+        return super().estimate(problem, {name: u.narrow(batch, 0, 1).expand_as(u) for name, u in noise.items()})
 
 
 class OneForLayers(Broken):
@@ -72,7 +73,7 @@ class Unpaired(Broken):
         if not self.noise.antithetic:
             return super().estimate(problem, noise)
         alone = replace(self.right, noise=Gaussian(self.noise.shared, self.noise.directions))
-        other = {name: -u.flatten().roll(1).reshape(u.shape) for name, u in noise.items()}
+        other = {name: -u.roll(1, dims=-1) for name, u in noise.items()}
         one, two = alone.estimate(problem, noise), alone.estimate(problem, other)
         return Estimate({name: (g + two.gradient[name]) / 2 for name, g in one.gradient.items()})
 

@@ -143,7 +143,8 @@ _TWINS = (
         "Every example perturbs the weights its own way.", _default("linear"),
     ),
     Twin(
-        "uniform", Estimator(noise=Uniform()), "Noise that is neither normal nor signs.", _default("linear"),
+        "uniform", Estimator(_ACTIVITIES, Uniform(shared=True)),
+        "Noise that is neither normal nor signs, and heads whose variance is 0 but for rounding.", _default("relu"),
     ),
     Twin(
         "coordinate", Estimator(noise=Coordinate()), "Almost all noise is 0.", _default("linear"),
