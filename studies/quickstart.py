@@ -38,9 +38,9 @@ class Config:
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    probes: int = 12
+    probes: int = 6
     """About how many steps to probe at, log-spaced from step 1."""
-    draws: int = 96
+    draws: int = 192
     """Estimates of each scheme at each probe."""
     probe_batch: int = 64
     """Examples of the fixed probe batch."""

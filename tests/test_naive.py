@@ -103,11 +103,12 @@ def test_reported_errors_are_the_spread_over_seeds(bias: float) -> None:
         runs.append(streamed(draws, target, other))
     for name in ("variance", "snr", "sq_bias", "slope", "cosine", "efficiency"):
         values, errors = (np.array([run[name][part][..., -1] for run in runs]) for part in (0, 1))
+        if name == "efficiency":  # that for the other reference is next to 0, where its law is far from normal
+            values, errors = values[:, 0], errors[:, 0]
         given = np.isfinite(errors).mean(0)
-        # The efficiency for the other reference is next to 0, where its law is far from normal.
-        assert (given.max() if name == "efficiency" else given.min()) > 0.5, (name, given)
+        assert (given > 0.5).all(), (name, given)
         ratio = np.nanmean(errors**2, axis=0) / values.var(0, ddof=1)
-        assert ((ratio > 0.6) & (ratio < 1.5))[given > 0.5].all(), (name, ratio)
+        assert ((ratio > 0.6) & (ratio < 1.5)).all(), (name, ratio)
 
 
 def test_errors_that_would_not_cover_are_not_given() -> None:
@@ -139,7 +140,7 @@ def test_a_single_number_s_cosine_has_no_error() -> None:
 
 def moments(draws: np.ndarray, target: np.ndarray, other: np.ndarray):
     """Streamed in two parameters, so that the layers' sums are exercised."""
-    parts = {"a": slice(0, 3), "b": slice(3, 7)}
+    parts = {"a": slice(0, 3), "b": slice(3, None)}
     tensors = [{k: torch.from_numpy(v[s].copy()) for k, s in parts.items()} for v in (target, other)]
     references = References.of(*tensors, ("a", "b"))
     state = init(references)
