@@ -75,9 +75,11 @@ def main(config: Config) -> None:
     from fgvar.analysis.dataset import provenance
 
     runs, verdicts, alarms = (10_000, 10_000, 400_000) if config.full else (200, 50, 20_000)
-    cases, draws, laws = CASES, DRAWS, LAWS
+    some: dict[str, Any] = {"cases": CASES, "draws": DRAWS, "laws": LAWS}
     if config.smoke:
-        runs, verdicts, alarms, cases, draws, laws = 20, 3, 1_000, CASES[::6], DRAWS[:3], LAWS[:1]
+        runs, verdicts, alarms = 20, 3, 1_000
+        some = {"cases": CASES[::6], "draws": DRAWS[:3], "laws": LAWS[:1]}
+    cases, draws, laws = some["cases"], some["draws"], some["laws"]
     parts = 1 if config.smoke or not config.full else 10
     jobs: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
         *((alarm_job, (law, alarms, config.seed)) for law in laws),
@@ -188,15 +190,15 @@ def coverage_job(case: Case, runs: int, draws: tuple[int, ...], seed: int) -> di
     mean = target + case.bias * shift
     truth = _truth(mean, covariance, (target, other), lambda m: estimates(m) + case.bias * shift)
     # Runs are layers: each is a parameter of its own, and all are measured at once.
-    references = References.of(
-        *({f"{run}": torch.from_numpy(vector) for run in range(runs)} for vector in (target, other)), ()
-    )
+    ours, theirs = ({f"{run}": torch.from_numpy(vector) for run in range(runs)} for vector in (target, other))
+    references = References.of(ours, theirs, ())
     moments, reported, covered = init(references), [], []
     for n in range(BLOCK, max(draws) + 1, BLOCK):
         block = torch.from_numpy(estimates(runs * BLOCK).reshape(runs, BLOCK, -1) + case.bias * shift)
         moments, _ = update(moments, references, {f"{run}": block[run] for run in range(runs)})
         if n in draws:
-            values = {k: [np.broadcast_to(x[..., :runs], (2, runs)) for x in v] for k, v in statistics(moments, references).items()}  # fmt: skip  # noqa: E501
+            found = statistics(moments, references)
+            values = {k: [np.broadcast_to(x[..., :runs], (2, runs)) for x in found[k]] for k in STATISTICS}
             off = np.stack([np.abs(values[k][0] - truth[k][:, None]) for k in STATISTICS])
             error = np.stack([values[k][1] for k in STATISTICS])
             given = np.isfinite(error)

@@ -9,6 +9,7 @@ from cases import mixer
 
 import fgvar
 from fgvar.testing import CHECKS, check_estimator, default_problems, from_function, parametrize_with_checks
+from fgvar.testing.mutants import MUTANTS
 
 pytest_plugins = ("pytester",)
 
@@ -93,6 +94,21 @@ def in_place(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, to
     return spsa(problem, generator)
 
 
+def rebound(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    problem.params["bias"] = problem.params["bias"] + 1e-3
+    return spsa(problem, generator)
+
+
+def tracked(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {k: g * problem.params[k].clone().requires_grad_() for k, g in spsa(problem, generator).items()}
+
+
+def in_double(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {
+        k: g + torch.zeros((), dtype=torch.float64)[None].expand(g.shape) for k, g in spsa(problem, generator).items()
+    }
+
+
 def global_numbers(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, torch.Tensor]:  # noqa: ARG001
     return spsa(problem, torch.default_generator)
 
@@ -106,7 +122,10 @@ BAD = {
     "a dtype": (changed(bias=torch.zeros(2)), "structure", "dtype torch.float32, expected torch.float64"),
     "NaN": (changed(bias=torch.full((2,), torch.nan).double()), "structure", "'bias' holds NaN or infinity"),
     "an error": (lambda problem, generator: problem.nope, "structure", "raised AttributeError: .*nope"),  # noqa: ARG005
-    "in place": (in_place, "pure", "changed parameter 'bias' in place; work on copies"),
+    "in place": (in_place, "pure", "changed parameter 'bias'; work on copies"),
+    "rebound": (rebound, "pure", "changed parameter 'bias'; work on copies"),
+    "a graph": (tracked, "structure", "'weight' requires grad, and keeps its whole graph; detach it"),
+    "double alone": (in_double, "structure", "dtype torch.float64, expected torch.float32"),
     "global numbers": (global_numbers, "deterministic", "two calls with the same noise differ"),
 }
 
@@ -157,6 +176,63 @@ class Broken(fgvar.Estimator):
 def test_bad_methods_fail_with_a_sentence(method: str, answer: Any, sentence: str) -> None:
     with pytest.raises(AssertionError, match=sentence):
         CHECKS["structure"](Broken(method=method, answer=answer), default_problems()["linear"])
+
+
+class Law:
+    """Gaussian noise with another way to fill."""
+
+    def __init__(self, seed: Any = None, draw: Any = None) -> None:
+        self.seed, self.draw = seed, draw
+
+    def fill(self, stream: Any, shape: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        seed = stream.seed if self.seed is None else self.seed
+        draw = stream.draw if self.draw is None else self.draw(stream.draw)
+        return replace(stream, seed=seed, draw=draw).normal(shape, dtype, device)
+
+
+@dataclass(frozen=True)
+class Drawn(fgvar.Estimator):
+    """Weight perturbation with noise by another law."""
+
+    law: Any = None
+
+    def randomness(self, problem: fgvar.Problem) -> fgvar.Randomness:
+        leaves = super().randomness(problem).leaves
+        return fgvar.Randomness({name: fgvar.Leaf(leaf.shape, self.law) for name, leaf in leaves.items()})
+
+
+@pytest.mark.parametrize(
+    ("law", "sentence"),
+    [
+        (Law(seed=0), "another seed gives the same noise"),
+        (Law(draw=lambda draw: draw // 2), "has not draws that are uncorrelated with each other"),
+    ],
+    ids=["seed", "draw"],
+)
+def test_noise_that_repeats_itself_is_caught(law: Law, sentence: str) -> None:
+    with pytest.raises(AssertionError, match=sentence):
+        CHECKS["noise"](Drawn(law=law), default_problems()["linear"])
+
+
+def test_a_wrong_loss_is_caught() -> None:
+    @dataclass(frozen=True)
+    class Boastful(fgvar.Estimator):
+        told: Any = None
+
+        def estimate(self, problem: fgvar.Problem, noise: Any) -> fgvar.Estimate:
+            return replace(super().estimate(problem, noise), loss=self.told)
+
+    for told in ("ha", torch.tensor(12.5), torch.ones(2)):
+        with pytest.raises(AssertionError, match=r"loss is .*, expected 0\.61.*, the batch mean, or None"):
+            CHECKS["structure"](Boastful(told=told), default_problems()["linear"])
+    CHECKS["structure"](Boastful(), default_problems()["linear"])
+
+
+def test_nan_hidden_in_some_tensors_is_caught() -> None:
+    """Heads still show the NaN of the loss; what is perturbed does not."""
+    silent = MUTANTS["silent-nan"].estimator
+    with pytest.raises(AssertionError, match=r"NaN loss gives a finite estimate of 'layer0\.weight'"):
+        CHECKS["non_finite"](silent, default_problems()["relu"])
 
 
 def test_an_unsound_estimator_is_tried_no_further() -> None:
@@ -225,7 +301,7 @@ def test_wrong_arguments() -> None:
         check_estimator(fg_w, level=5)
     with pytest.raises(ValueError, match="no problem to check on"):
         check_estimator(fg_w, [])
-    with pytest.raises(TypeError, match="problem 'problem0' is int, expected fgvar.Problem"):
+    with pytest.raises(TypeError, match=r"problem 'problem0' is int, expected fgvar\.Problem"):
         check_estimator(fg_w, [3])
     with pytest.raises(TypeError, match="function is int, expected"):
         from_function(3)

@@ -25,7 +25,7 @@ ENUMERABLE = 130  # random numbers
 
 
 def enumerated_variance(estimator: fgvar.Estimator, problem: fgvar.Problem) -> dict[str, Tensor]:
-    """Var ĝ by polarisation, which assumes a quadratic form (and checks it), and nothing about where it comes from."""
+    """Var ĝ by polarisation, which assumes (and checks) a quadratic form, and nothing of where it comes from."""
     found = covariance(estimator, problem, chunk=1024)
     return {name: found[name].diagonal().reshape(p.shape) for name, p in problem.params.items()}
 

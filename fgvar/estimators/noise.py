@@ -231,9 +231,9 @@ class Stream:
         size = int(np.prod(shape, dtype=np.int64))
         if device.type == "cpu":
             packed = np.frombuffer(self._numpy().bytes(-(-size // 8)), np.uint8)
-            bits = torch.from_numpy(np.unpackbits(packed, count=size))
-        else:
-            bits = torch.randint(2, (size,), generator=self._torch(device), dtype=torch.uint8, device=device)
+            signs = np.unpackbits(packed, count=size).astype(np.int8) * 2 - 1
+            return torch.from_numpy(signs).to(dtype).reshape(tuple(shape))
+        bits = torch.randint(2, (size,), generator=self._torch(device), dtype=torch.uint8, device=device)
         return bits.to(dtype).mul_(2).sub_(1).reshape(tuple(shape))
 
     def _digest(self) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
+from scipy import special
 from torch import Tensor
 
 from fgvar.problem import Problem
@@ -20,9 +21,22 @@ NOISE_DRAWS = 4096
 
 def structure(subject: Subject) -> str:
     """Randomness, estimates and target have the right form: the parameters' keys, shapes, dtype and device."""
-    _ = subject.target
-    subject.estimate(subject.one(subject.noise(range(1))))
-    return f"{len(subject.problem.params)} tensors, like problem.params"
+    loss = float(subject.problem.loss())
+    for one in (subject, subject.on(single(subject.problem))):
+        _ = one.target
+        noise = one.one(one.noise(range(1)))
+        one.estimate(noise)
+        found = one.estimator.estimate(one.problem, noise)
+        for name, value in found.gradient.items():
+            if value.requires_grad:
+                raise Failure(f"the estimate of {name!r} requires grad, and keeps its whole graph; detach it")
+        told = found.loss
+        if told is None:
+            continue
+        if not isinstance(told, Tensor) or told.numel() != 1 or abs(float(told) - loss) > 1e-3 * abs(loss) + 1e-6:
+            shown = float(told) if isinstance(told, Tensor) and told.numel() == 1 else told
+            raise Failure(f"the estimate's loss is {shown!r}, expected {loss:.6g}, the batch mean, or None")
+    return f"{len(subject.problem.params)} tensors, like problem.params, in float32 too"
 
 
 def deterministic(subject: Subject) -> str:
@@ -40,21 +54,15 @@ def deterministic(subject: Subject) -> str:
 
 def pure(subject: Subject) -> str:
     """Parameters, buffers, batch, noise and every global random state are as they were."""
-    problem, noise = subject.problem, subject.noise(range(1))
-    one = subject.one(noise)
-    tensors = {
-        **{f"parameter {k!r}": v for k, v in problem.params.items()},
-        **{f"buffer {k!r}": v for k, v in problem.buffers.items()},
-        **{f"noise {k!r}": v for k, v in one.items()},
-        "inputs": problem.inputs,
-        "targets": problem.targets,
-    }
-    before = {name: value.clone() for name, value in tensors.items()}
+    problem, one = subject.problem, subject.one(subject.noise(range(1)))
+    before = {name: value.clone() for name, value in _tensors(problem, one).items()}
     states = _random_states(problem)
     subject.estimate(one)
     _ = subject.target
-    if changed := [name for name, value in tensors.items() if not _same(value, before[name])]:
-        raise Failure(f"estimate changed {', '.join(changed)} in place; work on copies")
+    tensors = _tensors(problem, one)
+    changed = [name for name in {**before, **tensors} if not _same(before.get(name), tensors.get(name))]
+    if changed:
+        raise Failure(f"estimate changed {', '.join(changed)}; work on copies")
     after = _random_states(problem)
     if moved := [name for name, state in states.items() if state != after[name]]:
         raise Failure(f"estimate moved the global random state of {', '.join(moved)}; use the noise it is given")
@@ -81,64 +89,84 @@ def chunking(subject: Subject) -> str:
 
 
 def noise(subject: Subject) -> str:
-    """Every number has mean 0 and variance 1, is uncorrelated with all others, and has its dtype's precision."""
+    """Every number has mean 0, variance 1 and its dtype's precision, and is uncorrelated with all others."""
     _require_declared_noise(subject)
     drawn = subject.noise(range(NOISE_DRAWS), seed=1)
-    for name, u in drawn.items():
-        _require_precision(name, u)
+    if all(torch.equal(u, drawn[name][:64]) for name, u in subject.noise(range(64), seed=2).items()):
+        raise Failure("another seed gives the same noise")
     u = torch.cat([leaf.flatten(1) for leaf in drawn.values()], dim=1).double()
     owners = [name for name, leaf in subject.randomness.leaves.items() for _ in range(leaf.size)]
     n, d = u.shape
-    verdicts = [means(u, 0.0, level=subject.level / 3), means(u.square(), 1.0, level=subject.level / 3)]
-    for verdict, what in zip(verdicts, ("mean 0", "variance 1"), strict=True):
+    level = subject.level / 4
+    for what, samples, expected in (
+        ("mean 0", u, 0.0),
+        ("variance 1", u.square(), 1.0),
+        ("draws that are uncorrelated with each other", u[0::2] * u[1::2], 0.0),
+    ):
+        verdict = means(samples, expected, level=level)
         if not verdict.passed:
+            name = owners[verdict.worst]
+            size = float(drawn[name].double().square().mean().sqrt())
             raise Failure(
-                f"a number of leaf {owners[verdict.worst]!r} has not {what}: {verdict} (its leaf's root mean "
-                f"square is {float(drawn[owners[verdict.worst]].double().square().mean().sqrt()):.3g})"
+                f"a number of leaf {name!r} has not {what}: {verdict} (the leaf's root mean square {size:.3g})"
             )
     product, square = u.T @ u, u.square().T @ u.square()
     z = (product / square.clamp_min(1e-300).sqrt()).fill_diagonal_(0).abs()
-    critical = _normal_quantile(1 - subject.level / 3 / max(d * (d - 1), 1))
+    critical = float(special.ndtri(1 - level / max(d * (d - 1), 1)))
     if float(z.max()) > critical:
         i, j = divmod(int(z.argmax()), d)
         raise Failure(
             f"a number of leaf {owners[i]!r} and one of {owners[j]!r} are correlated (z = {float(z.max()):.1f}, "
             f"critical {critical:.1f}): E uuᵀ is not the identity"
         )
+    for name, leaf in drawn.items():
+        _require_precision(name, leaf)
     caught = (critical + 1.645) / n**0.5
     return f"{n} draws, false alarms {subject.level:.1g} (nominal); caught at 95 %: a correlation of {caught:.2g}"
 
 
 def non_finite(subject: Subject) -> str:
     """A loss or noise that is not a number gives an estimate that is none, or an error: nothing is hidden."""
-    one = subject.one(subject.noise(range(1)))
-    trials = {"loss": (with_loss(subject.problem, lambda loss: loss * float("nan")), one)}
+    drawn = subject.noise(range(2)) if subject.randomness.size else {}
+    one = subject.one(drawn)
+    plain = subject.estimate(one)
+    trials = {
+        "loss": (
+            with_loss(subject.problem, lambda loss: loss * float("nan")),
+            one,
+            [k for k in plain if plain[k].any()],
+        )
+    }
     if one and not subject.opaque:
-        trials["noise"] = (fresh(subject.problem), {name: u * float("nan") for name, u in one.items()})
-    for what, (problem, own) in trials.items():
+        other = subject.estimate(subject.one(drawn, 1))
+        moved = [name for name in plain if not torch.equal(plain[name], other[name])]
+        trials["noise"] = (fresh(subject.problem), {name: u * float("nan") for name, u in one.items()}, moved)
+    for what, (problem, own, names) in trials.items():
         found = subject.on(problem).estimate(own, finite=False, may_refuse=True)
-        if found and all(bool(value.isfinite().all()) for value in found.values()):
-            raise Failure(f"NaN {what} gives a finite estimate; replace nothing, so that the user is told")
+        if hidden := [name for name in names if found and bool(found[name].isfinite().all())]:
+            raise Failure(
+                f"NaN {what} gives a finite estimate of {hidden[0]!r}; replace nothing, so that the user is told"
+            )
     return f"NaN {' and '.join(trials)} shows"
 
 
 def linear_in_loss(subject: Subject) -> str:
-    """ĝ of 3·L is 3 ĝ of L, and ĝ of L + L² is the sum of theirs, for the same noise."""
+    """ĝ of 1000·L is 1000 ĝ of L, and ĝ of L + L² is the sum of theirs, for the same noise."""
     one = subject.one(subject.noise(range(1)))
 
     def of(change: Callable[[Tensor], Tensor]) -> Gradients:
         return subject.on(with_loss(subject.problem, change)).estimate(one)
 
-    plain, thrice = of(lambda loss: loss), of(lambda loss: 3 * loss)
+    plain, large = of(lambda loss: loss), of(lambda loss: 1000 * loss)
     both, square = of(lambda loss: loss + loss**2), of(lambda loss: loss**2)
     allowed = tolerance(subject)
-    scaled = {name: 3 * value for name, value in plain.items()}
+    scaled = {name: 1000 * value for name, value in plain.items()}
     summed = {name: value + square[name] for name, value in plain.items()}
-    for what, found, expected in (("3·L", thrice, scaled), ("L + L²", both, summed)):
+    for what, found, expected in (("1000·L", large, scaled), ("L + L²", both, summed)):
         off = difference(subject, expected, found)
         if off[0] > allowed:
             raise Failure(f"ĝ of {what} is off by {off[0]:.2g} of its size in {off[1]!r}: not linear in the loss")
-    return f"3·L and L + L² to {allowed:.1g}"
+    return f"1000·L and L + L² to {allowed:.1g}"
 
 
 def batch_order(subject: Subject) -> str:
@@ -218,6 +246,15 @@ def scale(subject: Subject) -> str:
 # ---- what checks share ---------------------------------------------------------------------------------------
 
 
+def single(problem: Problem) -> Problem:
+    """The problem in float32."""
+    other = fresh(problem)
+    for tensors in (other.params, other.buffers):
+        tensors.update({name: t.float() for name, t in tensors.items() if t.is_floating_point()})
+    other.inputs, other.targets = (t.float() if t.is_floating_point() else t for t in (other.inputs, other.targets))
+    return other
+
+
 def with_loss(problem: Problem, change: Callable[[Tensor], Tensor]) -> Problem:
     """The problem with another function of its per-example loss."""
     other, original = fresh(problem), problem.loss_function
@@ -283,15 +320,22 @@ def _random_states(problem: Problem) -> dict[str, object]:
     return states
 
 
-def _same(one: Tensor, two: Tensor) -> bool:
-    return one.shape == two.shape and torch.equal(one.nan_to_num(), two.nan_to_num())
+def _tensors(problem: Problem, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors that an estimator sees, by name."""
+    return {
+        **{f"parameter {k!r}": v for k, v in problem.params.items()},
+        **{f"buffer {k!r}": v for k, v in problem.buffers.items()},
+        **{f"noise {k!r}": v for k, v in noise.items()},
+        "inputs": problem.inputs,
+        "targets": problem.targets,
+    }
+
+
+def _same(one: Tensor | None, two: Tensor | None) -> bool:
+    if one is None or two is None or one.shape != two.shape:
+        return False
+    return torch.equal(one.nan_to_num(), two.nan_to_num())
 
 
 def _gap(one: Tensor, two: Tensor) -> float:
     return float((one.double() - two.double()).abs().max()) if one.numel() else 0.0
-
-
-def _normal_quantile(probability: float) -> float:
-    from scipy import special
-
-    return float(special.ndtri(probability))

@@ -53,8 +53,8 @@ _GAUSSIAN = Gaussian()
 _MUTANTS = (
     # the derivative
     Mutant(
-        "clipped", Estimator(oracle=words.ClippedJvp(0.25)), "scale",
-        "Large directional derivatives are clipped: the mean shrinks, most where the gradient is large.",
+        "clipped", Estimator(oracle=words.ClippedJvp(5.0)), "linear_in_loss",
+        "Directional derivatives are clipped at ±5: the mean shrinks, most where the gradient is large.",
     ),
     Mutant(
         "uphill", Estimator(oracle=words.UphillJvp()), "scale",
