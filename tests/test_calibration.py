@@ -84,7 +84,12 @@ def test_what_is_drawn(synthetic: xr.Dataset, venue: style.Venue, columns: style
     figure = calibration.draw(synthetic, venue=venue, columns=columns)
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[:2] == ["false alarms", "power"]
-    assert [title.removeprefix("coverage: ") for title in titles[2:]] == ["variance", "slope", "cosine", "squared bias"]
+    assert [title.removeprefix("coverage: ") for title in titles[2:]] == [
+        "variance",
+        "slope",
+        "cosine",
+        "squared bias",
+    ]
     assert figure.get_figwidth() == style.width(venue, columns)
     ratios = figure.axes[0].lines[1].get_ydata()
     np.testing.assert_allclose(ratios, [1.0, 0.9, 1.2])
@@ -94,10 +99,17 @@ def test_what_is_drawn(synthetic: xr.Dataset, venue: style.Venue, columns: style
 
 def test_the_caption_says_how_numbers_came(synthetic: xr.Dataset) -> None:
     text = calibration.caption(synthetic)
-    for part in ("All values are drawn", "10000 runs for each", "0 alarms in 500 seeded runs", "95 % Clopper-Pearson"):
+    for part in (
+        "All values are drawn",
+        "10000 runs for each",
+        "0 alarms in 500 seeded runs",
+        "95 % Clopper-Pearson",
+    ):
         assert part in text, text
 
 
 def test_foreign_data_is_refused(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"not a dataset of studies/check_calibration.py: it lacks variable 'alarms'"):
+    with pytest.raises(
+        ValueError, match=r"not a dataset of studies/check_calibration.py: it lacks variable 'alarms'"
+    ):
         calibration.draw(xr.Dataset())

@@ -19,10 +19,10 @@ from fgvar.analysis import theory
 from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.problem import Problem
-from fgvar.testing.contract import batch_axes, difference, tolerance
 from fgvar.testing.exact import expectation
 from fgvar.testing.statistical import means
 from fgvar.testing.subject import Failure, Gradients, NotApplicable, Subject, claim
+from fgvar.testing.trials import batch_axes, difference, tolerance
 
 VARIANCE_DRAWS = 4096
 STEPS = (0.1, 0.05)  # of finite differences, between which the order of the bias is read

@@ -15,6 +15,7 @@ from fgvar.problem import Problem
 from fgvar.testing.problems import fresh
 from fgvar.testing.statistical import means
 from fgvar.testing.subject import Failure, Gradients, NotApplicable, Subject, claim
+from fgvar.testing.trials import batch_axes, difference, gap, single, tolerance, with_loss
 
 NOISE_DRAWS = 4096
 
@@ -46,7 +47,7 @@ def deterministic(subject: Subject) -> str:
     for name, value in one.items():
         if not torch.equal(value, two[name]):
             raise Failure(
-                f"two calls with the same noise differ in {name!r} by {_gap(value, two[name]):.2g}; draw nothing "
+                f"two calls with the same noise differ in {name!r} by {gap(value, two[name]):.2g}; draw nothing "
                 "inside estimate, declare it in randomness"
             )
     return "two calls are equal to the bit"
@@ -243,52 +244,6 @@ def scale(subject: Subject) -> str:
     return f"{how}, to {tolerance(subject):.1g}"
 
 
-# ---- what checks share ---------------------------------------------------------------------------------------
-
-
-def single(problem: Problem) -> Problem:
-    """The problem in float32."""
-    other = fresh(problem)
-    for tensors in (other.params, other.buffers):
-        tensors.update({name: t.float() for name, t in tensors.items() if t.is_floating_point()})
-    other.inputs, other.targets = (t.float() if t.is_floating_point() else t for t in (other.inputs, other.targets))
-    return other
-
-
-def with_loss(problem: Problem, change: Callable[[Tensor], Tensor]) -> Problem:
-    """The problem with another function of its per-example loss."""
-    other, original = fresh(problem), problem.loss_function
-    other.loss_function = lambda outputs, targets: change(original(outputs, targets))
-    return other
-
-
-def tolerance(subject: Subject) -> float:
-    """What rounding allows, relative to the largest entry; a finite difference divides it by its step."""
-    eps = torch.finfo(subject.problem.dtype).eps
-    step = claim(subject.estimator, "step")
-    return max(1e-9, 100 * eps**0.75) + (100 * eps / step if step else 0.0)
-
-
-def difference(subject: Subject, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[float, str]:
-    """The largest difference, relative to the largest entry of the expected one, and where it is."""
-    size = max(subject.size, *(float(value.abs().max()) for value in expected.values()))
-    gaps = {name: _gap(value, found[name]) / size for name, value in expected.items()}
-    worst = max(gaps, key=lambda name: float("inf") if np.isnan(gaps[name]) else gaps[name])
-    return (float("inf") if np.isnan(gaps[worst]) else gaps[worst]), worst
-
-
-def batch_axes(subject: Subject) -> dict[str, int | None]:
-    """The axis of each leaf that follows the batch, found by leaving out an example."""
-    fewer = subject.on(subject.problem.at(batch=(subject.problem.inputs[:-1], subject.problem.targets[:-1])))
-    axes: dict[str, int | None] = {}
-    for name, leaf in subject.randomness.leaves.items():
-        other = fewer.randomness.leaves[name].shape if name in fewer.randomness.leaves else ()
-        if len(other) != len(leaf.shape):
-            raise Failure(f"leaf {name!r} has shape {leaf.shape} for this batch and {other} for one example less")
-        axes[name] = next((axis for axis, size in enumerate(leaf.shape) if other[axis] != size), None)
-    return axes
-
-
 def _require_declared_noise(subject: Subject, *, empty: bool = False) -> None:
     if subject.opaque:
         raise NotApplicable("needs declared noise; this function draws its own from a seed")
@@ -335,7 +290,3 @@ def _same(one: Tensor | None, two: Tensor | None) -> bool:
     if one is None or two is None or one.shape != two.shape:
         return False
     return torch.equal(one.nan_to_num(), two.nan_to_num())
-
-
-def _gap(one: Tensor, two: Tensor) -> float:
-    return float((one.double() - two.double()).abs().max()) if one.numel() else 0.0
