@@ -74,6 +74,8 @@ def main(config: Config) -> None:
     import fgvar
     from fgvar.analysis.dataset import provenance
 
+    if config.workers < 1:
+        raise ValueError(f"workers is {config.workers}, expected at least 1")
     runs, verdicts, alarms = (10_000, 10_000, 400_000) if config.full else (200, 50, 20_000)
     some: dict[str, Any] = {"cases": CASES, "draws": DRAWS, "laws": LAWS}
     if config.smoke:
