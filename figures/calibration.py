@@ -93,16 +93,25 @@ def _alarms(axes: Axes, dataset: xr.Dataset) -> None:
 
 
 def _power(axes: Axes, dataset: xr.Dataset) -> None:
-    """Share of runs that catch an error, against its size in units of the printed one."""
+    """Share of runs that catch an error, against its size; dotted are the sizes that the verdict prints."""
     axes.axhline(0.95, **style.NULL)
-    axes.axvline(1, **style.NULL)
     for kind, (color, marker, line) in KINDS.items():
+        size = detectable(dataset)[kind]
+        axes.axvline(size, **style.NULL)
         axes.plot(
-            dataset["effect"], dataset["caught"].sel(kind=kind), color=color, marker=marker, linestyle=line,
+            dataset["effect"] * size, dataset["caught"].sel(kind=kind), color=color, marker=marker, linestyle=line,
             label=kind, markeredgecolor="white",
         )  # fmt: skip
-    axes.set(xlabel="error / detectable size", ylabel="caught", title="power", xlim=(-0.05, 2.05), ylim=(-0.03, 1.05))
+    axes.set(xlabel="relative error", ylabel="caught", title="power", xlim=(-0.01, None), ylim=(-0.03, 1.05))
     axes.legend(loc="lower right", handlelength=2.0)
+
+
+def detectable(dataset: xr.Dataset) -> dict[str, float]:
+    """The relative errors that a verdict of one test prints, from the spread √2 of u² and 1 of the product u v."""
+    n, level = dataset.attrs.get("verdict_draws", 4096), dataset.attrs.get("level", 1e-6)
+    bias = float(stats.t.isf(level / 2, n - 1) + stats.norm.ppf(0.95)) / n**0.5
+    error = 2**0.5 * bias
+    return {"scale": error / (1 - error), "bias": bias}  # a wrong scale multiplies the spread, too
 
 
 def _coverage(axes: Axes, data: xr.Dataset) -> None:
@@ -133,6 +142,7 @@ def caption(dataset: xr.Dataset) -> str:
     count = int((p < level).sum())
     bound = stats.beta.ppf(0.95, count + 1, len(p) - count)
     margin = 1.96 * np.sqrt(0.95 * 0.05 / max(runs, 1))
+    sizes = " and ".join(f"{size:.2g} ({kind})" for kind, size in detectable(dataset).items())
     parts = [
         "Calibration of the statistical verdicts (fgvar.testing) and of the errors of fgvar.measure. All values are "
         "drawn: shares of simulated runs.",
@@ -142,8 +152,8 @@ def caption(dataset: xr.Dataset) -> str:
         f"Whole verdicts at the default level {level:g} on one weight: {count} alarms in {len(p)} seeded runs, so "
         f"the rate is below {bound:.2g} with 95 % confidence; in {(p < 0.1).mean():.2g} of them the corrected p is "
         "below 0.1 (their three tests are one and the same here, which Bonferroni's correction does not know).",
-        "Power: share of runs that catch an error of scale, or a bias along a projection, at that level, against "
-        "its size in units of the detectable size that the verdict prints (dotted: 1 and 0.95).",
+        "Power: share of runs that catch an error of scale, or a bias along a projection, at that level, against its "
+        f"size relative to the target. Dotted: 0.95, and the detectable sizes that the verdict prints, {sizes}.",
         f"Coverage of ± 1.96 errors: a point is a case ({', '.join(style.names(dataset, 'case'))}) with one "
         f"reference, over {runs} runs (binomial 95 % margin ± {margin:.2g}). Filled: at least 95 % of the runs are "
         "above the stated minimum of draws and give an error; hollow: 5 to 95 % do. Values below 0.855 are drawn "

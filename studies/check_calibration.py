@@ -103,6 +103,7 @@ def main(config: Config) -> None:
         "runs": runs,
         "alarm_runs": alarms,
         "verdict_runs": verdicts // parts * parts,
+        "verdict_draws": fgvar.testing.DRAWS,
         "level": LEVEL,
     } | provenance(torch.device("cpu"), torch.float64)
     print(report(dataset))

@@ -261,7 +261,7 @@ def _squared(sums: Sums, error: Array, reference: int) -> Array:
         near = (rank >= RANK) & (linear <= NEAR * constant) & (value <= SIGHT * np.sqrt(constant))
     normal = near | (linear >= FAR * constant)
     along = 1 + reference if reference < 2 else 1
-    enough = sums.n >= MINIMUM_SQUARED
+    enough = (sums.n >= MINIMUM_SQUARED) & (sums.sizes > 1)  # one number's square is as skewed as its law
     return np.where(normal & enough, _covering(sums, error, along, dof=HALF), np.nan)
 
 

@@ -23,6 +23,7 @@ _NAMES = {
     "covariance": "fgvar.testing.exact",
     "unbiased": "fgvar.testing.statistical",
     "Verdict": "fgvar.testing.statistical",
+    "DRAWS": "fgvar.testing.statistical",
 }
 _MODULES = ("strategies", "mutants")
 
