@@ -154,7 +154,7 @@ def caption(dataset: xr.Dataset) -> str:
         "below 0.1 (their three tests are one and the same here, which Bonferroni's correction does not know).",
         "Power: share of runs that catch an error of scale, or a bias along a projection, at that level, against its "
         f"size relative to the target. Dotted: 0.95, and the detectable sizes that the verdict prints, {sizes}.",
-        f"Coverage of ± 1.96 errors: a point is a case ({', '.join(style.names(dataset, 'case'))}) with one "
+        f"Coverage of ± 1.96 errors: a point is a case ({'; '.join(style.names(dataset, 'case'))}) with one "
         f"reference, over {runs} runs (binomial 95 % margin ± {margin:.2g}). Filled: at least 95 % of the runs are "
         "above the stated minimum of draws and give an error; hollow: 5 to 95 % do. Values below 0.855 are drawn "
         "there. Grey: 94 to 96 %.",

@@ -52,7 +52,7 @@ def test_alarm_rates_are_the_nominal_ones(stored: xr.Dataset) -> None:
 
 
 def test_errors_of_the_printed_size_are_caught(stored: xr.Dataset) -> None:
-    """In 95 % of 2,000 runs, within 4 binomial errors; too large a scale shows more often: its law is skewed upwards."""
+    """In 95 % of 2,000 runs, within 4 binomial errors; too large a scale more often, by its skewness."""
     caught = stored["caught"].sel(effect=1.0)
     assert 0.93 < caught.sel(kind="bias") < 0.97
     assert caught.sel(kind="scale") > 0.93

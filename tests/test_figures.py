@@ -52,7 +52,7 @@ def synthetic(steps: tuple[int, ...] = (1, 4, 20, 100), epochs: int = 5) -> xr.D
         coords={name: list(values) for name, values in dims.items()} | {"epoch": range(epochs + 1)},
         attrs={
             "draws": 64, "seed": 0, "batch_size": 32, "route": "drawn", "data": "digits", "train_epochs": epochs,
-            "estimators": "FG-W: Estimator(space=WeightSpace(), noise=Gaussian(shared=None, directions=1, antithetic=False))",
+            "estimators": "FG-W: Estimator(noise=Gaussian(shared=None, directions=1, antithetic=False))",
         },
     )  # fmt: skip
 
