@@ -258,7 +258,7 @@ def test_an_estimator_s_mess_stays_its_own() -> None:
 
 
 def test_a_black_box_is_drawn_and_its_undeclared_noise_is_never_passed() -> None:
-    report = check_estimator(from_function(spsa), default_problems()["linear"])
+    report = check_estimator(from_function(spsa), default_problems()["linear"], draws=1024)
     assert report.passed, report
     found = outcomes(report)
     for name in ("chunking", "noise", "batch_order", "directions", "antithetic", "shared_noise", "repr", "variance"):
@@ -271,7 +271,7 @@ def test_a_black_box_is_drawn_and_its_undeclared_noise_is_never_passed() -> None
 def test_a_black_box_of_the_wrong_scale_is_caught() -> None:
     """Twice the gradient: far beyond the detectable size that the verdict prints."""
     twice = from_function(lambda problem, generator: {k: 2 * g for k, g in spsa(problem, generator).items()})
-    report = check_estimator(twice, default_problems()["linear"], checks=["unbiased", "scale"])
+    report = check_estimator(twice, default_problems()["linear"], checks=["unbiased", "scale"], draws=1024)
     assert "scale" in report.failures, report
 
 
@@ -285,7 +285,7 @@ def test_a_black_box_can_have_another_target() -> None:
         lambda problem, generator: {k: 0 * g for k, g in spsa(problem, generator).items()},
         target=lambda problem: {k: torch.zeros_like(p) for k, p in problem.params.items()},
     )
-    assert check_estimator(zero, default_problems()["linear"], checks=["structure", "unbiased"]).passed
+    assert check_estimator(zero, default_problems()["linear"], checks=["structure", "unbiased"], draws=1024).passed
 
 
 # ---- arguments and the pytest face --------------------------------------------------------------------------------

@@ -167,14 +167,14 @@ def test_data_variance_is_that_of_per_example_gradients(dataset: xr.Dataset, pro
 
 @pytest.mark.parametrize(("noise", "excess"), [(fgvar.Gaussian(), 1), (fgvar.Rademacher(), -1)])
 def test_variance_of_weight_perturbation_is_the_closed_form(noise, excess: int) -> None:
-    """tr Cov = (d ± 1)‖∇‖². A 5-sigma test: one false alarm in 1.7 million; catches an error of 10 %."""
+    """tr Cov = (d ± 1)‖∇‖². A 5-sigma test: one false alarm in 1.7 million; catches an error of 15 %."""
     problem = CASES["mlp_relu"]()
     d = sum(problem.params[name].numel() for name in problem.perturbed)
-    ds = fgvar.measure({"FG-W": fgvar.scheme("FG-W", noise=noise)}, problem, draws=8192)
+    ds = fgvar.measure({"FG-W": fgvar.scheme("FG-W", noise=noise)}, problem, draws=4096)
     chosen = ds.sel(estimator="FG-W", layer="perturbed")
     error = chosen["relative_variance_se"].item()
     assert abs(chosen["relative_variance"].item() - (d + excess)) < 5 * error
-    assert 5 * error < 0.1 * d
+    assert 5 * error < 0.15 * d
 
 
 def test_activity_variance_is_the_closed_form() -> None:

@@ -88,16 +88,16 @@ def test_merged_moments_are_those_of_one_pass() -> None:
 
 @pytest.mark.parametrize("bias", [0.0, 1.0])
 def test_reported_errors_are_the_spread_over_seeds(bias: float) -> None:
-    """Mean squared standard errors against the spread of the values, over 400 runs of (g·u)u + bias.
+    """Mean squared standard errors against the spread of the values, over 200 runs of (g·u)u + bias.
 
-    The ratio of a variance with 399 degrees of freedom leaves 0.6 to 1.5 less than once in 10⁶ for normal
-    statistics; it would catch a standard error that is wrong by a quarter. Runs without an error are left out
+    The ratio to a variance with 199 degrees of freedom leaves 0.55 to 1.8 less than once in 10⁶ for normal
+    statistics; it would catch a standard error that is wrong by a third. Runs without an error are left out
     (`studies/check_calibration.py` shows coverage at other sizes, and how often errors are given).
     """
     rng = np.random.default_rng(1)
     target, other, shift = rng.normal(size=(3, 30)) / 30**0.5
     runs = []
-    for _ in range(400):
+    for _ in range(200):
         u = rng.normal(size=(320, 30))
         draws = (u @ target)[:, None] * u + bias * shift
         runs.append(streamed(draws, target, other))
@@ -108,7 +108,7 @@ def test_reported_errors_are_the_spread_over_seeds(bias: float) -> None:
         given = np.isfinite(errors).mean(0)
         assert (given > 0.5).all(), (name, given)
         ratio = np.nanmean(errors**2, axis=0) / values.var(0, ddof=1)
-        assert ((ratio > 0.6) & (ratio < 1.5)).all(), (name, ratio)
+        assert ((ratio > 0.55) & (ratio < 1.8)).all(), (name, ratio)
 
 
 def test_errors_that_would_not_cover_are_not_given() -> None:

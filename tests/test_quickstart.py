@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 
 import fgvar
+from studies import quickstart
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,15 +43,22 @@ def test_smoke(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "digit"], "digits"),
         (["--algorithms", "LG-FG-B"], "LG-FG-A"),
         (["--lr", "-1"], "lr > 0"),
         (["--epoch", "3"], "--epochs"),
     ],
 )
-def test_wrong_input_is_one_clear_line(arguments: list[str], message: str, tmp_path) -> None:
-    done = run("--smoke", "--out", str(tmp_path / "a.nc"), *arguments)
+def test_wrong_input_is_refused(arguments: list[str], message: str, tmp_path, capsys) -> None:
+    with pytest.raises((ValueError, SystemExit)) as refused:
+        quickstart.main(tyro.cli(quickstart.Config, args=["--smoke", "--out", str(tmp_path / "a.nc"), *arguments]))
+    printed = capsys.readouterr()
+    assert message in str(refused.value) + printed.err + printed.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_input_is_one_clear_line(tmp_path) -> None:
+    done = run("--smoke", "--out", str(tmp_path / "a.nc"), "--data", "digit")
     assert done.returncode != 0
-    assert message in done.stderr + done.stdout
+    assert "digits" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
