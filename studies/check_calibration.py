@@ -7,7 +7,7 @@ Claim      On correct estimators alarms come at the nominal rate, also where the
            case is above the stated minimum of draws (95 of 100 runs give an error) 94 to 96 % of the
            intervals cover, and below it errors are NaN.
 Shown      Drawn values: shares of simulated runs, with their binomial errors. (g·u)u with known moments.
-Cost       Under a minute on one core; --full: about an hour on 3 cores (--workers 3).
+Cost       About a minute on one core; --full: about half an hour on 3 cores (--workers 3).
 Run        python studies/check_calibration.py            writes results/check_calibration.nc, .pdf and .png
 """
 
