@@ -75,13 +75,18 @@ def exact_modules(module: nn.Module) -> list[str]:
     return [name for name, child in module.named_modules() if isinstance(child, LEARNS_EXACTLY)]
 
 
+def initial_std(fan_in: int) -> float:
+    """Standard deviation of an initial weight (Ren et al. 2023, code)."""
+    return min(2 / fan_in**0.5, 0.1)
+
+
 def initialise(layer: nn.Module, how: str, generator: torch.Generator) -> None:
     """Weights N(0, min(2/√fan-in, 0.1)²) ("kaiming"), N(0, 0.1²) ("constant") or 0 ("zero"); biases 0."""
     weight, bias, fan_in = layer.weight, layer.bias, layer.in_features
     assert isinstance(weight, Tensor)
     assert isinstance(bias, Tensor)
     assert isinstance(fan_in, int)
-    stds = {"kaiming": min(2 / fan_in**0.5, 0.1), "constant": 0.1, "zero": 0.0}
+    stds = {"kaiming": initial_std(fan_in), "constant": 0.1, "zero": 0.0}
     if how not in stds:
         raise ValueError(unknown("initialisation", how, stds))
     with torch.no_grad():

@@ -1,7 +1,8 @@
 """Network: a module's forward pass, watched, cut and mapped (which loss terms can a tensor reach?)."""
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 from fgvar.heads import LocalHead, exact_modules
 from fgvar.sites import Site
@@ -38,6 +40,7 @@ class Network:
         self.owners, self.aliases = _owners(module)
         self.skeleton = copy.deepcopy(module).to("meta")
         self.modules: dict[str, nn.Module] = {k: v for k, v in self.skeleton.named_modules() if k}
+        self._plain = {name: _without_hooks(self.modules[name]) for name in _callable_owners(self)}
         self.costs: dict[str, float] = {}  # what measuring remembers of estimators on this network
         heads = exact_modules(module)
         self.exact = frozenset(
@@ -45,15 +48,18 @@ class Network:
         )
         self._watch: Collection[str] = ()
         self._cut: Collection[str] = ()
+        self._put: Mapping[str, Tensor] = {}
         self._values: dict[str, Tensor] = {}
         self._shifts: Mapping[str, Tensor] = {}
         self._probed: dict[str, tuple[Any, Any]] = {}
+        self._feedback: Mapping[str, Mapping[str, Tensor]] = {}
+        self._fed: dict[str, Any] = {}
         self._recording: list[tuple[str, Visit]] | None = None
         self._entered: list[int] = []
         self._clock = 0
         for name, child in self.modules.items():
             # Bound methods, unlike closures, follow a copied or unpickled network.
-            child.register_forward_pre_hook(self._enter)
+            child.register_forward_pre_hook(partial(self._enter, name))
             child.register_forward_hook(partial(self._leave, name))
             # Before all others, those of `with_sites` too: what a module itself returns, ahead of its site.
             child.register_forward_hook(partial(self._probe, name), prepend=True)
@@ -65,17 +71,19 @@ class Network:
         *,
         watch: Collection[str] = (),
         cut: Collection[str] = (),
+        put: Mapping[str, Tensor] | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
-        """The output, and what the modules in ``watch`` and ``cut`` returned.
+        """The output, and what the modules in ``watch``, ``cut`` and ``put`` returned.
 
-        Gradients and tangents stop after the modules in ``cut``; their values are handed out uncut. A module
-        named here that is called twice is a ValueError.
+        Gradients and tangents stop after the modules in ``cut``; their values are handed out uncut. What follows
+        a module in ``put`` gets the tensor given there instead. A module named here that is called twice is a
+        ValueError.
         """
-        self._watch, self._cut, self._values = watch, cut, {}
+        self._watch, self._cut, self._put, self._values = watch, cut, put or {}, {}
         try:
             return self._call(tensors, inputs), self._values
         finally:
-            self._watch, self._cut, self._values = (), (), {}
+            self._watch, self._cut, self._put, self._values = (), (), {}, {}
 
     def probe(
         self, tensors: Mapping[str, Tensor], inputs: Tensor, shifts: Mapping[str, Tensor], *, cut: Collection[str]
@@ -108,10 +116,26 @@ class Network:
         tied = {alias: tensors[name] for alias, name in self.aliases.items()}
         return functional_call(self.skeleton, {**tensors, **tied}, (inputs,), tie_weights=False)
 
-    def _enter(self, _module: nn.Module, _inputs: Any) -> None:
+    @contextmanager
+    def feedback(self, weights: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
+        """Within, gradients flow back through the modules named here as if they had these parameters.
+
+        Forward, and by their own parameters, they do as ever.
+        """
+        self._feedback = weights
+        try:
+            yield
+        finally:
+            self._feedback, self._fed = {}, {}
+
+    def _enter(self, name: str, _module: nn.Module, inputs: Any) -> Any:
         if self._recording is not None:
             self._entered.append(self._clock)
             self._clock += 1
+        if name not in self._feedback:
+            return None
+        self._fed[name] = inputs
+        return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, inputs)
 
     def _probe(self, name: str, _module: nn.Module, inputs: Any, output: Any) -> Any:
         if name not in self._shifts:
@@ -124,12 +148,16 @@ class Network:
             shape = tuple(output.shape) if isinstance(output, Tensor) else None
             self._recording.append((name, Visit(self._entered.pop(), self._clock, shape)))
             self._clock += 1
-        if name not in self._watch and name not in self._cut:
-            return None
-        if name in self._values:
-            raise ValueError(twice(name))
-        self._values[name] = output
-        return output.detach() if name in self._cut else None
+        if name in self._feedback:
+            back = functional_call(self._plain[name], dict(self._feedback[name]), self._fed.pop(name))
+            output = tree_map(lambda x, y: x + (y - y.detach()), output, back)
+        if name in self._put or name in self._cut or name in self._watch:
+            if name in self._values:
+                raise ValueError(twice(name))
+            self._values[name] = output
+        if name in self._put:
+            return self._put[name]
+        return output.detach() if name in self._cut else output
 
 
 class Map:
@@ -197,3 +225,15 @@ def _owners(module: nn.Module) -> tuple[dict[str, tuple[str, ...]], dict[str, st
 
 def _inside(name: str, modules: Collection[str]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _callable_owners(network: Network) -> list[str]:
+    """Names of the modules that own parameters themselves."""
+    return [name for name in dict.fromkeys(o for owners in network.owners.values() for o in owners) if name]
+
+
+def _without_hooks(module: nn.Module) -> nn.Module:
+    plain = copy.deepcopy(module)
+    for child in plain.modules():
+        child._forward_hooks.clear()
+    return plain

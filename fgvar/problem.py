@@ -104,6 +104,12 @@ class Problem:
             other.inputs, other.targets = batch
         return other
 
+    def weighted(self, weights: Tensor) -> "Problem":
+        """The problem whose examples' losses are multiplied by ``weights`` [batch]."""
+        other = copy.copy(self)
+        other.loss_function = lambda outputs, targets: weights * self.loss_function(outputs, targets)
+        return other
+
     def example(self, index: int) -> "Problem":
         """The problem of one example, as a batch of one."""
         return self.at(batch=(self.inputs[index : index + 1], self.targets[index : index + 1]))
@@ -119,10 +125,11 @@ class Problem:
         *,
         watch: Collection[str] = (),
         cut: Collection[str] = (),
+        put: Mapping[str, Tensor] | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
         """Forward pass with sites perturbed by ``taps``: output and watched values (see `Network.run`)."""
         tensors = {**self.buffers, **params, **{f"{site}.tap": u for site, u in (taps or {}).items()}}
-        return self.network.run(tensors, self.inputs, watch=watch, cut=cut)
+        return self.network.run(tensors, self.inputs, watch=watch, cut=cut, put=put)
 
     def probe(
         self, params: Mapping[str, Tensor], shifts: Mapping[str, Tensor], *, cut: Collection[str]
@@ -136,10 +143,15 @@ class Problem:
 
     def local_losses(self, params: Mapping[str, Tensor], end: str, features: Tensor) -> Tensor:
         """Per-example loss [batch] of the local head at ``end`` for the features there."""
+        return self.losses(self.logits(params, end, features))
+
+    def logits(self, params: Mapping[str, Tensor], end: str, features: Tensor) -> Tensor:
+        """What the local head at ``end`` says of the features there: [batch, classes]."""
         head = self.map.ends[end]
         prefix = f"{head}."
         own = {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
-        return self.losses(functional_call(self.network.modules[head], own, (features,)))
+        found: Tensor = functional_call(self.network.modules[head], own, (features,))
+        return found
 
     def loss(self, params: Mapping[str, Tensor] | None = None) -> Tensor:
         """Batch-mean loss of the network's output."""

@@ -78,13 +78,13 @@ def test_sign_vectors_agree_with_nodes(space: fgvar.WeightSpace, shared: bool) -
 def test_batch_mean_derivative_with_shared_activity_noise_would_be_caught() -> None:
     """The trap of Table 1: shared noise needs per-example derivatives. A planted twin must be refuted."""
 
-    class BatchMean(fgvar.Estimator):
-        def _move(self, problem, noise):
-            here, direction, terms, loss = super()._move(problem, noise)
-            return here, direction, {k: t.mean(0, keepdim=True).expand_as(t) for k, t in terms.items()}, loss
+    class BatchMean(fgvar.Jvp):
+        def terms(self, here, direction):
+            terms, loss = super().terms(here, direction)
+            return {k: t.mean(0, keepdim=True).expand_as(t) for k, t in terms.items()}, loss
 
     problem = CASES["mlp_relu"]()
-    planted = BatchMean(fgvar.ActivitySpace(), fgvar.Gaussian(shared=True))
+    planted = fgvar.Estimator(fgvar.ActivitySpace(), fgvar.Gaussian(shared=True), oracle=BatchMean())
     with pytest.raises(AssertionError, match="not close"):
         assert_unbiased(planted, problem)
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fgvar.estimators.losses import Losses, Plan, Terms, credit, observe
-from fgvar.estimators.spaces import Space, along_rows, along_site, row_credit, row_plan, site_plan
+from fgvar.estimators.credit import Plan, along_rows, along_site, credit, row_credit, row_plan, site_plan
+from fgvar.estimators.losses import Losses, Terms, observe
+from fgvar.estimators.spaces import Space
 from fgvar.problem import Problem
 from fgvar.sites import Site
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from fgvar.analysis.credits import Transpose, class_gradients
-from fgvar.estimators.losses import Plan
-from fgvar.estimators.spaces import along_site
+from fgvar.estimators.credit import Plan, along_site
 from fgvar.problem import Problem
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fgvar.analysis.credits import SiteCredit
 from fgvar.analysis.layers import Layer, block_sum
-from fgvar.estimators.spaces import along_site
+from fgvar.estimators.credit import along_site
 from fgvar.problem import Problem
 from fgvar.sites import Site
 

@@ -18,9 +18,10 @@ from fgvar.analysis import jacobians, quadratics
 from fgvar.analysis.credits import SiteCredit, Transpose, Vectors, site_credits, weight_credits
 from fgvar.analysis.layers import Layer, recognise
 from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimator
+from fgvar.estimators.credit import site_plan
 from fgvar.estimators.losses import gradient
 from fgvar.estimators.oracles import Jvp
-from fgvar.estimators.spaces import ActivitySpace, WeightSpace, site_plan
+from fgvar.estimators.spaces import ActivitySpace, WeightSpace
 from fgvar.problem import Problem
 
 BUDGET = 1 << 30  # bytes
@@ -60,12 +61,12 @@ def mean(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET
     for part in _parts(problem, budget):
         transpose = Transpose(composed.space, composed.losses, part)
         credited = {
-            site: torch.zeros_like(transpose.mask[site]) if found is None else found.diagonal / problem.batch_size
+            site: torch.zeros_like(transpose.mask[site]) if found is None else found.diagonal
             for site, found in site_credits(transpose, shared=False).items()
         }
-        share = part.batch_size / problem.batch_size  # of the heads' gradient, which is a mean over the part
+        share = part.batch_size / problem.batch_size
         for name, value in transpose.here.backward(credited).items():
-            total[name] = total[name] + (share if name in problem.network.exact else 1) * value
+            total[name] = total[name] + share * value
     return total
 
 

@@ -1,18 +1,20 @@
 """The protocol of every gradient estimator, and the composed one: ĝ = pullback(oracle(losses, u) · u)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
-from fgvar.estimators.losses import GlobalLoss, Losses, Terms, gradient, observe
+from fgvar.estimators.combine import Combine, Frame, Mean
+from fgvar.estimators.guesses import Guess, Isotropic
+from fgvar.estimators.losses import GlobalLoss, Losses, gradient
 from fgvar.estimators.noise import Gaussian, Leaf, Noise, Randomness
 from fgvar.estimators.oracles import Jvp, Oracle
-from fgvar.estimators.spaces import Linearised, Space, WeightSpace
-from fgvar.network import OUTPUT
+from fgvar.estimators.spaces import Space, WeightSpace
 from fgvar.problem import Problem
 
 
@@ -55,12 +57,13 @@ def require_estimator(name: str, candidate: object) -> None:
 
 @dataclass(frozen=True)
 class Estimator:
-    """A perturbation scheme, composed of words: space, noise, losses, oracle.
+    """A perturbation scheme, composed of words: space, noise, losses, oracle, guess, combine.
 
-    u ~ noise on the space; c = oracle(losses, u), how each credited loss term moves along u; the estimate is
-    pullback(c · u), averaged over the noise's directions. With E uuᵀ = I its mean is the gradient of the
-    losses, its ``target``; its variance is in closed form in `fgvar.theory`. Parameters of heads and read-outs
-    are not perturbed: they get their exact gradient (Ren et al. 2023, Sec. 5).
+    u ~ noise, shaped by the guess, on the space; c = oracle(losses, u), how each credited loss term moves along
+    u; the estimate is pullback(c · u), combined over directions. With the default guess and combination its
+    mean is the gradient of the losses, its ``target``, and its variance is in closed form in `fgvar.theory`;
+    ``biased`` says where it is not. Parameters of heads and read-outs are not perturbed: they get their exact
+    gradient (Ren et al. 2023, Sec. 5).
 
     Gradients are of batch means, in a dict like ``problem.params``.
 
@@ -79,67 +82,70 @@ class Estimator:
     noise: Noise = Gaussian()  # noqa: RUF009 (frozen)
     losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
     oracle: Oracle = Jvp()  # noqa: RUF009 (frozen)
+    guess: Guess = Isotropic()  # noqa: RUF009 (frozen)
+    combine: Combine = Mean()  # noqa: RUF009 (frozen)
 
     @property
     def shared(self) -> bool:
         """Is one direction used for the whole batch?"""
         return not self.space.per_example if self.noise.shared is None else self.noise.shared
 
+    @property
+    def biased(self) -> str:
+        """Why its mean is not its target; empty where it is."""
+        steps = "" if self.oracle.bias_order is None else f"of order step^{self.oracle.bias_order}"
+        return "; ".join(reason for reason in (self.guess.biased, self.combine.biased, steps) if reason)
+
+    @property
+    def _each_alone(self) -> bool:
+        """Are the weights perturbed anew for every example, each a problem of its own?"""
+        return not self.shared and not self.space.per_example
+
     def randomness(self, problem: Problem) -> Randomness:
         self.losses.check(problem)
         self.space.check(problem)
+        self.guess.check(problem)
+        shapes = self.guess.shapes(problem, self.space, self.losses, 1 if self._each_alone else problem.batch_size)
         k = self.noise.directions
+        if not shapes and k > 1:
+            raise ValueError(f"{self.guess!r} needs no noise, so that {k} directions would be one; take 1")
         lead = (*(() if k == 1 else (k,)), *(() if self.shared else (problem.batch_size,)))
-        shapes = self.space.shapes(problem)
         return Randomness({name: Leaf((*lead, *shape), self.noise, len(lead)) for name, shape in shapes.items()})
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
-        if self.noise.antithetic:
-            noise = {name: torch.stack([u, -u]) for name, u in noise.items()}
-        axes = int(self.noise.antithetic) + int(self.noise.directions > 1)
-        if not axes:
-            return self._one_direction(problem, noise)
+        draws = {name: u if self.noise.directions > 1 else u[None] for name, u in noise.items()}
+        if not self._each_alone:
+            return self._estimate(problem, draws)
 
-        def one(own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
-            estimate = self._one_direction(problem, own)
-            return estimate.gradient, estimate.loss
-
-        flat = {name: u.flatten(0, axes - 1) for name, u in noise.items()}
-        gradients, losses = vmap(one)(flat)
-        return Estimate({name: g.mean(0) for name, g in gradients.items()}, losses.mean())
-
-    def _one_direction(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
-        if self.shared or self.space.per_example:
-            return self._estimate(problem, noise)
-
-        # Every example perturbs the weights its own way: a batch of problems of one example each.
         def one(x: Tensor, y: Tensor, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
             estimate = self._estimate(problem.at(batch=(x[None], y[None])), own)
             return estimate.gradient, estimate.loss
 
-        gradients, losses = vmap(one)(problem.inputs, problem.targets, dict(noise))
+        gradients, losses = vmap(one, in_dims=(0, 0, 1))(problem.inputs, problem.targets, draws)
         return Estimate({name: g.mean(0) for name, g in gradients.items()}, losses.mean())
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return gradient(self.losses, problem, problem.params)
 
-    def terms(self, problem: Problem, noise: Mapping[str, Tensor]) -> Terms:
-        """Directional derivatives of one direction: end → [batch, patches or 1, groups or 1], for each loss copy."""
-        return self._move(problem, noise)[2]
-
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
-        here, direction, terms, loss = self._move(problem, noise)
-        found = here.pullback(terms, direction)
-        return Estimate({name: found[name] for name in problem.params}, loss)
-
-    def _move(self, problem: Problem, noise: Mapping[str, Tensor]) -> tuple[Linearised, Terms, Terms, Tensor]:
-        """Where we are, the direction, how each loss copy moves along it, and the loss."""
         here = self.space.linearise(problem, self.losses)
-        direction = here.direction(noise)
-        values, tangents = self.oracle(
-            lambda tensors: observe(self.losses, problem, *here.place(tensors)), here.point, direction
-        )
-        return here, direction, self.losses.terms(problem, values, tangents), values[OUTPUT].mean()
+        draws = _each(lambda own: self.guess.direction(problem, self.losses, here, own), noise)
+        if self.noise.antithetic:
+            draws = {name: torch.cat([u, -u]) for name, u in draws.items()}
+        frame = Frame.of(here, draws, self.space.together)
+        terms, losses = _each(lambda direction: self.oracle.terms(here, direction), frame.directions)
+        credit = _each(here.credit, self.combine(terms, frame))
+        credited = {name: (credit[name] * u).sum(0) for name, u in frame.directions.items()}
+        found = here.backward(credited)
+        return Estimate({name: found[name] for name in problem.params}, losses.mean())
+
+
+def _each(function: Callable[[Any], Any], stacked: Mapping[str, Tensor]) -> Any:
+    """``function`` of every item of a stack, stacked. One item alone takes the plain way; no tensor is one item."""
+    if stacked and len(next(iter(stacked.values()))) > 1:
+        return vmap(function)(dict(stacked))
+    found = function({name: u[0] for name, u in stacked.items()})
+    return tree_map(lambda value: value[None], found)
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,10 @@ class ExactGradient:
     """
 
     losses: Losses = GlobalLoss(heads=False)  # noqa: RUF009 (frozen)
+
+    @property
+    def biased(self) -> str:
+        return ""
 
     def randomness(self, problem: Problem) -> Randomness:
         self.losses.check(problem)

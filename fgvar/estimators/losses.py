@@ -1,6 +1,6 @@
 """Losses: which loss terms there are, where gradients stop, and which term credits which number."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -55,42 +55,6 @@ def gradient(losses: Losses, problem: Problem, params: Mapping[str, Tensor]) -> 
 
     found: dict[str, Tensor] = grad(objective)(dict(params)) if params else {}
     return found
-
-
-Plan = dict[str, tuple[bool, bool]]  # end → do its copies stay apart along patches, along groups?
-
-
-def crediting(losses: Losses, problem: Problem, modules: Sequence[str], *, patches: bool, groups: bool) -> Plan:
-    """The active ends that ``modules`` influence, and along which axes the copies there stay apart.
-
-    Copies stay apart only at a lone module's own end, and only along the axes (``patches``, ``groups``) along
-    which the network guarantees that they are independent.
-    """
-    cuts = losses.cuts(problem)
-    reached = {name: problem.map.reached(name, cuts) for name in modules}
-    own = reached[modules[0]][1] if len(modules) == 1 else None
-    return {
-        end: (patches and end == own, groups and end == own)
-        for end in losses.active(problem)
-        if any(end in ends for ends, _ in reached.values())
-    }
-
-
-def credit(terms: Terms, plan: Plan) -> Tensor | None:
-    """The derivatives [batch, patches or 1, groups or 1] that credit by this plan: linear in ``terms``.
-
-    The sum over every end of the plan, and over the copies that it does not keep apart. None where no term
-    is reached, that is where the gradient is zero.
-    """
-    total: Tensor | None = None
-    for end, (patches, groups) in plan.items():
-        term = terms[end]
-        if not patches:
-            term = term.sum(1, keepdim=True)
-        if not groups:
-            term = term.sum(2, keepdim=True)
-        total = term if total is None else total + term
-    return total
 
 
 @dataclass(frozen=True)

@@ -116,11 +116,13 @@ class Leaf:
         shape: of the tensor, leading axes included.
         noise: its law.
         lead: how many leading axes number directions and examples, each with numbers of its own.
+        joint: leaves of a joint law are one direction together with those of the same law and name here.
     """
 
     shape: tuple[int, ...]
     noise: Law
     lead: int = 0
+    joint: str = ""
 
     @property
     def size(self) -> int:
@@ -200,8 +202,9 @@ class Randomness:
     def _draw(self, seed: int, number: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
         """One draw. Joint laws act here and not on a stack of draws, whose last bits would depend on its size."""
         drawn = {name: leaf.draw(seed, name, number, dtype, device) for name, leaf in self.leaves.items()}
-        for law in dict.fromkeys(leaf.noise for leaf in self.leaves.values() if hasattr(leaf.noise, "join")):
-            names = [name for name, leaf in self.leaves.items() if leaf.noise == law]
+        laws = [(leaf.noise, leaf.joint) for leaf in self.leaves.values() if hasattr(leaf.noise, "join")]
+        for law, joined in dict.fromkeys(laws):
+            names = [name for name, leaf in self.leaves.items() if (leaf.noise, leaf.joint) == (law, joined)]
             rows = [drawn[name].reshape(*drawn[name].shape[: self.leaves[name].lead], -1) for name in names]
             joint = cast(JointLaw, law).join(torch.cat(rows, dim=-1))
             for name, piece in zip(names, joint.split([row.shape[-1] for row in rows], dim=-1), strict=True):

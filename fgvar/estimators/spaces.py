@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fgvar.errors import unknown
-from fgvar.estimators.losses import Losses, Plan, Terms, credit, crediting, gradient
+from fgvar.estimators.credit import along_rows, along_site, credit, row_credit, row_plan, site_plan
+from fgvar.estimators.losses import Losses, Terms, gradient, observe
 from fgvar.network import twice
 from fgvar.problem import Problem
 from fgvar.sites import Site
@@ -18,21 +19,33 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Linearised:
-    """A space at one problem: where directions start, how noise becomes one, and the way back.
+    """A space at one problem: where directions start, how they are credited, and the way back.
 
     Attributes:
         point: the perturbed tensors, unperturbed.
         place: perturbed tensors → (parameters, taps) to run the network with.
-        direction: noise → direction, of the shapes of ``point``.
-        pullback: (loss terms' derivatives, direction) → gradient of all parameters (batch mean): the perturbed
-            ones' estimate, the heads' exact gradient.
-        backward: its second half: credited noise of the shapes of ``point`` → gradient of all parameters.
+        observe: perturbed tensors → what an oracle differentiates (see `observe`).
+        terms: (values, tangents) of that → derivatives of the loss copies that the space tells apart,
+            end → [batch or 1, patches or 1, groups or 1]; linear in the tangents.
+        direction: noise of the shapes of ``point``, with a batch axis or one for all examples → direction.
+        from_sites: the same for noise at all sites, carried to the perturbed tensors by local VJPs.
+        credit: terms → what credits each perturbed number, to broadcast with ``point``; linear.
+        apart: (perturbed tensor, end) → do the copies there stay apart along patches, along groups? None where
+            the tensor does not influence that end's loss.
+        lay: (perturbed tensor, [batch or 1, patches or 1, groups or 1]) → laid along it, to broadcast.
+        backward: credited noise, of the shapes of ``point`` → gradient of all parameters (batch mean): the
+            perturbed ones' estimate, the heads' exact gradient.
     """
 
     point: dict[str, Tensor]
     place: Callable[[Tensors], tuple[Tensors, Tensors]]
+    observe: Callable[[Tensors], Terms]
+    terms: Callable[[Tensors, Tensors], Terms]
     direction: Callable[[Tensors], dict[str, Tensor]]
-    pullback: Callable[[Terms, Tensors], dict[str, Tensor]]
+    from_sites: Callable[[Tensors], dict[str, Tensor]]
+    credit: Callable[[Terms], dict[str, Tensor]]
+    apart: Callable[[str, str], tuple[bool, bool] | None]
+    lay: Callable[[str, Tensor], Tensor]
     backward: Callable[[Tensors], dict[str, Tensor]]
 
 
@@ -40,6 +53,10 @@ class Space(Protocol):
     """Which named tensors are perturbed."""
 
     per_example: ClassVar[bool]  # is every perturbed number one example's own?
+
+    @property
+    def together(self) -> bool:
+        """Does one direction move all perturbed tensors at once?"""
 
     def check(self, problem: Problem) -> None:
         """Raise where this space cannot estimate the gradient of every perturbed parameter."""
@@ -58,12 +75,18 @@ class WeightSpace:
     E ĝ = ∇ for noise with E vvᵀ = I. Gaussian noise shared by the batch: tr Cov(ĝ) = (d + 1)‖∇‖² for d
     parameters and one loss. With local losses a block's weights are credited by the block's terms alone.
 
+    Args:
+        together: move all tensors at once (one directional derivative), or each alone (one each, which leaves
+            the noise of the others out).
+
     Source: Ren et al. 2023, eq. 2; Baydin et al. 2022.
 
     Example:
         >>> WeightSpace()
-        WeightSpace()
+        WeightSpace(together=True)
     """
+
+    together: bool = True
 
     per_example: ClassVar[bool] = False
 
@@ -76,23 +99,36 @@ class WeightSpace:
 
     def linearise(self, problem: Problem, losses: Losses) -> Linearised:
         heads = {name: value for name, value in problem.params.items() if name in problem.network.exact}
+        point = {name: problem.params[name] for name in problem.perturbed}
 
-        def backward(credited: Tensors) -> dict[str, Tensor]:
-            return {**credited, **gradient(losses, problem, heads)}
+        def place(weights: Tensors) -> tuple[Tensors, Tensors]:
+            return {**problem.params, **weights}, {}
 
-        def pullback(terms: Terms, direction: Tensors) -> dict[str, Tensor]:
-            def credited(name: str, v: Tensor) -> Tensor:
-                c = row_credit(terms, row_plan(problem, losses, name))
-                return v * (0.0 if c is None else along_rows(c, v))
+        def terms(values: Tensors, tangents: Tensors) -> Terms:
+            # A weight is credited by the whole batch, and by all patches.
+            each = losses.terms(problem, values, tangents)
+            return {end: t.mean(0, keepdim=True).sum(1, keepdim=True) for end, t in each.items()}
 
-            return backward({name: credited(name, v) for name, v in direction.items()})
+        def credited(found: Terms, name: str) -> Tensor:
+            c = row_credit(found, row_plan(problem, losses, name))
+            return along_rows(point[name].new_zeros(1) if c is None else c, point[name])
+
+        def from_sites(noise: Tensors) -> dict[str, Tensor]:
+            here = ActivitySpace().linearise(problem, losses)
+            found = here.backward(here.direction(noise))
+            return {name: found[name] for name in point}
 
         return Linearised(
-            point={name: problem.params[name] for name in problem.perturbed},
-            place=lambda weights: ({**problem.params, **weights}, {}),
+            point=point,
+            place=place,
+            observe=lambda weights: observe(losses, problem, *place(weights)),
+            terms=terms,
             direction=dict,
-            pullback=pullback,
-            backward=backward,
+            from_sites=from_sites,
+            credit=lambda found: {name: credited(found, name) for name in point},
+            apart=lambda name, end: (False, False) if end in row_plan(problem, losses, name) else None,
+            lay=lambda name, c: along_rows(c.flatten(), point[name]),
+            backward=lambda credited: {**credited, **gradient(losses, problem, heads)},
         )
 
 
@@ -109,6 +145,7 @@ class ActivitySpace:
             noise on them only adds variance (Ren et al. 2023, Sec. 3.6). Off where no ReLU is declared.
         sites: names of the sites to perturb; None takes all.
         relu_after: for networks that declare none: site → name of the module whose zeros mark inactive units.
+        together: move all sites at once (one directional derivative), or each alone (one each).
 
     Raises:
         ValueError: no site, an unknown one, one that is called twice or carries no batch axis; parameters
@@ -124,6 +161,7 @@ class ActivitySpace:
     mask_inactive: bool = True
     sites: tuple[str, ...] | None = None
     relu_after: Mapping[str, str] | None = None
+    together: bool = True
 
     per_example: ClassVar[bool] = True
 
@@ -177,21 +215,24 @@ class ActivitySpace:
             return {site: u * masks[site] if site in masks else u for site, u in whole.items()}
 
         def backward(credited: Tensors) -> dict[str, Tensor]:
-            estimate: dict[str, Tensor] = vjps((dict(credited), torch.ones_like(total)))[0]
+            mean = {site: value / n for site, value in credited.items()}
+            estimate: dict[str, Tensor] = vjps((mean, torch.ones_like(total)))[0]
             return estimate
 
-        def pullback(terms: Terms, direction: Tensors) -> dict[str, Tensor]:
-            def credited(site: str, u: Tensor) -> Tensor:
-                c = credit(terms, site_plan(problem, losses, site))
-                return u * (0.0 if c is None else along_site(problem, site, c)) / n
-
-            return backward({site: credited(site, u) for site, u in direction.items()})
+        def credited(terms: Terms, site: str) -> Tensor:
+            c = credit(terms, site_plan(problem, losses, site))
+            return along_site(problem, site, z[site].new_zeros(n, 1, 1) if c is None else c)
 
         return Linearised(
             point={site: torch.zeros_like(value) for site, value in z.items()},
             place=lambda taps: (problem.params, taps),
+            observe=lambda taps: observe(losses, problem, problem.params, taps),
+            terms=lambda values, tangents: losses.terms(problem, values, tangents),
             direction=direction,
-            pullback=pullback,
+            from_sites=lambda noise: direction({site: noise[site] for site in sites}),
+            credit=lambda terms: {site: credited(terms, site) for site in sites},
+            apart=lambda site, end: site_plan(problem, losses, site).get(end),
+            lay=lambda site, c: along_site(problem, site, c),
             backward=backward,
         )
 
@@ -234,44 +275,3 @@ def _connected(outputs: list[Tensor], weights: dict[str, Tensor]) -> set[str]:
     total = torch.stack([output.sum() for output in alive]).sum()
     found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
     return {name for name, gradient in zip(weights, found, strict=True) if gradient is not None}
-
-
-def site_plan(problem: Problem, losses: Losses, name: str) -> Plan:
-    """How the numbers of a site are credited."""
-    site = problem.network.modules[name]
-    assert isinstance(site, Site)
-    return crediting(losses, problem, [name], patches=site.patch_axis is not None, groups=site.group_axis is not None)
-
-
-def along_site(problem: Problem, name: str, c: Tensor) -> Tensor:
-    """``c`` [batch, patches or 1, groups or 1] laid along a site's patch and group axes, to broadcast with it."""
-    site, shape = problem.network.modules[name], problem.map.sites[name]
-    assert isinstance(site, Site)
-    view = [c.shape[0]] + [1] * (len(shape) - 1)
-    axes = [axis for axis, size in ((site.patch_axis, c.shape[1]), (site.group_axis, c.shape[2])) if size > 1]
-    if c.shape[2] > 1 and site.group_axis is not None:
-        c = c.repeat_interleave(shape[site.group_axis] // c.shape[2], dim=2)
-        view[site.group_axis] = c.shape[2]
-    if c.shape[1] > 1 and site.patch_axis is not None:
-        view[site.patch_axis] = c.shape[1]
-    if axes != sorted(axes, key=lambda axis: axis or 0):
-        c = c.transpose(1, 2)
-    return c.reshape(view)
-
-
-def row_plan(problem: Problem, losses: Losses, name: str) -> Plan:
-    """How the entries of a parameter are credited when weights are perturbed."""
-    owners = problem.network.owners[name]
-    apart = all(losses.group_rows(problem.network.modules.get(owner)) for owner in owners)
-    return crediting(losses, problem, owners, patches=False, groups=apart)
-
-
-def row_credit(terms: Terms, plan: Plan) -> Tensor | None:
-    """The batch mean of a parameter's credit, [1] or one number for each group of its rows."""
-    c = credit(terms, plan)
-    return None if c is None else c.mean(0).flatten()
-
-
-def along_rows(c: Tensor, v: Tensor) -> Tensor:
-    """``c`` [1 or groups] laid along the first axis of ``v``, to broadcast with it."""
-    return c.repeat_interleave(v.shape[0] // len(c)).reshape(-1, *[1] * (v.ndim - 1)) if len(c) > 1 else c[0]

@@ -10,13 +10,10 @@ from torch import Tensor
 
 from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses, Terms
 from fgvar.estimators.noise import Gaussian, Rademacher, Stream
-from fgvar.estimators.oracles import CentralDifference, Jvp, Tensors
-from fgvar.estimators.spaces import ActivitySpace, Linearised, WeightSpace
+from fgvar.estimators.oracles import CentralDifference, Function, Jvp, Pair, derived
+from fgvar.estimators.spaces import ActivitySpace, Linearised, Tensors, WeightSpace
 from fgvar.estimators.structured import Sphere
 from fgvar.problem import Problem
-
-Function = Callable[[Tensors], dict[str, Tensor]]
-Pair = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 # ---- oracles ---------------------------------------------------------------------------------------------------
 
@@ -27,6 +24,9 @@ class ClippedJvp:
 
     limit: float = 5.0
     bias_order: ClassVar[int | None] = None
+
+    def terms(self, here: Linearised, direction: Tensors) -> tuple[Terms, Tensor]:
+        return derived(self, here, direction)
 
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
         value, derivative = Jvp()(function, point, direction)
@@ -39,6 +39,9 @@ class UphillJvp:
 
     bias_order: ClassVar[int | None] = None
 
+    def terms(self, here: Linearised, direction: Tensors) -> tuple[Terms, Tensor]:
+        return derived(self, here, direction)
+
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
         return Jvp()(function, point, {name: -u for name, u in direction.items()})
 
@@ -48,6 +51,9 @@ class SilentJvp:
     """Derivatives in which 0 stands for NaN."""
 
     bias_order: ClassVar[int | None] = None
+
+    def terms(self, here: Linearised, direction: Tensors) -> tuple[Terms, Tensor]:
+        return derived(self, here, direction)
 
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
         value, derivative = Jvp()(function, point, direction)
@@ -166,19 +172,6 @@ class LaterTerms(LocalLosses):
 # ---- spaces ----------------------------------------------------------------------------------------------------
 
 
-class Projected(WeightSpace):
-    """(∇·v) v/|v|²: the projection of the gradient on a random guess."""
-
-    def linearise(self, problem: Problem, losses: Losses) -> Linearised:
-        here = super().linearise(problem, losses)
-
-        def pullback(terms: Terms, direction: Tensors) -> dict[str, Tensor]:
-            square = sum(v.square().sum() for v in direction.values())
-            return here.pullback({end: t / square for end, t in terms.items()}, direction)
-
-        return replace(here, pullback=pullback)
-
-
 @dataclass(frozen=True)
 class HalfScaled(WeightSpace):
     """Directions σ·v, and the estimate divided by σ instead of σ²."""
@@ -187,12 +180,10 @@ class HalfScaled(WeightSpace):
 
     def linearise(self, problem: Problem, losses: Losses) -> Linearised:
         here = super().linearise(problem, losses)
-
-        def pullback(terms: Terms, direction: Tensors) -> dict[str, Tensor]:
-            return here.pullback({end: t / self.sigma for end, t in terms.items()}, direction)
-
         return replace(
-            here, direction=lambda noise: {name: self.sigma * u for name, u in noise.items()}, pullback=pullback
+            here,
+            direction=lambda noise: {name: self.sigma * u for name, u in noise.items()},
+            backward=lambda credited: here.backward({name: u / self.sigma for name, u in credited.items()}),
         )
 
 
@@ -202,8 +193,8 @@ class WrongSlot(ActivitySpace):
     def linearise(self, problem: Problem, losses: Losses) -> Linearised:
         here = super().linearise(problem, losses)
 
-        def pullback(terms: Terms, direction: Tensors) -> dict[str, Tensor]:
-            found = here.pullback(terms, direction)
+        def backward(credited: Tensors) -> dict[str, Tensor]:
+            found = here.backward(credited)
             biases = {name: found.get(name.removesuffix("weight") + "bias") for name in problem.perturbed}
             misplaced = {
                 name: bias[..., None].expand_as(found[name]).clone()
@@ -212,4 +203,4 @@ class WrongSlot(ActivitySpace):
             }
             return {**found, **misplaced}
 
-        return replace(here, pullback=pullback)
+        return replace(here, backward=backward)

@@ -6,6 +6,7 @@ it fails. Both are held in the test suite, and both are there to try checks of o
 
 from dataclasses import dataclass
 
+from fgvar.estimators.combine import Normalised
 from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.estimators.losses import LocalLosses
 from fgvar.estimators.noise import Gaussian, Rademacher
@@ -130,7 +131,7 @@ _MUTANTS = (
     ),
     # scale
     Mutant(
-        "projected", Estimator(words.Projected()), "scale",
+        "projected", Estimator(combine=Normalised()), "scale",
         "Divided by |v|² with a random guess v: the mean is the gradient divided by d.",
     ),
     Mutant(

@@ -1,0 +1,210 @@
+"""Combine: how the derivatives along several directions become one estimate."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from fgvar.errors import unknown
+from fgvar.estimators.losses import Terms
+from fgvar.estimators.spaces import Linearised, Tensors
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The directions that an estimate is made of, as the loss terms see them.
+
+    Attributes:
+        here: the linearised space.
+        directions: perturbed tensor → [directions, …].
+        draws: how many draws of the noise they are.
+        parts: into how many directions each draw falls, each with some of the tensors.
+    """
+
+    here: Linearised
+    directions: dict[str, Tensor] = field(repr=False)
+    draws: int
+    parts: int = 1
+
+    @classmethod
+    def of(cls, here: Linearised, draws: dict[str, Tensor], together: bool) -> "Frame":
+        """Draws [draws, …] as directions: as they are, or with one tensor each."""
+        count = len(next(iter(draws.values())))
+        return cls(here, draws, count) if together else cls(here, _alone(draws), count, len(draws))
+
+    def norms(self, terms: Terms) -> Terms:
+        """|u|² of each direction over the numbers that each term credits, like ``terms``."""
+        return self._onto_terms(terms, {name: u.square() for name, u in self.directions.items()})
+
+    def gram(self, terms: Terms) -> Terms:
+        """Inner products of each two directions over the numbers that each term credits: [directions, *terms]."""
+        rows = [
+            self._onto_terms(terms, {name: u * u[k] for name, u in self.directions.items()})
+            for k in range(len(next(iter(self.directions.values()))))
+        ]
+        return {end: torch.stack([row[end] for row in rows]) for end in terms}
+
+    def numbers(self, terms: Terms) -> Terms:
+        """How many numbers each term credits along each direction, like ``terms``."""
+        ones = {name: torch.ones_like(value) for name, value in self.here.point.items()}
+        mask = {name: (u != 0).to(u.dtype)[None] for name, u in self.here.direction(ones).items()}
+        found = self._onto_terms(terms, mask if self.parts == 1 else _alone(mask))
+        return {end: t.repeat(self.draws, 1, 1, 1) for end, t in found.items()}
+
+    def _onto_terms(self, terms: Terms, numbers: Tensors) -> Terms:
+        """The transpose of credit: sums of ``numbers`` [directions, …] over what each term credits."""
+        point = self.here.point
+
+        def credited(one: Terms) -> dict[str, Tensor]:
+            return {name: c.expand(point[name].shape) for name, c in self.here.credit(one).items()}
+
+        transpose = torch.func.vjp(credited, {end: torch.zeros_like(t[0]) for end, t in terms.items()})[1]
+        found: Terms = vmap(lambda one: transpose(one)[0])(dict(numbers))
+        return found
+
+
+def _alone(draws: Tensors) -> dict[str, Tensor]:
+    """Every draw [draws, …] as one direction a tensor, the others at rest: [draws · tensors, …]."""
+    eye = torch.eye(len(draws))
+    return {
+        name: (u[:, None] * eye[index].to(u).reshape(-1, *[1] * (u.ndim - 1))).flatten(0, 1)
+        for index, (name, u) in enumerate(draws.items())
+    }
+
+
+class Combine(Protocol):
+    """Derivatives along directions → the coefficients with which the directions add up to the estimate."""
+
+    biased: ClassVar[str]  # why E ĝ is not the target under isotropic noise; empty where it is
+
+    def __call__(self, terms: Terms, frame: Frame) -> Terms:
+        """From and to end → [directions, batch or 1, patches or 1, groups or 1]."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """ĝ = 1/K Σ_k c_k u_k: E ĝ = ∇ for E uuᵀ = I, and the variance of one direction over K.
+
+    Source: Ren et al. 2023, eqs 2-3, for K = 1.
+
+    Example:
+        >>> Mean()
+        Mean()
+    """
+
+    biased: ClassVar[str] = ""
+
+    def __call__(self, terms: Terms, frame: Frame) -> Terms:
+        return {end: c / frame.draws for end, c in terms.items()}
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """ĝ = 1/K Σ_k c_k u_k/|u_k|²: the mean projection of the gradient on each guess.
+
+    Its length never exceeds the gradient's, and where the guess is the gradient, ĝ = ∇. With an isotropic guess
+    over d numbers E ĝ = ∇/d, and tr Cov(ĝ) = (1/d − 1/d²)‖∇‖² for one loss. |u|² runs over the numbers that
+    the derivative credits: each example's own for activities.
+
+    Source: Fournier et al. 2023, who project every tensor alone: ``together=False`` of the spaces.
+
+    Example:
+        >>> Normalised().biased
+        'projections shrink: E ĝ = ∇/d for an isotropic guess'
+    """
+
+    biased: ClassVar[str] = "projections shrink: E ĝ = ∇/d for an isotropic guess"
+
+    def __call__(self, terms: Terms, frame: Frame) -> Terms:
+        norms = frame.norms(terms)
+        return {end: torch.where(norms[end] > 0, c / norms[end], 0) / frame.draws for end, c in terms.items()}
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Orthogonal projection of the gradient on the span of all K directions: ĝ = U(UᵀU)⁺Uᵀ∇, least squares.
+
+    For isotropic noise over d numbers E ĝ = K/d ∇ and E‖ĝ‖² = K/d ‖∇‖². The closest to ∇ that K derivatives
+    can tell; K ≥ d gives ∇ itself. In activity space every example has its own span.
+
+    Args:
+        scale: "none"; "norm", times √(d/K), so that E‖ĝ‖² = ‖∇‖²; "mean", times d/K, so that E ĝ = ∇.
+
+    Raises:
+        ValueError: an unknown scale.
+
+    Source: Flügel et al. 2024 (arXiv 2410.17764).
+
+    Example:
+        >>> Projection(scale="mean").biased
+        ''
+    """
+
+    scale: str = "none"
+
+    SCALES: ClassVar[dict[str, float]] = {"none": 0.0, "norm": 0.5, "mean": 1.0}  # powers of d/K
+
+    def __post_init__(self) -> None:
+        if self.scale not in self.SCALES:
+            raise ValueError(unknown("scale", self.scale, self.SCALES))
+
+    @property
+    def biased(self) -> str:  # type: ignore[override]
+        return "" if self.scale == "mean" else "projections shrink: E ĝ = K/d ∇ for isotropic noise"
+
+    def __call__(self, terms: Terms, frame: Frame) -> Terms:
+        grams = frame.gram(terms)
+        found = {}
+        for end, c in terms.items():
+            gram, right = grams[end].movedim((0, 1), (-2, -1)), c.movedim(0, -1)
+            solved = torch.linalg.pinv(gram, hermitian=True) @ right[..., None]
+            found[end] = solved[..., 0].movedim(-1, 0)
+        if power := self.SCALES[self.scale]:
+            numbers = frame.numbers(terms)
+            # More directions than numbers span no more than the numbers.
+            found = {end: w * (numbers[end] / frame.draws).clamp_min(1) ** power for end, w in found.items()}
+        return found
+
+
+@dataclass(frozen=True)
+class Sham:
+    """A control: every direction is credited with the derivative of another one, or of another example.
+
+    All else, noise, sizes, cost, is as without it, but nothing is learnt: with independent noise E ĝ = 0. What
+    a sham achieves (by heads, by noise itself) is not owed to the estimate.
+
+    Args:
+        combine: what combines the shuffled derivatives.
+        across: "examples" (in activity space; noise of their own), or "directions" (at least two).
+
+    Raises:
+        ValueError: an unknown ``across``; on use, nothing to shuffle.
+
+    Example:
+        >>> Sham(across="directions").combine
+        Mean()
+    """
+
+    combine: Any = Mean()  # noqa: RUF009 (frozen)
+    across: str = "examples"
+
+    biased: ClassVar[str] = "a control: E ĝ = 0"
+    AXES: ClassVar[dict[str, int]] = {"directions": 0, "examples": 1}
+
+    def __post_init__(self) -> None:
+        if self.across not in self.AXES:
+            raise ValueError(unknown("axis to shuffle across", self.across, self.AXES))
+
+    def __call__(self, terms: Terms, frame: Frame) -> Terms:
+        axis = self.AXES[self.across]
+        for t in terms.values():
+            if t.shape[axis] < 2:
+                raise ValueError(
+                    f"Sham(across={self.across!r}) has one of them to shuffle, expected at least two; take a batch "
+                    "of examples in activity space, or noise with directions= and across='directions'"
+                )
+        shuffled: Callable[[Terms, Frame], Terms] = self.combine
+        return shuffled({end: t.roll(1, axis) for end, t in terms.items()}, frame)

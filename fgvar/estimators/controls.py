@@ -1,0 +1,166 @@
+"""References and controls: what an estimator has to be compared with before its numbers mean anything."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fgvar.estimators.estimator import Estimate, GradientEstimator
+from fgvar.estimators.losses import GlobalLoss, Losses, gradient
+from fgvar.estimators.noise import Gaussian, Leaf, Randomness
+from fgvar.estimators.structured import Coordinate
+from fgvar.problem import Problem
+
+
+@dataclass(frozen=True)
+class FrozenTrunk:
+    """Heads and read-outs learn exactly, all other parameters not at all.
+
+    What training by it reaches is reached by a random trunk: an estimator that gets no further has taught its
+    trunk nothing.
+
+    Source: the paper's FG-W row on MNIST, 9.25 % (Ren et al. 2023, Table 3), is what a frozen trunk reaches.
+
+    Example:
+        >>> FrozenTrunk().biased
+        'a control: the trunk has no gradient'
+    """
+
+    losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
+
+    @property
+    def biased(self) -> str:
+        return "a control: the trunk has no gradient"
+
+    def randomness(self, problem: Problem) -> Randomness:
+        self.losses.check(problem)
+        return Randomness({})
+
+    def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:  # noqa: ARG002
+        heads = {name: value for name, value in problem.params.items() if name in problem.network.exact}
+        found = gradient(self.losses, problem, heads)
+        return Estimate({name: found.get(name, torch.zeros_like(value)) for name, value in problem.params.items()})
+
+    def target(self, problem: Problem) -> dict[str, Tensor]:
+        return gradient(self.losses, problem, problem.params)
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """The exact gradient of ``size`` examples drawn with replacement from the problem's batch of N.
+
+    E ĝ = ∇ of the whole batch. Its variance is the data variance of that batch size, (1/size)·(1/N)Σ‖g_n − ḡ‖²:
+    what every stochastic training pays, in units of which noise variance can be judged.
+
+    Args:
+        size: examples in the minibatch.
+        losses: whose gradient.
+
+    Raises:
+        ValueError: a size below 1.
+
+    Source: PAPER: noise variance and data variance (Ren et al. 2023, Table 1, V).
+
+    Example:
+        >>> Minibatch(8).size
+        8
+    """
+
+    size: int = 1
+    losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size is {self.size}, expected at least 1 example")
+
+    @property
+    def biased(self) -> str:
+        return ""
+
+    def randomness(self, problem: Problem) -> Randomness:
+        self.losses.check(problem)
+        return Randomness({"minibatch": Leaf((self.size, problem.batch_size), Coordinate(), lead=1)})
+
+    def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
+        # A coordinate ±√N e_n chooses example n; its square weighs it N, so that the weights' mean is 1.
+        weights = noise["minibatch"].square().mean(0)
+        return Estimate(gradient(self.losses, problem.weighted(weights), problem.params))
+
+    def target(self, problem: Problem) -> dict[str, Tensor]:
+        return gradient(self.losses, problem, problem.params)
+
+
+@dataclass(frozen=True)
+class MatchedNoise:
+    """The target plus isotropic noise, in every tensor of the same variance as another estimator's.
+
+    Is it the amount of noise that hurts, or where it points? ĝ = g + ‖â − b̂‖/√(2d) u for two independent
+    estimates â, b̂ and normal u over the tensor's d numbers: E ĝ = g, tr Cov(ĝ) = tr Cov(â).
+
+    Args:
+        like: the estimator whose variance is matched; its target is the mean.
+
+    Example:
+        >>> from fgvar.estimators.schemes import scheme
+        >>> MatchedNoise(scheme("FG-A")).biased
+        ''
+    """
+
+    like: GradientEstimator
+
+    @property
+    def biased(self) -> str:
+        return ""
+
+    def randomness(self, problem: Problem) -> Randomness:
+        own = self.like.randomness(problem).leaves
+        pairs = {f"{which}.{k}": replace(leaf, joint=which + leaf.joint) for which in "ab" for k, leaf in own.items()}
+        noise = {f"u.{name}": Leaf(tuple(value.shape), Gaussian()) for name, value in problem.params.items()}
+        return Randomness({**pairs, **noise})
+
+    def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
+        a, b = (
+            self.like.estimate(problem, {name[2:]: u for name, u in noise.items() if name.startswith(f"{which}.")})
+            for which in "ab"
+        )
+        estimate = {}
+        for name, value in self.target(problem).items():
+            spread = torch.linalg.vector_norm(a.gradient[name] - b.gradient[name]) / (2 * value.numel()) ** 0.5
+            estimate[name] = value + spread * noise[f"u.{name}"]
+        return Estimate(estimate, a.loss)
+
+    def target(self, problem: Problem) -> dict[str, Tensor]:
+        return self.like.target(problem)
+
+
+@dataclass(frozen=True)
+class IsotropicNull:
+    """Noise of the gradient's own length that knows nothing of it: ĝ = ‖g‖/√d u in every tensor, E ĝ = 0.
+
+    The cosine that chance gives in each layer, and what following pure noise of that length does to training.
+
+    Example:
+        >>> IsotropicNull().biased
+        'a control: E ĝ = 0'
+    """
+
+    losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
+
+    @property
+    def biased(self) -> str:
+        return "a control: E ĝ = 0"
+
+    def randomness(self, problem: Problem) -> Randomness:
+        self.losses.check(problem)
+        return Randomness({f"u.{name}": Leaf(tuple(problem.params[name].shape), Gaussian()) for name in problem.perturbed})
+
+    def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
+        target = self.target(problem)
+        for name in problem.perturbed:
+            length = torch.linalg.vector_norm(target[name]) / target[name].numel() ** 0.5
+            target[name] = length * noise[f"u.{name}"]
+        return Estimate(target)
+
+    def target(self, problem: Problem) -> dict[str, Tensor]:
+        return gradient(self.losses, problem, problem.params)

@@ -1,0 +1,116 @@
+"""Feedback: gradients whose way back is random and fixed, in place of the transposed weights."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.func import grad
+
+from fgvar.estimators.estimator import Estimate
+from fgvar.estimators.guesses import drawn
+from fgvar.estimators.losses import GlobalLoss, Losses, gradient
+from fgvar.estimators.noise import Randomness, Stream
+from fgvar.estimators.spaces import ActivitySpace
+from fgvar.problem import Problem
+
+
+@dataclass(frozen=True)
+class FeedbackAlignment:
+    """Backpropagation through fixed random weights B in place of the transposes: FA, L-FA and LG-FA.
+
+    Every module's own weights get their local gradient from the error that arrives; the error goes on through
+    the module as if its weights were B, biases and norms as they are. Read-outs and heads, which nothing
+    follows, learn exactly, and send their error back through B, too. Deterministic, and biased; the spread over
+    B is a sweep over ``seed``.
+
+    Args:
+        losses: `GlobalLoss` for FA, ``LocalLosses(stop=False)`` for L-FA, `LocalLosses` for LG-FA.
+        seed: of B, drawn as weights are initialised: N(0, min(2/√fan-in, 0.1)²).
+
+    Raises:
+        ValueError: on use, a network that lacks what the losses need.
+
+    Source: Lillicrap et al. 2016; Ren et al. 2023, Table 3.
+
+    Example:
+        >>> FeedbackAlignment(seed=1).seed
+        1
+    """
+
+    losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
+    seed: int = 0
+
+    @property
+    def biased(self) -> str:
+        return "the error returns through random weights"
+
+    def randomness(self, problem: Problem) -> Randomness:
+        self.losses.check(problem)
+        return Randomness({})
+
+    def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:  # noqa: ARG002
+        weights: dict[str, dict[str, Tensor]] = {}
+        for name, value in problem.params.items():
+            back = drawn(problem, name, self.seed) if value.ndim > 1 else value.detach()
+            for path in (name, *(alias for alias, first in problem.network.aliases.items() if first == name)):
+                owner, _, local = path.rpartition(".")
+                if owner:
+                    weights.setdefault(owner, {})[local] = back
+        with problem.network.feedback(weights):
+            return Estimate(gradient(self.losses, problem, problem.params))
+
+    def target(self, problem: Problem) -> dict[str, Tensor]:
+        return gradient(self.losses, problem, problem.params)
+
+
+@dataclass(frozen=True)
+class DirectFeedback:
+    """The output's error ∂L/∂y, sent straight to every site by a fixed random projection: DFA.
+
+    Each site's numbers get (B e) where their unit is active, B ~ N(0, 1/classes), and the layers' own local
+    VJPs make gradients of the weights of it. Heads and read-outs learn exactly. Deterministic, and biased; the
+    spread over B is a sweep over ``seed``.
+
+    Args:
+        space: which sites, and whose ReLUs mask them.
+        seed: of B.
+
+    Raises:
+        ValueError: on use, a network without sites (see `ActivitySpace`).
+
+    Source: Nøkland 2016; Ren et al. 2023, Table 3.
+
+    Example:
+        >>> DirectFeedback(seed=1).seed
+        1
+    """
+
+    space: ActivitySpace = ActivitySpace()  # noqa: RUF009 (frozen)
+    seed: int = 0
+
+    @property
+    def biased(self) -> str:
+        return "the error is projected at random"
+
+    def randomness(self, problem: Problem) -> Randomness:
+        self.space.check(problem)
+        return Randomness({})
+
+    def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:  # noqa: ARG002
+        here = self.space.linearise(problem, GlobalLoss())
+        outputs = problem.run(problem.params)[0].detach()
+        error = grad(lambda y: problem.losses(y).sum())(outputs).flatten(1)
+        classes = error.shape[1]
+        sent = {}
+        for site, value in here.point.items():
+            stream = Stream(self.seed, f"feedback {site}", 0)
+            back = stream.normal((classes, math.prod(value.shape[1:])), value.dtype, value.device)
+            sent[site] = (error @ back / classes**0.5).reshape(value.shape)
+        found = here.backward(here.direction(sent))
+        return Estimate({name: found[name] for name in problem.params})
+
+    def target(self, problem: Problem) -> dict[str, Tensor]:
+        return gradient(GlobalLoss(), problem, problem.params)
+
+
