@@ -17,10 +17,12 @@ from torch.func import vmap
 from fgvar.analysis import jacobians, quadratics
 from fgvar.analysis.credits import SiteCredit, Transpose, Vectors, site_credits, weight_credits
 from fgvar.analysis.layers import Layer, recognise
-from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimator
+from fgvar.estimators.combine import Mean
 from fgvar.estimators.credit import site_plan
+from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimator
+from fgvar.estimators.guesses import Isotropic
 from fgvar.estimators.losses import gradient
-from fgvar.estimators.oracles import Jvp
+from fgvar.estimators.oracles import Jvp, Replay
 from fgvar.estimators.spaces import ActivitySpace, WeightSpace
 from fgvar.problem import Problem
 
@@ -136,8 +138,14 @@ def no_closed_form(estimator: GradientEstimator) -> str | None:
         return None
     if not isinstance(estimator, Estimator) or kind is not Estimator:
         return f"{kind.__name__} is not a composed fgvar.Estimator"
-    if type(estimator.oracle) is not Jvp:
+    if type(estimator.oracle) not in (Jvp, Replay):
         return f"{estimator.oracle!r} is not quadratic in the noise"
+    if type(estimator.guess) is not Isotropic:
+        return f"the guess {estimator.guess!r} shapes the noise"
+    if type(estimator.combine) is not Mean:
+        return f"{estimator.combine!r} is not the mean of the directions' estimates"
+    if not estimator.space.together:
+        return f"{estimator.space!r} perturbs one tensor at a time"
     if getattr(estimator.noise, "kurtosis", None) is None:
         return f"{type(estimator.noise).__name__} noise states no kurtosis of independent coordinates"
     if type(estimator.space) not in (WeightSpace, ActivitySpace):

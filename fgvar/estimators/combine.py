@@ -78,7 +78,9 @@ def _alone(draws: Tensors) -> dict[str, Tensor]:
 class Combine(Protocol):
     """Derivatives along directions → the coefficients with which the directions add up to the estimate."""
 
-    biased: ClassVar[str]  # why E ĝ is not the target under isotropic noise; empty where it is
+    @property
+    def biased(self) -> str:
+        """Why E ĝ is not the target under isotropic noise; empty where it is."""
 
     def __call__(self, terms: Terms, frame: Frame) -> Terms:
         """From and to end → [directions, batch or 1, patches or 1, groups or 1]."""
@@ -152,7 +154,7 @@ class Projection:
             raise ValueError(unknown("scale", self.scale, self.SCALES))
 
     @property
-    def biased(self) -> str:  # type: ignore[override]
+    def biased(self) -> str:
         return "" if self.scale == "mean" else "projections shrink: E ĝ = K/d ∇ for isotropic noise"
 
     def __call__(self, terms: Terms, frame: Frame) -> Terms:
@@ -188,7 +190,7 @@ class Sham:
         Mean()
     """
 
-    combine: Any = Mean()  # noqa: RUF009 (frozen)
+    combine: Any = Mean()
     across: str = "examples"
 
     biased: ClassVar[str] = "a control: E ĝ = 0"

@@ -153,7 +153,9 @@ class IsotropicNull:
 
     def randomness(self, problem: Problem) -> Randomness:
         self.losses.check(problem)
-        return Randomness({f"u.{name}": Leaf(tuple(problem.params[name].shape), Gaussian()) for name in problem.perturbed})
+        return Randomness(
+            {f"u.{name}": Leaf(tuple(problem.params[name].shape), Gaussian()) for name in problem.perturbed}
+        )
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         target = self.target(problem)

@@ -112,5 +112,3 @@ class DirectFeedback:
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return gradient(GlobalLoss(), problem, problem.params)
-
-

@@ -7,22 +7,21 @@ from typing import Any
 from fgvar.errors import unknown
 from fgvar.estimators.combine import Normalised, Projection, Sham
 from fgvar.estimators.controls import FrozenTrunk, IsotropicNull, MatchedNoise, Minibatch
-from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimator
+from fgvar.estimators.estimator import Estimator, ExactGradient
 from fgvar.estimators.feedback import DirectFeedback, FeedbackAlignment
 from fgvar.estimators.guesses import (
     NTK,
-    ActivationSpan,
     EndToEnd,
     Guess,
     Isotropic,
     LocalGradient,
-    TransposedWeights,
 )
 from fgvar.estimators.losses import GlobalLoss, LocalLosses
 from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.estimators.oracles import CentralDifference, ForwardDifference
 from fgvar.estimators.spaces import ActivitySpace, WeightSpace
 from fgvar.estimators.structured import LowRank, Orthogonal, Sparse
+from fgvar.estimators.subspaces import ActivationSpan, TransposedWeights
 
 
 @dataclass(frozen=True)
@@ -51,49 +50,83 @@ class Scheme:
         return reason
 
 
-REN, FOURNIER = "Ren et al. 2023", "Fournier et al. 2023"
-
-
 def _guess(guess: Guess) -> Estimator:
     return Estimator(ActivitySpace(together=False), guess=guess, combine=Normalised())
 
 
-_ALL = (
-    Scheme("BP", "backpropagation", f"{REN}, Table 3", 0.0, lambda: ExactGradient(GlobalLoss(heads=False))),
-    Scheme("L-BP", "backpropagation of all blocks' losses", f"{REN}, Table 3", 0.0, lambda: ExactGradient(LocalLosses(stop=False))),
-    Scheme("LG-BP", "the same, stopped between blocks (local greedy)", f"{REN}, Table 3", 0.0, lambda: ExactGradient(LocalLosses())),
-    Scheme("FA", "feedback alignment", "Lillicrap et al. 2016", 0.0, lambda: FeedbackAlignment()),
-    Scheme("L-FA", "feedback alignment of all blocks' losses", f"{REN}, Table 3", 0.0, lambda: FeedbackAlignment(LocalLosses(stop=False))),
-    Scheme("LG-FA", "the same, stopped between blocks", f"{REN}, Table 3", 0.0, lambda: FeedbackAlignment(LocalLosses())),
-    Scheme("DFA", "direct feedback alignment", "Nøkland 2016", 0.0, lambda: DirectFeedback()),
-    Scheme("FG-W", "weight perturbation", f"{REN}, eq. 2; Baydin et al. 2022", 0.0, lambda: Estimator(WeightSpace())),
-    Scheme("FG-A", "activity perturbation", f"{REN}, eq. 3", 0.0, lambda: Estimator(ActivitySpace())),
-    Scheme("LG-FG-W", "weight perturbation, local greedy losses", f"{REN}, Sec. 4", 0.0, lambda: Estimator(WeightSpace(), losses=LocalLosses())),
-    Scheme("LG-FG-A", "activity perturbation, local greedy losses", f"{REN}, Sec. 4", 0.0, lambda: Estimator(ActivitySpace(), losses=LocalLosses())),
-    Scheme("SPSA", "weight perturbation by two-sided differences, signs", "Spall 1992", 0.0, lambda: Estimator(WeightSpace(), Rademacher(), oracle=CentralDifference())),
-    Scheme("MeZO", "the same with normal noise", "Malladi et al. 2023", 0.0, lambda: Estimator(WeightSpace(), oracle=CentralDifference())),
-    Scheme("EGGROLL", "the same with matrices of rank 1", "EGGROLL 2025", 0.0, lambda: Estimator(WeightSpace(), LowRank(1), oracle=CentralDifference())),
-    Scheme("NP", "node perturbation by one-sided differences", "Dalm et al. 2023", 0.0, lambda: Estimator(ActivitySpace(), oracle=ForwardDifference())),
-    Scheme("sparse-FG-W", "weight perturbation of a tenth of the weights", "sparse masks", 0.0, lambda: Estimator(WeightSpace(), Sparse(0.1))),
-    Scheme("multi-FG-W", "mean over 16 directions", "Flügel et al. 2024", 0.0, lambda: Estimator(WeightSpace(), Gaussian(directions=16))),
-    Scheme("projected-FG-W", "orthogonal projection on 16 directions", "Flügel et al. 2024", 0.0, lambda: Estimator(WeightSpace(), Gaussian(directions=16), combine=Projection())),
-    Scheme("normed-FG-W", "the same with the gradient's expected norm", "Flügel et al. 2024", 0.0, lambda: Estimator(WeightSpace(), Gaussian(directions=16), combine=Projection("norm"))),
-    Scheme("orthogonal-FG-W", "mean over 16 orthogonal directions", "PAPER", 0.0, lambda: Estimator(WeightSpace(), Orthogonal(16))),
-    Scheme("random-guess", "projection on a normal guess", FOURNIER, 0.0, lambda: _guess(Isotropic())),
-    Scheme("local-guess", "projection on the local losses' gradient", FOURNIER, 0.0, lambda: _guess(LocalGradient())),
-    Scheme("NTK-guess", "projection on that through frozen random heads", FOURNIER, 0.0, lambda: _guess(NTK())),
-    Scheme("transposed-guess", "directions Wᵀε of the next layer", "Singhal et al. 2023", 0.0, lambda: Estimator(ActivitySpace(), guess=TransposedWeights())),
-    Scheme("orthogonalised-guess", "the same, W orthogonalised by Newton-Schulz", "Wang et al. 2025", 0.0, lambda: Estimator(ActivitySpace(), guess=TransposedWeights("newton-schulz"))),
-    Scheme("SVD-guess", "the same, by singular value decomposition", "Wang et al. 2025", 0.0, lambda: Estimator(ActivitySpace(), guess=TransposedWeights("svd"))),
-    Scheme("span-guess", "directions from the span of incoming activations", "Singhal et al. 2023", 0.0, lambda: Estimator(WeightSpace(), guess=ActivationSpan())),
-    Scheme("backprop-guess", "projection on the gradient itself: an upper bound", FOURNIER, 0.0, lambda: _guess(EndToEnd())),
-    Scheme("minibatch", "exact gradient of one example of the batch (data variance)", "reference", 0.0, lambda: Minibatch()),
-    Scheme("frozen", "heads and read-outs learn, the trunk does not", "control", 0.0, lambda: FrozenTrunk()),
-    Scheme("sham", "FG-A credited with the next example's derivative", "control", 0.0, lambda: Estimator(ActivitySpace(), combine=Sham())),
-    Scheme("matched-noise", "the gradient plus isotropic noise of FG-A's variance", "control", 0.0, lambda: MatchedNoise(Estimator(ActivitySpace()))),
-    Scheme("isotropic-null", "a random direction of the gradient's length", "control", 0.0, lambda: IsotropicNull()),
-)  # fmt: skip
-SCHEMES = {found.name: found for found in _ALL}
+_MAKE: dict[str, Callable[[], Any]] = {
+    "BP": lambda: ExactGradient(GlobalLoss(heads=False)),
+    "L-BP": lambda: ExactGradient(LocalLosses(stop=False)),
+    "LG-BP": lambda: ExactGradient(LocalLosses()),
+    "FA": lambda: FeedbackAlignment(),
+    "L-FA": lambda: FeedbackAlignment(LocalLosses(stop=False)),
+    "LG-FA": lambda: FeedbackAlignment(LocalLosses()),
+    "DFA": lambda: DirectFeedback(),
+    "FG-W": lambda: Estimator(WeightSpace()),
+    "FG-A": lambda: Estimator(ActivitySpace()),
+    "LG-FG-W": lambda: Estimator(WeightSpace(), losses=LocalLosses()),
+    "LG-FG-A": lambda: Estimator(ActivitySpace(), losses=LocalLosses()),
+    "SPSA": lambda: Estimator(WeightSpace(), Rademacher(), oracle=CentralDifference()),
+    "MeZO": lambda: Estimator(WeightSpace(), oracle=CentralDifference()),
+    "EGGROLL": lambda: Estimator(WeightSpace(), LowRank(1), oracle=CentralDifference()),
+    "NP": lambda: Estimator(ActivitySpace(), oracle=ForwardDifference()),
+    "sparse-FG-W": lambda: Estimator(WeightSpace(), Sparse(0.1)),
+    "multi-FG-W": lambda: Estimator(WeightSpace(), Gaussian(directions=16)),
+    "projected-FG-W": lambda: Estimator(WeightSpace(), Gaussian(directions=16), combine=Projection()),
+    "normed-FG-W": lambda: Estimator(WeightSpace(), Gaussian(directions=16), combine=Projection("norm")),
+    "orthogonal-FG-W": lambda: Estimator(WeightSpace(), Orthogonal(16)),
+    "random-guess": lambda: _guess(Isotropic()),
+    "local-guess": lambda: _guess(LocalGradient()),
+    "NTK-guess": lambda: _guess(NTK()),
+    "transposed-guess": lambda: Estimator(ActivitySpace(), guess=TransposedWeights()),
+    "orthogonalised-guess": lambda: Estimator(ActivitySpace(), guess=TransposedWeights("newton-schulz")),
+    "SVD-guess": lambda: Estimator(ActivitySpace(), guess=TransposedWeights("svd")),
+    "span-guess": lambda: Estimator(WeightSpace(), guess=ActivationSpan()),
+    "backprop-guess": lambda: _guess(EndToEnd()),
+    "minibatch": lambda: Minibatch(),
+    "frozen": lambda: FrozenTrunk(),
+    "sham": lambda: Estimator(ActivitySpace(), combine=Sham()),
+    "matched-noise": lambda: MatchedNoise(Estimator(ActivitySpace())),
+    "isotropic-null": lambda: IsotropicNull(),
+}
+
+_ABOUT = {  # line, source, cost
+    "BP": ("backpropagation", "Ren et al. 2023, Table 3", 2.9),
+    "L-BP": ("backpropagation of all blocks' losses", "Ren et al. 2023, Table 3", 3.0),
+    "LG-BP": ("the same, stopped between blocks (local greedy)", "Ren et al. 2023, Table 3", 2.9),
+    "FA": ("feedback alignment", "Lillicrap et al. 2016", 4.0),
+    "L-FA": ("feedback alignment of all blocks' losses", "Ren et al. 2023, Table 3", 4.0),
+    "LG-FA": ("the same, stopped between blocks", "Ren et al. 2023, Table 3", 4.0),
+    "DFA": ("direct feedback alignment", "Nøkland 2016", 3.5),
+    "FG-W": ("weight perturbation", "Ren et al. 2023, eq. 2; Baydin et al. 2022", 4.1),
+    "FG-A": ("activity perturbation", "Ren et al. 2023, eq. 3", 4.8),
+    "LG-FG-W": ("weight perturbation, local greedy losses", "Ren et al. 2023, Sec. 4", 4.2),
+    "LG-FG-A": ("activity perturbation, local greedy losses", "Ren et al. 2023, Sec. 4", 4.8),
+    "SPSA": ("weight perturbation by two-sided differences, signs", "Spall 1992", 4.1),
+    "MeZO": ("the same with normal noise", "Malladi et al. 2023", 4.1),
+    "EGGROLL": ("the same with matrices of rank 1", "EGGROLL 2025", 4.1),
+    "NP": ("node perturbation by one-sided differences", "Dalm et al. 2023", 4.1),
+    "sparse-FG-W": ("weight perturbation of a tenth of the weights", "common practice", 4.1),
+    "multi-FG-W": ("mean over 16 directions", "Flügel et al. 2024", 31.8),
+    "projected-FG-W": ("orthogonal projection on 16 directions", "Flügel et al. 2024", 31.8),
+    "normed-FG-W": ("the same with the gradient's expected norm", "Flügel et al. 2024", 31.8),
+    "orthogonal-FG-W": ("mean over 16 orthogonal directions", "common practice", 31.8),
+    "random-guess": ("projection on a normal guess", "Fournier et al. 2023", 8.3),
+    "local-guess": ("projection on the local losses' gradient", "Fournier et al. 2023", 10.2),
+    "NTK-guess": ("projection on that through frozen random heads", "Fournier et al. 2023", 10.2),
+    "transposed-guess": ("directions Wᵀε of the next layer", "Singhal et al. 2023", 7.7),
+    "orthogonalised-guess": ("the same, W orthogonalised by Newton-Schulz", "Wang et al. 2025", 27.6),
+    "SVD-guess": ("the same, by singular value decomposition", "Wang et al. 2025", 9.0),
+    "span-guess": ("directions from the span of incoming activations", "Singhal et al. 2023", 6.2),
+    "backprop-guess": ("projection on the gradient itself: an upper bound", "Fournier et al. 2023", 10.1),
+    "minibatch": ("exact gradient of one example of the batch (data variance)", "see data_variance", 3.0),
+    "frozen": ("heads and read-outs learn, the trunk does not", "control", 1.1),
+    "sham": ("FG-A credited with the next example's derivative", "control", 4.8),
+    "matched-noise": ("the gradient plus isotropic noise of FG-A's variance", "control", 12.6),
+    "isotropic-null": ("a random direction of the gradient's length", "control", 3.0),
+}  # fmt: skip
+
+SCHEMES = {name: Scheme(name, *_ABOUT[name], make) for name, make in _MAKE.items()}
 
 
 def schemes() -> tuple[Scheme, ...]:
@@ -103,7 +136,7 @@ def schemes() -> tuple[Scheme, ...]:
         >>> [found.name for found in schemes() if not found.biased][:3]
         ['BP', 'L-BP', 'LG-BP']
     """
-    return _ALL
+    return tuple(SCHEMES.values())
 
 
 def scheme(name: str, *, credit: str | None = None, **words: Any) -> Any:
@@ -140,38 +173,3 @@ def scheme(name: str, *, credit: str | None = None, **words: Any) -> Any:
     if not isinstance(losses, LocalLosses):
         raise ValueError(f"credit={credit!r} chooses among copies of local losses; {name} has none")
     return replace(estimator, losses=replace(losses, credit=credit))
-
-
-GUESSES: dict[str, Estimator] = {
-    "Gaussian": Estimator(noise=Gaussian(shared=False)),
-    "Rademacher": Estimator(noise=Rademacher(shared=False)),
-    "local": Estimator(noise=Gaussian(shared=False), guess=LocalGradient()),
-    "NTK": Estimator(noise=Gaussian(shared=False), guess=NTK()),
-    "transposed": Estimator(noise=Gaussian(shared=False), guess=TransposedWeights()),
-    "span": Estimator(noise=Gaussian(shared=False), guess=ActivationSpan()),
-    "global": Estimator(noise=Gaussian(shared=False), guess=EndToEnd()),
-}
-
-
-def guess_matrix(*, local: bool = True) -> dict[str, GradientEstimator]:
-    """Every guess crossed with every target and space, to hand to `measure`: "space/target/guess".
-
-    The projection (t·g/|g|²)g of each target (global or local loss) on each guess, of every example and every
-    tensor alone, in weight and in activity space: the whole matrix of Fournier et al. 2023, with the guesses of
-    Singhal et al. 2023 beside theirs.
-
-    Args:
-        local: with the targets and guesses that need local heads (see `with_local_heads`).
-
-    Example:
-        >>> sorted(guess_matrix(local=False))[:2]
-        ['activity/global/Gaussian', 'activity/global/Rademacher']
-    """
-    targets = {"global": GlobalLoss()} | ({"local": LocalLosses(patch=False, group=False)} if local else {})
-    guesses = {k: v for k, v in GUESSES.items() if local or not isinstance(v.guess, LocalGradient | NTK)}
-    return {
-        f"{label}/{target}/{guess}": replace(estimator, space=space, losses=losses, combine=Normalised())
-        for label, space in (("weight", WeightSpace(together=False)), ("activity", ActivitySpace(together=False)))
-        for target, losses in targets.items()
-        for guess, estimator in guesses.items()
-    }

@@ -1,7 +1,7 @@
 """Broken words: each is the right one but for one defect that real code of the field has had."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 

@@ -135,7 +135,7 @@ _MUTANTS = (
         "Divided by |v|² with a random guess v: the mean is the gradient divided by d.",
     ),
     Mutant(
-        "sigma-once", Estimator(words.HalfScaled(0.1)), "scale",
+        "sigma-once", Estimator(words.HalfScaled(sigma=0.1)), "scale",
         "Noise is scaled by σ and the estimate divided by σ, not σ²: the mean is σ times the gradient.",
     ),
     Mutant(
