@@ -86,12 +86,21 @@ class Network:
             self._watch, self._cut, self._put, self._values = (), (), {}, {}
 
     def probe(
-        self, tensors: Mapping[str, Tensor], inputs: Tensor, shifts: Mapping[str, Tensor], *, cut: Collection[str]
+        self,
+        tensors: Mapping[str, Tensor],
+        inputs: Tensor,
+        shifts: Mapping[str, Tensor],
+        *,
+        cut: Collection[str] = (),
+        put: Mapping[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, tuple[Any, Any]]]:
-        """Values at the cuts with ``shifts`` added to what modules return; those modules' inputs and outputs."""
+        """Values at the cuts with ``shifts`` added to what modules return; those modules' inputs and outputs.
+
+        What a module itself returns, ahead of its site and of the shift.
+        """
         self._shifts, self._probed = shifts, {}
         try:
-            return self.run(tensors, inputs, cut=cut)[1], self._probed
+            return self.run(tensors, inputs, cut=cut, put=put)[1], self._probed
         finally:
             self._shifts, self._probed = {}, {}
 

@@ -132,10 +132,15 @@ class Problem:
         return self.network.run(tensors, self.inputs, watch=watch, cut=cut, put=put)
 
     def probe(
-        self, params: Mapping[str, Tensor], shifts: Mapping[str, Tensor], *, cut: Collection[str]
+        self,
+        params: Mapping[str, Tensor],
+        shifts: Mapping[str, Tensor],
+        *,
+        cut: Collection[str] = (),
+        put: Mapping[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, tuple[Any, Any]]]:
         """Values at ``cut`` with the outputs of modules shifted; inputs and outputs of those modules."""
-        return self.network.probe({**self.buffers, **params}, self.inputs, shifts, cut=cut)
+        return self.network.probe({**self.buffers, **params}, self.inputs, shifts, cut=cut, put=put)
 
     def losses(self, outputs: Any) -> Tensor:
         """Per-example loss [batch] of outputs of the network or of a local head."""

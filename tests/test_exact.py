@@ -8,6 +8,7 @@ from cases import CASES, randn
 from torch import nn
 
 import fgvar
+from fgvar.estimators.oracles import derived
 from fgvar.testing import covariance, expectation
 from fgvar.testing.exact import require_quadratic
 
@@ -58,6 +59,9 @@ class Clipped:
 
     limit: float
     bias_order = None
+
+    def terms(self, here, direction):
+        return derived(self, here, direction)
 
     def __call__(self, function, point, direction):
         value, derivative = fgvar.Jvp()(function, point, direction)

@@ -21,19 +21,24 @@ class Frame:
         here: the linearised space.
         directions: perturbed tensor → [directions, …].
         draws: how many draws of the noise they are.
+        lines: how many of these draws are not the opposite of another one.
         parts: into how many directions each draw falls, each with some of the tensors.
     """
 
     here: Linearised
     directions: dict[str, Tensor] = field(repr=False)
     draws: int
+    lines: int
     parts: int = 1
 
     @classmethod
-    def of(cls, here: Linearised, draws: dict[str, Tensor], together: bool) -> "Frame":
-        """Draws [draws, …] as directions: as they are, or with one tensor each."""
-        count = len(next(iter(draws.values())))
-        return cls(here, draws, count) if together else cls(here, _alone(draws), count, len(draws))
+    def of(cls, here: Linearised, draws: dict[str, Tensor], *, together: bool, antithetic: bool) -> "Frame":
+        """Draws [draws, …], and with ``antithetic`` their opposites, as directions: whole, or a tensor each."""
+        lines = len(next(iter(draws.values())))
+        if antithetic:
+            draws = {name: torch.cat([u, -u]) for name, u in draws.items()}
+        count = lines * (2 if antithetic else 1)
+        return cls(here, draws, count, lines) if together else cls(here, _alone(draws), count, lines, len(draws))
 
     def norms(self, terms: Terms) -> Terms:
         """|u|² of each direction over the numbers that each term credits, like ``terms``."""
@@ -167,7 +172,7 @@ class Projection:
         if power := self.SCALES[self.scale]:
             numbers = frame.numbers(terms)
             # More directions than numbers span no more than the numbers.
-            found = {end: w * (numbers[end] / frame.draws).clamp_min(1) ** power for end, w in found.items()}
+            found = {end: w * (numbers[end] / frame.lines).clamp_min(1) ** power for end, w in found.items()}
         return found
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
@@ -130,9 +129,7 @@ class Estimator:
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         here = self.space.linearise(problem, self.losses)
         draws = _each(lambda own: self.guess.direction(problem, self.losses, here, own), noise)
-        if self.noise.antithetic:
-            draws = {name: torch.cat([u, -u]) for name, u in draws.items()}
-        frame = Frame.of(here, draws, self.space.together)
+        frame = Frame.of(here, draws, together=self.space.together, antithetic=self.noise.antithetic)
         terms, losses = _each(lambda direction: self.oracle.terms(here, direction), frame.directions)
         credit = _each(here.credit, self.combine(terms, frame))
         credited = {name: (credit[name] * u).sum(0) for name, u in frame.directions.items()}

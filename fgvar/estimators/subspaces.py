@@ -20,11 +20,11 @@ class TransposedWeights:
     """u = Wᵀε through the layers that read an activity next, and the nonlinearity before them: mask ⊙ Wᵀε.
 
     Backpropagation would send exactly such a vector, with the true gradient in ε's place, so u lies in the right
-    subspace; which of it is chance. E ĝ = BBᵀ∇, for u = Bε: biased, by a matrix that can be enumerated. For
-    weights, the local VJPs carry u on to the weights.
+    subspace; which of it is chance. Sites that no layer reads, such as logits, get the noise itself. E ĝ = BBᵀ∇,
+    for u = Bε: biased, by a matrix that can be enumerated. For weights, the local VJPs carry u on to the weights.
 
     Args:
-        orthogonal: "" takes W as it is; "svd" the nearest matrix with orthonormal rows or columns, UVᵀ;
+        orthogonal: "none" takes W as it is; "svd" the nearest matrix with orthonormal rows or columns, UVᵀ;
             "newton-schulz" the same by matrix products alone (five quintic steps, singular values within
             0.3 of 1): less bias and variance.
         rank: with "svd", of how many leading singular directions; None takes all that are not numerically 0.
@@ -39,11 +39,11 @@ class TransposedWeights:
         8
     """
 
-    orthogonal: str = ""
+    orthogonal: str = "none"
     rank: int | None = None
 
     biased: ClassVar[str] = "E ĝ = BBᵀ∇ for directions u = Bε"
-    WAYS: ClassVar[tuple[str, ...]] = ("", "svd", "newton-schulz")
+    WAYS: ClassVar[tuple[str, ...]] = ("none", "svd", "newton-schulz")
 
     def __post_init__(self) -> None:
         if self.orthogonal not in self.WAYS:
@@ -57,7 +57,8 @@ class TransposedWeights:
     def shapes(self, problem: Problem, space: Space, losses: Losses, examples: int) -> Shapes:  # noqa: ARG002
         outputs = {name: (problem.map.visits[name][0].shape or ())[1:] for name in self._layers(problem)}
         heads = {head: (_classes(problem, head),) for head in self._heads(problem, losses).values()}
-        return {f"after.{name}": shape for name, shape in {**outputs, **heads}.items()}
+        last = {site: problem.map.sites[site][1:] for site in self._last(problem, losses)}
+        return {**{f"after.{name}": shape for name, shape in {**outputs, **heads}.items()}, **last}
 
     def direction(self, problem: Problem, losses: Losses, here: Linearised, noise: Tensors) -> dict[str, Tensor]:
         sites, layers = tuple(problem.map.sites), self._layers(problem)
@@ -66,21 +67,34 @@ class TransposedWeights:
         values = problem.run(problem.params, watch=sites)[1]
 
         def following(activities: Tensors) -> Tensor:
-            found = problem.run(params, watch=(*layers, *heads), cut=losses.cuts(problem), put=activities)[1]
-            outputs = {f"after.{name}": found[name] for name in layers}
+            still = next(iter(activities.values())).new_zeros(1)
+            cuts = {*losses.cuts(problem), *heads}
+            ends, called = problem.probe(params, dict.fromkeys(layers, still), cut=cuts, put=activities)
+            outputs = {f"after.{name}": called[name][1] for name in layers}
             for end, head in heads.items():
-                outputs[f"after.{head}"] = problem.logits(params, end, found[end])
-            return torch.stack([(noise[name] * output).sum() for name, output in outputs.items()]).sum()
+                outputs[f"after.{head}"] = problem.logits(params, end, ends[end])
+            return torch.cat([still, *((noise[k] * output).sum()[None] for k, output in outputs.items())]).sum()
 
-        return here.from_sites(grad(following)(values))
+        found = grad(following)(values)
+        for site in self._last(problem, losses):
+            found[site] = noise[site].expand_as(found[site])
+        return here.from_sites(found)
 
     @staticmethod
     def _layers(problem: Problem) -> tuple[str, ...]:
         """Modules that own weights and are called behind a site: each reads some activities."""
         owners = {owner for owners in problem.network.owners.values() for owner in owners}
         first = min(problem.map.visits[site][0].left for site in problem.map.sites)
+        shaped = {name: visits[0].shape is not None for name, visits in problem.map.visits.items()}
         calls = {name: visits[0].entered for name, visits in problem.map.visits.items() if len(visits) == 1}
-        return tuple(name for name, entered in calls.items() if name in owners and entered > first)
+        return tuple(name for name, entered in calls.items() if name in owners and entered > first and shaped[name])
+
+    def _last(self, problem: Problem, losses: Losses) -> tuple[str, ...]:
+        """Sites that no layer reads, such as the logits."""
+        readers = [
+            problem.map.visits[name][0].entered for name in (*self._layers(problem), *self._heads(problem, losses))
+        ]
+        return tuple(s for s in problem.map.sites if problem.map.visits[s][0].left > max(readers, default=-1))
 
     @staticmethod
     def _heads(problem: Problem, losses: Losses) -> dict[str, str]:
@@ -89,7 +103,7 @@ class TransposedWeights:
 
     def _orthogonalised(self, problem: Problem, name: str) -> Tensor:
         weight = problem.params[name]
-        if weight.ndim < 2 or not self.orthogonal:
+        if weight.ndim < 2 or self.orthogonal == "none":
             return weight
         # Behind the rows and columns of a convolution are its positions; before those of a grouped layer, its groups.
         grouped = isinstance(owner(problem, name), nn.modules.conv._ConvNd) or weight.ndim == 2
