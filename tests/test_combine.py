@@ -93,7 +93,7 @@ def test_scales_of_a_projection_are_exact_over_sign_vectors(together: bool) -> N
         (fgvar.Projection(), lambda d: 1 / d),
         (fgvar.Normalised(), lambda d: 1 / d),
         (fgvar.Projection("norm"), lambda d: d**-0.5),
-        (fgvar.Projection("mean"), lambda d: 1),
+        (fgvar.Projection("mean"), lambda _: 1),
     ):
         mean, length = signs(fgvar.Estimator(combine=combine, **words), problem)
         for name, g in target.items():

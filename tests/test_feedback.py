@@ -90,11 +90,8 @@ def test_on_any_network_with_sites(build, name: str) -> None:
             fgvar.scheme(name).randomness(problem)
         return
     estimator = fgvar.scheme(name)
-    found, target, other = (
-        estimate(estimator, problem),
-        estimator.target(problem),
-        estimate(fgvar.scheme(name, seed=1), problem),
-    )
+    found, target = estimate(estimator, problem), estimator.target(problem)
+    other = estimate(fgvar.scheme(name, seed=1), problem)
     for key in problem.network.exact:
         torch.testing.assert_close(found[key], target[key], rtol=0, atol=1e-14)
     assert all(bool(value.isfinite().all()) for value in found.values())
@@ -104,7 +101,7 @@ def test_on_any_network_with_sites(build, name: str) -> None:
     torch.testing.assert_close(estimate(estimator, problem)[first], found[first], rtol=0, atol=0)
     assert estimator.biased
     ds = fgvar.measure({name: estimator}, problem, draws=2).sel(estimator=name)
-    assert float(ds["variance"].sel(layer="total")) == 0
+    assert float(ds["variance"].sel(layer="total")) < 1e-12, "rounding at most"
     assert bool(ds["cosine"].sel(layer="perturbed").notnull().all())
 
 
