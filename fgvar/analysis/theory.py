@@ -17,11 +17,14 @@ from torch.func import vmap
 from fgvar.analysis import jacobians, quadratics
 from fgvar.analysis.credits import SiteCredit, Transpose, Vectors, site_credits, weight_credits
 from fgvar.analysis.layers import Layer, recognise
+from fgvar.analysis.tokens import ActivityRatio, activity_ratio
 from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimator
 from fgvar.estimators.losses import gradient
 from fgvar.estimators.oracles import Jvp
 from fgvar.estimators.spaces import ActivitySpace, WeightSpace, site_plan
 from fgvar.problem import Problem
+
+__all__ = ["ActivityRatio", "activity_ratio", "mean", "no_closed_form", "trace", "variance"]
 
 BUDGET = 1 << 30  # bytes
 
