@@ -152,8 +152,8 @@ def caption(dataset: xr.Dataset) -> str:
         "draws.",
         "Lines: ρ = ‖X‖² ‖∂L/∂Z‖² / ‖G‖² over the fan-in, from inputs, credits and gradient alone "
         "(fgvar.theory.activity_ratio). Points: variance of FG-A over that of FG-W (fgvar.theory.trace). Medians "
-        f"over {dataset.sizes['example']} examples at random weights, lines in bands of all of them. Fan-in: {sizes}; "
-        f"fan-out {get('fan_out', '?')}; data: {get('data', '?')}.",
+        f"over {dataset.sizes['example']} examples at random weights, lines in bands of all of them. Fan-in: {sizes}"
+        f"; fan-out {get('fan_out', '?')}; data: {get('data', '?')}.",
         f"Above 1 perturbing weights is less noisy. In {int(same.sum())} of {same.size} problems ρ < fan-in says "
         f"which scheme has the smaller variance. The median of ρ reaches the fan-in: {'; '.join(crossings)}.",
         "With a loss at each position credits disagree, and ρ grows with their number; pooled, all positions share "

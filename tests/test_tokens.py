@@ -63,7 +63,7 @@ singles = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(problem=singles)
 def test_the_ratio_decides_which_scheme_has_the_smaller_variance(problem: fgvar.Problem) -> None:
     """Both variances follow from it: the exact closed forms are q‖G‖²(ρ or p) + ‖G‖²."""
@@ -92,7 +92,7 @@ class Whole(nn.Module):
         return torch.tanh(z @ self.one.last)[None]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(sizes=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)), seed=st.integers(0, 1000))
 def test_credited_with_the_loss_of_the_whole_batch_examples_are_positions(sizes, seed: int) -> None:
     x, net = randn(3, sizes[2], sizes[0], seed=seed), One(nn.Linear(*sizes[:2]), nn.Tanh(), sizes[1] * sizes[2])
