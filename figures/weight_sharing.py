@@ -118,7 +118,7 @@ def _panel(axes: Axes, data: xr.Dataset, kind: str) -> None:
 def agreement(dataset: xr.Dataset) -> NDArray[np.bool_]:
     """Where both are defined: do ρ and the variances stand on the same side of their crossovers?"""
     ratio, variances = xr.broadcast(dataset["ratio"] / dataset["fan_in"], dataset["variance_ratio"])
-    defined = np.isfinite(ratio) & np.isfinite(variances)
+    defined = ratio.notnull() & variances.notnull()
     same: NDArray[np.bool_] = ((ratio < 1) == (variances < 1)).values[defined.values]
     return same
 

@@ -118,10 +118,10 @@ SEEDS, DRAWS, SIZE, DIRECTIONS = 200, 48, 12, 20
 
 
 def simulate(seed: int, references: References) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Differences for (g·s)s + 0.3 less (g·u)u, where s are the signs of the Gaussian u, means of 20 directions."""
-    u = torch.from_numpy(np.random.default_rng(seed).standard_normal((DRAWS, DIRECTIONS, SIZE)))
+    """Differences for (g·v)v + 0.3 less (g·u)u, means of 20 directions, where v and u are correlated by 0.95."""
+    u, fresh = torch.from_numpy(np.random.default_rng(seed).standard_normal((2, DRAWS, DIRECTIONS, SIZE)))
     measured = []
-    for v, bias in ((u, 0.0), (u.sign(), 0.3)):
+    for v, bias in ((u, 0.0), (0.95 * u + (1 - 0.95**2) ** 0.5 * fresh, 0.3)):
         moments, kept, grams = init(references), [], []
         estimates = ((v @ references.backprop["w"])[..., None] * v).mean(1) + bias
         for rows in estimates.split(BLOCK):
