@@ -43,6 +43,11 @@ VARIABLES: dict[str, tuple[str, str, str]] = {
     "loss": ("batch-mean loss of the output", "loss", "at the measured parameters"),
     "accuracy": ("accuracy on the measured batch", "1", "share of correct classes; classifiers only"),
     "seconds": ("wall time", "s", "of measuring the estimator"),
+    "variance_difference": ("variance, less that of the baseline", "gradient²", "common noise"),
+    "relative_variance_difference": ("relative variance, less that of the baseline", "1", "common noise"),
+    "slope_difference": ("slope, less that of the baseline", "1", "common noise"),
+    "cosine_difference": ("mean cosine, less that of the baseline", "1", "common noise"),
+    "difference_flag": ("why a difference is missing", "", "bits: as of flag, of either estimator"),
     "flag": ("why a number is missing", "", "bits: dead reference, too few draws, no noise, no closed form"),
 }
 
@@ -61,8 +66,8 @@ def describe(dataset: xr.Dataset) -> xr.Dataset:
             "source": source,
             "normalisation": "gradients are of the mean over the batch",
         } | variable.attrs
-    if "flag" in dataset:
-        dataset["flag"].attrs |= {"flag_masks": list(FLAGS.values()), "flag_meanings": " ".join(FLAGS)}
+    for name in {"flag", "difference_flag"} & set(dataset):
+        dataset[name].attrs |= {"flag_masks": list(FLAGS.values()), "flag_meanings": " ".join(FLAGS)}
     return dataset
 
 
@@ -125,7 +130,8 @@ def open_dataset(path: str | os.PathLike[str]) -> xr.Dataset:
 def summary(dataset: xr.Dataset, *, layer: str = "perturbed") -> str:
     """A table a person can read: each estimator's bias z, relative variance and cosines, ± standard errors.
 
-    On the exact route the relative bias ‖E ĝ − target‖/‖target‖ stands in place of the bias z.
+    On the exact route the relative bias ‖E ĝ − target‖/‖target‖ stands in place of the bias z. A paired dataset
+    (``measure(…, paired=True)``) has a second table, of the differences to its baseline.
 
     Args:
         dataset: of `measure`, or of a training run with probes (one table for each step).
@@ -172,7 +178,25 @@ def _table(dataset: xr.Dataset, layer: str, when: str) -> str:
             ),
         ]
         lines.append(str(name).ljust(width) + "".join(cells))
-    return "\n".join(lines)
+    return "\n".join(lines if "baseline" not in dataset.coords else [*lines, *_paired(dataset, how, width)])
+
+
+def _paired(dataset: xr.Dataset, how: str, width: int) -> list[str]:
+    """Lines on how each estimator differs from the baseline."""
+    baseline = dataset["baseline"].item()
+    columns = (("slope", "target"), ("relative_variance", None), *(("cosine", r) for r in REFERENCES))
+    heads = ("slope to target", "relative variance", "cosine to target", "cosine to backprop")
+    lines = [
+        f"less those of {baseline!r}, by common noise: {how}",
+        "estimator".ljust(width) + "".join(f"{head:>22}" for head in heads),
+    ]
+    for name in dataset["estimator"].values:
+        cells = []
+        for variable, reference in columns if name != baseline else ():
+            pair = (dataset[f"{variable}_difference{end}"].sel(estimator=name) for end in ("", "_se"))
+            cells.append(_plus_minus(*((v.sel(reference=reference) if reference else v).item() for v in pair)))
+        lines += [str(name).ljust(width) + "".join(f"{cell:>22}" for cell in cells)] if cells else []
+    return lines
 
 
 def _tested_bias(target: xr.Dataset) -> str:

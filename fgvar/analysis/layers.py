@@ -21,6 +21,7 @@ from fgvar.problem import Problem
 
 PROBES = 4  # directional derivatives for one unknown scale a number: three to spare as a check
 NORM_EPS = (1e-5, 1e-6, 1e-8, 1e-12, 0.0)  # of layer norms that no module declares
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 Layout = Callable[[Tensor], Tensor]
 
 
@@ -103,7 +104,7 @@ def _rounds(problem: Problem, linked: Links) -> Iterator[dict[str, str]]:
 def _probe(problem: Problem, sites: Collection[str], candidates: dict[str, str]) -> dict[str, Layer]:
     still = {name: torch.zeros((), dtype=problem.dtype, device=problem.device) for name in candidates}
     _, seen = problem.probe(problem.params, still, cut=sites)
-    forms = {name: form for name in candidates if (form := _form(problem, name, *seen[name])) is not None}
+    forms = {name: form for name in candidates if (form := linear_form(problem, name, *seen[name]))}
     if not forms:
         return {}
     outputs = {name: seen[name][1] for name in forms}
@@ -238,16 +239,16 @@ def _close(problem: Problem, predicted: Tensor, found: Tensor) -> bool:
     return bool((predicted - found).abs().max() <= tolerance * found.abs().max())
 
 
-def _form(problem: Problem, name: str, x: object, y: Tensor) -> Form | None:
+def linear_form(problem: Problem, name: str, x: object, y: Tensor) -> Form | None:
     """The module as a linear map in its parameters, guessed from its type and shapes."""
-    module = problem.network.modules[name]
+    module = problem.network.skeleton.get_submodule(name)
     own = {key: tuple(p.shape) for key, p in module.named_parameters(recurse=False)}
     if not isinstance(x, Tensor) or len(x) != len(y) or "weight" not in own or not own.keys() <= {"weight", "bias"}:
         return None
     weight = own["weight"]
     if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
         return Form(_patches(module, x), lambda z: z.flatten(2).unflatten(1, (module.groups, -1)).permute(0, 3, 1, 2))
-    if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm | nn.modules.batchnorm._NormBase):
+    if isinstance(module, NORMS):
         return _gain(problem, name, module, x)
     fan_in, fan_out = weight[-1], weight[-2] if len(weight) > 1 else 0
     groups = weight[:-2]

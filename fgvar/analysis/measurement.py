@@ -1,29 +1,26 @@
 """measure: estimators × one problem → a dataset of bias, variance and direction, layer by layer."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from fgvar.analysis import moments as streaming
 from fgvar.analysis.cost import cost
 from fgvar.analysis.dataset import FLAGS, RATIOS, REFERENCES, describe, provenance
-from fgvar.analysis.draws import estimates, ranges
+from fgvar.analysis.drawn import BUDGET, default_chunk, drawn_statistics, require_like
+from fgvar.analysis.draws import ranges
 from fgvar.analysis.exact import check_route, exact_statistics
 from fgvar.analysis.moments import BLOCK, FEATURES, References
-from fgvar.analysis.statistics import ERRORS, cosine_null, statistics
+from fgvar.analysis.paired import DIFFERENCES, Measured, differences
+from fgvar.analysis.statistics import ERRORS, cosine_null
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
-from fgvar.estimators.noise import Randomness
 from fgvar.problem import Problem
-
-BUDGET = 1 << 30  # bytes that one chunk of estimates may take
-LARGEST_CHUNK = 64
 
 
 def measure(
@@ -37,6 +34,7 @@ def measure(
     noise_device: torch.device | str | None = None,
     keep_draws: bool = False,
     route: str = "drawn",
+    paired: bool = False,
 ) -> xr.Dataset:
     """How far estimators are from the true gradient, in mean, in spread and in direction, layer by layer.
 
@@ -57,6 +55,12 @@ def measure(
         keep_draws: keep the per-draw scalars (variables ``draw_*``, dimension ``draw``).
         route: "drawn", or "exact": closed forms (`fgvar.theory`) with errors of 0 and without a draw (``draws``,
             ``seed`` and ``noise_device`` play no part). Cosines of noisy estimates have none: NaN with a flag.
+        paired: add how each estimator differs from the *first* one, the coordinate ``baseline``: variables
+            ``variance_difference``, ``relative_variance_difference``, ``slope_difference`` and
+            ``cosine_difference``, estimator − baseline. Draw i has common noise where the two need leaves of one
+            name, shape and law, and the error of a difference knows it: it is that of the per-draw difference,
+            and 0 for the baseline against itself. All else is as without; memory grows by 23 numbers a draw and
+            layer. ``difference_flag`` says why one is missing.
 
     Returns:
         Variables of `fgvar.analysis.dataset.VARIABLES` over ``estimator``, ``reference`` (target, backprop)
@@ -65,7 +69,8 @@ def measure(
 
     Raises:
         ValueError: fewer than 2 draws, a chunk of another size, no estimator, a problem that an estimator does
-            not fit, an unknown route, or an estimator without a closed form on the exact one.
+            not fit, an unknown route, an estimator without a closed form on the exact one, or a single estimator
+            to be compared.
         NonFiniteError: NaN or infinity in an estimate, naming estimator, layer and draw.
 
     Example:
@@ -78,30 +83,44 @@ def measure(
     """
     check_arguments(estimators, draws, chunk, seed)
     check_route(route, estimators, problem, keep_draws)
+    if paired and len(estimators) < 2:
+        raise ValueError(
+            f"paired=True compares estimators with the first one, and {list(estimators)} is alone; give at least two"
+        )
     backprop, outputs = problem.backprop(), problem.run(problem.params)[0]
     _require_gradient("backprop", problem, backprop)
     layers = (*problem.params, *streaming.GROUPS)
-    rows = []
+    rows: list[xr.Dataset] = []
+    baseline = None
     for name, estimator in estimators.items():
         started = time.perf_counter()
         randomness = estimator.randomness(problem)
         target = estimator.target(problem)
         _require_gradient(f"the target of estimator {name!r}", problem, target)
         references = References.of(target, backprop, problem.perturbed)
-        size = _chunk(problem, randomness, budget) if chunk is None else chunk
+        size = default_chunk(problem, randomness, budget) if chunk is None else chunk
         exact = route == "exact" and randomness.size > 0
         if exact:
-            values = exact_statistics(estimator, problem, references, budget)
+            drawn, values = None, exact_statistics(estimator, problem, references, budget)
         else:
-            values, kept = _drawn(name, estimator, problem, references, randomness, draws, seed, size, noise_device)
+            drawn = drawn_statistics(
+                name, estimator, problem, references, randomness, draws, seed, size, noise_device, paired
+            )
+            values = dict(drawn.values)
         values["data_variance"] = _data_variance(estimator, problem, size)
         flags = _relate(values, references, problem.dtype)
         if exact:
             flags |= (values["variance"][0] > 0).astype(np.int8) * FLAGS["no_closed_form"]
         passes = cost(estimator, problem, randomness)
         row = _labelled(values, layers) | {"flag": (("reference", "layer"), flags), "cost": ((), passes)}
-        if keep_draws:
-            row |= {f"draw_{f}": (("layer", "draw"), kept[:, :, i]) for i, f in enumerate(FEATURES)}
+        if keep_draws and drawn is not None:
+            row |= {f"draw_{f}": (("layer", "draw"), drawn.features[:, :, i]) for i, f in enumerate(FEATURES)}
+        if paired:
+            this = Measured(
+                values, flags, np.array(_sizes(problem)), None if route == "exact" else drawn, _eps(problem.dtype)
+            )
+            baseline = baseline or this
+            row |= _compared(this, baseline)
         row["seconds"] = ((), time.perf_counter() - started)
         rows.append(xr.Dataset(row, coords={"reference": list(REFERENCES), "layer": list(layers)}))
     dataset = xr.concat(rows, xr.IndexVariable("estimator", list(estimators)), join="outer")
@@ -110,77 +129,15 @@ def measure(
     dataset["loss"] = ((), float(problem.losses(outputs).mean()))
     if isinstance(outputs, Tensor) and outputs.ndim == 2 and not problem.targets.is_floating_point():
         dataset["accuracy"] = ((), float((outputs.argmax(1) == problem.targets).double().mean()))
-    drawn = {"draws": draws, "seed": seed} if route == "drawn" else {}
+    if paired:
+        dataset = dataset.assign_coords(baseline=next(iter(estimators)))
     dataset.attrs = {
         "route": route,
-        **drawn,
+        **({"draws": draws, "seed": seed} if route == "drawn" else {}),
         "batch_size": problem.batch_size,
         "estimators": "\n".join(f"{name}: {estimator!r}" for name, estimator in estimators.items()),
     } | provenance(problem.device, problem.dtype)
     return describe(dataset)
-
-
-def _drawn(
-    name: str,
-    estimator: GradientEstimator,
-    problem: Problem,
-    references: References,
-    randomness: Randomness,
-    draws: int,
-    seed: int,
-    chunk: int,
-    noise_device: torch.device | str | None,
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Statistics, and the per-draw features [layers, draws, FEATURES]."""
-    moments, kept = streaming.init(references), []
-    noiseless = randomness.size == 0
-    blocks = (
-        iter([{k: g[None] for k, g in estimator.estimate(problem, {}).gradient.items()}])
-        if noiseless
-        else _blocks(name, estimator, problem, randomness, draws, seed, chunk, noise_device)
-    )
-    for block in blocks:
-        _require_like(f"the estimate of {name!r}", problem, {k: g[0] for k, g in block.items()})
-        try:
-            moments, features = streaming.update(moments, references, block)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"estimator {name!r}, {error}") from None
-        kept.append(features.cpu().numpy())
-    scalars = np.concatenate(kept, axis=1)
-    if noiseless:  # two equal draws have the statistics of a constant, but no noise to test a bias against
-        moments = streaming.merge(moments, moments)
-        scalars = np.repeat(scalars, draws, axis=1)
-    values = statistics(moments, references)
-    if noiseless:
-        values = {k: (v, np.full_like(v, np.nan if k.startswith("bias") else 0.0)) for k, (v, _) in values.items()}
-    return values, scalars
-
-
-def _blocks(
-    name: str,
-    estimator: GradientEstimator,
-    problem: Problem,
-    randomness: Randomness,
-    draws: int,
-    seed: int,
-    chunk: int,
-    noise_device: torch.device | str | None,
-) -> Iterator[dict[str, Tensor]]:
-    """Estimates in blocks of 16 draws (the last may be shorter), whatever the chunk."""
-    with tqdm(total=draws, desc=name, unit="draw", delay=1, leave=False, disable=None) as bar:
-        for window in ranges(0, draws, max(chunk, BLOCK)):
-            pieces = []
-            for numbers in ranges(window.start, window.stop, chunk):
-                noise = randomness.sample(
-                    seed, numbers, dtype=problem.dtype, device=problem.device, noise_device=noise_device
-                )
-                pieces.append(estimates(estimator, problem, noise))
-                bar.update(len(numbers))
-            whole = {
-                k: torch.cat([piece[k] for piece in pieces]) if len(pieces) > 1 else pieces[0][k] for k in pieces[0]
-            }
-            for block in ranges(0, len(window), BLOCK):
-                yield {k: g[block.start : block.stop] for k, g in whole.items()}
 
 
 def _relate(values: dict[str, Any], references: References, dtype: torch.dtype) -> np.ndarray:
@@ -207,6 +164,26 @@ def _relate(values: dict[str, Any], references: References, dtype: torch.dtype) 
         blank = blank[0] if values[name][0].ndim == 1 else blank
         values[name] = tuple(np.where(blank, np.nan, v) for v in values[name])
     return flags
+
+
+def _compared(one: Measured, baseline: Measured) -> dict[str, Any]:
+    """Rows of the differences and their flag."""
+    found = differences(one, baseline)
+    flags = (one.flags | baseline.flags) & (FLAGS["dead"] | FLAGS["no_closed_form"]) | (
+        one.flags & baseline.flags & FLAGS["no_noise"]
+    )
+    for value, error in found.values():
+        flags = flags | np.where(np.isfinite(value) & np.isnan(error), FLAGS["few_draws"], 0).astype(np.int8)
+    row: dict[str, Any] = {"difference_flag": (("reference", "layer"), flags)}
+    for name in DIFFERENCES:
+        value, error = found[name]
+        dims = ("layer",) if value.ndim == 1 else ("reference", "layer")
+        row |= {f"{name}_difference": (dims, value), f"{name}_difference_se": (dims, error)}
+    return row
+
+
+def _eps(dtype: torch.dtype) -> float:
+    return float(torch.finfo(dtype).eps)
 
 
 def _labelled(values: dict[str, Any], layers: tuple[str, ...]) -> dict[str, Any]:
@@ -251,32 +228,13 @@ def _data_variance(estimator: GradientEstimator, problem: Problem, chunk: int) -
     return value, np.zeros_like(value)
 
 
-def _chunk(problem: Problem, randomness: Randomness, budget: int) -> int:
-    """The largest chunk within the budget: per draw, noise and its direction, tangents, gradients in float64."""
-    activities = sum(int(np.prod(v.shape)) for visits in problem.map.visits.values() for v in visits if v.shape)
-    parameters = sum(p.numel() for p in problem.params.values())
-    item = torch.finfo(problem.dtype).bits // 8
-    each = item * (2 * randomness.size + 2 * activities + 3 * parameters) + 16 * parameters
-    fits = min(max(budget // each, 1), LARGEST_CHUNK)
-    return int(fits // BLOCK * BLOCK if fits >= BLOCK else 2 ** int(np.log2(fits)))
-
-
 def _sizes(problem: Problem) -> list[int]:
     sizes = {name: p.numel() for name, p in problem.params.items()}
     return [*sizes.values(), sum(sizes[name] for name in problem.perturbed) or 1, sum(sizes.values())]
 
 
-def _require_like(what: str, problem: Problem, gradient: Mapping[str, Tensor]) -> None:
-    for name, parameter in problem.params.items():
-        got = tuple(gradient[name].shape) if name in gradient else "nothing"
-        if got != tuple(parameter.shape):
-            raise ValueError(
-                f"{what} has {got} for {name!r}, expected {tuple(parameter.shape)}, as in problem.params"
-            )
-
-
 def _require_gradient(what: str, problem: Problem, gradient: Mapping[str, Tensor]) -> None:
-    _require_like(what, problem, gradient)
+    require_like(what, problem, gradient)
     for name, value in gradient.items():
         if not value.is_meta and not bool(value.isfinite().all()):
             raise NonFiniteError(

@@ -98,16 +98,36 @@ class Moments:
     lag: int
 
 
+@dataclass(frozen=True)
+class Block:
+    """Up to `BLOCK` consecutive draws.
+
+    Attributes:
+        gram: Gram matrix of (D₁ … D_m, M, target, backprop), [layers, m + 3, m + 3].
+        projected: random projections of each D [layers, m, BUCKETS].
+        deviation: ΣD of the block, a flat tensor for every parameter.
+    """
+
+    gram: Tensor
+    projected: Tensor
+    deviation: dict[str, Tensor]
+
+
 def init(references: References) -> Moments:
     """Moments of no draw."""
-    layers, device = len(references.layers), references.members.device
+    empty = blank(len(references.layers), references.members.device)
+    return replace(empty, deviation={name: torch.zeros_like(value) for name, value in references.target.items()})
+
+
+def blank(layers: int, device: torch.device) -> Moments:
+    """Moments of no draw that know of no parameter."""
 
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(layers, *shape, dtype=torch.float64, device=device)
 
     return Moments(
         count=0,
-        deviation={name: torch.zeros_like(value) for name, value in references.target.items()},
+        deviation={},
         first=zeros(len(FEATURES)),
         second=zeros(len(FEATURES), len(FEATURES)),
         third=zeros(len(FEATURES)),
@@ -132,6 +152,11 @@ def update(moments: Moments, references: References, gradients: Mapping[str, Ten
     Raises:
         NonFiniteError: naming the layer and the draw within the block.
     """
+    return absorb(moments, block(moments, references, gradients))
+
+
+def block(moments: Moments, references: References, gradients: Mapping[str, Tensor]) -> Block:
+    """The next block of estimates, centred about the mean of the draws before; raises as `update`."""
     m, before = len(next(iter(gradients.values()))), max(moments.count, 1)
     grams, projections, deviation = [], [], {}
     for name, target in references.target.items():
@@ -140,29 +165,44 @@ def update(moments: Moments, references: References, gradients: Mapping[str, Ten
         frame = torch.cat([rows, torch.stack([mean, target, references.backprop[name]])])
         grams.append(frame @ frame.T)
         projections.append(references.projected(name, rows))
-        deviation[name] = moments.deviation[name] + rows.sum(0)
+        deviation[name] = rows.sum(0)
     gram, projected = references.grouped(grams), references.grouped(projections)
     _require_finite(references, gram[:, :m, :m].diagonal(dim1=1, dim2=2), moments.count)
-    features = _features(gram, m)
-    block = replace(
-        init(references),
-        count=m,
-        deviation=deviation,
+    return Block(gram, projected, deviation)
+
+
+def absorb(moments: Moments, one: Block) -> tuple[Moments, Tensor]:
+    """Moments with one more block, and its per-draw features."""
+    features = _features(one.gram, one.projected.shape[1])
+    found = replace(
+        scatter(one.gram, moments.count),
+        count=features.shape[1],
         first=features.sum(1),
         second=features.mT @ features,
         third=features.pow(3).sum(1),
-        projected=projected.sum(1),
-        projected_square=projected.square().sum(1),
+        projected=one.projected.sum(1),
+        projected_square=one.projected.square().sum(1),
     )
+    return _add(moments, found, {k: moments.deviation[k] + v for k, v in one.deviation.items()}), features
+
+
+def scatter(gram: Tensor, before: int) -> Moments:
+    """Of one block after ``before`` draws, all that is about pairs of draws: trace_square, within and weights."""
+    m = drawn_in(gram)
+    found = blank(len(gram), gram.device)
     if m >= 4:
-        block = replace(block, trace_square=m * _trace_square(gram, m), trace_weight=float(m))
-    if moments.count and m >= 2:
+        found = replace(found, trace_square=m * _trace_square(gram, m), trace_weight=float(m))
+    if before and m >= 2:
         spread = _about_mean(gram, m)
         spread = spread - spread.mean(1, keepdim=True)
         # Later blocks are centred better and weigh more: in proportion to the draws before them.
-        weight = moments.count
-        block = replace(block, within=weight * (spread.mT @ spread), dof=weight * (m - 1), lag=m - 1)
-    return _add(moments, block, deviation), features
+        found = replace(found, within=before * (spread.mT @ spread), dof=before * (m - 1), lag=m - 1)
+    return found
+
+
+def drawn_in(gram: Tensor) -> int:
+    """Draws of the block with this Gram matrix."""
+    return int(gram.shape[1]) - 3  # M and the two references
 
 
 def merge(one: Moments, other: Moments) -> Moments:

@@ -7,20 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import special
 from torch import Tensor
 
-from fgvar.analysis.moments import BLOCK, LAG, Moments, References
+from fgvar.analysis.intervals import HALF, MINIMUM, Array, covering, scatter, skewness, variance_of_variance
+from fgvar.analysis.moments import BLOCK, Moments, References
 
-Array = NDArray[np.float64]
-
-# An error is given from MINIMUM draws on, and from RATIO γ² draws on, γ the skewness of the per-draw scalar
-# whose mean the statistic is; below, ± 1.96 errors would cover less than the 95 % that they promise.
-MINIMUM = 2 * BLOCK
 MINIMUM_SQUARED = 16 * BLOCK  # of squared norms of means: sq_bias, snr, efficiency
-RATIO = 16
-HALF = 0.5  # what scatter within blocks knows of, in draws: it is taken about the mean of earlier blocks
 # The variance of a squared norm ‖E ĝ − r‖² has a part that is linear in it and one that is there without it.
 RANK = 20  # effective rank (tr Σ)²/tr Σ² above which the law without the linear part is close to normal
 NEAR, FAR = 1, 8  # linear part over the other: below NEAR there is no bias in sight, above FAR there clearly is
@@ -59,10 +52,7 @@ class Sums:
             squares.append(torch.stack([shift @ shift for shift in shifts]))
             products.append(torch.stack([target @ target, backprop @ backprop, target @ backprop]))
             differences.append(references.projected(name, (target - backprop)[None])[0])
-        weight, dof = max(moments.trace_weight, 1.0), max(moments.dof, 1)
-        trace_square = moments.trace_square / weight
-        lag = LAG.to(trace_square.device)
-        excess = trace_square[:, None, None] * (lag[:, None] * lag) * (moments.lag / dof)
+        trace_square, within = scatter(moments)
         return Sums(
             n=n,
             first=_host(moments.first),
@@ -73,8 +63,8 @@ class Sums:
             projected=_host(moments.projected),
             projected_square=_host(moments.projected_square),
             projected_difference=_host(references.grouped(differences)),
-            trace_square=_host(trace_square) if n >= MINIMUM else np.full(len(trace_square), np.nan),
-            within=_host(moments.within / dof - excess),
+            trace_square=trace_square if n >= MINIMUM else np.full(len(trace_square), np.nan),
+            within=within,
             sizes=_host(references.grouped([t.new_tensor(float(t.numel())) for t in references.target.values()])),
         )
 
@@ -92,11 +82,7 @@ class Sums:
     @property
     def skewness(self) -> Array:
         """Of the per-draw features [layers, F]; 0 where there is no spread but rounding."""
-        mean, raw = self.mean, self.second.diagonal(axis1=1, axis2=2) / self.n
-        spread = raw - mean**2
-        with np.errstate(divide="ignore", invalid="ignore"):
-            skewness: Array = (self.third / self.n - 3 * mean * spread - mean**3) / spread**1.5
-        return np.where(spread > 1e-20 * raw, skewness, 0.0)
+        return skewness(self.mean, self.second.diagonal(axis1=1, axis2=2) / self.n, self.third / self.n)
 
 
 def statistics(moments: Moments, references: References) -> dict[str, tuple[Array, Array]]:
@@ -243,9 +229,7 @@ def _covering(sums: Sums, error: Array, feature: int, *, dof: float = 1.0) -> Ar
 
     ``dof``: the share of the draws that the error's own estimate rests on.
     """
-    square = sums.skewness[:, feature] ** 2
-    enough = sums.n >= np.maximum(MINIMUM, RATIO * square)
-    return np.where(enough, error * (1 + (1.08 * square + 1.71) / (dof * sums.n)), np.nan)
+    return covering(sums.n, sums.skewness[:, feature], error, dof=dof)
 
 
 def _squared(sums: Sums, error: Array, reference: int) -> Array:
@@ -277,8 +261,7 @@ def _bias_variance(sums: Sums, reference: int) -> Array:
 
 
 def _variance_variance(sums: Sums) -> Array:
-    spread = np.maximum(sums.within[:, 0, 0], 0) / sums.n + 2 * sums.trace_square / (sums.n * (sums.n - 1))
-    return np.maximum(spread, 0)
+    return variance_of_variance(sums.n, sums.within[:, 0, 0], sums.trace_square)
 
 
 def _target_product(sums: Sums, reference: int) -> Array:

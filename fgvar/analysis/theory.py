@@ -17,6 +17,7 @@ from torch.func import vmap
 from fgvar.analysis import jacobians, quadratics
 from fgvar.analysis.credits import SiteCredit, Transpose, Vectors, site_credits, weight_credits
 from fgvar.analysis.layers import Layer, recognise
+from fgvar.analysis.tokens import ActivityRatio, activity_ratio
 from fgvar.estimators.combine import Mean
 from fgvar.estimators.credit import site_plan
 from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimator
@@ -25,6 +26,8 @@ from fgvar.estimators.losses import gradient
 from fgvar.estimators.oracles import Jvp, Replay
 from fgvar.estimators.spaces import ActivitySpace, WeightSpace
 from fgvar.problem import Problem
+
+__all__ = ["ActivityRatio", "activity_ratio", "mean", "no_closed_form", "trace", "variance"]
 
 BUDGET = 1 << 30  # bytes
 

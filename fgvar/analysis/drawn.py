@@ -1,0 +1,131 @@
+"""The drawn route: estimates in blocks, whatever the chunk, and what is kept of them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fgvar.analysis import moments as streaming
+from fgvar.analysis.draws import estimates, ranges
+from fgvar.analysis.intervals import Array
+from fgvar.analysis.moments import BLOCK, References
+from fgvar.analysis.statistics import statistics
+from fgvar.errors import NonFiniteError
+from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.noise import Randomness
+from fgvar.problem import Problem
+
+BUDGET = 1 << 30  # bytes that one chunk of estimates may take
+LARGEST_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is known of an estimator's draws.
+
+    Attributes:
+        values: `fgvar.analysis.statistics.statistics`.
+        features: per-draw `FEATURES` [layers, draws, FEATURES].
+        grams: where asked for, the Gram matrix of every `fgvar.analysis.moments.Block`: 23 numbers a draw and
+            layer, whatever the size of the layer.
+    """
+
+    values: dict[str, tuple[Array, Array]]
+    features: Array
+    grams: list[Tensor]
+
+
+def drawn_statistics(
+    name: str,
+    estimator: GradientEstimator,
+    problem: Problem,
+    references: References,
+    randomness: Randomness,
+    draws: int,
+    seed: int,
+    chunk: int,
+    noise_device: torch.device | str | None,
+    keep_grams: bool,
+) -> Drawn:
+    """Statistics of an estimator's draws; of the one estimate of an estimator without randomness, for all draws."""
+    moments, kept, grams = streaming.init(references), [], []
+    noiseless = randomness.size == 0
+    blocks = (
+        iter([{k: g[None] for k, g in estimator.estimate(problem, {}).gradient.items()}])
+        if noiseless
+        else _blocks(name, estimator, problem, randomness, draws, seed, chunk, noise_device)
+    )
+    for block in blocks:
+        require_like(f"the estimate of {name!r}", problem, {k: g[0] for k, g in block.items()})
+        try:
+            one = streaming.block(moments, references, block)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"estimator {name!r}, {error}") from None
+        moments, features = streaming.absorb(moments, one)
+        kept.append(features.cpu().numpy())
+        if keep_grams:
+            grams.append(one.gram)
+    scalars = np.concatenate(kept, axis=1)
+    if noiseless:  # two equal draws have the statistics of a constant, but no noise to test a bias against
+        moments = streaming.merge(moments, moments)
+        scalars = np.repeat(scalars, draws, axis=1)
+        grams = [_repeated(gram, numbers) for gram in grams for numbers in ranges(0, draws, BLOCK)]
+    values = statistics(moments, references)
+    if noiseless:
+        values = {k: (v, np.full_like(v, np.nan if k.startswith("bias") else 0.0)) for k, (v, _) in values.items()}
+    return Drawn(values, scalars, grams)
+
+
+def _repeated(gram: Tensor, numbers: range) -> Tensor:
+    """Of the Gram matrix of (D, 0, target, backprop), that of equal draws of these numbers, about those before."""
+    rows = torch.tensor([*[0] * len(numbers), 0 if numbers.start else 1, 2, 3], device=gram.device)
+    return gram[:, rows][:, :, rows]
+
+
+def _blocks(
+    name: str,
+    estimator: GradientEstimator,
+    problem: Problem,
+    randomness: Randomness,
+    draws: int,
+    seed: int,
+    chunk: int,
+    noise_device: torch.device | str | None,
+) -> Iterator[dict[str, Tensor]]:
+    """Estimates in blocks of 16 draws (the last may be shorter), whatever the chunk."""
+    with tqdm(total=draws, desc=name, unit="draw", delay=1, leave=False, disable=None) as bar:
+        for window in ranges(0, draws, max(chunk, BLOCK)):
+            pieces = []
+            for numbers in ranges(window.start, window.stop, chunk):
+                noise = randomness.sample(
+                    seed, numbers, dtype=problem.dtype, device=problem.device, noise_device=noise_device
+                )
+                pieces.append(estimates(estimator, problem, noise))
+                bar.update(len(numbers))
+            whole = {
+                k: torch.cat([piece[k] for piece in pieces]) if len(pieces) > 1 else pieces[0][k] for k in pieces[0]
+            }
+            for block in ranges(0, len(window), BLOCK):
+                yield {k: g[block.start : block.stop] for k, g in whole.items()}
+
+
+def default_chunk(problem: Problem, randomness: Randomness, budget: int) -> int:
+    """The largest chunk within the budget: per draw, noise and its direction, tangents, gradients in float64."""
+    activities = sum(int(np.prod(v.shape)) for visits in problem.map.visits.values() for v in visits if v.shape)
+    parameters = sum(p.numel() for p in problem.params.values())
+    item = torch.finfo(problem.dtype).bits // 8
+    each = item * (2 * randomness.size + 2 * activities + 3 * parameters) + 16 * parameters
+    fits = min(max(budget // each, 1), LARGEST_CHUNK)
+    return int(fits // BLOCK * BLOCK if fits >= BLOCK else 2 ** int(np.log2(fits)))
+
+
+def require_like(what: str, problem: Problem, gradient: Mapping[str, Tensor]) -> None:
+    for name, parameter in problem.params.items():
+        got = tuple(gradient[name].shape) if name in gradient else "nothing"
+        if got != tuple(parameter.shape):
+            raise ValueError(
+                f"{what} has {got} for {name!r}, expected {tuple(parameter.shape)}, as in problem.params"
+            )

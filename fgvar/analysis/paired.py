@@ -1,0 +1,132 @@
+"""Paired comparison: differences between estimators that were drawn with common noise, with their own errors.
+
+Draw i of two estimators has the same noise wherever their leaves agree in name, shape and law, so their per-draw
+scalars are correlated, and the error of a difference is that of the mean of the scalars' differences. A variance
+is a function of Gram matrices alone, and so is the difference of two, with the same function of the *difference*
+of the Gram matrices: the Gram matrix of the pairs (D, D₀) under ⟨·,·⟩ − ⟨·,·⟩₀. Its tr Σ² is
+tr Σ² + tr Σ₀² − 2‖Cov(ĝ, ĝ₀)‖².
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fgvar.analysis import moments as streaming
+from fgvar.analysis.dataset import FLAGS
+from fgvar.analysis.drawn import Drawn
+from fgvar.analysis.intervals import HALF, Array, covering, scatter, skewness, variance_of_variance
+from fgvar.analysis.moments import FEATURES
+
+# Others have no error here: squared means (sq_bias, snr, efficiency) have laws far from normal where they matter.
+DIFFERENCES = ("variance", "relative_variance", "slope", "cosine")
+SQUARE, ALONG, COSINE = (FEATURES.index(name) for name in ("square", "along_target", "cosine_target"))
+ROUNDING = 100  # differences whose spread is so many units of rounding of what is subtracted have none
+
+Values = dict[str, tuple[Array, Array]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One estimator's numbers, as in the dataset.
+
+    Attributes:
+        values: name → (value, error), NaN where undefined.
+        flags: bits of `fgvar.analysis.dataset.FLAGS` [references, layers].
+        sizes: numbers of each layer.
+        drawn: its draws with their Gram matrices; None for exact values.
+        eps: of the floating-point type in which the estimates were computed.
+    """
+
+    values: Values
+    flags: NDArray[np.int8]
+    sizes: Array
+    drawn: Drawn | None
+    eps: float
+
+
+def differences(one: Measured, baseline: Measured) -> Values:
+    """`DIFFERENCES` of two estimators, one − baseline: name → (value, standard error).
+
+    Values are the differences of the two statistics. Errors are those of `fgvar.analysis.statistics`, for the
+    difference of the per-draw scalars: widened for their skewness, NaN below 32 draws or 16γ². They are 0 where
+    neither estimator has noise, and where no draw differs but by rounding (an estimator against itself).
+    """
+    values = {name: one.values[name][0] - baseline.values[name][0] for name in DIFFERENCES}
+    if one.drawn is None or baseline.drawn is None:
+        return {name: (value, np.where(np.isnan(value), np.nan, 0.0)) for name, value in values.items()}
+    errors = _errors(one.drawn, baseline.drawn, one.eps, one.sizes)
+    still = (one.flags & baseline.flags & FLAGS["no_noise"])[0] > 0
+    return {
+        name: (value, np.where(np.isnan(value), np.nan, np.where(still, 0.0, errors[name])))
+        for name, value in values.items()
+    }
+
+
+def _errors(one: Drawn, baseline: Drawn, eps: float, sizes: Array) -> dict[str, Array]:
+    lengths = [_lengths(drawn.grams[0]) for drawn in (one, baseline)]
+    slopes, cosines = [], []
+    for r in (0, 1):
+        along, cosine = ([drawn.features[:, :, at + r] for drawn in (one, baseline)] for at in (ALONG, COSINE))
+        scaled = [v * _inverse(length[:, r]) for v, length in zip(along, lengths, strict=True)]
+        slopes.append(_mean_error(scaled[0], scaled[1], eps))
+        error = _mean_error(cosine[0], cosine[1], eps)
+        # A single number's cosine is 1 or −1, and one that has not been seen yet has no error.
+        cosines.append(np.where((sizes > 1) | (error == 0), error, np.nan))
+    scales = [np.stack([np.ones_like(v[:, 0]), _inverse(v[:, 0])[:, 0]]) for v in lengths]
+    variance, relative = _variance_errors(one, baseline, scales[0], scales[1], eps)
+    return {
+        "variance": variance,
+        "relative_variance": relative,
+        "slope": np.stack(slopes),
+        "cosine": np.stack(cosines),
+    }
+
+
+def _variance_errors(one: Drawn, baseline: Drawn, scale: Array, baseline_scale: Array, eps: float) -> Array:
+    """Of the difference of two variances, each times its scale [scales, layers]."""
+    squares = [
+        (s[:, :, None] * drawn.features[:, :, SQUARE]).reshape(scale.size, -1)
+        for s, drawn in ((scale, one), (baseline_scale, baseline))
+    ]
+    factors = [torch.from_numpy(s).to(one.grams[0].device)[:, :, None, None] for s in (scale, baseline_scale)]
+    total, before = streaming.blank(scale.size, one.grams[0].device), 0
+    for left, right in zip(one.grams, baseline.grams, strict=True):
+        gram = (factors[0] * left - factors[1] * right).flatten(0, 1)
+        total = streaming.merge(total, streaming.scatter(gram, before))
+        before += streaming.drawn_in(left)
+    trace_square, within = scatter(total)
+    spread = variance_of_variance(before, within[:, 0, 0], trace_square)
+    size = ROUNDING * eps * (squares[0].mean(1) + squares[1].mean(1))
+    difference = squares[0] - squares[1]
+    still = (difference.std(1) <= size) & (trace_square <= size**2)
+    # An estimate of 0 or less is that of a spread which so few draws do not show.
+    error = covering(before, _skewness(difference), np.sqrt(np.where(spread > 0, spread, np.nan)), dof=HALF)
+    return np.where(still, 0.0, error).reshape(scale.shape)
+
+
+def _mean_error(one: Array, baseline: Array, eps: float) -> Array:
+    """Of the mean over draws of a difference [layers, draws]."""
+    difference = one - baseline
+    n, spread = difference.shape[1], difference.std(1, ddof=1)
+    size = np.sqrt(np.square(one).mean(1)) + np.sqrt(np.square(baseline).mean(1))
+    error = covering(n, _skewness(difference), spread / np.sqrt(n))
+    return np.where(spread <= ROUNDING * eps * size, 0.0, error)
+
+
+def _skewness(values: Array) -> Array:
+    centred = values - values.mean(1, keepdims=True)
+    return skewness(centred.mean(1), np.square(centred).mean(1), (centred**3).mean(1))
+
+
+def _lengths(gram: Tensor) -> Array:
+    """‖target‖² and ‖backprop‖² [layers, 2], the last rows of every block's Gram matrix."""
+    lengths: Array = gram.diagonal(dim1=1, dim2=2)[:, -2:].cpu().numpy()
+    return lengths
+
+
+def _inverse(length: Array) -> Array:
+    """[layers, 1]; NaN of 0."""
+    return 1 / np.where(length > 0, length, np.nan)[:, None]
