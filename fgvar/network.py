@@ -1,7 +1,8 @@
 """Network: a module's forward pass, watched, cut and mapped (which loss terms can a tensor reach?)."""
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fgvar.heads import LocalHead, exact_modules
-from fgvar.sites import Site
+from fgvar.heads import LocalHead
+from fgvar.sites import exact_modules, inside, sites_of
 
 OUTPUT = "output"  # the last place where a loss can be read, after all local ends
 AFTER_ALL = 1 << 60
@@ -19,7 +21,10 @@ AFTER_ALL = 1 << 60
 
 @dataclass(frozen=True)
 class Visit:
-    """One call of one module in a forward pass: the ticks at which it began and ended, and its output."""
+    """One call of one module in a forward pass: the ticks at which it began and ended, and its output's shape.
+
+    It ends before its hooks run: a site or a local end that a hook attaches to a module comes after it.
+    """
 
     entered: int
     left: int
@@ -41,7 +46,7 @@ class Network:
         self.costs: dict[str, float] = {}  # what measuring remembers of estimators on this network
         heads = exact_modules(module)
         self.exact = frozenset(
-            name for name, owners in self.owners.items() if all(_inside(owner, heads) for owner in owners)
+            name for name, owners in self.owners.items() if all(inside(owner, heads) for owner in owners)
         )
         self._watch: Collection[str] = ()
         self._cut: Collection[str] = ()
@@ -49,12 +54,14 @@ class Network:
         self._shifts: Mapping[str, Tensor] = {}
         self._probed: dict[str, tuple[Any, Any]] = {}
         self._recording: list[tuple[str, Visit]] | None = None
-        self._entered: list[int] = []
+        self._leaves: dict[str, Tensor] | None = None
+        self._open: list[int] = []
         self._clock = 0
         for name, child in self.modules.items():
             # Bound methods, unlike closures, follow a copied or unpickled network.
             child.register_forward_pre_hook(self._enter)
             child.register_forward_hook(partial(self._leave, name))
+            child.register_forward_hook(self._close, prepend=True)
             # Before all others, those of `with_sites` too: what a module itself returns, ahead of its site.
             child.register_forward_hook(partial(self._probe, name), prepend=True)
 
@@ -89,7 +96,7 @@ class Network:
 
     def map(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, "Map"]:
         """Output and map of one forward pass. Drawing random numbers on the way is a RuntimeError."""
-        self._recording, self._clock, self._entered = [], 0, []
+        self._recording, self._clock, self._open = [], 0, []
         output = None
 
         def forward(dummy: Tensor) -> Tensor:
@@ -103,14 +110,51 @@ class Network:
         finally:
             self._recording = None
 
+    def flow(
+        self,
+        found: "Map",
+        tensors: Mapping[str, Tensor],
+        params: Collection[str],
+        inputs: Tensor,
+        losses: Callable[[Any], Tensor],
+    ) -> dict[str, tuple[str, ...]]:
+        """For each parameter, site and end the ends, and OUTPUT, that it leads to *directly*, past no other end.
+
+        Read off the graph of one backward pass (whatever the values), so that connections around an end count.
+        """
+        taps = {s: shape for s, shape in found.sites.items() if shape and len(found.visits[s]) == 1}
+        like = next(tensors[name] for name in params)
+        with torch.enable_grad():
+            sources = {name: tensors[name].detach().clone().requires_grad_() for name in params}
+            sources |= {
+                s: torch.zeros(shape, dtype=like.dtype, device=like.device, requires_grad=True)
+                for s, shape in taps.items()
+            }
+            moved = {f"{name}.tap" if name in taps else name: value for name, value in sources.items()}
+            self._leaves = {}
+            try:
+                outputs, values = self.run({**tensors, **moved}, inputs, cut=tuple(found.ends))
+                sources |= self._leaves
+            finally:
+                self._leaves = None
+            reads = {**values, OUTPUT: losses(outputs)}
+            reached = {end: connected([value], sources) for end, value in reads.items()}
+        return {name: tuple(end for end in reads if name in reached[end]) for name in sources}
+
     def _call(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
         # Moving to the meta device has untied what was tied.
         tied = {alias: tensors[name] for alias, name in self.aliases.items()}
-        return functional_call(self.skeleton, {**tensors, **tied}, (inputs,), tie_weights=False)
+        with _differentiable_attention():
+            return functional_call(self.skeleton, {**tensors, **tied}, (inputs,), tie_weights=False)
 
     def _enter(self, _module: nn.Module, _inputs: Any) -> None:
         if self._recording is not None:
-            self._entered.append(self._clock)
+            self._open.append(self._clock)
+            self._clock += 1
+
+    def _close(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
+        if self._recording is not None:
+            self._open.append(self._clock)
             self._clock += 1
 
     def _probe(self, name: str, _module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -122,14 +166,19 @@ class Network:
     def _leave(self, name: str, _module: nn.Module, _inputs: Any, output: Any) -> Any:
         if self._recording is not None:
             shape = tuple(output.shape) if isinstance(output, Tensor) else None
-            self._recording.append((name, Visit(self._entered.pop(), self._clock, shape)))
-            self._clock += 1
+            left, entered = self._open.pop(), self._open.pop()
+            self._recording.append((name, Visit(entered, left, shape)))
         if name not in self._watch and name not in self._cut:
             return None
         if name in self._values:
             raise ValueError(twice(name))
         self._values[name] = output
-        return output.detach() if name in self._cut else None
+        if name not in self._cut:
+            return None
+        stopped = output.detach()
+        if self._leaves is not None:
+            self._leaves[name] = stopped.requires_grad_()
+        return stopped
 
 
 class Map:
@@ -137,7 +186,10 @@ class Map:
 
     ``sites`` are the activities that can be perturbed, in the order of their calls, with their whole shapes;
     ``ends`` are the block ends that have a local head (end → head), in that order too; ``batch_size`` is that
-    of the pass.
+    of the pass; ``flow`` is what `Network.flow` says, for a network with ends.
+
+    Raises:
+        ValueError: an end that the pass reaches not once, or whose features carry no batch axis.
     """
 
     def __init__(self, network: Network, recording: list[tuple[str, Visit]], batch_size: int) -> None:
@@ -145,13 +197,23 @@ class Map:
         self.visits: dict[str, list[Visit]] = {}
         for name, visit in recording:
             self.visits.setdefault(name, []).append(visit)
+        self.flow: dict[str, tuple[str, ...]] = {}
         heads = {f"{k}.end": k for k, v in network.modules.items() if isinstance(v, LocalHead)}
         self.ends = {name: heads[name] for name, _ in recording if name in heads}
-        self.sites = {
-            name: self.visits[name][0].shape or ()
-            for name, _ in recording
-            if isinstance(network.modules[name], Site) and name not in heads
-        }
+        sites = set(sites_of(network.skeleton))
+        self.sites = {name: self.visits[name][0].shape or () for name, _ in recording if name in sites}
+        for end, head in heads.items():
+            visits = self.visits.get(end, [])
+            if len(visits) != 1:
+                raise ValueError(
+                    f"the features of local head {head!r} are read {len(visits)} times in one forward pass, expected "
+                    "once; put the head after a module that is called, and only once"
+                )
+            if (visits[0].shape or ())[:1] != (batch_size,):
+                raise ValueError(
+                    f"the features of local head {head!r} have shape {visits[0].shape}, expected the batch axis "
+                    f"({batch_size}) first; put the head after a module that keeps examples along the first axis"
+                )
 
     def reached(self, name: str, cuts: Collection[str]) -> tuple[tuple[str, ...], str | None]:
         """The ends that module ``name`` influences when gradients stop at ``cuts``, and its *own* end.
@@ -174,6 +236,41 @@ class Map:
         first = next(iter(reached))
         return tuple(reached), after if len(visits) == 1 and first == after else None
 
+    def influenced(self, name: str, cuts: Collection[str]) -> set[str]:
+        """The ends, and OUTPUT, that a parameter or site leads to when gradients stop at ``cuts``."""
+        if not self.ends:
+            return {OUTPUT}
+        found: set[str] = set()
+        waiting = list(self.flow[name])
+        while waiting:
+            end = waiting.pop()
+            if end not in found:
+                found.add(end)
+                waiting += () if end in cuts else self.flow.get(end, ())
+        return found
+
+
+@contextmanager
+def _differentiable_attention() -> Iterator[None]:
+    """Attention in plain operations: the fused kernels have no forward-mode derivative."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def connected(outputs: Collection[Tensor], sources: Mapping[str, Tensor]) -> set[str]:
+    """Names of the sources that the outputs' graphs lead to (whatever the values of the derivatives)."""
+    alive = [output for output in outputs if output.requires_grad]
+    if not alive:
+        return set()
+    total = torch.stack([output.sum() for output in alive]).sum()
+    found = torch.autograd.grad(total, list(sources.values()), allow_unused=True, retain_graph=True)
+    return {name for name, gradient in zip(sources, found, strict=True) if gradient is not None}
+
 
 def twice(name: str) -> str:
     return (
@@ -193,7 +290,3 @@ def _owners(module: nn.Module) -> tuple[dict[str, tuple[str, ...]], dict[str, st
         if path != name:
             aliases[path] = name
     return {name: tuple(paths) for name, paths in owners.items()}, aliases
-
-
-def _inside(name: str, modules: Collection[str]) -> bool:
-    return any(name == module or name.startswith(f"{module}.") for module in modules)

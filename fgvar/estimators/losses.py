@@ -60,19 +60,20 @@ def gradient(losses: Losses, problem: Problem, params: Mapping[str, Tensor]) -> 
 Plan = dict[str, tuple[bool, bool]]  # end → do its copies stay apart along patches, along groups?
 
 
-def crediting(losses: Losses, problem: Problem, modules: Sequence[str], *, patches: bool, groups: bool) -> Plan:
-    """The active ends that ``modules`` influence, and along which axes the copies there stay apart.
+def crediting(
+    losses: Losses, problem: Problem, name: str, modules: Sequence[str], *, patches: bool, groups: bool
+) -> Plan:
+    """The active ends that a parameter or site influences, and along which axes the copies there stay apart.
 
-    Copies stay apart only at a lone module's own end, and only along the axes (``patches``, ``groups``) along
-    which the network guarantees that they are independent.
+    ``modules`` are those that own the parameter, or the site itself. Copies stay apart only at a lone module's
+    own end, and only along the axes (``patches``, ``groups``) along which the network guarantees that they are
+    independent.
     """
     cuts = losses.cuts(problem)
-    reached = {name: problem.map.reached(name, cuts) for name in modules}
-    own = reached[modules[0]][1] if len(modules) == 1 else None
+    own = problem.map.reached(modules[0], cuts)[1] if len(modules) == 1 else None
+    influenced = problem.map.influenced(name, cuts)
     return {
-        end: (patches and end == own, groups and end == own)
-        for end in losses.active(problem)
-        if any(end in ends for ends, _ in reached.values())
+        end: (patches and end == own, groups and end == own) for end in losses.active(problem) if end in influenced
     }
 
 

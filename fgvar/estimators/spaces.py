@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fgvar.errors import unknown
 from fgvar.estimators.losses import Losses, Plan, Terms, credit, crediting, gradient
-from fgvar.network import twice
+from fgvar.network import connected, twice
 from fgvar.problem import Problem
 from fgvar.sites import Site
 
@@ -212,35 +212,31 @@ class ActivitySpace:
 
     def _require_coverage(self, problem: Problem) -> None:
         """Every perturbed parameter must reach the loss through the sites, and only so."""
-        weights = {name: problem.params[name].clone().requires_grad_() for name in problem.perturbed}
-        if not weights:
+        weights = {name: value.clone().requires_grad_() for name, value in problem.params.items()}
+        if not problem.perturbed:
             raise ValueError("all parameters belong to heads, which learn exactly: nothing is left to perturb")
         names, ends = self._names(problem), tuple(problem.map.ends)
         outputs, values = problem.run({**problem.params, **weights}, watch=ends, cut=names)
-        through = _connected([values[name] for name in names], weights)
-        past = _connected([problem.losses(outputs), *(values[end] for end in ends)], weights)
-        if uncovered := [name for name in weights if name not in through or name in past]:
+        through = connected([values[name] for name in names], weights)
+        past = connected([problem.losses(outputs), *(values[end] for end in ends)], weights)
+        if early := [name for name in problem.network.exact if name in through]:
+            raise ValueError(
+                f"parameters {sorted(early)} are to learn exactly but lead to perturbed sites, which cut their "
+                "gradient; only modules after the last site can learn exactly (readout=)"
+            )
+        if uncovered := [name for name in problem.perturbed if name not in through or name in past]:
             raise ValueError(
                 f"parameters {uncovered} reach the loss past the sites, so that perturbing activities cannot "
                 "credit them; give the modules that use them a site, with_sites(net, sites=…), or none at all"
             )
 
 
-def _connected(outputs: list[Tensor], weights: dict[str, Tensor]) -> set[str]:
-    """Names of the weights that the outputs' graphs lead to (whatever the values of the derivatives)."""
-    alive = [output for output in outputs if output.requires_grad]
-    if not alive:
-        return set()
-    total = torch.stack([output.sum() for output in alive]).sum()
-    found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
-    return {name for name, gradient in zip(weights, found, strict=True) if gradient is not None}
-
-
 def site_plan(problem: Problem, losses: Losses, name: str) -> Plan:
     """How the numbers of a site are credited."""
     site = problem.network.modules[name]
     assert isinstance(site, Site)
-    return crediting(losses, problem, [name], patches=site.patch_axis is not None, groups=site.group_axis is not None)
+    patches, groups = site.patch_axis is not None, site.group_axis is not None
+    return crediting(losses, problem, name, [name], patches=patches, groups=groups)
 
 
 def along_site(problem: Problem, name: str, c: Tensor) -> Tensor:
@@ -263,7 +259,7 @@ def row_plan(problem: Problem, losses: Losses, name: str) -> Plan:
     """How the entries of a parameter are credited when weights are perturbed."""
     owners = problem.network.owners[name]
     apart = all(losses.group_rows(problem.network.modules.get(owner)) for owner in owners)
-    return crediting(losses, problem, owners, patches=False, groups=apart)
+    return crediting(losses, problem, name, owners, patches=False, groups=apart)
 
 
 def row_credit(terms: Terms, plan: Plan) -> Tensor | None:
