@@ -44,13 +44,13 @@ class BlockEnd(nn.Module):
         require_features(self.after, output)
         if self.ndim not in (None, output.ndim):
             raise ValueError(
-                f"module {self.after!r} returned shape {tuple(output.shape)}, but {self.ndim} axes for the example batch; "
-                "give with_local_heads inputs= like those of the problem"
+                f"module {self.after!r} returned shape {tuple(output.shape)}, but {self.ndim} axes for the example "
+                "batch; give with_local_heads inputs= like those of the problem"
             )
         if channels_of(output.shape) != self.channels:
             raise ValueError(
-                f"module {self.after!r} returned {channels_of(output.shape)} channels (shape "
-                f"{tuple(output.shape)}), its local head was built for {self.channels}; pass with_local_heads an example batch, inputs=x[:1]"
+                f"module {self.after!r} returned {channels_of(output.shape)} channels (shape {tuple(output.shape)}), "
+                f"its local head was built for {self.channels}; pass with_local_heads an example batch, inputs=x[:1]"
             )
         rows = output[:, None] if output.ndim == 2 else output
         rows = output.flatten(2).transpose(1, 2) if output.ndim == 4 else rows
