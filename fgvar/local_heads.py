@@ -119,6 +119,9 @@ def with_local_heads(
     channels = {name: channels_of(shape) if shape else _declared(module, name) for name, shape in shapes.items()}
     _check_groups(channels, groups)
     network = copy.deepcopy(module)
+    for child in network.modules():
+        if getattr(child, "group_rows", False):
+            setattr(child, "group_rows", False)  # noqa: B010 (said of other features than these heads read)
     for name in readout:
         setattr(network.get_submodule(name), "learns_exactly", True)  # noqa: B010 (a flag, not a module)
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))

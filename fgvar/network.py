@@ -21,10 +21,7 @@ AFTER_ALL = 1 << 60
 
 @dataclass(frozen=True)
 class Visit:
-    """One call of one module in a forward pass: the ticks at which it began and ended, and its output's shape.
-
-    It ends before its hooks run: a site or a local end that a hook attaches to a module comes after it.
-    """
+    """One call of one module in a forward pass: the ticks at which it began and ended, and its output."""
 
     entered: int
     left: int
@@ -55,13 +52,12 @@ class Network:
         self._probed: dict[str, tuple[Any, Any]] = {}
         self._recording: list[tuple[str, Visit]] | None = None
         self._leaves: dict[str, Tensor] | None = None
-        self._open: list[int] = []
+        self._entered: list[int] = []
         self._clock = 0
         for name, child in self.modules.items():
             # Bound methods, unlike closures, follow a copied or unpickled network.
             child.register_forward_pre_hook(self._enter)
             child.register_forward_hook(partial(self._leave, name))
-            child.register_forward_hook(self._close, prepend=True)
             # Before all others, those of `with_sites` too: what a module itself returns, ahead of its site.
             child.register_forward_hook(partial(self._probe, name), prepend=True)
 
@@ -96,7 +92,7 @@ class Network:
 
     def map(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, "Map"]:
         """Output and map of one forward pass. Drawing random numbers on the way is a RuntimeError."""
-        self._recording, self._clock, self._open = [], 0, []
+        self._recording, self._clock, self._entered = [], 0, []
         output = None
 
         def forward(dummy: Tensor) -> Tensor:
@@ -149,12 +145,7 @@ class Network:
 
     def _enter(self, _module: nn.Module, _inputs: Any) -> None:
         if self._recording is not None:
-            self._open.append(self._clock)
-            self._clock += 1
-
-    def _close(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
-        if self._recording is not None:
-            self._open.append(self._clock)
+            self._entered.append(self._clock)
             self._clock += 1
 
     def _probe(self, name: str, _module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -166,8 +157,8 @@ class Network:
     def _leave(self, name: str, _module: nn.Module, _inputs: Any, output: Any) -> Any:
         if self._recording is not None:
             shape = tuple(output.shape) if isinstance(output, Tensor) else None
-            left, entered = self._open.pop(), self._open.pop()
-            self._recording.append((name, Visit(entered, left, shape)))
+            self._recording.append((name, Visit(self._entered.pop(), self._clock, shape)))
+            self._clock += 1
         if name not in self._watch and name not in self._cut:
             return None
         if name in self._values:
