@@ -217,8 +217,10 @@ def test_tokens_are_credited_apart_too(sites_first: bool) -> None:
 
 def test_groups_that_are_not_the_heads_are_summed() -> None:
     """A layer's own groups are tokens here."""
-    net = fixed(nn.Sequential(nn.Unflatten(1, (2, 4)), GroupedLinear(2, 4, 4), nn.Flatten(), nn.Linear(8, 3)))
-    ours = fgvar.with_local_heads(net, after=("1",), classes=3, groups=2, inputs=randn(2, 8))
+    net = fixed(
+        nn.Sequential(nn.Unflatten(1, (2, 4)), GroupedLinear(2, 4, 4), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3))
+    )
+    ours = fgvar.with_local_heads(net, after=("2",), classes=3, groups=2, inputs=randn(2, 8))
     problem = fgvar.Problem(ours, "cross_entropy", (randn(2, 8), labels(2, 3)))
     assert_unbiased(fgvar.scheme("LG-FG-W"), problem)
 
