@@ -9,6 +9,7 @@ _NAMES = {
     "Problem": "fgvar.problem",
     "Site": "fgvar.sites",
     "with_sites": "fgvar.sites",
+    "with_local_heads": "fgvar.local_heads",
     # estimators: the words of the sentence, and the field's names
     "scheme": "fgvar.estimators.schemes",
     "schemes": "fgvar.estimators.schemes",

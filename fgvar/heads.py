@@ -27,6 +27,8 @@ class ReadOut(nn.Module):
         torch.Size([2, 3])
     """
 
+    learns_exactly = True
+
     def __init__(self, channels: int, classes: int, *, norm: bool = True) -> None:
         super().__init__()
         self.norm = norm
@@ -56,6 +58,8 @@ class LocalHead(nn.Module):
         torch.Size([2, 3])
     """
 
+    learns_exactly = True
+
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         self.end = Site()
@@ -65,14 +69,6 @@ class LocalHead(nn.Module):
         normed = functional.layer_norm(features, features.shape[-1:], eps=EPS)
         logits: Tensor = self.linear(normed.mean(1).flatten(1))
         return logits
-
-
-LEARNS_EXACTLY = (ReadOut, LocalHead)
-
-
-def exact_modules(module: nn.Module) -> list[str]:
-    """Names of the heads in ``module``: their parameters are never perturbed."""
-    return [name for name, child in module.named_modules() if isinstance(child, LEARNS_EXACTLY)]
 
 
 def initial_std(fan_in: int) -> float:

@@ -1,7 +1,7 @@
 """Network: a module's forward pass, watched, cut and mapped (which loss terms can a tensor reach?)."""
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
-from fgvar.heads import LocalHead, exact_modules
-from fgvar.sites import Site
+from fgvar.heads import LocalHead
+from fgvar.sites import exact_modules, inside, sites_of
 
 OUTPUT = "output"  # the last place where a loss can be read, after all local ends
 AFTER_ALL = 1 << 60
@@ -44,7 +45,7 @@ class Network:
         self.costs: dict[str, float] = {}  # what measuring remembers of estimators on this network
         heads = exact_modules(module)
         self.exact = frozenset(
-            name for name, owners in self.owners.items() if all(_inside(owner, heads) for owner in owners)
+            name for name, owners in self.owners.items() if all(inside(owner, heads) for owner in owners)
         )
         self._watch: Collection[str] = ()
         self._cut: Collection[str] = ()
@@ -55,6 +56,7 @@ class Network:
         self._feedback: Mapping[str, Mapping[str, Tensor]] = {}
         self._fed: dict[str, Any] = {}
         self._recording: list[tuple[str, Visit]] | None = None
+        self._leaves: dict[str, Tensor] | None = None
         self._entered: list[int] = []
         self._clock = 0
         for name, child in self.modules.items():
@@ -120,10 +122,42 @@ class Network:
         finally:
             self._recording = None
 
+    def flow(
+        self,
+        found: "Map",
+        tensors: Mapping[str, Tensor],
+        params: Collection[str],
+        inputs: Tensor,
+        losses: Callable[[Any], Tensor],
+    ) -> dict[str, tuple[str, ...]]:
+        """For each parameter, site and end the ends, and OUTPUT, that it leads to *directly*, past no other end.
+
+        Read off the graph of one backward pass (whatever the values), so that connections around an end count.
+        """
+        taps = {s: shape for s, shape in found.sites.items() if shape and len(found.visits[s]) == 1}
+        like = next(tensors[name] for name in params)
+        with torch.enable_grad():
+            sources = {name: tensors[name].detach().clone().requires_grad_() for name in params}
+            sources |= {
+                s: torch.zeros(shape, dtype=like.dtype, device=like.device, requires_grad=True)
+                for s, shape in taps.items()
+            }
+            moved = {f"{name}.tap" if name in taps else name: value for name, value in sources.items()}
+            self._leaves = {}
+            try:
+                outputs, values = self.run({**tensors, **moved}, inputs, cut=tuple(found.ends))
+                sources |= self._leaves
+            finally:
+                self._leaves = None
+            reads = {**values, OUTPUT: losses(outputs)}
+            reached = {end: connected([value], sources) for end, value in reads.items()}
+        return {name: tuple(end for end in reads if name in reached[end]) for name in sources}
+
     def _call(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
         # Moving to the meta device has untied what was tied.
         tied = {alias: tensors[name] for alias, name in self.aliases.items()}
-        return functional_call(self.skeleton, {**tensors, **tied}, (inputs,), tie_weights=False)
+        with _differentiable_attention():
+            return functional_call(self.skeleton, {**tensors, **tied}, (inputs,), tie_weights=False)
 
     @contextmanager
     def feedback(self, weights: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
@@ -160,13 +194,19 @@ class Network:
         if name in self._feedback:
             back = functional_call(self._plain[name], dict(self._feedback[name]), self._fed.pop(name))
             output = tree_map(lambda x, y: x + (y - y.detach()), output, back)
-        if name in self._put or name in self._cut or name in self._watch:
-            if name in self._values:
-                raise ValueError(twice(name))
-            self._values[name] = output
+        if name not in self._watch and name not in self._cut and name not in self._put:
+            return output
+        if name in self._values:
+            raise ValueError(twice(name))
+        self._values[name] = output
         if name in self._put:
             return self._put[name]
-        return output.detach() if name in self._cut else output
+        if name not in self._cut:
+            return output
+        stopped = output.detach()
+        if self._leaves is not None:
+            self._leaves[name] = stopped.requires_grad_()
+        return stopped
 
 
 class Map:
@@ -174,7 +214,10 @@ class Map:
 
     ``sites`` are the activities that can be perturbed, in the order of their calls, with their whole shapes;
     ``ends`` are the block ends that have a local head (end → head), in that order too; ``batch_size`` is that
-    of the pass.
+    of the pass; ``flow`` is what `Network.flow` says, for a network with ends.
+
+    Raises:
+        ValueError: an end that the pass reaches not once, or whose features carry no batch axis.
     """
 
     def __init__(self, network: Network, recording: list[tuple[str, Visit]], batch_size: int) -> None:
@@ -182,13 +225,23 @@ class Map:
         self.visits: dict[str, list[Visit]] = {}
         for name, visit in recording:
             self.visits.setdefault(name, []).append(visit)
+        self.flow: dict[str, tuple[str, ...]] = {}
         heads = {f"{k}.end": k for k, v in network.modules.items() if isinstance(v, LocalHead)}
         self.ends = {name: heads[name] for name, _ in recording if name in heads}
-        self.sites = {
-            name: self.visits[name][0].shape or ()
-            for name, _ in recording
-            if isinstance(network.modules[name], Site) and name not in heads
-        }
+        sites = set(sites_of(network.skeleton))
+        self.sites = {name: self.visits[name][0].shape or () for name, _ in recording if name in sites}
+        for end, head in heads.items():
+            visits = self.visits.get(end, [])
+            if len(visits) != 1:
+                raise ValueError(
+                    f"the features of local head {head!r} are read {len(visits)} times in one forward pass, expected "
+                    "once; put the head after a module that is called, and only once"
+                )
+            if (visits[0].shape or ())[:1] != (batch_size,):
+                raise ValueError(
+                    f"the features of local head {head!r} have shape {visits[0].shape}, expected the batch axis "
+                    f"({batch_size}) first; put the head after a module that keeps examples along the first axis"
+                )
 
     def reached(self, name: str, cuts: Collection[str]) -> tuple[tuple[str, ...], str | None]:
         """The ends that module ``name`` influences when gradients stop at ``cuts``, and its *own* end.
@@ -211,6 +264,41 @@ class Map:
         first = next(iter(reached))
         return tuple(reached), after if len(visits) == 1 and first == after else None
 
+    def influenced(self, name: str, cuts: Collection[str]) -> set[str]:
+        """The ends, and OUTPUT, that a parameter or site leads to when gradients stop at ``cuts``."""
+        if not self.ends:
+            return {OUTPUT}
+        found: set[str] = set()
+        waiting = list(self.flow[name])
+        while waiting:
+            end = waiting.pop()
+            if end not in found:
+                found.add(end)
+                waiting += () if end in cuts else self.flow.get(end, ())
+        return found
+
+
+@contextmanager
+def _differentiable_attention() -> Iterator[None]:
+    """Attention in plain operations: the fused kernels have no forward-mode derivative."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def connected(outputs: Collection[Tensor], sources: Mapping[str, Tensor]) -> set[str]:
+    """Names of the sources that the outputs' graphs lead to (whatever the values of the derivatives)."""
+    alive = [output for output in outputs if output.requires_grad]
+    if not alive:
+        return set()
+    total = torch.stack([output.sum() for output in alive]).sum()
+    found = torch.autograd.grad(total, list(sources.values()), allow_unused=True, retain_graph=True)
+    return {name for name, gradient in zip(sources, found, strict=True) if gradient is not None}
+
 
 def twice(name: str) -> str:
     return (
@@ -230,10 +318,6 @@ def _owners(module: nn.Module) -> tuple[dict[str, tuple[str, ...]], dict[str, st
         if path != name:
             aliases[path] = name
     return {name: tuple(paths) for name, paths in owners.items()}, aliases
-
-
-def _inside(name: str, modules: Collection[str]) -> bool:
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def _callable_owners(network: Network) -> list[str]:

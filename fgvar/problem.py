@@ -195,6 +195,11 @@ class Problem:
         _require_finite("the loss", {"per example": losses})
         with torch.no_grad():
             _require_independence(losses[0], self.loss_function(first, self.targets[:1])[0])
+        if found.ends:
+            one = self.inputs[:1]
+            found.flow = single.flow = self.network.flow(
+                single, tensors, self.params, one, lambda outputs: self.loss_function(outputs, self.targets[:1])
+            )
         return found, single
 
 

@@ -2,12 +2,15 @@
 
 import copy
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fgvar.errors import unknown
+
+WHOLE = (nn.MultiheadAttention,)  # modules that use their children's parameters without calling the children
 
 
 class Site(nn.Module):
@@ -57,7 +60,9 @@ def with_sites(
     """A copy of ``module`` with a `Site` on the output of every module that owns parameters.
 
     The copy computes the same function and keeps every parameter's name; the site of module ``"1"`` is
-    called ``"1.site"``. Its parameters are copies, too: train the network that you measure.
+    called ``"1.site"``. Its parameters are copies, too: train the network that you measure. Of a module that
+    returns a tuple (attention, recurrent layers) the first tensor is perturbed. Modules that learn exactly
+    (heads, read-outs) get no site, and `torch.nn.MultiheadAttention` gets one as a whole.
 
     Args:
         module: any network.
@@ -65,7 +70,9 @@ def with_sites(
         types: give a site to the modules of these types, instead.
 
     Raises:
-        ValueError: an unknown module name, no module chosen, or a network that has sites already.
+        ValueError: an unknown module name, no module chosen, a module that learns exactly or is never called,
+            or a network that has sites already.
+        TypeError: in the forward pass, a module that returns neither a tensor nor a tuple with one.
 
     Example:
         >>> net = with_sites(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
@@ -76,39 +83,83 @@ def with_sites(
         raise TypeError(f"sites is the text {sites!r}, expected a collection of names: [{sites!r}]")
     if sites is not None and types is not None:
         raise ValueError("with_sites takes sites= or types=, not both")
-    if present := [name for name, child in module.named_modules() if isinstance(child, Site)]:
+    if present := sites_of(module):
         raise ValueError(
             f"{type(module).__name__} has sites already ({present[0]!r}, …); call with_sites on plain networks"
         )
     instrumented = copy.deepcopy(module)
-    modules = dict(instrumented.named_modules())
-    for name in sites or ():
-        if name not in modules:
-            raise ValueError(unknown("module", name, (key for key in modules if key)))
-    for name, child in modules.items():
-        if sites is not None:
-            chosen = name in sites
-        elif types is not None:
-            chosen = isinstance(child, types)
-        else:
-            chosen = next(child.parameters(recurse=False), None) is not None
-        if not chosen:
-            continue
-        child.add_module("site", Site())
-        child.register_forward_hook(_apply_site)
-    if not any(isinstance(child, Site) for child in instrumented.modules()):
+    chosen = _chosen(instrumented, sites, types)
+    if not chosen:
         raise ValueError(
             f"with_sites found no module to follow in {type(module).__name__} "
             f"(sites={sites}, types={types}): name modules with sites=, or pass types="
         )
+    for name, child in chosen.items():
+        # Features are read after the site, in whichever order the two were attached.
+        end = next((other for other in child.children() if getattr(other, "reads_features", False)), None)
+        axes = getattr(end, "axes", {}) if len(child._forward_hooks) == 1 else {}
+        child.add_module("site", Site(**axes))
+        if type(child).forward is not nn.Sequential.forward:  # which calls the site itself: its last child
+            child.register_forward_hook(partial(apply_site, name), prepend=end is not None)
     return instrumented
 
 
-def _apply_site(module: nn.Module, _inputs: Any, output: Any) -> Tensor:
-    if not isinstance(output, Tensor):
+def sites_of(module: nn.Module) -> list[str]:
+    """Names of the sites in ``module`` that can be perturbed: heads have none."""
+    exact = exact_modules(module)
+    return [name for name, child in module.named_modules() if isinstance(child, Site) and not inside(name, exact)]
+
+
+def exact_modules(module: nn.Module) -> list[str]:
+    """Names of the modules in ``module`` that learn exactly: their parameters are never perturbed."""
+    return [name for name, child in module.named_modules() if getattr(child, "learns_exactly", False)]
+
+
+def inside(name: str, modules: Collection[str]) -> bool:
+    """Is ``name`` one of these modules, or within one?"""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _chosen(
+    module: nn.Module, sites: Collection[str] | None, types: tuple[type[nn.Module], ...] | None
+) -> dict[str, nn.Module]:
+    modules, exact = dict(module.named_modules()), exact_modules(module)
+    whole = [name for name, child in modules.items() if isinstance(child, WHOLE)]
+    for name in sites or ():
+        if name not in modules:
+            raise ValueError(unknown("module", name, (key for key in modules if key)))
+        if inside(name, exact):
+            raise ValueError(f"module {name!r} learns exactly and is never perturbed; leave it out of sites=")
+        if name not in whole and inside(name, whole):
+            owner = next(other for other in whole if inside(name, [other]))
+            raise ValueError(
+                f"module {name!r} is never called: {owner!r} ({type(modules[owner]).__name__}) uses its parameters "
+                f"itself; name {owner!r} in sites="
+            )
+    found = {}
+    for name, child in modules.items():
+        if inside(name, exact) or (name not in whole and inside(name, whole)):
+            continue
+        if sites is not None:
+            wanted = name in sites
+        elif types is not None:
+            wanted = isinstance(child, types)
+        else:
+            wanted = next(child.parameters(recurse=False), None) is not None
+        if wanted:
+            found[name] = child
+    return found
+
+
+def apply_site(name: str, module: nn.Module, _inputs: Any, output: Any) -> Any:
+    """The hook of `with_sites`: a module's output, or its first tensor, behind the module's site."""
+    site: Any = module.site
+    if isinstance(output, Tensor):
+        return site(output)
+    where = [index for index, part in enumerate(output) if isinstance(part, Tensor)] if type(output) is tuple else []
+    if not where:
         raise TypeError(
-            f"a site after {type(module).__name__} got {type(output).__name__}, expected one tensor; "
-            "choose other modules with with_sites(sites=…)"
+            f"a site after {name!r} ({type(module).__name__}) got {type(output).__name__}, expected a tensor or a "
+            "tuple with one; choose other modules with with_sites(sites=…)"
         )
-    perturbed: Tensor = module.site(output)  # type: ignore[operator]
-    return perturbed
+    return (*output[: where[0]], site(output[where[0]]), *output[where[0] + 1 :])

@@ -225,8 +225,8 @@ def test_with_sites_on_a_network_without_parameters() -> None:
 
 
 def test_a_site_after_a_module_that_returns_no_tensor() -> None:
-    wrapped = fgvar.with_sites(nn.LSTM(3, 4).double())
-    with pytest.raises(TypeError, match=says("a site after .*LSTM.* got tuple", r"with_sites\(sites=")):
+    wrapped = fgvar.with_sites(nn.Sequential(Wrapped(lambda m, x: {"z": m.layer(x)})), types=(Wrapped,))
+    with pytest.raises(TypeError, match=says(r"a site after '0' \(Wrapped\) got dict", r"with_sites\(sites=")):
         wrapped(X)
 
 

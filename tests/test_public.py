@@ -23,6 +23,7 @@ ORDER = (
     "fgvar.networks.mlp",
     "fgvar.networks",
     "fgvar.network",
+    "fgvar.local_heads",
     "fgvar.problem",
     "fgvar.estimators",
     "fgvar.estimators.noise",

@@ -11,19 +11,20 @@ from fgvar.sites import Site
 Plan = dict[str, tuple[bool, bool]]  # end → do its copies stay apart along patches, along groups?
 
 
-def crediting(losses: Losses, problem: Problem, modules: Sequence[str], *, patches: bool, groups: bool) -> Plan:
-    """The active ends that ``modules`` influence, and along which axes the copies there stay apart.
+def crediting(
+    losses: Losses, problem: Problem, name: str, modules: Sequence[str], *, patches: bool, groups: bool
+) -> Plan:
+    """The active ends that a parameter or site influences, and along which axes the copies there stay apart.
 
-    Copies stay apart only at a lone module's own end, and only along the axes (``patches``, ``groups``) along
-    which the network guarantees that they are independent.
+    ``modules`` are those that own the parameter, or the site itself. Copies stay apart only at a lone module's
+    own end, and only along the axes (``patches``, ``groups``) along which the network guarantees that they are
+    independent.
     """
     cuts = losses.cuts(problem)
-    reached = {name: problem.map.reached(name, cuts) for name in modules}
-    own = reached[modules[0]][1] if len(modules) == 1 else None
+    own = problem.map.reached(modules[0], cuts)[1] if len(modules) == 1 else None
+    influenced = problem.map.influenced(name, cuts)
     return {
-        end: (patches and end == own, groups and end == own)
-        for end in losses.active(problem)
-        if any(end in ends for ends, _ in reached.values())
+        end: (patches and end == own, groups and end == own) for end in losses.active(problem) if end in influenced
     }
 
 
@@ -48,7 +49,8 @@ def site_plan(problem: Problem, losses: Losses, name: str) -> Plan:
     """How the numbers of a site are credited."""
     site = problem.network.modules[name]
     assert isinstance(site, Site)
-    return crediting(losses, problem, [name], patches=site.patch_axis is not None, groups=site.group_axis is not None)
+    patches, groups = site.patch_axis is not None, site.group_axis is not None
+    return crediting(losses, problem, name, [name], patches=patches, groups=groups)
 
 
 def along_site(problem: Problem, name: str, c: Tensor) -> Tensor:
@@ -71,7 +73,7 @@ def row_plan(problem: Problem, losses: Losses, name: str) -> Plan:
     """How the entries of a parameter are credited when weights are perturbed."""
     owners = problem.network.owners[name]
     apart = all(losses.group_rows(problem.network.modules.get(owner)) for owner in owners)
-    return crediting(losses, problem, owners, patches=False, groups=apart)
+    return crediting(losses, problem, name, owners, patches=False, groups=apart)
 
 
 def row_credit(terms: Terms, plan: Plan) -> Tensor | None:

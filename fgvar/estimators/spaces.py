@@ -10,7 +10,7 @@ from torch import Tensor
 from fgvar.errors import unknown
 from fgvar.estimators.credit import along_rows, along_site, credit, row_credit, row_plan, site_plan
 from fgvar.estimators.losses import Losses, Terms, gradient, observe
-from fgvar.network import twice
+from fgvar.network import connected, twice
 from fgvar.problem import Problem
 from fgvar.sites import Site
 
@@ -253,25 +253,20 @@ class ActivitySpace:
 
     def _require_coverage(self, problem: Problem) -> None:
         """Every perturbed parameter must reach the loss through the sites, and only so."""
-        weights = {name: problem.params[name].clone().requires_grad_() for name in problem.perturbed}
-        if not weights:
+        weights = {name: value.clone().requires_grad_() for name, value in problem.params.items()}
+        if not problem.perturbed:
             raise ValueError("all parameters belong to heads, which learn exactly: nothing is left to perturb")
         names, ends = self._names(problem), tuple(problem.map.ends)
         outputs, values = problem.run({**problem.params, **weights}, watch=ends, cut=names)
-        through = _connected([values[name] for name in names], weights)
-        past = _connected([problem.losses(outputs), *(values[end] for end in ends)], weights)
-        if uncovered := [name for name in weights if name not in through or name in past]:
+        through = connected([values[name] for name in names], weights)
+        past = connected([problem.losses(outputs), *(values[end] for end in ends)], weights)
+        if early := [name for name in problem.network.exact if name in through]:
+            raise ValueError(
+                f"parameters {sorted(early)} are to learn exactly but lead to perturbed sites, which cut their "
+                "gradient; only modules after the last site can learn exactly (readout=)"
+            )
+        if uncovered := [name for name in problem.perturbed if name not in through or name in past]:
             raise ValueError(
                 f"parameters {uncovered} reach the loss past the sites, so that perturbing activities cannot "
                 "credit them; give the modules that use them a site, with_sites(net, sites=…), or none at all"
             )
-
-
-def _connected(outputs: list[Tensor], weights: dict[str, Tensor]) -> set[str]:
-    """Names of the weights that the outputs' graphs lead to (whatever the values of the derivatives)."""
-    alive = [output for output in outputs if output.requires_grad]
-    if not alive:
-        return set()
-    total = torch.stack([output.sum() for output in alive]).sum()
-    found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
-    return {name for name, gradient in zip(weights, found, strict=True) if gradient is not None}
