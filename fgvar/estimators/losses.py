@@ -179,7 +179,8 @@ class LocalLosses:
         if not problem.map.ends:
             raise ValueError(
                 "the network has no local heads, so it has no local losses; give it some "
-                "(fgvar.with_local_heads(net, after=…), fgvar.networks.LocalMixer) or use a scheme with the global loss (FG-W, FG-A)"
+                "(fgvar.with_local_heads(net, after=…), fgvar.networks.LocalMixer), or use a scheme with the global "
+                "loss (FG-W, FG-A)"
             )
 
     def cuts(self, problem: Problem) -> tuple[str, ...]:
