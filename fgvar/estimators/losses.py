@@ -141,8 +141,9 @@ class LocalLosses:
     def check(self, problem: Problem) -> None:
         if not problem.map.ends:
             raise ValueError(
-                "the network has no local heads, so it has no local losses; use a network with heads "
-                "(fgvar.networks.LocalMixer) or a scheme with the global loss (FG-W, FG-A)"
+                "the network has no local heads, so it has no local losses; give it some "
+                "(fgvar.with_local_heads(net, after=…), fgvar.networks.LocalMixer), or use a scheme with the global "
+                "loss (FG-W, FG-A)"
             )
 
     def cuts(self, problem: Problem) -> tuple[str, ...]:
