@@ -10,7 +10,8 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from fgvar.errors import NonFiniteError, unknown
-from fgvar.network import Map, Network
+from fgvar.map import Map
+from fgvar.network import Network
 
 Loss = Callable[[Any, Tensor], Tensor]
 

@@ -25,7 +25,7 @@ from torch import nn
 import fgvar
 from fgvar.estimators.spaces import site_plan
 from fgvar.heads import LocalHead
-from fgvar.network import OUTPUT
+from fgvar.map import OUTPUT
 from fgvar.networks.local_mixer import GroupedLinear
 
 BUILDS = [conv, encoder, residual]

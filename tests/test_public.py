@@ -22,6 +22,7 @@ ORDER = (
     "fgvar.networks.local_mixer",
     "fgvar.networks.mlp",
     "fgvar.networks",
+    "fgvar.map",
     "fgvar.network",
     "fgvar.local_heads",
     "fgvar.problem",

@@ -12,7 +12,7 @@ from torch.func import functional_call, jvp
 
 import fgvar
 from fgvar.heads import LocalHead
-from fgvar.network import OUTPUT
+from fgvar.map import OUTPUT
 from fgvar.testing import expectation
 
 

@@ -76,6 +76,9 @@ def drawn_statistics(
     values = statistics(moments, references)
     if noiseless:
         values = {k: (v, np.full_like(v, np.nan if k.startswith("bias") else 0.0)) for k, (v, _) in values.items()}
+        # Exactly none, where the mean of squares less the square of the mean leaves rounding.
+        none = np.zeros_like(values["variance"][0])
+        values |= {"variance": (none, none), "snr": (np.full_like(none, np.nan), none)}
     return Drawn(values, scalars, grams)
 
 

@@ -12,7 +12,7 @@ from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses, observe
 from fgvar.estimators.noise import Stream
 from fgvar.estimators.spaces import Linearised, Space, Tensors
 from fgvar.heads import initial_std
-from fgvar.network import OUTPUT
+from fgvar.map import OUTPUT
 from fgvar.problem import Problem
 
 Shapes = dict[str, tuple[int, ...]]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import grad
 
 from fgvar.errors import unknown
-from fgvar.network import OUTPUT
+from fgvar.map import OUTPUT
 from fgvar.problem import Problem
 
 Terms = dict[str, Tensor]  # end → directional derivative of each loss copy [batch, patches or 1, groups or 1]

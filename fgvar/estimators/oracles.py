@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fgvar.estimators.losses import Terms
 from fgvar.estimators.spaces import Linearised, Tensors
-from fgvar.network import OUTPUT
+from fgvar.map import OUTPUT
 
 Function = Callable[[Tensors], dict[str, Tensor]]
 Pair = tuple[dict[str, Tensor], dict[str, Tensor]]

@@ -11,7 +11,7 @@ from fgvar.errors import unknown
 from fgvar.estimators.guesses import Shapes, owner
 from fgvar.estimators.losses import Losses
 from fgvar.estimators.spaces import ActivitySpace, Linearised, Space, Tensors
-from fgvar.network import OUTPUT
+from fgvar.map import OUTPUT
 from fgvar.problem import Problem
 
 
