@@ -11,8 +11,9 @@ figures: .venv/studies  ## redraw every figure from its stored dataset, beside i
 	$(PY) -m figures.calibration figures/data/calibration.nc
 	$(PY) -m figures.weight_sharing figures/data/weight_sharing.nc
 
+test: export OMP_NUM_THREADS = 1  # the tests' tensors are small: two processes use two cores, two threads do not
 test: .venv/dev  ## the whole test suite
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses 2 --dist worksteal
 
 lint: .venv/dev
 	$(PY) -m ruff check .

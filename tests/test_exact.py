@@ -42,7 +42,7 @@ def test_polarisation_equals_the_enumerated_law(space, shared, noise, method, di
 
 @pytest.mark.parametrize(("noise", "excess"), list(zip(NOISES, [1, -1], strict=True)))
 def test_one_loss_over_d_numbers(noise, excess) -> None:
-    """PAPER's closed form: relative total variance d + 1 (Gaussian), d - 1 (Rademacher)."""
+    """The closed form: relative total variance d + 1 (Gaussian), d - 1 (Rademacher)."""
     problem = tiny()
     square = sum(float(g.square().sum()) for g in problem.backprop().values())
     total = sum(float(c.trace()) for c in covariance(fgvar.scheme("FG-W", noise=noise()), problem).values())

@@ -13,7 +13,7 @@ import fgvar
 from fgvar.networks import MLP, LocalMixer
 
 MNIST, CIFAR, IMAGENET = (1, 28, 28), (3, 32, 32), (3, 224, 224)
-# Ren et al. 2023, Table 2 (PAPER.md): images, classes, parameters; the last row is the paper's 17.3M.
+# Ren et al. 2023, Table 2 : images, classes, parameters; the last row is the paper's 17.3M.
 TABLE_2 = [
     ("S/1/1", {}, MNIST, 10, 271_892),
     ("M/1/16", {}, MNIST, 10, 429_076),
@@ -181,7 +181,7 @@ def test_building_neither_moves_nor_reads_the_global_generator(build) -> None:
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), same.parameters(), strict=True))
 
 
-# ---- LocalMixer's forward pass, written out from PAPER.md --------------------------------------------------
+# ---- LocalMixer's forward pass, written out from the paper ----------------------------------------------
 
 
 def norm(values: Tensor) -> Tensor:

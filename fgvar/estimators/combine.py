@@ -73,11 +73,12 @@ class Frame:
 
 def _alone(draws: Tensors) -> dict[str, Tensor]:
     """Every draw [draws, …] as one direction a tensor, the others at rest: [draws · tensors, …]."""
-    eye = torch.eye(len(draws))
-    return {
-        name: (u[:, None] * eye[index].to(u).reshape(-1, *[1] * (u.ndim - 1))).flatten(0, 1)
-        for index, (name, u) in enumerate(draws.items())
-    }
+
+    def placed(index: int, u: Tensor) -> Tensor:
+        others = [torch.zeros_like(u) for _ in range(len(draws) - 1)]
+        return torch.stack([*others[:index], u, *others[index:]], 1).flatten(0, 1)
+
+    return {name: placed(index, u) for index, (name, u) in enumerate(draws.items())}
 
 
 class Combine(Protocol):

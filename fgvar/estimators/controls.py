@@ -60,7 +60,7 @@ class Minibatch:
     Raises:
         ValueError: a size below 1.
 
-    Source: PAPER: noise variance and data variance (Ren et al. 2023, Table 1, V).
+    Source: Ren et al. 2023, Table 1 (V).
 
     Example:
         >>> Minibatch(8).size

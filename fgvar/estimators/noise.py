@@ -44,7 +44,7 @@ class Noise(Law, Protocol):
 class Gaussian:
     """Independent standard normal coordinates: E u = 0, E uuᵀ = I, E u⁴ = 3.
 
-    For one scalar loss over d perturbed numbers, tr Cov(ĝ) = (d + 1)‖∇‖² (PAPER: Ren et al. 2023, Table 1).
+    For one scalar loss over d perturbed numbers, tr Cov(ĝ) = (d + 1)‖∇‖² (Ren et al. 2023, Table 1).
 
     Args:
         shared: one draw for the whole batch; None takes the custom of the space.
