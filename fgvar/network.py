@@ -143,8 +143,11 @@ class Network:
     def _call(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
         # Moving to the meta device has untied what was tied.
         tied = {alias: tensors[name] for alias, name in self.aliases.items()}
+        whole = {**tensors, **tied}
+        if torch.compiler.is_compiling():  # which cannot trace the switches, and takes kernels apart itself
+            return functional_call(self.skeleton, whole, (inputs,), tie_weights=False)
         with _differentiable_attention():
-            return functional_call(self.skeleton, {**tensors, **tied}, (inputs,), tie_weights=False)
+            return functional_call(self.skeleton, whole, (inputs,), tie_weights=False)
 
     @contextmanager
     def feedback(self, weights: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:

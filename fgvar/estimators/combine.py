@@ -1,5 +1,7 @@
 """Combine: how the derivatives along several directions become one estimate."""
 
+from __future__ import annotations  # else those of inner functions are evaluated, which breaks compiled graphs
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol

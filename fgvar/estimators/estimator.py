@@ -1,5 +1,7 @@
 """The protocol of every gradient estimator, and the composed one: ĝ = pullback(oracle(losses, u) · u)."""
 
+from __future__ import annotations  # else those of inner functions are evaluated, which breaks compiled graphs
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable

@@ -1,5 +1,7 @@
 """Spaces: what is perturbed, and how credit becomes a gradient of the weights."""
 
+from __future__ import annotations  # else those of inner functions are evaluated, which breaks compiled graphs
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, cast
