@@ -63,7 +63,7 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
     networks, dtypes = style.names(dataset, "network"), style.names(dataset, "dtype")
     networks = networks if columns == 2 else networks[:1]
     with style.context(venue):
-        figure = Figure((style.width(venue, columns), 0.75 + 1.45 * (len(dtypes) + 1)), layout="constrained")
+        figure = Figure((style.width(venue, columns), 0.7 + 1.3 * (len(dtypes) + 1)), layout="constrained")
         grid = figure.subplots(len(dtypes) + 1, len(networks), sharex=True, sharey=True, squeeze=False)
         for column, network in zip(grid.T, networks, strict=True):
             data = dataset.sel(network=network)
