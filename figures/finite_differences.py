@@ -120,7 +120,7 @@ def _axes(axes: Axes, steps: Any) -> None:
 def resolved(its: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
     """Relative bias and its error, where the squared bias is more than `SURE` errors above 0; NaN elsewhere."""
     sure = its["sq_bias"] > SURE * its["sq_bias_se"]
-    bias = np.sqrt(its["sq_bias"].where(sure))
+    bias = its["sq_bias"].where(sure) ** 0.5
     return bias, its["sq_bias_se"] / (2 * bias)
 
 

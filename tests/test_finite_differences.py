@@ -83,7 +83,7 @@ def test_cancellation_grows_as_the_step_shrinks(stored: xr.Dataset, oracle: str)
 
 def test_forward_differences_share_the_bias_of_central_ones(stored: xr.Dataset) -> None:
     """Their first-order error averages out under symmetric noise, where draws resolve it."""
-    its = stored.sel(network="tanh", dtype="float64", space="activities", step=[0.1, 1.0])
+    its = stored.sel(network="tanh", dtype="float64", space="activities").isel(step=[-2, -1])
     forward, central = (figure.resolved(its.sel(oracle=name)) for name in ("forward", "central"))
     assert (abs(forward[0] / central[0] - 1) < 0.25).all()
 
@@ -111,7 +111,7 @@ def test_what_is_drawn(stored: xr.Dataset, venue: style.Venue, columns: style.Co
     assert drawn.get_figwidth() == style.width(venue, columns)
     (line,) = [line for line in drawn.axes[0].lines if line.get_marker() == "o" and line.get_color() == "#D55E00"]
     expected = stored["distance"].sel(network="tanh", dtype="float32", space="activities", oracle="central")
-    np.testing.assert_allclose(line.get_ydata(), expected)
+    np.testing.assert_allclose(line.get_ydata(orig=False), expected)
 
 
 def test_the_caption_says_how_numbers_came(stored: xr.Dataset) -> None:
