@@ -4,7 +4,7 @@ Question   Which scheme of `fgvar.schemes()` points most along the end-to-end gr
            what does a better guess buy (the guess matrix of Fournier et al. 2023: guess × target × space)?
 Claim      Of unbiased perturbation schemes, local greedy losses with activity perturbation come closest to
            their target. Guesses that know the network (all biased) come closer to backprop than isotropic noise
-           does; projecting every tensor and example alone, which costs twice as much, is a gain by itself.
+           does; projecting every tensor and example alone, which costs less than twice as much, is a gain by itself.
 Shown      Drawn values with standard errors, given one batch, after a few steps of backprop (the weights are not
            random any more, the heads not 0). Schemes without noise are evaluated once.
 Cost       About three minutes on one core; --smoke: a few seconds.
