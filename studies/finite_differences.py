@@ -4,8 +4,8 @@ Question   Schemes without forward-mode differentiation (SPSA, MeZO, node pertur
            their estimate from that of the exact directional derivative, for the same noise?
 Claim      On a smooth network the distance grows like step (forward) and step² (central), the bias of both like
            step²; below, cancellation grows like eps/step. So float32 leaves a narrow window around eps^(1/2)
-           (forward) or eps^(1/3) (central), kinks (ReLU) take the higher order away, and layer norms over few
-           channels narrow the window further, so that the usual step of 1e-3 is too long for them.
+           (forward) or eps^(1/3) (central), kinks (ReLU) take the higher order away, and a LocalMixer of few channels
+           a group (kinks and narrow layer norms) narrows the window further: the usual step of 1e-3 is too long.
 Shown      Drawn values with standard errors, of paired draws: every step sees the noise of the exact derivative.
 Cost       About four minutes on one core; --smoke: a few seconds.
 Run        python studies/finite_differences.py            writes results/finite_differences.nc, .pdf and .png

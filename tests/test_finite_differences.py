@@ -88,7 +88,7 @@ def test_forward_differences_share_the_bias_of_central_ones(stored: xr.Dataset) 
     assert (abs(forward[0] / central[0] - 1) < 0.25).all()
 
 
-def test_narrow_layer_norms_need_shorter_steps(stored: xr.Dataset) -> None:
+def test_a_narrow_local_mixer_needs_shorter_steps(stored: xr.Dataset) -> None:
     """At the usual step of 1e-3, a LocalMixer of 4 channels a group is far off, an MLP with tanh is not."""
     its = stored["distance"].sel(dtype="float64", space="weights", oracle="central").sel(step=1e-3, method="nearest")
     assert its.sel(network="mixer") > 0.3
