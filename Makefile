@@ -10,8 +10,11 @@ figures: .venv/studies  ## redraw every figure from its stored dataset, beside i
 	$(PY) -m figures.quickstart figures/data/quickstart.nc
 	$(PY) -m figures.calibration figures/data/calibration.nc
 	$(PY) -m figures.weight_sharing figures/data/weight_sharing.nc
+	$(PY) -m figures.finite_differences figures/data/finite_differences.nc
+	$(PY) -m figures.all_schemes figures/data/all_schemes.nc
 
-test: export OMP_NUM_THREADS = 1  # the tests' tensors are small: two processes use two cores, two threads do not
+# The tests' tensors are small: two processes use two cores, two threads do not.
+test: export OMP_NUM_THREADS = 1
 test: .venv/dev  ## the whole test suite
 	$(PY) -m pytest --numprocesses 2 --dist worksteal
 

@@ -112,10 +112,11 @@ def test_import_is_lazy() -> None:
     ]
 
 
-def test_help_of_a_study_needs_no_torch() -> None:
+@pytest.mark.parametrize("study", sorted(path.name for path in (ROOT / "studies").glob("*.py")))
+def test_help_of_a_study_needs_no_torch(study: str) -> None:
     code = (
-        "import sys, runpy; sys.argv = ['quickstart.py', '--help']\n"
-        "try: runpy.run_path('studies/quickstart.py', run_name='__main__')\n"
+        f"import sys, runpy; sys.argv = ['{study}', '--help']\n"
+        f"try: runpy.run_path('studies/{study}', run_name='__main__')\n"
         "except SystemExit: print('torch' in sys.modules)"
     )
     assert run(code).split()[-1] == "False"

@@ -1,0 +1,172 @@
+"""The figure of all schemes, ranked by their cosine to backprop; and that of the guess matrix.
+
+Run   python -m figures.all_schemes results/all_schemes.nc [--venue iclr] [--columns 2] [--out FOLDER_OR_STEM]
+writes <stem>.pdf, .png and .txt (the caption), and <stem>_guesses.* (`figures.guesses`).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+import xarray as xr
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from figures import guesses, style
+
+LAYER = "perturbed"  # all parameters that a scheme estimates
+NEEDED = {
+    **dict.fromkeys(("cosine", "cosine_se", "efficiency", "efficiency_se"), ("estimator", "reference", "layer")),
+    **dict.fromkeys(("relative_variance", "relative_variance_se"), ("estimator", "layer")),
+    **dict.fromkeys(("cost", "kind", "family", "biased"), ("estimator",)),
+    "cosine_null": ("layer",),
+}
+SOURCE = "studies/all_schemes.py"
+# Families are no schemes: Okabe & Ito's colours, with markers of their own.
+FAMILIES = {
+    "exact": ("#000000", "o"),
+    "weights": ("#0072B2", "s"),
+    "activities": ("#D55E00", "^"),
+    "guess": ("#009E73", "D"),
+    "feedback": ("#CC79A7", "v"),
+    "control": ("#7f7f7f", "h"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Draw the figures of all schemes and of the guess matrix from their dataset."""
+
+    dataset: tyro.conf.Positional[Path]
+    """The netCDF file that studies/all_schemes.py wrote."""
+    venue: style.Venue = "iclr"
+    """Whose text width and font sizes to keep to."""
+    columns: style.Columns = 2
+    """2: the whole text width; 1: one column, or half of the text width."""
+    out: Path | None = None
+    """An existing folder, or path and name without a suffix. Default: beside the dataset, by its name."""
+
+
+def main(config: Config) -> None:
+    """Write both figures with their captions, and print the paths."""
+    dataset, stem = style.read(config.dataset), config.dataset.with_suffix("")
+    if config.out is not None:
+        stem = config.out / stem.name if config.out.is_dir() else config.out
+    size: dict[str, Any] = {"venue": config.venue, "columns": config.columns}
+    paths = style.save(draw(dataset, **size), stem, caption(dataset))
+    paths += style.save(guesses.draw(dataset, **size), f"{stem}_guesses", guesses.caption(dataset))
+    print(*paths, sep="\n")
+
+
+def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
+    """A row for each scheme: cosine to backprop, relative variance and progress a cost; in one column the cosine.
+
+    Raises:
+        ValueError: not a dataset of all schemes, an unknown venue or number of columns, a family without a look.
+    """
+    data = ranked(dataset)
+    unknown = set(style.names(data, "family")) - set(FAMILIES)
+    if unknown:
+        raise ValueError(f"no colour for families {sorted(unknown)}; known are {', '.join(FAMILIES)}")
+    rows, widths = data.sizes["estimator"], (1.5, 1, 1) if columns == 2 else (1,)
+    with style.context(venue):
+        figure = Figure((style.width(venue, columns), 0.9 + 0.125 * rows), layout="constrained")
+        panels = figure.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=widths)[0]
+        _cosines(panels[0], data, dataset["cosine_null"].sel(layer=LAYER).item())
+        if columns == 2:
+            _positive(panels[1], data, data["relative_variance"], data["relative_variance_se"])
+            panels[1].set_xlabel("relative variance")
+            efficiency, error = (data[name].sel(reference="backprop") for name in ("efficiency", "efficiency_se"))
+            _positive(panels[2], data, efficiency / data["cost"], error / data["cost"])
+            panels[2].set_xlabel("progress per forward pass")
+        panels[0].set_yticks(range(rows), style.names(data, "estimator"), fontsize="x-small")
+        panels[0].set_ylim(rows - 0.4, -0.6)
+        for axes in panels:
+            axes.tick_params(axis="y", length=0)
+        figure.legend(handles=_handles(), loc="outside upper center", ncols=4 if columns == 2 else 2)
+        style.settle(figure)
+    return figure
+
+
+def ranked(dataset: xr.Dataset) -> xr.Dataset:
+    """The schemes (not the guess matrix), the largest cosine to backprop first."""
+    style.require(dataset, NEEDED, SOURCE)
+    data = dataset.isel(estimator=(dataset["kind"] == "scheme").values).sel(layer=LAYER)
+    return data.isel(estimator=np.argsort(-data["cosine"].sel(reference="backprop").values, kind="stable"))
+
+
+def _cosines(axes: Axes, data: xr.Dataset, null: float) -> None:
+    """All cosines, on an axis that is linear around 0 and within the band of random directions."""
+    cosine, error = (data[name].sel(reference="backprop") for name in ("cosine", "cosine_se"))
+    _points(axes, data, cosine, error)
+    axes.axvspan(-null, null, color="0.9", linewidth=0, zorder=0)
+    axes.axvline(0, color="0.75", linewidth=0.5, zorder=1)
+    style.symlog(axes, "x", 0.01, (min(-0.03, 1.5 * float(cosine.min())), 1.5))
+    axes.set_xlabel("cosine to backprop")
+
+
+def _positive(axes: Axes, data: xr.Dataset, value: xr.DataArray, error: xr.DataArray) -> None:
+    """Positive numbers on a log axis; what has no noise has a variance of rounding alone, and no point."""
+    shown = value.where(value > 1e-12)
+    _points(axes, data, shown, error)
+    style.log(axes, "x", (float(shown.min()) / 2, float(shown.max()) * 2))
+
+
+def _points(axes: Axes, data: xr.Dataset, value: xr.DataArray, error: xr.DataArray) -> None:
+    for row, (family, biased) in enumerate(zip(data["family"].values, data["biased"].values, strict=True)):
+        color, marker = FAMILIES[str(family)]
+        axes.errorbar(
+            value[row], row, xerr=style.Z * np.nan_to_num(error[row]), color=color, marker=marker, linestyle="none",
+            markersize=3.2, markerfacecolor="white" if biased else color, markeredgecolor=color,
+            markeredgewidth=0.7, elinewidth=0.7, zorder=3,
+        )  # fmt: skip
+
+
+def _handles() -> list[Artist]:
+    some: dict[str, Any] = {"linestyle": "none", "markersize": 3.2, "markeredgewidth": 0.7}
+    families = [
+        Line2D([], [], color=color, marker=marker, label=family, **some)
+        for family, (color, marker) in FAMILIES.items()
+    ]
+    hollow = Line2D([], [], color="black", marker="o", markerfacecolor="white", label="biased", **some)
+    return [*families, hollow, Patch(color="0.9", label="one random direction")]
+
+
+def caption(dataset: xr.Dataset) -> str:
+    """What the figure shows, in words and in numbers from the dataset."""
+    data, get = ranked(dataset), dataset.attrs.get
+    null = dataset["cosine_null"].sel(layer=LAYER).item()
+    fair = data.isel(
+        estimator=(data["biased"] == "").values & (data["family"].isin(["weights", "activities"])).values
+    )
+    best = fair.isel(estimator=slice(3))
+    cosine, error = (best[name].sel(reference="backprop") for name in ("cosine", "cosine_se"))
+    leaders = [
+        f"{name} {style.plus_minus(cosine[row], error[row])} (cost {best['cost'][row].item():.1f})"
+        for row, name in enumerate(style.names(best, "estimator"))
+    ]
+    parts = [
+        f"All schemes of fgvar.schemes() on one network and one batch of {get('batch_size', '?')} digits, after "
+        f"{get('trained_steps', '?')} steps of backprop, in all perturbed parameters, ranked by their mean cosine to "
+        f"the end-to-end gradient. Values are drawn ({get('draws', '?')} draws, equal noise where schemes need noise "
+        f"of the same names and shapes); bars: ±{style.Z} standard errors. Schemes without noise are evaluated once.",
+        f"Hollow: biased for its target, or a finite difference. Grey: within ±{null:.2g}, where 95 % of single "
+        "random directions lie (a mean over draws is told from 0 by its bar). Colour: what a scheme does.",
+        "Relative variance: over the squared norm of each scheme's own target; no point where there is no noise. "
+        "Progress per forward pass: the share of the exact gradient's one-step progress (efficiency, to backprop), "
+        "over the cost of one estimate in forward passes; no point where it is estimated at 0 or below.",
+        f"The unbiased perturbations that come closest to backprop: {', '.join(leaders)}.",
+    ]
+    return style.text(dataset, parts)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"figures.all_schemes: {error}") from None
