@@ -58,8 +58,8 @@ _NAMES = {
     "open_dataset": "fgvar.analysis.dataset",
     # training
     "train": "fgvar.experiments.training",
-    "Schedule": "fgvar.experiments.training",
-    "Probe": "fgvar.experiments.training",
+    "Schedule": "fgvar.experiments.schedule",
+    "Probe": "fgvar.experiments.probes",
     # errors
     "NonFiniteError": "fgvar.errors",
 }

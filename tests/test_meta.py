@@ -6,7 +6,7 @@ import torch
 import fgvar
 from fgvar.analysis.draws import estimates
 from fgvar.analysis.moments import References, init, update
-from fgvar.experiments.training import training_step
+from fgvar.experiments.training import Going, gradient_of
 
 NAMES = ("BP", "L-BP", "LG-BP", "FG-W", "FG-A", "LG-FG-W", "LG-FG-A")
 
@@ -46,9 +46,9 @@ def test_every_noise(problem: fgvar.Problem, space, noise) -> None:
 
 @pytest.mark.parametrize("name", ["BP", "LG-FG-A", "FG-W"])
 def test_one_training_step(problem: fgvar.Problem, name: str) -> None:
-    estimator = fgvar.scheme(name)
-    params = {k: p.clone() for k, p in problem.params.items()}
-    optimiser = torch.optim.SGD(list(params.values()), lr=0.1, momentum=0.9)
-    noise = {k: u[0] for k, u in estimator.randomness(problem).sample(0, [0], device="meta").items()}
-    gradient = training_step(problem.at(params), estimator, noise, optimiser)
-    assert all(g.is_meta for g in gradient.values())
+    estimator, schedule = fgvar.scheme(name), fgvar.Schedule()
+    gradient = gradient_of(problem, estimator, autocast=False, compile=False)
+    going = Going(problem, estimator, schedule, total=10, seed=0, gradient=gradient, probe=None)
+    going.update((problem.inputs, problem.targets))
+    assert going.step == 1
+    assert all(value.is_meta and value.grad is not None and value.grad.is_meta for value in going.params.values())

@@ -61,9 +61,19 @@ ORDER = (
     "fgvar.experiments",
     "fgvar.experiments.sources",
     "fgvar.experiments.data",
+    "fgvar.experiments.schedule",
+    "fgvar.experiments.checkpoints",
+    "fgvar.experiments.distributed",
+    "fgvar.experiments.probes",
     "fgvar.experiments.training",
 )
-XARRAY = ("fgvar.analysis.dataset", "fgvar.analysis.measurement", "fgvar.experiments.training")
+XARRAY = (
+    "fgvar.analysis.dataset",
+    "fgvar.analysis.measurement",
+    "fgvar.experiments.checkpoints",
+    "fgvar.experiments.probes",
+    "fgvar.experiments.training",
+)
 
 
 def module_name(path: Path) -> str:

@@ -6,7 +6,7 @@ import torch
 import xarray as xr
 
 import fgvar
-from fgvar.experiments.training import log_steps, steps_of, training_step
+from fgvar.experiments.training import Going, gradient_of, log_steps, steps_of
 
 SCHEDULE = fgvar.Schedule(epochs=2, batch=32, lr=0.1, momentum=0.9, weight_decay=1e-3)
 
@@ -64,14 +64,12 @@ def test_probes_measure_the_weights_of_their_step(data) -> None:
     run = fgvar.train(model, fgvar.scheme("LG-FG-A"), data, SCHEDULE, seed=2, probe=probe)
 
     estimator = fgvar.scheme("LG-FG-A")
-    problem = fgvar.Problem(model, "cross_entropy", next(data[0].batches(32, seed=2, epoch=0)))
-    problem = problem.at({name: p.clone() for name, p in problem.params.items()})
-    noise = {name: u[0] for name, u in estimator.randomness(problem).sample(2, [0]).items()}
-    weights = [p for p in problem.params.values() if p.ndim > 1]
-    biases = [p for p in problem.params.values() if p.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": 1e-3}, {"params": biases}]
-    training_step(problem, estimator, noise, torch.optim.SGD(groups, lr=0.1, momentum=0.9))
-    direct = fgvar.measure({"FG-A": fgvar.scheme("FG-A")}, problem.at(batch=batch), draws=32, seed=7)
+    first = next(data[0].batches(32, seed=2, epoch=0))
+    problem = fgvar.Problem(model, "cross_entropy", first)
+    gradient = gradient_of(problem, estimator, autocast=False, compile=False)
+    going = Going(problem, estimator, SCHEDULE, total=8, seed=2, gradient=gradient, probe=None)
+    going.update(first)
+    direct = fgvar.measure({"FG-A": fgvar.scheme("FG-A")}, problem.at(going.params, batch), draws=32, seed=7)
     for name in ("variance", "cosine", "gradient_norm"):
         np.testing.assert_allclose(run.dataset[name].isel(step=0), direct[name], rtol=1e-5, err_msg=name)
 

@@ -34,7 +34,7 @@ class Frame:
     parts: int = 1
 
     @classmethod
-    def of(cls, here: Linearised, draws: dict[str, Tensor], *, together: bool, antithetic: bool) -> "Frame":
+    def of(cls, here: Linearised, draws: dict[str, Tensor], *, together: bool, antithetic: bool) -> Frame:
         """Draws [draws, …], and with ``antithetic`` their opposites, as directions: whole, or a tensor each."""
         lines = len(next(iter(draws.values())))
         if antithetic:

@@ -45,6 +45,10 @@ class FrozenTrunk:
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return gradient(self.losses, problem, problem.params)
 
+    def learns(self, problem: Problem) -> tuple[str, ...]:
+        """Names of the parameters that training moves: weight decay, too, leaves the others alone."""
+        return tuple(name for name in problem.params if name in problem.network.exact)
+
 
 @dataclass(frozen=True)
 class Minibatch:

@@ -105,15 +105,19 @@ class Images:
         device: Device = "cpu",
         dtype: torch.dtype = torch.float32,
         drop_last: bool = True,
+        part: tuple[int, int] = (0, 1),
+        start: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch in batches of `size`, in an order that depends on (seed, epoch) only.
 
-        `drop_last` leaves out the examples that would make a smaller last batch (others in each epoch).
+        `drop_last` leaves out the examples that would make a smaller last batch (others in each epoch). Process
+        `part` = (rank, processes) gets batches of its own out of the same order; `start` leaves the first out.
         """
         order = self._order(size, seed, 1, epoch)
-        stop = len(self) - size + 1 if drop_last else len(self)
-        parts = (order[start : start + size] for start in range(0, stop, size))
-        return (self.batch(part, device=device, dtype=dtype) for part in parts)
+        rank, whole = part[0], size * part[1]
+        stop = len(self) - whole + 1 if drop_last else len(self)
+        firsts = range(start * whole + rank * size, stop + rank * size, whole)
+        return (self.batch(order[first : first + size], device=device, dtype=dtype) for first in firsts)
 
     def subset(self, indices: Indices) -> "Images":
         """The examples at `indices`, with the normalisation of the whole."""

@@ -1,0 +1,86 @@
+"""Probes: gradients measured during a run, which never change it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from fgvar.analysis.measurement import check_arguments, measure
+from fgvar.errors import unknown
+from fgvar.estimators.estimator import GradientEstimator
+from fgvar.problem import Problem
+
+
+@dataclass(frozen=True)
+class Probe:
+    """When and how gradients are measured during a run. Probing has its own random streams and batch.
+
+    Args:
+        estimators: what to measure, at the run's own parameters.
+        batch: inputs and targets of the fixed probe batch.
+        steps: after how many updates (0: before training; a zero head then has no trunk gradient).
+        draws: see `measure`.
+        seed: of the probes' noise.
+        route: "drawn"; "exact"; or "both": what has a closed form from it, with error 0, and the rest (cosines,
+            tests of bias) from draws.
+
+    Raises:
+        ValueError: an unknown route.
+    """
+
+    estimators: Mapping[str, GradientEstimator]
+    batch: tuple[Tensor, Tensor]
+    steps: Sequence[int]
+    draws: int = 128
+    seed: int = 0
+    route: str = "drawn"
+
+    def __post_init__(self) -> None:
+        routes = ("drawn", "exact", "both")
+        if self.route not in routes:
+            raise ValueError(unknown("route", self.route, routes))
+
+    def check(self, problem: Problem) -> None:
+        """Raise where these estimators cannot be measured on this problem."""
+        check_arguments(self.estimators, self.draws, None, self.seed)
+        for estimator in self.estimators.values():
+            estimator.randomness(problem)
+
+    def measure(self, problem: Problem, step: int) -> xr.Dataset:
+        """The measurement at the problem's parameters, over ``step``."""
+        routes = ("drawn", "exact") if self.route == "both" else (self.route,)
+        found = [measure(self.estimators, problem, draws=self.draws, seed=self.seed, route=route) for route in routes]
+        whole = found[0]
+        if len(found) > 1:
+            for name in EXACT:
+                whole[name], whole[f"{name}_se"] = found[1][name], found[1][f"{name}_se"]
+            whole.attrs |= {"route": "both", "exact": ", ".join(EXACT)}
+        return whole.rename({"loss": "probe_loss"}).expand_dims(step=[step])
+
+
+EXACT = (
+    "variance",
+    "relative_variance",
+    "snr",
+    "slope",
+    "sq_bias",
+    "efficiency",
+)
+
+
+def log_steps(count: int, last: int) -> tuple[int, ...]:
+    """About ``count`` distinct steps from 1 to ``last``, evenly spaced in the logarithm.
+
+    Example:
+        >>> log_steps(4, 1000)
+        (1, 10, 100, 1000)
+    """
+    return tuple(sorted({round(step) for step in np.geomspace(1, max(last, 1), count)}))
+
+
+def moved(batch: tuple[Tensor, Tensor], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The batch on another device, its inputs in another type."""
+    return batch[0].to(device, dtype), batch[1].to(device)
