@@ -118,7 +118,7 @@ def train(
     going = Going(
         problem, estimator, schedule, total, seed, gradient_of(problem, estimator, autocast, compile), probe
     )
-    kept = _Kept(Path(checkpoint), going) if checkpoint is not None and world()[0] == 0 else None
+    kept = _Kept(Path(checkpoint), going, images) if checkpoint is not None and world()[0] == 0 else None
     if kept is not None and resume:
         kept.restore()
     if not going.curves:
@@ -251,8 +251,9 @@ def _in_main_thread() -> bool:
 class _Kept:
     """The checkpoint of a run."""
 
-    def __init__(self, path: Path, going: Going) -> None:
+    def __init__(self, path: Path, going: Going, images: Images) -> None:
         self.path, self.going, self.last = path, going, time.monotonic()
+        sample = images.sample(min(len(images), 16), seed=0)
         probe, looks = going.probe, "none"
         if probe is not None:
             looks = f"{dict(probe.estimators)} at {list(probe.steps)}, {probe.draws} draws, seed {probe.seed}"
@@ -263,7 +264,7 @@ class _Kept:
             "schedule": repr(going.schedule),
             "seed": repr(going.seed),
             "steps": repr(going.total),
-            "batch": fingerprint({"x": going.problem.inputs, "y": going.problem.targets}),
+            "data": f"{images.name}, {len(images)} examples, {fingerprint(dict(zip('xy', sample, strict=True)))}",
             "dtype": repr(going.problem.dtype),
             "processes": repr(world()[1]),
             "probe": looks,

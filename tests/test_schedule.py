@@ -1,0 +1,196 @@
+"""Schedules and their options: rates, optimisers, factors, autocast, compiled steps, several processes."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fgvar
+from fgvar.experiments.training import gradient_of
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def data():
+    train, test = (fgvar.data.load("digits", split) for split in ("train", "test"))
+    return train.subset(range(128)), test.subset(range(64))
+
+
+def mixer(head_init: str = "zero", blocks: int = 2) -> fgvar.networks.LocalMixer:
+    return fgvar.networks.LocalMixer(
+        (1, 8, 8), 10, blocks=blocks, patches=2, channels=16, groups=4, head_init=head_init, seed=1
+    )
+
+
+def test_rates() -> None:
+    linear = fgvar.Schedule(epochs=10, lr=1.0)
+    assert [linear.rate(step, 10) for step in (0, 5, 9)] == pytest.approx([1, 0.5, 0.1])
+    cosine = fgvar.Schedule(epochs=10, lr=1.0, decay="cosine", warmup=2)
+    rates = [cosine.rate(step, 20) for step in range(20)]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1])
+    assert rates[4] == pytest.approx(1)
+    assert rates[12] == pytest.approx(0.5)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    constant = fgvar.Schedule(epochs=10, lr=0.3, decay="constant", warmup=1)
+    assert {constant.rate(step, 20) for step in range(2, 20)} == {0.3}
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_factors_and_decay_are_those_of_a_plain_loop(data, optimiser: str) -> None:
+    """Local heads and read-out at their own rates; weight decay on weights only: against torch, group by group."""
+    schedule = fgvar.Schedule(1, 32, 0.01, 0.8, 1e-2, optimiser=optimiser, head_factor=0.5, readout_factor=0.1)
+    model = mixer("kaiming")
+    run = fgvar.train(model, fgvar.scheme("LG-BP"), data, schedule, seed=3)
+    problem = fgvar.Problem(model, "cross_entropy", data[0].sample(32, seed=3))
+    params = {name: value.clone().requires_grad_() for name, value in problem.params.items()}
+    factor = {name: 0.5 if ".head." in name else 0.1 if name.startswith("readout") else 1 for name in params}
+    groups = [
+        {"params": [value], "weight_decay": 1e-2 if value.ndim > 1 else 0.0, "lr": 0.0, "name": name}
+        for name, value in params.items()
+    ]
+    torch_one = (
+        torch.optim.SGD(groups, momentum=0.8) if optimiser == "sgd" else torch.optim.Adam(groups, betas=(0.8, 0.999))
+    )
+    for step, batch in enumerate(data[0].batches(32, seed=3, epoch=0)):
+        here = problem.at({name: value.detach() for name, value in params.items()}, batch)
+        for name, value in fgvar.scheme("LG-BP").target(here).items():
+            params[name].grad = value
+        for group in torch_one.param_groups:
+            group["lr"] = 0.01 * factor[group["name"]] * (1 - step / 4)
+        torch_one.step()
+    for name, value in params.items():
+        torch.testing.assert_close(run.params[name], value.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_frozen_trunk_stays_exactly_as_it_was(data) -> None:
+    """Weight decay included; its heads learn."""
+    model = mixer()
+    run = fgvar.train(model, fgvar.scheme("frozen"), data, fgvar.Schedule(2, 32, weight_decay=0.1))
+    for name, value in model.named_parameters():
+        learns = name.startswith("readout") or ".head." in name
+        assert torch.equal(run.params[name], value) != learns, name
+    assert run.dataset["loss"][-1] < run.dataset["loss"][0]
+
+
+def test_the_logger_sees_every_epoch(data) -> None:
+    seen: list = []
+    run = fgvar.train(
+        mixer(),
+        fgvar.scheme("BP"),
+        data,
+        fgvar.Schedule(2, 32),
+        logger=lambda step, values: seen.append((step, values)),
+    )
+    assert [step for step, _ in seen] == [4, 8]
+    assert seen[-1][1]["test_error"] == float(run.dataset["test_error"][-1])
+
+
+@pytest.mark.parametrize("name", ["BP", "LG-FG-A", "FG-W"])
+def test_autocast_keeps_the_parameters_type_and_trains(data, name: str) -> None:
+    run = fgvar.train(mixer(), fgvar.scheme(name), data, fgvar.Schedule(3, 32, 0.05), autocast=True)
+    plain = fgvar.train(mixer(), fgvar.scheme(name), data, fgvar.Schedule(3, 32, 0.05))
+    assert all(value.dtype == torch.float32 for value in run.params.values())
+    assert any(not torch.equal(value, plain.params[key]) for key, value in run.params.items()), "it changed nothing"
+    assert run.dataset["loss"][-1] < run.dataset["loss"][0]
+    assert abs(float(run.dataset["loss"][-1] - plain.dataset["loss"][-1])) < 0.2
+
+
+@pytest.mark.parametrize("name", ["LG-FG-A"])
+def test_a_compiled_estimate_is_the_eager_one(name: str) -> None:
+    """One whole graph, on two blocks with cut sites, where forward-mode derivatives could get lost in tracing.
+
+    Traced and differentiated ahead of time, but run by eager kernels: generating code would take half a minute.
+    """
+    torch._dynamo.reset()
+    x, y = fgvar.data.load("digits").sample(8, seed=0)
+    problem, estimator = fgvar.Problem(mixer("kaiming"), "cross_entropy", (x, y)), fgvar.scheme(name)
+    noise = {key: u[0] for key, u in estimator.randomness(problem).sample(0, [0]).items()}
+    eager = gradient_of(problem, estimator, autocast=False, compile=False)
+    compiled = torch.compile(eager, backend="aot_eager", fullgraph=True)
+    found, expected = compiled(problem.params, (x, y), noise), eager(problem.params, (x, y), noise)
+    for key, value in expected.items():
+        scale = float(value.abs().max()) + 1e-12
+        torch.testing.assert_close(found[key], value, rtol=0, atol=1e-4 * scale, msg=lambda m, k=key: f"{k}: {m}")
+
+
+TWO = """
+import os, sys
+import torch
+from torch import distributed as dist
+import fgvar
+from fgvar.experiments.distributed import averaged, world
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank, processes = world()
+train, test = (fgvar.data.load("digits", split) for split in ("train", "test"))
+data = train.subset(range(128)), test.subset(range(32))
+net = fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=1, patches=2, channels=8, groups=2, seed=rank)
+run = fgvar.train(net, fgvar.scheme("LG-FG-A"), data, fgvar.Schedule(2, 16))
+problem = fgvar.Problem(net, "cross_entropy", data[0].sample(8, seed=0)).at(run.params)
+estimator = fgvar.scheme("FG-A")
+draws = []
+for step in range(256):
+    noise = estimator.randomness(problem).sample(0, [step * processes + rank])
+    found = averaged(estimator.estimate(problem, {k: u[0] for k, u in noise.items()}).gradient)
+    draws.append(torch.cat([found[k].flatten() for k in problem.perturbed]))
+torch.save((run.params, torch.stack(draws), float(run.dataset["loss"][-1])), f"{sys.argv[1]}/{rank}.pt")
+"""
+
+
+def test_two_processes_average_gradients_of_independent_noise(tmp_path) -> None:
+    """Parameters are the same bits on both, and the averaged estimate has half of the noise variance.
+
+    5.5 standard errors of 256 draws: a false alarm in 4e-8; the whole variance, or a quarter, would be seen.
+    """
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    port = 20_000 + os.getpid() % 20_000
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE,
+            env=os.environ
+            | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+               "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 0, errors.decode()
+    (params, draws, loss), (others, same, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(value, others[key]) for key, value in params.items())
+    assert torch.equal(draws, same)
+    assert loss < math.log(10) - 0.01, "that of a blank classifier"
+    net = fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=1, patches=2, channels=8, groups=2)
+    batch = fgvar.data.load("digits").subset(range(128)).sample(8, seed=0)
+    problem = fgvar.Problem(net, "cross_entropy", batch).at(params)
+    whole = sum(float(v) for v in fgvar.theory.trace(fgvar.scheme("FG-A"), problem).values())
+    squares = (draws - draws.mean(0)).double().square().sum(1)
+    variance, error = float(squares.mean()) * 256 / 255, float(squares.std()) / 16
+    assert abs(variance - whole / 2) < 5.5 * error
+    assert 5.5 * error < whole / 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"optimiser": "SGD"}, "unknown optimiser 'SGD'"),
+        ({"decay": "linea"}, "unknown decay 'linea'; did you mean 'linear'"),
+        ({"warmup": 20}, "warmup is 20 epochs, expected at least 0 and less than epochs=20"),
+        ({"lr": -1.0}, "lr > 0"),
+        ({"readout_factor": -0.1}, "factors ≥ 0"),
+    ],
+)
+def test_errors(words, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fgvar.Schedule(**words)
+
+
+def test_unknown_probe_route(data) -> None:
+    with pytest.raises(ValueError, match="unknown route 'exat'; did you mean 'exact'"):
+        fgvar.Probe({"BP": fgvar.scheme("BP")}, data[0].sample(4, seed=0), (1,), route="exat")
