@@ -21,7 +21,7 @@ PERTURBED = ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A", "LG-FG-W-published")
 PROBED = ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A", "LG-BP", "BP")
 # Chosen with --validation 10000 (never on test): one seed, S/1/1, 10 epochs, of 0.025, 0.05 and 0.1, by the error of
 # BP, FA, LG-FG-A and LG-FG-W.
-RATES = {"exact": 0.1, "feedback": 0.1, "activities": 0.025, "weights": 0.025}
+RATES = {"exact": 0.1, "feedback": 0.1, "activities": 0.025, "weights": 0.1}
 FAMILY = {
     **dict.fromkeys(("BP", "L-BP", "LG-BP", "frozen"), "exact"),
     **dict.fromkeys(("FA", "L-FA", "LG-FA", "DFA"), "feedback"),
