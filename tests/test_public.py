@@ -26,6 +26,7 @@ ORDER = (
     "fgvar.network",
     "fgvar.local_heads",
     "fgvar.problem",
+    "fgvar.contrastive",
     "fgvar.estimators",
     "fgvar.estimators.noise",
     "fgvar.estimators.structured",
