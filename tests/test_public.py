@@ -62,6 +62,7 @@ ORDER = (
     "fgvar.experiments",
     "fgvar.experiments.sources",
     "fgvar.experiments.data",
+    "fgvar.experiments.views",
     "fgvar.experiments.schedule",
     "fgvar.experiments.checkpoints",
     "fgvar.experiments.distributed",
