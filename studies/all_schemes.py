@@ -62,9 +62,9 @@ def main(config: Config) -> None:
     print(report(dataset))
     print(fgvar.save(dataset, config.out))
     sys.path.insert(0, str(ROOT))
-    from figures import all_schemes as figure
+    from figures import all_schemes, command
 
-    figure.main(figure.Config(config.out))
+    command.write(command.Config(config.out), all_schemes.FIGURES)
 
 
 def problem(config: Config) -> tuple[Any, int]:

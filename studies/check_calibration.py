@@ -109,9 +109,9 @@ def main(config: Config) -> None:
     print(report(dataset))
     print(fgvar.save(dataset, config.out))
     sys.path.insert(0, str(ROOT))
-    from figures import calibration as figure
+    from figures import calibration, command
 
-    figure.main(figure.Config(config.out))
+    command.write(command.Config(config.out), calibration.FIGURES)
 
 
 def alarm_job(law: str, runs: int, seed: int) -> Array:

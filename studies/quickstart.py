@@ -112,9 +112,9 @@ def main(config: Config) -> None:
     print(report(dataset))
     print(fgvar.save(dataset, config.out))
     sys.path.insert(0, str(ROOT))
-    from figures import quickstart as figure
+    from figures import command, quickstart
 
-    figure.main(figure.Config(config.out, layers=not config.smoke))
+    command.write(command.Config(config.out), quickstart.FIGURES)
 
 
 def report(dataset: "xr.Dataset") -> str:  # type: ignore[name-defined]  # noqa: F821

@@ -90,9 +90,9 @@ def main(config: Config) -> None:
     print(report(dataset))
     print(fgvar.save(dataset, config.out))
     sys.path.insert(0, str(ROOT))
-    from figures import weight_sharing as figure
+    from figures import command, weight_sharing
 
-    figure.main(figure.Config(config.out))
+    command.write(command.Config(config.out), weight_sharing.FIGURES)
 
 
 def problem(kind: str, loss: str, positions: int, fan_out: int, seed: int) -> Any:
