@@ -58,7 +58,11 @@ def main(config: Config) -> None:
         family=("estimator", [family(one) for one in (schemes | matrix).values()]),
         biased=("estimator", [one.biased for one in (schemes | matrix).values()]),
     )
-    dataset.attrs |= {"study": "all_schemes", "configuration": repr(config), "trained_steps": trained}
+    dataset.attrs |= {
+        "study": "all_schemes",
+        "configuration": repr(replace(config, out=Path("results") / config.out.name)),
+        "trained_steps": trained,
+    }
     print(report(dataset))
     print(fgvar.save(dataset, config.out))
     sys.path.insert(0, str(ROOT))

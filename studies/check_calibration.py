@@ -14,7 +14,7 @@ Run        python studies/check_calibration.py            writes results/check_c
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def main(config: Config) -> None:
     dataset = _assembled(found, laws, cases, draws, parts)
     dataset.attrs = {
         "study": "check_calibration",
-        "configuration": repr(config),
+        "configuration": repr(replace(config, out=Path("results") / config.out.name)),
         "route": "drawn",
         "runs": runs,
         "alarm_runs": alarms,

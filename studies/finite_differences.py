@@ -83,7 +83,7 @@ def main(config: Config) -> None:
     dataset = over("network", networks)
     dataset.attrs = {
         "study": "finite_differences",
-        "configuration": repr(config),
+        "configuration": repr(replace(config, out=Path("results") / config.out.name)),
         "route": "drawn",
         "draws": config.draws,
         "seed": config.seed,

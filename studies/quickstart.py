@@ -108,7 +108,7 @@ def main(config: Config) -> None:
     ]
     dataset = xr.concat(runs, xr.IndexVariable("algorithm", list(config.algorithms)), combine_attrs="drop_conflicts")
     dataset.attrs["study"] = "quickstart"
-    dataset.attrs["configuration"] = repr(config)
+    dataset.attrs["configuration"] = repr(replace(config, out=Path("results") / config.out.name))
     print(report(dataset))
     print(fgvar.save(dataset, config.out))
     sys.path.insert(0, str(ROOT))

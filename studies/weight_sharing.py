@@ -80,7 +80,7 @@ def main(config: Config) -> None:
         coords={"kind": list(KINDS), "loss": list(LOSSES), "positions": list(config.positions)},
         attrs={
             "study": "weight_sharing",
-            "configuration": repr(config),
+            "configuration": repr(replace(config, out=Path("results") / config.out.name)),
             "route": "exact",
             "data": "digits",
             "fan_out": config.fan_out,
