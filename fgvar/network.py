@@ -48,7 +48,7 @@ class Network:
         self._clock = 0
         for name, child in self.modules.items():
             # Bound methods, unlike closures, follow a copied or unpickled network.
-            child.register_forward_pre_hook(partial(self._enter, name))
+            child.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True)
             child.register_forward_hook(partial(self._leave, name))
             # Before all others, those of `with_sites` too: what a module itself returns, ahead of its site.
             child.register_forward_hook(partial(self._probe, name), prepend=True)
@@ -161,14 +161,14 @@ class Network:
         finally:
             self._feedback, self._fed = {}, {}
 
-    def _enter(self, name: str, _module: nn.Module, inputs: Any) -> Any:
+    def _enter(self, name: str, _module: nn.Module, inputs: Any, named: Any) -> Any:
         if self._recording is not None:
             self._entered.append(self._clock)
             self._clock += 1
         if name not in self._feedback:
             return None
-        self._fed[name] = inputs
-        return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, inputs)
+        self._fed[name] = inputs, named
+        return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, (inputs, named))
 
     def _probe(self, name: str, _module: nn.Module, inputs: Any, output: Any) -> Any:
         if name not in self._shifts:
@@ -182,8 +182,8 @@ class Network:
             self._recording.append((name, Visit(self._entered.pop(), self._clock, shape)))
             self._clock += 1
         if name in self._feedback:
-            back = functional_call(self._plain[name], dict(self._feedback[name]), self._fed.pop(name))
-            output = tree_map(lambda x, y: x + (y - y.detach()), output, back)
+            back = functional_call(self._plain[name], dict(self._feedback[name]), *self._fed.pop(name))
+            output = tree_map(lambda x, y: x + (y - y.detach()) if isinstance(x, Tensor) else x, output, back)
         if name not in self._watch and name not in self._cut and name not in self._put:
             return output
         if name in self._values:

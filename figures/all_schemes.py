@@ -4,12 +4,9 @@ Run   python -m figures.all_schemes results/all_schemes.nc [--venue iclr] [--col
 writes <stem>.pdf, .png and .txt (the caption), and <stem>_guesses.* (`figures.guesses`).
 """
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 import xarray as xr
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -17,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from figures import guesses, style
+from figures import command, guesses, style
 
 LAYER = "perturbed"  # all parameters that a scheme estimates
 NEEDED = {
@@ -36,31 +33,6 @@ FAMILIES = {
     "feedback": ("#CC79A7", "v"),
     "control": ("#7f7f7f", "h"),
 }
-
-
-@dataclass(frozen=True)
-class Config:
-    """Draw the figures of all schemes and of the guess matrix from their dataset."""
-
-    dataset: tyro.conf.Positional[Path]
-    """The netCDF file that studies/all_schemes.py wrote."""
-    venue: style.Venue = "iclr"
-    """Whose text width and font sizes to keep to."""
-    columns: style.Columns = 2
-    """2: the whole text width; 1: one column, or half of the text width."""
-    out: Path | None = None
-    """An existing folder, or path and name without a suffix. Default: beside the dataset, by its name."""
-
-
-def main(config: Config) -> None:
-    """Write both figures with their captions, and print the paths."""
-    dataset, stem = style.read(config.dataset), config.dataset.with_suffix("")
-    if config.out is not None:
-        stem = config.out / stem.name if config.out.is_dir() else config.out
-    size: dict[str, Any] = {"venue": config.venue, "columns": config.columns}
-    paths = style.save(draw(dataset, **size), stem, caption(dataset))
-    paths += style.save(guesses.draw(dataset, **size), f"{stem}_guesses", guesses.caption(dataset))
-    print(*paths, sep="\n")
 
 
 def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
@@ -165,8 +137,7 @@ def caption(dataset: xr.Dataset) -> str:
     return style.text(dataset, parts)
 
 
+FIGURES: command.Figures = {"": (draw, caption), "_guesses": (guesses.draw, guesses.caption)}
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"figures.all_schemes: {error}") from None
+    command.run("figures.all_schemes", __doc__, FIGURES)

@@ -4,18 +4,15 @@ Run   python -m figures.calibration results/check_calibration.nc [--venue iclr] 
 writes <stem>.pdf, .png and .txt (the caption).
 """
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from figures import style
+from figures import command, style
 
 NEEDED = {
     "alarms": ("law", "nominal"),
@@ -29,29 +26,6 @@ ENOUGH = 0.95  # share of runs with an error from which a case counts as above t
 # Laws and statistics are no schemes: greys and Okabe & Ito's colours, with markers of their own.
 LAWS = (("#000000", "o"), ("#0072B2", "s"), ("#D55E00", "^"), ("#009E73", "D"))
 KINDS = {"scale": ("#000000", "o", "-"), "bias": ("#0072B2", "s", (0, (3.5, 1.2)))}
-
-
-@dataclass(frozen=True)
-class Config:
-    """Draw the calibration's figure from its dataset."""
-
-    dataset: tyro.conf.Positional[Path]
-    """The netCDF file that studies/check_calibration.py wrote."""
-    venue: style.Venue = "iclr"
-    """Whose text width and font sizes to keep to."""
-    columns: style.Columns = 2
-    """2: the whole text width; 1: one column, or half of the text width."""
-    out: Path | None = None
-    """An existing folder, or path and name without a suffix. Default: beside the dataset, by its name."""
-
-
-def main(config: Config) -> None:
-    """Write the figure with its caption, and print the paths."""
-    dataset, stem = style.read(config.dataset), config.dataset.with_suffix("")
-    if config.out is not None:
-        stem = config.out / stem.name if config.out.is_dir() else config.out
-    figure = draw(dataset, venue=config.venue, columns=config.columns)
-    print(*style.save(figure, stem, caption(dataset)), sep="\n")
 
 
 def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
@@ -173,8 +147,7 @@ def _spread(data: xr.Dataset, name: str) -> str:
     return f"{NAMES.get(name, name)}: {span}, {inside} of {len(cells)} points within 94 to 96 %."
 
 
+FIGURES: command.Figures = {"": (draw, caption)}
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"figures.calibration: {error}") from None
+    command.run("figures.calibration", __doc__, FIGURES)

@@ -4,18 +4,15 @@ Run   python -m figures.finite_differences results/finite_differences.nc [--venu
 writes <stem>.pdf, .png and .txt (the caption).
 """
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import style
+from figures import command, style
 
 NEEDED = dict.fromkeys(
     ("distance", "distance_se", "sq_bias", "sq_bias_se"), ("network", "dtype", "space", "oracle", "step")
@@ -28,29 +25,6 @@ TITLES = {"tanh": "MLP, tanh", "relu": "MLP, ReLU", "mixer": "LocalMixer"}
 ORACLES = {"forward": "#0072B2", "central": "#D55E00"}
 SPACES: dict[str, tuple[str, Any]] = {"weights": ("s", style.DASHED), "activities": ("o", style.SOLID)}
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
-
-
-@dataclass(frozen=True)
-class Config:
-    """Draw the figure of finite differences from its dataset."""
-
-    dataset: tyro.conf.Positional[Path]
-    """The netCDF file that studies/finite_differences.py wrote."""
-    venue: style.Venue = "iclr"
-    """Whose text width and font sizes to keep to."""
-    columns: style.Columns = 2
-    """2: the whole text width; 1: one column, or half of the text width."""
-    out: Path | None = None
-    """An existing folder, or path and name without a suffix. Default: beside the dataset, by its name."""
-
-
-def main(config: Config) -> None:
-    """Write the figure with its caption, and print the paths."""
-    dataset, stem = style.read(config.dataset), config.dataset.with_suffix("")
-    if config.out is not None:
-        stem = config.out / stem.name if config.out.is_dir() else config.out
-    figure = draw(dataset, venue=config.venue, columns=config.columns)
-    print(*style.save(figure, stem, caption(dataset)), sep="\n")
 
 
 def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
@@ -166,8 +140,7 @@ def _best(data: xr.Dataset, network: str) -> str:
     return f"{TITLES.get(network, network)}: least distance, of the worse space, {', '.join(found)}."
 
 
+FIGURES: command.Figures = {"": (draw, caption)}
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"figures.finite_differences: {error}") from None
+    command.run("figures.finite_differences", __doc__, FIGURES)

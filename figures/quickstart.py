@@ -4,12 +4,9 @@ Run   python -m figures.quickstart results/quickstart.nc [--venue iclr] [--colum
 writes <stem>.pdf, .png and .txt (the caption), and <stem>_layers.* (`figures.layers`) of the last step.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import tyro
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from figures import layers, style
+from figures import command, layers, style
 
 LAYER = "perturbed"  # all parameters that a scheme estimates
 TITLES = ("error", "cosine to target", "cosine to backprop", "relative variance")
@@ -29,35 +26,6 @@ NEEDED = {
     **dict.fromkeys(("cosine_null", "size"), ("layer",)),
 }
 TRAIN: dict[str, Any] = {"linestyle": (0, (1, 0.8)), "linewidth": 0.8}
-
-
-@dataclass(frozen=True)
-class Config:
-    """Draw the quickstart's figures from its dataset."""
-
-    dataset: tyro.conf.Positional[Path]
-    """The netCDF file that studies/quickstart.py wrote."""
-    venue: style.Venue = "iclr"
-    """Whose text width and font sizes to keep to."""
-    columns: style.Columns = 2
-    """2: the whole text width; 1: one column, or half of the text width."""
-    layers: bool = True
-    """Also the figure by layers, of the last algorithm's last step."""
-    out: Path | None = None
-    """An existing folder, or path and name without a suffix. Default: beside the dataset, by its name."""
-
-
-def main(config: Config) -> None:
-    """Write both figures with their captions, and print the paths."""
-    dataset, stem = style.read(config.dataset), config.dataset.with_suffix("")
-    if config.out is not None:
-        stem = config.out / stem.name if config.out.is_dir() else config.out
-    size: dict[str, Any] = {"venue": config.venue, "columns": config.columns}
-    paths = style.save(draw(dataset, **size), stem, caption(dataset))
-    if config.layers:
-        last = dataset.isel(algorithm=-1, step=-1)
-        paths += style.save(layers.draw(last, **size), f"{stem}_layers", layers.caption(last))
-    print(*paths, sep="\n")
 
 
 def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
@@ -180,8 +148,16 @@ def _at_the_end(run: xr.Dataset, name: str) -> str:
     )
 
 
+def _by_layers(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
+    """Of the last algorithm's last step."""
+    return layers.draw(dataset.isel(algorithm=-1, step=-1), venue=venue, columns=columns)
+
+
+def _caption_by_layers(dataset: xr.Dataset) -> str:
+    return layers.caption(dataset.isel(algorithm=-1, step=-1))
+
+
+FIGURES: command.Figures = {"": (draw, caption), "_layers": (_by_layers, _caption_by_layers)}
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"figures.quickstart: {error}") from None
+    command.run("figures.quickstart", __doc__, FIGURES)

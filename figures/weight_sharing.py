@@ -4,48 +4,22 @@ Run   python -m figures.weight_sharing results/weight_sharing.nc [--venue iclr] 
 writes <stem>.pdf, .png and .txt (the caption).
 """
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from figures import style
+from figures import command, style
 
 DIMS = ("kind", "loss", "positions", "example")
 NEEDED: dict[str, tuple[str, ...]] = {"ratio": DIMS, "variance_ratio": DIMS, "fan_in": ("kind",)}
 TITLES = {"linear": "linear layer over tokens", "convolution": "convolution over pixels"}
 UNITS = {"linear": "tokens", "convolution": "pixels"}
 LOOKS = {"each position": ("#0072B2", "o"), "pooled": ("#D55E00", "s")}  # losses are no schemes
-
-
-@dataclass(frozen=True)
-class Config:
-    """Draw weight sharing's figure from its dataset."""
-
-    dataset: tyro.conf.Positional[Path]
-    """The netCDF file that studies/weight_sharing.py wrote."""
-    venue: style.Venue = "iclr"
-    """Whose text width and font sizes to keep to."""
-    columns: style.Columns = 2
-    """2: the whole text width; 1: one column, or half of the text width."""
-    out: Path | None = None
-    """An existing folder, or path and name without a suffix. Default: beside the dataset, by its name."""
-
-
-def main(config: Config) -> None:
-    """Write the figure with its caption, and print the paths."""
-    dataset, stem = style.read(config.dataset), config.dataset.with_suffix("")
-    if config.out is not None:
-        stem = config.out / stem.name if config.out.is_dir() else config.out
-    figure = draw(dataset, venue=config.venue, columns=config.columns)
-    print(*style.save(figure, stem, caption(dataset)), sep="\n")
 
 
 def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
@@ -162,8 +136,7 @@ def caption(dataset: xr.Dataset) -> str:
     return style.text(dataset, parts)
 
 
+FIGURES: command.Figures = {"": (draw, caption)}
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"figures.weight_sharing: {error}") from None
+    command.run("figures.weight_sharing", __doc__, FIGURES)

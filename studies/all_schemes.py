@@ -58,13 +58,17 @@ def main(config: Config) -> None:
         family=("estimator", [family(one) for one in (schemes | matrix).values()]),
         biased=("estimator", [one.biased for one in (schemes | matrix).values()]),
     )
-    dataset.attrs |= {"study": "all_schemes", "configuration": repr(config), "trained_steps": trained}
+    dataset.attrs |= {
+        "study": "all_schemes",
+        "configuration": repr(replace(config, out=Path("results") / config.out.name)),
+        "trained_steps": trained,
+    }
     print(report(dataset))
     print(fgvar.save(dataset, config.out))
     sys.path.insert(0, str(ROOT))
-    from figures import all_schemes as figure
+    from figures import all_schemes, command
 
-    figure.main(figure.Config(config.out))
+    command.write(command.Config(config.out), all_schemes.FIGURES)
 
 
 def problem(config: Config) -> tuple[Any, int]:

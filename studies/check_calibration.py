@@ -14,7 +14,7 @@ Run        python studies/check_calibration.py            writes results/check_c
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def main(config: Config) -> None:
     dataset = _assembled(found, laws, cases, draws, parts)
     dataset.attrs = {
         "study": "check_calibration",
-        "configuration": repr(config),
+        "configuration": repr(replace(config, out=Path("results") / config.out.name)),
         "route": "drawn",
         "runs": runs,
         "alarm_runs": alarms,
@@ -109,9 +109,9 @@ def main(config: Config) -> None:
     print(report(dataset))
     print(fgvar.save(dataset, config.out))
     sys.path.insert(0, str(ROOT))
-    from figures import calibration as figure
+    from figures import calibration, command
 
-    figure.main(figure.Config(config.out))
+    command.write(command.Config(config.out), calibration.FIGURES)
 
 
 def alarm_job(law: str, runs: int, seed: int) -> Array:

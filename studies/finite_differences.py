@@ -83,7 +83,7 @@ def main(config: Config) -> None:
     dataset = over("network", networks)
     dataset.attrs = {
         "study": "finite_differences",
-        "configuration": repr(config),
+        "configuration": repr(replace(config, out=Path("results") / config.out.name)),
         "route": "drawn",
         "draws": config.draws,
         "seed": config.seed,
@@ -93,9 +93,9 @@ def main(config: Config) -> None:
     print(report(dataset))
     print(fgvar.save(dataset, config.out))
     sys.path.insert(0, str(ROOT))
-    from figures import finite_differences as figure
+    from figures import command, finite_differences
 
-    figure.main(figure.Config(config.out))
+    command.write(command.Config(config.out), finite_differences.FIGURES)
 
 
 def over(dim: str, parts: Any) -> Any:

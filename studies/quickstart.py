@@ -108,13 +108,13 @@ def main(config: Config) -> None:
     ]
     dataset = xr.concat(runs, xr.IndexVariable("algorithm", list(config.algorithms)), combine_attrs="drop_conflicts")
     dataset.attrs["study"] = "quickstart"
-    dataset.attrs["configuration"] = repr(config)
+    dataset.attrs["configuration"] = repr(replace(config, out=Path("results") / config.out.name))
     print(report(dataset))
     print(fgvar.save(dataset, config.out))
     sys.path.insert(0, str(ROOT))
-    from figures import quickstart as figure
+    from figures import command, quickstart
 
-    figure.main(figure.Config(config.out, layers=not config.smoke))
+    command.write(command.Config(config.out), quickstart.FIGURES)
 
 
 def report(dataset: "xr.Dataset") -> str:  # type: ignore[name-defined]  # noqa: F821

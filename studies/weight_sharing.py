@@ -80,7 +80,7 @@ def main(config: Config) -> None:
         coords={"kind": list(KINDS), "loss": list(LOSSES), "positions": list(config.positions)},
         attrs={
             "study": "weight_sharing",
-            "configuration": repr(config),
+            "configuration": repr(replace(config, out=Path("results") / config.out.name)),
             "route": "exact",
             "data": "digits",
             "fan_out": config.fan_out,
@@ -90,9 +90,9 @@ def main(config: Config) -> None:
     print(report(dataset))
     print(fgvar.save(dataset, config.out))
     sys.path.insert(0, str(ROOT))
-    from figures import weight_sharing as figure
+    from figures import command, weight_sharing
 
-    figure.main(figure.Config(config.out))
+    command.write(command.Config(config.out), weight_sharing.FIGURES)
 
 
 def problem(kind: str, loss: str, positions: int, fan_out: int, seed: int) -> Any:

@@ -22,6 +22,15 @@ def conv() -> fgvar.Problem:
     return fgvar.Problem(fgvar.with_sites(net), "cross_entropy", (randn(3, 1, 6, 6), labels(3, 3)))
 
 
+def attention() -> fgvar.Problem:
+    layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
+    net = nn.Sequential(nn.Linear(2, 4), layer, nn.Flatten(), nn.Linear(8, 3)).double()
+    with torch.no_grad():
+        for index, p in enumerate(net.parameters()):
+            p.copy_(0.5 * randn(*p.shape, seed=index) + (p if p.ndim == 1 else 0))
+    return fgvar.Problem(fgvar.with_sites(net), "cross_entropy", (randn(3, 2, 2), labels(3, 3)))
+
+
 def by_hand(problem: fgvar.Problem, seed: int) -> dict[str, Tensor]:
     """Feedback alignment of the MLP of `cases`, layer by layer."""
     p, n = problem.params, problem.batch_size
@@ -64,14 +73,17 @@ def test_direct_feedback_is_what_its_paper_says() -> None:
     torch.testing.assert_close(found["readout.linear.weight"], exact["readout.linear.weight"], rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("build", [CASES["mlp_relu"], mixer, conv, CASES["shared_weights"]])
+@pytest.mark.parametrize("build", [CASES["mlp_relu"], mixer, conv, attention, CASES["shared_weights"]])
 def test_feedback_through_the_transposes_is_backpropagation(build) -> None:
     """With B = W in every module, on every kind of network, the way back is the true one."""
     problem = build()
-    weights: dict[str, dict[str, Tensor]] = {}
-    for path in {**{name: name for name in problem.params}, **problem.network.aliases}:
-        owner, _, local = path.rpartition(".")
-        weights.setdefault(owner, {})[local] = problem.params[problem.network.aliases.get(path, path)]
+    whole = {**problem.params, **{alias: problem.params[name] for alias, name in problem.network.aliases.items()}}
+    weights = {
+        owner: {
+            path.removeprefix(f"{owner}."): value for path, value in whole.items() if path.startswith(f"{owner}.")
+        }
+        for owner in {path.rpartition(".")[0] for path in whole}
+    }
     for name in ("BP", "L-BP", "LG-BP") if problem.map.ends else ("BP",):
         exact = fgvar.scheme(name)
         with problem.network.feedback(weights):
@@ -80,7 +92,7 @@ def test_feedback_through_the_transposes_is_backpropagation(build) -> None:
             torch.testing.assert_close(found[key], value, rtol=0, atol=1e-13, msg=lambda m, k=key: f"{k}: {m}")
 
 
-@pytest.mark.parametrize("build", [mixer, conv, CASES["mlp_relu"]])
+@pytest.mark.parametrize("build", [mixer, conv, attention, CASES["mlp_relu"]])
 @pytest.mark.parametrize("name", ["FA", "L-FA", "LG-FA", "DFA"])
 def test_on_any_network_with_sites(build, name: str) -> None:
     """What nothing follows learns exactly; the loss is the same; another seed gives another gradient."""

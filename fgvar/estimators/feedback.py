@@ -50,13 +50,17 @@ class FeedbackAlignment:
         return Randomness({})
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:  # noqa: ARG002
-        weights: dict[str, dict[str, Tensor]] = {}
-        for name, value in problem.params.items():
-            back = drawn(problem, name, self.seed) if value.ndim > 1 else value.detach()
-            for path in (name, *(alias for alias, first in problem.network.aliases.items() if first == name)):
-                owner, _, local = path.rpartition(".")
-                if owner:
-                    weights.setdefault(owner, {})[local] = back
+        back = {
+            name: drawn(problem, name, self.seed) if value.ndim > 1 else value.detach()
+            for name, value in problem.params.items()
+        }
+        tied = {alias: back[name] for alias, name in problem.network.aliases.items()}
+        whole = {**problem.buffers, **back, **tied}
+        weights = {}
+        for owner in {path.rpartition(".")[0] for path in (*back, *tied)} - {""}:
+            # A module may use parameters of its children without calling them.
+            inside = (path for path in whole if path.startswith(f"{owner}."))
+            weights[owner] = {path.removeprefix(f"{owner}."): whole[path] for path in inside}
         with problem.network.feedback(weights):
             return Estimate(gradient(self.losses, problem, problem.params))
 

@@ -1,0 +1,48 @@
+"""The command line that all figures share: a dataset in, PDF, PNG and caption out."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+import xarray as xr
+from matplotlib.figure import Figure
+
+from figures import style
+
+Draw = Callable[..., Figure]  # (dataset, *, venue, columns)
+Caption = Callable[[xr.Dataset], str]
+Figures = Mapping[str, tuple[Draw, Caption]]  # what is added to the stem → how it is drawn, and its caption
+
+
+@dataclass(frozen=True)
+class Config:
+    """Draw a study's figures from its dataset."""
+
+    dataset: tyro.conf.Positional[Path]
+    """The netCDF file that the study of the same name wrote."""
+    venue: style.Venue = "iclr"
+    """Whose text width and font sizes to keep to."""
+    columns: style.Columns = 2
+    """2: the whole text width; 1: one column, or half of the text width."""
+    out: Path | None = None
+    """An existing folder, or path and name without a suffix. Default: beside the dataset, by its name."""
+
+
+def write(config: Config, figures: Figures) -> None:
+    """Write the figures with their captions, and print the paths."""
+    dataset, stem = style.read(config.dataset), config.dataset.with_suffix("")
+    if config.out is not None:
+        stem = config.out / stem.name if config.out.is_dir() else config.out
+    for suffix, (draw, caption) in figures.items():
+        figure = draw(dataset, venue=config.venue, columns=config.columns)
+        print(*style.save(figure, f"{stem}{suffix}", caption(dataset)), sep="\n")
+
+
+def run(module: str, description: str | None, figures: Figures) -> None:
+    """What ``python -m figures.…`` does; what the user can mend is one line."""
+    try:
+        write(tyro.cli(Config, description=description), figures)
+    except (OSError, ValueError) as error:
+        sys.exit(f"{module}: {error}")
