@@ -133,6 +133,13 @@ class Contrastive(Problem):
             other.keys = other._encode()
         return other
 
+    def to(self, dtype: torch.dtype) -> "Problem":
+        """The problem, keys included, in another floating-point precision."""
+        other = super().to(dtype)
+        assert isinstance(other, Contrastive)
+        other.second, other.keys = self.second.to(dtype), {end: k.to(dtype) for end, k in self.keys.items()}
+        return other
+
     def losses(self, outputs: Any) -> Tensor:
         """Per-query loss [batch] of features at the output."""
         return self.loss_function(self._pair(OUTPUT, outputs), self.targets)

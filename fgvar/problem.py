@@ -106,6 +106,14 @@ class Problem:
             other.inputs, other.targets = batch
         return other
 
+    def to(self, dtype: torch.dtype) -> "Problem":
+        """The problem in another floating-point precision."""
+        other = copy.copy(self)
+        other.params = {name: p.to(dtype) for name, p in self.params.items()}
+        other.buffers = {name: _cast(b, dtype) for name, b in self.buffers.items()}
+        other.inputs, other.targets = _cast(self.inputs, dtype), _cast(self.targets, dtype)
+        return other
+
     def weighted(self, weights: Tensor) -> "Problem":
         """The problem whose examples' losses are multiplied by ``weights`` [batch]."""
         other = copy.copy(self)
@@ -207,6 +215,10 @@ class Problem:
             one = self.example(0)
             found.flow = single.flow = self.network.flow(single, tensors, self.params, one.inputs, one.losses)
         return found, single
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _checked_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -182,6 +182,20 @@ def test_closed_forms_of_the_variance(name: str) -> None:
         )
 
 
+def test_the_contract_of_estimators_holds() -> None:
+    report = fgvar.testing.check_estimator(fgvar.scheme("LG-FG-A"), {"contrastive": contrastive()})
+    assert report.passed, report
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_single_precision(stop: bool) -> None:
+    double = contrastive(stop_gradient=stop)
+    found = fgvar.scheme("LG-BP").target(double.to(torch.float32))
+    for name, gradient in fgvar.scheme("LG-BP").target(double).items():
+        assert found[name].dtype == torch.float32
+        torch.testing.assert_close(found[name].double(), gradient, rtol=1e-3, atol=1e-2)
+
+
 def test_features_are_what_the_read_out_sees() -> None:
     torch.testing.assert_close(contrastive().features(views()[0]), represented(network(), views()[0]).detach())
 
