@@ -45,8 +45,7 @@ def arguments() -> dict:
     train, test = (fgvar.data.load("digits", split) for split in ("train", "test"))
     data = train.subset(range(64)), test.subset(range(32))
     net = fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=2, patches=2, channels=8, groups=2, head_init="zero")
-    estimators = {"LG-FG-A": fgvar.scheme("LG-FG-A"), "LG-BP": fgvar.scheme("LG-BP")}
-    probe = fgvar.Probe(estimators, data[0].sample(4, seed=1), (1, 6, 16), draws=4, route="both")
+    probe = fgvar.Probe({"FG-W": fgvar.scheme("FG-W")}, data[0].sample(4, seed=1), (1, 6, 16), draws=4, route="both")
     return {
         "module": net, "estimator": fgvar.scheme("LG-FG-A"), "data": data, "schedule": SCHEDULE, "seed": 3,
         "probe": probe, "device": "cpu",
@@ -104,18 +103,23 @@ def test_killed_stopped_and_started_again_it_ends_with_the_same_bits(tmp_path, u
             left = torch.load(tmp_path / "run.checkpoint", weights_only=True)["step"]
             assert left >= 14, "the step at which it was stopped, within an epoch"
     assert not list(tmp_path.glob(".*")), "no temporary file is left by what could clean up"
-    process = start(tmp_path, "run", 0)
-    first = int(process.stdout.readline())  # type: ignore[union-attr]
-    assert first > 14, "it goes on where it was"
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors.decode()
+    torch.set_num_threads(1)
+    on_disk(fgvar.train(**arguments(), checkpoint=tmp_path / "run.checkpoint"), str(tmp_path / "run"))
     assert_same(undisturbed, tmp_path, "run")
 
 
-def test_a_finished_run_is_not_repeated(tmp_path, undisturbed, monkeypatch) -> None:
-    path = tmp_path / "run.checkpoint"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> bytes:
+    """The checkpoint of the whole run."""
     torch.set_num_threads(1)
+    path = tmp_path_factory.mktemp("finished") / "run.checkpoint"
     fgvar.train(**arguments(), checkpoint=path)
+    return path.read_bytes()
+
+
+def test_a_finished_run_is_not_repeated(tmp_path, undisturbed, finished: bytes, monkeypatch) -> None:
+    path = tmp_path / "run.checkpoint"
+    path.write_bytes(finished)
     monkeypatch.setattr(training.Going, "update", lambda *_: pytest.fail("it was finished"))
     again = fgvar.train(**arguments(), checkpoint=path)
     on_disk(again, str(tmp_path / "again"))
@@ -147,22 +151,17 @@ def test_resume_false_starts_anew(tmp_path) -> None:
     ],
     ids=["seed", "schedule", "estimator", "network", "probe"],
 )
-def test_a_foreign_checkpoint_is_refused(tmp_path, change, what: str) -> None:
+def test_a_foreign_checkpoint_is_refused(tmp_path, finished: bytes, change, what: str) -> None:
     path = tmp_path / "run.checkpoint"
-    short = arguments() | {"schedule": fgvar.Schedule(epochs=4, batch=16, lr=0.1)}
-    fgvar.train(**short, checkpoint=path)
-    kept = path.read_bytes()
+    path.write_bytes(finished)
     with pytest.raises(ValueError, match=f"is the checkpoint of another run: .*{what}"):
         fgvar.train(**(arguments() | change), checkpoint=path)
-    assert path.read_bytes() == kept
+    assert path.read_bytes() == finished
 
 
-def test_a_truncated_or_unknown_file_is_refused_and_runs_no_code(tmp_path) -> None:
-    path = tmp_path / "run.checkpoint"
-    fgvar.train(**(arguments() | {"probe": None}), checkpoint=path)
-    whole = path.read_bytes()
-    device = torch.device("cpu")
-    for content in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
+def test_a_truncated_or_unknown_file_is_refused_and_runs_no_code(tmp_path, finished: bytes) -> None:
+    path, device = tmp_path / "run.checkpoint", torch.device("cpu")
+    for content in (finished[: len(finished) // 2], b"", b"not a checkpoint"):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"cannot be read as a checkpoint .*; give another checkpoint= path"):
             restore(path, {}, device)
