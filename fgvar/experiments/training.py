@@ -345,7 +345,9 @@ def _evaluate(problem: Problem, params: Mapping[str, Tensor], images: Images, te
             with torch.no_grad():
                 outputs = here.run(params)[0]
                 losses.append(here.losses(outputs).double().sum())
-            wrong.append((outputs.argmax(1) != here.targets).sum())
+                right = here.right(outputs)
+            # Without classes there is no error: NaN.
+            wrong.append((~right).double().sum() if right is not None else torch.tensor(torch.nan))
         found.append((torch.stack(losses).sum() / len(split), torch.stack(wrong).sum() / len(split)))
     (loss, error), (_, test_error) = found
     return float(loss), float(error), float(test_error)
