@@ -4,7 +4,7 @@ Question   How well does each algorithm train a LocalMixer, and how much of that
 Claim      Errors as in the paper within 0.5 points; a frozen trunk bounds what untaught features reach.
 Run        One run: --network S/1/1 --algorithm LG-FG-A --out run.nc. Without --algorithm: the default table, one
            file a run under --folder; runs that are finished are skipped, others go on from their checkpoints.
-Cost       MNIST, S/1/1 and M/1/16: 2 to 4 s an epoch on 2 cores with --compile. --smoke: a few seconds.
+Cost       MNIST with --compile, on one core: about 5 s an epoch (S/1/1), 5 to 15 s (M/1/16). --smoke: a few seconds.
 """
 
 import sys
@@ -87,11 +87,18 @@ def main(config: Config) -> None:
     if config.algorithm is not None:
         run(config, config.out or ROOT / "results" / "table3.nc", images, test)
         return
-    index, count = (int(number) for number in config.shard.split("/"))
+    index, count = _shard(config.shard)
     for number, (network, algorithm, seed) in enumerate(table(config)):
         path = config.folder / f"{network.replace('/', '-')}_{algorithm}_{seed}.nc"
         if number % count == index and not path.exists():
             run(replace(config, network=network, algorithm=algorithm, seed=seed), path, images, test)
+
+
+def _shard(shard: str) -> tuple[int, int]:
+    index, _, count = shard.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ValueError(f"shard is {shard!r}, expected i/n with 0 ≤ i < n, as 0/4")
+    return int(index), int(count)
 
 
 def table(config: Config) -> list[tuple[str, str, int]]:

@@ -54,3 +54,6 @@ def test_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown preset 'S/1'"):
         table3.main(replace(SMOKE, network="S/1", out=tmp_path / "run.nc"))
     assert not list(tmp_path.glob("*.nc"))
+    for shard in ("3", "2/2", "a/b"):
+        with pytest.raises(ValueError, match=f"shard is '{shard}', expected i/n with 0 ≤ i < n"):
+            table3.main(table3.Config(data="digits", folder=tmp_path, shard=shard))
