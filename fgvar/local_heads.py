@@ -111,6 +111,7 @@ def with_local_heads(
         ['1.local.head', '3.local.head']
     """
     readout = (readout,) if isinstance(readout, str) else tuple(readout)
+    after = after if isinstance(after, str) else tuple(after)
     _check_names(module, after, readout)
     for what, number in (("classes", classes), ("groups", groups)):
         if number < 1:

@@ -23,7 +23,7 @@ def _mse(outputs: Any, targets: Tensor) -> Tensor:
             f"mse needs targets of the outputs' shape {shape}, the targets are {tuple(targets.shape)}; "
             "reshape them (broadcasting would compare an example with the targets of others)"
         )
-    per_example: Tensor = (outputs - targets).square().flatten(1).mean(1)
+    per_example: Tensor = (outputs - targets).square().reshape(len(outputs), -1).mean(1)
     return per_example
 
 
@@ -41,7 +41,8 @@ class Problem:
     is read once; later changes to it are not seen. Nothing here reads or moves the global random state.
 
     Args:
-        module: any network of one input tensor in which examples do not influence each other.
+        module: any network of one input tensor in which examples do not influence each other. All of its
+            parameters take part, whatever their ``requires_grad``.
         loss: "cross_entropy", "mse" (mean over the outputs of an example) or a callable
             ``(outputs, targets) -> per-example loss`` of shape [batch].
         batch: inputs and targets, batch axis first.
@@ -199,6 +200,7 @@ class Problem:
                 ) from error
             if classification:
                 _check_classes(outputs, self.targets)
+                _check_heads(self.network, found, self.targets)
             losses = self.losses(outputs)
         if not isinstance(losses, Tensor) or not losses.is_floating_point():
             kind = losses.dtype if isinstance(losses, Tensor) else type(losses).__name__
@@ -285,3 +287,13 @@ def _check_classes(outputs: Any, targets: Tensor) -> None:
             f"targets range from {low} to {high}, but the network has {outputs.shape[1]} classes (0 to "
             f"{outputs.shape[1] - 1}); check the labels or the size of the last layer"
         )
+
+
+def _check_heads(network: Network, found: Map, targets: Tensor) -> None:
+    for head in found.ends.values():
+        classes = getattr(network.modules.get(f"{head}.linear"), "out_features", None)
+        if classes is not None and not targets.is_meta and int(targets.max()) >= classes:
+            raise ValueError(
+                f"targets range to {int(targets.max())}, but the local head {head!r} has {classes} classes (0 to "
+                f"{classes - 1}); give with_local_heads the classes= of the network"
+            )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,10 @@ def measure(
         Frozen({'estimator': 1, 'layer': 4})
     """
     check_arguments(estimators, draws, chunk, seed)
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"problem is {type(problem).__name__}, expected fgvar.Problem(module, loss, (inputs, targets))"
+        )
     check_route(route, estimators, problem, keep_draws)
     if paired and len(estimators) < 2:
         raise ValueError(
@@ -257,6 +262,9 @@ def check_arguments(estimators: Mapping[str, GradientEstimator], draws: int, chu
         )
     for name, estimator in estimators.items():
         require_estimator(name, estimator)
+    for what, number in (("draws", draws), ("seed", seed), ("chunk", 1 if chunk is None else chunk)):
+        if not isinstance(number, Integral):
+            raise TypeError(f"{what} is {number!r}, expected an integer")
     if seed < 0:
         raise ValueError(f"seed is {seed}, expected a non-negative integer")
     if draws < 2:

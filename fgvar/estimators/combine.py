@@ -138,7 +138,8 @@ class Projection:
     """Orthogonal projection of the gradient on the span of all K directions: ĝ = U(UᵀU)⁺Uᵀ∇, least squares.
 
     For isotropic noise over d numbers E ĝ = K/d ∇ and E‖ĝ‖² = K/d ‖∇‖². The closest to ∇ that K derivatives
-    can tell; K ≥ d gives ∇ itself. In activity space every example has its own span.
+    can tell; K ≥ d gives ∇ itself. In activity space every example has its own span. Directions of other noise can
+    coincide (two of signs, say), and then span less.
 
     Args:
         scale: "none"; "norm", times √(d/K), so that E‖ĝ‖² = ‖∇‖²; "mean", times d/K, so that E ĝ = ∇.
@@ -155,6 +156,7 @@ class Projection:
 
     scale: str = "none"
 
+    uneven: ClassVar[str] = "directions of this noise can coincide or vanish, and then span less"
     SCALES: ClassVar[dict[str, float]] = {"none": 0.0, "norm": 0.5, "mean": 1.0}  # powers of d/K
 
     def __post_init__(self) -> None:
@@ -191,7 +193,7 @@ class Sham:
         across: "examples" (in activity space; noise of their own), or "directions" (at least two).
 
     Raises:
-        ValueError: an unknown ``across``; on use, nothing to shuffle.
+        ValueError: an unknown ``across``; on use, nothing to shuffle (a direction and its opposite are one).
 
     Example:
         >>> Sham(across="directions").combine
@@ -211,7 +213,8 @@ class Sham:
     def __call__(self, terms: Terms, frame: Frame) -> Terms:
         axis = self.AXES[self.across]
         for t in terms.values():
-            if t.shape[axis] < 2:
+            # The opposite of a direction has the opposite derivative: nobody else's.
+            if (frame.lines * frame.parts if axis == 0 else t.shape[axis]) < 2:
                 raise ValueError(
                     f"Sham(across={self.across!r}) has one of them to shuffle, expected at least two; take a batch "
                     "of examples in activity space, or noise with directions= and across='directions'"

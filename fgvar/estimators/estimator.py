@@ -4,7 +4,7 @@ from __future__ import annotations  # else those of inner functions are evaluate
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.func import vmap
@@ -86,6 +86,25 @@ class Estimator:
     guess: Guess = Isotropic()  # noqa: RUF009 (frozen)
     combine: Combine = Mean()  # noqa: RUF009 (frozen)
 
+    # What tells a word from another one put in its place.
+    WORDS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "space": ("linearise", "per_example"),
+        "noise": ("fill", "directions"),
+        "losses": ("cuts", "total"),
+        "oracle": ("terms", "bias_order"),
+        "guess": ("direction", "shapes"),
+        "combine": ("__call__", "biased"),
+    }
+
+    def __post_init__(self) -> None:
+        for word, parts in self.WORDS.items():
+            given = getattr(self, word)
+            if isinstance(given, type):
+                raise TypeError(f"{word} is the class {given.__name__}, expected an instance: {given.__name__}(…)")
+            if missing := [part for part in parts if not hasattr(given, part)]:
+                default = type(self.__dataclass_fields__[word].default).__name__
+                raise TypeError(f"{word} is {given!r} without {', '.join(missing)}, expected one like {default}()")
+
     @property
     def shared(self) -> bool:
         """Is one direction used for the whole batch?"""
@@ -95,7 +114,8 @@ class Estimator:
     def biased(self) -> str:
         """Why its mean is not its target; empty where it is."""
         steps = "" if self.oracle.bias_order is None else f"of order step^{self.oracle.bias_order}"
-        return "; ".join(reason for reason in (self.guess.biased, self.combine.biased, steps) if reason)
+        spans = "" if getattr(self.noise, "spans_evenly", False) else getattr(self.combine, "uneven", "")
+        return "; ".join(reason for reason in (self.guess.biased, self.combine.biased, spans, steps) if reason)
 
     @property
     def _each_alone(self) -> bool:

@@ -103,8 +103,13 @@ class DirectFeedback:
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:  # noqa: ARG002
         here = self.space.linearise(problem, GlobalLoss())
-        outputs = problem.run(problem.params)[0].detach()
-        error = grad(lambda y: problem.losses(y).sum())(outputs).flatten(1)
+        outputs = problem.run(problem.params)[0]
+        if not isinstance(outputs, Tensor):
+            raise TypeError(
+                f"the network returns {type(outputs).__name__}, expected one tensor, whose error is sent back; wrap "
+                "the network so that it returns what the loss uses"
+            )
+        error = grad(lambda y: problem.losses(y).sum())(outputs.detach()).reshape(problem.batch_size, -1)
         classes = error.shape[1]
         sent = {}
         for site, value in here.point.items():

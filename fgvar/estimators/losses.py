@@ -38,10 +38,21 @@ class Losses(Protocol):
         """The scalar whose gradient is the target, from the output and the values at all ends."""
 
 
-def observe(losses: Losses, problem: Problem, params: Mapping[str, Tensor], taps: Mapping[str, Tensor]) -> Terms:
-    """What the oracle differentiates: features at the active ends, and the output's per-example loss."""
-    ends = [end for end in losses.active(problem) if end != OUTPUT]
-    outputs, values = problem.run(params, taps, watch=ends, cut=losses.cuts(problem))
+def observe(
+    losses: Losses,
+    problem: Problem,
+    params: Mapping[str, Tensor],
+    taps: Mapping[str, Tensor],
+    still: Mapping[str, Tensor] | None = None,
+) -> Terms:
+    """What the oracle differentiates: features at the active ends, and the output's per-example loss.
+
+    ``still`` is what was observed unperturbed: what follows a cut gets it. Derivatives stop at cuts by themselves,
+    but a difference sees all that moves.
+    """
+    ends, cuts = [end for end in losses.active(problem) if end != OUTPUT], losses.cuts(problem)
+    put = {cut: still[cut] for cut in cuts} if still else None
+    outputs, values = problem.run(params, taps, watch=ends, cut=cuts, put=put)
     return {**{end: values[end] for end in ends}, OUTPUT: problem.losses(outputs)}
 
 

@@ -64,6 +64,7 @@ class Gaussian:
     directions: int = 1
     antithetic: bool = False
     kurtosis: ClassVar[float] = 3.0
+    spans_evenly: ClassVar[bool] = True  # E of the projection on K directions is a multiple of the identity
 
     def __post_init__(self) -> None:
         check_directions(self.directions)
@@ -98,6 +99,11 @@ class Rademacher:
 
     def __post_init__(self) -> None:
         check_directions(self.directions)
+
+    @property
+    def spans_evenly(self) -> bool:
+        """Two sign vectors can be parallel."""
+        return self.directions == 1
 
     def fill(self, stream: "Stream", shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.signs(shape, dtype, device)

@@ -36,6 +36,17 @@ def derived(derivative: Derivative, here: Linearised, direction: Tensors) -> tup
     return here.terms(values, tangents), values[OUTPUT].mean()
 
 
+def differenced(difference: Derivative, here: Linearised, direction: Tensors) -> tuple[Terms, Tensor]:
+    """The same for differences, with everything behind a stop-gradient held where it is unperturbed."""
+    start = here.observe(here.point)
+
+    def function(tensors: Tensors) -> Terms:
+        return start if tensors is here.point else here.observe(tensors, start)
+
+    values, tangents = difference(function, here.point, direction)
+    return here.terms(values, tangents), start[OUTPUT].mean()
+
+
 @dataclass(frozen=True)
 class Jvp:
     """The exact directional derivative ∇f·u, by forward-mode differentiation in one pass.
@@ -85,7 +96,7 @@ class ForwardDifference:
         _check_step(self.step)
 
     def terms(self, here: Linearised, direction: Tensors) -> tuple[Terms, Tensor]:
-        return derived(self, here, direction)
+        return differenced(self, here, direction)
 
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
         value = function(point)
@@ -118,7 +129,7 @@ class CentralDifference:
         _check_step(self.step)
 
     def terms(self, here: Linearised, direction: Tensors) -> tuple[Terms, Tensor]:
-        return derived(self, here, direction)
+        return differenced(self, here, direction)
 
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
         ahead, behind = (function(_moved(point, direction, s)) for s in (self.step, -self.step))

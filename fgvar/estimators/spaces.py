@@ -26,7 +26,8 @@ class Linearised:
     Attributes:
         point: the perturbed tensors, unperturbed.
         place: perturbed tensors → (parameters, taps) to run the network with.
-        observe: perturbed tensors → what an oracle differentiates (see `observe`).
+        observe: perturbed tensors → what an oracle differentiates; and, for differences, what was observed
+            unperturbed (see `observe`).
         terms: (values, tangents) of that → derivatives of the loss copies that the space tells apart,
             end → [batch or 1, patches or 1, groups or 1]; linear in the tangents.
         direction: noise of the shapes of ``point``, with a batch axis or one for all examples → direction.
@@ -41,7 +42,7 @@ class Linearised:
 
     point: dict[str, Tensor]
     place: Callable[[Tensors], tuple[Tensors, Tensors]]
-    observe: Callable[[Tensors], Terms]
+    observe: Callable[..., Terms]
     terms: Callable[[Tensors, Tensors], Terms]
     direction: Callable[[Tensors], dict[str, Tensor]]
     from_sites: Callable[[Tensors], dict[str, Tensor]]
@@ -123,7 +124,7 @@ class WeightSpace:
         return Linearised(
             point=point,
             place=place,
-            observe=lambda weights: observe(losses, problem, *place(weights)),
+            observe=lambda weights, still=None: observe(losses, problem, *place(weights), still),
             terms=terms,
             direction=dict,
             from_sites=from_sites,
@@ -147,6 +148,8 @@ class ActivitySpace:
             noise on them only adds variance (Ren et al. 2023, Sec. 3.6). Off where no ReLU is declared.
         sites: names of the sites to perturb; None takes all.
         relu_after: for networks that declare none: site → name of the module whose zeros mark inactive units.
+            That its gradient is 0 there is taken on trust: where the loss (or a local head's) sees the site past
+            that module too, or the module is no ReLU, masking is biased, which `fgvar.testing` finds.
         together: move all sites at once (one directional derivative), or each alone (one each).
 
     Raises:
@@ -233,7 +236,7 @@ class ActivitySpace:
         return Linearised(
             point={site: torch.zeros_like(value) for site, value in z.items()},
             place=lambda taps: (problem.params, taps),
-            observe=lambda taps: observe(losses, problem, problem.params, taps),
+            observe=lambda taps, still=None: observe(losses, problem, problem.params, taps, still),
             terms=terms,
             direction=direction,
             from_sites=lambda noise: direction({site: noise[site] for site in sites}),

@@ -33,6 +33,7 @@ class Sphere:
     shared: bool | None = None
     directions: int = 1
     antithetic: bool = False
+    spans_evenly: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_directions(self.directions)
@@ -103,6 +104,7 @@ class Orthogonal:
     directions: int = 1
     shared: bool | None = None
     antithetic: bool = False
+    spans_evenly: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_directions(self.directions)

@@ -25,8 +25,8 @@ class TransposedWeights:
 
     Args:
         orthogonal: "none" takes W as it is; "svd" the nearest matrix with orthonormal rows or columns, UVᵀ;
-            "newton-schulz" the same by matrix products alone (five quintic steps, singular values within
-            0.3 of 1): less bias and variance.
+            "newton-schulz" the same by matrix products alone (five quintic steps: singular values between 0.65
+            and 1.25, but those below a hundredth of the Frobenius norm, which stay smaller): less bias and variance.
         rank: with "svd", of how many leading singular directions; None takes all that are not numerically 0.
 
     Raises:

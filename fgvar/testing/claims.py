@@ -37,10 +37,10 @@ def variance(subject: Subject) -> str:
         largest = max(max(float(value.max()) for value in declared.values()), subject.size**2)
         for name, matrix in subject.covariance.items():
             off = float((matrix.diagonal().reshape(declared[name].shape) - declared[name]).abs().max()) / largest
-            if not off <= 1e-9:
+            if not off <= tolerance(subject):
                 ratio = float(matrix.trace()) / max(float(declared[name].sum()), 1e-300)
                 raise Failure(f"the variance of {name!r} is {ratio:.4g} times the declared one (exact, by its trace)")
-        return "exact, every weight to 1e-09"
+        return f"exact, every weight to {tolerance(subject):.1g}"
     draws = VARIANCE_DRAWS if subject.draws is None else subject.draws
     gradients = subject.estimates(subject.noise(range(draws), seed=2))
     names = list(declared)
@@ -76,7 +76,7 @@ def directions(subject: Subject) -> str:
     if one.covariance is not None and two.covariance is not None:
         for name, matrix in one.covariance.items():
             whole, half = float(matrix.trace()), float(two.covariance[name].trace())
-            if abs(whole - 2 * half) > 1e-9 * max(whole, subject.size**2):
+            if abs(whole - 2 * half) > tolerance(subject) * max(whole, subject.size**2):
                 raise Failure(
                     f"2 directions divide the variance of {name!r} by {whole / max(half, 1e-300):.4g}, not 2"
                 )
