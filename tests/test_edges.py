@@ -114,3 +114,24 @@ def test_a_sham_does_not_shuffle_a_direction_with_its_opposite() -> None:
     noise = {k: u[0] for k, u in estimator.randomness(problem).sample(0, [0], dtype=torch.float64).items()}
     with pytest.raises(ValueError, match="one of them to shuffle"):
         estimator.estimate(problem, noise)
+
+
+def test_a_mean_in_closed_form_where_sites_lead_to_other_losses() -> None:
+    """One of two parallel branches ends a block: sites of one kind of credit are not next to each other."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(3, 4) for _ in range(3))
+            self.last = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.tanh(self.a(x)) + torch.tanh(self.b(x)) * torch.tanh(self.c(x)))
+
+    net = fgvar.with_local_heads(Branches().double(), after=("b",), classes=2, inputs=randn(2, 3))
+    problem = fgvar.Problem(fgvar.with_sites(net), "cross_entropy", (randn(2, 3), labels(2, 2)))
+    estimator = fgvar.scheme("LG-FG-A")
+    mean, expected = fgvar.theory.mean(estimator, problem), expectation(estimator, problem)
+    for key, value in estimator.target(problem).items():
+        torch.testing.assert_close(mean[key], value, rtol=0, atol=1e-12)
+        torch.testing.assert_close(expected[key], value, rtol=0, atol=1e-9)

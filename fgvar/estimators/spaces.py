@@ -220,7 +220,7 @@ class ActivitySpace:
             return {site: u * masks[site] if site in masks else u for site, u in whole.items()}
 
         def backward(credited: Tensors) -> dict[str, Tensor]:
-            mean = {site: value / n for site, value in credited.items()}
+            mean = {site: credited[site] / n for site in sites}  # in the order of the forward pass
             estimate: dict[str, Tensor] = vjps((mean, torch.ones_like(total)))[0]
             return estimate
 
