@@ -222,6 +222,20 @@ def test_the_whole_matrix_runs_from_one_call() -> None:
     assert float(slopes.sel(estimator=weights).max()) < 1 + 1e-9, "and never longer than the target"
 
 
+def test_the_matrix_on_anybodys_network_with_local_heads() -> None:
+    """The local guess of the local target is that target, on a network of torch.nn as on LocalMixer."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    blocks = fgvar.with_local_heads(net, after=("1", "3"), classes=2, groups=2, readout="4")
+    problem = fgvar.Problem(fgvar.with_sites(blocks), "cross_entropy", (randn(1, 3, seed=9), labels(1, 2)))
+    matrix = fgvar.guess_matrix()
+    found = {name: one(estimator, problem) for name, estimator in matrix.items()}
+    assert all(bool(g.isfinite().all()) for gradients in found.values() for g in gradients.values())
+    for name in ("weight/local/local", "activity/local/local", "weight/global/global", "activity/global/global"):
+        target = matrix[name].target(problem)
+        assert max(float(target[key].abs().max()) for key in problem.perturbed) > 1e-3, name
+        close(found[name], target)
+
+
 def test_the_matrix_without_heads() -> None:
     matrix = fgvar.guess_matrix(local=False)
     assert len(matrix) == 5 * 2
