@@ -56,16 +56,17 @@ def store(path: Path, identity: Mapping[str, str], state: State) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     body = io.BytesIO()
     torch.save({"identity": dict(identity), **{name: getattr(state, name) for name in _FIELDS}}, body)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Always of this name, so that what a kill leaves of it is written over; the hash would tell a mixture of two.
+    temporary = path.with_name(f".{path.name}.partial")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(MAGIC + _hash(body.getbuffer()) + b"\n")
             file.write(body.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     if os.name == "posix":  # the renaming, too, outlives a power cut
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -86,7 +87,7 @@ def restore(path: Path, identity: Mapping[str, str], device: torch.device) -> St
     if content is None:
         return None
     if not content.startswith(MAGIC):
-        raise ValueError(f"{path} is no checkpoint of this version of fgvar; {_REMEDY}")
+        raise ValueError(f"{path} is no checkpoint of this version of fgvar, or cut short; {_REMEDY}")
     digest, _, body = content[len(MAGIC) :].partition(b"\n")
     if digest != _hash(body):
         raise ValueError(f"{path} is truncated or damaged: its content has another hash than it states; {_REMEDY}")
@@ -110,6 +111,8 @@ _REMEDY = "give another checkpoint= path, delete the file, or train with resume=
 
 def described(thing: object) -> str:
     """What an object says of itself, without where it happens to lie in memory."""
+    if isinstance(thing, str):
+        return thing
     if isinstance(thing, types.FunctionType):
         return f"{thing.__module__}.{thing.__qualname__}"
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))

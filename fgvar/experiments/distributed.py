@@ -1,10 +1,26 @@
 """Several processes: gradients averaged, noise independent, parameters the same on all."""
 
+import os
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+
+def join() -> None:
+    """Join the processes that torchrun has started this one among, if it has and nobody has joined them yet."""
+    if not dist.is_available() or not dist.is_torchelastic_launched() or dist.is_initialized():
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("nccl" if cuda else "gloo")
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, by torchrun's count."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def world() -> tuple[int, int]:

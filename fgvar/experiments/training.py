@@ -26,7 +26,7 @@ from fgvar.experiments.checkpoints import (
     to_bytes,
 )
 from fgvar.experiments.data import Images
-from fgvar.experiments.distributed import averaged, from_first, world
+from fgvar.experiments.distributed import averaged, from_first, join, local_rank, world
 from fgvar.experiments.evaluation import CURVES, evaluate
 from fgvar.experiments.gradients import Gradient, Watch, gradient_of, require_finite
 from fgvar.experiments.interrupt import Interrupt
@@ -74,8 +74,8 @@ def train(
     """Train a network by any gradient estimator, to the end of its schedule.
 
     An estimator that has ``learns(problem)``, names of parameters, leaves all others exactly as they are
-    (`FrozenTrunk`). Under ``torch.distributed`` (torchrun) every process takes its own part of each batch and
-    noise of its own, and gradients are averaged.
+    (`FrozenTrunk`). Started by torchrun, every process takes batches and noise of its own, and gradients are
+    averaged: n processes make steps of n batches.
 
     Args:
         module: the network, not changed: training starts from a copy of its parameters.
@@ -108,6 +108,7 @@ def train(
             before it stays.
     """
     require_estimator(name or "estimator", estimator)
+    join()
     where = choose_device(device)
     module = copy.deepcopy(module).to(where)
     total = steps_of(schedule, len(data[0]))
@@ -295,9 +296,9 @@ def _near(images: Images, device: torch.device) -> Images:
 
 
 def choose_device(device: torch.device | str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one, else the CPU."""
+    """The device of that name; "auto" is CUDA where there is one (of torchrun, each process's), else the CPU."""
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
 
 
