@@ -119,7 +119,7 @@ def digits() -> tuple[fgvar.data.Images, fgvar.data.Images]:
 
 def arguments() -> dict:
     data = digits()
-    net = fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=2, patches=2, channels=8, groups=2, head_init="zero")
+    net = fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=1, patches=2, channels=8, groups=2, head_init="zero")
     estimators = {"LG-FG-A": fgvar.scheme("LG-FG-A"), "LG-BP": fgvar.scheme("LG-BP")}
     probe = fgvar.Probe(estimators, data[0].sample(4, seed=1), (1, 6, 16), draws=4, route="both")
     return {
@@ -219,7 +219,7 @@ DATA = digits()
         ({"schedule": fgvar.Schedule(epochs=4, batch=16, lr=0.2)}, "its schedule is Schedule.*lr=0.1.*lr=0.2"),
         ({"estimator": fgvar.scheme("BP")}, "its estimator is Estimator.*this run's is ExactGradient"),
         (
-            {"module": fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=1, patches=2, channels=8, groups=2)},
+            {"module": fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=1, patches=1, channels=8, groups=2)},
             "its network",
         ),
         ({"probe": None}, "its probe is"),

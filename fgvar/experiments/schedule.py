@@ -92,12 +92,11 @@ class Optimiser:
             groups.setdefault((_factor(schedule, problem, name), decay), []).append(value)
         self.factors = [factor for factor, _ in groups]
         described = [{"params": values, "weight_decay": decay} for (_, decay), values in groups.items()]
-        # One pass over the memory instead of four; SGD's bits are the same.
-        fused = problem.device.type in ("cpu", "cuda")
+        # Not fused: on the CPU that takes the memory of a transposed gradient for the gradient.
         self.torch: torch.optim.Optimizer = (
-            torch.optim.SGD(described, lr=schedule.lr, momentum=schedule.momentum, fused=fused)
+            torch.optim.SGD(described, lr=schedule.lr, momentum=schedule.momentum)
             if schedule.optimiser == "sgd"
-            else torch.optim.Adam(described, lr=schedule.lr, betas=(schedule.momentum, 0.999), fused=fused)
+            else torch.optim.Adam(described, lr=schedule.lr, betas=(schedule.momentum, 0.999))
         )
 
     def step(self, step: int) -> None:
