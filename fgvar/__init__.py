@@ -7,6 +7,8 @@ from typing import Any
 _NAMES = {
     # what is differentiated
     "Problem": "fgvar.problem",
+    "Contrastive": "fgvar.contrastive",
+    "InfoNCE": "fgvar.contrastive",
     "Site": "fgvar.sites",
     "with_sites": "fgvar.sites",
     "with_local_heads": "fgvar.local_heads",
@@ -58,6 +60,7 @@ _NAMES = {
     "open_dataset": "fgvar.analysis.dataset",
     # training
     "train": "fgvar.experiments.training",
+    "Views": "fgvar.experiments.views",
     "Schedule": "fgvar.experiments.schedule",
     "Probe": "fgvar.experiments.probes",
     # errors

@@ -1,5 +1,7 @@
 """Heads: classifiers that learn from their exact gradient in every scheme (Ren et al. 2023, Sec. 5)."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -69,6 +71,20 @@ class LocalHead(nn.Module):
         normed = functional.layer_norm(features, features.shape[-1:], eps=EPS)
         logits: Tensor = self.linear(normed.mean(1).flatten(1))
         return logits
+
+
+def headless(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` whose local heads and read-outs return the features that they would classify.
+
+    Example:
+        >>> headless(nn.Sequential(nn.Linear(4, 8), ReadOut(8, 3)))(torch.ones(2, 4)).shape
+        torch.Size([2, 8])
+    """
+    copied = copy.deepcopy(module)
+    for child in list(copied.modules()):
+        if isinstance(child, ReadOut | LocalHead):
+            child.add_module("linear", nn.Identity())
+    return copied
 
 
 def initial_std(fan_in: int) -> float:

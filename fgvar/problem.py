@@ -64,6 +64,7 @@ class Problem:
     targets: Tensor
     map: Map
     single: Map  # of the first example alone
+    coupled = False  # does a loss term depend on other examples than its own?
 
     def __init__(self, module: nn.Module, loss: str | Loss, batch: tuple[Tensor, Tensor]) -> None:
         if isinstance(loss, str) and loss not in LOSSES:
@@ -103,6 +104,14 @@ class Problem:
             other.params = dict(params)
         if batch is not None:
             other.inputs, other.targets = batch
+        return other
+
+    def to(self, dtype: torch.dtype) -> "Problem":
+        """The problem in another floating-point precision."""
+        other = copy.copy(self)
+        other.params = {name: p.to(dtype) for name, p in self.params.items()}
+        other.buffers = {name: _cast(b, dtype) for name, b in self.buffers.items()}
+        other.inputs, other.targets = _cast(self.inputs, dtype), _cast(self.targets, dtype)
         return other
 
     def weighted(self, weights: Tensor) -> "Problem":
@@ -159,6 +168,12 @@ class Problem:
         found: Tensor = functional_call(self.network.modules[head], own, (features,))
         return found
 
+    def right(self, outputs: Any) -> Tensor | None:
+        """Is the largest output the target's? [batch]; None where targets are no classes."""
+        if self.targets.is_floating_point() or not isinstance(outputs, Tensor) or outputs.ndim != 2:
+            return None
+        return outputs.argmax(1) == self.targets
+
     def loss(self, params: Mapping[str, Tensor] | None = None) -> Tensor:
         """Batch-mean loss of the network's output."""
         return self.losses(self.run(self.params if params is None else params)[0]).mean()
@@ -195,13 +210,15 @@ class Problem:
             )
         _require_finite("the loss", {"per example": losses})
         with torch.no_grad():
-            _require_independence(losses[0], self.loss_function(first, self.targets[:1])[0])
+            _require_independence(losses[0], self.example(0).losses(first)[0])
         if found.ends:
-            one = self.inputs[:1]
-            found.flow = single.flow = self.network.flow(
-                single, tensors, self.params, one, lambda outputs: self.loss_function(outputs, self.targets[:1])
-            )
+            one = self.example(0)
+            found.flow = single.flow = self.network.flow(single, tensors, self.params, one.inputs, one.losses)
         return found, single
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _checked_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

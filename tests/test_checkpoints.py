@@ -120,8 +120,7 @@ def digits() -> tuple[fgvar.data.Images, fgvar.data.Images]:
 def arguments() -> dict:
     data = digits()
     net = fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=1, patches=2, channels=8, groups=2, head_init="zero")
-    estimators = {"LG-FG-A": fgvar.scheme("LG-FG-A"), "LG-BP": fgvar.scheme("LG-BP")}
-    probe = fgvar.Probe(estimators, data[0].sample(4, seed=1), (1, 6, 16), draws=4, route="both")
+    probe = fgvar.Probe({"FG-W": fgvar.scheme("FG-W")}, data[0].sample(4, seed=1), (1, 6, 16), draws=4, route="both")
     return {
         "module": net, "estimator": fgvar.scheme("LG-FG-A"), "data": data, "schedule": SCHEDULE, "seed": 3,
         "probe": probe, "device": "cpu",

@@ -320,6 +320,7 @@ def test_wrong_arguments() -> None:
         "published-unbiased": "its channel layers lack the credit of other groups",
         "published-scale": "so its slope is off",
     },
+    problems={"mixer": mixer(blocks=1)},
 )
 def test_the_pytest_face(estimator, check) -> None:
     check(estimator)

@@ -86,9 +86,8 @@ def test_merged_moments_are_those_of_one_pass() -> None:
             np.testing.assert_allclose(both[name][1], errors, rtol=1e-10, err_msg=name)
 
 
-@pytest.mark.parametrize("bias", [0.0, 1.0])
-def test_reported_errors_are_the_spread_over_seeds(bias: float) -> None:
-    """Mean squared standard errors against the spread of the values, over 200 runs of (g·u)u + bias.
+def test_reported_errors_are_the_spread_over_seeds() -> None:
+    """Mean squared standard errors against the spread of the values, over 200 runs of (g·u)u + a bias.
 
     The ratio to a variance with 199 degrees of freedom leaves 0.55 to 1.8 less than once in 10⁶ for normal
     statistics; it would catch a standard error that is wrong by a third. Runs without an error are left out
@@ -99,7 +98,7 @@ def test_reported_errors_are_the_spread_over_seeds(bias: float) -> None:
     runs = []
     for _ in range(200):
         u = rng.normal(size=(320, 30))
-        draws = (u @ target)[:, None] * u + bias * shift
+        draws = (u @ target)[:, None] * u + shift
         runs.append(streamed(draws, target, other))
     for name in ("variance", "snr", "sq_bias", "slope", "cosine", "efficiency"):
         values, errors = (np.array([run[name][part][..., -1] for run in runs]) for part in (0, 1))

@@ -43,7 +43,7 @@ def test_costs_are_counted(name: str, reference: fgvar.Problem) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_bias_is_said_where_it_is_and_only_there(name: str) -> None:
     """By enumeration wherever the scheme is quadratic in its noise."""
-    problem, estimator = mixer(), fgvar.scheme(name)
+    problem, estimator = mixer(blocks=1), fgvar.scheme(name)
     target = estimator.target(problem)
     if estimator.randomness(problem).size:
         try:
@@ -65,7 +65,7 @@ def test_bias_is_said_where_it_is_and_only_there(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_scheme_keeps_the_contract(name: str) -> None:
     report = check_estimator(
-        fgvar.scheme(name), mixer(batch=2), checks=["structure", "deterministic", "pure", "chunking", "repr"]
+        fgvar.scheme(name), mixer(blocks=1), checks=["structure", "deterministic", "pure", "chunking", "repr"]
     )
     assert report.passed, report
 

@@ -91,13 +91,13 @@ def test_as_many_orthogonal_directions_as_numbers_have_no_variance() -> None:
     ids=["sphere", "orthogonal", "sparse"],
 )
 def test_total_variance_of_one_loss(noise, expected) -> None:
-    """Within 6 standard errors over 4096 draws: false alarms below 1e-8 each, caught are errors of a tenth."""
+    """Within 6 standard errors over 2048 draws: false alarms below 1e-8 each, caught are errors of three tenths."""
     problem = CASES["mlp_relu"]()
-    ds = fgvar.measure({"FG-W": fgvar.scheme("FG-W", noise=noise)}, problem, draws=4096, seed=3)
+    ds = fgvar.measure({"FG-W": fgvar.scheme("FG-W", noise=noise)}, problem, draws=2048, seed=3)
     found = ds.sel(layer="perturbed", estimator="FG-W")
     d = int(found["size"])
     assert abs(float(found["relative_variance"]) - expected(d)) < 6 * float(found["relative_variance_se"])
-    assert 6 * float(found["relative_variance_se"]) < 0.2 * expected(d)
+    assert 6 * float(found["relative_variance_se"]) < 0.3 * expected(d)
 
 
 def test_coordinate_variance_is_exact_over_its_law() -> None:

@@ -24,7 +24,7 @@ def check_route(route: str, estimators: Mapping[str, GradientEstimator], problem
     if keep_draws:
         raise ValueError("keep_draws=True keeps what is computed draw by draw, and route='exact' draws nothing")
     for name, estimator in estimators.items():
-        reason = theory.no_closed_form(estimator)
+        reason = theory.no_closed_form(estimator, problem)
         if reason and estimator.randomness(problem).size:
             raise ValueError(f"estimator {name!r} has no closed form: {reason}; measure it with route='drawn'")
 

@@ -127,8 +127,8 @@ def measure(
     dataset["cosine_null"] = ("layer", [cosine_null(size) for size in _sizes(problem)])
     dataset["size"] = ("layer", _sizes(problem))
     dataset["loss"] = ((), float(problem.losses(outputs).mean()))
-    if isinstance(outputs, Tensor) and outputs.ndim == 2 and not problem.targets.is_floating_point():
-        dataset["accuracy"] = ((), float((outputs.argmax(1) == problem.targets).double().mean()))
+    if (right := problem.right(outputs)) is not None:
+        dataset["accuracy"] = ((), float(right.double().mean()))
     if paired:
         dataset = dataset.assign_coords(baseline=next(iter(estimators)))
     dataset.attrs = {
@@ -198,8 +198,14 @@ def _labelled(values: dict[str, Any], layers: tuple[str, ...]) -> dict[str, Any]
 
 
 def _data_variance(estimator: GradientEstimator, problem: Problem, chunk: int) -> tuple[np.ndarray, np.ndarray]:
-    """tr Cov(per-example gradient)/N of target and backprop [references, layers]; NaN for a batch of one."""
+    """tr Cov(per-example gradient)/N of target and backprop [references, layers]; NaN for a batch of one.
+
+    NaN too where examples are coupled, so that none has a gradient of its own.
+    """
     n = problem.batch_size
+    if problem.coupled:
+        nothing = np.full((2, len(problem.params) + 2), np.nan)
+        return nothing, np.zeros_like(nothing)
 
     def both(one: Problem) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return estimator.target(one), one.backprop()

@@ -134,8 +134,8 @@ def trace(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGE
     return {name: value.sum() for name, value in variance(estimator, problem, budget=budget).items()}
 
 
-def no_closed_form(estimator: GradientEstimator) -> str | None:
-    """Why this estimator has no closed form; None where it has one."""
+def no_closed_form(estimator: GradientEstimator, problem: Problem) -> str | None:
+    """Why this estimator has no closed form on this problem; None where it has one."""
     kind = type(estimator)
     if isinstance(estimator, ExactGradient) and kind is ExactGradient:
         return None
@@ -153,6 +153,8 @@ def no_closed_form(estimator: GradientEstimator) -> str | None:
         return f"{type(estimator.noise).__name__} noise states no kurtosis of independent coordinates"
     if type(estimator.space) not in (WeightSpace, ActivitySpace):
         return f"{type(estimator.space).__name__} is a space of its own"
+    if problem.coupled and estimator.space.per_example:
+        return "the loss couples the examples, so that activities are credited with all terms"
     return None
 
 
@@ -162,7 +164,7 @@ def _kurtosis(estimator: Estimator) -> float:
 
 def _composed(estimator: GradientEstimator, problem: Problem) -> Estimator | None:
     """The estimator where it needs noise, after all checks; None for an exact gradient."""
-    if reason := no_closed_form(estimator):
+    if reason := no_closed_form(estimator, problem):
         raise ValueError(
             f"no closed form: {reason}; draw instead (fgvar.measure), or enumerate small problems "
             "(fgvar.testing.expectation)"

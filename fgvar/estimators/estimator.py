@@ -106,6 +106,11 @@ class Estimator:
         self.losses.check(problem)
         self.space.check(problem)
         self.guess.check(problem)
+        if problem.coupled and self.shared == self.space.per_example:
+            raise ValueError(
+                "the loss couples the examples, so that weights need one direction for the whole batch, and "
+                f"activities one for each example: use noise with shared={not self.shared}"
+            )
         shapes = self.guess.shapes(problem, self.space, self.losses, 1 if self._each_alone else problem.batch_size)
         k = self.noise.directions
         if not shapes and k > 1:

@@ -221,6 +221,11 @@ class ActivitySpace:
             estimate: dict[str, Tensor] = vjps((mean, torch.ones_like(total)))[0]
             return estimate
 
+        def terms(values: Tensors, tangents: Tensors) -> Terms:
+            each = losses.terms(problem, values, tangents)
+            # Where examples are coupled, an activity moves the terms of all of them.
+            return {end: t.sum(0, keepdim=True) for end, t in each.items()} if problem.coupled else each
+
         def credited(terms: Terms, site: str) -> Tensor:
             c = credit(terms, site_plan(problem, losses, site))
             return along_site(problem, site, z[site].new_zeros(n, 1, 1) if c is None else c)
@@ -229,7 +234,7 @@ class ActivitySpace:
             point={site: torch.zeros_like(value) for site, value in z.items()},
             place=lambda taps: (problem.params, taps),
             observe=lambda taps: observe(losses, problem, problem.params, taps),
-            terms=lambda values, tangents: losses.terms(problem, values, tangents),
+            terms=terms,
             direction=direction,
             from_sites=lambda noise: direction({site: noise[site] for site in sites}),
             credit=lambda terms: {site: credited(terms, site) for site in sites},

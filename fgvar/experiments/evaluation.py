@@ -24,17 +24,16 @@ def evaluate(problem: Problem, params: Mapping[str, Tensor], train: Images, test
     return float(loss), float(error), float(test_error)
 
 
-def _means(problem: Problem, params: Mapping[str, Tensor], split: Images) -> tuple[Tensor, Tensor]:
-    """Loss and error of a split."""
+def _means(problem: Problem, params: Mapping[str, Tensor], split: Images) -> Tensor:
+    """Loss and error (NaN where targets are no classes) of a split, [2]."""
     rank, processes = world()
-    nothing = torch.zeros((), device=problem.device)
-    losses, wrong = [], []
+    found = [torch.zeros(2, dtype=torch.float64, device=problem.device)]
     for start in range(rank * BATCH, len(split), processes * BATCH):
         numbers = torch.arange(start, min(start + BATCH, len(split)))
         here = problem.at(params, split.batch(numbers, device=problem.device, dtype=problem.dtype))
         with torch.no_grad():
             outputs = here.run(params)[0]
-            losses.append(here.losses(outputs).double().sum())
-            wrong.append((outputs.argmax(1) != here.targets).sum())
-    loss = summed(torch.stack(losses or [nothing.double()]).sum())
-    return loss / len(split), summed(torch.stack(wrong or [nothing.long()]).sum()) / len(split)
+            loss, right = here.losses(outputs).double().sum(), here.right(outputs)
+        wrong = loss * torch.nan if right is None else (~right).double().sum()
+        found.append(torch.stack([loss, wrong]))
+    return summed(torch.stack(found).sum(0)) / len(split)

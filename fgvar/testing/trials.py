@@ -13,11 +13,7 @@ from fgvar.testing.subject import Failure, Subject, claim
 
 def single(problem: Problem) -> Problem:
     """The problem in float32."""
-    other = fresh(problem)
-    for tensors in (other.params, other.buffers):
-        tensors.update({name: t.float() for name, t in tensors.items() if t.is_floating_point()})
-    other.inputs, other.targets = (t.float() if t.is_floating_point() else t for t in (other.inputs, other.targets))
-    return other
+    return fresh(problem).to(torch.float32)
 
 
 def with_loss(problem: Problem, change: Callable[[Tensor], Tensor]) -> Problem:
