@@ -2,8 +2,10 @@
 
 import functools
 import os
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,49 +18,29 @@ from fgvar.experiments.checkpoints import MAGIC
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ("whole", "killed", "resumed", "stopped", "resumed_again", "foreign", "draws")
 
-# Forked from one process that has loaded all it needs, which takes seconds.
 SCRIPT = """
-import os, signal, sys, traceback
+import sys
 from pathlib import Path
 import torch
 from torch import distributed as dist
 sys.path.insert(0, "tests")
 torch.set_num_threads(1)
 import test_distributed
-test_distributed.warm()
-folder = Path(sys.argv[1])
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
 for name in test_distributed.RUNS:
-    children = []
-    for rank in range(2):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                dist.init_process_group("gloo", f"file://{folder}/{name}.store", rank=rank, world_size=2)
-                getattr(test_distributed, name)(folder, rank)
-                code = 0
-            except KeyboardInterrupt:
-                code = 2
-            except ValueError as error:
-                (folder / f"{name}{rank}.txt").write_text(str(error))
-                code = 3
-            except BaseException:
-                traceback.print_exc()
-            os._exit(code)
-        children.append(pid)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-    print(name, *codes, flush=True)
+    try:
+        getattr(test_distributed, name)(folder, rank)
+        end = "done"
+    except (KeyboardInterrupt, ValueError, ZeroDivisionError) as error:
+        end = f"{type(error).__name__} {error}"
+    print(name, end, flush=True)
+dist.barrier()
+dist.destroy_process_group()
 """
 
 
 digits = functools.cache(lambda: fgvar.data.load("digits"))
-
-
-def warm() -> None:
-    """Load what is loaded when it is first needed."""
-    data = digits().subset(range(8)), digits().subset(range(8))
-    fgvar.train(fgvar.networks.LocalMixer.preset("S/1/1", image_shape=(1, 8, 8)), fgvar.scheme("LG-FG-A"), data,
-                fgvar.Schedule(1, 8))  # fmt: skip
 
 
 def problem() -> fgvar.Problem:
@@ -81,8 +63,8 @@ def whole(folder: Path, rank: int) -> None:
 
 
 def killed(folder: Path, rank: int) -> None:
-    at_step(11, lambda: os.kill(os.getpid(), 9))
-    run(folder, rank, "killed", "a")
+    with at_step(11, lambda: 1 // 0):
+        run(folder, rank, "killed", "a")
 
 
 def resumed(folder: Path, rank: int) -> None:
@@ -91,9 +73,8 @@ def resumed(folder: Path, rank: int) -> None:
 
 def stopped(folder: Path, rank: int) -> None:
     """Ctrl-C reaches one of them; they end together."""
-    if rank == 1:
-        at_step(20, lambda: os.kill(os.getpid(), 2))
-    run(folder, rank, "stopped", "b")
+    with at_step(20, lambda: os.kill(os.getpid(), signal.SIGINT) if rank else None):
+        run(folder, rank, "stopped", "b")
 
 
 def resumed_again(folder: Path, rank: int) -> None:
@@ -104,18 +85,21 @@ def foreign(folder: Path, rank: int) -> None:
     run(folder, rank, "foreign", "b", lr=0.2)
 
 
-def at_step(number: int, act) -> None:
+@contextmanager
+def at_step(number: int, act):
+    """A checkpoint at every step, and ``act()`` after the update of that number."""
     from fgvar.experiments import training
-
-    update = training.Going.update
-    training.Kept.store_now_and_then = lambda self: self.store()  # type: ignore[method-assign]
 
     def acting(self: training.Going, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
         update(self, batch)
         if self.step == number:
             act()
 
-    training.Going.update = acting  # type: ignore[method-assign]
+    update = training.Going.update
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.Kept, "store_now_and_then", training.Kept.store)
+        patch.setattr(training.Going, "update", acting)
+        yield
 
 
 def draws(folder: Path, rank: int) -> None:
@@ -129,17 +113,28 @@ def draws(folder: Path, rank: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory) -> Path:
-    """Where the results of all runs lie."""
+def done(tmp_path_factory) -> tuple[Path, list[dict[str, str]]]:
+    """Where the results of all runs lie, and how each ended on each process."""
     folder: Path = tmp_path_factory.mktemp("two")
-    finished = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder)], cwd=ROOT, capture_output=True, text=True, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=100,
-    )  # fmt: skip
-    codes = {"whole": "0 0", "killed": "-9 -9", "resumed": "0 0", "stopped": "2 2", "resumed_again": "0 0"}
-    codes |= {"foreign": "3 3", "draws": "0 0"}
-    assert finished.stdout.splitlines() == [f"{k} {v}" for k, v in codes.items()], finished.stderr
-    return folder
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(folder), str(rank)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], said
+    ends = [dict(line.split(" ", 1) for line in output.splitlines() if line) for output, _ in said]
+    for end in ends:
+        words = {name: what.split()[0] for name, what in end.items()}
+        stops = {"killed": "ZeroDivisionError", "stopped": "KeyboardInterrupt", "foreign": "ValueError"}
+        assert words == dict.fromkeys(RUNS, "done") | stops
+    return folder, ends
 
 
 def load(folder: Path, name: str) -> list:
@@ -147,14 +142,14 @@ def load(folder: Path, name: str) -> list:
 
 
 def test_parameters_and_curves_are_the_same_on_all_and_it_learns(done) -> None:
-    (params, curves), (others, same) = load(done, "whole")
+    (params, curves), (others, same) = load(done[0], "whole")
     assert all(torch.equal(value, others[key]) for key, value in params.items())
     assert torch.equal(curves, same)
     assert curves[0, -1] < curves[0, 0] - 0.01
 
 
 def test_evaluating_in_parts_is_evaluating(done) -> None:
-    params, curves = load(done, "whole")[0]
+    params, curves = load(done[0], "whole")[0]
     x, y = digits().batch(range(128))
     outputs = problem().at(params, (x, y)).run(params)[0]
     assert float(torch.nn.functional.cross_entropy(outputs, y)) == pytest.approx(float(curves[0, -1]), rel=1e-5)
@@ -163,20 +158,19 @@ def test_evaluating_in_parts_is_evaluating(done) -> None:
 
 @pytest.mark.parametrize("name", ["resumed", "resumed_again"])
 def test_killed_or_stopped_they_go_on_together(done, name: str) -> None:
-    for (params, curves), (others, same) in zip(load(done, name), load(done, "whole"), strict=True):
+    for (params, curves), (others, same) in zip(load(done[0], name), load(done[0], "whole"), strict=True):
         assert all(torch.equal(value, others[key]) for key, value in params.items())
         assert torch.equal(curves, same)
 
 
 def test_a_foreign_checkpoint_is_refused_by_all(done) -> None:
-    for rank in range(2):
-        assert "another run: its schedule" in (done / f"foreign{rank}.txt").read_text()
-    assert (done / "b").read_bytes().startswith(MAGIC)
+    assert all("another run: its schedule" in end["foreign"] for end in done[1])
+    assert (done[0] / "b").read_bytes().startswith(MAGIC)
 
 
 def test_the_average_has_half_of_the_noise_variance(done) -> None:
     """5.5 standard errors of 256 draws: a false alarm in 4e-8; the whole variance, or a quarter, would be seen."""
-    found, same = load(done, "draws")
+    found, same = load(done[0], "draws")
     assert torch.equal(found, same)
     whole = sum(float(v) for v in fgvar.theory.trace(fgvar.scheme("FG-A"), problem()).values())
     squares = (found - found.mean(0)).double().square().sum(1)
