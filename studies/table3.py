@@ -4,11 +4,13 @@ Question   How well does each algorithm train a LocalMixer, and how much of that
 Claim      Errors as in the paper within 0.5 points; a frozen trunk bounds what untaught features reach.
 Run        One run: --network S/1/1 --algorithm LG-FG-A --out run.nc. Without --algorithm: the default table, one
            file a run under --folder; runs that are finished are skipped, others go on from their checkpoints.
+            torchrun --nproc-per-node N studies/table3.py … makes one run of N processes, N·batch examples a step.
 Cost       MNIST with --compile, on one core: about 5 s an epoch (S/1/1), 5 to 15 s (M/1/16). --smoke: a few seconds.
 """
 
 import sys
-from dataclasses import dataclass, field, replace
+import traceback
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,10 +50,15 @@ class Config:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     decay: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: int = 0
+    """Epochs."""
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    head_factor: float = 1.0
+    """Of the learning rate of local heads."""
     readout_factor: float = 1.0
     """Of the learning rate of the read-out."""
     seed: int = 0
-    probes: int = 0
+    probes: int = 12
     """About how many steps to probe six schemes at, log-spaced."""
     draws: int = 32
     probe_batch: int = 32
@@ -59,6 +66,8 @@ class Config:
     """Hold out so many training examples and report errors on them instead of on the test split."""
     compile: bool = False
     """torch.compile the estimate."""
+    autocast: bool = False
+    """Matrix products in bfloat16."""
     device: str = "auto"
     out: Path | None = None
     """Dataset of one run; its checkpoint stands beside it."""
@@ -80,6 +89,7 @@ def main(config: Config) -> None:
         config = replace(
             config, data="digits", algorithm=config.algorithm or "LG-FG-A", epochs=1, probes=min(config.probes, 1)
         )
+    shard = _shard(config.shard)
     images, test = (fgvar.data.load(config.data, split) for split in ("train", "test"))
     if config.validation:
         kept = len(images) - config.validation
@@ -87,18 +97,41 @@ def main(config: Config) -> None:
     if config.algorithm is not None:
         run(config, config.out or ROOT / "results" / "table3.nc", images, test)
         return
-    index, count = _shard(config.shard)
-    for number, (network, algorithm, seed) in enumerate(table(config)):
+    failed = 0
+    for network, algorithm, seed in table(config)[shard]:
         path = config.folder / f"{network.replace('/', '-')}_{algorithm}_{seed}.nc"
-        if number % count == index and not path.exists():
-            run(replace(config, network=network, algorithm=algorithm, seed=seed), path, images, test)
+        cell = replace(config, network=network, algorithm=algorithm, seed=seed)
+        if path.exists():
+            _require_same(cell, path)
+            continue
+        try:
+            run(cell, path, images, test)
+        except Exception as error:  # one run's failure is none of the others'
+            failed += 1
+            traceback.print_exc()
+            print(network, algorithm, f"seed {seed}", f"failed: {error}", sep="\t", flush=True)
+    if failed:
+        raise ValueError(f"{failed} runs failed, see above; the same command tries them again")
 
 
-def _shard(shard: str) -> tuple[int, int]:
-    index, _, count = shard.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise ValueError(f"shard is {shard!r}, expected i/n with 0 ≤ i < n, as 0/4")
-    return int(index), int(count)
+def _shard(text: str) -> slice:
+    """The runs i, i + n, i + 2n, … of "i/n"."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ValueError(f"--shard is {text!r}, expected i/n with 0 ≤ i < n, as 0/4, 1/4, 2/4 and 3/4 of four jobs")
+    return slice(int(index), None, int(count))
+
+
+def _require_same(config: Config, path: Path) -> None:
+    """Raise where a finished run had other settings than this command's."""
+    import fgvar
+
+    stored = fgvar.open_dataset(path).attrs
+    for name, ours in {**asdict(schedule_of(config)), "seed": config.seed}.items():
+        if (theirs := stored.get(f"train_{name}", ours)) != ours:
+            raise ValueError(
+                f"{path} is finished with {name}={theirs}, this command says {ours}; give another --folder"
+            )
 
 
 def table(config: Config) -> list[tuple[str, str, int]]:
@@ -112,26 +145,37 @@ def table(config: Config) -> list[tuple[str, str, int]]:
     ]
 
 
+def schedule_of(config: Config) -> Any:
+    """The schedule of one run: its own settings, or those of its algorithm's family."""
+    import fgvar
+
+    name = config.algorithm or ""
+    return fgvar.Schedule(
+        config.epochs or (100 if name in PERTURBED else 20),
+        config.batch,
+        config.lr or RATES[FAMILY.get(name, "exact")],
+        config.momentum,
+        config.weight_decay,
+        optimiser=config.optimiser,
+        decay=config.decay,
+        warmup=config.warmup,
+        head_factor=config.head_factor,
+        readout_factor=config.readout_factor,
+    )
+
+
 def run(config: Config, out: Path, images: Any, test: Any) -> None:
     """One run, from its checkpoint if there is one; writes its dataset and prints a row."""
     import fgvar
+    from fgvar.experiments.distributed import join, world
     from fgvar.experiments.training import log_steps, steps_of
 
+    join()
     assert config.algorithm is not None
     name = config.algorithm
     credit = {"credit": "published"} if name.endswith("-published") else {}
     estimator = fgvar.scheme(name.removesuffix("-published"), **credit)
-    family = FAMILY.get(name, "exact")
-    epochs = config.epochs or (100 if name in PERTURBED else 20)
-    schedule = fgvar.Schedule(
-        epochs,
-        config.batch,
-        config.lr or RATES[family],
-        config.momentum,
-        config.weight_decay,
-        decay=config.decay,
-        readout_factor=config.readout_factor,
-    )
+    schedule = schedule_of(config)
     model = fgvar.networks.LocalMixer.preset(
         config.network, image_shape=images.image_shape, classes=images.classes, head_init="zero", seed=config.seed
     )
@@ -144,8 +188,6 @@ def run(config: Config, out: Path, images: Any, test: Any) -> None:
             draws=config.draws,
             route="both",
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint = out.with_suffix(".checkpoint")
     dataset = fgvar.train(
         model,
         estimator,
@@ -155,10 +197,13 @@ def run(config: Config, out: Path, images: Any, test: Any) -> None:
         probe=probe,
         device=config.device,
         name=f"{config.network} {name} {config.seed}",
-        checkpoint=checkpoint,
+        checkpoint=out.with_suffix(".checkpoint"),
         resume=config.resume,
         compile=config.compile,
+        autocast=config.autocast,
     ).dataset
+    if world()[0]:  # the first process writes and prints
+        return
     dataset.attrs |= {
         "study": "table3",
         "network": config.network,
@@ -168,7 +213,7 @@ def run(config: Config, out: Path, images: Any, test: Any) -> None:
     }
     fgvar.save(dataset, out)
     last = dataset.isel(epoch=-1)
-    settings = (config.network, name, f"seed {config.seed}", f"lr {schedule.lr:g}", f"epochs {epochs}")
+    settings = (config.network, name, f"seed {config.seed}", f"lr {schedule.lr:g}", f"epochs {schedule.epochs}")
     errors = (f"loss {last['loss'].item():.4f}", *(f"{k} {last[f'{k}_error'].item():.2%}" for k in ("train", "test")))
     print(*settings, *errors, sep="\t", flush=True)
 

@@ -64,8 +64,11 @@ ORDER = (
     "fgvar.experiments.data",
     "fgvar.experiments.views",
     "fgvar.experiments.schedule",
-    "fgvar.experiments.checkpoints",
     "fgvar.experiments.distributed",
+    "fgvar.experiments.interrupt",
+    "fgvar.experiments.evaluation",
+    "fgvar.experiments.gradients",
+    "fgvar.experiments.checkpoints",
     "fgvar.experiments.probes",
     "fgvar.experiments.training",
 )

@@ -1,18 +1,10 @@
-"""Schedules and their options: rates, optimisers, factors, autocast, compiled steps, several processes."""
-
-import math
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Schedules and their options: rates, optimisers, factors, autocast, compiled steps."""
 
 import pytest
 import torch
 
 import fgvar
-from fgvar.experiments.training import gradient_of
-
-ROOT = Path(__file__).resolve().parents[1]
+from fgvar.experiments.gradients import gradient_of
 
 
 @pytest.fixture(scope="module")
@@ -116,64 +108,6 @@ def test_a_compiled_estimate_is_the_eager_one(name: str) -> None:
     for key, value in expected.items():
         scale = float(value.abs().max()) + 1e-12
         torch.testing.assert_close(found[key], value, rtol=0, atol=1e-4 * scale, msg=lambda m, k=key: f"{k}: {m}")
-
-
-TWO = """
-import os, sys
-import torch
-from torch import distributed as dist
-import fgvar
-from fgvar.experiments.distributed import averaged, world
-torch.set_num_threads(1)
-dist.init_process_group("gloo")
-rank, processes = world()
-train, test = (fgvar.data.load("digits", split) for split in ("train", "test"))
-data = train.subset(range(128)), test.subset(range(32))
-net = fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=1, patches=2, channels=8, groups=2, seed=rank)
-run = fgvar.train(net, fgvar.scheme("LG-FG-A"), data, fgvar.Schedule(2, 16))
-problem = fgvar.Problem(net, "cross_entropy", data[0].sample(8, seed=0)).at(run.params)
-estimator = fgvar.scheme("FG-A")
-draws = []
-for step in range(256):
-    noise = estimator.randomness(problem).sample(0, [step * processes + rank])
-    found = averaged(estimator.estimate(problem, {k: u[0] for k, u in noise.items()}).gradient)
-    draws.append(torch.cat([found[k].flatten() for k in problem.perturbed]))
-torch.save((run.params, torch.stack(draws), float(run.dataset["loss"][-1])), f"{sys.argv[1]}/{rank}.pt")
-"""
-
-
-def test_two_processes_average_gradients_of_independent_noise(tmp_path) -> None:
-    """Parameters are the same bits on both, and the averaged estimate has half of the noise variance.
-
-    5.5 standard errors of 256 draws: a false alarm in 4e-8; the whole variance, or a quarter, would be seen.
-    """
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
-    port = 20_000 + os.getpid() % 20_000
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE,
-            env=os.environ
-            | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-               "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    for process in processes:
-        _, errors = process.communicate(timeout=100)
-        assert process.returncode == 0, errors.decode()
-    (params, draws, loss), (others, same, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert all(torch.equal(value, others[key]) for key, value in params.items())
-    assert torch.equal(draws, same)
-    assert loss < math.log(10) - 0.01, "that of a blank classifier"
-    net = fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=1, patches=2, channels=8, groups=2)
-    batch = fgvar.data.load("digits").subset(range(128)).sample(8, seed=0)
-    problem = fgvar.Problem(net, "cross_entropy", batch).at(params)
-    whole = sum(float(v) for v in fgvar.theory.trace(fgvar.scheme("FG-A"), problem).values())
-    squares = (draws - draws.mean(0)).double().square().sum(1)
-    variance, error = float(squares.mean()) * 256 / 255, float(squares.std()) / 16
-    assert abs(variance - whole / 2) < 5.5 * error
-    assert 5.5 * error < whole / 4
 
 
 @pytest.mark.parametrize(

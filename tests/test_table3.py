@@ -54,6 +54,25 @@ def test_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown preset 'S/1'"):
         table3.main(replace(SMOKE, network="S/1", out=tmp_path / "run.nc"))
     assert not list(tmp_path.glob("*.nc"))
-    for shard in ("3", "2/2", "a/b"):
-        with pytest.raises(ValueError, match=f"shard is '{shard}', expected i/n with 0 ≤ i < n"):
-            table3.main(table3.Config(data="digits", folder=tmp_path, shard=shard))
+
+
+@pytest.mark.parametrize("shard", ["1", "2/2", "a/b", "-1/2", "0/0"])
+def test_shards_out_of_range(tmp_path: Path, shard: str) -> None:
+    with pytest.raises(ValueError, match=r"expected i/n with 0 ≤ i < n"):
+        table3.main(table3.Config(data="digits", folder=tmp_path, shard=shard))
+
+
+def test_a_failed_run_stops_no_other_and_settings_are_compared(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(table3, "table", lambda _: [("S/1", "BP", 0), ("S/1/1", "BP", 0)])
+    config = table3.Config(data="digits", epochs=1, folder=tmp_path)
+    with pytest.raises(ValueError, match="1 runs failed, see above"):
+        table3.main(config)
+    found = capsys.readouterr()
+    assert "failed: unknown preset 'S/1'" in found.out
+    assert "Traceback" in found.err
+    assert (tmp_path / "S-1-1_BP_0.nc").exists()
+    monkeypatch.setattr(table3, "table", lambda _: [("S/1/1", "BP", 0)])
+    table3.main(config)
+    assert not capsys.readouterr().out, "finished"
+    with pytest.raises(ValueError, match=r"is finished with lr=0.1, this command says 0.2; give another --folder"):
+        table3.main(replace(config, lr=0.2))

@@ -1,10 +1,17 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped, in one file, written atomically."""
+"""Checkpoints: all that a run needs to go on as if it had never stopped, in one file, written atomically.
+
+A file is a line that names the format, a line with a hash of the rest, and the rest: plain tensors, numbers and
+text by ``torch.save``. What was cut short or damaged has another hash; reading runs no pickled code.
+"""
 
 import hashlib
+import io
 import os
+import re
 import tempfile
+import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +21,11 @@ import xarray as xr
 from torch import Tensor
 
 from fgvar.analysis.dataset import open_dataset, save
+from fgvar.experiments.data import Images
+from fgvar.experiments.distributed import of_first
 
-FORMAT = 1  # of the file; another number is another format
+MAGIC = b"fgvar checkpoint 2\n"  # another number is another format
+HASHED_PIXELS = 4096  # images of a split, evenly spaced, whose pixels are part of a run's identity
 
 
 @dataclass
@@ -27,70 +37,85 @@ class State:
         params: name → value.
         optimiser: torch's state of the optimiser.
         curves: rows of the curves so far.
-        probes: measurements so far.
+        probes: measurements so far, each the bytes of a netCDF file.
     """
 
     step: int
     params: dict[str, Tensor]
     optimiser: dict[str, Any]
     curves: list[tuple[float, ...]]
-    probes: list[xr.Dataset] = field(default_factory=list)
+    probes: list[Tensor]
 
 
 def store(path: Path, identity: Mapping[str, str], state: State) -> None:
-    """Write the state of the run with this identity: a reader sees the old file or the whole new one."""
+    """Write the state of the run with this identity: a reader sees the old file or the whole new one.
+
+    Raises:
+        OSError: the folder cannot be written; what stood there stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {
-        "format": FORMAT,
-        "identity": dict(identity),
-        "step": state.step,
-        "params": state.params,
-        "optimiser": state.optimiser,
-        "curves": state.curves,
-        "probes": [_to_bytes(probe) for probe in state.probes],
-    }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    body = io.BytesIO()
+    torch.save({"identity": dict(identity), **{name: getattr(state, name) for name in _FIELDS}}, body)
+    # Always of this name, so that what a kill leaves of it is written over; the hash would tell a mixture of two.
+    temporary = path.with_name(f".{path.name}.partial")
     try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
+        with open(temporary, "wb") as file:
+            file.write(MAGIC + _hash(body.getbuffer()) + b"\n")
+            file.write(body.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # the renaming, too, outlives a power cut
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def restore(path: Path, identity: Mapping[str, str], device: torch.device) -> State | None:
-    """The state of the run with this identity; None where there is no checkpoint yet. Runs no pickled code.
+    """The state of the run with this identity; None where there is no checkpoint yet.
+
+    Of several processes the first one reads the file, for all.
 
     Raises:
-        ValueError: a file that is truncated or no checkpoint, or another run's, naming what differs.
+        ValueError: a file that is truncated, damaged or no checkpoint, or another run's, naming what differs.
     """
-    if not path.exists():
+    content = of_first(path.read_bytes() if path.exists() else None)
+    if content is None:
         return None
+    if not content.startswith(MAGIC):
+        raise ValueError(f"{path} is no checkpoint of this version of fgvar, or cut short; {_REMEDY}")
+    digest, _, body = content[len(MAGIC) :].partition(b"\n")
+    if digest != _hash(body):
+        raise ValueError(f"{path} is truncated or damaged: its content has another hash than it states; {_REMEDY}")
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
+        stored = torch.load(io.BytesIO(body), map_location=device, weights_only=True)
+    except Exception as error:  # zip files, pickles and torch raise errors of their own
         raise ValueError(f"{path} cannot be read as a checkpoint ({_line(error)}); {_REMEDY}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} is no checkpoint of this version of fgvar; {_REMEDY}")
-    theirs = content["identity"]
+    theirs = stored["identity"]
     for key in sorted({*theirs, *identity}):
         if theirs.get(key) != identity.get(key):
             raise ValueError(
                 f"{path} is the checkpoint of another run: its {key} is {theirs.get(key)}, this run's is "
                 f"{identity.get(key)}; {_REMEDY}"
             )
-    return State(
-        content["step"],
-        content["params"],
-        content["optimiser"],
-        [tuple(row) for row in content["curves"]],
-        [_from_bytes(probe) for probe in content["probes"]],
-    )
+    return State(**{name: stored[name] for name in _FIELDS})
 
 
+_FIELDS = tuple(State.__dataclass_fields__)
 _REMEDY = "give another checkpoint= path, delete the file, or train with resume=False"
+
+
+def described(thing: object) -> str:
+    """What an object says of itself, without where it happens to lie in memory."""
+    if isinstance(thing, str):
+        return thing
+    if isinstance(thing, types.FunctionType):
+        return f"{thing.__module__}.{thing.__qualname__}"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -99,21 +124,35 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     for name, value in tensors.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         if not value.is_meta:
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _to_bytes(dataset: xr.Dataset) -> Tensor:
+def described_images(images: Images) -> str:
+    """A split: its name and size, and a hash of all labels, the normalisation and (of large ones, some) pixels."""
+    numbers = torch.arange(0, len(images), -(-len(images) // HASHED_PIXELS), device=images.pixels.device)
+    scale = torch.tensor([images.mean, images.std], dtype=torch.float64)
+    found = fingerprint({"labels": images.labels, "pixels": images.pixels[numbers], "scale": scale})
+    return f"{images.name} ({images.split}), {len(images)} examples, {found}"
+
+
+def to_bytes(dataset: xr.Dataset) -> Tensor:
+    """A dataset as the bytes of a netCDF file."""
     with tempfile.TemporaryDirectory() as folder:
         content = save(dataset, Path(folder) / "probe.nc").read_bytes()
     return torch.from_numpy(np.frombuffer(content, np.uint8).copy())
 
 
-def _from_bytes(content: Tensor) -> xr.Dataset:
+def from_bytes(content: Tensor) -> xr.Dataset:
+    """What `to_bytes` made bytes of."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.nc"
         path.write_bytes(content.cpu().numpy().tobytes())
         return open_dataset(path)
+
+
+def _hash(content: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).hexdigest().encode()
 
 
 def _line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 Nothing is written unless the pixels outgrow a quarter of memory.
 """
 
+import functools
 import hashlib
 import itertools
 import math
@@ -84,11 +85,11 @@ class Images:
         """The examples at `indices` [b]: x [b, channels, height, width] normalised, y [b] int64."""
         if not dtype.is_floating_point:
             raise TypeError(f"normalised images cannot be {dtype}; give a floating dtype, or read .pixels")
-        index = torch.as_tensor(indices, dtype=torch.int64)
+        index = torch.as_tensor(indices, dtype=torch.int64, device=self.pixels.device)
         x = self.pixels[index].to(device).to(dtype)
-        # In 0 … 255 units and in place: no second copy of the batch.
-        mean, std = (255 * torch.tensor(s, device=device, dtype=dtype) for s in (self.mean, self.std))
-        return x.sub_(mean[:, None, None]).div_(std[:, None, None]), self.labels[index].to(device)
+        # In place: no second copy of the batch.
+        mean, std = (_constants(s, torch.device(device), dtype) for s in (self.mean, self.std))
+        return x.sub_(mean).div_(std), self.labels[index].to(device)
 
     def sample(
         self, n: int, *, seed: int, device: Device = "cpu", dtype: torch.dtype = torch.float32
@@ -113,7 +114,7 @@ class Images:
         `drop_last` leaves out the examples that would make a smaller last batch (others in each epoch). Process
         `part` = (rank, processes) gets batches of its own out of the same order; `start` leaves the first out.
         """
-        order = self._order(size, seed, 1, epoch)
+        order = self._order(size, seed, 1, epoch).to(self.pixels.device)
         rank, whole = part[0], size * part[1]
         stop = len(self) - whole + 1 if drop_last else len(self)
         firsts = range(start * whole + rank * size, stop + rank * size, whole)
@@ -123,6 +124,10 @@ class Images:
         """The examples at `indices`, with the normalisation of the whole."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         return replace(self, pixels=self.pixels[index], labels=self.labels[index])
+
+    def to(self, device: Device) -> "Images":
+        """With pixels and labels on another device, so that batches there cost no transfer."""
+        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
     def _order(self, wanted: int, seed: int, *key: int) -> Tensor:
         if not 1 <= wanted <= len(self):
@@ -202,6 +207,12 @@ def _digits(split: str, image_size: int | None) -> Images:
     pixels = torch.from_numpy(np.rint(values * (255 / 16)).astype(np.uint8)).reshape(-1, 1, 8, 8)
     labels = torch.from_numpy(targets.astype(np.int64))
     return Images(pixels[rows[split]], labels[rows[split]], 10, *DIGITS_STATISTICS, "digits", split)
+
+
+@functools.cache
+def _constants(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Mean or std, in 0 … 255 units, to broadcast with images: copied to a device once, not at every batch."""
+    return (255 * torch.tensor(values, device=device, dtype=dtype))[:, None, None]
 
 
 def _memory_budget() -> int:

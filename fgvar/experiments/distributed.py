@@ -1,10 +1,26 @@
 """Several processes: gradients averaged, noise independent, parameters the same on all."""
 
+import os
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+
+def join() -> None:
+    """Join the processes that torchrun has started this one among, if it has and nobody has joined them yet."""
+    if not dist.is_available() or not dist.is_torchelastic_launched() or dist.is_initialized():
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("nccl" if cuda else "gloo")
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, by torchrun's count."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def world() -> tuple[int, int]:
@@ -23,8 +39,44 @@ def averaged(gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: piece.view_as(g) for (name, g), piece in zip(gradient.items(), pieces, strict=True)}
 
 
+def summed(values: Tensor) -> Tensor:
+    """The sum over processes."""
+    if world()[1] > 1:
+        dist.all_reduce(values)
+    return values
+
+
 def from_first(params: Mapping[str, Tensor]) -> None:
     """Give every process the first one's values, in place."""
     if world()[1] > 1:
         for value in params.values():
             dist.broadcast(value, 0)
+
+
+def of_first(content: bytes | None) -> bytes | None:
+    """The first process's bytes (or None), on all: what it alone has read."""
+    rank, processes = world()
+    if processes == 1:
+        return content
+    # A leading byte says whether there is anything.
+    own = b"" if content is None else b"\1" + content
+    size = torch.tensor(len(own), device=_device())
+    dist.broadcast(size, 0)
+    if not int(size):
+        return None
+    empty = torch.empty(int(size), dtype=torch.uint8)
+    buffer = (torch.frombuffer(bytearray(own), dtype=torch.uint8) if rank == 0 else empty).to(_device())
+    dist.broadcast(buffer, 0)
+    return buffer.cpu().numpy().tobytes()[1:]
+
+
+def anyone(asks: bool, device: torch.device) -> bool:
+    """Does any process ask? All have to call this at the same step."""
+    if world()[1] == 1:
+        return asks
+    return bool(summed(torch.tensor(float(asks), device=device)) > 0)
+
+
+def _device() -> torch.device:
+    """Where the backend's messages have to lie."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")

@@ -8,9 +8,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from fgvar.analysis.exact import check_route
 from fgvar.analysis.measurement import check_arguments, measure
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator
+from fgvar.experiments.checkpoints import described, fingerprint
 from fgvar.problem import Problem
 
 
@@ -43,16 +45,35 @@ class Probe:
         if self.route not in routes:
             raise ValueError(unknown("route", self.route, routes))
 
-    def check(self, problem: Problem) -> None:
-        """Raise where these estimators cannot be measured on this problem."""
+    def check(self, problem: Problem, last: int) -> None:
+        """Raise where these estimators cannot be measured on this problem, or not within ``last`` steps."""
         check_arguments(self.estimators, self.draws, None, self.seed)
+        if outside := [step for step in self.steps if not 0 <= step <= last]:
+            raise ValueError(f"the probe's step {outside[0]} is none of the run's, which are 0 … {last}")
         for estimator in self.estimators.values():
             estimator.randomness(problem)
+        for route in self.routes:
+            check_route(route, self.estimators, problem, keep_draws=False)
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """Those that `measure` takes."""
+        return ("drawn", "exact") if self.route == "both" else (self.route,)
+
+    @property
+    def identity(self) -> str:
+        """All that its results depend on, in words and a hash."""
+        estimators = {name: described(estimator) for name, estimator in self.estimators.items()}
+        batch = fingerprint(dict(zip("xy", self.batch, strict=True)))
+        return (
+            f"{estimators} at {list(self.steps)}, {self.draws} draws, seed {self.seed}, {self.route}, batch {batch}"
+        )
 
     def measure(self, problem: Problem, step: int) -> xr.Dataset:
         """The measurement at the problem's parameters, over ``step``."""
-        routes = ("drawn", "exact") if self.route == "both" else (self.route,)
-        found = [measure(self.estimators, problem, draws=self.draws, seed=self.seed, route=route) for route in routes]
+        found = [
+            measure(self.estimators, problem, draws=self.draws, seed=self.seed, route=route) for route in self.routes
+        ]
         whole = found[0]
         if len(found) > 1:
             for name in EXACT:

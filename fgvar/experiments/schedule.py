@@ -92,6 +92,7 @@ class Optimiser:
             groups.setdefault((_factor(schedule, problem, name), decay), []).append(value)
         self.factors = [factor for factor, _ in groups]
         described = [{"params": values, "weight_decay": decay} for (_, decay), values in groups.items()]
+        # Not fused: on the CPU that takes the memory of a transposed gradient for the gradient.
         self.torch: torch.optim.Optimizer = (
             torch.optim.SGD(described, lr=schedule.lr, momentum=schedule.momentum)
             if schedule.optimiser == "sgd"

@@ -1,8 +1,6 @@
 """Complete training runs, whose gradients are measured on the way."""
 
 import copy
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,26 +15,30 @@ from tqdm.auto import tqdm
 from fgvar.analysis.dataset import describe, provenance
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
-from fgvar.experiments.checkpoints import State, fingerprint, restore, store
+from fgvar.experiments.checkpoints import (
+    State,
+    described,
+    described_images,
+    fingerprint,
+    from_bytes,
+    restore,
+    store,
+    to_bytes,
+)
 from fgvar.experiments.data import Images
-from fgvar.experiments.distributed import averaged, from_first, world
+from fgvar.experiments.distributed import averaged, from_first, join, local_rank, world
+from fgvar.experiments.evaluation import CURVES, evaluate
+from fgvar.experiments.gradients import Gradient, Watch, gradient_of, require_finite
+from fgvar.experiments.interrupt import Interrupt
 from fgvar.experiments.probes import Probe, log_steps, moved
 from fgvar.experiments.schedule import Optimiser, Schedule
 from fgvar.problem import Loss, Problem
 
 __all__ = ["Probe", "Run", "Schedule", "choose_device", "log_steps", "steps_of", "train"]
 
-EVALUATION_BATCH = 1024
-SECONDS = 10.0  # between checkpoints at the ends of epochs
+SECONDS = 10.0  # between checkpoints, or fifty times what one takes, if that is longer
 
 Logger = Callable[[int, Mapping[str, float]], None]  # (updates made, name → value)
-Gradient = Callable[[dict[str, Tensor], tuple[Tensor, Tensor], dict[str, Tensor]], dict[str, Tensor]]
-
-CURVES = {
-    "loss": ("mean loss on the train split", "loss"),
-    "train_error": ("error on the train split", "1"),
-    "test_error": ("error on the test split", "1"),
-}
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ def train(
     """Train a network by any gradient estimator, to the end of its schedule.
 
     An estimator that has ``learns(problem)``, names of parameters, leaves all others exactly as they are
-    (`FrozenTrunk`). Under ``torch.distributed`` (torchrun) every process takes its own part of each batch and
-    noise of its own, and gradients are averaged.
+    (`FrozenTrunk`). Started by torchrun, every process takes batches and noise of its own, and gradients are
+    averaged: n processes make steps of n batches.
 
     Args:
         module: the network, not changed: training starts from a copy of its parameters.
@@ -85,8 +87,10 @@ def train(
         probe: what to measure on the way; it never changes the run.
         device: "auto" takes CUDA where there is one.
         name: shown in the progress bar.
-        checkpoint: a file from which the run goes on, if it is there, and where it is kept: at the ends of epochs,
-            on Ctrl-C and at the end. Killed at any moment and started again, it ends with the same bits.
+        checkpoint: a file from which the run goes on, if it is there, and where it is kept: every ten seconds, on
+            Ctrl-C and at the end. Killed at any moment and started again, it ends with the same bits. What belongs
+            to another run (data, network, estimator, any setting above) is refused; of an estimator's settings
+            those count that its ``repr`` shows.
         resume: False starts anew and writes over the checkpoint.
         autocast: matrix products in bfloat16; parameters stay in their own type.
         compile: of the estimate, by torch.compile: half a minute once, then several times as fast on small networks.
@@ -104,26 +108,33 @@ def train(
             before it stays.
     """
     require_estimator(name or "estimator", estimator)
+    join()
     where = choose_device(device)
     module = copy.deepcopy(module).to(where)
-    images, test = data
-    total = steps_of(schedule, len(images))
+    total = steps_of(schedule, len(data[0]))
     if total == 0:
-        raise ValueError(f"{len(images)} training examples are fewer than one batch of {schedule.batch * world()[1]}")
+        raise ValueError(
+            f"{len(data[0])} training examples are fewer than one batch of {schedule.batch * world()[1]}"
+        )
     dtype = next(module.parameters()).dtype
+    images, test = (_near(split, where) for split in data)
     problem = Problem(module, loss, images.sample(schedule.batch, seed=seed, device=where, dtype=dtype))
     if probe is not None:
         probe = replace(probe, batch=moved(probe.batch, where, dtype))
-        probe.check(Problem(module, loss, probe.batch))
-    going = Going(
-        problem, estimator, schedule, total, seed, gradient_of(problem, estimator, autocast, compile), probe
-    )
-    kept = _Kept(Path(checkpoint), going, images) if checkpoint is not None and world()[0] == 0 else None
-    if kept is not None and resume:
-        kept.restore()
+        probe.check(Problem(module, loss, probe.batch), total)
+    gradient = gradient_of(problem, estimator, autocast, compile)
+    going = Going(problem, estimator, schedule, total, seed, gradient, probe)
+    kept = None
+    if checkpoint is not None:
+        ways = {"loss": described(loss), "autocast": str(autocast), "compile": str(compile)}
+        kept = Kept(
+            Path(checkpoint), going, ways | dict(zip(("train", "test"), map(described_images, data), strict=True))
+        )
+        if resume:
+            kept.restore()
     if not going.curves:
-        going.curves.append(_evaluate(problem, going.params, images, test))
-    with _Interrupt() as interrupt:
+        going.curves.append(evaluate(problem, going.params, images, test))
+    with Interrupt() as interrupt:
         going.run(images, test, name or "training", kept, logger, interrupt)
     if kept is not None:
         kept.store()
@@ -151,7 +162,7 @@ class Going:
         learns = getattr(estimator, "learns", None)
         self.learning = tuple(self.params) if learns is None else tuple(learns(problem))
         self.optimiser = Optimiser(schedule, problem, {key: self.params[key] for key in self.learning}, total)
-        self.watch = _Watch(self.learning, problem.device)
+        self.watch = Watch(self.learning, problem.device)
         self.step = 0
         self.curves: list[tuple[float, ...]] = []
         self.probes: list[xr.Dataset] = []
@@ -161,13 +172,15 @@ class Going:
         images: Images,
         test: Images,
         name: str,
-        kept: "_Kept | None",
+        kept: "Kept | None",
         logger: Logger | None,
-        interrupt: "_Interrupt",
+        interrupt: Interrupt,
     ) -> None:
         """From the present step to the last."""
         per_epoch = self.total // self.schedule.epochs
-        with tqdm(total=self.total, initial=self.step, desc=name, unit="step", disable=None) as bar:
+        shown = None if world()[0] == 0 else True
+        with tqdm(total=self.total, initial=self.step, desc=name, unit="step", disable=shown) as bar:
+            self._show(bar)
             if self.step == 0:
                 self.look()
             # As many rows as epochs have ended: where it was stopped just before, the evaluation comes first.
@@ -176,23 +189,27 @@ class Going:
                     self.update(batch)
                     bar.update()
                     self.look()
-                    if interrupt.asked:
+                    if interrupt.ends(self.step, self.problem.device):
                         if kept is not None:
                             kept.store()
                         raise KeyboardInterrupt
+                    if kept is not None:
+                        kept.store_now_and_then()
                 self.watch.read()
-                self.curves.append(_evaluate(self.problem, self.params, images, test))
+                self.curves.append(evaluate(self.problem, self.params, images, test))
+                self._show(bar)
                 row = dict(zip(CURVES, self.curves[-1], strict=True))
                 if not np.isfinite(row["loss"]):
                     raise NonFiniteError(
                         f"the loss after epoch {epoch + 1} (step {self.step}) is NaN or infinity; "
                         "lower the learning rate"
                     )
-                bar.set_postfix(loss=f"{row['loss']:.3f}", test_error=f"{row['test_error']:.1%}")
-                if logger is not None:
+                if logger is not None and world()[0] == 0:
                     logger(self.step, row)
-                if kept is not None:
-                    kept.store_now_and_then()
+
+    def _show(self, bar: tqdm) -> None:
+        loss, _, error = self.curves[-1]
+        bar.set_postfix(loss=f"{loss:.3f}", test_error=f"{error:.1%}", refresh=False)
 
     def _batches(self, images: Images, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         rank, processes = world()
@@ -223,62 +240,39 @@ class Going:
         self.probes.append(self.probe.measure(frozen, self.step))
 
 
-class _Interrupt:
-    """Ctrl-C asks for an end after the step that is being made, so that no checkpoint holds half of one."""
+class Kept:
+    """The checkpoint of a run, and what the run is told by. The first of several processes writes it."""
 
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> "_Interrupt":
-        # Only the main thread may handle signals.
-        self.before = signal.signal(signal.SIGINT, self._ask) if _in_main_thread() else None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGINT, self.before)
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-class _Kept:
-    """The checkpoint of a run."""
-
-    def __init__(self, path: Path, going: Going, images: Images) -> None:
-        self.path, self.going, self.last = path, going, time.monotonic()
-        sample = images.sample(min(len(images), 16), seed=0)
-        probe, looks = going.probe, "none"
-        if probe is not None:
-            looks = f"{dict(probe.estimators)} at {list(probe.steps)}, {probe.draws} draws, seed {probe.seed}"
-            looks += f", {probe.route}, batch {fingerprint(dict(zip('xy', probe.batch, strict=True)))}"
+    def __init__(self, path: Path, going: Going, more: Mapping[str, str]) -> None:
+        self.path, self.going = path, going
+        self.last, self.pause = time.monotonic(), SECONDS
+        self.encoded: list[Tensor] = []  # probes, each turned into bytes once
         self.identity = {
             "network": fingerprint(going.params),
-            "estimator": repr(going.estimator),
+            "estimator": described(going.estimator),
             "schedule": repr(going.schedule),
             "seed": repr(going.seed),
             "steps": repr(going.total),
-            "data": f"{images.name}, {len(images)} examples, {fingerprint(dict(zip('xy', sample, strict=True)))}",
             "dtype": repr(going.problem.dtype),
             "processes": repr(world()[1]),
-            "probe": looks,
+            "probe": "none" if going.probe is None else going.probe.identity,
+            **more,
         }
 
     def store(self) -> None:
-        going = self.going
+        """Raises where the run has left the finite numbers: the checkpoint before stays."""
+        going, began = self.going, time.monotonic()
         going.watch.read()
-        state = State(going.step, going.params, going.optimiser.torch.state_dict(), going.curves, going.probes)
-        store(self.path, self.identity, state)
+        require_finite(going.params, going.step)
+        self.encoded += map(to_bytes, going.probes[len(self.encoded) :])
+        if world()[0] == 0:
+            state = State(going.step, going.params, going.optimiser.torch.state_dict(), going.curves, self.encoded)
+            store(self.path, self.identity, state)
         self.last = time.monotonic()
+        self.pause = max(SECONDS, 50 * (self.last - began))
 
     def store_now_and_then(self) -> None:
-        if time.monotonic() - self.last > SECONDS:
+        if time.monotonic() - self.last >= self.pause:
             self.store()
 
     def restore(self) -> None:
@@ -290,67 +284,22 @@ class _Kept:
             for key, value in going.params.items():
                 value.copy_(state.params[key])
         going.optimiser.torch.load_state_dict(state.optimiser)
-        going.step, going.curves, going.probes = state.step, state.curves, state.probes
+        going.step, going.curves = state.step, [tuple(row) for row in state.curves]
+        self.encoded, going.probes = state.probes, [from_bytes(probe) for probe in state.probes]
 
 
-def gradient_of(problem: Problem, estimator: GradientEstimator, autocast: bool, compile: bool) -> Gradient:
-    def gradient(
-        params: dict[str, Tensor], batch: tuple[Tensor, Tensor], noise: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        return estimator.estimate(problem.at(params, batch), noise).gradient
-
-    if autocast:
-        gradient = torch.autocast(problem.device.type, dtype=torch.bfloat16)(gradient)
-    return torch.compile(gradient) if compile else gradient
+def _near(images: Images, device: torch.device) -> Images:
+    """On the device, where the pixels take less than a quarter of its free memory."""
+    if device.type != "cuda" or images.pixels.numel() > torch.cuda.mem_get_info(device)[0] // 4:
+        return images
+    return images.to(device)
 
 
 def choose_device(device: torch.device | str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one, else the CPU."""
+    """The device of that name; "auto" is CUDA where there is one (of torchrun, each process's), else the CPU."""
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
-
-
-class _Watch:
-    """Remembers on the device which parameter's gradient was first non-finite, and when."""
-
-    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
-        self.names = names
-        self.first = torch.full((len(names),), -1, dtype=torch.int64, device=device)
-
-    def see(self, step: int, gradient: Mapping[str, Tensor]) -> None:
-        finite = torch.stack([gradient[name].isfinite().all() for name in self.names])
-        self.first = torch.where(finite | (self.first >= 0), self.first, step)
-
-    def read(self) -> None:
-        if self.first.is_meta:
-            return
-        bad = {step: name for name, step in zip(self.names, self.first.tolist(), strict=True) if step >= 0}
-        if bad:
-            step = min(bad)
-            raise NonFiniteError(
-                f"the gradient of {bad[step]!r} held NaN or infinity at step {step}; lower the learning rate"
-            )
-
-
-def _evaluate(problem: Problem, params: Mapping[str, Tensor], images: Images, test: Images) -> tuple[float, ...]:
-    """Mean training loss, training error and test error."""
-    found = []
-    for split in (images, test):
-        losses, wrong = [], []
-        for start in range(0, len(split), EVALUATION_BATCH):
-            numbers = torch.arange(start, min(start + EVALUATION_BATCH, len(split)))
-            batch = split.batch(numbers, device=problem.device, dtype=problem.dtype)
-            here = problem.at(params, batch)
-            with torch.no_grad():
-                outputs = here.run(params)[0]
-                losses.append(here.losses(outputs).double().sum())
-                right = here.right(outputs)
-            # Without classes there is no error: NaN.
-            wrong.append((~right).double().sum() if right is not None else torch.tensor(torch.nan))
-        found.append((torch.stack(losses).sum() / len(split), torch.stack(wrong).sum() / len(split)))
-    (loss, error), (_, test_error) = found
-    return float(loss), float(error), float(test_error)
 
 
 def _dataset(going: Going, images: Images) -> xr.Dataset:

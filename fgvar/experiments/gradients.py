@@ -1,0 +1,59 @@
+"""The gradient that a run follows: by autocast or compiled, and watched for numbers that are none."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from fgvar.errors import NonFiniteError
+from fgvar.estimators.estimator import GradientEstimator
+from fgvar.problem import Problem
+
+# (parameters, batch, noise) → gradient
+Gradient = Callable[[dict[str, Tensor], tuple[Tensor, Tensor], dict[str, Tensor]], dict[str, Tensor]]
+
+
+def gradient_of(problem: Problem, estimator: GradientEstimator, autocast: bool, compile: bool) -> Gradient:
+    """The estimate as a function of tensors alone."""
+
+    def gradient(
+        params: dict[str, Tensor], batch: tuple[Tensor, Tensor], noise: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return estimator.estimate(problem.at(params, batch), noise).gradient
+
+    if autocast:
+        gradient = torch.autocast(problem.device.type, dtype=torch.bfloat16)(gradient)
+    return torch.compile(gradient) if compile else gradient
+
+
+class Watch:
+    """Remembers on the device which parameter's gradient was first non-finite, and when."""
+
+    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+        self.names = names
+        self.first = torch.full((len(names),), -1, dtype=torch.int64, device=device)
+
+    def see(self, step: int, gradient: Mapping[str, Tensor]) -> None:
+        # The extremes are NaN where anything is: one pass, where isfinite().all() makes three.
+        lows, highs = zip(*(torch.aminmax(gradient[name]) for name in self.names), strict=True)
+        finite = torch.stack(lows).isfinite() & torch.stack(highs).isfinite()
+        self.first = torch.where(finite | (self.first >= 0), self.first, step)
+
+    def read(self) -> None:
+        """Raise where it has seen something: the only moment that waits for the device."""
+        if self.first.is_meta:
+            return
+        bad = {step: name for name, step in zip(self.names, self.first.tolist(), strict=True) if step >= 0}
+        if bad:
+            step = min(bad)
+            raise NonFiniteError(
+                f"the gradient of {bad[step]!r} held NaN or infinity at step {step}; lower the learning rate"
+            )
+
+
+def require_finite(params: Mapping[str, Tensor], step: int) -> None:
+    """Raise where an update has overflowed: no gradient has seen that yet."""
+    finite = torch.stack([value.isfinite().all() for value in params.values()])
+    if not bool(finite.all()):
+        name = next(name for name, fine in zip(params, finite.tolist(), strict=True) if not fine)
+        raise NonFiniteError(f"{name!r} holds NaN or infinity after {step} updates; lower the learning rate")
