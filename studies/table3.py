@@ -2,17 +2,21 @@
 
 Question   How well does each algorithm train a LocalMixer, and how much of that is owed to its gradients?
 Claim      Errors as in the paper within 0.5 points; a frozen trunk bounds what untaught features reach.
-Run        One run: --network S/1/1 --algorithm LG-FG-A --out run.nc. Without --algorithm: the default table, one
-           file a run under --folder; runs that are finished are skipped, others go on from their checkpoints.
+Run        --data mnist (or cifar10, or a directory) makes the table of that data, a file a run under --folder;
+           --network, --algorithm and --seed choose among its runs, and --out names the file of a single one. Runs
+           that are finished are skipped, others go on from their checkpoints. --collect makes one dataset of all
+           finished runs, its figures, and the table in words.
             torchrun --nproc-per-node N studies/table3.py … makes one run of N processes, N·batch examples a step.
-Cost       MNIST with --compile, on one core: about 5 s an epoch (S/1/1), 5 to 15 s (M/1/16). --smoke: a few seconds.
+Cost       With --compile, on one core: MNIST 5 s an epoch (S/1/1), 5 to 15 s (M/1/16); CIFAR-10, M/8/16, 5 to 15
+           minutes on two. --smoke: a few seconds.
 """
 
 import sys
 import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import tyro
 
@@ -32,18 +36,50 @@ FAMILY = {
 }
 
 
+class Table(NamedTuple):
+    """What the table of some data holds: networks, and epochs of exact gradients and of perturbation."""
+
+    networks: tuple[str, ...]
+    exact: int
+    perturbed: int
+
+
+# The paper does not give its schedules for these.
+TABLES = {"mnist": Table(("S/1/1", "M/1/16"), 20, 100), "cifar10": Table(("M/8/16",), 200, 400)}
+OTHER = Table(("S/1/1",), 20, 100)
+# The paper's test and train errors, per cent.
+PAPER = {
+    "S/1/1": {
+        "BP": (2.66, 0.00), "L-BP": (2.38, 0.00), "LG-BP": (2.43, 0.00), "FA": (2.82, 0.00), "L-FA": (3.21, 0.00),
+        "LG-FA": (3.11, 0.00), "DFA": (3.31, 0.00), "FG-W": (9.25, 8.93), "FG-A": (3.24, 1.53),
+        "LG-FG-W": (9.25, 8.93), "LG-FG-A": (3.24, 1.53),
+    },
+    "M/1/16": {
+        "BP": (2.41, 0.00), "L-BP": (2.16, 0.00), "LG-BP": (2.81, 0.00), "FA": (2.90, 0.00), "L-FA": (2.90, 0.00),
+        "LG-FA": (2.50, 0.00), "DFA": (3.17, 0.00), "FG-W": (8.56, 8.64), "FG-A": (3.76, 1.75),
+        "LG-FG-W": (5.66, 4.59), "LG-FG-A": (2.55, 0.00),
+    },
+    "M/8/16": {
+        "BP": (33.62, 0.00), "L-BP": (30.75, 0.00), "LG-BP": (33.84, 0.05), "FA": (39.94, 28.44),
+        "L-FA": (39.74, 28.98), "LG-FA": (39.73, 32.32), "DFA": (38.80, 33.69), "FG-W": (55.95, 54.28),
+        "FG-A": (59.72, 41.29), "LG-FG-W": (52.70, 51.71), "LG-FG-A": (30.68, 19.39),
+    },
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Config:
     """Train LocalMixers by the algorithms of Table 3."""
 
-    network: str = "S/1/1"
-    """Preset: S/1/1, M/1/16, M/8/16, L/8/64."""
-    algorithm: str | None = None
-    """One run by this algorithm; without it, the default table."""
     data: str = "mnist"
     """Directory of parquet files or images, "digits", or a name on the Hugging Face hub."""
+    network: tuple[str, ...] = ()
+    """Presets: S/1/1, M/1/16, M/8/16, L/8/64. Default: those that the paper trains on this data."""
+    algorithm: tuple[str, ...] = ()
+    """Rows of the table, "frozen" and "LG-FG-W-published" among them. Default: all."""
+    seed: tuple[int, ...] = (0, 1, 2)
     epochs: int | None = None
-    """Default: 20 for exact gradients and feedback, 100 for perturbation."""
+    """Default, exact gradients and perturbation: 20 and 100 on MNIST, 200 and 400 on CIFAR-10."""
     batch: int = 128
     lr: float | None = None
     """Default: the rate chosen for the algorithm's family."""
@@ -57,9 +93,8 @@ class Config:
     """Of the learning rate of local heads."""
     readout_factor: float = 1.0
     """Of the learning rate of the read-out."""
-    seed: int = 0
     probes: int = 12
-    """About how many steps to probe six schemes at, log-spaced."""
+    """About how many steps to probe six schemes at, log-spaced; it takes seconds each. 0: none."""
     draws: int = 32
     probe_batch: int = 32
     validation: int = 0
@@ -69,47 +104,100 @@ class Config:
     autocast: bool = False
     """Matrix products in bfloat16."""
     device: str = "auto"
-    out: Path | None = None
-    """Dataset of one run; its checkpoint stands beside it."""
-    resume: bool = True
     folder: Path = field(default=ROOT / "results" / "table3")
-    """Where the default table keeps its runs."""
-    seeds: int = 3
-    """Of the default table."""
+    """Where runs are kept, each with its checkpoint beside it."""
+    out: Path | None = None
+    """The file of a single run; of --collect, the dataset."""
+    resume: bool = True
     shard: str = "0/1"
-    """i/n: every n-th run of the default table, from the i-th."""
+    """i/n: every n-th of the runs, from the i-th."""
+    collect: bool = False
+    """Train nothing: gather the finished runs of --folder."""
     smoke: bool = False
-    """A few seconds: one epoch on digits."""
+    """A few seconds: one run of one epoch on digits."""
+
+
+class Cell(NamedTuple):
+    """One run of a table."""
+
+    network: str
+    algorithm: str
+    seed: int
 
 
 def main(config: Config) -> None:
     import fgvar  # after the command line is parsed: --help needs no torch
 
+    if config.collect:
+        gather(config.folder, config.out or ROOT / "results" / "table3.nc")
+        return
     if config.smoke:
-        config = replace(
-            config, data="digits", algorithm=config.algorithm or "LG-FG-A", epochs=1, probes=min(config.probes, 1)
-        )
+        config = smoke(config)
     shard = _shard(config.shard)
     images, test = (fgvar.data.load(config.data, split) for split in ("train", "test"))
     if config.validation:
         kept = len(images) - config.validation
         images, test = images.subset(range(kept)), images.subset(range(kept, kept + config.validation))
-    if config.algorithm is not None:
-        run(config, config.out or ROOT / "results" / "table3.nc", images, test)
-        return
+    cells = table(config, images.name)[shard]
+    if config.out is not None and len(cells) != 1:
+        raise ValueError(
+            f"--out is the file of one run, and this command makes {len(cells)}; give --network, --algorithm and "
+            "--seed one value each, or --folder instead"
+        )
+    every(cells, lambda cell: config.out or path(config, images.name, cell), config, images, test)
+
+
+def smoke(config: Config) -> Config:
+    """One run of one epoch on digits."""
+    return replace(
+        config,
+        data="digits",
+        network=config.network[:1] or ("S/1/1",),
+        algorithm=config.algorithm[:1] or ("LG-FG-A",),
+        seed=config.seed[:1],
+        epochs=1,
+        probes=min(config.probes, 1),
+        out=config.out or ROOT / "results" / "table3_smoke.nc",
+    )
+
+
+def table(config: Config, data: str) -> list[Cell]:
+    """The runs that the command asks for: the cheap ones first, a seed at a time."""
+    networks = config.network or TABLES.get(data, OTHER).networks
+    rows = config.algorithm or EXACT + PERTURBED
+    return [
+        Cell(network, algorithm, seed)
+        for algorithms in (EXACT, PERTURBED, sorted(set(rows) - {*EXACT, *PERTURBED}))
+        for seed in config.seed
+        for network in networks
+        for algorithm in algorithms
+        if algorithm in rows
+    ]
+
+
+def path(config: Config, data: str, cell: Cell) -> Path:
+    """Where a run is kept."""
+    return config.folder / f"{data}_{cell.network.replace('/', '-')}_{cell.algorithm}_{cell.seed}.nc"
+
+
+def every(cells: list[Cell], where: Callable[[Cell], Path], config: Config, images: Any, test: Any) -> None:
+    """All runs, one after another: what is finished is skipped, what fails stops no other."""
     failed = 0
-    for network, algorithm, seed in table(config)[shard]:
-        path = config.folder / f"{network.replace('/', '-')}_{algorithm}_{seed}.nc"
-        cell = replace(config, network=network, algorithm=algorithm, seed=seed)
-        if path.exists():
-            _require_same(cell, path)
+    for cell in cells:
+        out = where(cell)
+        if out.exists() and config.resume:
+            _require_same(schedule_of(config, cell.algorithm, images.name), cell, out)
+            print(*_row(out), "finished before", sep="\t", flush=True)
+            continue
+        if len(cells) == 1:
+            run(config, cell, out, images, test)
             continue
         try:
-            run(cell, path, images, test)
+            run(config, cell, out, images, test)
         except Exception as error:  # one run's failure is none of the others'
             failed += 1
             traceback.print_exc()
-            print(network, algorithm, f"seed {seed}", f"failed: {error}", sep="\t", flush=True)
+            print(cell.network, cell.algorithm, f"seed {cell.seed}", f"failed: {error}", sep="\t", flush=True)
     if failed:
         raise ValueError(f"{failed} runs failed, see above; the same command tries them again")
 
@@ -122,38 +210,34 @@ def _shard(text: str) -> slice:
     return slice(int(index), None, int(count))
 
 
-def _require_same(config: Config, path: Path) -> None:
+def _require_same(schedule: Any, cell: Cell, out: Path) -> None:
     """Raise where a finished run had other settings than this command's."""
     import fgvar
 
-    stored = fgvar.open_dataset(path).attrs
-    for name, ours in {**asdict(schedule_of(config)), "seed": config.seed}.items():
-        if (theirs := stored.get(f"train_{name}", ours)) != ours:
+    stored = fgvar.open_dataset(out).attrs
+    asked = {f"train_{name}": value for name, value in asdict(schedule).items()}
+    for name, ours in {
+        **asked,
+        "train_seed": cell.seed,
+        "network": cell.network,
+        "algorithm": cell.algorithm,
+    }.items():
+        if (theirs := stored.get(name)) != ours:
             raise ValueError(
-                f"{path} is finished with {name}={theirs}, this command says {ours}; give another --folder"
+                f"{out} is finished with {name.removeprefix('train_')}={theirs}, this command says {ours}; give "
+                "another --out or --folder, or --no-resume to write over it"
             )
 
 
-def table(config: Config) -> list[tuple[str, str, int]]:
-    """The runs of the default table: the cheap ones first, a seed at a time."""
-    return [
-        (network, algorithm, seed)
-        for algorithms in (EXACT, PERTURBED)
-        for seed in range(config.seeds)
-        for network in ("S/1/1", "M/1/16")
-        for algorithm in algorithms
-    ]
-
-
-def schedule_of(config: Config) -> Any:
-    """The schedule of one run: its own settings, or those of its algorithm's family."""
+def schedule_of(config: Config, algorithm: str, data: str) -> Any:
+    """The schedule of one run: the command's settings, or those of its algorithm's family."""
     import fgvar
 
-    name = config.algorithm or ""
+    _, exact, perturbed = TABLES.get(data, OTHER)
     return fgvar.Schedule(
-        config.epochs or (100 if name in PERTURBED else 20),
+        config.epochs or (perturbed if algorithm in PERTURBED else exact),
         config.batch,
-        config.lr or RATES[FAMILY.get(name, "exact")],
+        config.lr or RATES[FAMILY.get(algorithm, "exact")],
         config.momentum,
         config.weight_decay,
         optimiser=config.optimiser,
@@ -164,26 +248,23 @@ def schedule_of(config: Config) -> Any:
     )
 
 
-def run(config: Config, out: Path, images: Any, test: Any) -> None:
+def run(config: Config, cell: Cell, out: Path, images: Any, test: Any) -> None:
     """One run, from its checkpoint if there is one; writes its dataset and prints a row."""
     import fgvar
     from fgvar.experiments.distributed import join, world
     from fgvar.experiments.training import log_steps, steps_of
 
     join()
-    assert config.algorithm is not None
-    name = config.algorithm
-    credit = {"credit": "published"} if name.endswith("-published") else {}
-    estimator = fgvar.scheme(name.removesuffix("-published"), **credit)
-    schedule = schedule_of(config)
+    estimator = estimator_of(cell.algorithm)
+    schedule = schedule_of(config, cell.algorithm, images.name)
     model = fgvar.networks.LocalMixer.preset(
-        config.network, image_shape=images.image_shape, classes=images.classes, head_init="zero", seed=config.seed
+        cell.network, image_shape=images.image_shape, classes=images.classes, head_init="zero", seed=cell.seed
     )
     probe = None
     if config.probes:
         probe = fgvar.Probe(
-            {scheme: fgvar.scheme(scheme, **_replayed(scheme)) for scheme in PROBED},
-            images.sample(config.probe_batch, seed=config.seed + 1),
+            probed(),
+            images.sample(config.probe_batch, seed=cell.seed + 1),
             log_steps(config.probes, steps_of(schedule, len(images))),
             draws=config.draws,
             route="both",
@@ -193,10 +274,10 @@ def run(config: Config, out: Path, images: Any, test: Any) -> None:
         estimator,
         (images, test),
         schedule,
-        seed=config.seed,
+        seed=cell.seed,
         probe=probe,
         device=config.device,
-        name=f"{config.network} {name} {config.seed}",
+        name=f"{cell.network} {cell.algorithm} {cell.seed}",
         checkpoint=out.with_suffix(".checkpoint"),
         resume=config.resume,
         compile=config.compile,
@@ -206,26 +287,72 @@ def run(config: Config, out: Path, images: Any, test: Any) -> None:
         return
     dataset.attrs |= {
         "study": "table3",
-        "network": config.network,
-        "algorithm": name,
+        "network": cell.network,
+        "algorithm": cell.algorithm,
         "validation": config.validation,
-        "configuration": repr(replace(config, out=None, folder=Path("results/table3"))),
+        "configuration": repr(replace(config, data=images.name, out=None, folder=Path("results/table3"))),
     }
     fgvar.save(dataset, out)
-    last = dataset.isel(epoch=-1)
-    settings = (config.network, name, f"seed {config.seed}", f"lr {schedule.lr:g}", f"epochs {schedule.epochs}")
-    errors = (f"loss {last['loss'].item():.4f}", *(f"{k} {last[f'{k}_error'].item():.2%}" for k in ("train", "test")))
-    print(*settings, *errors, sep="\t", flush=True)
+    print(*_row(out), sep="\t", flush=True)
 
 
-def _replayed(scheme: str) -> dict[str, Any]:
-    """Draws for the probe cost inner products alone, where a scheme draws at all."""
+def estimator_of(algorithm: str) -> Any:
+    """The row's estimator."""
     import fgvar
 
-    return {"oracle": fgvar.Replay()} if "FG" in scheme else {}
+    if algorithm == "BP":
+        # Heads learn behind a stop-gradient, as in all other rows: nothing else is changed by it, and local losses,
+        # which are probed in every run, have a gradient.
+        return fgvar.scheme("BP", losses=fgvar.GlobalLoss(heads=True))
+    if algorithm.endswith("-published"):
+        return fgvar.scheme(algorithm.removesuffix("-published"), credit="published")
+    return fgvar.scheme(algorithm)
+
+
+def probed() -> dict[str, Any]:
+    """The schemes that every run is probed by. Draws cost them inner products alone, where they draw at all."""
+    import fgvar
+
+    return {name: fgvar.scheme(name, **({"oracle": fgvar.Replay()} if "FG" in name else {})) for name in PROBED}
+
+
+def _row(out: Path) -> Iterator[str]:
+    """A finished run in words."""
+    import fgvar
+
+    dataset = fgvar.open_dataset(out)
+    last, of = dataset.isel(epoch=-1), dataset.attrs
+    yield from (of["network"], of["algorithm"], f"seed {of['train_seed']}")
+    yield from (f"lr {of['train_lr']:g}", f"epochs {of['train_epochs']}", f"loss {last['loss'].item():.4f}")
+    yield from (f"{split} {last[f'{split}_error'].item():.2%}" for split in ("train", "test"))
+
+
+# ---- all runs together ---------------------------------------------------------------------------------------
+
+
+def gather(folder: Path, out: Path) -> None:
+    """One dataset of the errors of all finished runs, and one of their probes; figures, and the table in words."""
+    import fgvar
+    from fgvar.experiments import tables
+
+    runs = [fgvar.open_dataset(found) for found in sorted(folder.glob("*.nc"))]
+    runs = [one for one in runs if one.attrs.get("study") == "table3" and not one.attrs.get("validation")]
+    if not runs:
+        raise ValueError(f"no finished run of this study in {folder}")
+    from figures import command, table3, table3_probes
+
+    dataset = tables.errors(runs, EXACT + PERTURBED, PAPER)
+    print(fgvar.save(dataset, out))
+    command.write(command.Config(out), table3.FIGURES)
+    if any("step" in one.dims for one in runs):
+        probes = fgvar.save(tables.probes(runs, EXACT + PERTURBED), out.with_stem(f"{out.stem}_probes"))
+        print(probes)
+        command.write(command.Config(probes), table3_probes.FIGURES)
+    print(table3.markdown(dataset))
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:  # what the user can mend, in one line

@@ -71,6 +71,7 @@ ORDER = (
     "fgvar.experiments.checkpoints",
     "fgvar.experiments.probes",
     "fgvar.experiments.training",
+    "fgvar.experiments.tables",
 )
 XARRAY = (
     "fgvar.analysis.dataset",
@@ -78,6 +79,7 @@ XARRAY = (
     "fgvar.experiments.checkpoints",
     "fgvar.experiments.probes",
     "fgvar.experiments.training",
+    "fgvar.experiments.tables",
 )
 
 

@@ -203,6 +203,8 @@ class Randomness:
             raise TypeError(f"noise cannot be {dtype}; give a floating-point dtype, as problem.dtype")
         where = torch.device(noise_device if noise_device is not None else device)
         each = [self._draw(seed, number, dtype, where) for number in numbers]
+        if len(each) == 1:  # training: no second copy of what may be the largest tensors of a step
+            return {name: value[None].to(device) for name, value in each[0].items()}
         return {name: torch.stack([one[name] for one in each]).to(device) for name in self.leaves}
 
     def _draw(self, seed: int, number: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:

@@ -1,0 +1,142 @@
+"""Runs of a table as one dataset: their errors over (network, algorithm, seed), and their probes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+CURVES = ("loss", "train_error", "test_error")
+# Of the probes what curves over training show; what has a closed form has no error.
+PROBED = ("cosine", "cosine_se", "relative_variance", "snr", "data_variance", "gradient_norm", "cosine_null", "size")
+SCHEDULE = ("batch", "momentum", "weight_decay", "decay", "warmup", "optimiser", "head_factor", "readout_factor")
+
+
+def errors(
+    runs: Sequence[xr.Dataset], order: Sequence[str], paper: Mapping[str, Mapping[str, tuple[float, float]]]
+) -> xr.Dataset:
+    """Curves over ``epoch`` (NaN behind the last one), length and rate of each run, and the paper's errors.
+
+    Args:
+        runs: datasets of `fgvar.train` with ``network`` and ``algorithm`` in their attributes.
+        order: of algorithms; others follow.
+        paper: network → algorithm → test and train error, per cent.
+    """
+    networks, algorithms, seeds = _axes(runs, order)
+    epochs = max(one.sizes["epoch"] for one in runs)
+    shape = (len(networks), len(algorithms), len(seeds))
+    curves = {name: np.full((*shape, epochs), np.nan) for name in CURVES}
+    lengths, rates = np.zeros(shape, int), np.full(shape, np.nan)
+    for one in runs:
+        place = _place(one, networks, algorithms, seeds)
+        for name in CURVES:
+            curves[name][*place, : one.sizes["epoch"]] = one[name]
+        lengths[place], rates[place] = one.attrs["train_epochs"], one.attrs["train_lr"]
+    dims = ("network", "algorithm", "seed")
+    splits = {"test": 0, "train": 1}
+    published = {
+        f"paper_{split}_error": (
+            dims[:2],
+            np.array([[paper.get(n, {}).get(a, (np.nan,) * 2)[i] / 100 for a in algorithms] for n in networks]),
+            {"long_name": f"the paper's {split} error", "units": "1", "source": "Ren et al. 2023, Table 3"},
+        )
+        for split, i in splits.items()
+    }
+    first = runs[0]
+    return xr.Dataset(
+        {
+            **{name: ((*dims, "epoch"), values, first[name].attrs) for name, values in curves.items()},
+            "epochs": (dims, lengths, {"long_name": "length of the run; 0: there is none", "units": "epochs"}),
+            "lr": (dims, rates, {"long_name": "initial learning rate", "units": "1"}),
+            **published,
+        },
+        coords={
+            "network": networks,
+            "algorithm": algorithms,
+            "seed": seeds,
+            "epoch": range(epochs),
+            "data": ("network", [_of(runs, network)[0].attrs["data"] for network in networks]),
+        },
+        attrs=_attributes(runs),
+    )
+
+
+def probes(runs: Sequence[xr.Dataset], order: Sequence[str]) -> xr.Dataset:
+    """What was measured on the way, over (network, algorithm, probe): of each run's first seed that was probed.
+
+    Layers that a network lacks are NaN; so are probes that a run has not.
+    """
+    runs = sorted((one for one in runs if "step" in one.dims), key=lambda one: int(one.attrs["train_seed"]))
+    chosen: dict[tuple[str, str], xr.Dataset] = {}
+    for one in runs:
+        chosen.setdefault((one.attrs["network"], one.attrs["algorithm"]), one)
+    networks, algorithms, _ = _axes(list(chosen.values()), order)
+    layers = list(dict.fromkeys(str(name) for one in runs for name in one["layer"].values))
+    layers = [name for name in layers if name not in WHOLE] + list(WHOLE)
+    number = max(one.sizes["step"] for one in runs)
+    nothing = runs[0].isel(step=slice(0))
+    rows = [
+        xr.concat(
+            [_probes_of(chosen.get((network, name), nothing), number, layers) for name in algorithms], "algorithm"
+        )
+        for network in networks
+    ]
+    found = xr.concat(rows, "network").assign_coords(
+        network=networks,
+        algorithm=algorithms,
+        data=("network", [_of(runs, network)[0].attrs["data"] for network in networks]),
+    )
+    for name, variable in found.data_vars.items():
+        variable.attrs = runs[0][name].attrs if name in runs[0] else {"long_name": "updates made", "units": "1"}
+        variable.encoding = {"zlib": True, "complevel": 6, "dtype": "float32"}
+    found.attrs = _attributes(runs) | {
+        name: runs[0].attrs[name] for name in ("draws", "route", "exact") if name in runs[0].attrs
+    }
+    found.attrs["batch_size"] = ", ".join(
+        f"{network} {_of(runs, network)[0].attrs['batch_size']}" for network in networks
+    )
+    return found
+
+
+WHOLE = ("perturbed", "total")
+
+
+def _probes_of(one: xr.Dataset, number: int, layers: list[str]) -> xr.Dataset:
+    """A run's probes, numbered, on the layers of all networks."""
+    some = one[list(PROBED)].assign(step_number=("step", one["step"].values.astype(float)))
+    some = some.drop_vars("step").rename(step="probe", step_number="step").reindex(layer=layers)
+    return some.assign_coords(probe=range(some.sizes["probe"])).reindex(probe=range(number))
+
+
+def _axes(runs: Sequence[xr.Dataset], order: Sequence[str]) -> tuple[list[str], list[str], list[int]]:
+    """Networks by their number of patches and groups, algorithms in the given order, seeds."""
+    networks = sorted({str(one.attrs["network"]) for one in runs}, key=_size)
+    found = {str(one.attrs["algorithm"]) for one in runs}
+    algorithms = [name for name in order if name in found] + sorted(found - set(order))
+    return networks, algorithms, sorted({int(one.attrs["train_seed"]) for one in runs})
+
+
+def _size(preset: str) -> tuple[list[int], str]:
+    """S/1/1 before M/1/16 before M/8/16."""
+    return [int(part) for part in preset.split("/") if part.isdigit()], preset
+
+
+def _place(one: xr.Dataset, networks: list[str], algorithms: list[str], seeds: list[int]) -> tuple[int, int, int]:
+    of = one.attrs
+    return networks.index(of["network"]), algorithms.index(of["algorithm"]), seeds.index(int(of["train_seed"]))
+
+
+def _of(runs: Sequence[xr.Dataset], network: str) -> list[xr.Dataset]:
+    return [one for one in runs if one.attrs["network"] == network]
+
+
+def _attributes(runs: Sequence[xr.Dataset]) -> dict[str, Any]:
+    """What all runs have in common, and all that made them."""
+    same = {f"train_{name}" for name in SCHEDULE} | {"study"}
+    found = {}
+    for name in sorted(same):
+        values = {str(one.attrs.get(name)) for one in runs}
+        found[name] = ", ".join(sorted(values))
+    for name in ("fgvar_version", "torch_version", "python_version", "commit", "device", "dtype", "threads"):
+        found[name] = ", ".join(sorted({str(one.attrs.get(name)) for one in runs}))
+    return found

@@ -1,0 +1,235 @@
+"""The figures of Table 3's probes: six schemes on the same weights, over training by each algorithm; layer by layer.
+
+Run   python -m figures.table3_probes results/table3_probes.nc [--venue iclr] [--columns 2] [--out FOLDER_OR_STEM]
+writes <stem>.pdf, .png and .txt (the caption), and <stem>_layers.*.
+"""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from figures import command, style
+
+LAYER = "perturbed"  # all parameters that a scheme estimates
+SOURCE = "studies/table3.py"
+TRAINED = ("BP", "LG-FG-A")  # of all that trained, those that are drawn
+TITLES = ("cosine to target", "cosine to backprop", "relative variance")
+NEEDED = {
+    **dict.fromkeys(
+        ("cosine", "gradient_norm"), ("network", "algorithm", "probe", "estimator", "reference", "layer")
+    ),
+    "relative_variance": ("network", "algorithm", "probe", "estimator", "layer"),
+    "step": ("network", "algorithm", "probe"),
+}
+DATA: dict[str, Any] = {"color": "black", "linestyle": (0, (5, 2)), "linewidth": 0.6, "zorder": 1.5}
+
+
+def runs(dataset: xr.Dataset) -> list[tuple[str, str]]:
+    """Which runs are drawn: of each network those of `TRAINED` that were probed, else its first."""
+    style.require(dataset, NEEDED, SOURCE)
+    probed = dataset["step"].notnull().any("probe")
+    found = []
+    for network in style.names(dataset, "network"):
+        there = [name for name in style.names(dataset, "algorithm") if probed.sel(network=network, algorithm=name)]
+        found += [(network, name) for name in ([n for n in TRAINED if n in there] or there[:1])]
+    return found
+
+
+def run_of(dataset: xr.Dataset, network: str, algorithm: str) -> xr.Dataset:
+    """One run over its own probes, with the data variance over the target's squared norm."""
+    one = dataset.sel(network=network, algorithm=algorithm)
+    one = one.isel(probe=one["step"].notnull().values)
+    target = one.sel(reference="target")
+    norm = target["gradient_norm"]
+    return one.assign(
+        relative_data_variance=(target["data_variance"] / norm**2).where(norm > 0).drop_vars("reference")
+    )
+
+
+def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
+    """A row for each run, with both cosines and the relative noise variance of six schemes over training.
+
+    Raises:
+        ValueError: not a dataset of probes, an unknown venue or number of columns, a scheme without a look.
+    """
+    rows = runs(dataset)
+    with style.context(venue):
+        figure = Figure((style.width(venue, columns), 0.75 + 1.05 * len(rows)), layout="constrained")
+        grid = figure.subplots(len(rows), len(TITLES), squeeze=False)
+        for row, (network, algorithm) in zip(grid, rows, strict=True):
+            _run(row, run_of(dataset, network, algorithm).sel(layer=LAYER))
+            row[0].set_ylabel(f"{network}\nby {algorithm}")
+        for axes, title in zip(grid[0], TITLES, strict=True):
+            axes.set_title(title)
+        for axes in grid[-1]:
+            axes.set_xlabel("training step")
+        helpers = [
+            Line2D([], [], label="random direction", **style.NULL),
+            Line2D([], [], label="data, backprop", **DATA),
+        ]
+        style.legend(figure, style.names(dataset, "estimator"), helpers, entry=1.05)
+        style.settle(figure)
+    return figure
+
+
+def _run(row: NDArray[Any], one: xr.Dataset) -> None:
+    steps = one["step"].values
+    for axes, reference in zip(row[:2], ("target", "backprop"), strict=True):
+        style.log_steps(axes, steps)
+        style.symlog(axes, "y", 0.01, (-0.02, 1.3))
+        its = one.sel(reference=reference)
+        for scheme in style.in_order(style.names(one, "estimator")):
+            values = its.sel(estimator=scheme)
+            style.curve(axes, steps, values["cosine"], values["cosine_se"], scheme)
+        axes.plot(steps, one["cosine_null"], **style.NULL)
+    style.log_steps(row[2], steps)
+    noisy = one["relative_variance"].where(one["relative_variance"] > 1e-9)
+    data = one["relative_data_variance"].sel(estimator="BP")
+    shown = np.concatenate([noisy.values.ravel(), data.values.ravel()])
+    style.log(row[2], "y", (float(np.nanmin(shown)) / 2, float(np.nanmax(shown)) * 2))
+    for scheme in style.in_order(style.names(one, "estimator")):
+        style.curve(row[2], steps, noisy.sel(estimator=scheme), np.zeros(len(steps)), scheme)
+    row[2].plot(steps, data, **DATA)
+
+
+def caption(dataset: xr.Dataset) -> str:
+    """What the figure shows, in words and in numbers from the dataset."""
+    get = dataset.attrs.get
+    parts = [
+        "Gradient quality over complete training runs: six schemes on the same weights and probe batch, at "
+        f"log-spaced steps of the first probed run of each algorithm (batch sizes: {get('batch_size', '?')}). Rows: "
+        "network and the algorithm that trains it (probing never changes the run). All parameters that a scheme "
+        "estimates.",
+        f"Cosines: drawn, {get('draws', '?')} draws whose directional derivatives are replayed from the known "
+        "gradient, ±1.96 standard errors; those of BP and LG-BP have no noise. Relative variance (noise variance "
+        "over the squared norm of the target): exact, from its closed form. Long dashes: data variance of backprop's "
+        "gradient (variance between examples over batch size) over its squared norm. Dotted: 95 % half-width of the "
+        "cosine of one random direction. Axes of cosines are linear below 0.01.",
+        *(_said(run_of(dataset, *run).sel(layer=LAYER), *run) for run in runs(dataset)),
+    ]
+    return style.text(dataset, parts)
+
+
+def _said(one: xr.Dataset, network: str, algorithm: str) -> str:
+    """How variances and the local target's direction went from the first probe to the last."""
+    noisy = [
+        n
+        for n in style.in_order(style.names(one, "estimator"))
+        if float(one["relative_variance"].sel(estimator=n).max()) > 1e-9
+    ]
+    ends = one.isel(probe=[0, -1])
+    values = ", ".join(
+        f"{name} " + " to ".join(f"{v:.3g}" for v in ends["relative_variance"].sel(estimator=name).values)
+        for name in noisy
+    )
+    local = ends["cosine"].sel(estimator="LG-BP", reference="backprop").values
+    data = ends["relative_data_variance"].sel(estimator="BP").values
+    first, last = (int(step) for step in ends["step"].values)
+    return (
+        f"{network} by {algorithm}, step {first} to step {last}: relative noise variance {values}; data variance of "
+        f"backprop {data[0]:.2g} to {data[1]:.2g}; cosine of the local target (LG-BP) to backprop {local[0]:.2f} to "
+        f"{local[1]:.2f}."
+    )
+
+
+# ---- layer by layer ------------------------------------------------------------------------------------------
+
+ROWS = {
+    "cosine\nto target": ("cosine", "target"),
+    "cosine\nto backprop": ("cosine", "backprop"),
+    "relative\nvariance": ("relative_variance", None),
+    "relative\ndata variance": ("relative_data_variance", None),
+}
+
+
+def by_layer(dataset: xr.Dataset) -> tuple[str, str, xr.Dataset]:
+    """The last run that is drawn (largest network, last algorithm), and its layers that are estimated by noise."""
+    network, algorithm = runs(dataset)[-1]
+    one = run_of(dataset, network, algorithm)
+    noisy = [
+        n
+        for n in style.in_order(style.names(one, "estimator"))
+        if float(one["relative_variance"].sel(estimator=n, layer=LAYER).max()) > 1e-9
+    ]
+    one = one.sel(estimator=noisy)
+    shown = (one["relative_variance"] > 1e-9).any(("estimator", "probe")) & ~one["layer"].isin(["perturbed", "total"])
+    return network, algorithm, one.isel(layer=shown.values)
+
+
+def draw_layers(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
+    """Shades over training (across) and layers (down), a column for each noisy scheme (one column: for the last two).
+
+    Raises:
+        ValueError: not a dataset of probes, an unknown venue or number of columns.
+    """
+    *_, one = by_layer(dataset)
+    schemes = style.names(one, "estimator")[-4 if columns == 2 else -2 :]
+    names = style.names(one, "layer")
+    with style.context(venue):
+        height = 0.6 + max(0.85, 0.2 + 0.085 * len(names)) * len(ROWS)
+        figure = Figure((style.width(venue, columns), height), layout="constrained")
+        grid = figure.subplots(len(ROWS), len(schemes), sharex=True, sharey=True, squeeze=False)
+        for row, (title, (variable, reference)) in zip(grid, ROWS.items(), strict=True):
+            values = one[variable] if reference is None else one[variable].sel(reference=reference)
+            image = _shades(row, values.sel(estimator=schemes), is_cosine=variable == "cosine")
+            figure.colorbar(image, ax=list(row), label=title, aspect=18, pad=0.01)
+            row[0].set_yticks(range(len(names)), names, fontsize="xx-small")
+        for axes, scheme in zip(grid[0], schemes, strict=True):
+            axes.set_title(scheme)
+        steps = one["step"].values.astype(int)
+        for axes in grid[-1]:
+            axes.set_xticks([0, len(steps) - 1], [str(steps[0]), str(steps[-1])])
+            axes.set_xlabel("step")
+        style.settle(figure)
+    return figure
+
+
+def _shades(row: NDArray[Any], values: xr.DataArray, *, is_cosine: bool) -> Any:
+    """One panel for each scheme, of one scale."""
+    if is_cosine:
+        norm: Normalize = Normalize(0, max(float(values.max()), 1e-3))
+    else:
+        positive = values.where(values > 1e-9)
+        norm = LogNorm(float(positive.min()), float(positive.max()))
+    image = None
+    for axes, scheme in zip(row, values["estimator"].values, strict=True):
+        panel: Axes = axes
+        shown = values.sel(estimator=scheme).transpose("layer", "probe").values
+        image = panel.imshow(
+            np.ma.masked_invalid(shown), norm=norm, cmap="viridis", aspect="auto", interpolation="none"
+        )
+        panel.tick_params(length=0)
+        panel.grid(visible=False)
+        panel.set_facecolor("0.85")
+    return image
+
+
+def caption_layers(dataset: xr.Dataset) -> str:
+    """What the figure shows, in words and in numbers from the dataset."""
+    network, algorithm, one = by_layer(dataset)
+    last = one.isel(probe=-1).sel(estimator=style.names(one, "estimator")[-1])
+    last = last.sortby("relative_variance").dropna("layer", subset=["relative_variance"])
+    least, most = (last.isel(layer=i) for i in (0, -1))
+    parts = [
+        f"The same layer by layer: {network} trained by {algorithm}. Across: probes, log-spaced steps "
+        f"{int(one['step'].values[0])} to {int(one['step'].values[-1])}; down: layers. Grey: undefined (a gradient "
+        "of 0, such as that of a bias which a layer norm cancels). Variances are over the squared norm of the "
+        "layer's own target: noise variance exact, data variance between examples over batch size; cosines drawn, "
+        "replayed.",
+        f"At the last probe {last['estimator'].item()} is least noisy at {least['layer'].item()} (relative variance "
+        f"{least['relative_variance'].item():.3g}) and most at {most['layer'].item()} "
+        f"({most['relative_variance'].item():.3g}).",
+    ]
+    return style.text(dataset, parts)
+
+
+FIGURES: command.Figures = {"": (draw, caption), "_layers": (draw_layers, caption_layers)}
+
+if __name__ == "__main__":
+    command.run("figures.table3_probes", __doc__, FIGURES)
