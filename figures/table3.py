@@ -149,11 +149,28 @@ def caption(dataset: xr.Dataset) -> str:
         f"Optimiser {get('train_optimiser')}, batch {get('train_batch')}, momentum {get('train_momentum')}, weight "
         f"decay {get('train_weight_decay')}, {get('train_decay')} decay of the rate, no augmentation. Bars are ±1.96 "
         "standard errors over seeds (of weights, data order and noise); a single run has none.",
+        _rates(dataset),
         f"Cells more than {GOAL} points above the paper's: {'; '.join(late) if late else 'none'}.",
         "frozen: trunk at its initialisation, heads and read-out learn. LG-FG-W-published: credited as in the "
         "paper's code, which is biased.",
     ]
     return style.text(dataset, parts)
+
+
+def _rates(dataset: xr.Dataset) -> str:
+    """By which errors the learning rates were chosen."""
+    if "validation_error" not in dataset:
+        return ""
+    tried = dataset["validation_error"]
+    each = (
+        f"{name} " + ", ".join(f"{error:.2%}" for error in tried.sel(tried=name).values)
+        for name in [str(name) for name in tried["tried"].values]
+    )
+    rates = ", ".join(f"{rate:g}" for rate in tried["rate"].values)
+    return (
+        f"Learning rates of each family were chosen on held-out training examples ({tried.attrs['source']}), of "
+        f"{rates}: {'; '.join(each)}."
+    )
 
 
 FIGURES: command.Figures = {"": (draw, caption)}

@@ -136,3 +136,12 @@ def test_the_gradient_afterwards_is_as_before() -> None:
     estimate(fgvar.scheme("FA"), problem)
     for name, value in problem.backprop().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_direct_feedback_compiles() -> None:
+    """torch.compile traced the estimate in pieces around NumPy's draws, and failed inside of a transform."""
+    problem = mixer(batch=3)
+    estimator = fgvar.DirectFeedback()
+    compiled = torch.compile(lambda params: estimator.estimate(problem.at(params), {}).gradient, backend="aot_eager")
+    found, expected = compiled(problem.params), estimator.estimate(problem, {}).gradient
+    assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-12

@@ -105,6 +105,32 @@ def test_a_failed_run_stops_no_other_and_settings_are_compared(tmp_path: Path, c
         table3.main(replace(config, network=("S/1/1",), lr=0.2))
 
 
+def test_the_runs_that_chose_the_rates(tmp_path: Path, monkeypatch) -> None:
+    """12 runs, on examples that are neither trained on nor of the test split; the choice is the least error's."""
+    asked: list[tuple[str, table3.Config, int, int]] = []
+    monkeypatch.setattr(
+        table3, "run", lambda c, cell, _, *splits: asked.append((cell.algorithm, c, *map(len, splits)))
+    )
+    images = fgvar.data.load("digits")
+    many = images.subset(np.arange(12_000) % len(images))
+    monkeypatch.setattr(fgvar.data, "load", lambda *_: many)
+    table3.main(table3.Config(rates=True, folder=tmp_path))
+    assert len({(name, config.lr) for name, config, *_ in asked}) == len(asked) == 12
+    assert all(config.epochs == 10 and (train, held) == (2000, 10_000) for _, config, train, held in asked)
+
+
+STORED = ROOT / "figures/data/table3.nc"
+
+
+@pytest.mark.skipif(not STORED.exists(), reason="the table has not been stored yet")
+def test_rates_are_those_of_the_least_validation_error() -> None:
+    errors = xr.open_dataset(STORED, engine="h5netcdf")["validation_error"]
+    for algorithm, family in table3.STANDS_FOR.items():
+        its = errors.sel(tried=algorithm)
+        assert float(its["rate"][int(its.argmin())]) == table3.RATES[family]
+    assert errors["rate"].values.tolist() == list(table3.TRIED)
+
+
 # ---- all runs together ---------------------------------------------------------------------------------------
 
 
@@ -169,7 +195,7 @@ def test_captions_tell_what_is_shown(folder: Path) -> None:
         figure.draw(errors.drop_vars("epochs"))
 
 
-@pytest.mark.skipif(not (ROOT / "figures/data/table3.nc").exists(), reason="the table has not been stored yet")
+@pytest.mark.skipif(not STORED.exists(), reason="the table has not been stored yet")
 def test_the_readme_shows_the_stored_table() -> None:
-    table = figure.markdown(xr.open_dataset(ROOT / "figures/data/table3.nc", engine="h5netcdf"))
+    table = figure.markdown(xr.open_dataset(STORED, engine="h5netcdf"))
     assert table in (ROOT / "README.md").read_text()

@@ -102,20 +102,33 @@ class DirectFeedback:
         return Randomness({})
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:  # noqa: ARG002
-        here = self.space.linearise(problem, GlobalLoss())
         outputs = problem.run(problem.params)[0]
         if not isinstance(outputs, Tensor):
             raise TypeError(
                 f"the network returns {type(outputs).__name__}, expected one tensor, whose error is sent back; wrap "
                 "the network so that it returns what the loss uses"
             )
+        classes = outputs[0].numel()
+        back = {
+            site: Stream(self.seed, f"feedback {site}", 0).normal(
+                (classes, math.prod(shape)), problem.dtype, problem.device
+            )
+            for site, shape in self.space.shapes(problem).items()
+        }
+        return self._sent(problem, outputs, back)
+
+    def _sent(self, problem: Problem, outputs: Tensor, back: Mapping[str, Tensor]) -> Estimate:
+        """The estimate, given B of each site [classes, numbers]: torch.compile makes one graph of it.
+
+        (NumPy's draws are outside: what is left of a function around them it would compile in pieces, inside of
+        transforms where it cannot.)
+        """
+        here = self.space.linearise(problem, GlobalLoss())
         error = grad(lambda y: problem.losses(y).sum())(outputs.detach()).reshape(problem.batch_size, -1)
-        classes = error.shape[1]
-        sent = {}
-        for site, value in here.point.items():
-            stream = Stream(self.seed, f"feedback {site}", 0)
-            back = stream.normal((classes, math.prod(value.shape[1:])), value.dtype, value.device)
-            sent[site] = (error @ back / classes**0.5).reshape(value.shape)
+        sent = {
+            site: (error @ back[site] / error.shape[1] ** 0.5).reshape(value.shape)
+            for site, value in here.point.items()
+        }
         found = here.backward(here.direction(sent))
         return Estimate({name: found[name] for name in problem.params})
 

@@ -61,6 +61,24 @@ def errors(
     )
 
 
+def validation(runs: Sequence[xr.Dataset], order: Sequence[str]) -> xr.DataArray:
+    """Error on examples held out of the train split, by which learning rates were chosen, over (tried, rate)."""
+    _, algorithms, _ = _axes(runs, order)
+    rates = sorted({float(one.attrs["train_lr"]) for one in runs})
+    found = np.full((len(algorithms), len(rates)), np.nan)
+    for one in runs:
+        place = algorithms.index(one.attrs["algorithm"]), rates.index(float(one.attrs["train_lr"]))
+        found[place] = one["test_error"].isel(epoch=-1)
+    first = runs[0].attrs
+    attrs = {
+        "long_name": "error on held-out training examples",
+        "units": "1",
+        "source": f"{first['network']}, {first['train_epochs']} epochs, seed {first['train_seed']}, "
+        f"{first['validation']} examples",
+    }
+    return xr.DataArray(found, {"tried": algorithms, "rate": rates}, ("tried", "rate"), attrs=attrs)
+
+
 def probes(runs: Sequence[xr.Dataset], order: Sequence[str]) -> xr.Dataset:
     """What was measured on the way, over (network, algorithm, probe): of each run's first seed that was probed.
 
