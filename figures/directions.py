@@ -77,10 +77,10 @@ def caption(dataset: xr.Dataset) -> str:
     }
     worst = {name: abs(z.where(np.isfinite(z))) for name, z in off.items()}
     parts = [
-        f"Weight perturbation with K directions, of a linear classifier of 4 × 4 digits with d = {get('d', '?')} weights, "
-        f"given one batch of {get('batch_size', '?')}. Points: drawn, {get('draws', '?')} draws each, ±1.96 standard "
-        "errors, derivatives replayed from the known gradient. Lines: closed forms; of the mean's cosine an "
-        "approximation for many directions, the root of its efficiency K/(K + d + 1).",
+        f"Weight perturbation with K directions, of a linear classifier of 4 × 4 digits (d = {get('d', '?')} "
+        f"weights), given one batch of {get('batch_size', '?')}. Points: drawn, {get('draws', '?')} draws each, "
+        "±1.96 standard errors, derivatives replayed from the known gradient. Lines: closed forms; of the mean's "
+        "cosine an approximation for many directions, the root of its efficiency K/(K + d + 1).",
         "Relative variance is that of an estimate over the gradient's squared norm; projections have a slope of K/d, "
         "or √(K/d) where their length is corrected, so that their variance alone says nothing about progress.",
         "From theory: "
