@@ -1,7 +1,7 @@
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo figures test lint types clean
+.PHONY: demo figures gpu test lint types clean
 
 demo: .venv/studies  ## train and measure the quickstart; results/quickstart.{nc,pdf,png}
 	$(PY) studies/quickstart.py
@@ -14,6 +14,16 @@ figures: .venv/studies  ## redraw every figure from its stored dataset, beside i
 	$(PY) -m figures.weight_sharing figures/data/weight_sharing.nc
 	$(PY) -m figures.finite_differences figures/data/finite_differences.nc
 	$(PY) -m figures.all_schemes figures/data/all_schemes.nc
+
+# Names on the Hugging Face hub, or directories. How long it takes has not been measured: no GPU was at hand.
+MNIST = mnist
+CIFAR10 = cifar10
+gpu: .venv/dev  ## Tables 3 and 4 in full, on a GPU; the same command goes on where it stopped
+	$(PY) studies/table3.py --data $(MNIST) --compile
+	$(PY) studies/table3.py --data $(CIFAR10) --compile --autocast
+	$(PY) studies/table4.py --data $(CIFAR10) --compile --autocast
+	$(PY) studies/table3.py --collect
+	$(PY) studies/table4.py --collect
 
 # The tests' tensors are small: two processes use two cores, two threads do not.
 test: export OMP_NUM_THREADS = 1

@@ -1,8 +1,9 @@
-"""Hypothesis draws structure here, never luck: the same examples in every run."""
+"""What holds for all tests: fixed examples, fixed seeds, and no CUDA test where there is no device."""
 
 import pytest
 from hypothesis import settings
 
+# Hypothesis draws structure here, never luck: the same examples in every run.
 settings.register_profile("fgvar", deadline=None, derandomize=True, max_examples=25, print_blob=True)
 settings.load_profile("fgvar")
 
@@ -13,3 +14,10 @@ def _seed() -> None:
     import torch
 
     torch.manual_seed(0)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    import torch
+
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")

@@ -66,7 +66,6 @@ def test_each_channel_has_its_own_mean_and_std() -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_are_normalised_on_the_device(digits: data.Images) -> None:
     x, y = digits.sample(8, seed=0, device="cuda")
     assert (x.device.type, y.device.type) == ("cuda", "cuda")

@@ -20,7 +20,6 @@ LEAVES = {"w": Leaf((3, 5), Gaussian()), "s": Leaf((11,), Rademacher()), "one": 
 CPU = torch.device("cpu")
 
 noises = pytest.mark.parametrize("noise", NOISES, ids=["gaussian", "rademacher"])
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 seeds = st.integers(0, 2**70)
 draw_lists = st.lists(st.integers(0, 2**40), min_size=1, max_size=6)
 
@@ -166,7 +165,6 @@ def test_noise_on_the_meta_device_has_shapes_only(noise: Noise, options: dict[st
 
 
 @pytest.mark.cuda
-@needs_cuda
 @noises
 def test_on_cuda_draws_keep_the_same_promises(noise: Noise) -> None:
     leaves = Randomness({"w": Leaf((3, 5), noise)})

@@ -107,3 +107,16 @@ def test_log_steps() -> None:
     assert log_steps(12, 880)[-1] == 880
     assert len(log_steps(12, 880)) >= 11
     assert log_steps(5, 2) == (1, 2)
+
+
+def test_the_logger_is_two_lines_of_tensorboard(data, tmp_path) -> None:
+    """The lines of `train`'s docstring, with the real writer where TensorBoard is installed."""
+    tensorboard = pytest.importorskip("torch.utils.tensorboard", reason="TensorBoard is not installed")
+    writer = tensorboard.SummaryWriter(tmp_path)
+    fgvar.train(
+        mixer(), fgvar.scheme("LG-FG-A"), data, SCHEDULE,
+        logger=lambda step, values: [writer.add_scalar(k, v, step) for k, v in values.items()],
+    )  # fmt: skip
+    writer.close()
+    written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert all(name in written for name in (b"loss", b"train_error", b"test_error"))

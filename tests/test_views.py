@@ -114,7 +114,6 @@ def test_meta_device() -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_device() -> None:
     x, views = images().cuda(), Views(**EACH["all"])
     torch.testing.assert_close(views(x, generator()).cpu(), views(images(), generator()))
