@@ -70,7 +70,10 @@ ORDER = (
     "fgvar.experiments.gradients",
     "fgvar.experiments.checkpoints",
     "fgvar.experiments.probes",
+    "fgvar.experiments.tasks",
+    "fgvar.experiments.keeping",
     "fgvar.experiments.training",
+    "fgvar.experiments.readout",
     "fgvar.experiments.tables",
 )
 XARRAY = (
