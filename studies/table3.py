@@ -189,15 +189,15 @@ def table(config: Config, data: str) -> list[Cell]:
     ]
 
 
-def path(config: Config, data: str, cell: Cell) -> Path:
+def path(folder: Path, out: Path | None, data: str, cell: Cell) -> Path:
     """Where a run is kept."""
-    return config.out or config.folder / f"{data}_{cell.network.replace('/', '-')}_{cell.algorithm}_{cell.seed}.nc"
+    return out or folder / f"{data}_{cell.network.replace('/', '-')}_{cell.algorithm}_{cell.seed}.nc"
 
 
 def ways(config: Config, images: Any, test: Any) -> tuple[partial[Path], partial[Any], partial[None], bool]:
     """What `every` needs to know beside the runs."""
     return (
-        partial(path, config, images.name),
+        partial(path, config.folder, config.out, images.name),
         partial(schedule_of, config, data=images.name),
         partial(run, config, images=images, test=test),
         config.resume,

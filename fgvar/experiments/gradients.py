@@ -33,6 +33,8 @@ class Watch:
         self.first = torch.full((len(names),), -1, dtype=torch.int64, device=device)
 
     def see(self, step: int, gradient: Mapping[str, Tensor]) -> None:
+        if not self.names:
+            return
         # The extremes are NaN where anything is: one pass, where isfinite().all() makes three.
         lows, highs = zip(*(torch.aminmax(gradient[name]) for name in self.names), strict=True)
         finite = torch.stack(lows).isfinite() & torch.stack(highs).isfinite()

@@ -27,20 +27,22 @@ def errors(
         runs: datasets of `fgvar.train` with ``network`` and ``algorithm`` in their attributes.
         order: of algorithms; others follow.
         paper: network → algorithm → test and train error, per cent.
-        curves: which of the runs' variables, each over one dimension of its own or another's.
+        curves: which of the runs' variables, each over one dimension; not every run needs to have all.
         source: of the paper's errors.
         settings: further attributes to state.
     """
     networks, algorithms, seeds = _axes(runs, order)
-    shape, first = (len(networks), len(algorithms), len(seeds)), runs[0]
-    along = {name: str(first[name].dims[0]) for name in curves}
-    sizes = {dim: max(one.sizes[dim] for one in runs) for dim in along.values()}
+    shape = (len(networks), len(algorithms), len(seeds))
+    like = {name: next(one[name] for one in runs if name in one) for name in curves}
+    along = {name: str(found.dims[0]) for name, found in like.items()}
+    sizes = {dim: max(one.sizes.get(dim, 0) for one in runs) for dim in along.values()}
     found = {name: np.full((*shape, sizes[dim]), np.nan) for name, dim in along.items()}
     lengths, rates = np.zeros(shape, int), np.full(shape, np.nan)
     for one in runs:
         place = _place(one, networks, algorithms, seeds)
-        for name, dim in along.items():
-            found[name][*place, : one.sizes[dim]] = one[name]
+        for name in found:
+            if name in one:
+                found[name][*place, : one[name].size] = one[name]
         lengths[place], rates[place] = one.attrs["train_epochs"], one.attrs["train_lr"]
     dims = ("network", "algorithm", "seed")
     splits = {"test": 0, "train": 1}
@@ -54,7 +56,7 @@ def errors(
     }
     return xr.Dataset(
         {
-            **{name: ((*dims, along[name]), values, first[name].attrs) for name, values in found.items()},
+            **{name: ((*dims, along[name]), values, like[name].attrs) for name, values in found.items()},
             "epochs": (dims, lengths, {"long_name": "length of the run; 0: there is none", "units": "epochs"}),
             "lr": (dims, rates, {"long_name": "initial learning rate", "units": "1"}),
             **published,
