@@ -1,11 +1,6 @@
 """Contrastive runs: views, curves, probes, checkpoints and read-outs."""
 
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,12 +35,6 @@ def train(data, name: str = "LG-FG-A", *, stop: bool = True, **settings) -> trai
     settings = {"views": VIEWS, "schedule": SCHEDULE, "device": "cpu", "seed": 3} | settings
     loss = fgvar.InfoNCE(stop_gradient=stop)
     return fgvar.train(mixer(), fgvar.scheme(name), data, loss=loss, **settings)
-
-
-def assert_same(one: training.Run, two: training.Run) -> None:
-    assert all(torch.equal(value, two.params[name]) for name, value in one.params.items())
-    for name in {*one.dataset.data_vars} - {"seconds"}:
-        xr.testing.assert_equal(one.dataset[name], two.dataset[name])
 
 
 def test_backprop_equals_a_plain_loop(data) -> None:
@@ -119,7 +108,7 @@ def test_curves(data) -> None:
 def test_the_loss_goes_down(digits) -> None:
     part = digits[0].subset(range(256)), digits[1]
     found = train(part, schedule=fgvar.Schedule(4, 32, lr=0.05)).dataset
-    for name in ("loss", "test_loss", "train_retrieval_error", "test_retrieval_error"):
+    for name in ("loss", "test_loss"):
         assert float(found[name][-1]) < 0.9 * float(found[name][0]), name
 
 
@@ -139,44 +128,7 @@ def test_a_frozen_trunk_has_curves_and_stays(data) -> None:
     assert run.dataset["loss"].values.std() == 0
 
 
-# ---- checkpoints ---------------------------------------------------------------------------------------------
-
-
-def probed_run(checkpoint: Path | None = None) -> training.Run:
-    images, test = (fgvar.data.load("digits", split) for split in ("train", "test"))
-    part = images.subset(range(64)), test.subset(range(32))
-    probe = fgvar.Probe({"FG-A": fgvar.scheme("FG-A")}, part[0].sample(4, seed=1), (2, 5), draws=4)
-    return train(part, probe=probe, checkpoint=checkpoint)
-
-
-def killed_after_four_updates(checkpoint: str) -> None:
-    update = training.Going.update
-
-    def killed(self: training.Going, batch) -> None:
-        update(self, batch)
-        if self.step == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    training.Kept.store_now_and_then, training.Going.update = training.Kept.store, killed
-    probed_run(Path(checkpoint))
-
-
-def test_killed_in_the_middle_it_ends_with_the_same_bits(tmp_path) -> None:
-    """kill -9 after four of eight updates, the last one not kept yet, in a process of its own."""
-    path = tmp_path / "run.checkpoint"
-    script = f"from test_contrastive_training import killed_after_four_updates as run; run({str(path)!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=Path(__file__).parent, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False, timeout=100,
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        undisturbed, resumed = probed_run(), probed_run(path)
-    finally:
-        torch.set_num_threads(threads)
-    assert_same(undisturbed, resumed)
+# ---- checkpoints (kill -9 is in test_checkpoints.py) ----------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -217,13 +169,13 @@ def test_non_finite_stops(data) -> None:
 
 
 def test_a_read_out_of_features_that_are_the_images_equals_a_plain_one(digits) -> None:
-    """Logistic regression of digits comes to 10 % and less."""
+    """Logistic regression of the last digits, which are other writers', has an error of about an eighth."""
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 64, bias=False))
     torch.nn.init.eye_(network[1].weight)
     schedule = dataclasses.replace(readout.SCHEDULE, lr=0.01)
     run = fgvar.read_out(network, dict(network.named_parameters()), digits, schedule, device="cpu")
     assert float(run.dataset["loss"][0]) == pytest.approx(np.log(10)), "weights start at 0"
-    assert float(run.dataset["test_error"][-1]) < 0.11
+    assert float(run.dataset["test_error"][-1]) < 0.14
     assert float(run.dataset["train_error"][-1]) < 0.03
     assert run.dataset.attrs["train_epochs"] == 20
 
