@@ -71,6 +71,7 @@ ORDER = (
     "fgvar.experiments.checkpoints",
     "fgvar.experiments.probes",
     "fgvar.experiments.tasks",
+    "fgvar.experiments.going",
     "fgvar.experiments.keeping",
     "fgvar.experiments.training",
     "fgvar.experiments.readout",
@@ -81,6 +82,7 @@ XARRAY = (
     "fgvar.analysis.measurement",
     "fgvar.experiments.checkpoints",
     "fgvar.experiments.probes",
+    "fgvar.experiments.going",
     "fgvar.experiments.training",
     "fgvar.experiments.tables",
 )

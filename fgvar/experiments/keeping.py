@@ -3,17 +3,14 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fgvar.experiments.checkpoints import State, described, fingerprint, from_bytes, restore, store, to_bytes
 from fgvar.experiments.distributed import world
+from fgvar.experiments.going import Going
 from fgvar.experiments.gradients import require_finite
-
-if TYPE_CHECKING:
-    from fgvar.experiments.training import Going
 
 SECONDS = 10.0  # between checkpoints, or fifty times what one takes, if that is longer
 
@@ -21,7 +18,7 @@ SECONDS = 10.0  # between checkpoints, or fifty times what one takes, if that is
 class Kept:
     """The checkpoint of a run, and what the run is told by. The first of several processes writes it."""
 
-    def __init__(self, path: Path, going: "Going", more: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, going: Going, more: Mapping[str, str]) -> None:
         self.path, self.going = path, going
         self.last, self.pause = time.monotonic(), SECONDS
         self.encoded: list[Tensor] = []  # probes, each turned into bytes once
