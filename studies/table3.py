@@ -13,7 +13,7 @@ Cost       With --compile, on one core: MNIST 5 s an epoch (S/1/1), 5 to 15 s (M
 
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -194,11 +194,13 @@ def path(folder: Path, out: Path | None, data: str, cell: Cell) -> Path:
     return out or folder / f"{data}_{cell.network.replace('/', '-')}_{cell.algorithm}_{cell.seed}.nc"
 
 
-def ways(config: Config, images: Any, test: Any) -> tuple[partial[Path], partial[Any], partial[None], bool]:
+def ways(
+    config: Config, images: Any, test: Any
+) -> tuple[partial[Path], Callable[[Cell], dict[str, Any]], partial[None], bool]:
     """What `every` needs to know beside the runs."""
     return (
         partial(path, config.folder, config.out, images.name),
-        partial(schedule_of, config, data=images.name),
+        lambda cell: settings(cell, schedule_of(config, cell.algorithm, images.name)),
         partial(run, config, images=images, test=test),
         config.resume,
     )
@@ -207,7 +209,7 @@ def ways(config: Config, images: Any, test: Any) -> tuple[partial[Path], partial
 def every(
     cells: list[Cell],
     where: Callable[[Cell], Path],
-    schedule: Callable[[str], Any],
+    asked: Callable[[Cell], Mapping[str, Any]],
     make: Callable[[Cell, Path], None],
     resume: bool,
 ) -> None:
@@ -216,7 +218,7 @@ def every(
     for cell in cells:
         out = where(cell)
         if out.exists() and resume:
-            _require_same(schedule(cell.algorithm), cell, out)
+            _require_same(asked(cell), out)
             print(*row(out), "finished before", sep="\t", flush=True)
             continue
         if len(cells) == 1:
@@ -240,18 +242,12 @@ def shard_of(text: str) -> slice:
     return slice(int(index), None, int(count))
 
 
-def _require_same(schedule: Any, cell: Cell, out: Path) -> None:
-    """Raise where a finished run had other settings than this command's."""
+def _require_same(asked: Mapping[str, Any], out: Path) -> None:
+    """Raise where a finished run has other settings than this command's."""
     import fgvar
 
     stored = fgvar.open_dataset(out).attrs
-    asked = {f"train_{name}": value for name, value in asdict(schedule).items()}
-    for name, ours in {
-        **asked,
-        "train_seed": cell.seed,
-        "network": cell.network,
-        "algorithm": cell.algorithm,
-    }.items():
+    for name, ours in asked.items():
         if (theirs := stored.get(name)) != ours:
             raise ValueError(
                 f"{out} is finished with {name.removeprefix('train_')}={theirs}, this command says {ours}; give "
@@ -259,7 +255,13 @@ def _require_same(schedule: Any, cell: Cell, out: Path) -> None:
             )
 
 
-def schedule_of(config: Config, algorithm: str, *, data: str) -> Any:
+def settings(cell: Cell, schedule: Any) -> dict[str, Any]:
+    """What tells a finished run from others: attributes of its dataset."""
+    asked = {f"train_{name}": value for name, value in asdict(schedule).items()}
+    return asked | {"train_seed": cell.seed, "network": cell.network, "algorithm": cell.algorithm}
+
+
+def schedule_of(config: Config, algorithm: str, data: str) -> Any:
     """The schedule of one run: the command's settings, or those of its algorithm's family."""
     import fgvar
 
@@ -286,7 +288,7 @@ def run(config: Config, cell: Cell, out: Path, *, images: Any, test: Any) -> Non
 
     join()
     estimator = estimator_of(cell.algorithm)
-    schedule = schedule_of(config, cell.algorithm, data=images.name)
+    schedule = schedule_of(config, cell.algorithm, images.name)
     model = fgvar.networks.LocalMixer.preset(
         cell.network, image_shape=images.image_shape, classes=images.classes, head_init="zero", seed=cell.seed
     )

@@ -118,7 +118,7 @@ def main(config: Config) -> None:
     table3.every(
         cells,
         partial(table3.path, config.folder, config.out, images.name),
-        partial(schedule_of, config),
+        partial(settings, config, images=images),
         partial(run, config, images=images, test=test),
         config.resume,
     )
@@ -155,8 +155,8 @@ def table(config: Config) -> list[Any]:
     ]
 
 
-def schedule_of(config: Config, algorithm: str) -> Any:  # noqa: ARG001
-    """The schedule of one run: the same for all rows."""
+def schedule_of(config: Config) -> Any:
+    """The schedule of every run."""
     import fgvar
 
     return fgvar.Schedule(
@@ -171,6 +171,34 @@ def schedule_of(config: Config, algorithm: str) -> Any:  # noqa: ARG001
     )
 
 
+def loss_of(config: Config, algorithm: str) -> Any:
+    """The row's InfoNCE."""
+    import fgvar
+
+    return fgvar.InfoNCE(config.temperature, stop_gradient=not algorithm.endswith(NO_STOP))
+
+
+def views_of(config: Config, images: Any) -> Any:
+    """The views of every run."""
+    import fgvar
+
+    return fgvar.Views((config.crop, 1.0), config.flip, config.colour, images.mean, images.std)
+
+
+def settings(config: Config, cell: Any, *, images: Any) -> dict[str, Any]:
+    """What tells a finished run from others: attributes of its dataset."""
+    from studies import table3
+
+    return table3.settings(cell, schedule_of(config)) | {
+        "train_loss": repr(loss_of(config, cell.algorithm)),
+        "train_views": repr(views_of(config, images)),
+        "examples": len(part(images, config.examples)),
+        "readout_examples": len(part(images, config.readout_examples)),
+        "readout_epochs": config.readout_epochs,
+        "readout_lr": config.readout_lr,
+    }
+
+
 def run(config: Config, cell: Any, out: Path, *, images: Any, test: Any) -> None:
     """One run and its read-out, from its checkpoint if there is one; writes its dataset and prints a row."""
     import fgvar
@@ -180,7 +208,7 @@ def run(config: Config, cell: Any, out: Path, *, images: Any, test: Any) -> None
 
     join()
     learned, read = part(images, config.examples), part(images, config.readout_examples)
-    schedule = schedule_of(config, cell.algorithm)
+    schedule = schedule_of(config)
     # Heads, whose linear layers InfoNCE has no use for, are drawn: features of length 0 would have no direction.
     shape: dict[str, Any] = {"image_shape": images.image_shape, "classes": images.classes, "seed": cell.seed}
     model = fgvar.networks.LocalMixer.preset(cell.network, **shape, **(SMOKE if config.smoke else {}))
@@ -189,17 +217,14 @@ def run(config: Config, cell: Any, out: Path, *, images: Any, test: Any) -> None
         steps = log_steps(config.probes, steps_of(schedule, len(learned)))
         batch = images.sample(config.probe_batch, seed=cell.seed + 1)
         probe = fgvar.Probe(table3.probed(), batch, steps, draws=config.draws)
-    views = fgvar.Views(
-        crop=(config.crop, 1.0), flip=config.flip, colour=config.colour, mean=images.mean, std=images.std
-    )
     name = f"{cell.network} {cell.algorithm} {cell.seed}"
     found = fgvar.train(
         model,
         fgvar.scheme(cell.algorithm.removesuffix(NO_STOP)),
         (learned, test),
         schedule,
-        loss=fgvar.InfoNCE(config.temperature, stop_gradient=not cell.algorithm.endswith(NO_STOP)),
-        views=views,
+        loss=loss_of(config, cell.algorithm),
+        views=views_of(config, images),
         seed=cell.seed,
         probe=probe,
         device=config.device,
@@ -222,11 +247,9 @@ def run(config: Config, cell: Any, out: Path, *, images: Any, test: Any) -> None
         dataset[f"{split}_error"].attrs["long_name"] = f"error of the linear read-out on the {split} split"
     dataset.attrs |= {
         "study": "table4",
-        "network": cell.network,
-        "algorithm": cell.algorithm,
-        "examples": len(learned),
-        "readout_examples": len(read),
-        **{f"readout_{key}": after.attrs[f"train_{key}"] for key in ("epochs", "batch", "lr", "optimiser")},
+        **settings(config, cell, images=images),
+        "readout_batch": config.batch,
+        "readout_optimiser": linear.optimiser,
         "configuration": repr(replace(config, data=images.name, out=None, folder=Path("results/table4"))),
     }
     fgvar.save(dataset, out)

@@ -45,6 +45,9 @@ def test_a_run_says_what_it_was_and_is_not_repeated(folder: Path, capsys) -> Non
     other = fgvar.open_dataset(folder / "LG-FG-A-no-stop.nc")
     assert other.attrs["algorithm"] == "LG-FG-A-no-stop"
     assert "stop_gradient=False" in other.attrs["train_loss"]
+    for name, value in {"temperature": 0.2, "crop": 0.3, "lr": 0.2}.items():
+        with pytest.raises(ValueError, match=rf"LG-FG-A\.nc is finished with .*{value}"):
+            table4.main(replace(SMOKE, out=folder / "LG-FG-A.nc", **{name: value}))
     table4.main(replace(SMOKE, out=folder / "LG-FG-A.nc"))
     row = capsys.readouterr().out.rstrip("\n").split("\t")
     assert row[:3] == ["M/8/16", "LG-FG-A", "seed 0"]

@@ -34,7 +34,7 @@ class Keeper(Protocol):
 
 
 class Going:
-    """What a checkpoint has to hold, and how it goes on."""
+    """All that a checkpoint has to hold, and how it goes on from there."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Going:
         noise = self.randomness.sample(self.seed, [draw], dtype=self.problem.dtype, device=self.problem.device)
         batch = self.task.training(batch, draw)
         gradient, loss = self.gradient(self.params, batch, {key: u[0] for key, u in noise.items()})
-        told = {} if loss is None else {LOSS: loss.to(self.problem.dtype)}
+        told = {} if loss is None else {LOSS: loss.detach().to(self.problem.dtype)}
         found = averaged({key: gradient[key] for key in self.learning} | told)
         if told:
             self.losses[self.step] = found.pop(LOSS)
