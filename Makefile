@@ -9,6 +9,8 @@ demo: .venv/studies  ## train and measure the quickstart; results/quickstart.{nc
 figures: .venv/studies  ## redraw every figure from its stored dataset, beside it
 	$(PY) -m figures.quickstart figures/data/quickstart.nc
 	$(PY) -m figures.calibration figures/data/calibration.nc
+	$(PY) -m figures.table1 figures/data/table1.nc
+	$(PY) -m figures.directions figures/data/directions.nc
 	$(PY) -m figures.weight_sharing figures/data/weight_sharing.nc
 	$(PY) -m figures.finite_differences figures/data/finite_differences.nc
 	$(PY) -m figures.all_schemes figures/data/all_schemes.nc

@@ -1,0 +1,222 @@
+"""Table 1 of Ren et al. 2023: variance of weight and activity perturbation, with shared and independent noise.
+
+Question   How does the total variance (noise and data) of the four estimators grow with fan-in p, fan-out q and
+           batch size N?
+Claim      As the table says, per weight, with V the mean data variance of an example's gradient and S the mean
+           square of the expected gradient:
+               weight, shared        (pq + 2)/N · V + (pq + 1) · S
+               weight, independent   (pq + 2)/N · V + (pq + 1)/N · S
+               activity, shared      (q + 2)/N · V + (q + 1) · S
+               activity, independent (q + 2)/N · V + (q + 1)/N · S
+Shown      One linear layer with per-example losses; batches of N examples, independently drawn with replacement from
+           three, so that V, S and the law over batches are exact, too. Three routes to every number: closed form
+           (`fgvar.theory` on every batch), enumerated (`fgvar.testing.covariance` on every batch) and drawn (batches
+           and noise), with its standard error.
+Cost       About a minute on one core; --smoke: seconds.
+Run        python studies/table1.py            writes results/table1.nc, .pdf and .png
+"""
+
+import itertools
+import math
+import sys
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+POPULATION = 3  # examples that batches are drawn from
+SPACES = ("weight", "activity")
+NOISE = ("shared", "independent")
+ROUTES = ("table", "closed form", "enumerated")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Total variance of the four estimators of Table 1, by four routes."""
+
+    size: tuple[int, ...] = (2, 3, 4, 6, 8)
+    """Fan-in and fan-out, at the second batch size."""
+    batch: tuple[int, ...] = (1, 2, 4, 8)
+    """At the middle size."""
+    draws: int = 20_000
+    """Pairs of a batch and its noise."""
+    seed: int = 0
+    out: Path = field(default=ROOT / "results" / "table1.nc")
+    """Where the dataset goes; the figure stands beside it."""
+    smoke: bool = False
+    """Seconds: few sizes and draws, whose numbers mean nothing."""
+
+
+def main(config: Config) -> None:
+    import numpy as np
+    import torch
+    import xarray as xr
+
+    import fgvar  # after the command line is parsed: --help needs no torch
+    from fgvar.analysis.dataset import provenance
+
+    if min(*config.size, *config.batch, config.draws - 1) < 1:
+        raise ValueError("sizes and batches are at least 1, draws at least 2")
+    if config.smoke:
+        config = replace(config, size=config.size[:2], batch=config.batch[:2], draws=200)
+    middle = config.size[len(config.size) // 2], config.batch[min(1, len(config.batch) - 1)]
+    cells = [(size, middle[1]) for size in config.size] + [(middle[0], batch) for batch in config.batch]
+    cells = list(dict.fromkeys(cells))
+    found = [[[cell(config, size, batch, s, n) for n in NOISE] for s in SPACES] for size, batch in cells]
+    values, drawn = (np.array([[[one[i] for one in row] for row in rows] for rows in found]) for i in (0, 1))
+    moments = np.array([gradient_moments(config, size) for size, _ in cells])
+    dims = ("cell", "space", "noise")
+    dataset = xr.Dataset(
+        {
+            "variance": ((*dims, "route"), values, {"long_name": "total variance per weight", "units": "gradient²"}),
+            "drawn": (dims, drawn[..., 0], {"long_name": "the same, drawn", "units": "gradient²"}),
+            "drawn_se": (dims, drawn[..., 1], {"long_name": "its standard error", "units": "gradient²"}),
+            "v": ("cell", moments[:, 0], {"long_name": "mean data variance V of an example", "units": "gradient²"}),
+            "s": ("cell", moments[:, 1], {"long_name": "mean square S of the expectation", "units": "gradient²"}),
+        },
+        coords={
+            "size": ("cell", [size for size, _ in cells]),
+            "batch": ("cell", [batch for _, batch in cells]),
+            "space": list(SPACES),
+            "noise": list(NOISE),
+            "route": list(ROUTES),
+        },
+        attrs={
+            "study": "table1",
+            "configuration": repr(replace(config, out=Path("results") / config.out.name)),
+            "draws": config.draws,
+            "population": POPULATION,
+        }
+        | provenance(torch.device("cpu"), torch.float64),
+    )
+    print(report(dataset))
+    print(fgvar.save(dataset, config.out))
+    sys.path.insert(0, str(ROOT))
+    from figures import command, table1
+
+    command.write(command.Config(config.out), table1.FIGURES)
+
+
+def cell(
+    config: Config, size: int, batch: int, space: str, noise: str
+) -> tuple[tuple[float, float, float], tuple[float, float]]:
+    """Variance per weight by the table, in closed form and enumerated; drawn, and the standard error of that."""
+    import fgvar
+    from fgvar.testing import covariance
+
+    population = _population(size, config.seed)
+    expected = _gradients(population).mean(0)
+    v, s = gradient_moments(config, size)
+    estimator = fgvar.scheme(
+        "FG-W" if space == "weight" else "FG-A", noise=fgvar.Gaussian(shared=noise == "shared"), **_words(space)
+    )
+    entries = size * size
+    d = entries if space == "weight" else size
+    table = (d + 2) / batch * v + (d + 1) * s / (1 if noise == "shared" else batch)
+    closed = enumerated = v / batch  # the variance of batch means; noise variances come on top
+    for members, probability in _batches(batch):
+        problem = _batch(population, members)
+        closed += probability * float(fgvar.theory.trace(estimator, problem)["weight"]) / entries
+        enumerated += probability * float(covariance(estimator, problem)["weight"].trace()) / entries
+    return (table, closed, enumerated), _drawn(config, estimator, population, expected, batch)
+
+
+def gradient_moments(config: Config, size: int) -> tuple[float, float]:
+    """V and S of the population."""
+    each = _gradients(_population(size, config.seed))
+    return float((each - each.mean(0)).square().mean()), float(each.mean(0).square().mean())
+
+
+def _words(space: str) -> dict[str, Any]:
+    import fgvar
+
+    return {"space": fgvar.ActivitySpace(mask_inactive=False)} if space == "activity" else {}
+
+
+def _population(size: int, seed: int) -> Any:
+    """A linear layer without bias, and the examples that batches are drawn from."""
+    import torch
+
+    import fgvar
+
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(POPULATION, size, generator=generator, dtype=torch.float64)
+    y = torch.randint(size, (POPULATION,), generator=generator)
+    layer = torch.nn.Linear(size, size, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(size, size, generator=generator, dtype=torch.float64) / size**0.5)
+    return fgvar.with_sites(layer), x, y
+
+
+def _gradients(population: Any) -> Any:
+    """Of each example alone, [examples, size, size]."""
+    import torch
+
+    return torch.stack([_batch(population, (i,)).backprop()["weight"] for i in range(POPULATION)])
+
+
+def _batch(population: Any, members: tuple[int, ...]) -> Any:
+    """These examples of it as a problem."""
+    import fgvar
+
+    layer, x, y = population
+    return fgvar.Problem(layer, "cross_entropy", (x[list(members)], y[list(members)]))
+
+
+def _batches(batch: int) -> list[tuple[tuple[int, ...], float]]:
+    """All batches, but for the order of their examples, and their probabilities."""
+    whole = math.factorial(batch) / POPULATION**batch
+    return [
+        (members, whole / math.prod(math.factorial(times) for times in Counter(members).values()))
+        for members in itertools.combinations_with_replacement(range(POPULATION), batch)
+    ]
+
+
+def _drawn(config: Config, estimator: Any, population: Any, expected: Any, batch: int) -> tuple[float, float]:
+    """Mean squared distance of estimates from the expected gradient, per weight, over draws of batch and noise."""
+    import numpy as np
+    import torch
+
+    from fgvar.analysis.draws import estimates
+
+    batches = _batches(batch)
+    generator = np.random.default_rng([config.seed, batch, expected.numel()])
+    counts = generator.multinomial(config.draws, [probability for _, probability in batches])
+    squares, start = [], 0
+    for (members, _), count in zip(batches, counts, strict=True):
+        problem = _batch(population, members)
+        for first in range(start, start + count, 1000):
+            numbers = range(first, min(first + 1000, start + count))
+            noise = estimator.randomness(problem).sample(config.seed, numbers, dtype=torch.float64)
+            found = estimates(estimator, problem, noise)["weight"]
+            squares.append((found - expected).square().flatten(1).mean(1))
+        start += count
+    each = torch.cat(squares)
+    return float(each.mean()), float(each.std() / len(each) ** 0.5)
+
+
+def report(dataset: Any) -> str:
+    """A line for each estimator and cell: the table's variance, how far routes are from it, and what was drawn."""
+    lines = [f"{'':<24}{'p = q':>6}{'N':>4}{'table':>14}{'closed form':>14}{'enumerated':>14}{'drawn':>22}"]
+    for space in SPACES:
+        for noise in NOISE:
+            for index in range(dataset.sizes["cell"]):
+                its = dataset.sel(space=space, noise=noise).isel(cell=index)
+                table, *others = (its["variance"].sel(route=route).item() for route in ROUTES)
+                name = f"{space}, {noise}"
+                lines.append(
+                    f"{name:<24}{its['size'].item():>6}{its['batch'].item():>4}{table:>14.6g}"
+                    + "".join(f"{other / table - 1:>+14.1e}" for other in others)
+                    + f"{its['drawn'].item():>12.4g} ± {its['drawn_se'].item():.2g}"
+                )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError) as error:  # what the user can mend, in one line
+        sys.exit(f"table1: {error}")
