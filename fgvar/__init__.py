@@ -60,6 +60,7 @@ _NAMES = {
     "open_dataset": "fgvar.analysis.dataset",
     # training
     "train": "fgvar.experiments.training",
+    "read_out": "fgvar.experiments.readout",
     "Views": "fgvar.experiments.views",
     "Schedule": "fgvar.experiments.schedule",
     "Probe": "fgvar.experiments.probes",

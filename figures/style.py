@@ -84,6 +84,7 @@ SCHEMES = {
     "FG-A": Look("#E69F00", "o", SOLID),
     "LG-FG-W": Look("#0072B2", "D", DASHED),
     "LG-FG-A": Look("#D55E00", "^", SOLID),
+    "LG-FG-A-no-stop": Look("#DDAA33", "d", SOLID),
     "frozen": Look("#A9A9A9", "h", DOTTED),
 }
 _LARGER = {"*": 1.6, "X": 1.25, "P": 1.25, "^": 1.15, "v": 1.15, "D": 0.85, "s": 0.9}  # to look equally large

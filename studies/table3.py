@@ -13,7 +13,7 @@ Cost       With --compile, on one core: MNIST 5 s an epoch (S/1/1), 5 to 15 s (M
 
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -138,7 +138,7 @@ def main(config: Config) -> None:
         return
     if config.smoke:
         config = smoke(config)
-    shard = _shard(config.shard)
+    shard = shard_of(config.shard)
     images, test = (fgvar.data.load(config.data, split) for split in ("train", "test"))
     if config.rates:
         config = replace(config, network=("S/1/1",), algorithm=tuple(STANDS_FOR), seed=(0,), epochs=10, probes=0)
@@ -150,7 +150,7 @@ def main(config: Config) -> None:
     if config.rates:
         for lr in TRIED:
             tried = replace(config, lr=lr, folder=config.folder / f"{lr}")
-            every(cells[shard], partial(path, tried, images.name), tried, images, test)
+            every(cells[shard], *ways(tried, images, test))
         return
     cells = cells[shard]
     if config.out is not None and len(cells) != 1:
@@ -158,7 +158,7 @@ def main(config: Config) -> None:
             f"--out is the file of one run, and this command makes {len(cells)}; give --network, --algorithm and "
             "--seed one value each, or --folder instead"
         )
-    every(cells, partial(path, config, images.name), config, images, test)
+    every(cells, *ways(config, images, test))
 
 
 def smoke(config: Config) -> Config:
@@ -189,25 +189,43 @@ def table(config: Config, data: str) -> list[Cell]:
     ]
 
 
-def path(config: Config, data: str, cell: Cell) -> Path:
+def path(folder: Path, out: Path | None, data: str, cell: Cell) -> Path:
     """Where a run is kept."""
-    return config.out or config.folder / f"{data}_{cell.network.replace('/', '-')}_{cell.algorithm}_{cell.seed}.nc"
+    return out or folder / f"{data}_{cell.network.replace('/', '-')}_{cell.algorithm}_{cell.seed}.nc"
 
 
-def every(cells: list[Cell], where: Callable[[Cell], Path], config: Config, images: Any, test: Any) -> None:
+def ways(
+    config: Config, images: Any, test: Any
+) -> tuple[partial[Path], Callable[[Cell], dict[str, Any]], partial[None], bool]:
+    """What `every` needs to know beside the runs."""
+    return (
+        partial(path, config.folder, config.out, images.name),
+        lambda cell: settings(cell, schedule_of(config, cell.algorithm, images.name)),
+        partial(run, config, images=images, test=test),
+        config.resume,
+    )
+
+
+def every(
+    cells: list[Cell],
+    where: Callable[[Cell], Path],
+    asked: Callable[[Cell], Mapping[str, Any]],
+    make: Callable[[Cell, Path], None],
+    resume: bool,
+) -> None:
     """All runs, one after another: what is finished is skipped, what fails stops no other."""
     failed = 0
     for cell in cells:
         out = where(cell)
-        if out.exists() and config.resume:
-            _require_same(schedule_of(config, cell.algorithm, images.name), cell, out)
-            print(*_row(out), "finished before", sep="\t", flush=True)
+        if out.exists() and resume:
+            _require_same(asked(cell), out)
+            print(*row(out), "finished before", sep="\t", flush=True)
             continue
         if len(cells) == 1:
-            run(config, cell, out, images, test)
+            make(cell, out)
             continue
         try:
-            run(config, cell, out, images, test)
+            make(cell, out)
         except Exception as error:  # one run's failure is none of the others'
             failed += 1
             traceback.print_exc()
@@ -216,7 +234,7 @@ def every(cells: list[Cell], where: Callable[[Cell], Path], config: Config, imag
         raise ValueError(f"{failed} runs failed, see above; the same command tries them again")
 
 
-def _shard(text: str) -> slice:
+def shard_of(text: str) -> slice:
     """The runs i, i + n, i + 2n, … of "i/n"."""
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
@@ -224,23 +242,23 @@ def _shard(text: str) -> slice:
     return slice(int(index), None, int(count))
 
 
-def _require_same(schedule: Any, cell: Cell, out: Path) -> None:
-    """Raise where a finished run had other settings than this command's."""
+def _require_same(asked: Mapping[str, Any], out: Path) -> None:
+    """Raise where a finished run has other settings than this command's."""
     import fgvar
 
     stored = fgvar.open_dataset(out).attrs
-    asked = {f"train_{name}": value for name, value in asdict(schedule).items()}
-    for name, ours in {
-        **asked,
-        "train_seed": cell.seed,
-        "network": cell.network,
-        "algorithm": cell.algorithm,
-    }.items():
+    for name, ours in asked.items():
         if (theirs := stored.get(name)) != ours:
             raise ValueError(
                 f"{out} is finished with {name.removeprefix('train_')}={theirs}, this command says {ours}; give "
                 "another --out or --folder, or --no-resume to write over it"
             )
+
+
+def settings(cell: Cell, schedule: Any) -> dict[str, Any]:
+    """What tells a finished run from others: attributes of its dataset."""
+    asked = {f"train_{name}": value for name, value in asdict(schedule).items()}
+    return asked | {"train_seed": cell.seed, "network": cell.network, "algorithm": cell.algorithm}
 
 
 def schedule_of(config: Config, algorithm: str, data: str) -> Any:
@@ -262,7 +280,7 @@ def schedule_of(config: Config, algorithm: str, data: str) -> Any:
     )
 
 
-def run(config: Config, cell: Cell, out: Path, images: Any, test: Any) -> None:
+def run(config: Config, cell: Cell, out: Path, *, images: Any, test: Any) -> None:
     """One run, from its checkpoint if there is one; writes its dataset and prints a row."""
     import fgvar
     from fgvar.experiments.distributed import join, world
@@ -307,7 +325,7 @@ def run(config: Config, cell: Cell, out: Path, images: Any, test: Any) -> None:
         "configuration": repr(replace(config, data=images.name, out=None, folder=Path("results/table3"))),
     }
     fgvar.save(dataset, out)
-    print(*_row(out), sep="\t", flush=True)
+    print(*row(out), sep="\t", flush=True)
 
 
 def estimator_of(algorithm: str) -> Any:
@@ -330,12 +348,12 @@ def probed() -> dict[str, Any]:
     return {name: fgvar.scheme(name, **({"oracle": fgvar.Replay()} if "FG" in name else {})) for name in PROBED}
 
 
-def _row(out: Path) -> Iterator[str]:
+def row(out: Path) -> Iterator[str]:
     """A finished run in words."""
     import fgvar
 
     dataset = fgvar.open_dataset(out)
-    last, of = dataset.isel(epoch=-1), dataset.attrs
+    last, of = dataset.isel(epoch=-1, readout_epoch=-1, missing_dims="ignore"), dataset.attrs
     yield from (of["network"], of["algorithm"], f"seed {of['train_seed']}")
     yield from (f"lr {of['train_lr']:g}", f"epochs {of['train_epochs']}", f"loss {last['loss'].item():.4f}")
     yield from (f"{split} {last[f'{split}_error'].item():.2%}" for split in ("train", "test"))

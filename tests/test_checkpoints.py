@@ -31,13 +31,15 @@ import torch
 sys.path.insert(0, "tests")
 torch.set_num_threads(1)
 import fgvar
-from test_checkpoints import ENDS, arguments, resumed_until
-fgvar.train(**arguments())
-for name, stop in ENDS.items():
+from test_checkpoints import ENDS, PAIRS, arguments, contrastive, resumed_until
+for own in (arguments, contrastive):
+    fgvar.train(**own())
+each = [(*end, arguments) for end in ENDS.items()] + [(*end, contrastive) for end in PAIRS.items()]
+for name, stop, own in each:
     pid = os.fork()
     if pid == 0:
         try:
-            resumed_until(stop, Path(sys.argv[1]))
+            resumed_until(stop, Path(sys.argv[1]) / own.__name__, own)
             code = 0
         except KeyboardInterrupt:
             code = 2
@@ -105,10 +107,18 @@ ENDS = {
 }
 
 
-def resumed_until(stop, folder: Path) -> None:
+# The same of views: what a step sees depends on its number, not on what a generator has been through.
+PAIRS = {
+    "contrastive, within an epoch": ENDS["within an epoch"],
+    "contrastive, after a probe": ENDS["after a probe"],
+    "contrastive, to the end": ENDS["to the end"],
+}
+
+
+def resumed_until(stop, folder: Path, own) -> None:
     training.Kept.store_now_and_then = lambda self: self.store()
     stop()
-    on_disk(fgvar.train(**arguments(), checkpoint=folder / "run.checkpoint"), str(folder / "run"))
+    on_disk(fgvar.train(**own(), checkpoint=folder / "run.checkpoint"), str(folder / "run"))
 
 
 @functools.cache
@@ -125,6 +135,11 @@ def arguments() -> dict:
         "module": net, "estimator": fgvar.scheme("LG-FG-A"), "data": data, "schedule": SCHEDULE, "seed": 3,
         "probe": probe, "device": "cpu",
     }  # fmt: skip
+
+
+def contrastive() -> dict:
+    probe = dataclasses.replace(arguments()["probe"], route="drawn", steps=(1, 6))
+    return arguments() | {"loss": fgvar.InfoNCE(), "views": fgvar.Views(flip=0.0), "probe": probe}
 
 
 def on_disk(run: training.Run, out: str) -> None:
@@ -172,10 +187,13 @@ def test_killed_stopped_and_started_again_it_ends_with_the_same_bits(tmp_path, u
         [sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=100,
     )  # fmt: skip
-    codes = dict.fromkeys(ENDS, -int(signal.SIGKILL)) | {"Ctrl-C": 2, "to the end": 0}
+    codes = dict.fromkeys({**ENDS, **PAIRS}, -int(signal.SIGKILL))
+    codes |= {"Ctrl-C": 2, "to the end": 0, "contrastive, to the end": 0}
     assert done.stdout.splitlines() == [f"{name} {code}" for name, code in codes.items()], done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.checkpoint", "run.nc", "run.pt"]
-    assert_same(undisturbed, tmp_path, "run")
+    for own, whole in ((arguments, undisturbed), (contrastive, fgvar.train(**contrastive()))):
+        folder = tmp_path / own.__name__
+        assert sorted(path.name for path in folder.iterdir()) == ["run.checkpoint", "run.nc", "run.pt"]
+        assert_same(whole, folder, "run")
 
 
 def test_a_finished_run_is_not_repeated(tmp_path, undisturbed, finished, monkeypatch) -> None:

@@ -6,6 +6,7 @@ import torch
 import fgvar
 from fgvar.analysis.draws import estimates
 from fgvar.analysis.moments import References, init, update
+from fgvar.experiments.tasks import Supervised
 from fgvar.experiments.training import Going, gradient_of
 
 NAMES = ("BP", "L-BP", "LG-BP", "FG-W", "FG-A", "LG-FG-W", "LG-FG-A")
@@ -48,7 +49,16 @@ def test_every_noise(problem: fgvar.Problem, space, noise) -> None:
 def test_one_training_step(problem: fgvar.Problem, name: str) -> None:
     estimator, schedule = fgvar.scheme(name), fgvar.Schedule()
     gradient = gradient_of(problem, estimator, autocast=False, compile=False)
-    going = Going(problem, estimator, schedule, total=10, seed=0, gradient=gradient, probe=None)
+    going = Going(
+        problem,
+        estimator,
+        schedule,
+        total=10,
+        seed=0,
+        gradient=gradient,
+        probe=None,
+        task=Supervised("cross_entropy"),
+    )
     going.update((problem.inputs, problem.targets))
     assert going.step == 1
     assert all(value.is_meta and value.grad is not None and value.grad.is_meta for value in going.params.values())

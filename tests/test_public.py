@@ -70,7 +70,11 @@ ORDER = (
     "fgvar.experiments.gradients",
     "fgvar.experiments.checkpoints",
     "fgvar.experiments.probes",
+    "fgvar.experiments.tasks",
+    "fgvar.experiments.going",
+    "fgvar.experiments.keeping",
     "fgvar.experiments.training",
+    "fgvar.experiments.readout",
     "fgvar.experiments.tables",
 )
 XARRAY = (
@@ -78,6 +82,7 @@ XARRAY = (
     "fgvar.analysis.measurement",
     "fgvar.experiments.checkpoints",
     "fgvar.experiments.probes",
+    "fgvar.experiments.going",
     "fgvar.experiments.training",
     "fgvar.experiments.tables",
 )

@@ -6,6 +6,7 @@ import torch
 import xarray as xr
 
 import fgvar
+from fgvar.experiments.tasks import Supervised
 from fgvar.experiments.training import Going, gradient_of, log_steps, steps_of
 
 SCHEDULE = fgvar.Schedule(epochs=2, batch=32, lr=0.1, momentum=0.9, weight_decay=1e-3)
@@ -67,7 +68,9 @@ def test_probes_measure_the_weights_of_their_step(data) -> None:
     first = next(data[0].batches(32, seed=2, epoch=0))
     problem = fgvar.Problem(model, "cross_entropy", first)
     gradient = gradient_of(problem, estimator, autocast=False, compile=False)
-    going = Going(problem, estimator, SCHEDULE, total=8, seed=2, gradient=gradient, probe=None)
+    going = Going(
+        problem, estimator, SCHEDULE, total=8, seed=2, gradient=gradient, probe=None, task=Supervised("cross_entropy")
+    )
     going.update(first)
     direct = fgvar.measure({"FG-A": fgvar.scheme("FG-A")}, problem.at(going.params, batch), draws=32, seed=7)
     for name in ("variance", "cosine", "gradient_norm"):

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from fgvar.estimators.combine import Combine, Frame, Mean
 from fgvar.estimators.guesses import Guess, Isotropic
-from fgvar.estimators.losses import GlobalLoss, Losses, gradient
+from fgvar.estimators.losses import GlobalLoss, Losses, gradient, gradient_and_loss
 from fgvar.estimators.noise import Gaussian, Leaf, Noise, Randomness
 from fgvar.estimators.oracles import Jvp, Oracle
 from fgvar.estimators.spaces import Space, WeightSpace
@@ -194,7 +194,7 @@ class ExactGradient:
         return Randomness({})
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:  # noqa: ARG002
-        return Estimate(self.target(problem))
+        return Estimate(*gradient_and_loss(self.losses, problem, problem.params))
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return gradient(self.losses, problem, problem.params)

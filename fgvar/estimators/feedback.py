@@ -9,7 +9,7 @@ from torch.func import grad
 
 from fgvar.estimators.estimator import Estimate
 from fgvar.estimators.guesses import drawn
-from fgvar.estimators.losses import GlobalLoss, Losses, gradient
+from fgvar.estimators.losses import GlobalLoss, Losses, gradient, gradient_and_loss
 from fgvar.estimators.noise import Randomness, Stream
 from fgvar.estimators.spaces import ActivitySpace
 from fgvar.problem import Problem
@@ -62,7 +62,7 @@ class FeedbackAlignment:
             inside = (path for path in whole if path.startswith(f"{owner}."))
             weights[owner] = {path.removeprefix(f"{owner}."): whole[path] for path in inside}
         with problem.network.feedback(weights):
-            return Estimate(gradient(self.losses, problem, problem.params))
+            return Estimate(*gradient_and_loss(self.losses, problem, problem.params))
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return gradient(self.losses, problem, problem.params)
@@ -130,7 +130,7 @@ class DirectFeedback:
             for site, value in here.point.items()
         }
         found = here.backward(here.direction(sent))
-        return Estimate({name: found[name] for name in problem.params})
+        return Estimate({name: found[name] for name in problem.params}, problem.losses(outputs).mean())
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return gradient(GlobalLoss(), problem, problem.params)

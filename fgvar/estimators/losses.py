@@ -58,13 +58,21 @@ def observe(
 
 def gradient(losses: Losses, problem: Problem, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The exact gradient of the losses by the given parameters: all of them, or those of the heads alone."""
+    return gradient_and_loss(losses, problem, params)[0] if params else {}
 
-    def objective(some: Mapping[str, Tensor]) -> Tensor:
+
+def gradient_and_loss(
+    losses: Losses, problem: Problem, params: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The same, and the batch-mean loss of the output, which its forward pass has."""
+
+    def objective(some: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         whole = {**problem.params, **some}
         outputs, values = problem.run(whole, watch=tuple(problem.map.ends), cut=losses.cuts(problem))
-        return losses.total(problem, whole, outputs, {end: values[end] for end in problem.map.ends})
+        total = losses.total(problem, whole, outputs, {end: values[end] for end in problem.map.ends})
+        return total, problem.losses(outputs).mean()
 
-    found: dict[str, Tensor] = grad(objective)(dict(params)) if params else {}
+    found: tuple[dict[str, Tensor], Tensor] = grad(objective, has_aux=True)(dict(params))
     return found
 
 

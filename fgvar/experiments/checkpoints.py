@@ -24,7 +24,7 @@ from fgvar.analysis.dataset import open_dataset, save
 from fgvar.experiments.data import Images
 from fgvar.experiments.distributed import of_first
 
-MAGIC = b"fgvar checkpoint 2\n"  # another number is another format
+MAGIC = b"fgvar checkpoint 3\n"  # another number is another format
 HASHED_PIXELS = 4096  # images of a split, evenly spaced, whose pixels are part of a run's identity
 
 
@@ -38,6 +38,7 @@ class State:
         optimiser: torch's state of the optimiser.
         curves: rows of the curves so far.
         probes: measurements so far, each the bytes of a netCDF file.
+        losses: of every update's batch; NaN where there is none yet.
     """
 
     step: int
@@ -45,6 +46,7 @@ class State:
     optimiser: dict[str, Any]
     curves: list[tuple[float, ...]]
     probes: list[Tensor]
+    losses: Tensor
 
 
 def store(path: Path, identity: Mapping[str, str], state: State) -> None:

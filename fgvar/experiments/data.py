@@ -47,6 +47,7 @@ class Images:
     `pixels` uint8 [n, channels, height, width]; `labels` int64 [n] in 0 … classes−1; `mean` and `std` per
     channel of the train split, in units where black is 0 and white 1. A batch is (pixels/255 − mean)/std,
     computed on the target device, so that uint8 is what travels. Other constants: `dataclasses.replace`.
+    Floating-point `pixels`, such as features that a read-out is trained on, have 1 for white.
 
     >>> from fgvar.experiments import data
     >>> x, y = data.load("digits").sample(32, seed=0)
@@ -88,7 +89,8 @@ class Images:
         index = torch.as_tensor(indices, dtype=torch.int64, device=self.pixels.device)
         x = self.pixels[index].to(device).to(dtype)
         # In place: no second copy of the batch.
-        mean, std = (_constants(s, torch.device(device), dtype) for s in (self.mean, self.std))
+        white = 1.0 if self.pixels.is_floating_point() else 255.0
+        mean, std = (_constants(s, white, torch.device(device), dtype) for s in (self.mean, self.std))
         return x.sub_(mean).div_(std), self.labels[index].to(device)
 
     def sample(
@@ -210,9 +212,9 @@ def _digits(split: str, image_size: int | None) -> Images:
 
 
 @functools.cache
-def _constants(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Mean or std, in 0 … 255 units, to broadcast with images: copied to a device once, not at every batch."""
-    return (255 * torch.tensor(values, device=device, dtype=dtype))[:, None, None]
+def _constants(values: tuple[float, ...], white: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Mean or std, in the units of pixels, to broadcast with images: copied to a device once, not at every batch."""
+    return (white * torch.tensor(values, device=device, dtype=dtype))[:, None, None]
 
 
 def _memory_budget() -> int:

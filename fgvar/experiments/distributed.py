@@ -31,7 +31,7 @@ def world() -> tuple[int, int]:
 def averaged(gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The mean over processes, in one message. With independent noise its variance falls as one over their number."""
     _, processes = world()
-    if processes == 1:
+    if processes == 1 or not gradient:
         return dict(gradient)
     flat = torch.cat([g.flatten() for g in gradient.values()])
     dist.all_reduce(flat)

@@ -1,39 +1,26 @@
-"""The curves of a run: loss and error on whole splits."""
+"""Loss and error over many batches, without a gradient."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from fgvar.experiments.data import Images
-from fgvar.experiments.distributed import summed, world
+from fgvar.experiments.distributed import summed
 from fgvar.problem import Problem
 
-BATCH = 1024
-
-CURVES = {
-    "loss": ("mean loss on the train split", "loss"),
-    "train_error": ("error on the train split", "1"),
-    "test_error": ("error on the test split", "1"),
-}
+Batch = tuple[Tensor, Tensor]
 
 
-def evaluate(problem: Problem, params: Mapping[str, Tensor], train: Images, test: Images) -> tuple[float, ...]:
-    """A row of the curves: mean training loss, training error and test error. Processes share the work."""
-    (loss, error), (_, test_error) = (_means(problem, params, split) for split in (train, test))
-    return float(loss), float(error), float(test_error)
-
-
-def _means(problem: Problem, params: Mapping[str, Tensor], split: Images) -> Tensor:
-    """Loss and error (NaN where targets are no classes) of a split, [2]."""
-    rank, processes = world()
-    found = [torch.zeros(2, dtype=torch.float64, device=problem.device)]
-    for start in range(rank * BATCH, len(split), processes * BATCH):
-        numbers = torch.arange(start, min(start + BATCH, len(split)))
-        here = problem.at(params, split.batch(numbers, device=problem.device, dtype=problem.dtype))
+def means(problem: Problem, params: Mapping[str, Tensor], batches: Iterable[Batch]) -> Tensor:
+    """Mean loss and error (NaN where targets are no classes), [2], over the batches of all processes."""
+    found = [torch.zeros(3, dtype=torch.float64, device=problem.device)]
+    for batch in batches:
+        here = problem.at(params, batch)
         with torch.no_grad():
             outputs = here.run(params)[0]
-            loss, right = here.losses(outputs).double().sum(), here.right(outputs)
+            losses, right = here.losses(outputs).double(), here.right(outputs)
+        loss = losses.sum()
         wrong = loss * torch.nan if right is None else (~right).double().sum()
-        found.append(torch.stack([loss, wrong]))
-    return summed(torch.stack(found).sum(0)) / len(split)
+        found.append(torch.stack([loss, wrong, torch.full_like(loss, len(losses))]))
+    loss, wrong, count = summed(torch.stack(found).sum(0))
+    return torch.stack([loss, wrong]) / count

@@ -9,17 +9,16 @@ from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.problem import Problem
 
-# (parameters, batch, noise) → gradient
-Gradient = Callable[[dict[str, Tensor], tuple[Tensor, Tensor], dict[str, Tensor]], dict[str, Tensor]]
+Told = tuple[dict[str, Tensor], Tensor | None]  # gradient, and the batch's loss where the estimator tells it
+Gradient = Callable[[dict[str, Tensor], tuple[Tensor, Tensor], dict[str, Tensor]], Told]
 
 
 def gradient_of(problem: Problem, estimator: GradientEstimator, autocast: bool, compile: bool) -> Gradient:
-    """The estimate as a function of tensors alone."""
+    """The estimate as a function of tensors alone: parameters, batch and noise."""
 
-    def gradient(
-        params: dict[str, Tensor], batch: tuple[Tensor, Tensor], noise: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        return estimator.estimate(problem.at(params, batch), noise).gradient
+    def gradient(params: dict[str, Tensor], batch: tuple[Tensor, Tensor], noise: dict[str, Tensor]) -> Told:
+        found = estimator.estimate(problem.at(params, batch), noise)
+        return found.gradient, found.loss
 
     if autocast:
         gradient = torch.autocast(problem.device.type, dtype=torch.bfloat16)(gradient)
@@ -34,6 +33,8 @@ class Watch:
         self.first = torch.full((len(names),), -1, dtype=torch.int64, device=device)
 
     def see(self, step: int, gradient: Mapping[str, Tensor]) -> None:
+        if not self.names:
+            return
         # The extremes are NaN where anything is: one pass, where isfinite().all() makes three.
         lows, highs = zip(*(torch.aminmax(gradient[name]) for name in self.names), strict=True)
         finite = torch.stack(lows).isfinite() & torch.stack(highs).isfinite()

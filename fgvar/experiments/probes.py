@@ -22,7 +22,7 @@ class Probe:
 
     Args:
         estimators: what to measure, at the run's own parameters.
-        batch: inputs and targets of the fixed probe batch.
+        batch: inputs and targets of the fixed probe batch (in a run with views, one pair of them is made of it).
         steps: after how many updates (0: before training; a zero head then has no trunk gradient).
         draws: see `measure`.
         seed: of the probes' noise.

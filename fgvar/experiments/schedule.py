@@ -86,7 +86,8 @@ class Optimiser:
 
     def __init__(self, schedule: Schedule, problem: Problem, params: Mapping[str, Tensor], total: int) -> None:
         self.schedule, self.total = schedule, total
-        groups: dict[tuple[float, float], list[Tensor]] = {}
+        # Nothing may learn at all: the frozen trunk of a network whose heads are off.
+        groups: dict[tuple[float, float], list[Tensor]] = {} if params else {(1.0, 0.0): []}
         for name, value in params.items():
             decay = schedule.weight_decay if value.ndim > 1 else 0.0
             groups.setdefault((_factor(schedule, problem, name), decay), []).append(value)

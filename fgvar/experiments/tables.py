@@ -13,24 +13,36 @@ SCHEDULE = ("batch", "momentum", "weight_decay", "decay", "warmup", "optimiser",
 
 
 def errors(
-    runs: Sequence[xr.Dataset], order: Sequence[str], paper: Mapping[str, Mapping[str, tuple[float, float]]]
+    runs: Sequence[xr.Dataset],
+    order: Sequence[str],
+    paper: Mapping[str, Mapping[str, tuple[float, float]]],
+    *,
+    curves: Sequence[str] = CURVES,
+    source: str = "Ren et al. 2023, Table 3",
+    settings: Sequence[str] = (),
 ) -> xr.Dataset:
-    """Curves over ``epoch`` (NaN behind the last one), length and rate of each run, and the paper's errors.
+    """Curves (NaN behind the last value), length and rate of each run, and the paper's errors.
 
     Args:
         runs: datasets of `fgvar.train` with ``network`` and ``algorithm`` in their attributes.
         order: of algorithms; others follow.
         paper: network → algorithm → test and train error, per cent.
+        curves: which of the runs' variables, each over one dimension; not every run needs to have all.
+        source: of the paper's errors.
+        settings: further attributes to state.
     """
     networks, algorithms, seeds = _axes(runs, order)
-    epochs = max(one.sizes["epoch"] for one in runs)
     shape = (len(networks), len(algorithms), len(seeds))
-    curves = {name: np.full((*shape, epochs), np.nan) for name in CURVES}
+    like = {name: next(one[name] for one in runs if name in one) for name in curves}
+    along = {name: str(found.dims[0]) for name, found in like.items()}
+    sizes = {dim: max(one.sizes.get(dim, 0) for one in runs) for dim in along.values()}
+    found = {name: np.full((*shape, sizes[dim]), np.nan) for name, dim in along.items()}
     lengths, rates = np.zeros(shape, int), np.full(shape, np.nan)
     for one in runs:
         place = _place(one, networks, algorithms, seeds)
-        for name in CURVES:
-            curves[name][*place, : one.sizes["epoch"]] = one[name]
+        for name in found:
+            if name in one:
+                found[name][*place, : one[name].size] = one[name]
         lengths[place], rates[place] = one.attrs["train_epochs"], one.attrs["train_lr"]
     dims = ("network", "algorithm", "seed")
     splits = {"test": 0, "train": 1}
@@ -38,14 +50,13 @@ def errors(
         f"paper_{split}_error": (
             dims[:2],
             np.array([[paper.get(n, {}).get(a, (np.nan,) * 2)[i] / 100 for a in algorithms] for n in networks]),
-            {"long_name": f"the paper's {split} error", "units": "1", "source": "Ren et al. 2023, Table 3"},
+            {"long_name": f"the paper's {split} error", "units": "1", "source": source},
         )
         for split, i in splits.items()
     }
-    first = runs[0]
     return xr.Dataset(
         {
-            **{name: ((*dims, "epoch"), values, first[name].attrs) for name, values in curves.items()},
+            **{name: ((*dims, along[name]), values, like[name].attrs) for name, values in found.items()},
             "epochs": (dims, lengths, {"long_name": "length of the run; 0: there is none", "units": "epochs"}),
             "lr": (dims, rates, {"long_name": "initial learning rate", "units": "1"}),
             **published,
@@ -54,10 +65,10 @@ def errors(
             "network": networks,
             "algorithm": algorithms,
             "seed": seeds,
-            "epoch": range(epochs),
+            **{dim: range(size) for dim, size in sizes.items()},
             "data": ("network", [_of(runs, network)[0].attrs["data"] for network in networks]),
         },
-        attrs=_attributes(runs),
+        attrs=_attributes(runs, settings),
     )
 
 
@@ -148,9 +159,9 @@ def _of(runs: Sequence[xr.Dataset], network: str) -> list[xr.Dataset]:
     return [one for one in runs if one.attrs["network"] == network]
 
 
-def _attributes(runs: Sequence[xr.Dataset]) -> dict[str, Any]:
+def _attributes(runs: Sequence[xr.Dataset], settings: Sequence[str] = ()) -> dict[str, Any]:
     """What all runs have in common, and all that made them."""
-    same = {f"train_{name}" for name in SCHEDULE} | {"study"}
+    same = {f"train_{name}" for name in SCHEDULE} | {"study", *settings}
     found = {}
     for name in sorted(same):
         values = {str(one.attrs.get(name)) for one in runs}

@@ -1,8 +1,6 @@
 """Complete training runs, whose gradients are measured on the way."""
 
 import copy
-import time
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -10,35 +8,23 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fgvar.analysis.dataset import describe, provenance
-from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
-from fgvar.experiments.checkpoints import (
-    State,
-    described,
-    described_images,
-    fingerprint,
-    from_bytes,
-    restore,
-    store,
-    to_bytes,
-)
+from fgvar.experiments.checkpoints import described_images
 from fgvar.experiments.data import Images
-from fgvar.experiments.distributed import averaged, from_first, join, local_rank, world
-from fgvar.experiments.evaluation import CURVES, evaluate
-from fgvar.experiments.gradients import Gradient, Watch, gradient_of, require_finite
+from fgvar.experiments.distributed import join, local_rank, world
+from fgvar.experiments.going import Going, Logger
+from fgvar.experiments.gradients import gradient_of
 from fgvar.experiments.interrupt import Interrupt
+from fgvar.experiments.keeping import Kept
 from fgvar.experiments.probes import Probe, log_steps, moved
-from fgvar.experiments.schedule import Optimiser, Schedule
-from fgvar.problem import Loss, Problem
+from fgvar.experiments.schedule import Schedule
+from fgvar.experiments.tasks import task_of
+from fgvar.experiments.views import Views
+from fgvar.problem import Loss
 
 __all__ = ["Probe", "Run", "Schedule", "choose_device", "log_steps", "steps_of", "train"]
-
-SECONDS = 10.0  # between checkpoints, or fifty times what one takes, if that is longer
-
-Logger = Callable[[int, Mapping[str, float]], None]  # (updates made, name → value)
 
 
 @dataclass(frozen=True)
@@ -61,6 +47,7 @@ def train(
     schedule: Schedule,
     *,
     loss: str | Loss = "cross_entropy",
+    views: Views | None = None,
     seed: int = 0,
     probe: Probe | None = None,
     device: torch.device | str = "auto",
@@ -82,9 +69,11 @@ def train(
         estimator: its estimates are the gradients that the optimiser follows.
         data: train and test split.
         schedule: optimiser and length.
-        loss: see `Problem`.
-        seed: of data order and of the noise (step k takes draw k).
-        probe: what to measure on the way; it never changes the run.
+        loss: see `Problem`; an `InfoNCE` learns without labels, to tell each image's two views from the others'.
+        views: for `InfoNCE`: every update sees two new views of its batch. What is learned are the features under
+            the read-out (see `Contrastive`); `read_out` then trains a classifier of them.
+        seed: of data order, of the noise (step k takes draw k) and of the views.
+        probe: what to measure on the way, with InfoNCE on one pair of views of its batch; it never changes the run.
         device: "auto" takes CUDA where there is one.
         name: shown in the progress bar.
         checkpoint: a file from which the run goes on, if it is there, and where it is kept: every ten seconds, on
@@ -98,16 +87,19 @@ def train(
             values.items()]`` for TensorBoard.
 
     Returns:
-        ``loss``, ``train_error`` and ``test_error`` over ``epoch`` (0: before training), and the probes'
-        measurements over ``step``, in one dataset; and the final parameters.
+        ``loss``, ``train_error`` and ``test_error`` over ``epoch`` (0: before training; with InfoNCE ``loss``,
+        ``test_loss``, ``train_retrieval_error`` and ``test_retrieval_error``), ``batch_loss`` over ``update`` (of its
+        batch, before it; only of estimators that tell it), and the probes' measurements over ``step``, in one
+        dataset; and the final parameters.
 
     Raises:
-        ValueError: fewer training examples than one batch, or a problem that the estimator does not fit; a
-            checkpoint that is truncated or of another run.
+        ValueError: fewer training examples than one batch, a problem that the estimator does not fit, `InfoNCE`
+            without views or views without it; a checkpoint that is truncated or of another run.
         NonFiniteError: NaN or infinity in a gradient or loss, naming the parameter and the step; the checkpoint
             before it stays.
     """
     require_estimator(name or "estimator", estimator)
+    task = task_of(loss, views, seed, schedule.batch)
     join()
     where = choose_device(device)
     module = copy.deepcopy(module).to(where)
@@ -118,174 +110,27 @@ def train(
         )
     dtype = next(module.parameters()).dtype
     images, test = (_near(split, where) for split in data)
-    problem = Problem(module, loss, images.sample(schedule.batch, seed=seed, device=where, dtype=dtype))
+    problem = task.problem(module, task.fixed(images.sample(schedule.batch, seed=seed, device=where, dtype=dtype)))
     if probe is not None:
-        probe = replace(probe, batch=moved(probe.batch, where, dtype))
-        probe.check(Problem(module, loss, probe.batch), total)
+        probe = replace(probe, batch=task.fixed(moved(probe.batch, where, dtype)))
+        probe.check(task.problem(module, probe.batch), total)
     gradient = gradient_of(problem, estimator, autocast, compile)
-    going = Going(problem, estimator, schedule, total, seed, gradient, probe)
+    going = Going(problem, estimator, schedule, total, seed, gradient, probe, task)
     kept = None
     if checkpoint is not None:
-        ways = {"loss": described(loss), "autocast": str(autocast), "compile": str(compile)}
+        ways = {**task.identity, "autocast": str(autocast), "compile": str(compile)}
         kept = Kept(
             Path(checkpoint), going, ways | dict(zip(("train", "test"), map(described_images, data), strict=True))
         )
         if resume:
             kept.restore()
     if not going.curves:
-        going.curves.append(evaluate(problem, going.params, images, test))
+        going.curves.append(task.evaluate(problem, going.params, images, test))
     with Interrupt() as interrupt:
         going.run(images, test, name or "training", kept, logger, interrupt)
     if kept is not None:
         kept.store()
     return Run(_dataset(going, images), going.params)
-
-
-class Going:
-    """A run on its way: everything that changes, and the next step."""
-
-    def __init__(
-        self,
-        problem: Problem,
-        estimator: GradientEstimator,
-        schedule: Schedule,
-        total: int,
-        seed: int,
-        gradient: Gradient,
-        probe: Probe | None,
-    ) -> None:
-        self.problem, self.estimator, self.schedule, self.total, self.seed = problem, estimator, schedule, total, seed
-        self.gradient, self.probe = gradient, probe
-        self.randomness = estimator.randomness(problem)
-        self.params = {key: value.clone() for key, value in problem.params.items()}
-        from_first(self.params)
-        learns = getattr(estimator, "learns", None)
-        self.learning = tuple(self.params) if learns is None else tuple(learns(problem))
-        self.optimiser = Optimiser(schedule, problem, {key: self.params[key] for key in self.learning}, total)
-        self.watch = Watch(self.learning, problem.device)
-        self.step = 0
-        self.curves: list[tuple[float, ...]] = []
-        self.probes: list[xr.Dataset] = []
-
-    def run(
-        self,
-        images: Images,
-        test: Images,
-        name: str,
-        kept: "Kept | None",
-        logger: Logger | None,
-        interrupt: Interrupt,
-    ) -> None:
-        """From the present step to the last."""
-        per_epoch = self.total // self.schedule.epochs
-        shown = None if world()[0] == 0 else True
-        with tqdm(total=self.total, initial=self.step, desc=name, unit="step", disable=shown) as bar:
-            self._show(bar)
-            if self.step == 0:
-                self.look()
-            # As many rows as epochs have ended: where it was stopped just before, the evaluation comes first.
-            for epoch in range(len(self.curves) - 1, self.schedule.epochs):
-                for batch in self._batches(images, epoch, self.step - epoch * per_epoch):
-                    self.update(batch)
-                    bar.update()
-                    self.look()
-                    if interrupt.ends(self.step, self.problem.device):
-                        if kept is not None:
-                            kept.store()
-                        raise KeyboardInterrupt
-                    if kept is not None:
-                        kept.store_now_and_then()
-                self.watch.read()
-                self.curves.append(evaluate(self.problem, self.params, images, test))
-                self._show(bar)
-                row = dict(zip(CURVES, self.curves[-1], strict=True))
-                if not np.isfinite(row["loss"]):
-                    raise NonFiniteError(
-                        f"the loss after epoch {epoch + 1} (step {self.step}) is NaN or infinity; "
-                        "lower the learning rate"
-                    )
-                if logger is not None and world()[0] == 0:
-                    logger(self.step, row)
-
-    def _show(self, bar: tqdm) -> None:
-        loss, _, error = self.curves[-1]
-        bar.set_postfix(loss=f"{loss:.3f}", test_error=f"{error:.1%}", refresh=False)
-
-    def _batches(self, images: Images, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        rank, processes = world()
-        return images.batches(
-            self.schedule.batch, seed=self.seed, epoch=epoch, device=self.problem.device, dtype=self.problem.dtype,
-            part=(rank, processes), start=start,
-        )  # fmt: skip
-
-    def update(self, batch: tuple[Tensor, Tensor]) -> None:
-        """One step along the estimate."""
-        rank, processes = world()
-        draw = self.step * processes + rank
-        noise = self.randomness.sample(self.seed, [draw], dtype=self.problem.dtype, device=self.problem.device)
-        found = self.gradient(self.params, batch, {key: u[0] for key, u in noise.items()})
-        found = averaged({key: found[key] for key in self.learning})
-        self.watch.see(self.step, found)
-        for key, value in found.items():
-            self.params[key].grad = value
-        self.optimiser.step(self.step)
-        self.step += 1
-
-    def look(self) -> None:
-        """Probe, where it is time to."""
-        if self.probe is None or self.step not in self.probe.steps:
-            return
-        self.watch.read()
-        frozen = self.problem.at({key: value.clone() for key, value in self.params.items()}, self.probe.batch)
-        self.probes.append(self.probe.measure(frozen, self.step))
-
-
-class Kept:
-    """The checkpoint of a run, and what the run is told by. The first of several processes writes it."""
-
-    def __init__(self, path: Path, going: Going, more: Mapping[str, str]) -> None:
-        self.path, self.going = path, going
-        self.last, self.pause = time.monotonic(), SECONDS
-        self.encoded: list[Tensor] = []  # probes, each turned into bytes once
-        self.identity = {
-            "network": fingerprint(going.params),
-            "estimator": described(going.estimator),
-            "schedule": repr(going.schedule),
-            "seed": repr(going.seed),
-            "steps": repr(going.total),
-            "dtype": repr(going.problem.dtype),
-            "processes": repr(world()[1]),
-            "probe": "none" if going.probe is None else going.probe.identity,
-            **more,
-        }
-
-    def store(self) -> None:
-        """Raises where the run has left the finite numbers: the checkpoint before stays."""
-        going, began = self.going, time.monotonic()
-        going.watch.read()
-        require_finite(going.params, going.step)
-        self.encoded += map(to_bytes, going.probes[len(self.encoded) :])
-        if world()[0] == 0:
-            state = State(going.step, going.params, going.optimiser.torch.state_dict(), going.curves, self.encoded)
-            store(self.path, self.identity, state)
-        self.last = time.monotonic()
-        self.pause = max(SECONDS, 50 * (self.last - began))
-
-    def store_now_and_then(self) -> None:
-        if time.monotonic() - self.last >= self.pause:
-            self.store()
-
-    def restore(self) -> None:
-        going = self.going
-        state = restore(self.path, self.identity, going.problem.device)
-        if state is None:
-            return
-        with torch.no_grad():
-            for key, value in going.params.items():
-                value.copy_(state.params[key])
-        going.optimiser.torch.load_state_dict(state.optimiser)
-        going.step, going.curves = state.step, [tuple(row) for row in state.curves]
-        self.encoded, going.probes = state.probes, [from_bytes(probe) for probe in state.probes]
 
 
 def _near(images: Images, device: torch.device) -> Images:
@@ -303,16 +148,23 @@ def choose_device(device: torch.device | str) -> torch.device:
 
 
 def _dataset(going: Going, images: Images) -> xr.Dataset:
-    rows = zip(CURVES, zip(*going.curves, strict=True), strict=True)
+    curves = going.task.curves
+    rows = zip(curves, zip(*going.curves, strict=True), strict=True)
     dataset = xr.Dataset(
         {key: ("epoch", list(column)) for key, column in rows}, coords={"epoch": range(going.schedule.epochs + 1)}
     )
-    for key, (long_name, units) in CURVES.items():
+    for key, (long_name, units) in curves.items():
         dataset[key].attrs = {"long_name": long_name, "units": units}
+    losses = going.losses.cpu().numpy()
+    if not np.isnan(losses).all():
+        attrs = {"long_name": "mean loss of an update's batch, before the update", "units": "loss"}
+        dataset["batch_loss"] = ("update", losses, attrs)
+        dataset["update"] = range(going.total)
     if going.probes:
         dataset = dataset.merge(xr.concat(going.probes, "step"), compat="no_conflicts", combine_attrs="override")
         dataset.attrs = dict(going.probes[0].attrs)
     dataset.attrs |= {f"train_{key}": value for key, value in asdict(going.schedule).items()}
     dataset.attrs |= {"train_estimator": repr(going.estimator), "train_seed": going.seed, "data": images.name}
+    dataset.attrs |= {f"train_{key}": value for key, value in going.task.identity.items()}
     dataset.attrs |= provenance(going.problem.device, going.problem.dtype)
     return describe(dataset)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -10,6 +11,7 @@ from torch.nn import functional
 ASPECTS = (3 / 4, 4 / 3)  # of a crop: width over height
 GREY = (0.299, 0.587, 0.114)  # brightness of red, green and blue
 NUMBERS = 8  # random numbers an example, whatever is switched on
+STREAM = 2  # among those of a seed; the order of data has 0 and 1
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,16 @@ class Views:
             raise TypeError(f"images are {images.dtype}, expected floating point, as fgvar.data's batches are")
         if len(self.mean) not in (0, 1, images.shape[1]):
             raise ValueError(f"mean {self.mean} and std {self.std} do not fit images of {images.shape[1]} channels")
+
+
+def generator(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The generator of these views of a run: another key, other views.
+
+    On the device, so that no step waits for random numbers from the CPU (on meta, where there are none, on the CPU).
+    """
+    state = np.random.SeedSequence(seed, spawn_key=(STREAM, *key)).generate_state(1, np.uint64)[0]
+    where = torch.device(device)
+    return torch.Generator("cpu" if where.type == "meta" else where).manual_seed(int(state) >> 1)
 
 
 def _grey(x: Tensor) -> Tensor:

@@ -1,0 +1,138 @@
+"""A run on its way: everything that changes, and the next step."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fgvar.errors import NonFiniteError
+from fgvar.estimators.estimator import GradientEstimator
+from fgvar.experiments.data import Images
+from fgvar.experiments.distributed import averaged, from_first, world
+from fgvar.experiments.gradients import Gradient, Watch
+from fgvar.experiments.interrupt import Interrupt
+from fgvar.experiments.probes import Probe
+from fgvar.experiments.schedule import Optimiser, Schedule
+from fgvar.experiments.tasks import Task
+from fgvar.problem import Problem
+
+LOSS = ""  # beside gradients by parameter, none of which has this name
+
+Logger = Callable[[int, Mapping[str, float]], None]  # (updates made, name → value)
+
+
+class Keeper(Protocol):
+    """Who writes checkpoints (`Kept`)."""
+
+    def store(self) -> None: ...
+
+    def store_now_and_then(self) -> None: ...
+
+
+class Going:
+    """All that a checkpoint has to hold, and how it goes on from there."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        estimator: GradientEstimator,
+        schedule: Schedule,
+        total: int,
+        seed: int,
+        gradient: Gradient,
+        probe: Probe | None,
+        task: Task,
+    ) -> None:
+        self.problem, self.estimator, self.schedule, self.total, self.seed = problem, estimator, schedule, total, seed
+        self.gradient, self.probe, self.task = gradient, probe, task
+        self.randomness = estimator.randomness(problem)
+        self.params = {key: value.clone() for key, value in problem.params.items()}
+        from_first(self.params)
+        learns = getattr(estimator, "learns", None)
+        self.learning = tuple(self.params) if learns is None else tuple(learns(problem))
+        self.optimiser = Optimiser(schedule, problem, {key: self.params[key] for key in self.learning}, total)
+        self.watch = Watch(self.learning, problem.device)
+        self.step = 0
+        self.curves: list[tuple[float, ...]] = []
+        self.probes: list[xr.Dataset] = []
+        self.losses = torch.full((total,), torch.nan, dtype=problem.dtype, device=problem.device)
+
+    def run(
+        self,
+        images: Images,
+        test: Images,
+        name: str,
+        kept: Keeper | None,
+        logger: Logger | None,
+        interrupt: Interrupt,
+    ) -> None:
+        """From the present step to the last."""
+        per_epoch = self.total // self.schedule.epochs
+        shown = None if world()[0] == 0 else True
+        with tqdm(total=self.total, initial=self.step, desc=name, unit="step", disable=shown) as bar:
+            self._show(bar)
+            if self.step == 0:
+                self.look()
+            # As many rows as epochs have ended: where it was stopped just before, the evaluation comes first.
+            for epoch in range(len(self.curves) - 1, self.schedule.epochs):
+                for batch in self._batches(images, epoch, self.step - epoch * per_epoch):
+                    self.update(batch)
+                    bar.update()
+                    self.look()
+                    if interrupt.ends(self.step, self.problem.device):
+                        if kept is not None:
+                            kept.store()
+                        raise KeyboardInterrupt
+                    if kept is not None:
+                        kept.store_now_and_then()
+                self.watch.read()
+                self.curves.append(self.task.evaluate(self.problem, self.params, images, test))
+                self._show(bar)
+                row = dict(zip(self.task.curves, self.curves[-1], strict=True))
+                if not np.isfinite(row["loss"]):
+                    raise NonFiniteError(
+                        f"the loss after epoch {epoch + 1} (step {self.step}) is NaN or infinity; "
+                        "lower the learning rate"
+                    )
+                if logger is not None and world()[0] == 0:
+                    logger(self.step, row)
+
+    def _show(self, bar: tqdm) -> None:
+        (loss, *_, error), (*_, name) = self.curves[-1], self.task.curves
+        bar.set_postfix({"loss": f"{loss:.3f}", name: f"{error:.1%}"}, refresh=False)
+
+    def _batches(self, images: Images, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        rank, processes = world()
+        return images.batches(
+            self.schedule.batch, seed=self.seed, epoch=epoch, device=self.problem.device, dtype=self.problem.dtype,
+            part=(rank, processes), start=start,
+        )  # fmt: skip
+
+    def update(self, batch: tuple[Tensor, Tensor]) -> None:
+        """One step along the estimate."""
+        rank, processes = world()
+        draw = self.step * processes + rank
+        noise = self.randomness.sample(self.seed, [draw], dtype=self.problem.dtype, device=self.problem.device)
+        batch = self.task.training(batch, draw)
+        gradient, loss = self.gradient(self.params, batch, {key: u[0] for key, u in noise.items()})
+        told = {} if loss is None else {LOSS: loss.detach().to(self.problem.dtype)}
+        found = averaged({key: gradient[key] for key in self.learning} | told)
+        if told:
+            self.losses[self.step] = found.pop(LOSS)
+        self.watch.see(self.step, found)
+        for key, value in found.items():
+            self.params[key].grad = value
+        self.optimiser.step(self.step)
+        self.step += 1
+
+    def look(self) -> None:
+        """Probe, where it is time to."""
+        if self.probe is None or self.step not in self.probe.steps:
+            return
+        self.watch.read()
+        frozen = self.problem.at({key: value.clone() for key, value in self.params.items()}, self.probe.batch)
+        self.probes.append(self.probe.measure(frozen, self.step))

@@ -1,0 +1,65 @@
+"""Keeping: when a run is written to its checkpoint, and what tells it from others."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fgvar.experiments.checkpoints import State, described, fingerprint, from_bytes, restore, store, to_bytes
+from fgvar.experiments.distributed import world
+from fgvar.experiments.going import Going
+from fgvar.experiments.gradients import require_finite
+
+SECONDS = 10.0  # between checkpoints, or fifty times what one takes, if that is longer
+
+
+class Kept:
+    """The checkpoint of a run, and what the run is told by. The first of several processes writes it."""
+
+    def __init__(self, path: Path, going: Going, more: Mapping[str, str]) -> None:
+        self.path, self.going = path, going
+        self.last, self.pause = time.monotonic(), SECONDS
+        self.encoded: list[Tensor] = []  # probes, each turned into bytes once
+        self.identity = {
+            "network": fingerprint(going.params),
+            "estimator": described(going.estimator),
+            "schedule": repr(going.schedule),
+            "seed": repr(going.seed),
+            "steps": repr(going.total),
+            "dtype": repr(going.problem.dtype),
+            "processes": repr(world()[1]),
+            "probe": "none" if going.probe is None else going.probe.identity,
+            **more,
+        }
+
+    def store(self) -> None:
+        """Raises where the run has left the finite numbers: the checkpoint before stays."""
+        going, began = self.going, time.monotonic()
+        going.watch.read()
+        require_finite(going.params, going.step)
+        self.encoded += map(to_bytes, going.probes[len(self.encoded) :])
+        if world()[0] == 0:
+            state = State(
+                going.step, going.params, going.optimiser.torch.state_dict(), going.curves, self.encoded, going.losses
+            )
+            store(self.path, self.identity, state)
+        self.last = time.monotonic()
+        self.pause = max(SECONDS, 50 * (self.last - began))
+
+    def store_now_and_then(self) -> None:
+        if time.monotonic() - self.last >= self.pause:
+            self.store()
+
+    def restore(self) -> None:
+        going = self.going
+        state = restore(self.path, self.identity, going.problem.device)
+        if state is None:
+            return
+        with torch.no_grad():
+            for key, value in going.params.items():
+                value.copy_(state.params[key])
+        going.optimiser.torch.load_state_dict(state.optimiser)
+        going.step, going.curves, going.losses = state.step, [tuple(row) for row in state.curves], state.losses
+        self.encoded, going.probes = state.probes, [from_bytes(probe) for probe in state.probes]
