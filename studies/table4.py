@@ -2,7 +2,8 @@
 
 Question   Do perturbations learn features without labels, and what is the stop-gradient of InfoNCE for?
 Claim      With the gradient stopped on the second view the loss of LG-FG-A goes down, and its read-out comes between
-           BP's and a random trunk's; without the stop (credit is summed over the batch) the loss does not go down.
+           BP's and a random trunk's; without the stop the loss does not go down (the paper's Fig. 4). Here credit is
+           then summed over the batch, which is unbiased: the loss goes down more slowly, by noise that grows with it.
 Run        The rows frozen (a random trunk), BP, LG-BP, LG-FG-A and LG-FG-A-no-stop (without the stop), a file a run
            under --folder. --network, --algorithm and --seed choose others, --no-stop takes the stop from all of them,
            and --out names the file of a single run. Runs that are finished are skipped, others go on from their
