@@ -21,7 +21,7 @@ CIFAR10 = cifar10
 gpu: .venv/dev  ## Tables 3 and 4 in full, on a GPU; the same command goes on where it stopped
 	$(PY) studies/table3.py --data $(MNIST) --compile
 	$(PY) studies/table3.py --data $(CIFAR10) --compile --autocast
-	$(PY) studies/table4.py --data $(CIFAR10) --compile --autocast
+	$(PY) studies/table4.py --data $(CIFAR10) --examples 0 --epochs 200 --readout-examples 0 --compile --autocast
 	$(PY) studies/table3.py --collect
 	$(PY) studies/table4.py --collect
 
