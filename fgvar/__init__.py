@@ -56,8 +56,8 @@ _NAMES = {
     # results
     "measure": "fgvar.analysis.measurement",
     "summary": "fgvar.analysis.dataset",
-    "save": "fgvar.analysis.dataset",
-    "open_dataset": "fgvar.analysis.dataset",
+    "save": "fgvar.analysis.files",
+    "open_dataset": "fgvar.analysis.files",
     # training
     "train": "fgvar.experiments.training",
     "Views": "fgvar.experiments.views",

@@ -54,6 +54,7 @@ ORDER = (
     "fgvar.analysis.moments",
     "fgvar.analysis.intervals",
     "fgvar.analysis.statistics",
+    "fgvar.analysis.files",
     "fgvar.analysis.dataset",
     "fgvar.analysis.exact",
     "fgvar.analysis.drawn",
@@ -74,6 +75,7 @@ ORDER = (
     "fgvar.experiments.tables",
 )
 XARRAY = (
+    "fgvar.analysis.files",
     "fgvar.analysis.dataset",
     "fgvar.analysis.measurement",
     "fgvar.experiments.checkpoints",
