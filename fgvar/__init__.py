@@ -63,6 +63,8 @@ _NAMES = {
     "Views": "fgvar.experiments.views",
     "Schedule": "fgvar.experiments.schedule",
     "Probe": "fgvar.experiments.probes",
+    # grids of measurements and runs
+    "sweep": "fgvar.experiments.sweep",
     # errors
     "NonFiniteError": "fgvar.errors",
 }

@@ -73,6 +73,13 @@ ORDER = (
     "fgvar.experiments.probes",
     "fgvar.experiments.training",
     "fgvar.experiments.tables",
+    "fgvar.experiments.cells",
+    "fgvar.experiments.grid",
+    "fgvar.experiments.running",
+    "fgvar.experiments.process",
+    "fgvar.experiments.workers",
+    "fgvar.experiments.sweep",
+    "fgvar.experiments.options",
 )
 XARRAY = (
     "fgvar.analysis.files",
@@ -82,6 +89,9 @@ XARRAY = (
     "fgvar.experiments.probes",
     "fgvar.experiments.training",
     "fgvar.experiments.tables",
+    "fgvar.experiments.cells",
+    "fgvar.experiments.grid",
+    "fgvar.experiments.sweep",
 )
 
 
