@@ -5,10 +5,12 @@ and read in a tenth of a netCDF file's milliseconds, keeps every type to the bit
 has another hash, so that its cell is computed again.
 """
 
+import contextlib
 import hashlib
 import inspect
 import json
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
@@ -203,6 +205,20 @@ def _plain(attrs: Mapping[Any, Any], whose: str) -> dict[str, Any]:
 # ---- the folder -----------------------------------------------------------------------------------------------
 
 
+def require_writable(folder: Path) -> None:
+    """Raise where a folder has no room for cells, before they are computed.
+
+    Raises:
+        OSError: a full disk, a folder that cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(RESERVE))
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write in {folder} ({error.strerror}); nothing was computed") from error
+
+
 class Folder:
     """The files of a sweep's cells: written whole or not at all, by any number of drivers.
 
@@ -216,17 +232,12 @@ class Folder:
         self.temporary, self.reserve = path / f".{mine}.cell.partial", path / f".{mine}.reserve.cell.partial"
 
     def __enter__(self) -> "Folder":
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for left in self.path.glob(".*.cell.partial"):
+        require_writable(self.path)
+        for left in self.path.glob(".*.cell.partial"):
+            with contextlib.suppress(FileNotFoundError):  # another driver tidies up, too
                 if time.time() - left.stat().st_mtime > STALE:
-                    left.unlink(missing_ok=True)
-            self.reserve.write_bytes(bytes(RESERVE))
-        except OSError as error:
-            self.reserve.unlink(missing_ok=True)
-            raise OSError(
-                error.errno, f"cannot write in {self.path} ({error.strerror}); nothing was computed"
-            ) from error
+                    left.unlink()
+        self.reserve.write_bytes(bytes(RESERVE))
         return self
 
     def __exit__(self, *_: object) -> None:

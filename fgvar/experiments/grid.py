@@ -147,7 +147,7 @@ def _stacked(
     for cell, found in having.items():
         own = np.ix_(*([places[dim][label] for label in _labels_of(dim, cells[cell])] for dim in first.dims))
         index: tuple[Any, ...] = (*cell.place, *own)
-        stacked[index] = found.values
+        stacked[index] = found.values[()]  # of text without dims, the text
     return xr.Variable((*axes, *first.dims), stacked, first.attrs), coordinate
 
 

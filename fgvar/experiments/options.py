@@ -18,7 +18,7 @@ class Options:
     """
 
     out: Path
-    """The dataset. Cells are kept in the folder of its name without the suffix: the same command goes on from them."""
+    """The dataset. Its cells are kept in the folder of this name without the suffix; the same command goes on."""
     seed: tuple[int, ...] = (0,)
     """An axis: more seeds extend the cells that are there."""
     workers: int = 0

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import cloudpickle
 
+from fgvar.analysis.files import versions
 from fgvar.experiments.cells import Outcome
 from fgvar.experiments.running import THREADS, outcome
 
@@ -147,6 +148,7 @@ def serve(connection_number: int, faults_number: int) -> None:
         function = cloudpickle.loads(connection.recv_bytes())
     except Exception as error:  # a module that is not to be found here, for one
         function = functools.partial(_fail, error)
+    versions()  # not of a cell's time
     connection.send("ready")
     while connection.poll(IDLE):
         try:

@@ -10,6 +10,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from fgvar.analysis.files import versions
 from fgvar.experiments.cells import Function, Outcome, pack
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -17,6 +18,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 def outcome(function: Function, arguments: Mapping[str, Any]) -> Outcome:
     """Call a cell's function; whatever it raises is its own affair, but for Ctrl-C."""
+    versions()  # not of the cell's time
     began = time.perf_counter()
     try:
         content = pack(function(**arguments))

@@ -11,7 +11,16 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from fgvar.analysis.files import save
-from fgvar.experiments.cells import Cell, Folder, Function, Outcome, check_call, function_name, key_of
+from fgvar.experiments.cells import (
+    Cell,
+    Folder,
+    Function,
+    Outcome,
+    check_call,
+    function_name,
+    key_of,
+    require_writable,
+)
 from fgvar.experiments.grid import checked_axes, consolidated, points
 from fgvar.experiments.running import outcome, threads_of_cells
 
@@ -102,7 +111,8 @@ def sweep(
     out = Path(out or Path(folder) / "sweep.nc")
     attrs = {"sweep": function_name(cell), "sweep_version": version, "threads": threads}
     attrs |= {f"config_{name}": value if isinstance(value, str) else repr(value) for name, value in config.items()}
-    with Folder(Path(folder) / "cells") as kept, Folder(out.parent):
+    require_writable(out.parent)
+    with Folder(Path(folder) / "cells") as kept:
         found = {each: kept.read(each) for each in cells}
         todo = [each for each, it in found.items() if each.key in mine and (it is None or it.status != "done")]
         if compute and todo:
@@ -118,7 +128,7 @@ def sweep(
                         bar.write(f"{each}: {it.status}: {_line(it)}", file=sys.stderr)
         while True:
             dataset = consolidated(grid, found, attrs)
-            save(dataset, out)
+            _save(dataset, out)
             # Whoever ends last has seen the cells of all.
             open_ones = [each for each, it in found.items() if it is None or it.status != "done"]
             new = {each: kept.read(each) for each in open_ones if kept.has(each)}
@@ -154,6 +164,13 @@ def _run(
         with threads_of_cells(threads):
             for cell in cells:
                 yield cell, outcome(function, cell.arguments)
+
+
+def _save(dataset: xr.Dataset, out: Path) -> None:
+    try:
+        save(dataset, out)
+    except (OSError, RuntimeError) as error:  # h5py has errors of its own for a full disk
+        raise OSError(f"{out} cannot be written ({error}); all cells are kept: make room and sweep again") from error
 
 
 def _line(told: Outcome) -> str:

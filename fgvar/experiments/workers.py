@@ -41,7 +41,7 @@ def run(
     """
     pickled, sweep, waiting = cloudpickle.dumps(function), uuid.uuid4().hex, iter(cells)
     with _client(workers, scheduler) as client:
-        asked: dict[str, tuple[Cell, int]] = {}
+        asked: dict[Any, tuple[Cell, int]] = {}
         completed = as_completed(loop=client.loop)
 
         def ask(cell: Cell, times: int) -> None:
@@ -69,8 +69,9 @@ def run(
                     ask(following, 1)
                 yield cell, found
         finally:
-            completed.clear()
-            client.run(stop, sweep)
+            client.cancel(list(completed.futures))
+            with contextlib.suppress(OSError):  # the scheduler is lost
+                client.run(stop, sweep)
 
 
 @contextlib.contextmanager
