@@ -65,7 +65,7 @@ def kill_at_random(folder: Path, luck: random.Random) -> str:
     if whom == "driver":
         one.kill()
         one.wait()
-        gone, alive = psutil.wait_procs(children, 5)
+        _, alive = psutil.wait_procs(children, 5)
         assert not alive, "processes of a killed driver end"
     else:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -208,7 +208,7 @@ def test_a_disk_that_fills_up_and_one_that_is_read_only(tmp_path) -> None:
     with small_disk(tmp_path / "disk", "4m") as disk:
         # Cells take a page of 4 KiB each, and a megabyte is reserved.
         with pytest.raises(
-            OSError, match="No space left.* kept in the space reserved.*only missing ones are computed"
+            OSError, match=r"No space left.* kept in the space reserved.*only missing ones are computed"
         ):
             fgvar.sweep(trivial, axes, folder=disk)
         there = len(list((disk / "cells").glob("*.cell")))
