@@ -1,7 +1,7 @@
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo figures gpu test lint types clean
+.PHONY: demo figures gpu test soak lint types clean
 
 demo: .venv/studies  ## train and measure the quickstart; results/quickstart.{nc,pdf,png}
 	$(PY) studies/quickstart.py
@@ -21,7 +21,7 @@ CIFAR10 = cifar10
 gpu: .venv/dev  ## Tables 3 and 4 in full, on a GPU; the same command goes on where it stopped
 	$(PY) studies/table3.py --data $(MNIST) --compile
 	$(PY) studies/table3.py --data $(CIFAR10) --compile --autocast
-	$(PY) studies/table4.py --data $(CIFAR10) --compile --autocast
+	$(PY) studies/table4.py --data $(CIFAR10) --examples 0 --epochs 200 --readout-examples 0 --compile --autocast
 	$(PY) studies/table3.py --collect
 	$(PY) studies/table4.py --collect
 
@@ -29,6 +29,10 @@ gpu: .venv/dev  ## Tables 3 and 4 in full, on a GPU; the same command goes on wh
 test: export OMP_NUM_THREADS = 1
 test: .venv/dev  ## the whole test suite
 	$(PY) -m pytest --numprocesses 2 --dist worksteal
+
+soak: export OMP_NUM_THREADS = 1
+soak: .venv/dev  ## what may happen to a sweep, in earnest: kills, full disks, races, and its costs
+	$(PY) -m pytest -m soak --timeout 1200 --capture no tests/test_soak.py
 
 lint: .venv/dev
 	$(PY) -m ruff check .

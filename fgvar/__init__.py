@@ -56,14 +56,16 @@ _NAMES = {
     # results
     "measure": "fgvar.analysis.measurement",
     "summary": "fgvar.analysis.dataset",
-    "save": "fgvar.analysis.dataset",
-    "open_dataset": "fgvar.analysis.dataset",
+    "save": "fgvar.analysis.files",
+    "open_dataset": "fgvar.analysis.files",
     # training
     "train": "fgvar.experiments.training",
     "read_out": "fgvar.experiments.readout",
     "Views": "fgvar.experiments.views",
     "Schedule": "fgvar.experiments.schedule",
     "Probe": "fgvar.experiments.probes",
+    # grids of measurements and runs
+    "sweep": "fgvar.experiments.sweep",
     # errors
     "NonFiniteError": "fgvar.errors",
 }

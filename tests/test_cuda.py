@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import fgvar
-from fgvar.experiments import training
+from fgvar.experiments import keeping
+from fgvar.experiments.going import Going
+from fgvar.experiments.gradients import gradient_of
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 SCHEDULE = fgvar.Schedule(epochs=2, batch=32, lr=0.05)
@@ -92,7 +94,7 @@ def test_drawn_values_agree_with_exact_ones(device: str) -> None:
 @pytest.mark.parametrize("name", ["BP", "LG-FG-A", "FG-W"])
 def test_a_run_that_stops_goes_on_with_the_same_bits(name: str, device: str, tmp_path: Path, monkeypatch) -> None:
     """And probing it changes nothing."""
-    monkeypatch.setattr(training, "SECONDS", 0.0)
+    monkeypatch.setattr(keeping, "SECONDS", 0.0)
     images, test = splits()
     probe = fgvar.Probe({"FG-A": fgvar.scheme("FG-A")}, images.sample(4, seed=1), (1, 6), draws=4)
     whole = fgvar.train(network("cpu"), fgvar.scheme(name), (images, test), SCHEDULE, device=device)
@@ -123,7 +125,7 @@ def test_autocast_stays_near(name: str, device: str) -> None:
     noise = {k: u[0] for k, u in estimator.randomness(problem).sample(0, [0], device=device).items()}
     batch = (problem.inputs, problem.targets)
     exact, rounded = (
-        training.gradient_of(problem, estimator, autocast, False)(problem.params, batch, noise)
+        gradient_of(problem, estimator, autocast, False)(problem.params, batch, noise)[0]
         for autocast in (False, True)
     )
     one, other = (torch.cat([g.flatten() for g in found.values()]).double() for found in (exact, rounded))
@@ -144,9 +146,9 @@ def test_training_by_autocast_keeps_parameters_whole(name: str, device: str) -> 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_training_step_never_waits_for_the_device(name: str, monkeypatch) -> None:
     """Eagerly; the CPU has no such mode, and the meta device (tests/test_meta.py) stands for it there."""
-    update = training.Going.update
+    update = Going.update
 
-    def watched(self: training.Going, *arguments: object) -> None:
+    def watched(self: Going, *arguments: object) -> None:
         if self.step == 0:  # libraries are loaded
             return update(self, *arguments)
         torch.cuda.set_sync_debug_mode("error")
@@ -155,7 +157,7 @@ def test_a_training_step_never_waits_for_the_device(name: str, monkeypatch) -> N
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(training.Going, "update", watched)
+    monkeypatch.setattr(Going, "update", watched)
     fgvar.train(network("cpu"), fgvar.scheme(name), splits(), replace(SCHEDULE, epochs=1), device="cuda")
 
 
@@ -166,8 +168,7 @@ def test_compiled_estimates_agree(name: str) -> None:
     noise = {k: u[0] for k, u in estimator.randomness(problem).sample(0, [0], device="cuda").items()}
     batch = (problem.inputs, problem.targets)
     eager, compiled = (
-        training.gradient_of(problem, estimator, False, compile)(problem.params, batch, noise)
-        for compile in (False, True)
+        gradient_of(problem, estimator, False, compile)(problem.params, batch, noise)[0] for compile in (False, True)
     )
     for key, gradient in eager.items():
         torch.testing.assert_close(compiled[key], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))

@@ -54,6 +54,7 @@ ORDER = (
     "fgvar.analysis.moments",
     "fgvar.analysis.intervals",
     "fgvar.analysis.statistics",
+    "fgvar.analysis.files",
     "fgvar.analysis.dataset",
     "fgvar.analysis.exact",
     "fgvar.analysis.drawn",
@@ -76,8 +77,16 @@ ORDER = (
     "fgvar.experiments.training",
     "fgvar.experiments.readout",
     "fgvar.experiments.tables",
+    "fgvar.experiments.cells",
+    "fgvar.experiments.grid",
+    "fgvar.experiments.running",
+    "fgvar.experiments.process",
+    "fgvar.experiments.workers",
+    "fgvar.experiments.sweep",
+    "fgvar.experiments.options",
 )
 XARRAY = (
+    "fgvar.analysis.files",
     "fgvar.analysis.dataset",
     "fgvar.analysis.measurement",
     "fgvar.experiments.checkpoints",
@@ -85,6 +94,9 @@ XARRAY = (
     "fgvar.experiments.going",
     "fgvar.experiments.training",
     "fgvar.experiments.tables",
+    "fgvar.experiments.cells",
+    "fgvar.experiments.grid",
+    "fgvar.experiments.sweep",
 )
 
 

@@ -20,7 +20,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from fgvar.analysis.dataset import open_dataset, save
+from fgvar.analysis.files import open_dataset, save
 from fgvar.experiments.data import Images
 from fgvar.experiments.distributed import of_first
 

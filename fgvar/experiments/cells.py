@@ -1,0 +1,309 @@
+"""Cells of a sweep: what defines one, what came of it, and its file.
+
+A file is a line that names the format, a line with a hash of the rest, a line of JSON and plain arrays. It is written
+and read in a tenth of a netCDF file's milliseconds, keeps every type to the bit, and one that a power cut has damaged
+has another hash, so that its cell is computed again.
+"""
+
+import contextlib
+import hashlib
+import inspect
+import json
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from fgvar.analysis.files import versions
+from fgvar.errors import unknown
+
+MAGIC = b"fgvar cell 1\n"  # another number is another format
+RESERVE = 1 << 20  # bytes kept for the cell that is finished when the disk is full
+SYNCED = 0.1  # a cell that took less seconds is computed again, after a power cut, as soon as it is synced
+STALE = 3600.0  # seconds after which a half-written file is no living driver's
+
+Scalar = str | int | float | bool
+Function = Callable[..., xr.Dataset]
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One point of the grid.
+
+    Attributes:
+        place: its index along each axis.
+        arguments: all that the function is called with.
+        key: a hash of everything that defines its result.
+    """
+
+    place: tuple[int, ...]
+    arguments: Mapping[str, Any]
+    key: str
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.arguments.items())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a cell.
+
+    Attributes:
+        status: "done", "failed" (it raised), "timed out" or "died" (its process did).
+        seconds: wall time.
+        traceback: where it went wrong.
+        content: its dataset, packed; empty unless done.
+    """
+
+    status: str
+    seconds: float
+    traceback: str = ""
+    content: bytes = b""
+
+
+class Values(NamedTuple):
+    """A variable of a packed dataset."""
+
+    dims: tuple[str, ...]
+    values: np.ndarray
+    attrs: dict[str, Any]
+    coordinate: bool
+
+
+def key_of(function: Function, arguments: Mapping[str, Any], version: str, threads: int) -> str:
+    """Numbers that are equal are the same, whatever their type; whether an argument is an axis does not count.
+
+    Raises:
+        TypeError: an argument that JSON cannot hold.
+    """
+    identity = {
+        "cell": function_name(function),
+        "arguments": {name: _canonical(value) for name, value in arguments.items()},
+        "version": version,
+        "threads": threads,
+    }
+    return _hash(json.dumps(identity, sort_keys=True).encode()).decode()
+
+
+def function_name(function: Function) -> str:
+    """Its name without the module's: a script's functions are ``__main__``'s."""
+    return str(getattr(function, "__qualname__", function))
+
+
+def check_call(function: Function, axes: Collection[str], others: Collection[str]) -> None:
+    """Raise where the function does not take these arguments.
+
+    Raises:
+        TypeError: no plain function, but an object with a state that no key would know.
+        ValueError: an axis or setting that it has no parameter for, or a parameter that nothing is given for.
+    """
+    if not inspect.isfunction(function):
+        raise TypeError(f"the cell is {function!r}, expected a function; what it is set up with belongs into config=")
+    parameters = inspect.signature(function).parameters.values()
+    takes = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for kind, names in (("axis", axes), ("argument", others)):
+            for name in names:
+                if name not in takes:
+                    raise ValueError(f"{unknown(kind, name, takes)}: these are what {function_name(function)} takes")
+    needed = [p.name for p in parameters if p.name in takes and p.default is p.empty]
+    if lacking := [name for name in needed if name not in {*axes, *others}]:
+        raise ValueError(
+            f"{function_name(function)} needs {', '.join(lacking)}; give each as an axis (axes are: "
+            f"{', '.join(axes)}) or in config="
+        )
+
+
+def _canonical(value: object) -> Any:
+    """As JSON, with 1.0 as 1."""
+    if isinstance(value, Mapping):
+        return {str(name): _canonical(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(
+        f"{value!r} is a {type(value).__name__}, and what defines a cell has to be text, numbers, None or lists and "
+        "mappings of them; give a name, and make the object in the cell"
+    )
+
+
+# ---- datasets as bytes ----------------------------------------------------------------------------------------
+
+
+def pack(dataset: xr.Dataset) -> bytes:
+    """A dataset as bytes, with the versions that made it.
+
+    Raises:
+        TypeError: no dataset, or one that netCDF cannot hold.
+    """
+    if not isinstance(dataset, xr.Dataset):
+        raise TypeError(f"the cell returned a {type(dataset).__name__}, expected an xarray.Dataset")
+    entries, arrays = {}, []
+    for name, variable in dataset.variables.items():
+        values = np.asarray(variable.values)
+        entry = {
+            "dims": [str(dim) for dim in variable.dims],
+            "shape": values.shape,
+            "attrs": _plain(variable.attrs, str(name)),
+            "coordinate": name in dataset.coords,
+        }
+        if values.dtype.kind in "biu" or values.dtype in (np.float32, np.float64):
+            dtype = values.dtype.newbyteorder("<")
+            entry["dtype"] = dtype.str
+            arrays.append(values.astype(dtype).tobytes())
+        elif all(isinstance(each, str) for each in values.flat):
+            entry["text"] = [str(each) for each in values.flat]
+        else:
+            raise TypeError(f"variable {name!r} has dtype {values.dtype}, expected floats, integers, bools or text")
+        entries[str(name)] = entry
+    header = {"variables": entries, "attrs": versions() | _plain(dataset.attrs, "the dataset")}
+    return b"\n".join([json.dumps(header).encode(), b"".join(arrays)])
+
+
+def unpack(content: bytes) -> tuple[dict[str, Values], dict[str, Any]]:
+    """The variables and attributes that `pack` made bytes of."""
+    header, _, body = content.partition(b"\n")
+    stored, start = json.loads(header), 0
+    variables = {}
+    for name, entry in stored["variables"].items():
+        if "text" in entry:
+            values = np.array(entry["text"], dtype=object)
+        else:
+            dtype = np.dtype(entry["dtype"])
+            number = int(np.prod(entry["shape"], dtype=int))
+            values = np.frombuffer(body, dtype, number, start)
+            start += number * dtype.itemsize
+        dims = tuple(entry["dims"])
+        variables[name] = Values(dims, values.reshape(entry["shape"]), entry["attrs"], entry["coordinate"])
+    return variables, stored["attrs"]
+
+
+def _plain(attrs: Mapping[Any, Any], whose: str) -> dict[str, Any]:
+    """Attributes as JSON."""
+    found = {}
+    for name, value in attrs.items():
+        value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+        parts = value if isinstance(value, list | tuple) else [value]
+        if not all(isinstance(part, str | int | float) and not isinstance(part, bool) for part in parts):
+            raise TypeError(f"attribute {name!r} of {whose} is {value!r}, expected text, numbers or lists of them")
+        found[str(name)] = value
+    return found
+
+
+# ---- the folder -----------------------------------------------------------------------------------------------
+
+
+def require_writable(folder: Path) -> None:
+    """Raise where a folder has no room for cells, before they are computed.
+
+    Raises:
+        OSError: a full disk, a folder that cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(RESERVE))
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write in {folder} ({error.strerror}); nothing was computed") from error
+
+
+class Folder:
+    """The files of a sweep's cells: written whole or not at all, by any number of drivers.
+
+    Raises:
+        OSError: it cannot be written, before anything is computed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        mine = uuid.uuid4().hex
+        self.temporary, self.reserve = path / f".{mine}.cell.partial", path / f".{mine}.reserve.cell.partial"
+
+    def __enter__(self) -> "Folder":
+        require_writable(self.path)
+        for left in self.path.glob(".*.cell.partial"):
+            with contextlib.suppress(FileNotFoundError):  # another driver tidies up, too
+                if time.time() - left.stat().st_mtime > STALE:
+                    left.unlink()
+        self.reserve.write_bytes(bytes(RESERVE))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reserve.unlink(missing_ok=True)
+
+    def has(self, cell: Cell) -> bool:
+        """Has it been computed, by whomever?"""
+        return self._file(cell, "done").exists()
+
+    def read(self, cell: Cell) -> Outcome | None:
+        """What came of a cell; None where that is not known, or its file is damaged."""
+        for path in (self._file(cell, "done"), self._file(cell, "failed")):
+            try:
+                stored = path.read_bytes()
+            except FileNotFoundError:
+                continue
+            digest, _, body = stored.removeprefix(MAGIC).partition(b"\n")
+            if stored.startswith(MAGIC) and digest == _hash(body):
+                header, _, content = body.partition(b"\n")
+                return Outcome(**json.loads(header)["outcome"], content=content)
+            path.unlink(missing_ok=True)
+        return None
+
+    def write(self, cell: Cell, outcome: Outcome) -> None:
+        """Keep what came of a cell.
+
+        Raises:
+            OSError: it could not be written, or only in place of the reserve, which there is once.
+        """
+        told = {"status": outcome.status, "seconds": outcome.seconds, "traceback": outcome.traceback}
+        arguments = {name: _canonical(value) for name, value in cell.arguments.items()}
+        header = json.dumps({"arguments": arguments, "outcome": told}).encode()
+        body = header + b"\n" + outcome.content
+        path = self._file(cell, outcome.status)
+        sync = outcome.seconds >= SYNCED
+        try:
+            self._replace(path, MAGIC + _hash(body) + b"\n" + body, sync)
+        except OSError as error:
+            self.reserve.unlink(missing_ok=True)
+            kept = "it was kept in the space reserved for it"
+            try:
+                self._replace(path, MAGIC + _hash(body) + b"\n" + body, sync)
+            except OSError:
+                kept = "it is lost"
+            raise OSError(
+                error.errno,
+                f"no further cell can be written in {self.path} ({error.strerror}): after {cell} was computed "
+                f"{kept}; all cells before it are there. Make room and sweep again: only missing ones are computed",
+            ) from error
+        if outcome.status == "done":
+            self._file(cell, "failed").unlink(missing_ok=True)
+
+    def _file(self, cell: Cell, status: str) -> Path:
+        return self.path / f"{cell.key}.{'cell' if status == 'done' else 'failed'}"
+
+    def _replace(self, path: Path, content: bytes, sync: bool) -> None:
+        try:
+            with open(self.temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            os.replace(self.temporary, path)
+        finally:
+            self.temporary.unlink(missing_ok=True)
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).hexdigest().encode()
