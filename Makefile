@@ -1,7 +1,7 @@
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo figures gpu test soak lint types clean
+.PHONY: demo figures gpu test soak bench lint types clean
 
 demo: .venv/studies  ## train and measure the quickstart; results/quickstart.{nc,pdf,png}
 	$(PY) studies/quickstart.py
@@ -33,6 +33,10 @@ test: .venv/dev  ## the whole test suite
 soak: export OMP_NUM_THREADS = 1
 soak: .venv/dev  ## what may happen to a sweep, in earnest: kills, full disks, races, and its costs
 	$(PY) -m pytest -m soak --timeout 1200 --capture no tests/test_soak.py
+
+bench: export OMP_NUM_THREADS = 2
+bench: .venv/dev  ## how fast it is, beside what else one would do; nothing else should run meanwhile
+	$(PY) -m tests.benchmarks.bench
 
 lint: .venv/dev
 	$(PY) -m ruff check .

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
@@ -36,6 +37,7 @@ class Network:
         )
         self._watch: Collection[str] = ()
         self._cut: Collection[str] = ()
+        self._one_way: Collection[str] = ()
         self._put: Mapping[str, Tensor] = {}
         self._values: dict[str, Tensor] = {}
         self._shifts: Mapping[str, Tensor] = {}
@@ -60,19 +62,20 @@ class Network:
         *,
         watch: Collection[str] = (),
         cut: Collection[str] = (),
+        one_way: Collection[str] = (),
         put: Mapping[str, Tensor] | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
-        """The output, and what the modules in ``watch``, ``cut`` and ``put`` returned.
+        """The output, and what the modules in ``watch``, ``cut``, ``one_way`` and ``put`` returned.
 
-        Gradients and tangents stop after the modules in ``cut``; their values are handed out uncut. What follows
-        a module in ``put`` gets the tensor given there instead. A module named here that is called twice is a
-        ValueError.
+        Gradients and tangents stop after the modules in ``cut``, gradients alone after those in ``one_way``; their
+        values are handed out uncut. What follows a module in ``put`` gets the tensor given there instead. A module
+        named here that is called twice is a ValueError.
         """
-        self._watch, self._cut, self._put, self._values = watch, cut, put or {}, {}
+        self._watch, self._cut, self._one_way, self._put, self._values = watch, cut, one_way, put or {}, {}
         try:
             return self._call(tensors, inputs), self._values
         finally:
-            self._watch, self._cut, self._put, self._values = (), (), {}, {}
+            self._watch, self._cut, self._one_way, self._put, self._values = (), (), (), {}, {}
 
     def probe(
         self,
@@ -184,7 +187,7 @@ class Network:
         if name in self._feedback:
             back = functional_call(self._plain[name], dict(self._feedback[name]), *self._fed.pop(name))
             output = tree_map(lambda x, y: x + (y - y.detach()) if isinstance(x, Tensor) else x, output, back)
-        if name not in self._watch and name not in self._cut and name not in self._put:
+        if not any(name in named for named in (self._watch, self._cut, self._one_way, self._put)):
             return output
         if name in self._values:
             raise ValueError(twice(name))
@@ -192,11 +195,23 @@ class Network:
         if name in self._put:
             return self._put[name]
         if name not in self._cut:
-            return output
+            return one_way(output) if name in self._one_way else output
         stopped = output.detach()
         if self._leaves is not None:
             self._leaves[name] = stopped.requires_grad_()
         return stopped
+
+
+def at_rest(value: Any) -> Any:
+    """A tensor without its tangent, and with its gradient; anything else as it is."""
+    return forward_ad.unpack_dual(value).primal if isinstance(value, Tensor) else value
+
+
+def one_way(output: Tensor) -> Tensor:
+    """Stop the gradient, and let the tangent of an enclosing jvp pass: detach alone would stop both."""
+    primal, tangent = forward_ad.unpack_dual(output)
+    stopped = primal.detach()
+    return stopped if tangent is None else forward_ad.make_dual(stopped, tangent.detach())
 
 
 @contextmanager

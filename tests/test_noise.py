@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fgvar
+import fgvar.estimators.noise as noise_module
 from fgvar.analysis.draws import Enumeration, ranges
 from fgvar.estimators.noise import Gaussian, Leaf, Noise, Rademacher, Randomness, Stream
 
@@ -55,6 +56,26 @@ def test_chunks_join_to_the_whole(seed: int, chunk: int) -> None:
     whole = Randomness(LEAVES).sample(seed, range(12))
     parts = [Randomness(LEAVES).sample(seed, range(s, min(s + chunk, 12))) for s in range(0, 12, chunk)]
     assert all(torch.equal(torch.cat([part[name] for part in parts]), whole[name]) for name in LEAVES)
+
+
+def test_threads_make_the_same_numbers(monkeypatch) -> None:
+    """Leaves of a joint law, too, which are joined after they were drawn."""
+    leaves = {**LEAVES, **{k: Leaf((2, 3), fgvar.Orthogonal(2), lead=1) for k in "ab"}}
+    alone = Randomness(leaves).sample(3, [0, 5])
+    monkeypatch.setattr(noise_module, "THREADED", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    together = Randomness(leaves).sample(3, [0, 5])
+    assert all(torch.equal(together[name], alone[name]) for name in leaves)
+
+
+@given(seed=seeds, size=st.integers(0, 40), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+def test_signs_are_the_bits(seed: int, size: int, dtype: torch.dtype) -> None:
+    """Of the stream's bytes, the highest first."""
+    stream = Stream(seed, "u", 1)
+    bits = np.unpackbits(np.frombuffer(stream._numpy().bytes(-(-size // 8)), np.uint8), count=size)
+    found = stream.signs((size,), dtype, CPU)
+    assert found.dtype == dtype
+    assert found.tolist() == [2.0 * bit - 1 for bit in bits]
 
 
 def test_more_draws_extend_fewer() -> None:

@@ -97,17 +97,18 @@ def test_a_compiled_estimate_is_the_eager_one(name: str) -> None:
     """One whole graph, on two blocks with cut sites, where forward-mode derivatives could get lost in tracing.
 
     Traced and differentiated ahead of time, but run by eager kernels: generating code would take half a minute.
+    Held against the largest gradient: that of a bias which a layer norm cancels is rounding.
     """
     torch._dynamo.reset()
-    x, y = fgvar.data.load("digits").sample(8, seed=0)
-    problem, estimator = fgvar.Problem(mixer("kaiming"), "cross_entropy", (x, y)), fgvar.scheme(name)
-    noise = {key: u[0] for key, u in estimator.randomness(problem).sample(0, [0]).items()}
+    x, y = fgvar.data.load("digits").sample(8, seed=0, dtype=torch.float64)
+    problem, estimator = fgvar.Problem(mixer("kaiming").double(), "cross_entropy", (x, y)), fgvar.scheme(name)
+    noise = {key: u[0] for key, u in estimator.randomness(problem).sample(0, [0], dtype=torch.float64).items()}
     eager = gradient_of(problem, estimator, autocast=False, compile=False)
     compiled = torch.compile(eager, backend="aot_eager", fullgraph=True)
     (found, _), (expected, _) = (each(problem.params, (x, y), noise) for each in (compiled, eager))
+    scale = max(float(value.abs().max()) for value in expected.values())
     for key, value in expected.items():
-        scale = float(value.abs().max()) + 1e-12
-        torch.testing.assert_close(found[key], value, rtol=0, atol=1e-4 * scale, msg=lambda m, k=key: f"{k}: {m}")
+        torch.testing.assert_close(found[key], value, rtol=0, atol=1e-13 * scale, msg=lambda m, k=key: f"{k}: {m}")
 
 
 @pytest.mark.parametrize(

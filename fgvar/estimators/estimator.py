@@ -15,7 +15,7 @@ from fgvar.estimators.guesses import Guess, Isotropic
 from fgvar.estimators.losses import GlobalLoss, Losses, gradient, gradient_and_loss
 from fgvar.estimators.noise import Gaussian, Leaf, Noise, Randomness
 from fgvar.estimators.oracles import Jvp, Oracle
-from fgvar.estimators.spaces import Space, WeightSpace
+from fgvar.estimators.spaces import ActivitySpace, Space, WeightSpace
 from fgvar.problem import Problem
 
 
@@ -153,8 +153,21 @@ class Estimator:
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return gradient(self.losses, problem, problem.params)
 
+    @property
+    def _one_pass(self) -> bool:
+        """Can the forward pass that the local VJPs come from carry the direction, too?
+
+        It can where the noise itself is the direction, but for numbers masked since nothing depends on them.
+        Words of other types may shape directions their own way.
+        """
+        kinds = type(self.space), type(self.guess), type(self.oracle)
+        simple = kinds in ((WeightSpace, Isotropic, Jvp), (ActivitySpace, Isotropic, Jvp))
+        single = self.noise.directions == 1 and not self.noise.antithetic and self.space.together
+        return simple and single and not getattr(self.space, "relu_after", None)
+
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
-        here = self.space.linearise(problem, self.losses)
+        along = {name: u[0] for name, u in noise.items()} if self._one_pass else None
+        here = self.space.linearise(problem, self.losses, *(() if along is None else (along,)))
         draws = _each(lambda own: self.guess.direction(problem, self.losses, here, own), noise)
         frame = Frame.of(here, draws, together=self.space.together, antithetic=self.noise.antithetic)
         terms, losses = _each(lambda direction: self.oracle.terms(here, direction), frame.directions)

@@ -1,14 +1,19 @@
 """Losses: which loss terms there are, where gradients stop, and which term credits which number."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from __future__ import annotations  # else those of inner functions are evaluated, which breaks compiled graphs
 
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
+
+import torch
 from torch import Tensor
 from torch.func import grad
+from torch.utils._pytree import tree_map
 
 from fgvar.errors import unknown
 from fgvar.map import OUTPUT
+from fgvar.network import at_rest
 from fgvar.problem import Problem
 
 Terms = dict[str, Tensor]  # end → directional derivative of each loss copy [batch, patches or 1, groups or 1]
@@ -50,10 +55,62 @@ def observe(
     ``still`` is what was observed unperturbed: what follows a cut gets it. Derivatives stop at cuts by themselves,
     but a difference sees all that moves.
     """
-    ends, cuts = [end for end in losses.active(problem) if end != OUTPUT], losses.cuts(problem)
+    cuts = losses.cuts(problem)
     put = {cut: still[cut] for cut in cuts} if still else None
-    outputs, values = problem.run(params, taps, watch=ends, cut=cuts, put=put)
+    return _observed(losses, problem, *problem.run(params, taps, watch=problem.map.ends, cut=cuts, put=put))
+
+
+def _observed(losses: Losses, problem: Problem, outputs: Any, values: Mapping[str, Tensor]) -> Terms:
+    ends = [end for end in losses.active(problem) if end != OUTPUT]
     return {**{end: values[end] for end in ends}, OUTPUT: problem.losses(outputs)}
+
+
+class Pass(NamedTuple):
+    """What one forward pass along a direction has seen.
+
+    Attributes:
+        values, tangents: of what `observe` returns.
+        total: the scalar whose gradient is the target.
+        watched: unperturbed values of the modules that were asked for.
+    """
+
+    values: Terms
+    tangents: Terms
+    total: Tensor
+    watched: dict[str, Tensor]
+
+
+def observe_along(
+    losses: Losses,
+    problem: Problem,
+    params: Mapping[str, Tensor],
+    place: Callable[[Mapping[str, Tensor]], tuple[Mapping[str, Tensor], Mapping[str, Tensor]]],
+    point: Mapping[str, Tensor],
+    direction: Mapping[str, Tensor],
+    *,
+    watch: Collection[str] = (),
+    one_way: Collection[str] = (),
+) -> Pass:
+    """`observe` at a point and along a direction from it, in a pass that an enclosing vjp follows through ``params``.
+
+    ``place`` puts perturbed tensors among parameters and taps; what is watched in ``one_way`` is handed out ahead of
+    its stop (see `fgvar.network.Network.run`).
+    """
+
+    def forward(tensors: Mapping[str, Tensor]) -> tuple[Terms, tuple[Tensor, dict[str, Tensor]]]:
+        outputs, values = problem.run(
+            *place(tensors), watch=(*watch, *problem.map.ends), cut=losses.cuts(problem), one_way=one_way
+        )
+        observed = _observed(losses, problem, outputs, values)
+        plain = {end: at_rest(values[end]) for end in problem.map.ends}
+        total = losses.total(problem, params, tree_map(at_rest, outputs), plain)
+        return observed, (total, {name: values[name] for name in (*watch, *one_way)})
+
+    # torch annotates a pair, which is what jvp returns without has_aux.
+    values, tangents, (total, watched) = cast(
+        Any, torch.func.jvp(forward, (dict(point),), (dict(direction),), has_aux=True)
+    )
+    return Pass(values, tangents, total, watched)
 
 
 def gradient(losses: Losses, problem: Problem, params: Mapping[str, Tensor]) -> dict[str, Tensor]:

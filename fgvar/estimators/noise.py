@@ -1,13 +1,17 @@
 """Noise: from which distribution directions come, and how draw number i is made from (seed, i) alone."""
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+
+THREADED = 1 << 18  # numbers; fewer are drawn before threads have started
 
 
 class Law(Protocol):
@@ -202,14 +206,31 @@ class Randomness:
         if not dtype.is_floating_point:
             raise TypeError(f"noise cannot be {dtype}; give a floating-point dtype, as problem.dtype")
         where = torch.device(noise_device if noise_device is not None else device)
-        each = [self._draw(seed, number, dtype, where) for number in numbers]
+        each = self._draws(seed, numbers, dtype, where)
         if len(each) == 1:  # training: no second copy of what may be the largest tensors of a step
             return {name: value[None].to(device) for name, value in each[0].items()}
         return {name: torch.stack([one[name] for one in each]).to(device) for name in self.leaves}
 
-    def _draw(self, seed: int, number: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-        """One draw. Joint laws act here and not on a stack of draws, whose last bits would depend on its size."""
-        drawn = {name: leaf.draw(seed, name, number, dtype, device) for name, leaf in self.leaves.items()}
+    def _draws(
+        self, seed: int, numbers: list[int], dtype: torch.dtype, device: torch.device
+    ) -> list[dict[str, Tensor]]:
+        """All draws. Every leaf has a stream of its own, so that several threads make the same numbers."""
+
+        def drawn(what: tuple[int, str]) -> Tensor:
+            number, name = what
+            return self.leaves[name].draw(seed, name, number, dtype, device)
+
+        what = [(number, name) for number in numbers for name in self.leaves]
+        threads = min(torch.get_num_threads(), len(what)) if device.type == "cpu" else 1
+        if threads > 1 and len(numbers) * self.size >= THREADED:
+            with ThreadPoolExecutor(threads) as pool:
+                found = iter(list(pool.map(drawn, what)))
+        else:
+            found = map(drawn, what)
+        return [self._joined({name: next(found) for name in self.leaves}) for _ in numbers]
+
+    def _joined(self, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One draw by its joint laws: of a stack of draws the last bits would depend on its size."""
         laws = [(leaf.noise, leaf.joint) for leaf in self.leaves.values() if hasattr(leaf.noise, "join")]
         for law, joined in dict.fromkeys(laws):
             names = [name for name, leaf in self.leaves.items() if (leaf.noise, leaf.joint) == (law, joined)]
@@ -242,8 +263,8 @@ class Stream:
         size = int(np.prod(shape, dtype=np.int64))
         if device.type == "cpu":
             packed = np.frombuffer(self._numpy().bytes(-(-size // 8)), np.uint8)
-            signs = np.unpackbits(packed, count=size).astype(np.int8) * 2 - 1
-            return torch.from_numpy(signs).to(dtype).reshape(tuple(shape))
+            signs = _signs(np.float64 if dtype == torch.float64 else np.float32).take(packed, axis=0)
+            return torch.from_numpy(signs.reshape(-1)[:size]).to(dtype).reshape(tuple(shape))
         bits = torch.randint(2, (size,), generator=self._torch(device), dtype=torch.uint8, device=device)
         return bits.to(dtype).mul_(2).sub_(1).reshape(tuple(shape))
 
@@ -259,6 +280,13 @@ class Stream:
             return None
         generator = torch.Generator(device)
         return generator.manual_seed(int.from_bytes(self._digest()[:8], "little") >> 1)
+
+
+@functools.cache
+def _signs(dtype: Any) -> np.ndarray:
+    """The eight signs of every byte: numbers are written once, where unpacking bits would write them thrice."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+    return bits.astype(dtype) * 2 - 1
 
 
 class _Digest(np.random.bit_generator.ISeedSequence):

@@ -32,7 +32,7 @@ class Derivative(Protocol):
 
 def derived(derivative: Derivative, here: Linearised, direction: Tensors) -> tuple[Terms, Tensor]:
     """The terms of an oracle that differentiates what is observed on a forward pass."""
-    values, tangents = derivative(here.observe, here.point, direction)
+    values, tangents = here.carried or derivative(here.observe, here.point, direction)
     return here.terms(values, tangents), values[OUTPUT].mean()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fgvar.errors import unknown
 from fgvar.estimators.credit import along_rows, along_site, credit, row_credit, row_plan, site_plan
-from fgvar.estimators.losses import Losses, Terms, gradient, observe
+from fgvar.estimators.losses import Losses, Terms, gradient, observe, observe_along
 from fgvar.network import connected, twice
 from fgvar.problem import Problem
 from fgvar.sites import Site
@@ -38,6 +38,7 @@ class Linearised:
         lay: (perturbed tensor, [batch or 1, patches or 1, groups or 1]) → laid along it, to broadcast.
         backward: credited noise, of the shapes of ``point`` → gradient of all parameters (batch mean): the
             perturbed ones' estimate, the heads' exact gradient.
+        carried: values and tangents of what is observed, along the noise that the space was linearised with.
     """
 
     point: dict[str, Tensor]
@@ -50,6 +51,7 @@ class Linearised:
     apart: Callable[[str, str], tuple[bool, bool] | None]
     lay: Callable[[str, Tensor], Tensor]
     backward: Callable[[Tensors], dict[str, Tensor]]
+    carried: tuple[Terms, Terms] | None = None
 
 
 class Space(Protocol):
@@ -67,8 +69,8 @@ class Space(Protocol):
     def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
         """Shape of each perturbed tensor, without a batch axis."""
 
-    def linearise(self, problem: Problem, losses: Losses) -> Linearised:
-        """What an estimate needs beside noise and directional derivatives."""
+    def linearise(self, problem: Problem, losses: Losses, along: Tensors | None = None) -> Linearised:
+        """What an estimate needs beside noise and directional derivatives; given noise, those along it, too."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,22 @@ class WeightSpace:
     def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
         return {name: tuple(problem.params[name].shape) for name in problem.perturbed}
 
-    def linearise(self, problem: Problem, losses: Losses) -> Linearised:
+    def linearise(self, problem: Problem, losses: Losses, along: Tensors | None = None) -> Linearised:
         heads = {name: value for name, value in problem.params.items() if name in problem.network.exact}
         point = {name: problem.params[name] for name in problem.perturbed}
+        carried = None
+        exact = lambda: gradient(losses, problem, heads)  # noqa: E731 (which one pass replaces)
+        if along is not None and heads:
+
+            def once(some: Tensors) -> tuple[Tensor, tuple[Terms, Terms]]:
+                params = {**problem.params, **some}
+                seen = observe_along(
+                    losses, problem, params, lambda weights: ({**params, **weights}, {}), point, along
+                )
+                return seen.total, (seen.values, seen.tangents)
+
+            total, back, carried = cast(Any, torch.func.vjp(once, heads, has_aux=True))
+            exact = lambda: back(torch.ones_like(total))[0]  # noqa: E731
 
         def place(weights: Tensors) -> tuple[Tensors, Tensors]:
             return {**problem.params, **weights}, {}
@@ -131,7 +146,8 @@ class WeightSpace:
             credit=lambda found: {name: credited(found, name) for name in point},
             apart=lambda name, end: (False, False) if end in row_plan(problem, losses, name) else None,
             lay=lambda name, c: along_rows(c.flatten(), point[name]),
-            backward=lambda credited: {**credited, **gradient(losses, problem, heads)},
+            backward=lambda credited: {**credited, **exact()},
+            carried=carried,
         )
 
 
@@ -201,23 +217,39 @@ class ActivitySpace:
     def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
         return {site: problem.map.sites[site][1:] for site in self._names(problem)}
 
-    def linearise(self, problem: Problem, losses: Losses) -> Linearised:
+    def linearise(self, problem: Problem, losses: Losses, along: Tensors | None = None) -> Linearised:
         n, sites, relus = problem.batch_size, self._names(problem), self._relus(problem)
-        ends = tuple(problem.map.ends)
+        ends, shapes = tuple(problem.map.ends), {site: (n, *problem.map.sites[site][1:]) for site in sites}
 
-        def activities(params: Tensors) -> tuple[tuple[dict[str, Tensor], Tensor], dict[str, Tensor]]:
-            outputs, values = problem.run(params, watch=(*relus.values(), *ends), cut=sites)
-            # Behind the cuts no perturbed parameter reaches the losses: their gradient is that of the heads.
-            total = losses.total(problem, params, outputs, {end: values[end] for end in ends})
-            return ({site: values[site] for site in sites}, total), {s: values[r] for s, r in relus.items()}
+        def whole(noise: Tensors) -> dict[str, Tensor]:
+            return {site: u if u.ndim == len(shapes[site]) else u.expand(shapes[site]) for site, u in noise.items()}
+
+        # Behind the sites no perturbed parameter reaches the losses: their total's gradient is that of the heads.
+        def activities(params: Tensors) -> tuple[tuple[dict[str, Tensor], Tensor], tuple[dict[str, Tensor], Any]]:
+            carried: Any = ()
+            if along is None:
+                outputs, values = problem.run(params, watch=(*relus.values(), *ends), cut=sites)
+                total = losses.total(problem, params, outputs, {end: values[end] for end in ends})
+            else:
+                zeros = {
+                    s: torch.zeros(shape, dtype=problem.dtype, device=problem.device) for s, shape in shapes.items()
+                }
+                seen = observe_along(
+                    losses, problem, params, lambda taps: (params, taps), zeros, whole(along),
+                    watch=tuple(relus.values()), one_way=sites,
+                )  # fmt: skip
+                values, total, carried = seen.watched, seen.total, (seen.values, seen.tangents)
+            return ({site: values[site] for site in sites}, total), (
+                {s: values[r] for s, r in relus.items()},
+                carried,
+            )
 
         # torch annotates a pair, which is what vjp returns without has_aux.
-        (z, total), vjps, outputs = cast(Any, torch.func.vjp(activities, problem.params, has_aux=True))
+        (z, total), vjps, (outputs, carried) = cast(Any, torch.func.vjp(activities, problem.params, has_aux=True))
         masks = {site: (output > 0).to(output.dtype) for site, output in outputs.items()}
 
         def direction(noise: Tensors) -> dict[str, Tensor]:
-            whole = {site: u if u.ndim == z[site].ndim else u.expand(n, *u.shape) for site, u in noise.items()}
-            return {site: u * masks[site] if site in masks else u for site, u in whole.items()}
+            return {site: u * masks[site] if site in masks else u for site, u in whole(noise).items()}
 
         def backward(credited: Tensors) -> dict[str, Tensor]:
             mean = {site: credited[site] / n for site in sites}  # in the order of the forward pass
@@ -244,6 +276,7 @@ class ActivitySpace:
             apart=lambda site, end: site_plan(problem, losses, site).get(end),
             lay=lambda site, c: along_site(problem, site, c),
             backward=backward,
+            carried=carried or None,
         )
 
     def _names(self, problem: Problem) -> tuple[str, ...]:

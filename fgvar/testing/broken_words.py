@@ -178,7 +178,7 @@ class HalfScaled(WeightSpace):
 
     sigma: float = 0.1
 
-    def linearise(self, problem: Problem, losses: Losses) -> Linearised:
+    def linearise(self, problem: Problem, losses: Losses, along: Tensors | None = None) -> Linearised:  # noqa: ARG002
         here = super().linearise(problem, losses)
         return replace(
             here,
@@ -190,7 +190,7 @@ class HalfScaled(WeightSpace):
 class WrongSlot(ActivitySpace):
     """The bias' gradient in the weight's place."""
 
-    def linearise(self, problem: Problem, losses: Losses) -> Linearised:
+    def linearise(self, problem: Problem, losses: Losses, along: Tensors | None = None) -> Linearised:  # noqa: ARG002
         here = super().linearise(problem, losses)
 
         def backward(credited: Tensors) -> dict[str, Tensor]:

@@ -1,0 +1,243 @@
+"""How fast is the honest computation? Ratios to what else a user would do, and to the machine's limit.
+
+Run   make bench        or: python -m tests.benchmarks.bench [--only steps rate epoch measure exact probes start]
+
+Medians and quartiles of interleaved repeats, in one process; nothing here is a test. OMP_NUM_THREADS=2 is two cores.
+"""
+
+import argparse
+import itertools
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fgvar
+from fgvar.analysis.cost import Flops
+from fgvar.experiments.going import Going
+from fgvar.experiments.gradients import gradient_of
+from fgvar.experiments.tasks import task_of
+from tests.benchmarks.timing import Row, Work, in_a_process, interleaved, peak_memory, product_rate, ratio, seconds
+
+LONG = 10**6  # updates of a schedule whose end nobody sees
+
+
+def problem_of(preset: str, batch: int, head_init: str = "kaiming") -> fgvar.Problem:
+    """A LocalMixer on random images of the size that it is for."""
+    model = fgvar.networks.LocalMixer.preset(preset, head_init=head_init)
+    return fgvar.Problem(
+        model, "cross_entropy", (torch.randn(batch, *model.image_shape), torch.randint(10, (batch,)))
+    )
+
+
+def step(problem: fgvar.Problem, scheme: fgvar.GradientEstimator, compile: bool) -> Work:
+    """A training step: noise, estimate, watch, update."""
+    schedule = fgvar.Schedule(epochs=1, lr=1e-4, batch=problem.batch_size)
+    task = task_of("cross_entropy", None, 0, problem.batch_size)
+    gradient = gradient_of(problem, scheme, autocast=False, compile=compile)
+    going = Going(problem, scheme, schedule, LONG, 0, gradient, None, task)
+    return lambda: going.update((problem.inputs, problem.targets))
+
+
+# ---- training steps --------------------------------------------------------------------------------------------
+
+
+def steps() -> Iterator[Row]:
+    """An LG-FG-A step beside the LG-BP step of the same code path."""
+    signs = fgvar.Rademacher()
+    schemes = {
+        "LG-BP": fgvar.scheme("LG-BP"),
+        "LG-FG-A, signs": fgvar.scheme("LG-FG-A", noise=signs),
+        "LG-FG-A, normal": fgvar.scheme("LG-FG-A"),
+        "LG-FG-W, signs": fgvar.scheme("LG-FG-W", noise=signs),
+    }
+    for compiled in (False, True):
+        how = "compiled" if compiled else "eager"
+        problem = problem_of("M/8/16", 128)
+        times = interleaved({name: step(problem, scheme, compiled) for name, scheme in schemes.items()}, 7)
+        yield Row(f"M/8/16, batch 128, {how}: LG-BP step", times["LG-BP"], unit="s")
+        yield Row(f"{how}: LG-FG-A step, signs", times["LG-FG-A, signs"], unit="s")
+        for name in list(schemes)[1:]:
+            goal = 1.4 if name == "LG-FG-A, signs" else None
+            yield Row(f"{how}: {name} / LG-BP", ratio(times, name, "LG-BP"), goal)
+
+
+class Products(TorchDispatchMode):
+    """Collects the shapes (m, k, n) of matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, int, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("mm", "bmm", "addmm"):
+            a, b = args[-2:]
+            self.shapes += [(a.shape[-2], a.shape[-1], b.shape[-1])] * (len(a) if name == "bmm" else 1)
+        return func(*args, **(kwargs or {}))
+
+
+def rate() -> Iterator[Row]:
+    """The compiled step's FLOP/s beside those of its matrix products alone."""
+    square = product_rate([(2048, 2048, 2048)])
+    yield Row("machine: products of 2048 × 2048", [square / 1e9], unit="GF/s")
+    for preset, batch, goal in (("M/8/16", 128, 0.3), ("L/8/64", 16, 0.5)):
+        problem, scheme = problem_of(preset, batch), fgvar.scheme("LG-FG-A", noise=fgvar.Rademacher())
+        noise = {k: u[0] for k, u in scheme.randomness(problem).sample(0, [0]).items()}
+        with Flops() as flops, Products() as products:
+            scheme.estimate(problem, noise)
+        limit = product_rate(products.shapes)
+        times = interleaved({"step": step(problem, scheme, compile=True)}, 5)["step"]
+        yield Row(f"{preset}, batch {batch}: products of the step's own shapes", [limit / 1e9], unit="GF/s")
+        yield Row(
+            f"{preset}: compiled LG-FG-A step / those", [flops.count / t / limit for t in times], goal, at_most=False
+        )
+
+
+def epoch() -> Iterator[Row]:
+    """Epochs of LG-FG-A on 60,000 images of MNIST's size: with data, evaluation, optimiser and log."""
+    for preset in ("S/1/1", "M/1/16"):
+        model = fgvar.networks.LocalMixer.preset(preset, head_init="zero")
+        pixels = torch.randint(256, (70_000, 1, 28, 28), dtype=torch.uint8)
+        images = fgvar.data.Images(pixels, torch.randint(10, (70_000,)), 10, (0.13,), (0.31,), "random", "train")
+        train, test = images.subset(range(60_000)), images.subset(range(60_000, 70_000))
+        schedule = fgvar.Schedule(epochs=4, lr=1e-3)
+        ends: list[float] = []
+        fgvar.train(
+            model, fgvar.scheme("LG-FG-A"), (train, test), schedule, compile=True,
+            logger=lambda *_, ends=ends: ends.append(time.perf_counter()),
+        )  # fmt: skip
+        took = [b - a for a, b in itertools.pairwise(ends)]
+        yield Row(
+            f"{preset}, batch 128: an epoch of compiled LG-FG-A", took, 1.0 if preset == "S/1/1" else None, unit="s"
+        )
+
+
+# ---- measurements ----------------------------------------------------------------------------------------------
+
+
+def loop(scheme: fgvar.Estimator, problem: fgvar.Problem, draws: int) -> Work:
+    """What a user writes first: a jvp for each draw, and Welford's mean and sum of squares of every weight."""
+    weights = isinstance(scheme.space, fgvar.WeightSpace)
+    shapes = scheme.space.shapes(problem)
+    zeros = {name: torch.zeros_like(p) for name, p in problem.params.items()}
+
+    def gradient(taps: dict[str, Tensor]) -> dict[str, Tensor]:
+        def losses(params: dict[str, Tensor]) -> Tensor:
+            return problem.losses(problem.run(params)[0])
+
+        if weights:
+            derivative = torch.func.jvp(losses, (problem.params,), ({**zeros, **taps},))[1].mean()
+            return {name: derivative * taps[name] for name in taps}
+
+        def perturbed(taps: dict[str, Tensor]) -> Tensor:
+            return problem.losses(problem.run(problem.params, taps)[0])
+
+        point = {name: torch.zeros_like(u) for name, u in taps.items()}
+        derivative = torch.func.jvp(perturbed, (point,), (taps,))[1]
+        credited = {k: u * derivative.view(-1, *[1] * (u.ndim - 1)) / len(u) for k, u in taps.items()}
+
+        def sites(params: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {k: v for k, v in problem.run(params, cut=tuple(taps))[1].items() if k in taps}
+
+        found: dict[str, Tensor] = torch.func.vjp(sites, problem.params)[1](credited)[0]
+        return {name: found[name] for name in problem.perturbed}
+
+    def work() -> dict[str, Tensor]:
+        mean = {name: torch.zeros_like(problem.params[name]) for name in problem.perturbed}
+        squares = {name: torch.zeros_like(value) for name, value in mean.items()}
+        for n in range(1, draws + 1):
+            lead = () if weights else (problem.batch_size,)
+            found = gradient({name: torch.randn(*lead, *shape) for name, shape in shapes.items()})
+            for name, value in found.items():
+                before = value - mean[name]
+                mean[name] += before / n
+                squares[name] += before * (value - mean[name])
+        return squares
+
+    return work
+
+
+def measure() -> Iterator[Row]:
+    """256 draws by `measure` beside a loop over 8, times 32."""
+    problem = problem_of("M/8/16", 8)
+    goals = {"FG-W": 5.0, "FG-A": 3.0}
+    for name, goal in goals.items():
+        scheme = fgvar.scheme(name)
+        works: dict[str, Callable[[], object]] = {"loop": loop(scheme, problem, 8)}
+        for oracle in (fgvar.Jvp(), fgvar.Replay()):
+            estimator = replace(scheme, oracle=oracle)
+            works[repr(oracle)] = lambda e=estimator: fgvar.measure({"one": e}, problem, draws=256)
+        times = interleaved(works, 3)
+        for oracle, least in ((fgvar.Jvp(), 2.0), (fgvar.Replay(), goal)):
+            yield Row(
+                f"M/8/16, batch 8, {name}: loop / measure by {type(oracle).__name__}, 256 draws",
+                ratio(times, "loop", repr(oracle), 32), least, at_most=False,
+            )  # fmt: skip
+    yield Row("peak memory of the process, with a budget of 1 GiB a chunk", [peak_memory() / 2**30], unit="GiB")
+
+
+def exact() -> Iterator[Row]:
+    """Every weight's noise variance in closed form, beside draws until its standard error is 1 %."""
+    problem = problem_of("M/1/16", 32)
+    for name in ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A"):
+        scheme = fgvar.scheme(name)
+        works = {
+            "closed": lambda s=scheme: fgvar.theory.variance(s, problem),
+            "drawn": lambda s=scheme: fgvar.measure({"one": s}, problem, draws=128),
+        }
+        times = interleaved(works, 3)
+        needed = 2 / 0.01**2  # of normal estimates; theirs have heavier tails and need more
+        yield Row(
+            f"M/1/16, batch 32, {name}: draws to 1 % / closed form",
+            ratio(times, "drawn", "closed", needed / 128), 500.0, at_most=False,
+        )  # fmt: skip
+
+
+def probes() -> Iterator[Row]:
+    """The probes of Table 3's runs, in per cent of a run's time."""
+    from studies import table3
+
+    for preset in ("S/1/1", "M/1/16"):
+        problem = problem_of(preset, 128)
+        works = {"step": step(problem, fgvar.scheme("LG-FG-A"), compile=True)}
+        small = problem.at(batch=(problem.inputs[:32], problem.targets[:32]))
+        one = fgvar.Probe(table3.probed(), (small.inputs, small.targets), (1,), draws=32, route="both")
+        works["probe"] = lambda one=one, small=small: one.measure(small, 1)
+        times = interleaved(works, 5)
+        for epochs in (20, 100):
+            run = 469 * epochs
+            yield Row(
+                f"{preset}: 12 probes of six schemes / {epochs} epochs of LG-FG-A",
+                ratio(times, "probe", "step", 100 * 12 / run), 15.0, unit="%",
+            )  # fmt: skip
+
+
+def start() -> Iterator[Row]:
+    """What the interpreter takes to import fgvar, and the command line to say what it can do."""
+    yield Row("import fgvar", [in_a_process(["-c", "import fgvar"]) for _ in range(5)], 0.1, unit="s")
+    yield Row("python -m fgvar --help", [in_a_process(["-m", "fgvar", "--help"]) for _ in range(5)], 0.5, unit="s")
+
+
+ALL = {each.__name__: each for each in (start, steps, rate, epoch, measure, exact, probes)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(ALL), default=list(ALL))
+    print(
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
+    for name in parser.parse_args().only:
+        for row in ALL[name]():
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    took = seconds(main)
+    print(f"{took:.0f} s in all")
