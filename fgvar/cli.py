@@ -245,36 +245,43 @@ def _parsed(arguments: Sequence[str]) -> Command:
     raise ValueError(f"{got}; see {PROG} --help")
 
 
-def _options(kind: Any, prog: str, arguments: Sequence[str], **about: str) -> Command:
+def _options(kind: Any, prog: str, arguments: Sequence[str], **about: Any) -> Command:
     """The options of a command; what tyro refuses is one line."""
     markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName)
     refusal = io.StringIO()
     try:
         with contextlib.redirect_stderr(refusal):
-            command: Command = tyro.cli(kind, prog=prog, args=list(arguments), config=markers, **about)
+            found: Any = tyro.cli(kind, prog=prog, args=list(arguments), config=markers, **about)
     except SystemExit as stopped:
         if not stopped.code:
             raise
         raise ValueError(f"{_one_line(refusal.getvalue())}; see {prog} --help") from None
+    command: Command = found
     if command.output.plain and command.output.json:
         raise ValueError("--plain and --json are two forms of one output; give one of them")
     return command
 
 
 def _one_line(refusal: str) -> str:
-    """What tyro says in a box of sections; the help of single options, which is further in, is left out."""
-    lines = [line.strip("│ ") for line in refusal.splitlines() if line.startswith("│ ") and line[2:10].strip()]
-    sections = [" ".join(section.split()) for section in re.split("─{3,}", " ".join(lines))]
+    """What tyro says in sections, in a box or under a title; the help of single options, further in, is left out."""
+    boxed = "│" in refusal
+    lines = [line.strip("│") for line in refusal.splitlines() if not line.startswith(("╭", "╰"))][0 if boxed else 2 :]
+    shown = " ".join(line for line in lines if line[:8].strip())
+    sections = [" ".join(section.split()) for section in re.split("[─-]{3,}", shown)]
     ours = [s for s in sections if s and not s.startswith(("Argument helptext", "For full helptext"))]
     return "; ".join(ours)
 
 
 def _device(name: str) -> Any:
+    import torch
+
     from fgvar.experiments.training import choose_device
 
     try:
-        return choose_device(name)
-    except RuntimeError as error:
+        device = choose_device(name)
+        torch.empty(0, device=device)
+        return device
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
 
 

@@ -1,0 +1,193 @@
+"""The command line: what it prints in three forms, what it exits with, and that help needs no torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import fgvar
+from fgvar.cli import main
+
+STORED = Path(__file__).resolve().parents[1] / "figures" / "data"
+SMALL = ("measure", "--network", "M/1/16", "--channels", "32", "--groups", "4", "--batch", "4", "--draws", "16")
+MINE = """
+import fgvar
+
+scaled = fgvar.Estimator(combine=fgvar.Normalised())
+
+def doubled(problem, generator):
+    return {name: 2 * g for name, g in problem.backprop().items()}
+
+def make():
+    return fgvar.scheme("BP")
+
+def needy(width):
+    return None
+"""
+
+
+@pytest.fixture
+def run(capsys):
+    """Status, stdout and stderr of a command."""
+
+    def ran(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main(arguments)
+        return status, *capsys.readouterr()
+
+    return ran
+
+
+@pytest.fixture
+def mine(tmp_path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(MINE)
+    return path
+
+
+def table(text: str) -> list[dict[str, str]]:
+    header, *lines = [line.split("\t") for line in text.splitlines()]
+    return [dict(zip(header, line, strict=True)) for line in lines]
+
+
+# ---- the four commands -----------------------------------------------------------------------------------------
+
+
+def test_schemes_are_listed_in_three_forms(run) -> None:
+    listed = fgvar.schemes()
+    status, text, _ = run("schemes")
+    assert (status, len(text.splitlines())) == (0, 1 + len(listed))
+    rows = table(run("schemes", "--plain")[1])
+    records = json.loads(run("schemes", "--json")[1])
+    for found, row, record in zip(listed, rows, records, strict=True):
+        expected = {"name": found.name, "line": found.line, "source": found.source, "cost": found.cost}
+        assert record == {**expected, "biased": found.biased or "no"}
+        assert row == {key: str(value) for key, value in record.items()}
+
+
+def test_measure_is_the_measurement_of_the_same_words(run, tmp_path) -> None:
+    """Sizes of image and classes come from the data; all digits are printed."""
+    out = tmp_path / "new" / "measured.nc"
+    command = (*SMALL, "--scheme", "LG-FG-A", "FG-A", "--seed", "3", "--out", str(out), "--json")
+    status, text, progress = run(*command)
+    assert status == 0
+    assert str(out) in progress, "stdout is for the answer"
+    images = fgvar.data.load("digits")
+    model = fgvar.networks.LocalMixer.preset(
+        "M/1/16", image_shape=(1, 8, 8), classes=10, channels=32, groups=4, seed=3
+    )
+    problem = fgvar.Problem(model, "cross_entropy", images.sample(4, seed=3))
+    expected = fgvar.measure({name: fgvar.scheme(name) for name in ("LG-FG-A", "FG-A")}, problem, draws=16, seed=3)
+    stored = fgvar.open_dataset(out)
+    xr.testing.assert_allclose(stored.drop_vars("seconds"), expected.drop_vars("seconds"))
+    assert stored.attrs["network"] == "M/1/16"
+    for row in json.loads(text):
+        its = expected.sel(estimator=row["estimator"], layer="perturbed", reference=row["reference"])
+        assert row["variance"] == pytest.approx(its["variance"].item(), rel=1e-12)
+        assert row["cosine"] == pytest.approx(its["cosine"].item(), rel=1e-12)
+    again = table(run("open", str(out), "--plain")[1])
+    assert [float(row["variance"]) for row in again] == [row["variance"] for row in json.loads(text)]
+
+
+def test_check_exits_with_its_verdict(run, mine) -> None:
+    """A scheme, and of a file: what makes an estimator, a function of (problem, generator), and an estimator."""
+    few = ("--checks", "unbiased", "scale")
+    assert run("check", "FG-W", *few)[0] == 0
+    assert run("check", f"{mine}:make", *few)[0] == 0
+    status, text, _ = run("check", f"{mine}:doubled", "--checks", "pure", "linear_in_loss", "zero_gradient")
+    assert (status, text.count("yes")) == (0, 9)
+    status, text, _ = run("check", f"{mine}:scaled", *few)
+    assert status == 1
+    assert "unbiased  NO" in text
+    rows = json.loads(run("check", f"{mine}:scaled", *few, "--json")[1])
+    assert {row["check"] for row in rows if row["outcome"] == "failed"} <= {"unbiased", "scale"}
+
+
+@pytest.mark.parametrize("path", sorted(STORED.glob("*.nc")), ids=lambda path: path.stem)
+def test_open_sums_up_every_stored_dataset(run, path: Path) -> None:
+    status, text, _ = run("open", str(path))
+    assert status == 0
+    assert len(text.splitlines()) > 3
+    plain, records = table(run("open", str(path), "--plain")[1]), json.loads(run("open", str(path), "--json")[1])
+    assert len(plain) == len(records) > 0
+    assert [*plain[0]] == [*records[0]]
+
+
+def test_open_takes_the_last_known_epoch_of_each_run(run, tmp_path) -> None:
+    errors = [[0.9, 0.5, 0.1], [0.9, 0.4, np.nan]]
+    path = fgvar.save(
+        xr.Dataset(
+            {"test_error": (("algorithm", "epoch"), errors)}, {"algorithm": ["slow", "fast"], "epoch": [0, 1, 2]}
+        ),
+        tmp_path / "runs.nc",
+    )
+    rows = {
+        row["algorithm"]: (row["epoch"], row["test_error"]) for row in json.loads(run("open", str(path), "--json")[1])
+    }
+    assert rows == {"slow": (2, 0.1), "fast": (1, 0.4)}
+
+
+# ---- wrong input -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no command; give one of schemes, measure, check, open"),
+        (["mesure"], "unknown command 'mesure'; did you mean 'measure'"),
+        (["measure", "--scheme", "FGA"], "unknown scheme 'FGA'; did you mean 'FG-A'"),
+        (["measure", "--scheme", "BP", "BP"], "names BP twice"),
+        (["measure", "--network", "M/1/17"], "unknown preset 'M/1/17'; did you mean 'M/1/16'"),
+        (["measure", "--groups", "7"], "256 channels do not divide into 7 groups"),
+        (["measure", "--draws", "few"], "--draws: invalid literal"),
+        (["measure", "--dras", "3"], "Perhaps you meant: --draws"),
+        (["measure", "--draws", "0"], "draws is 0, expected at least 2"),
+        (["measure", "--device", "gpu"], "--device gpu: Expected one of cpu, cuda"),
+        (["measure", "--layer", "block9"], "unknown layer 'block9'"),
+        (["measure", "--plain", "--json"], "two forms of one output"),
+        (["check", "FG-W", "--checks", "unbiasd"], "did you mean 'unbiased'"),
+        (["check", "no.such.module:estimator"], "no module no.such.module"),
+        (["check", "nowhere.py:estimator"], "no file nowhere.py"),
+        (["check", "MINE:dobled"], "did you mean 'doubled'"),
+        (["check", "MINE:needy"], "needs width"),
+        (["check", "BROKEN:x"], "does not import: ZeroDivisionError: division by zero"),
+        (["open", "nothing.nc"], "no dataset at nothing.nc"),
+        (["open", "MINE"], "is not a whole netCDF file"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_line(run, mine, arguments: list[str], message: str) -> None:
+    (mine.parent / "broken.py").write_text("1 / 0\n")
+    places = {"MINE": str(mine), "BROKEN": str(mine.parent / "broken.py")}
+    given = [a if a.partition(":")[0] not in places else a.replace(a.partition(":")[0], places[a.partition(":")[0]])
+             for a in arguments]  # fmt: skip
+    status, text, error = run(*given, *(["--draws", "4"] if "--layer" in given else []))
+    assert (status, text) == (2, "")
+    assert message in error
+    assert error.startswith("fgvar: ")
+    assert len(error.splitlines()) == 1 + error.count("%|")  # besides a progress bar
+
+
+# ---- as a program ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["measure", "--help"], ["nonsense"]])
+def test_what_needs_no_torch_loads_none(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom fgvar.cli import main\n"
+        "try:\n    status = main(sys.argv[1:])\nexcept SystemExit as stopped:\n    status = stopped.code\n"
+        "slow = {'torch', 'xarray', 'scipy', 'numpy'} & {*sys.modules}\nassert not slow, slow\nsys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == (2 if arguments == ["nonsense"] else 0), done.stderr
+
+
+def test_as_a_module_it_exits_with_the_status() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fgvar", "open", "nothing.nc"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nothing.nc" in done.stderr
