@@ -44,6 +44,7 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
                 axes.set_xlabel("groups")
         handles = [Line2D([], [], color=color, marker=marker, label=label) for color, marker, label in LOOKS.values()]
         figure.legend(handles=handles, loc="outside upper center", ncols=3 if columns == 2 else 2)
+        figure.align_labels()
         style.settle(figure)
     return figure
 

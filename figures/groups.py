@@ -43,6 +43,7 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
         ]
         others = [Line2D([], [], label=scheme, **_look(scheme, losses)) for scheme, losses in SERIES[:2]]
         figure.legend(handles=handles + others, loc="outside upper center", ncols=4 if columns == 2 else 2)
+        figure.align_labels()
         style.settle(figure)
     return figure
 

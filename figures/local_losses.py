@@ -48,6 +48,7 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
         helper = Line2D([], [], color=style.look("frozen").color, linestyle=style.look("frozen").line)
         helper.set_label("frozen")
         style.legend(figure, ["LG-FG-A", "LG-BP"], [helper], 1.0, points=True)
+        figure.align_labels()
         style.settle(figure)
     return figure
 

@@ -70,7 +70,7 @@ def main(config: Config) -> None:
 
 def smoke(config: Any, **axes: Any) -> Any:
     """The configuration with these axes, one seed, and little of everything else."""
-    little = {"channels": 16, "lr": (0.1,), "epochs": 1, "batch": 256, "draws": 32, "probe_batch": 8}
+    little = {"blocks": 1, "channels": 16, "lr": (0.1,), "epochs": 1, "batch": 256, "draws": 32, "probe_batch": 8}
     return replace(config, run=replace(config.run, seed=config.run.seed[:1]), **little, **axes)
 
 
