@@ -7,7 +7,7 @@ Claim      More groups, less noise and a lower error, until groups become narrow
 Shown      A small proxy of the paper's figure, by the cells of `local_losses.py`: a LocalMixer of two blocks on
            digits, a few hundred steps; with losses at every block in one copy, and replicated over patches and
            groups. Test errors at the end; relative noise variance at initialisation, exact; cosines drawn (replayed).
-Cost       About eight minutes on two cores (--workers 2); --smoke: seconds.
+Cost       About twenty minutes on one core, ten on two (--workers 2); --smoke: seconds.
 Run        python studies/groups.py            writes results/groups.nc, .pdf and .png
 Full size  python studies/groups.py --data cifar10 --blocks 4 --patches 8 --channels 512 --groups 1 4 16 64 128 256 \
                --epochs 200 --batch 128 --lr 0.025 0.1 --probe-batch 8      (a GPU's work, not done here)

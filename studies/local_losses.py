@@ -7,7 +7,7 @@ Shown      A small proxy of the paper's figure: a LocalMixer of two blocks on di
            at the end, a mean over seeds, each scheme at the rate (of --lr) with the lowest final training loss,
            beside a frozen trunk. At the same initialisations, given one batch: relative noise variance, exact;
            cosines of LG-FG-A, drawn (replayed).
-Cost       About five minutes on two cores (--workers 2); --smoke: seconds.
+Cost       About ten minutes on one core, five on two (--workers 2); --smoke: seconds.
 Run        python studies/local_losses.py            writes results/local_losses.nc, .pdf and .png
 Full size  python studies/local_losses.py --data cifar10 --blocks 4 --patches 8 --channels 512 --groups 16 \
                --epochs 200 --batch 128 --lr 0.025 0.1 --probe-batch 8      (a GPU's work, not done here)
@@ -106,9 +106,9 @@ def cell(
     found = measured({k: e for k, e in estimators.items() if k != "frozen"}, problem, draws, seed)
     curves = {
         name: [
-            fgvar.train(
-                model, estimator, (images, test), fgvar.Schedule(epochs, batch, rate), seed=seed, device="cpu"
-            ).dataset[["loss", "train_error", "test_error"]]
+            fgvar.train(model, estimator, (images, test), fgvar.Schedule(epochs, batch, rate), seed=seed).dataset[
+                ["loss", "train_error", "test_error"]
+            ]
             for rate in lr
         ]
         for name, estimator in estimators.items()
