@@ -60,10 +60,14 @@ def _panel(axes: Axes, dataset: xr.Dataset, name: str) -> None:
     axes.set_xscale("log")
     axes.set_xlim(x.min() / 1.3, x.max() * 1.3)
     style.ticks(axes.xaxis, x)
-    if name == "relative_variance":
-        style.log(axes, "y", (min(float(values.min()) for values in shown) / 1.6, highest * 1.6))
-    else:
+    lowest = min(float(values.min()) for values in shown)
+    if name == "cosine":
         axes.set_ylim(0, 1.08 * highest)
+    else:
+        style.log(axes, "y", (lowest / 1.3, highest * 1.3))
+    if name == "error":  # errors lie within two powers of ten
+        axes.set_ylim(lowest / 1.15, highest * 1.15)
+        style.ticks(axes.yaxis, [place for place in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if place > lowest / 1.15])
 
 
 def _look(scheme: str, losses: str) -> dict[str, Any]:

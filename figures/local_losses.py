@@ -20,6 +20,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "cosine": (*DIMS, "reference"),
     "cosine_se": (*DIMS, "reference"),
     "best_lr": ("losses", "groups", "scheme"),
+    "status": ("losses", "groups", "seed"),
 }
 SOURCE = "studies/local_losses.py"
 PANELS = {"error": "test error", "relative_variance": "relative variance", "cosine": "cosine to target"}
@@ -106,9 +107,12 @@ def network(dataset: xr.Dataset) -> str:
 
 
 def seeds(dataset: xr.Dataset) -> str:
+    """What points and bars are, and how many cells are not there."""
+    lacking = int((dataset["status"] != "done").sum())
+    told = f" {lacking} of {dataset['status'].size} cells failed or are missing." if lacking else ""
     return (
         f"Points: means of {dataset.sizes['seed']} seeds (network, order and noise); bars: from the lowest to the "
-        "highest."
+        f"highest.{told}"
     )
 
 

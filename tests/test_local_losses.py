@@ -98,7 +98,7 @@ def test_what_is_drawn_of_groups(stored: dict[str, xr.Dataset], venue: style.Ven
     drawn = groups_figure.draw(dataset, venue=venue, columns=columns)
     assert drawn.get_figwidth() == style.width(venue, columns)
     assert [axes.get_ylabel() for axes in drawn.axes] == list(figure.PANELS.values())
-    assert [axes.get_yscale() for axes in drawn.axes] == ["linear", "log", "linear"]
+    assert [axes.get_yscale() for axes in drawn.axes] == ["log", "log", "linear"]
     assert all(axes.get_xscale() == "log" for axes in drawn.axes)
     variance = [line for line in drawn.axes[1].lines if line.get_marker() == "^"]
     assert [line.get_markerfacecolor() == "white" for line in variance] == [True, False]
@@ -112,5 +112,8 @@ def test_captions_and_foreign_data(stored: dict[str, xr.Dataset]) -> None:
         text = module.caption(stored[name])
         for part in ("small proxy", "exact", "256 draws, replayed", "means of 3 seeds", "frozen"):
             assert part in text, (name, part)
+        status = stored[name]["status"].copy()
+        status[0, 0, 0] = "failed"
+        assert f"1 of {status.size} cells failed" in module.caption(stored[name].assign(status=status))
         with pytest.raises(ValueError, match=rf"not a dataset of studies/{name}\.py"):
             module.draw(xr.Dataset())
