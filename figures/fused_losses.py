@@ -67,7 +67,7 @@ def _panel(axes: Axes, low: xr.DataArray, middle: xr.DataArray, high: xr.DataArr
     axes.set_xscale("log")
     axes.set_xlim(x.min() / 1.3, x.max() * 1.3)
     style.ticks(axes.xaxis, x if len(x) < 5 else x[::2])
-    style.log(axes, "y", (float(middle.min()) / 1.6, float(middle.max()) * 1.6))
+    style.log(axes, "y", (float(low.min()) / 1.4, float(high.max()) * 1.4))
 
 
 def caption(dataset: xr.Dataset) -> str:

@@ -30,7 +30,7 @@ class Config:
     """Train by, and measure, LG-FG-A and LG-BP on networks of more and more groups."""
 
     groups: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Divisors of the channels. A layer norm over groups of two leaves their signs alone, and little to learn from."""
+    """Divisors of the channels. Of two channels a layer norm leaves the signs alone, and little to learn from."""
     data: str = "digits"
     """Data set: "digits", a directory, or a name on the Hugging Face hub."""
     lr: tuple[float, ...] = (0.02, 0.1)
