@@ -6,7 +6,7 @@ Claim      Of unbiased perturbation schemes, local greedy losses with activity p
            itself (`guesses.py` has more of that).
 Shown      Drawn values with standard errors, given one batch, after a few steps of backprop (the weights are not
            random any more, the heads not 0). Schemes without noise are evaluated once.
-Cost       About two minutes on one core; --smoke: a few seconds.
+Cost       About a minute on one core; --smoke: a few seconds.
 Run        python studies/all_schemes.py            writes results/all_schemes.nc, .pdf and .png
 """
 

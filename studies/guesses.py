@@ -7,7 +7,7 @@ Claim      Guesses that know the network come closer to backprop than isotropic 
 Shown      `fgvar.guess_matrix()`: cosines of the projection, of every example and tensor alone, to its target and to
            backprop, on LocalMixers after a few steps of backprop (`all_schemes.py`); drawn, means over seeds
            (network, batch and noise). Guesses without noise are evaluated once for a seed.
-Cost       About four minutes on one core, half of it on two (--workers 2); --smoke: seconds.
+Cost       About three minutes on one core, half of it on two (--workers 2); --smoke: seconds.
 Run        python studies/guesses.py            writes results/guesses.nc, .pdf and .png
 Full size  python studies/guesses.py --blocks 4 --channels 512 --groups 16 --epochs 20 --draws 2048   (not done here)
 """
