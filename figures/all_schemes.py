@@ -1,7 +1,7 @@
-"""The figure of all schemes, ranked by their cosine to backprop; and that of the guess matrix.
+"""The figure of all schemes, ranked by their cosine to backprop.
 
 Run   python -m figures.all_schemes results/all_schemes.nc [--venue iclr] [--columns 2] [--out FOLDER_OR_STEM]
-writes <stem>.pdf, .png and .txt (the caption), and <stem>_guesses.* (`figures.guesses`).
+writes <stem>.pdf, .png and .txt (the caption).
 """
 
 from typing import Any
@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from figures import command, guesses, style
+from figures import command, style
 
 LAYER = "perturbed"  # all parameters that a scheme estimates
 NEEDED = {
     **dict.fromkeys(("cosine", "cosine_se", "efficiency", "efficiency_se"), ("estimator", "reference", "layer")),
     **dict.fromkeys(("relative_variance", "relative_variance_se"), ("estimator", "layer")),
-    **dict.fromkeys(("cost", "kind", "family", "biased"), ("estimator",)),
+    **dict.fromkeys(("cost", "family", "biased"), ("estimator",)),
     "cosine_null": ("layer",),
 }
 SOURCE = "studies/all_schemes.py"
@@ -66,9 +66,9 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
 
 
 def ranked(dataset: xr.Dataset) -> xr.Dataset:
-    """The schemes (not the guess matrix), the largest cosine to backprop first."""
+    """The schemes, the largest cosine to backprop first."""
     style.require(dataset, NEEDED, SOURCE)
-    data = dataset.isel(estimator=(dataset["kind"] == "scheme").values).sel(layer=LAYER)
+    data = dataset.sel(layer=LAYER)
     return data.isel(estimator=np.argsort(-data["cosine"].sel(reference="backprop").values, kind="stable"))
 
 
@@ -137,7 +137,7 @@ def caption(dataset: xr.Dataset) -> str:
     return style.text(dataset, parts)
 
 
-FIGURES: command.Figures = {"": (draw, caption), "_guesses": (guesses.draw, guesses.caption)}
+FIGURES: command.Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
     command.run("figures.all_schemes", __doc__, FIGURES)

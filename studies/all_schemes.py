@@ -1,16 +1,16 @@
 """All schemes: how does every gradient estimator of fgvar do on one network, with one noise?
 
-Question   Which scheme of `fgvar.schemes()` points most along the end-to-end gradient, which is worth its cost, and
-           what does a better guess buy (the guess matrix of Fournier et al. 2023: guess × target × space)?
+Question   Which scheme of `fgvar.schemes()` points most along the end-to-end gradient, and which is worth its cost?
 Claim      Of unbiased perturbation schemes, local greedy losses with activity perturbation come closest to
-           their target. Guesses that know the network (all biased) come closer to backprop than isotropic noise
-           does; projecting every tensor and example alone, which costs less than twice as much, is a gain by itself.
+           their target. Projecting every tensor and example alone, which costs less than twice as much, is a gain by
+           itself (`guesses.py` has more of that).
 Shown      Drawn values with standard errors, given one batch, after a few steps of backprop (the weights are not
            random any more, the heads not 0). Schemes without noise are evaluated once.
-Cost       About three minutes on one core; --smoke: a few seconds.
-Run        python studies/all_schemes.py            writes results/all_schemes.nc, .pdf, .png and _guesses.pdf, .png
+Cost       About a minute on one core; --smoke: a few seconds.
+Run        python studies/all_schemes.py            writes results/all_schemes.nc, .pdf and .png
 """
 
+import functools
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Config:
-    """Measure all schemes, and the guess matrix, on a LocalMixer that has learned digits for a moment."""
+    """Measure all schemes on a LocalMixer that has learned digits for a moment."""
 
     blocks: int = 2
     patches: int = 2
@@ -37,7 +37,7 @@ class Config:
     """Estimates of each; efficiency has no error below 256."""
     seed: int = 0
     out: Path = field(default=ROOT / "results" / "all_schemes.nc")
-    """Where the dataset goes; the figures stand beside it."""
+    """Where the dataset goes; the figure stands beside it."""
     smoke: bool = False
     """A few seconds: one short run of everything, whose numbers mean nothing."""
 
@@ -47,16 +47,14 @@ def main(config: Config) -> None:
 
     if config.smoke:
         config = replace(config, channels=16, epochs=1, batch=4, draws=16)
-    at, trained = problem(config)
+    at, trained = problem(**{name: getattr(config, name) for name in NETWORK}, seed=config.seed)
     schemes = {scheme.name: scheme.make() for scheme in fgvar.schemes()}
-    matrix = fgvar.guess_matrix()
-    dataset = fgvar.measure(schemes | matrix, at, draws=config.draws, seed=config.seed)
+    dataset = fgvar.measure(schemes, at, draws=config.draws, seed=config.seed)
     # Single layers would be most of the file, and no figure shows them.
     dataset = dataset.sel(layer=["perturbed", "total"]).drop_vars("seconds")
     dataset = dataset.assign_coords(
-        kind=("estimator", ["scheme"] * len(schemes) + ["guess matrix"] * len(matrix)),
-        family=("estimator", [family(one) for one in (schemes | matrix).values()]),
-        biased=("estimator", [one.biased for one in (schemes | matrix).values()]),
+        family=("estimator", [family(one) for one in schemes.values()]),
+        biased=("estimator", [one.biased for one in schemes.values()]),
     )
     dataset.attrs |= {
         "study": "all_schemes",
@@ -71,7 +69,13 @@ def main(config: Config) -> None:
     command.write(command.Config(config.out), all_schemes.FIGURES)
 
 
-def problem(config: Config) -> tuple[Any, int]:
+NETWORK = ("blocks", "patches", "channels", "groups", "epochs", "batch")  # what `problem` takes, beside a seed
+
+
+@functools.cache  # for the cells of a sweep
+def problem(
+    *, blocks: int, patches: int, channels: int, groups: int, epochs: int, batch: int, seed: int
+) -> tuple[Any, int]:
     """A LocalMixer after a little backprop, on a batch of digits; and how many steps it took."""
     import fgvar
     from fgvar.experiments.training import steps_of
@@ -80,18 +84,18 @@ def problem(config: Config) -> tuple[Any, int]:
     model = fgvar.networks.LocalMixer(
         images.image_shape,
         images.classes,
-        blocks=config.blocks,
-        patches=config.patches,
-        channels=config.channels,
-        groups=config.groups,
-        seed=config.seed,
+        blocks=blocks,
+        patches=patches,
+        channels=channels,
+        groups=groups,
+        seed=seed,
     )
-    schedule = fgvar.Schedule(epochs=config.epochs)
+    schedule = fgvar.Schedule(epochs=epochs)
     # Local heads learn beside it, from features behind a stop-gradient, so that local losses mean something.
     backprop = fgvar.scheme("BP", losses=fgvar.GlobalLoss(heads=True))
-    run = fgvar.train(model, backprop, (images, test), schedule, seed=config.seed, device="cpu")
-    batch = images.sample(config.batch, seed=config.seed + 1)
-    return fgvar.Problem(model, "cross_entropy", batch).at(run.params), steps_of(schedule, len(images))
+    run = fgvar.train(model, backprop, (images, test), schedule, seed=seed, device="cpu")
+    at = fgvar.Problem(model, "cross_entropy", images.sample(batch, seed=seed + 1)).at(run.params)
+    return at, steps_of(schedule, len(images))
 
 
 def family(estimator: Any) -> str:
@@ -111,22 +115,19 @@ def family(estimator: Any) -> str:
 
 
 def report(dataset: Any) -> str:
-    """Schemes by their cosine to backprop, and the guess matrix."""
+    """Schemes by their cosine to backprop."""
     data = dataset.sel(layer="perturbed")
+    data = data.sortby(data["cosine"].sel(reference="backprop"), ascending=False)
     lines = ["", f"{'estimator':<30}cosine to target, to backprop (±)      slope  rel. variance  efficiency    cost"]
-    for kind in ("scheme", "guess matrix"):
-        some = data.isel(estimator=(data["kind"] == kind).values)
-        some = some.sortby(some["cosine"].sel(reference="backprop"), ascending=False)
-        for index in range(some.sizes["estimator"]):
-            its = some.isel(estimator=index)
-            ours, theirs = (its.sel(reference=name) for name in ("target", "backprop"))
-            lines.append(
-                f"{its['estimator'].item():<30}{ours['cosine'].item():8.4f}{theirs['cosine'].item():10.4f} ± "
-                f"{theirs['cosine_se'].item():<8.4f}{ours['slope'].item():14.4g}"
-                f"{its['relative_variance'].item():15.4g}{theirs['efficiency'].item():12.2g}{its['cost'].item():8.1f}"
-            )
-        lines.append("")
-    return "\n".join(lines)
+    for index in range(data.sizes["estimator"]):
+        its = data.isel(estimator=index)
+        ours, theirs = (its.sel(reference=name) for name in ("target", "backprop"))
+        lines.append(
+            f"{its['estimator'].item():<30}{ours['cosine'].item():8.4f}{theirs['cosine'].item():10.4f} ± "
+            f"{theirs['cosine_se'].item():<8.4f}{ours['slope'].item():14.4g}"
+            f"{its['relative_variance'].item():15.4g}{theirs['efficiency'].item():12.2g}{its['cost'].item():8.1f}"
+        )
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,103 @@
+"""The figure of fused losses: time and memory of the copies of a local loss, one by one and fused, against groups.
+
+Run   python -m figures.fused_losses results/fused_losses.nc [--venue iclr] [--columns 2] [--out FOLDER_OR_STEM]
+writes <stem>.pdf, .png and .txt (the caption).
+"""
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from figures import command, style
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    "time": ("groups", "seed", "repeat", "way"),
+    "peak": ("groups", "seed", "way"),
+    "difference": ("groups", "seed"),
+}
+SOURCE = "studies/fused_losses.py"
+LOOKS = {  # ways are no schemes: Okabe & Ito's colours, with markers of their own
+    "naive": ("#D55E00", "^", "replicated, naive"),
+    "fused": ("#0072B2", "o", "replicated, fused"),
+    "ordinary": ("#7f7f7f", "s", "one copy"),
+}
+PANELS = {"time": "time (ms)", "ratio": "time relative to fused", "peak": "peak memory (MB)"}
+
+
+def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
+    """Time, ratios of times and memory, side by side; one below the other in one column.
+
+    Raises:
+        ValueError: not a dataset of this study, an unknown venue or number of columns.
+    """
+    style.require(dataset, NEEDED, SOURCE)
+    shape = (1, 3) if columns == 2 else (3, 1)
+    with style.context(venue):
+        figure = Figure((style.width(venue, columns), 0.5 + 1.5 * shape[0]), layout="constrained")
+        panels = figure.subplots(*shape, squeeze=False, sharex=columns == 1).flat
+        for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
+            _panel(axes, *(quantiles(dataset, name).sel(quantile=q) for q in (0.25, 0.5, 0.75)))
+            axes.set_ylabel(title)
+            if columns == 2 or name == "peak":
+                axes.set_xlabel("groups")
+        handles = [Line2D([], [], color=color, marker=marker, label=label) for color, marker, label in LOOKS.values()]
+        figure.legend(handles=handles, loc="outside upper center", ncols=3 if columns == 2 else 2)
+        figure.align_labels()
+        style.settle(figure)
+    return figure
+
+
+def quantiles(dataset: xr.Dataset, name: str) -> xr.DataArray:
+    """Quartiles and medians over repeats (memory: over seeds) in the panel's units."""
+    if name == "peak":
+        return (dataset["peak"] / 1e6).quantile([0.25, 0.5, 0.75], "seed")
+    time = dataset["time"]
+    shown = 1e3 * time if name == "time" else (time / time.sel(way="fused")).drop_sel(way="fused")
+    return shown.quantile([0.25, 0.5, 0.75], ("seed", "repeat"))
+
+
+def _panel(axes: Axes, low: xr.DataArray, middle: xr.DataArray, high: xr.DataArray) -> None:
+    x = middle["groups"].values
+    for way in map(str, middle["way"].values):
+        color, marker, label = LOOKS[way]
+        axes.fill_between(x, low.sel(way=way), high.sel(way=way), color=color, alpha=0.25, linewidth=0, zorder=2)
+        axes.plot(x, middle.sel(way=way), color=color, marker=marker, label=label, markeredgecolor="white", zorder=3)
+    axes.set_xscale("log")
+    axes.set_xlim(x.min() / 1.3, x.max() * 1.3)
+    style.ticks(axes.xaxis, x if len(x) < 5 else x[::2])
+    style.log(axes, "y", (float(low.min()) / 1.4, float(high.max()) * 1.4))
+
+
+def caption(dataset: xr.Dataset) -> str:
+    """What the figure shows, in words and in numbers from the dataset."""
+    style.require(dataset, NEEDED, SOURCE)
+    get = dataset.attrs.get
+    time, ratio, peak = (quantiles(dataset, name).sel(quantile=0.5) for name in PANELS)
+    first, last = (int(dataset["groups"][place]) for place in (0, -1))
+    parts = [
+        "Directional derivatives of the loss of one block, replicated over patches and groups: by copies with "
+        "stop-gradients (naive), by one gradient and an inner product for each copy (fused), and of the ordinary "
+        f"loss in one copy. Batch {get('config_batch', '?')}, {get('config_patches', '?')} patches, "
+        f"{get('config_channels', '?')} channels; both ways differ by at most "
+        f"{float(np.max(dataset['difference'])):.1e} of the derivatives' norm.",
+        f"Left and middle: wall time on {get('threads', '?')} thread(s) of a machine with other work, medians of "
+        f"{dataset.sizes['repeat'] * dataset.sizes['seed']} repeats in bands of quartiles; the ways take turns, and "
+        "ratios are taken within a repeat. Right: largest sum of tensors allocated at a time, beyond the inputs.",
+        f"From {first} to {last} groups: naive {_from_to(time, 'naive')} ms and {_from_to(peak, 'naive')} MB, fused "
+        f"{_from_to(time, 'fused')} ms and {_from_to(peak, 'fused')} MB; naive takes {_from_to(ratio, 'naive')} "
+        f"times as long as fused, one copy {_from_to(ratio, 'ordinary')} times.",
+    ]
+    return style.text(dataset, parts)
+
+
+def _from_to(values: xr.DataArray, way: str) -> str:
+    its = values.sel(way=way).values
+    return f"{its[0]:.3g} to {its[-1]:.3g}"
+
+
+FIGURES: command.Figures = {"": (draw, caption)}
+
+if __name__ == "__main__":
+    command.run("figures.fused_losses", __doc__, FIGURES)
