@@ -18,6 +18,9 @@ figures: .venv/studies  ## redraw every figure from its stored dataset, beside i
 	$(PY) -m figures.local_losses figures/data/local_losses.nc
 	$(PY) -m figures.groups figures/data/groups.nc
 	$(PY) -m figures.fused_losses figures/data/fused_losses.nc
+	$(PY) -m figures.table3 figures/data/table3.nc
+	$(PY) -m figures.table3_probes figures/data/table3_probes.nc
+	$(PY) -m figures.table4 figures/data/table4.nc
 
 # Names on the Hugging Face hub, or directories. How long it takes has not been measured: no GPU was at hand.
 MNIST = mnist

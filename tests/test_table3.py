@@ -127,7 +127,7 @@ def test_rates_are_those_of_the_least_validation_error() -> None:
     errors = xr.open_dataset(STORED, engine="h5netcdf")["validation_error"]
     for algorithm, family in table3.STANDS_FOR.items():
         its = errors.sel(tried=algorithm)
-        assert float(its["rate"][int(its.argmin())]) == table3.RATES[family]
+        assert float(its["rate"][int(its.argmin("rate"))]) == table3.RATES[family]
     assert errors["rate"].values.tolist() == list(table3.TRIED)
 
 
