@@ -142,7 +142,8 @@ def caption(dataset: xr.Dataset) -> str:
             lengths.setdefault(int(its["epochs"].sel(algorithm=name)), []).append(name)
         epochs = "; ".join(f"{length} epochs: {', '.join(names)}" for length, names in lengths.items())
         runs = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
-        parts.append(f"{network} on {dataset['data'].sel(network=network).item()}: {runs} {'run' if runs == '1' else 'runs'} a cell ({epochs}).")
+        runs += " run" if counts[-1] == 1 else " runs"
+        parts.append(f"{network} on {dataset['data'].sel(network=network).item()}: {runs} a cell ({epochs}).")
     late = worse(data)
     get = dataset.attrs.get
     parts += [
