@@ -101,8 +101,8 @@ class Problem:
     def at(self, params: Mapping[str, Tensor] | None = None, batch: tuple[Tensor, Tensor] | None = None) -> "Problem":
         """The same network and loss with other parameters or another batch, without checking them again."""
         other = copy.copy(self)
-        if params is not None:
-            other.params = dict(params)
+        if params is not None:  # a model's own parameters would record a graph
+            other.params = {name: p.detach() if isinstance(p, nn.Parameter) else p for name, p in params.items()}
         if batch is not None:
             other.inputs, other.targets = batch
         return other

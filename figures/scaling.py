@@ -1,0 +1,157 @@
+"""The figure of scaling: relative variance and cosine against width, depth and groups.
+
+Run   python -m figures.scaling results/scaling.nc [--venue iclr] [--columns 2] [--out FOLDER_OR_STEM]
+writes <stem>.pdf, .png and .txt (the caption).
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy import stats
+
+from figures import command, style
+
+SOURCE = "studies/scaling.py"
+AXES = ("place", "point", "epochs", "seed")
+NEEDED = {
+    **dict.fromkeys(("relative_variance", "snr"), (*AXES, "estimator")),
+    **dict.fromkeys(("cosine", "cosine_se"), (*AXES, "estimator", "reference")),
+    **dict.fromkeys(("weights", "activities"), AXES),
+    "size": ("place", "point"),
+}
+ROWS = {"relative_variance": "relative variance", "cosine": "cosine to target"}
+LAW: dict[str, Any] = {"color": "0.35", "linewidth": 0.7, "linestyle": (0, (1, 1.5)), "zorder": 1.5}
+
+
+def of_place(dataset: xr.Dataset, place: str) -> xr.Dataset:
+    """One axis over its own points."""
+    one = dataset.sel(place=place)
+    return one.isel(point=one["size"].notnull().values)
+
+
+def slope(dataset: xr.Dataset, place: str, scheme: str, epochs: int) -> tuple[float, float]:
+    """Exponent of the relative variance as a power of the size, and the half-width of its 95 % interval.
+
+    A line through the logarithms for each seed: mean of their slopes, and Student's interval; NaN of one seed.
+    """
+    one = of_place(dataset, place)
+    values = one["relative_variance"].sel(estimator=scheme, epochs=epochs).transpose("point", "seed").values
+    slopes = np.polyfit(np.log(one["size"].values), np.log(values), 1)[0]
+    if len(slopes) < 2:
+        return float(slopes[0]), math.nan
+    half = stats.t.ppf(0.975, len(slopes) - 1) * slopes.std(ddof=1) / len(slopes) ** 0.5
+    return float(slopes.mean()), float(half)
+
+
+def predicted(dataset: xr.Dataset, place: str, scheme: str) -> float:
+    """The slope of what the scheme's law counts; NaN where there is no law."""
+    one = of_place(dataset, place).isel(epochs=0, seed=0)
+    network, along = place.split(", ")
+    numbers = one["activities"] if scheme.endswith("A") else one["weights"]
+    if scheme.startswith("LG"):
+        if along == "depth":
+            return 0.0
+        if network != "mlp":
+            return math.nan
+    counted = numbers if scheme.endswith("A") else numbers + 1
+    return float(np.polyfit(np.log(one["size"].values), np.log(counted.values), 1)[0])
+
+
+def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
+    """A column for each network and axis (one column: a row), with relative variance and cosine.
+
+    Raises:
+        ValueError: not a dataset of this study, an unknown venue or number of columns.
+    """
+    style.require(dataset, NEEDED, SOURCE)
+    places, schemes = style.names(dataset, "place"), style.in_order(style.names(dataset, "estimator"))
+    epochs = dataset["epochs"].values
+    with style.context(venue):
+        shape = (2, len(places)) if columns == 2 else (len(places), 2)
+        figure = Figure((style.width(venue, columns), 0.7 + 1.25 * shape[0]), layout="constrained")
+        grid = figure.subplots(*shape, squeeze=False)
+        panels = grid.T if columns == 2 else grid
+        for pair, place in zip(panels, places, strict=True):
+            network, along = place.split(", ")
+            for axes, name in zip(pair, ROWS, strict=True):
+                _panel(axes, of_place(dataset, place), name, schemes)
+                axes.set_xlabel(along)
+            pair[0].set_title({"mixer": "LocalMixer", "mlp": "MLP"}[network])
+        for axes, name in zip(panels[0] if columns == 2 else panels[-1], ROWS, strict=True):
+            axes.set_ylabel(ROWS[name])
+        if columns == 1:
+            for pair in panels[:-1]:
+                for axes, name in zip(pair, ROWS, strict=True):
+                    axes.set_ylabel(ROWS[name])
+        states = [
+            Line2D([], [], label=f"after {value} epochs", linestyle="none", marker="o", markersize=3.5, color="0.35",
+                   markerfacecolor="0.35" if value == epochs[0] else "white")
+            for value in epochs
+        ]  # fmt: skip
+        style.legend(figure, schemes, [*states, Line2D([], [], label="predicted slope", **LAW)], entry=1.15)
+        style.settle(figure)
+    return figure
+
+
+def _panel(axes: Axes, one: xr.Dataset, name: str, schemes: list[str]) -> None:
+    """Means over seeds: a line with filled markers at first, hollow ones where the network has learned."""
+    sizes, shown = one["size"].values, []
+    for scheme in schemes:
+        how = style.line_style(scheme)
+        for epochs in one["epochs"].values:
+            its = one[name].sel(estimator=scheme, epochs=epochs)
+            its = its.sel(reference="target") if name == "cosine" else its
+            mean, error = its.mean("seed").values, np.zeros(len(sizes))
+            if name == "cosine":
+                errors = one["cosine_se"].sel(estimator=scheme, epochs=epochs, reference="target")
+                error = np.sqrt((errors**2).sum("seed").values) / its.sizes["seed"]
+            look = how if epochs == one["epochs"].values[0] else how | {"markerfacecolor": "white", "alpha": 0.75}
+            axes.plot(sizes, mean, **look)
+            axes.fill_between(
+                sizes, np.maximum(mean - style.Z * error, 1e-9), mean + style.Z * error,
+                color=how["color"], alpha=0.2, linewidth=0,
+            )  # fmt: skip
+            shown.append(mean)
+        law = predicted(one.expand_dims("place"), one["place"].item(), scheme)
+        if name == "relative_variance" and np.isfinite(law):
+            axes.plot(sizes, shown[-len(one["epochs"])][0] * (sizes / sizes[0]) ** law, **LAW)
+    axes.set_xscale("log")
+    axes.set_xlim(sizes.min() / 1.25, sizes.max() * 1.25)
+    style.ticks(axes.xaxis, sizes.astype(int))
+    style.log(axes, "y", (float(np.nanmin(shown)) / 1.7, float(np.nanmax(shown)) * 1.7))
+
+
+def caption(dataset: xr.Dataset) -> str:
+    """What the figure shows, in words and in numbers from the dataset."""
+    style.require(dataset, NEEDED, SOURCE)
+    get, first = dataset.attrs.get, dataset["epochs"].values[0]
+    fitted = []
+    for place in style.names(dataset, "place"):
+        each = []
+        for scheme in style.in_order(style.names(dataset, "estimator")):
+            (value, half), law = slope(dataset, place, scheme, first), predicted(dataset, place, scheme)
+            each.append(f"{scheme} {value:z.2f} ± {half:.2f}" + (f" ({law:z.2f})" if np.isfinite(law) else ""))
+        fitted.append(f"{place}: {', '.join(each)}.")
+    parts = [
+        "How relative variance and cosine to the target change with the size of the network; all parameters that "
+        f"schemes perturb, batches of {get('batch_size', '?')} digits, means over {dataset.sizes['seed']} seeds. "
+        "MLPs have square layers and a local head behind each.",
+        f"Relative variance: exact. Cosines: drawn, {get('draws', '?')} draws (replayed) a seed, bands ±1.96 "
+        "standard errors of the draws. Hollow: after a little backprop. Dotted: the predicted slopes, from the first "
+        "point.",
+        f"Fitted slopes of the relative variance before training, 95 % intervals over seeds (predicted): "
+        f"{' '.join(fitted)}",
+    ]
+    failed = int((dataset["status"] == "failed").sum()) if "status" in dataset else 0
+    return style.text(dataset, [*parts, f"{failed} cells failed."] if failed else parts)
+
+
+FIGURES: command.Figures = {"": (draw, caption)}
+
+if __name__ == "__main__":
+    command.run("figures.scaling", __doc__, FIGURES)

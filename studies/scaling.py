@@ -1,0 +1,167 @@
+"""Scaling: how do noise and direction of forward gradients grow with width, depth and the number of channel groups?
+
+Question   In weights and in activities, with the global loss and with local ones: which power of the size is lost?
+Claim      Weight perturbation has a relative variance of d + 1 for d weights, whatever they are: in square layers it
+           grows with the square of the width, and with the depth. Activity perturbation grows with the number of
+           activities: with the width and the depth themselves. Losses that credit each group alone take the number of
+           groups out of it.
+Shown      Relative variance and SNR, given one batch, exact; mean cosines to the target and to backprop, drawn. LG:
+           one loss a block, on LocalMixers for every patch and group. At initialisation (heads not zero), and after a
+           little backprop. MLPs have square layers: their inputs are digits carried to as many numbers as there are
+           units, by a fixed random matrix. Slopes are least squares in logarithms, with 95 % intervals over seeds.
+Predicted  Slopes of d + 1, counted, for FG-W, and of the number of activities for FG-A. On MLPs, whose blocks are all
+           alike, the same of one block for LG-FG-W and LG-FG-A. Nothing predicts how replicas on LocalMixers grow
+           with width and groups; with depth LG schemes should not, but for the first block, which differs.
+Cost       Six minutes on one core, half of it on two (--workers 2); --smoke: seconds.
+Run        python studies/scaling.py            writes results/scaling.nc, .pdf and .png
+Full size  python studies/scaling.py --width 64 128 256 512 1024 --depth 1 2 4 8 16 --batch 128   (not done here)
+"""
+
+import math
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from fgvar.experiments.options import Options
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMES = ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A")
+ALONG = {"mixer": ("width", "depth", "groups"), "mlp": ("width", "depth")}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measure networks of growing size; each axis starts from --base."""
+
+    width: tuple[int, ...] = (32, 64, 128, 256)
+    depth: tuple[int, ...] = (1, 2, 3, 4, 6)
+    groups: tuple[int, ...] = (1, 2, 4, 8, 16)
+    base: tuple[int, int, int] = (64, 2, 4)
+    """Width, depth and groups where another axis grows."""
+    epochs: tuple[int, ...] = (0, 5)
+    """Of backprop before measuring; 22 steps each."""
+    batch: int = 32
+    draws: int = 32
+    """For cosines; the rest is exact."""
+    run: tyro.conf.OmitArgPrefixes[Options] = Options(ROOT / "results" / "scaling.nc", seed=(0, 1, 2))  # noqa: RUF009
+
+
+def main(config: Config) -> None:
+    import xarray as xr
+
+    import fgvar  # after the command line is parsed: --help needs no torch
+    from figures import command, scaling
+
+    if config.run.smoke:
+        run = replace(config.run, seed=config.run.seed[:2])
+        config = replace(config, width=(8, 16), depth=(1, 2), groups=(1, 2), base=(16, 1, 2), epochs=(0,), run=run)
+        config = replace(config, batch=4, draws=4)
+    how = config.run.arguments()
+    found = []
+    for network, axes in ALONG.items():
+        for along in axes:
+            at = dict(zip(("width", "depth", "groups"), config.base, strict=True))
+            del at[along]
+            settings = {"network": network, **at, "batch": config.batch, "draws": config.draws}
+            grid = {along: getattr(config, along), "epochs": config.epochs}
+            out = how["folder"] / f"{network}_{along}.nc"
+            swept = fgvar.sweep(cell, grid, config=settings, **how | {"out": out})
+            if "cosine" not in swept:
+                raise ValueError("no cell is done; see above, or run without --collect")
+            sizes = ("point", swept[along].values, {"long_name": along})
+            swept = swept.drop_vars(["traceback", along]).rename({along: "point"}).assign(size=sizes)
+            found.append(
+                swept.assign_coords(point=range(swept.sizes["point"])).expand_dims(place=[f"{network}, {along}"])
+            )
+    dataset = xr.concat(found, "place", join="outer", combine_attrs="drop_conflicts")
+    described = replace(config, run=replace(config.run, out=Path("results") / config.run.out.name))
+    dataset.attrs |= {"study": "scaling", "configuration": repr(described)}
+    print(report(dataset))
+    print(fgvar.save(dataset, how["out"]))
+    command.write(command.Config(how["out"]), scaling.FIGURES)
+
+
+def cell(*, network: str, width: int, depth: int, groups: int, epochs: int, batch: int, draws: int, seed: int) -> Any:
+    """All schemes on one network: exact variances, drawn cosines, and what the laws count."""
+    import torch
+
+    import fgvar
+
+    images, test = (fgvar.data.load("digits", split) for split in ("train", "test"))
+    x, y = images.sample(batch, seed=seed + 1)
+    model = mixer(width, depth, groups, seed) if network == "mixer" else mlp(width, depth, seed, x)
+    params = dict(model.named_parameters())
+    if epochs:
+        backprop = fgvar.scheme("BP", losses=fgvar.GlobalLoss(heads=True))
+        schedule = fgvar.Schedule(epochs=epochs, lr=0.05)
+        params = fgvar.train(model, backprop, (images, test), schedule, seed=seed, device="cpu").params
+    # In double precision the exact route is sure of itself on ill-conditioned networks, too.
+    problem = fgvar.Problem(model, "cross_entropy", (x, y)).at(params).to(torch.float64)
+    schemes = {name: fgvar.scheme(name, oracle=fgvar.Replay()) for name in SCHEMES}
+    exact = fgvar.measure(schemes, problem, route="exact")
+    drawn = fgvar.measure(schemes, problem, draws=draws, seed=seed)
+    numbers = {
+        "weights": sum(problem.params[name].numel() for name in problem.perturbed),
+        "activities": sum(math.prod(shape[1:]) for shape in problem.map.sites.values()),
+    }
+    found = exact[["relative_variance", "snr"]].merge(drawn[["cosine", "cosine_se", "cosine_null"]])
+    found = found.sel(layer="perturbed", drop=True).drop_vars("layer", errors="ignore")
+    for name, number in numbers.items():
+        found[name] = (), number, {"long_name": f"perturbed {name} of an example"}
+    return found.assign_attrs(drawn.attrs)
+
+
+def mixer(width: int, depth: int, groups: int, seed: int) -> Any:
+    """A LocalMixer with so many channels and blocks."""
+    import fgvar
+
+    return fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=depth, patches=2, channels=width, groups=groups, seed=seed)
+
+
+def mlp(width: int, depth: int, seed: int, x: Any) -> Any:
+    """An MLP of square layers, with a local head behind each."""
+    import torch
+
+    import fgvar
+
+    class Lift(torch.nn.Module):
+        """Images as ``width`` numbers, by a matrix that nobody learns."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            generator = torch.Generator().manual_seed(seed)
+            self.register_buffer("matrix", torch.randn(64, width, generator=generator) / 8)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1) @ self.matrix
+
+    net = torch.nn.Sequential(Lift(), fgvar.networks.MLP(width, width=width, depth=depth, classes=10, seed=seed))
+    after = [f"1.act{layer}" for layer in range(depth)]
+    return fgvar.with_local_heads(net, after=after, classes=10, inputs=x, seed=seed)
+
+
+def report(dataset: Any) -> str:
+    """A line for each place, scheme and state of training: the slope, its interval, and the predicted one."""
+    from figures import scaling
+
+    lines = ["", f"{'':<16}{'scheme':<10}{'epochs':>6}{'slope of relative variance':>30}{'predicted':>11}"]
+    for place in dataset["place"].values:
+        for scheme in SCHEMES:
+            for epochs in dataset["epochs"].values:
+                value, half = scaling.slope(dataset, place, scheme, epochs)
+                law = scaling.predicted(dataset, place, scheme)
+                lines.append(f"{place:<16}{scheme:<10}{epochs:>6}{value:>20z.3f} ± {half:<7.3f}{law:>11z.3f}")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError) as error:  # what the user can mend, in one line
+        sys.exit(f"scaling: {error}")
+    except KeyboardInterrupt:
+        sys.exit("scaling: stopped; the same command goes on from here")
