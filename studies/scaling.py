@@ -130,6 +130,8 @@ def mlp(width: int, depth: int, seed: int, x: Any) -> Any:
     class Lift(torch.nn.Module):
         """Images as ``width`` numbers, by a matrix that nobody learns."""
 
+        matrix: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             generator = torch.Generator().manual_seed(seed)
@@ -153,7 +155,7 @@ def report(dataset: Any) -> str:
             for epochs in dataset["epochs"].values:
                 value, half = scaling.slope(dataset, place, scheme, epochs)
                 law = scaling.predicted(dataset, place, scheme)
-                lines.append(f"{place:<16}{scheme:<10}{epochs:>6}{value:>20z.3f} ± {half:<7.3f}{law:>11z.3f}")
+                lines.append(f"{place:<16}{scheme:<10}{epochs:>6}{value:>z20.3f} ± {half:<7.3f}{law:>z11.3f}")
     return "\n".join([*lines, ""])
 
 
