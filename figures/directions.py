@@ -30,6 +30,7 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
         ValueError: not a dataset of this study, an unknown venue or number of columns.
     """
     style.require(dataset, NEEDED, "studies/directions.py")
+    dataset = style.over_seeds(dataset)
     shape = (1, 2) if columns == 2 else (2, 1)
     with style.context(venue):
         figure = Figure((style.width(venue, columns), 0.6 + 1.8 * shape[0]), layout="constrained")
@@ -68,6 +69,7 @@ def _panel(axes: Axes, dataset: xr.Dataset, name: str) -> None:
 def caption(dataset: xr.Dataset) -> str:
     """What the figure shows, in words and in numbers from the dataset."""
     style.require(dataset, NEEDED, "studies/directions.py")
+    dataset = style.over_seeds(dataset)
     get = dataset.attrs.get
     exact = dataset.isel(estimator=dataset["estimator"].values != "mean")
     off = {

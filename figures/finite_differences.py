@@ -34,6 +34,7 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
         ValueError: not a dataset of finite differences, an unknown venue or number of columns.
     """
     style.require(dataset, NEEDED, SOURCE)
+    dataset = style.over_seeds(dataset)
     networks, dtypes = style.names(dataset, "network"), style.names(dataset, "dtype")
     networks = networks if columns == 2 else networks[:1]
     with style.context(venue):
@@ -113,6 +114,7 @@ def _handles(dtypes: list[str]) -> list[Line2D]:
 def caption(dataset: xr.Dataset) -> str:
     """What the figure shows, in words and in numbers from the dataset."""
     style.require(dataset, NEEDED, SOURCE)
+    dataset = style.over_seeds(dataset)
     get = dataset.attrs.get
     parts = [
         "Finite differences against the exact directional derivative, by step (in units of the direction). All "

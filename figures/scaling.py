@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import numpy as np
+import seaborn
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,6 +26,7 @@ NEEDED = {
     "size": ("place", "point"),
 }
 ROWS = {"relative_variance": "relative variance", "cosine": "cosine to target"}
+NETWORKS = {"mixer": "LocalMixer", "mlp": "MLP"}
 LAW: dict[str, Any] = {"color": "0.35", "linewidth": 0.7, "linestyle": (0, (1, 1.5)), "zorder": 1.5}
 
 
@@ -72,27 +74,25 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
     places, schemes = style.names(dataset, "place"), style.in_order(style.names(dataset, "estimator"))
     epochs = dataset["epochs"].values
     with style.context(venue):
-        shape = (2, len(places)) if columns == 2 else (len(places), 2)
+        shape = (len(ROWS), len(places)) if columns == 2 else (len(places), len(ROWS))
         figure = Figure((style.width(venue, columns), 0.7 + 1.25 * shape[0]), layout="constrained")
         grid = figure.subplots(*shape, squeeze=False)
         panels = grid.T if columns == 2 else grid
-        for pair, place in zip(panels, places, strict=True):
+        for row, (several, place) in enumerate(zip(panels, places, strict=True)):
             network, along = place.split(", ")
-            for axes, name in zip(pair, ROWS, strict=True):
+            for axes, (name, title) in zip(several, ROWS.items(), strict=True):
                 _panel(axes, of_place(dataset, place), name, schemes)
                 axes.set_xlabel(along)
-            pair[0].set_title({"mixer": "LocalMixer", "mlp": "MLP"}[network])
-        for axes, name in zip(panels[0] if columns == 2 else panels[-1], ROWS, strict=True):
-            axes.set_ylabel(ROWS[name])
-        if columns == 1:
-            for pair in panels[:-1]:
-                for axes, name in zip(pair, ROWS, strict=True):
-                    axes.set_ylabel(ROWS[name])
-        states = [
-            Line2D([], [], label=f"after {value} epochs", linestyle="none", marker="o", markersize=3.5, color="0.35",
-                   markerfacecolor="0.35" if value == epochs[0] else "white")
-            for value in epochs
-        ]  # fmt: skip
+                if columns == 1 and row == 0:
+                    axes.set_title(title)
+            several[0].set(**{"title" if columns == 2 else "ylabel": NETWORKS[network]})
+        if columns == 2:
+            for axes, title in zip(panels[0], ROWS.values(), strict=True):
+                axes.set_ylabel(title)
+        figure.align_labels()
+        grey: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3.5, "color": "0.35"}
+        called = {value: f"after {value} epochs" if value else "at initialisation" for value in epochs}
+        states = [Line2D([], [], label=called[value], **grey | _filled(value, epochs)) for value in epochs]
         style.legend(figure, schemes, [*states, Line2D([], [], label="predicted slope", **LAW)], entry=1.15)
         style.settle(figure)
     return figure
@@ -100,30 +100,29 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
 
 def _panel(axes: Axes, one: xr.Dataset, name: str, schemes: list[str]) -> None:
     """Means over seeds: a line with filled markers at first, hollow ones where the network has learned."""
-    sizes, shown = one["size"].values, []
+    sizes, highest, lowest = one["size"].values, 0.0, np.inf
     for scheme in schemes:
-        how = style.line_style(scheme)
         for epochs in one["epochs"].values:
-            its = one[name].sel(estimator=scheme, epochs=epochs)
-            its = its.sel(reference="target") if name == "cosine" else its
-            mean, error = its.mean("seed").values, np.zeros(len(sizes))
-            if name == "cosine":
-                errors = one["cosine_se"].sel(estimator=scheme, epochs=epochs, reference="target")
-                error = np.sqrt((errors**2).sum("seed").values) / its.sizes["seed"]
-            look = how if epochs == one["epochs"].values[0] else how | {"markerfacecolor": "white", "alpha": 0.75}
-            axes.plot(sizes, mean, **look)
-            axes.fill_between(
-                sizes, np.maximum(mean - style.Z * error, 1e-9), mean + style.Z * error,
-                color=how["color"], alpha=0.2, linewidth=0,
-            )  # fmt: skip
-            shown.append(mean)
+            values = one[name].sel(estimator=scheme, epochs=epochs)
+            values = values.sel(reference="target") if name == "cosine" else values
+            at = one["size"].broadcast_like(values)
+            how = style.line_style(scheme) | _filled(epochs, one["epochs"].values)
+            band: Any = {"errorbar": ("se", style.Z), "err_kws": {"linewidth": 0}}
+            seaborn.lineplot(x=at.values.ravel(), y=values.values.ravel(), ax=axes, **band, **how)
+            highest, lowest = max(highest, float(values.max())), min(lowest, float(values.min()))
         law = predicted(one.expand_dims("place"), one["place"].item(), scheme)
         if name == "relative_variance" and np.isfinite(law):
-            axes.plot(sizes, shown[-len(one["epochs"])][0] * (sizes / sizes[0]) ** law, **LAW)
+            first = float(one[name].sel(estimator=scheme).isel(epochs=0, point=0).mean())
+            axes.plot(sizes, first * (sizes / sizes[0]) ** law, **LAW)
     axes.set_xscale("log")
     axes.set_xlim(sizes.min() / 1.25, sizes.max() * 1.25)
     style.ticks(axes.xaxis, sizes.astype(int))
-    style.log(axes, "y", (float(np.nanmin(shown)) / 1.7, float(np.nanmax(shown)) * 1.7))
+    style.log(axes, "y", (lowest / 1.5, highest * 1.5))
+
+
+def _filled(epochs: int, all_epochs: Any) -> dict[str, Any]:
+    """Markers are filled at the first state, hollow at later ones."""
+    return {} if epochs == all_epochs[0] else {"markerfacecolor": "white", "alpha": 0.75}
 
 
 def caption(dataset: xr.Dataset) -> str:
@@ -141,9 +140,9 @@ def caption(dataset: xr.Dataset) -> str:
         "How relative variance and cosine to the target change with the size of the network; all parameters that "
         f"schemes perturb, batches of {get('batch_size', '?')} digits, means over {dataset.sizes['seed']} seeds. "
         "MLPs have square layers and a local head behind each.",
-        f"Relative variance: exact. Cosines: drawn, {get('draws', '?')} draws (replayed) a seed, bands ±1.96 "
-        "standard errors of the draws. Hollow: after a little backprop. Dotted: the predicted slopes, from the first "
-        "point.",
+        "Relative variance: exact; its inverse is the SNR, as no scheme here is biased. Cosines: drawn, "
+        f"{get('draws', '?')} draws (replayed) a seed. Bands: ±1.96 standard errors over seeds. Hollow: after a "
+        "little backprop. Dotted: the predicted slopes, from the first point.",
         f"Fitted slopes of the relative variance before training, 95 % intervals over seeds (predicted): "
         f"{' '.join(fitted)}",
     ]

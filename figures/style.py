@@ -301,6 +301,18 @@ def names(dataset: xr.Dataset, dim: str) -> list[str]:
     return [str(name) for name in dataset[dim].values]
 
 
+def over_seeds(dataset: xr.Dataset) -> xr.Dataset:
+    """Means over the seeds of a sweep; standard errors (``…_se``) as those of a mean of independent values."""
+    if "seed" not in dataset.dims:
+        return dataset
+    numbers = dataset.drop_vars([name for name, values in dataset.items() if values.dtype.kind not in "fiu"])
+    means = numbers.mean("seed", keep_attrs=True)
+    errors = [str(name) for name in means if str(name).endswith("_se")]
+    return means.assign(
+        {name: (dataset[name] ** 2).sum("seed", skipna=False) ** 0.5 / dataset.sizes["seed"] for name in errors}
+    )
+
+
 def plus_minus(value: xr.DataArray, error: xr.DataArray) -> str:
     return f"{value.item():.3g}" + (f" ± {error.item():.2g}" if np.isfinite(error) else "")
 

@@ -19,8 +19,8 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "variance": (*DIMS, "route"),
     "drawn": DIMS,
     "drawn_se": DIMS,
-    "v": ("cell",),
-    "s": ("cell",),
+    "v": DIMS,
+    "s": DIMS,
 }
 SCHEME = {"weight": "FG-W", "activity": "FG-A"}  # whose colour and marker it has
 LINES = {"shared": "-", "independent": (0, (3.5, 1.2))}
@@ -33,6 +33,7 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
         ValueError: not a dataset of this study, an unknown venue or number of columns.
     """
     style.require(dataset, NEEDED, "studies/table1.py")
+    dataset = style.over_seeds(dataset)
     shape = (1, 2) if columns == 2 else (2, 1)
     with style.context(venue):
         figure = Figure((style.width(venue, columns), 0.55 + 1.8 * shape[0]), layout="constrained")
@@ -62,23 +63,24 @@ def along_axis(dataset: xr.Dataset, name: str) -> xr.Dataset:
 
 def _panel(axes: Axes, data: xr.Dataset, along: str) -> None:
     x, square = data[along].values, data["v"] / data["batch"] + data["s"]
+    shown = data["drawn"] / square
     for space, scheme in SCHEME.items():
         for noise, line in LINES.items():
             its = data.sel(space=space, noise=noise)
+            here = square.sel(space=space, noise=noise)
             axes.plot(
                 x,
-                its["variance"].sel(route="table") / square,
+                its["variance"].sel(route="table") / here,
                 color=style.look(scheme).color,
                 linestyle=line,
                 zorder=2,
             )
-            error = style.Z * its["drawn_se"] / square
-            axes.errorbar(x, its["drawn"] / square, yerr=error, elinewidth=0.7, zorder=3, **_points(scheme, noise))
+            error = style.Z * its["drawn_se"] / here
+            axes.errorbar(x, its["drawn"] / here, yerr=error, elinewidth=0.7, zorder=3, **_points(scheme, noise))
     axes.set_xscale("log")
     axes.set_xlim(x.min() / 1.2, x.max() * 1.2)
     style.ticks(axes.xaxis, x)
-    low, high = float((data["drawn"] / square).min()), float((data["drawn"] / square).max())
-    style.log(axes, "y", (low / 2, high * 2))
+    style.log(axes, "y", (float(shown.min()) / 2, float(shown.max()) * 2))
 
 
 def _points(scheme: str, noise: str) -> dict[str, Any]:
@@ -91,6 +93,7 @@ def _points(scheme: str, noise: str) -> dict[str, Any]:
 def caption(dataset: xr.Dataset) -> str:
     """What the figure shows, in words and in numbers from the dataset."""
     style.require(dataset, NEEDED, "studies/table1.py")
+    dataset = style.over_seeds(dataset)
     table = dataset["variance"].sel(route="table")
     off = abs(dataset["variance"] / table - 1).max(DIMS)
     z = ((dataset["drawn"] - table) / dataset["drawn_se"]).values

@@ -7,19 +7,23 @@ Claim      For one loss over d numbers, relative to the gradient's squared norm:
            projection of the gradient on a random K-dimensional subspace: a mean cosine of E χ_K / E χ_d ≈ √(K/d).
 Shown      Drawn values with standard errors, given one batch; the closed forms as lines. Derivatives are inner
            products with the known gradient (`Replay`).
-Cost       About a minute on one core; --smoke: seconds.
+Cost       About a minute on one core, half of it on two (--workers 2); --smoke: seconds.
 Run        python studies/directions.py            writes results/directions.nc, .pdf and .png
+Full size  python studies/directions.py --draws 100000 --seed 0 1 2 3      (some hours; not done here)
 """
 
 import math
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from fgvar.experiments.options import Options
+
 ROOT = Path(__file__).resolve().parents[1]
+D = 160  # weights
 KINDS = ("mean", "orthogonal mean", "projection", "projection, length corrected")
 
 
@@ -31,52 +35,50 @@ class Config:
     """At most 160, the number of weights."""
     draws: int = 256
     batch: int = 32
-    seed: int = 0
-    out: Path = field(default=ROOT / "results" / "directions.nc")
-    """Where the dataset goes; the figure stands beside it."""
-    smoke: bool = False
-    """Seconds: few directions and draws, whose numbers mean nothing."""
+    run: tyro.conf.OmitArgPrefixes[Options] = Options(ROOT / "results" / "directions.nc")  # noqa: RUF009 (frozen)
 
 
 def main(config: Config) -> None:
-    import torch
-    import xarray as xr
-
     import fgvar  # after the command line is parsed: --help needs no torch
-
-    if config.smoke:
-        config = replace(config, directions=config.directions[:3], draws=16)
-    layer = torch.nn.Linear(16, 10, bias=False, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(config.seed)
-    with torch.no_grad():
-        layer.weight.copy_(torch.randn(10, 16, generator=generator, dtype=torch.float64) / 4)
-    x, y = fgvar.data.load("digits").sample(config.batch, seed=config.seed, dtype=torch.float64)
-    small = torch.nn.functional.avg_pool2d(x, 2).flatten(1)
-    problem = fgvar.Problem(layer, "cross_entropy", (small, y))
-    d = layer.weight.numel()
-    if not all(1 <= count <= d for count in config.directions) or not config.directions:
-        raise ValueError(f"directions are {list(config.directions)}, expected numbers from 1 to {d}, the weights")
-    found = []
-    for count in config.directions:
-        measured = fgvar.measure(estimators(count), problem, draws=config.draws, seed=config.seed)
-        chosen = measured.sel(layer="perturbed", reference="target", drop=True)
-        names = ("cosine", "relative_variance", "slope")
-        found.append(chosen[[*names, *(f"{name}_se" for name in names)]])
-    dataset = xr.concat(found, "directions").assign_coords(directions=list(config.directions))
-    for index, name in enumerate(("cosine", "relative_variance", "slope")):
-        values = [[theory(kind, count, d)[index] for kind in KINDS] for count in config.directions]
-        dataset[f"{name}_theory"] = ("directions", "estimator"), values
-    dataset.attrs = measured.attrs | {
-        "study": "directions",
-        "configuration": repr(replace(config, out=Path("results") / config.out.name)),
-        "d": d,
-    }
-    print(report(dataset))
-    print(fgvar.save(dataset, config.out))
-    sys.path.insert(0, str(ROOT))
     from figures import command, directions
 
-    command.write(command.Config(config.out), directions.FIGURES)
+    if config.run.smoke:
+        config = replace(config, directions=config.directions[:3], draws=16)
+    if not all(1 <= count <= D for count in config.directions) or not config.directions:
+        raise ValueError(f"directions are {list(config.directions)}, expected numbers from 1 to {D}, the weights")
+    how = config.run.arguments()
+    settings = {"draws": config.draws, "batch": config.batch}
+    dataset = fgvar.sweep(cell, {"directions": config.directions}, config=settings, **how)
+    if "cosine" not in dataset:
+        raise ValueError("no cell is done; see above, or run without --collect")
+    described = replace(config, run=replace(config.run, out=Path("results") / config.run.out.name))
+    dataset.attrs |= {"study": "directions", "configuration": repr(described), "d": D}
+    print(report(dataset))
+    print(fgvar.save(dataset, how["out"]))
+    command.write(command.Config(how["out"]), directions.FIGURES)
+
+
+def cell(*, directions: int, draws: int, batch: int, seed: int) -> Any:
+    """All kinds with so many directions: drawn, and their theory."""
+    import torch
+
+    import fgvar
+
+    layer = torch.nn.Linear(16, 10, bias=False, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(10, 16, generator=generator, dtype=torch.float64) / 4)
+    x, y = fgvar.data.load("digits").sample(batch, seed=seed, dtype=torch.float64)
+    small = torch.nn.functional.avg_pool2d(x, 2).flatten(1)
+    problem = fgvar.Problem(layer, "cross_entropy", (small, y))
+    measured = fgvar.measure(estimators(directions), problem, draws=draws, seed=seed)
+    names = ("cosine", "relative_variance", "slope")
+    found = measured.sel(layer="perturbed", reference="target", drop=True)[
+        [*names, *(f"{name}_se" for name in names)]
+    ]
+    for name, values in zip(names, zip(*(theory(kind, directions, D) for kind in KINDS), strict=True), strict=True):
+        found[f"{name}_theory"] = "estimator", list(values)
+    return found
 
 
 def estimators(count: int) -> dict[str, Any]:
@@ -113,10 +115,13 @@ def theory(kind: str, count: int, d: int) -> tuple[float, float, float]:
 
 def report(dataset: Any) -> str:
     """A line for each kind and K: drawn and theory."""
+    from figures import style
+
     lines = [f"{'':<30}{'K':>5}{'cosine':>20}{'theory':>9}{'relative variance':>24}{'theory':>10}"]
+    data = style.over_seeds(dataset)
     for kind in KINDS:
         for count in dataset["directions"].values:
-            its = dataset.sel(estimator=kind, directions=count)
+            its = data.sel(estimator=kind, directions=count)
             cells = []
             for name, width, w in (("cosine", 9, 9), ("relative_variance", 13, 10)):
                 value, error, exact = (its[f"{name}{end}"].item() for end in ("", "_se", "_theory"))
@@ -126,7 +131,10 @@ def report(dataset: Any) -> str:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:  # what the user can mend, in one line
         sys.exit(f"directions: {error}")
+    except KeyboardInterrupt:
+        sys.exit("directions: stopped; the same command goes on from here")

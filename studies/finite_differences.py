@@ -7,18 +7,22 @@ Claim      On a smooth network the distance grows like step (forward) and step²
            (forward) or eps^(1/3) (central), kinks (ReLU) take the higher order away, and a LocalMixer of few channels
            a group (kinks and narrow layer norms) narrows the window further: the usual step of 1e-3 is too long.
 Shown      Drawn values with standard errors, of paired draws: every step sees the noise of the exact derivative.
-Cost       About four minutes on one core; --smoke: a few seconds.
+Cost       About four minutes on one core, half of it on two (--workers 2); --smoke: a few seconds.
 Run        python studies/finite_differences.py            writes results/finite_differences.nc, .pdf and .png
+Full size  python studies/finite_differences.py --draws 32768 --width 64 --seed 0 1 2      (hours; not done here)
 """
 
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from fgvar.experiments.options import Options
+
 ROOT = Path(__file__).resolve().parents[1]
+NETWORKS, DTYPES, SPACES = ("tanh", "relu", "mixer"), ("float32", "float64"), ("weights", "activities")
 Array = Any
 
 
@@ -26,9 +30,9 @@ Array = Any
 class Config:
     """Compare finite differences with the exact derivative, step by step, on small networks on digits."""
 
-    networks: tuple[str, ...] = ("tanh", "relu", "mixer")
+    networks: tuple[str, ...] = NETWORKS
     """An MLP's activation (a smooth one for clean orders, one with kinks), or a LocalMixer."""
-    dtypes: tuple[str, ...] = ("float32", "float64")
+    dtypes: tuple[str, ...] = DTYPES
     powers: tuple[float, float] = (-8.0, 0.0)
     """Steps go from ten to the first to ten to the second, in units of the direction."""
     steps: int = 17
@@ -43,15 +47,13 @@ class Config:
     """Of each estimator; a multiple of the blocks."""
     blocks: int = 32
     """Of draws: their means give the bias and, left out one by one, its error."""
-    seed: int = 0
-    out: Path = field(default=ROOT / "results" / "finite_differences.nc")
-    """Where the dataset goes; the figure stands beside it."""
-    smoke: bool = False
-    """A few seconds: one short run of everything, whose numbers mean nothing."""
+    run: tyro.conf.OmitArgPrefixes[Options] = Options(  # noqa: RUF009 (frozen)
+        ROOT / "results" / "finite_differences.nc"
+    )
 
 
 def main(config: Config) -> None:
-    if config.smoke:
+    if config.run.smoke:
         config = replace(
             config, networks=config.networks[:1], steps=3, width=4, epochs=0, batch=4, draws=32, blocks=8
         )
@@ -60,79 +62,67 @@ def main(config: Config) -> None:
             f"{config.steps} steps and {config.draws} draws in {config.blocks} blocks, expected 2 steps or more, "
             "3 blocks or more, and draws that are a multiple of the blocks"
         )
+    if unknown := {*config.networks} - {*NETWORKS} | {*config.dtypes} - {*DTYPES}:
+        raise ValueError(f"{sorted(unknown)}: networks are {', '.join(NETWORKS)}, dtypes {' and '.join(DTYPES)}")
+    import fgvar
+    from figures import command, finite_differences
+
+    axes = {"network": config.networks, "dtype": config.dtypes, "space": SPACES}
+    settings = {
+        name: getattr(config, name) for name in ("powers", "steps", "width", "epochs", "batch", "draws", "blocks")
+    }
+    how = config.run.arguments()
+    dataset = fgvar.sweep(cell, axes, config=settings, **how)
+    if "distance" not in dataset:
+        raise ValueError("no cell is done; see above, or run without --collect")
+    described = replace(config, run=replace(config.run, out=Path("results") / config.run.out.name))
+    dataset.attrs |= {"study": "finite_differences", "configuration": repr(described)}
+    print(report(dataset))
+    print(fgvar.save(dataset, how["out"]))
+    command.write(command.Config(how["out"]), finite_differences.FIGURES)
+
+
+def cell(
+    *, network: str, dtype: str, space: str, seed: int, powers: tuple[float, float], steps: int, draws: int,
+    blocks: int, **made: int,
+) -> Any:  # fmt: skip
+    """Both differences at all steps, in one space of one network in one precision."""
     import numpy as np
     import torch
-    import xarray as xr
 
     import fgvar
     from fgvar.analysis.dataset import provenance
 
-    low, high = config.powers
-    steps = np.geomspace(10.0**low, 10.0**high, config.steps)
-    spaces = {"weights": fgvar.WeightSpace(), "activities": fgvar.ActivitySpace()}
-
-    def cell(network: str, dtype: str) -> xr.Dataset:
-        print(network, dtype, flush=True)
-        at = problem(config, network, dtype)
-        return over("space", {name: compared(at, space, steps, config) for name, space in spaces.items()})
-
-    networks = {
-        network: over("dtype", {dtype: cell(network, dtype) for dtype in config.dtypes})
-        for network in config.networks
-    }
-    dataset = over("network", networks)
-    dataset.attrs = {
-        "study": "finite_differences",
-        "configuration": repr(replace(config, out=Path("results") / config.out.name)),
-        "route": "drawn",
-        "draws": config.draws,
-        "seed": config.seed,
-        "batch_size": config.batch,
-    } | provenance(torch.device("cpu"), torch.float64)
-    dataset.attrs["dtype"] = "see the coordinate"
-    print(report(dataset))
-    print(fgvar.save(dataset, config.out))
-    sys.path.insert(0, str(ROOT))
-    from figures import command, finite_differences
-
-    command.write(command.Config(config.out), finite_differences.FIGURES)
+    at = problem(network, dtype, seed=seed, **made)
+    perturbed = {"weights": fgvar.WeightSpace(), "activities": fgvar.ActivitySpace()}[space]
+    found = compared(at, perturbed, np.geomspace(10.0 ** powers[0], 10.0 ** powers[1], steps), draws, blocks, seed)
+    about = {"route": "drawn", "draws": draws, "batch_size": made["batch"]}
+    return found.assign_attrs(about | provenance(torch.device("cpu"), at.dtype))
 
 
-def over(dim: str, parts: Any) -> Any:
-    """Datasets, by name, along a new dimension."""
-    import xarray as xr
-
-    return xr.concat(list(parts.values()), xr.IndexVariable(dim, list(parts)), combine_attrs="drop_conflicts")
-
-
-def problem(config: Config, network: str, dtype: str) -> Any:
+def problem(network: str, dtype: str, *, width: int, epochs: int, batch: int, seed: int) -> Any:
     """The same network and batch in either precision."""
     import torch
 
     import fgvar
 
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype is {dtype!r}, expected float32 or float64")
     images, test = (fgvar.data.load("digits", split) for split in ("train", "test"))
     kind = getattr(torch, dtype)
-    shape, classes, some = images.image_shape, images.classes, {"seed": config.seed}
+    shape, classes, some = images.image_shape, images.classes, {"seed": seed}
     model: torch.nn.Module
     if network == "mixer":
-        model = fgvar.networks.LocalMixer(
-            shape, classes, blocks=2, patches=2, channels=config.width, groups=4, **some
-        )
+        model = fgvar.networks.LocalMixer(shape, classes, blocks=2, patches=2, channels=width, groups=4, **some)
     else:
-        model = fgvar.networks.MLP(shape, width=config.width, depth=2, classes=classes, activation=network, **some)
-    batch = images.sample(config.batch, seed=config.seed + 1, dtype=kind)
-    at = fgvar.Problem(model.to(kind), "cross_entropy", batch)
-    if network != "mixer" or config.epochs == 0:
+        model = fgvar.networks.MLP(shape, width=width, depth=2, classes=classes, activation=network, **some)
+    at = fgvar.Problem(model.to(kind), "cross_entropy", images.sample(batch, seed=seed + 1, dtype=kind))
+    if network != "mixer" or epochs == 0:
         return at
-    schedule = fgvar.Schedule(config.epochs)
-    run = fgvar.train(model.float(), fgvar.scheme("BP"), (images, test), schedule, seed=config.seed, device="cpu")
+    schedule = fgvar.Schedule(epochs)
+    run = fgvar.train(model.float(), fgvar.scheme("BP"), (images, test), schedule, seed=seed, device="cpu")
     return at.at({name: value.to(kind) for name, value in run.params.items()})
 
 
-def compared(at: Any, space: Any, steps: Array, config: Config) -> Any:
+def compared(at: Any, space: Any, steps: Array, draws: int, blocks: int, seed: int) -> Any:
     """Distance and squared bias of both differences at all steps, from the exact derivative, for equal noise."""
     import numpy as np
     import torch
@@ -151,8 +141,8 @@ def compared(at: Any, space: Any, steps: Array, config: Config) -> Any:
         return torch.cat([gradients[name].flatten(1).double() for name in at.perturbed], 1).numpy()
 
     lengths, gaps, means = [], [], []
-    for window in ranges(0, config.draws, config.draws // config.blocks):
-        noise = randomness.sample(config.seed, window, dtype=at.dtype)
+    for window in ranges(0, draws, draws // blocks):
+        noise = randomness.sample(seed, window, dtype=at.dtype)
         base = flat(estimates(exact, at, noise))
         differences = [[flat(estimates(one, at, noise)) - base for one in row] for row in others]
         lengths.append((base**2).sum(1))
@@ -203,8 +193,10 @@ def squared_norm(means: Array) -> tuple[Array, Array]:
 
 def report(dataset: Any) -> str:
     """The best step of every cell, and what it leaves."""
+    from figures import style
+
     lines = ["", "network  dtype    space       oracle    best step   distance (± standard error)"]
-    cells = dataset.stack(cell=("network", "dtype", "space", "oracle"))
+    cells = style.over_seeds(dataset).stack(cell=("network", "dtype", "space", "oracle"))
     for cell in cells["cell"].values:
         its = cells.sel(cell=cell)
         best = its.isel(step=int(its["distance"].argmin("step")))
@@ -217,7 +209,10 @@ def report(dataset: Any) -> str:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:  # what the user can mend, in one line
         sys.exit(f"finite_differences: {error}")
+    except KeyboardInterrupt:
+        sys.exit("finite_differences: stopped; the same command goes on from here")

@@ -3,12 +3,14 @@
 Question   In weights and in activities, with the global loss and with local ones: which power of the size is lost?
 Claim      Weight perturbation has a relative variance of d + 1 for d weights, whatever they are: in square layers it
            grows with the square of the width, and with the depth. Activity perturbation grows with the number of
-           activities: with the width and the depth themselves. Losses that credit each group alone take the number of
-           groups out of it.
+           activities, with the width and the depth themselves, in networks whose layers keep norms forward and
+           backward. With losses of their own, blocks do not see the noise of others.
 Shown      Relative variance and SNR, given one batch, exact; mean cosines to the target and to backprop, drawn. LG:
            one loss a block, on LocalMixers for every patch and group. At initialisation (heads not zero), and after a
-           little backprop. MLPs have square layers: their inputs are digits carried to as many numbers as there are
-           units, by a fixed random matrix. Slopes are least squares in logarithms, with 95 % intervals over seeds.
+           little backprop. MLPs have square layers of weights N(0, 2/width), which keep norms at first; their inputs
+           are digits carried to as many numbers as there are units, by a fixed random matrix. LocalMixers start from
+           weights N(0, min(2/√fan-in, 0.1)²) as in the paper's code, so that narrow ones lose norm. Slopes are least
+           squares in logarithms, with 95 % intervals over seeds.
 Predicted  Slopes of d + 1, counted, for FG-W, and of the number of activities for FG-A. On MLPs, whose blocks are all
            alike, the same of one block for LG-FG-W and LG-FG-A. Nothing predicts how replicas on LocalMixers grow
            with width and groups; with depth LG schemes should not, but for the first block, which differs.
@@ -46,7 +48,7 @@ class Config:
     batch: int = 32
     draws: int = 32
     """For cosines; the rest is exact."""
-    run: tyro.conf.OmitArgPrefixes[Options] = Options(ROOT / "results" / "scaling.nc", seed=(0, 1, 2))  # noqa: RUF009
+    run: tyro.conf.OmitArgPrefixes[Options] = Options(ROOT / "results" / "scaling.nc", seed=(0, 1, 2, 3, 4))  # noqa: RUF009
 
 
 def main(config: Config) -> None:
@@ -122,7 +124,7 @@ def mixer(width: int, depth: int, groups: int, seed: int) -> Any:
 
 
 def mlp(width: int, depth: int, seed: int, x: Any) -> Any:
-    """An MLP of square layers, with a local head behind each."""
+    """An MLP of square layers that keep norms (He et al. 2015), with a local head behind each."""
     import torch
 
     import fgvar
@@ -134,13 +136,17 @@ def mlp(width: int, depth: int, seed: int, x: Any) -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            generator = torch.Generator().manual_seed(seed)
             self.register_buffer("matrix", torch.randn(64, width, generator=generator) / 8)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images.flatten(1) @ self.matrix
 
+    generator = torch.Generator().manual_seed(seed)
     net = torch.nn.Sequential(Lift(), fgvar.networks.MLP(width, width=width, depth=depth, classes=10, seed=seed))
+    with torch.no_grad():
+        for layer in range(depth):
+            weight = net.get_parameter(f"1.layer{layer}.weight")
+            weight.copy_(torch.randn(width, width, generator=generator) * (2 / width) ** 0.5)
     after = [f"1.act{layer}" for layer in range(depth)]
     return fgvar.with_local_heads(net, after=after, classes=10, inputs=x, seed=seed)
 

@@ -12,19 +12,22 @@ Shown      One linear layer with per-example losses; batches of N examples, inde
            three, so that V, S and the law over batches are exact, too. Three routes to every number: closed form
            (`fgvar.theory` on every batch), enumerated (`fgvar.testing.covariance` on every batch) and drawn (batches
            and noise), with its standard error.
-Cost       About a minute on one core; --smoke: seconds.
+Cost       About a minute on one core, half of it on two (--workers 2); --smoke: seconds.
 Run        python studies/table1.py            writes results/table1.nc, .pdf and .png
+Full size  python studies/table1.py --size 2 4 8 12 16 --draws 1000000          (some hours; not done here)
 """
 
 import itertools
 import math
 import sys
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
+
+from fgvar.experiments.options import Options
 
 ROOT = Path(__file__).resolve().parents[1]
 POPULATION = 3  # examples that batches are drawn from
@@ -43,73 +46,52 @@ class Config:
     """At the middle size."""
     draws: int = 20_000
     """Pairs of a batch and its noise."""
-    seed: int = 0
-    out: Path = field(default=ROOT / "results" / "table1.nc")
-    """Where the dataset goes; the figure stands beside it."""
-    smoke: bool = False
-    """Seconds: few sizes and draws, whose numbers mean nothing."""
+    run: tyro.conf.OmitArgPrefixes[Options] = Options(ROOT / "results" / "table1.nc")  # noqa: RUF009 (frozen)
 
 
 def main(config: Config) -> None:
-    import numpy as np
-    import torch
-    import xarray as xr
-
     import fgvar  # after the command line is parsed: --help needs no torch
-    from fgvar.analysis.dataset import provenance
+    from figures import command, table1
 
     if min(*config.size, *config.batch, config.draws - 1) < 1:
         raise ValueError("sizes and batches are at least 1, draws at least 2")
-    if config.smoke:
+    if config.run.smoke:
         config = replace(config, size=config.size[:2], batch=config.batch[:2], draws=200)
     middle = config.size[len(config.size) // 2], config.batch[min(1, len(config.batch) - 1)]
-    cells = [(size, middle[1]) for size in config.size] + [(middle[0], batch) for batch in config.batch]
-    cells = list(dict.fromkeys(cells))
-    found = [[[cell(config, size, batch, s, n) for n in NOISE] for s in SPACES] for size, batch in cells]
-    values, drawn = (np.array([[[one[i] for one in row] for row in rows] for rows in found]) for i in (0, 1))
-    moments = np.array([gradient_moments(config, size) for size, _ in cells])
-    dims = ("cell", "space", "noise")
-    dataset = xr.Dataset(
-        {
-            "variance": ((*dims, "route"), values, {"long_name": "total variance per weight", "units": "gradient²"}),
-            "drawn": (dims, drawn[..., 0], {"long_name": "the same, drawn", "units": "gradient²"}),
-            "drawn_se": (dims, drawn[..., 1], {"long_name": "its standard error", "units": "gradient²"}),
-            "v": ("cell", moments[:, 0], {"long_name": "mean data variance V of an example", "units": "gradient²"}),
-            "s": ("cell", moments[:, 1], {"long_name": "mean square S of the expectation", "units": "gradient²"}),
-        },
-        coords={
-            "size": ("cell", [size for size, _ in cells]),
-            "batch": ("cell", [batch for _, batch in cells]),
-            "space": list(SPACES),
-            "noise": list(NOISE),
-            "route": list(ROUTES),
-        },
-        attrs={
-            "study": "table1",
-            "configuration": repr(replace(config, out=Path("results") / config.out.name)),
-            "draws": config.draws,
-            "population": POPULATION,
-        }
-        | provenance(torch.device("cpu"), torch.float64),
+    places = [(size, middle[1]) for size in config.size] + [(middle[0], batch) for batch in config.batch]
+    places = list(dict.fromkeys(places))
+    axes = {"cell": [f"{size} × {batch}" for size, batch in places], "space": SPACES, "noise": NOISE}
+    how = config.run.arguments()
+    dataset = fgvar.sweep(cell, axes, config={"draws": config.draws}, **how)
+    if "drawn" not in dataset:
+        raise ValueError("no cell is done; see above, or run without --collect")
+    dataset = dataset.drop_vars("cell").assign_coords(
+        size=("cell", [size for size, _ in places]), batch=("cell", [batch for _, batch in places])
     )
+    described = replace(config, run=replace(config.run, out=Path("results") / config.run.out.name))
+    dataset.attrs |= {"study": "table1", "configuration": repr(described)}
     print(report(dataset))
-    print(fgvar.save(dataset, config.out))
-    sys.path.insert(0, str(ROOT))
-    from figures import command, table1
-
-    command.write(command.Config(config.out), table1.FIGURES)
+    print(fgvar.save(dataset, how["out"]))
+    command.write(command.Config(how["out"]), table1.FIGURES)
 
 
-def cell(
-    config: Config, size: int, batch: int, space: str, noise: str
-) -> tuple[tuple[float, float, float], tuple[float, float]]:
-    """Variance per weight by the table, in closed form and enumerated; drawn, and the standard error of that."""
+def cell(*, cell: str, space: str, noise: str, draws: int, seed: int) -> Any:
+    """One estimator on layers of one size (fan-in and fan-out) and batches of one size: "size × batch".
+
+    Variance per weight by the table, in closed form and enumerated; drawn, with its standard error; V and S.
+    """
+    import torch
+    import xarray as xr
+
     import fgvar
+    from fgvar.analysis.dataset import provenance
     from fgvar.testing import covariance
 
-    population = _population(size, config.seed)
-    expected = _gradients(population).mean(0)
-    v, s = gradient_moments(config, size)
+    size, batch = (int(number) for number in cell.split(" × "))
+    population = _population(size, seed)
+    gradients = _gradients(population)
+    expected = gradients.mean(0)
+    v, s = float((gradients - expected).square().mean()), float(expected.square().mean())
     estimator = fgvar.scheme(
         "FG-W" if space == "weight" else "FG-A", noise=fgvar.Gaussian(shared=noise == "shared"), **_words(space)
     )
@@ -121,13 +103,19 @@ def cell(
         problem = _batch(population, members)
         closed += probability * float(fgvar.theory.trace(estimator, problem)["weight"]) / entries
         enumerated += probability * float(covariance(estimator, problem)["weight"].trace()) / entries
-    return (table, closed, enumerated), _drawn(config, estimator, population, expected, batch)
-
-
-def gradient_moments(config: Config, size: int) -> tuple[float, float]:
-    """V and S of the population."""
-    each = _gradients(_population(size, config.seed))
-    return float((each - each.mean(0)).square().mean()), float(each.mean(0).square().mean())
+    drawn, error = _drawn(draws, seed, estimator, population, expected, batch)
+    square = {"units": "gradient²"}
+    return xr.Dataset(
+        {
+            "variance": ("route", [table, closed, enumerated], {"long_name": "total variance per weight"} | square),
+            "drawn": ((), drawn, {"long_name": "the same, drawn"} | square),
+            "drawn_se": ((), error, {"long_name": "its standard error"} | square),
+            "v": ((), v, {"long_name": "mean data variance V of an example"} | square),
+            "s": ((), s, {"long_name": "mean square S of the expectation"} | square),
+        },
+        coords={"route": list(ROUTES)},
+        attrs={"draws": draws, "population": POPULATION} | provenance(torch.device("cpu"), torch.float64),
+    )
 
 
 def _words(space: str) -> dict[str, Any]:
@@ -175,7 +163,7 @@ def _batches(batch: int) -> list[tuple[tuple[int, ...], float]]:
     ]
 
 
-def _drawn(config: Config, estimator: Any, population: Any, expected: Any, batch: int) -> tuple[float, float]:
+def _drawn(draws: int, seed: int, estimator: Any, population: Any, expected: Any, batch: int) -> tuple[float, float]:
     """Mean squared distance of estimates from the expected gradient, per weight, over draws of batch and noise."""
     import numpy as np
     import torch
@@ -183,14 +171,14 @@ def _drawn(config: Config, estimator: Any, population: Any, expected: Any, batch
     from fgvar.analysis.draws import estimates
 
     batches = _batches(batch)
-    generator = np.random.default_rng([config.seed, batch, expected.numel()])
-    counts = generator.multinomial(config.draws, [probability for _, probability in batches])
+    generator = np.random.default_rng([seed, batch, expected.numel()])
+    counts = generator.multinomial(draws, [probability for _, probability in batches])
     squares, start = [], 0
     for (members, _), count in zip(batches, counts, strict=True):
         problem = _batch(population, members)
         for first in range(start, start + count, 1000):
             numbers = range(first, min(first + 1000, start + count))
-            noise = estimator.randomness(problem).sample(config.seed, numbers, dtype=torch.float64)
+            noise = estimator.randomness(problem).sample(seed, numbers, dtype=torch.float64)
             found = estimates(estimator, problem, noise)["weight"]
             squares.append((found - expected).square().flatten(1).mean(1))
         start += count
@@ -216,7 +204,10 @@ def report(dataset: Any) -> str:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:  # what the user can mend, in one line
         sys.exit(f"table1: {error}")
+    except KeyboardInterrupt:
+        sys.exit("table1: stopped; the same command goes on from here")

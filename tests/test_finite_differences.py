@@ -18,7 +18,7 @@ STORED = ROOT / "figures" / "data" / "finite_differences.nc"
 
 @pytest.fixture(scope="module")
 def stored() -> xr.Dataset:
-    return fgvar.open_dataset(STORED)
+    return style.over_seeds(fgvar.open_dataset(STORED))
 
 
 def slope(values: xr.DataArray, low: float, high: float) -> float:
@@ -28,13 +28,14 @@ def slope(values: xr.DataArray, low: float, high: float) -> float:
 
 
 def test_smoke(tmp_path, capsys) -> None:
-    out = tmp_path / "finite_differences.nc"
-    study.main(tyro.cli(study.Config, args=["--smoke", "--out", str(out)]))
+    study.main(tyro.cli(study.Config, args=["--smoke", "--out", str(tmp_path / "finite_differences.nc")]))
+    out = tmp_path / "finite_differences_smoke.nc"
     assert "best step" in capsys.readouterr().out
     for suffix in (".nc", ".pdf", ".png"):
         assert out.with_suffix(suffix).stat().st_size > 1000, suffix
     assert out.with_suffix(".txt").read_text().startswith("A smoke run: the numbers mean nothing.")
     found = fgvar.open_dataset(out)
+    assert (found["status"] == "done").all()
     assert np.isfinite(found["distance"]).all()
     assert (found["distance_se"] > 0).all()
 
@@ -43,8 +44,8 @@ def test_smoke(tmp_path, capsys) -> None:
     ("arguments", "message"),
     [
         (["--draws", "100"], "multiple of the blocks"),
-        (["--networks", "sigmoid"], "tanh"),
-        (["--dtypes", "half"], "float32 or float64"),
+        (["--networks", "sigmoid"], "networks are tanh, relu, mixer"),
+        (["--dtypes", "half"], "dtypes float32 and float64"),
     ],
 )
 def test_wrong_input_is_refused(arguments: list[str], message: str, tmp_path) -> None:
@@ -97,9 +98,8 @@ def test_a_narrow_local_mixer_needs_shorter_steps(stored: xr.Dataset) -> None:
 
 def test_units_on_their_kinks_have_no_derivative_to_come_close_to() -> None:
     """An untrained LocalMixer's dead groups leave pre-activations of exactly 0, and no step is short enough."""
-    config = study.Config(draws=16, blocks=4, epochs=0)
-    at = study.problem(config, "mixer", "float64")
-    found = study.compared(at, fgvar.WeightSpace(), np.array([1e-8, 1e-7]), config)
+    at = study.problem("mixer", "float64", width=16, epochs=0, batch=32, seed=0)
+    found = study.compared(at, fgvar.WeightSpace(), np.array([1e-8, 1e-7]), draws=16, blocks=4, seed=0)
     assert (found["distance"].sel(oracle="central") > 0.3).all()
 
 

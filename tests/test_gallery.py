@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from figures import style
 
 DATA = Path(__file__).parents[1] / "figures/data"
-NAMES = ("local_losses", "groups", "fused_losses", "guesses", "all_schemes", "directions", "table1")
+NAMES = ("local_losses", "groups", "fused_losses", "guesses", "all_schemes", "directions", "table1", "scaling")
 
 
 def shown(axis: Axis) -> list[Text]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 
 import fgvar
 from figures import table1 as figure
@@ -12,10 +13,10 @@ from studies import table1
 
 
 def test_smoke_run_agrees_with_the_table(tmp_path: Path) -> None:
-    config = table1.Config(smoke=True, out=tmp_path / "table1.nc")
-    table1.main(config)
-    found = fgvar.open_dataset(config.out)
-    assert found["variance"].dims == ("cell", "space", "noise", "route")
+    table1.main(tyro.cli(table1.Config, args=["--smoke", "--out", str(tmp_path / "table1.nc")]))
+    found = fgvar.open_dataset(tmp_path / "table1_smoke.nc")
+    assert found["variance"].dims == ("cell", "space", "noise", "seed", "route")
+    assert (found["status"] == "done").all()
     table = found["variance"].sel(route="table")
     assert float(abs(found["variance"] / table - 1).max()) < 1e-9, "closed form and enumerated"
     assert str(tmp_path) not in str(found.attrs)
