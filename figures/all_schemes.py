@@ -1,12 +1,13 @@
 """The figure of all schemes, ranked by their cosine to backprop.
 
 Run   python -m figures.all_schemes results/all_schemes.nc [--venue iclr] [--columns 2] [--out FOLDER_OR_STEM]
-writes <stem>.pdf, .png and .txt (the caption).
+writes <stem>.pdf, .png, .txt (the caption) and .tex (the table).
 """
 
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from figures import command, style
+from figures import command, style, tabular
 
 LAYER = "perturbed"  # all parameters that a scheme estimates
 NEEDED = {
@@ -70,6 +71,24 @@ def ranked(dataset: xr.Dataset) -> xr.Dataset:
     style.require(dataset, NEEDED, SOURCE)
     data = dataset.sel(layer=LAYER)
     return data.isel(estimator=np.argsort(-data["cosine"].sel(reference="backprop").values, kind="stable"))
+
+
+def table(dataset: xr.Dataset) -> pd.DataFrame:
+    """The schemes, best first: cosines, slope, relative variance, efficiency and cost in forward passes."""
+    data = ranked(dataset)
+    rows: dict[str, dict[str, str]] = {}
+    for index, name in enumerate(style.names(data, "estimator")):
+        its = data.isel(estimator=index)
+        target, backprop = (its.sel(reference=reference) for reference in ("target", "backprop"))
+        rows[name] = {
+            "cosine to target": tabular.number(target["cosine"].item(), target["cosine_se"].item()),
+            "to backprop": tabular.number(backprop["cosine"].item(), backprop["cosine_se"].item()),
+            "slope": tabular.number(target["slope"].item()),
+            "relative variance": tabular.number(its["relative_variance"].item(), its["relative_variance_se"].item()),
+            "efficiency": tabular.number(backprop["efficiency"].item(), digits=2),
+            "cost": f"{its['cost'].item():.1f}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _cosines(axes: Axes, data: xr.Dataset, null: float) -> None:
@@ -140,4 +159,4 @@ def caption(dataset: xr.Dataset) -> str:
 FIGURES: command.Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
-    command.run("figures.all_schemes", __doc__, FIGURES)
+    command.run("figures.all_schemes", __doc__, FIGURES, table)

@@ -1,18 +1,20 @@
-"""The command line that all figures share: a dataset in, PDF, PNG and caption out."""
+"""The command line that all figures share: a dataset in, PDF, PNG and caption out, and LaTeX of a table."""
 
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import tyro
 import xarray as xr
 from matplotlib.figure import Figure
 
-from figures import style
+from figures import style, tabular
 
 Draw = Callable[..., Figure]  # (dataset, *, venue, columns)
 Caption = Callable[[xr.Dataset], str]
+Table = Callable[[xr.Dataset], pd.DataFrame]
 Figures = Mapping[str, tuple[Draw, Caption]]  # what is added to the stem → how it is drawn, and its caption
 
 
@@ -30,19 +32,23 @@ class Config:
     """An existing folder, or path and name without a suffix. Default: beside the dataset, by its name."""
 
 
-def write(config: Config, figures: Figures) -> None:
-    """Write the figures with their captions, and print the paths."""
+def write(config: Config, figures: Figures, table: Table | None = None) -> None:
+    """Write the figures with their captions, and the table as LaTeX; print the paths."""
     dataset, stem = style.read(config.dataset), config.dataset.with_suffix("")
     if config.out is not None:
         stem = config.out / stem.name if config.out.is_dir() else config.out
     for suffix, (draw, caption) in figures.items():
         figure = draw(dataset, venue=config.venue, columns=config.columns)
         print(*style.save(figure, f"{stem}{suffix}", caption(dataset)), sep="\n")
+    if table is not None:
+        written = Path(f"{stem}.tex")
+        written.write_text(tabular.latex(table(dataset)), encoding="utf-8")
+        print(written)
 
 
-def run(module: str, description: str | None, figures: Figures) -> None:
+def run(module: str, description: str | None, figures: Figures, table: Table | None = None) -> None:
     """What ``python -m figures.…`` does; what the user can mend is one line."""
     try:
-        write(tyro.cli(Config, description=description), figures)
+        write(tyro.cli(Config, description=description), figures, table)
     except (OSError, ValueError) as error:
         sys.exit(f"{module}: {error}")

@@ -5,6 +5,7 @@ writes <stem>.pdf, .png and .txt (the caption).
 """
 
 import numpy as np
+import seaborn
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -50,17 +51,14 @@ def matrix(dataset: xr.Dataset) -> xr.DataArray:
 
 def _grid(axes: Axes, cosine: xr.DataArray) -> None:
     """Shades with the numbers on them."""
-    values = cosine.values
-    axes.imshow(np.clip(values, 0, 1), cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        color = "white" if value > 0.6 else "black"
-        text = f"{value:.2f}".replace("-", "−") if np.isfinite(value) else "–"
-        axes.text(column, row, text, ha="center", va="center", color=color, fontsize="small")
-    axes.set_xticks(range(values.shape[1]), ["\n".join(place) for place in cosine["place"].values])
-    axes.set_yticks(range(values.shape[0]), [str(guess) for guess in cosine["guess"].values])
-    axes.tick_params(length=0)
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
+    values = cosine.to_pandas()
+    words = values.map(lambda value: f"{value:.2f}".replace("-", "−") if np.isfinite(value) else "–")
+    seaborn.heatmap(
+        values, annot=words, fmt="", annot_kws={"fontsize": "small"}, cmap="Blues", vmin=0, vmax=1.15,
+        cbar=False, ax=axes, xticklabels=["\n".join(place) for place in cosine["place"].values], yticklabels=True,
+    )  # fmt: skip
+    axes.set(xlabel="", ylabel="")
+    axes.tick_params(length=0, rotation=0)
 
 
 def caption(dataset: xr.Dataset) -> str:

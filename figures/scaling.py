@@ -1,13 +1,14 @@
 """The figure of scaling: relative variance and cosine against width, depth and groups.
 
 Run   python -m figures.scaling results/scaling.nc [--venue iclr] [--columns 2] [--out FOLDER_OR_STEM]
-writes <stem>.pdf, .png and .txt (the caption).
+writes <stem>.pdf, .png, .txt (the caption) and .tex (the table).
 """
 
 import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import seaborn
 import xarray as xr
 from matplotlib.axes import Axes
@@ -64,6 +65,26 @@ def predicted(dataset: xr.Dataset, place: str, scheme: str) -> float:
     return float(np.polyfit(np.log(one["size"].values), np.log(counted.values), 1)[0])
 
 
+def table(dataset: xr.Dataset) -> pd.DataFrame:
+    """Slopes of the relative variance: fitted with 95 % intervals, in each state of training, and predicted."""
+    style.require(dataset, NEEDED, SOURCE)
+    rows: dict[str, dict[str, str]] = {}
+    for place in style.names(dataset, "place"):
+        for scheme in style.in_order(style.names(dataset, "estimator")):
+            cells = rows[f"{place}, {scheme}"] = {}
+            for epochs in dataset["epochs"].values:
+                value, half = slope(dataset, place, scheme, epochs)
+                cells[called(epochs)] = f"{value:z.2f}" + (f" ± {half:.2f}" if np.isfinite(half) else "")
+            law = predicted(dataset, place, scheme)
+            cells["predicted"] = f"{law:z.2f}" if np.isfinite(law) else "–"
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def called(epochs: int) -> str:
+    """The state of training."""
+    return f"after {epochs} epochs" if epochs else "at initialisation"
+
+
 def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
     """A column for each network and axis (one column: a row), with relative variance and cosine.
 
@@ -91,8 +112,7 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
                 axes.set_ylabel(title)
         figure.align_labels()
         grey: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3.5, "color": "0.35"}
-        called = {value: f"after {value} epochs" if value else "at initialisation" for value in epochs}
-        states = [Line2D([], [], label=called[value], **grey | _filled(value, epochs)) for value in epochs]
+        states = [Line2D([], [], label=called(value), **grey | _filled(value, epochs)) for value in epochs]
         style.legend(figure, schemes, [*states, Line2D([], [], label="predicted slope", **LAW)], entry=1.15)
         style.settle(figure)
     return figure
@@ -153,4 +173,4 @@ def caption(dataset: xr.Dataset) -> str:
 FIGURES: command.Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
-    command.run("figures.scaling", __doc__, FIGURES)
+    command.run("figures.scaling", __doc__, FIGURES, table)

@@ -1,18 +1,19 @@
 """Table 1's figure: relative total variance against the layer's size and the batch, by four routes.
 
 Run   python -m figures.table1 results/table1.nc [--venue iclr] [--columns 2] [--out FOLDER_OR_STEM]
-writes <stem>.pdf, .png and .txt (the caption).
+writes <stem>.pdf, .png, .txt (the caption) and .tex (the table).
 """
 
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import command, style
+from figures import command, style, tabular
 
 DIMS = ("cell", "space", "noise")
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -90,6 +91,23 @@ def _points(scheme: str, noise: str) -> dict[str, Any]:
     return how | {"markerfacecolor": face, "markeredgecolor": how["color"], "markeredgewidth": 0.7}
 
 
+def table(dataset: xr.Dataset) -> pd.DataFrame:
+    """Of each size and batch: variance per weight of the four estimators by the table's formula, and drawn."""
+    style.require(dataset, NEEDED, "studies/table1.py")
+    data = style.over_seeds(dataset)
+    rows: dict[str, dict[Any, str]] = {}
+    for index in range(data.sizes["cell"]):
+        one = data.isel(cell=index)
+        cells = rows[f"p = q = {one['size'].item()}, N = {one['batch'].item()}"] = {}
+        for space in SCHEME:
+            for noise in LINES:
+                its = one.sel(space=space, noise=noise)
+                name = f"{space}, {noise}"
+                cells[name, "formula"] = tabular.number(its["variance"].sel(route="table").item(), digits=4)
+                cells[name, "drawn"] = tabular.number(its["drawn"].item(), its["drawn_se"].item())
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def caption(dataset: xr.Dataset) -> str:
     """What the figure shows, in words and in numbers from the dataset."""
     style.require(dataset, NEEDED, "studies/table1.py")
@@ -117,4 +135,4 @@ def caption(dataset: xr.Dataset) -> str:
 FIGURES: command.Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
-    command.run("figures.table1", __doc__, FIGURES)
+    command.run("figures.table1", __doc__, FIGURES, table)

@@ -1,12 +1,13 @@
 """The figure of Table 3: test errors of complete training runs, beside the paper's.
 
 Run   python -m figures.table3 results/table3.nc [--venue iclr] [--columns 2] [--out FOLDER_OR_STEM]
-writes <stem>.pdf, .png and .txt (the caption).
+writes <stem>.pdf, .png, .txt (the caption) and .tex (the table).
 """
 
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -95,16 +96,13 @@ def _errors(axes: Axes, data: xr.Dataset, rows: list[str]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def markdown(dataset: xr.Dataset) -> str:
-    """The table in words: mean ± standard error (n runs) of the test error, the paper's, and the train error."""
+def table(dataset: xr.Dataset) -> pd.DataFrame:
+    """Of each algorithm and network: mean ± standard error (n runs) of the test error, the paper's, train error."""
     data = final(dataset)
-    networks = style.names(data, "network")
-    heads = [f"{network} | paper | train" for network in networks]
-    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * (3 * len(networks))]
-    for name in style.names(data, "algorithm"):
-        cells = [cell for network in networks for cell in _cells(data.sel(network=network, algorithm=name))]
-        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    networks, rows = style.names(data, "network"), style.names(data, "algorithm")
+    columns = pd.MultiIndex.from_product([networks, ["test", "paper", "train"]])
+    cells = [[one for net in networks for one in _cells(data.sel(network=net, algorithm=name))] for name in rows]
+    return pd.DataFrame(cells, rows, columns)
 
 
 def _cells(its: xr.Dataset) -> tuple[str, str, str]:
@@ -177,4 +175,4 @@ def _rates(dataset: xr.Dataset) -> str:
 FIGURES: command.Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
-    command.run("figures.table3", __doc__, FIGURES)
+    command.run("figures.table3", __doc__, FIGURES, table)

@@ -1,12 +1,13 @@
 """The figure of Table 4 and Fig. 4: InfoNCE with and without its stop-gradient, and read-outs beside the paper's.
 
 Run   python -m figures.table4 figures/data/table4.nc [--venue iclr] [--columns 2] [--out FOLDER_OR_STEM]
-writes <stem>.pdf, .png and .txt (the caption).
+writes <stem>.pdf, .png, .txt (the caption) and .tex (the table).
 """
 
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -104,16 +105,13 @@ def _errors(axes: Axes, data: xr.Dataset, rows: list[str]) -> None:
     axes.set_xlabel("test error of the read-out, %")
 
 
-def markdown(dataset: xr.Dataset) -> str:
-    """The table in words: test error of the read-out (n runs), the paper's, train error, InfoNCE before and after."""
+def table(dataset: xr.Dataset) -> pd.DataFrame:
+    """Of each algorithm: the read-out's test error (n runs), the paper's, train error, InfoNCE before and after."""
     data = final(dataset)
-    networks = style.names(data, "network")
-    heads = [f"{network} | paper | train | InfoNCE" for network in networks]
-    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * (4 * len(networks))]
-    for name in style.names(data, "algorithm"):
-        cells = [cell for network in networks for cell in _cells(data.sel(network=network, algorithm=name))]
-        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    networks, rows = style.names(data, "network"), style.names(data, "algorithm")
+    columns = pd.MultiIndex.from_product([networks, ["test", "paper", "train", "InfoNCE"]])
+    cells = [[one for net in networks for one in _cells(data.sel(network=net, algorithm=name))] for name in rows]
+    return pd.DataFrame(cells, rows, columns)
 
 
 def _cells(its: xr.Dataset) -> tuple[str, str, str, str]:
@@ -160,4 +158,4 @@ def _said(its: xr.Dataset, name: str) -> str:
 FIGURES: command.Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
-    command.run("figures.table4", __doc__, FIGURES)
+    command.run("figures.table4", __doc__, FIGURES, table)

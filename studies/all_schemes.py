@@ -44,6 +44,7 @@ class Config:
 
 def main(config: Config) -> None:
     import fgvar  # after the command line is parsed: --help needs no torch
+    from figures import all_schemes, command
 
     if config.smoke:
         config = replace(config, channels=16, epochs=1, batch=4, draws=16)
@@ -61,12 +62,9 @@ def main(config: Config) -> None:
         "configuration": repr(replace(config, out=Path("results") / config.out.name)),
         "trained_steps": trained,
     }
-    print(report(dataset))
+    print(all_schemes.table(dataset).to_string())
     print(fgvar.save(dataset, config.out))
-    sys.path.insert(0, str(ROOT))
-    from figures import all_schemes, command
-
-    command.write(command.Config(config.out), all_schemes.FIGURES)
+    command.write(command.Config(config.out), all_schemes.FIGURES, all_schemes.table)
 
 
 NETWORK = ("blocks", "patches", "channels", "groups", "epochs", "batch")  # what `problem` takes, beside a seed
@@ -114,23 +112,8 @@ def family(estimator: Any) -> str:
     return "activities" if isinstance(estimator.space, fgvar.ActivitySpace) else "weights"
 
 
-def report(dataset: Any) -> str:
-    """Schemes by their cosine to backprop."""
-    data = dataset.sel(layer="perturbed")
-    data = data.sortby(data["cosine"].sel(reference="backprop"), ascending=False)
-    lines = ["", f"{'estimator':<30}cosine to target, to backprop (±)      slope  rel. variance  efficiency    cost"]
-    for index in range(data.sizes["estimator"]):
-        its = data.isel(estimator=index)
-        ours, theirs = (its.sel(reference=name) for name in ("target", "backprop"))
-        lines.append(
-            f"{its['estimator'].item():<30}{ours['cosine'].item():8.4f}{theirs['cosine'].item():10.4f} ± "
-            f"{theirs['cosine_se'].item():<8.4f}{ours['slope'].item():14.4g}"
-            f"{its['relative_variance'].item():15.4g}{theirs['efficiency'].item():12.2g}{its['cost'].item():8.1f}"
-        )
-    return "\n".join([*lines, ""])
-
-
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:  # what the user can mend, in one line

@@ -81,9 +81,9 @@ def main(config: Config) -> None:
     dataset = xr.concat(found, "place", join="outer", combine_attrs="drop_conflicts")
     described = replace(config, run=replace(config.run, out=Path("results") / config.run.out.name))
     dataset.attrs |= {"study": "scaling", "configuration": repr(described)}
-    print(report(dataset))
+    print(scaling.table(dataset).to_string())
     print(fgvar.save(dataset, how["out"]))
-    command.write(command.Config(how["out"]), scaling.FIGURES)
+    command.write(command.Config(how["out"]), scaling.FIGURES, scaling.table)
 
 
 def cell(*, network: str, width: int, depth: int, groups: int, epochs: int, batch: int, draws: int, seed: int) -> Any:
@@ -149,20 +149,6 @@ def mlp(width: int, depth: int, seed: int, x: Any) -> Any:
             weight.copy_(torch.randn(width, width, generator=generator) * (2 / width) ** 0.5)
     after = [f"1.act{layer}" for layer in range(depth)]
     return fgvar.with_local_heads(net, after=after, classes=10, inputs=x, seed=seed)
-
-
-def report(dataset: Any) -> str:
-    """A line for each place, scheme and state of training: the slope, its interval, and the predicted one."""
-    from figures import scaling
-
-    lines = ["", f"{'':<16}{'scheme':<10}{'epochs':>6}{'slope of relative variance':>30}{'predicted':>11}"]
-    for place in dataset["place"].values:
-        for scheme in SCHEMES:
-            for epochs in dataset["epochs"].values:
-                value, half = scaling.slope(dataset, place, scheme, epochs)
-                law = scaling.predicted(dataset, place, scheme)
-                lines.append(f"{place:<16}{scheme:<10}{epochs:>6}{value:>z20.3f} ± {half:<7.3f}{law:>z11.3f}")
-    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

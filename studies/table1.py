@@ -70,9 +70,9 @@ def main(config: Config) -> None:
     )
     described = replace(config, run=replace(config.run, out=Path("results") / config.run.out.name))
     dataset.attrs |= {"study": "table1", "configuration": repr(described)}
-    print(report(dataset))
+    print(table1.table(dataset).to_string())
     print(fgvar.save(dataset, how["out"]))
-    command.write(command.Config(how["out"]), table1.FIGURES)
+    command.write(command.Config(how["out"]), table1.FIGURES, table1.table)
 
 
 def cell(*, cell: str, space: str, noise: str, draws: int, seed: int) -> Any:
@@ -184,23 +184,6 @@ def _drawn(draws: int, seed: int, estimator: Any, population: Any, expected: Any
         start += count
     each = torch.cat(squares)
     return float(each.mean()), float(each.std() / len(each) ** 0.5)
-
-
-def report(dataset: Any) -> str:
-    """A line for each estimator and cell: the table's variance, how far routes are from it, and what was drawn."""
-    lines = [f"{'':<24}{'p = q':>6}{'N':>4}{'table':>14}{'closed form':>14}{'enumerated':>14}{'drawn':>22}"]
-    for space in SPACES:
-        for noise in NOISE:
-            for index in range(dataset.sizes["cell"]):
-                its = dataset.sel(space=space, noise=noise).isel(cell=index)
-                table, *others = (its["variance"].sel(route=route).item() for route in ROUTES)
-                name = f"{space}, {noise}"
-                lines.append(
-                    f"{name:<24}{its['size'].item():>6}{its['batch'].item():>4}{table:>14.6g}"
-                    + "".join(f"{other / table - 1:>+14.1e}" for other in others)
-                    + f"{its['drawn'].item():>12.4g} ± {its['drawn_se'].item():.2g}"
-                )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -378,12 +378,12 @@ def gather(folder: Path, out: Path) -> None:
     if tried:
         dataset["validation_error"] = tables.validation(tried, EXACT + PERTURBED)
     print(fgvar.save(dataset, out))
-    command.write(command.Config(out), table3.FIGURES)
+    command.write(command.Config(out), table3.FIGURES, table3.table)
     if any("step" in one.dims for one in runs):
         probes = fgvar.save(tables.probes(runs, EXACT + PERTURBED), out.with_stem(f"{out.stem}_probes"))
         print(probes)
         command.write(command.Config(probes), table3_probes.FIGURES)
-    print(table3.markdown(dataset))
+    print(table3.table(dataset).to_string())
 
 
 if __name__ == "__main__":

@@ -286,8 +286,8 @@ def gather(folder: Path, out: Path) -> None:
         runs, ROWS, PAPER, curves=CURVES, source="Ren et al. 2023, Table 4", settings=SETTINGS
     ).drop_vars("paper_train_error")
     print(fgvar.save(dataset, out))
-    command.write(command.Config(out), table4.FIGURES)
-    print(table4.markdown(dataset))
+    command.write(command.Config(out), table4.FIGURES, table4.table)
+    print(table4.table(dataset).to_string())
 
 
 if __name__ == "__main__":

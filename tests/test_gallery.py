@@ -8,7 +8,7 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from figures import style
+from figures import style, tabular
 
 DATA = Path(__file__).parents[1] / "figures/data"
 NAMES = ("local_losses", "groups", "fused_losses", "guesses", "all_schemes", "directions", "table1", "scaling")
@@ -44,3 +44,20 @@ def test_nothing_is_clipped_and_the_legend_stands_above(
             tops.append(axes.get_window_extent(renderer).y1)
         for legend in figure.legends:
             assert max(tops) < legend.get_window_extent(renderer).y0
+
+
+@pytest.mark.parametrize("name", ["table1", "table3", "table4", "all_schemes", "scaling"])
+def test_tables_are_whole_in_latex(name: str) -> None:
+    """Every row has the cells of the heads, and nothing is left that LaTeX would take for a command of its own."""
+    frame = import_module(f"figures.{name}").table(style.read(DATA / f"{name}.nc"))
+    text = tabular.latex(frame)
+    lines = text.splitlines()
+    assert lines[0] == r"\begin{tabular}{l" + "r" * frame.shape[1] + "}"
+    assert [line for line in lines if line.endswith("rule")] == [r"\toprule", r"\midrule", r"\bottomrule"]
+    body = lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]
+    assert len(body) == len(frame)
+    for line, row in zip(body, frame.index, strict=True):
+        assert line.count(" & ") == frame.shape[1]
+        assert line.startswith(row.replace("_", r"\_").replace("×", r"$\times$"))
+    assert text.isascii()
+    assert tabular.markdown(frame).count("\n") == len(frame) + 1

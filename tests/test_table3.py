@@ -11,7 +11,7 @@ import xarray as xr
 import fgvar
 from fgvar.experiments import tables
 from figures import table3 as figure
-from figures import table3_probes
+from figures import table3_probes, tabular
 from studies import table3
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,5 +197,5 @@ def test_captions_tell_what_is_shown(folder: Path) -> None:
 
 @pytest.mark.skipif(not STORED.exists(), reason="the table has not been stored yet")
 def test_the_readme_shows_the_stored_table() -> None:
-    table = figure.markdown(xr.open_dataset(STORED, engine="h5netcdf"))
+    table = tabular.markdown(figure.table(xr.open_dataset(STORED, engine="h5netcdf")))
     assert table in (ROOT / "README.md").read_text()
