@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 THREADED = 1 << 18  # numbers; fewer are drawn before threads have started
 
 
@@ -138,16 +140,16 @@ class Leaf:
     def size(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
 
-    def draw(self, seed: int, name: str, number: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Draw number ``number``, before leaves of a joint law are joined."""
+    def draw(self, seed: int, name: str, number: int, out: Tensor) -> None:
+        """Write draw number ``number`` into ``out``, before leaves of a joint law are joined."""
         if not (self.lead and getattr(self.noise, "one_by_one", False)):
-            return self.noise.fill(Stream(seed, name, number), self.shape, dtype, device)
+            found = self.noise.fill(Stream(seed, name, number, out), self.shape, out.dtype, out.device)
+            if found is not out:
+                out.copy_(found)
+            return
         lead, shape = self.shape[: self.lead], self.shape[self.lead :]
-        each = [
-            self.noise.fill(Stream(seed, f"{name}[{index}]", number), shape, dtype, device)
-            for index in range(int(np.prod(lead)))
-        ]
-        return torch.stack(each).reshape(self.shape)
+        for index, one in enumerate(out.reshape(int(np.prod(lead)), *shape)):
+            one.copy_(self.noise.fill(Stream(seed, f"{name}[{index}]", number), shape, out.dtype, out.device))
 
 
 @dataclass(frozen=True)
@@ -206,39 +208,42 @@ class Randomness:
         if not dtype.is_floating_point:
             raise TypeError(f"noise cannot be {dtype}; give a floating-point dtype, as problem.dtype")
         where = torch.device(noise_device if noise_device is not None else device)
-        each = self._draws(seed, numbers, dtype, where)
-        if len(each) == 1:  # training: no second copy of what may be the largest tensors of a step
-            return {name: value[None].to(device) for name, value in each[0].items()}
-        return {name: torch.stack([one[name] for one in each]).to(device) for name in self.leaves}
+        # Here, not where numbers are made: memory of threads goes back to the system, and costs page faults again.
+        found = {
+            name: torch.empty((len(numbers), *leaf.shape), dtype=dtype, device=where)
+            for name, leaf in self.leaves.items()
+        }
+        self._fill(found, seed, numbers)
+        for index in range(len(numbers)):
+            self._join({name: value[index] for name, value in found.items()})
+        return {name: value.to(device) for name, value in found.items()}
 
-    def _draws(
-        self, seed: int, numbers: list[int], dtype: torch.dtype, device: torch.device
-    ) -> list[dict[str, Tensor]]:
+    def _fill(self, rooms: dict[str, Tensor], seed: int, numbers: list[int]) -> None:
         """All draws. Every leaf has a stream of its own, so that several threads make the same numbers."""
 
-        def drawn(what: tuple[int, str]) -> Tensor:
-            number, name = what
-            return self.leaves[name].draw(seed, name, number, dtype, device)
+        def draw(what: tuple[int, str]) -> None:
+            index, name = what
+            self.leaves[name].draw(seed, name, numbers[index], rooms[name][index])
 
-        what = [(number, name) for number in numbers for name in self.leaves]
-        threads = min(torch.get_num_threads(), len(what)) if device.type == "cpu" else 1
+        what = list(itertools.product(range(len(numbers)), self.leaves))
+        cpu = all(room.device.type == "cpu" for room in rooms.values())
+        threads = min(torch.get_num_threads(), len(what)) if cpu else 1
         if threads > 1 and len(numbers) * self.size >= THREADED:
             with ThreadPoolExecutor(threads) as pool:
-                found = iter(list(pool.map(drawn, what)))
+                list(pool.map(draw, what))
         else:
-            found = map(drawn, what)
-        return [self._joined({name: next(found) for name in self.leaves}) for _ in numbers]
+            for one in what:
+                draw(one)
 
-    def _joined(self, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One draw by its joint laws: of a stack of draws the last bits would depend on its size."""
+    def _join(self, drawn: dict[str, Tensor]) -> None:
+        """Make one draw follow its joint laws: of a stack of draws the last bits would depend on its size."""
         laws = [(leaf.noise, leaf.joint) for leaf in self.leaves.values() if hasattr(leaf.noise, "join")]
         for law, joined in dict.fromkeys(laws):
             names = [name for name, leaf in self.leaves.items() if (leaf.noise, leaf.joint) == (law, joined)]
             rows = [drawn[name].reshape(*drawn[name].shape[: self.leaves[name].lead], -1) for name in names]
             joint = cast(JointLaw, law).join(torch.cat(rows, dim=-1))
             for name, piece in zip(names, joint.split([row.shape[-1] for row in rows], dim=-1), strict=True):
-                drawn[name] = piece.reshape(drawn[name].shape)
-        return drawn
+                drawn[name].copy_(piece.reshape(drawn[name].shape))
 
 
 @dataclass(frozen=True)
@@ -252,21 +257,36 @@ class Stream:
     seed: int
     name: str
     draw: int
+    out: Tensor | None = None
+    """Where numbers go that are asked for in its shape and dtype, once."""
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        if device.type == "cpu":
-            wide = np.float64 if dtype == torch.float64 else np.float32
-            return torch.from_numpy(self._numpy().standard_normal(tuple(shape), dtype=wide)).to(dtype)
-        return torch.randn(tuple(shape), generator=self._torch(device), dtype=dtype, device=device)
+        room = self._room(shape, dtype, device)
+        if device.type != "cpu":
+            return torch.randn(tuple(shape), generator=self._torch(device), out=room)
+        if dtype in NUMPY:
+            self._numpy().standard_normal(out=room.numpy(), dtype=NUMPY[dtype])
+            return room
+        return room.copy_(torch.from_numpy(self._numpy().standard_normal(tuple(shape), dtype=np.float32)))
 
     def signs(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        size = int(np.prod(shape, dtype=np.int64))
-        if device.type == "cpu":
-            packed = np.frombuffer(self._numpy().bytes(-(-size // 8)), np.uint8)
-            signs = _signs(np.float64 if dtype == torch.float64 else np.float32).take(packed, axis=0)
-            return torch.from_numpy(signs.reshape(-1)[:size]).to(dtype).reshape(tuple(shape))
-        bits = torch.randint(2, (size,), generator=self._torch(device), dtype=torch.uint8, device=device)
-        return bits.to(dtype).mul_(2).sub_(1).reshape(tuple(shape))
+        room = self._room(shape, dtype, device)
+        if device.type != "cpu":
+            bits = torch.randint(2, tuple(shape), generator=self._torch(device), dtype=torch.uint8, device=device)
+            return room.copy_(bits).mul_(2).sub_(1)
+        size = room.numel()
+        packed = np.frombuffer(self._numpy().bytes(-(-size // 8)), np.uint8)
+        if dtype in NUMPY and size % 8 == 0:
+            _signs(NUMPY[dtype]).take(packed, axis=0, out=room.numpy().reshape(size // 8, 8), mode="clip")
+            return room
+        signs = _signs(np.float32).take(packed, axis=0).reshape(-1)[:size]
+        return room.copy_(torch.from_numpy(signs).reshape(tuple(shape)))
+
+    def _room(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        out = self.out
+        if out is not None and (tuple(out.shape), out.dtype, out.device) == (tuple(shape), dtype, device):
+            return out
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
 
     def _digest(self) -> bytes:
         return hashlib.blake2b(f"{self.seed}/{self.draw}/{self.name}".encode(), digest_size=32).digest()
