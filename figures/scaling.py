@@ -112,7 +112,7 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
                 axes.set_ylabel(title)
         figure.align_labels()
         grey: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3.5, "color": "0.35"}
-        states = [Line2D([], [], label=called(value), **grey | _filled(value, epochs)) for value in epochs]
+        states = [Line2D([], [], label=called(value), **grey | _filled(value, epochs, "0.35")) for value in epochs]
         style.legend(figure, schemes, [*states, Line2D([], [], label="predicted slope", **LAW)], entry=1.15)
         style.settle(figure)
     return figure
@@ -126,10 +126,11 @@ def _panel(axes: Axes, one: xr.Dataset, name: str, schemes: list[str]) -> None:
             values = one[name].sel(estimator=scheme, epochs=epochs)
             values = values.sel(reference="target") if name == "cosine" else values
             at = one["size"].broadcast_like(values)
-            how = style.line_style(scheme) | _filled(epochs, one["epochs"].values)
+            how = style.line_style(scheme) | _filled(epochs, one["epochs"].values, style.look(scheme).color)
             band: Any = {"errorbar": ("se", style.Z), "err_kws": {"linewidth": 0}}
             seaborn.lineplot(x=at.values.ravel(), y=values.values.ravel(), ax=axes, **band, **how)
-            highest, lowest = max(highest, float(values.max())), min(lowest, float(values.min()))
+            mean = values.mean("seed")
+            highest, lowest = max(highest, float(mean.max())), min(lowest, float(mean.where(mean > 0).min()))
         law = predicted(one.expand_dims("place"), one["place"].item(), scheme)
         if name == "relative_variance" and np.isfinite(law):
             first = float(one[name].sel(estimator=scheme).isel(epochs=0, point=0).mean())
@@ -140,9 +141,10 @@ def _panel(axes: Axes, one: xr.Dataset, name: str, schemes: list[str]) -> None:
     style.log(axes, "y", (lowest / 1.5, highest * 1.5))
 
 
-def _filled(epochs: int, all_epochs: Any) -> dict[str, Any]:
+def _filled(epochs: int, all_epochs: Any, color: str) -> dict[str, Any]:
     """Markers are filled at the first state, hollow at later ones."""
-    return {} if epochs == all_epochs[0] else {"markerfacecolor": "white", "alpha": 0.75}
+    hollow = {"markerfacecolor": "white", "markeredgecolor": color, "markeredgewidth": 0.6, "alpha": 0.75}
+    return {} if epochs == all_epochs[0] else hollow
 
 
 def caption(dataset: xr.Dataset) -> str:
