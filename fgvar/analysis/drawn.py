@@ -1,5 +1,6 @@
 """The drawn route: estimates in blocks, whatever the chunk, and what is kept of them."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from fgvar.analysis.statistics import statistics
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.estimators.noise import Randomness
+from fgvar.estimators.oracles import Replay
 from fgvar.problem import Problem
 
 BUDGET = 1 << 30  # bytes that one chunk of estimates may take
@@ -115,12 +117,14 @@ def _blocks(
                 yield {k: g[block.start : block.stop] for k, g in whole.items()}
 
 
-def default_chunk(problem: Problem, randomness: Randomness, budget: int) -> int:
-    """The largest chunk within the budget: per draw, noise and its direction, tangents, gradients in float64."""
-    activities = sum(int(np.prod(v.shape)) for visits in problem.map.visits.values() for v in visits if v.shape)
+def default_chunk(estimator: GradientEstimator, problem: Problem, randomness: Randomness, budget: int) -> int:
+    """The largest chunk within the budget: per draw, noise and its direction, gradients, and tangents."""
+    replayed = isinstance(getattr(estimator, "oracle", None), Replay)  # no draw has a forward pass of its own
+    visits = () if replayed else itertools.chain.from_iterable(problem.map.visits.values())
+    activities = sum(int(np.prod(visit.shape)) for visit in visits if visit.shape)
     parameters = sum(p.numel() for p in problem.params.values())
     item = torch.finfo(problem.dtype).bits // 8
-    each = item * (2 * randomness.size + 2 * activities + 3 * parameters) + 16 * parameters
+    each = item * (2 * randomness.size + 2 * activities + 3 * parameters)
     fits = min(max(budget // each, 1), LARGEST_CHUNK)
     return int(fits // BLOCK * BLOCK if fits >= BLOCK else 2 ** int(np.log2(fits)))
 

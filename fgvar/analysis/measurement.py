@@ -103,7 +103,7 @@ def measure(
         target = estimator.target(problem)
         _require_gradient(f"the target of estimator {name!r}", problem, target)
         references = References.of(target, backprop, problem.perturbed)
-        size = default_chunk(problem, randomness, budget) if chunk is None else chunk
+        size = default_chunk(estimator, problem, randomness, budget) if chunk is None else chunk
         exact = route == "exact" and randomness.size > 0
         if exact:
             drawn, values = None, exact_statistics(estimator, problem, references, budget)

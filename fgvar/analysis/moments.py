@@ -15,6 +15,7 @@ from fgvar.errors import NonFiniteError
 from fgvar.estimators.noise import Stream
 
 BLOCK = 16  # draws a block
+PIECE = 1 << 15  # numbers of every draw that are worked on at a time, so that they stay in the CPU's cache
 BUCKETS = 16  # random projections a layer, for the z of the bias
 FEATURES = ("square", "along_target", "along_backprop", "cosine_target", "cosine_backprop")
 GROUPS = ("perturbed", "total")  # layers that are sums over parameters
@@ -61,10 +62,13 @@ class References:
         stacked = torch.stack(by_parameter)
         return torch.cat([stacked, torch.tensordot(self.members, stacked, dims=1)])
 
-    def projected(self, name: str, rows: Tensor) -> Tensor:
-        """Signed sums of every 16th entry, [rows, BUCKETS]: projections with disjoint supports."""
-        padded = torch.nn.functional.pad(rows * self.signs[name], (0, -rows.shape[1] % BUCKETS))
-        return padded.reshape(len(rows), -1, BUCKETS).sum(1)
+    def projected(self, name: str, rows: Tensor, at: slice = slice(None)) -> Tensor:
+        """Signed sums of every 16th entry (of a piece), [rows, BUCKETS]: projections with disjoint supports."""
+        signed = rows * self.signs[name][at]
+        whole = signed.shape[1] // BUCKETS * BUCKETS
+        sums = signed[:, :whole].reshape(len(rows), -1, BUCKETS).sum(1)
+        sums[:, : signed.shape[1] - whole] += signed[:, whole:]
+        return sums
 
 
 @dataclass(frozen=True)
@@ -160,12 +164,20 @@ def block(moments: Moments, references: References, gradients: Mapping[str, Tens
     m, before = len(next(iter(gradients.values()))), max(moments.count, 1)
     grams, projections, deviation = [], [], {}
     for name, target in references.target.items():
-        rows = gradients[name].reshape(m, -1).double() - target
-        mean = moments.deviation[name] / before
-        frame = torch.cat([rows, torch.stack([mean, target, references.backprop[name]])])
-        grams.append(frame @ frame.T)
-        projections.append(references.projected(name, rows))
-        deviation[name] = rows.sum(0)
+        rows, numbers = gradients[name].reshape(m, -1), target.numel()
+        pieces = range(0, numbers, PIECE if target.device.type == "cpu" else max(numbers, 1))
+        gram, projected, sums = target.new_zeros(m + 3, m + 3), target.new_zeros(m, BUCKETS), torch.empty_like(target)
+        for at in (slice(first, min(first + pieces.step, numbers)) for first in pieces):
+            frame = target.new_empty(m + 3, at.stop - at.start)
+            torch.sub(rows[:, at], target[at], out=frame[:m])
+            torch.div(moments.deviation[name][at], before, out=frame[m])
+            frame[m + 1], frame[m + 2] = target[at], references.backprop[name][at]
+            gram += frame @ frame.T
+            projected += references.projected(name, frame[:m], at)
+            torch.sum(frame[:m], 0, out=sums[at])
+        grams.append(gram)
+        projections.append(projected)
+        deviation[name] = sums
     gram, projected = references.grouped(grams), references.grouped(projections)
     _require_finite(references, gram[:, :m, :m].diagonal(dim1=1, dim2=2), moments.count)
     return Block(gram, projected, deviation)
