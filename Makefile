@@ -15,6 +15,7 @@ figures: .venv/studies  ## redraw every figure from its stored dataset, beside i
 	$(PY) -m figures.finite_differences figures/data/finite_differences.nc
 	$(PY) -m figures.all_schemes figures/data/all_schemes.nc
 	$(PY) -m figures.scaling figures/data/scaling.nc
+	$(PY) -m figures.cost figures/data/cost.nc
 	$(PY) -m figures.guesses figures/data/guesses.nc
 	$(PY) -m figures.local_losses figures/data/local_losses.nc
 	$(PY) -m figures.groups figures/data/groups.nc

@@ -11,7 +11,17 @@ from matplotlib.text import Text
 from figures import style, tabular
 
 DATA = Path(__file__).parents[1] / "figures/data"
-NAMES = ("local_losses", "groups", "fused_losses", "guesses", "all_schemes", "directions", "table1", "scaling")
+NAMES = (
+    "local_losses",
+    "groups",
+    "fused_losses",
+    "guesses",
+    "all_schemes",
+    "directions",
+    "table1",
+    "scaling",
+    "cost",
+)
 
 
 def shown(axis: Axis) -> list[Text]:
@@ -46,7 +56,7 @@ def test_nothing_is_clipped_and_the_legend_stands_above(
             assert max(tops) < legend.get_window_extent(renderer).y0
 
 
-@pytest.mark.parametrize("name", ["table1", "table3", "table4", "all_schemes", "scaling"])
+@pytest.mark.parametrize("name", ["table1", "table3", "table4", "all_schemes", "scaling", "cost"])
 def test_tables_are_whole_in_latex(name: str) -> None:
     """Every row has the cells of the heads, and nothing is left that LaTeX would take for a command of its own."""
     frame = import_module(f"figures.{name}").table(style.read(DATA / f"{name}.nc"))

@@ -1,0 +1,129 @@
+"""The figure of cost: time and memory of a measurement against draws, batch, parameters and groups.
+
+Run   python -m figures.cost results/cost.nc [--venue iclr] [--columns 2] [--out FOLDER_OR_STEM]
+writes <stem>.pdf, .png, .txt (the caption) and .tex (the table).
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from figures import command, style, tabular
+
+SOURCE = "studies/cost.py"
+NEEDED = {
+    "time": ("along", "point", "seed", "repeat", "estimator"),
+    "peak": ("along", "point", "seed", "estimator"),
+    "parameters": ("along", "point", "seed"),
+    "size": ("along", "point"),
+}
+ROWS = {"time": "time (s)", "peak": "peak memory (MB)"}
+LABELS = {"width": "parameters"}
+GUIDE: dict[str, Any] = {"color": "0.35", "linewidth": 0.7, "linestyle": (0, (1, 1.5)), "zorder": 1.5}
+
+
+def of_axis(dataset: xr.Dataset, along: str) -> xr.Dataset:
+    """One axis over its own points, whose sizes are parameters where the width grows."""
+    one = dataset.sel(along=along)
+    one = one.isel(point=one["size"].notnull().values)
+    return one.assign(size=one["parameters"].isel(seed=0)) if along == "width" else one
+
+
+def quartiles(one: xr.Dataset, name: str) -> xr.DataArray:
+    """Over seeds and repeats, in seconds and megabytes."""
+    values = one["time"] if name == "time" else one["peak"] / 1e6
+    return values.quantile([0.25, 0.5, 0.75], [dim for dim in ("seed", "repeat") if dim in values.dims])
+
+
+def slope(dataset: xr.Dataset, along: str, name: str, scheme: str) -> float:
+    """Exponent of the medians as a power of the size."""
+    one = of_axis(dataset, along)
+    values = quartiles(one, name).sel(quantile=0.5, estimator=scheme)
+    return float(np.polyfit(np.log(one["size"].values), np.log(values.values), 1)[0])
+
+
+def table(dataset: xr.Dataset) -> pd.DataFrame:
+    """Slopes of time and memory along each axis."""
+    style.require(dataset, NEEDED, SOURCE)
+    schemes = style.in_order(style.names(dataset, "estimator"))
+    rows = {
+        LABELS.get(along, along): {
+            (name, scheme): tabular.number(slope(dataset, along, name, scheme), digits=2)
+            for name in ROWS
+            for scheme in schemes
+        }
+        for along in style.names(dataset, "along")
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
+    """A column for each axis (one column: a row), with time and memory.
+
+    Raises:
+        ValueError: not a dataset of this study, an unknown venue or number of columns.
+    """
+    style.require(dataset, NEEDED, SOURCE)
+    axis, schemes = style.names(dataset, "along"), style.in_order(style.names(dataset, "estimator"))
+    with style.context(venue):
+        shape = (len(ROWS), len(axis)) if columns == 2 else (len(axis), len(ROWS))
+        figure = Figure((style.width(venue, columns), 0.5 + 1.3 * shape[0]), layout="constrained")
+        grid = figure.subplots(*shape, squeeze=False)
+        for several, along in zip(grid.T if columns == 2 else grid, axis, strict=True):
+            for panel, (name, title) in zip(several, ROWS.items(), strict=True):
+                _panel(panel, of_axis(dataset, along), name, schemes)
+                panel.set_xlabel(LABELS.get(along, along))
+                if along == axis[0] or columns == 1:
+                    panel.set_ylabel(title)
+        figure.align_labels()
+        style.legend(figure, schemes, [Line2D([], [], label="proportional", **GUIDE)], entry=1.1)
+        style.settle(figure)
+    return figure
+
+
+def _panel(axes: Axes, one: xr.Dataset, name: str, schemes: list[str]) -> None:
+    sizes, found = one["size"].values, quartiles(one, name)
+    for scheme in schemes:
+        low, middle, high = found.sel(estimator=scheme).transpose("quantile", "point").values
+        axes.fill_between(sizes, low, high, color=style.look(scheme).color, alpha=0.25, linewidth=0)
+        axes.plot(sizes, middle, **style.line_style(scheme))
+        if one["along"].item() != "groups" and not (name == "peak" and one["along"].item() == "draws"):
+            axes.plot(sizes, middle[-1] * sizes / sizes[-1], **GUIDE)
+    axes.set_xscale("log")
+    axes.set_xlim(sizes.min() / 1.25, sizes.max() * 1.25)
+    if sizes.max() < 1e4:
+        style.ticks(axes.xaxis, sizes.astype(int))
+    else:
+        style.log(axes, "x", (sizes.min() / 1.25, sizes.max() * 1.25))
+    style.log(axes, "y", (float(found.min()) / 1.6, float(found.max()) * 1.6))
+
+
+def caption(dataset: xr.Dataset) -> str:
+    """What the figure shows, in words and in numbers from the dataset."""
+    style.require(dataset, NEEDED, SOURCE)
+    get, schemes = dataset.attrs.get, style.in_order(style.names(dataset, "estimator"))
+    fitted = "; ".join(
+        f"{LABELS.get(along, along)} "
+        + ", ".join(f"{slope(dataset, along, 'time', scheme):z.2f} ({scheme})" for scheme in schemes)
+        for along in style.names(dataset, "along")
+    )
+    memory = ", ".join(f"{slope(dataset, 'draws', 'peak', scheme):z.2f} ({scheme})" for scheme in schemes)
+    parts = [
+        "What a measurement costs by forward-mode differentiation, on LocalMixers of two blocks with 16 patches of "
+        f"digits. Wall time on {get('threads', '?')} thread(s), medians of {dataset.sizes['repeat']} repeats in "
+        "bands of quartiles; memory is the largest sum of tensors allocated at a time. Dotted: in proportion to the "
+        "size, through the last point.",
+        f"Slopes of the time: {fitted}. Of the memory along draws: {memory}.",
+    ]
+    return style.text(dataset, parts)
+
+
+FIGURES: command.Figures = {"": (draw, caption)}
+
+if __name__ == "__main__":
+    command.run("figures.cost", __doc__, FIGURES, table)

@@ -1,0 +1,118 @@
+"""Cost: how do time and memory of a measurement grow with draws, batch, parameters and channel groups?
+
+Question   What does `fgvar.measure` cost, on larger and larger problems?
+Claim      Time grows in proportion to draws, batch and parameters, or less while fixed costs weigh, and not at all
+           with the number of channel groups, each with a loss of its own. Memory does not grow with draws.
+Shown      Wall time of `measure` by forward-mode differentiation, medians and quartiles of repeats that take turns
+           between schemes, on one thread. Memory: largest sum of tensors that were allocated at a time, beyond those
+           before, as torch's allocator reports it. Slopes are least squares in logarithms of medians.
+Cost       About five minutes on one core (leave --workers at 0: they would disturb each other); --smoke: seconds.
+Run        python studies/cost.py            writes results/cost.nc, .pdf and .png
+Full size  python studies/cost.py --draws 256 1024 4096 --batch 32 128 512 --width 256 512 1024   (not done here)
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from fgvar.experiments.options import Options
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMES = ("FG-W", "LG-FG-A")
+ALONG = ("draws", "batch", "width", "groups")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Time measurements on LocalMixers; each axis starts from --base."""
+
+    draws: tuple[int, ...] = (32, 64, 128, 256)
+    batch: tuple[int, ...] = (8, 16, 32, 64)
+    width: tuple[int, ...] = (64, 128, 256, 512)
+    """Channels; the figure shows the numbers of parameters that come of them."""
+    groups: tuple[int, ...] = (1, 2, 4, 8, 16)
+    base: tuple[int, int, int, int] = (64, 16, 128, 4)
+    """Draws, batch, width and groups where another axis grows."""
+    repeats: int = 5
+    run: tyro.conf.OmitArgPrefixes[Options] = Options(ROOT / "results" / "cost.nc")  # noqa: RUF009 (frozen)
+
+
+def main(config: Config) -> None:
+    import xarray as xr
+
+    import fgvar  # after the command line is parsed: --help needs no torch
+    from figures import command, cost
+
+    if config.run.smoke:
+        config = replace(
+            config, draws=(16, 32), batch=(2, 4), width=(8, 16), groups=(1, 2), base=(16, 2, 8, 2), repeats=3
+        )
+    how = config.run.arguments()
+    found = []
+    for along in ALONG:
+        settings = dict(zip(ALONG, config.base, strict=True)) | {"repeats": config.repeats}
+        del settings[along]
+        out = how["folder"] / f"{along}.nc"
+        swept = fgvar.sweep(cell, {along: getattr(config, along)}, config=settings, **how | {"out": out})
+        if "time" not in swept:
+            raise ValueError("no cell is done; see above, or run without --collect")
+        sizes = ("point", swept[along].values, {"long_name": along})
+        swept = swept.drop_vars(["traceback", along]).rename({along: "point"}).assign(size=sizes)
+        found.append(swept.assign_coords(point=range(swept.sizes["point"])).expand_dims(along=[along]))
+    dataset = xr.concat(found, "along", join="outer", combine_attrs="drop_conflicts")
+    described = replace(config, run=replace(config.run, out=Path("results") / config.run.out.name))
+    dataset.attrs |= {"study": "cost", "configuration": repr(described)}
+    print(cost.table(dataset).to_string())
+    print(fgvar.save(dataset, how["out"]))
+    command.write(command.Config(how["out"]), cost.FIGURES, cost.table)
+
+
+def cell(*, draws: int, batch: int, width: int, groups: int, repeats: int, seed: int) -> Any:
+    """Seconds of each scheme's measurement in each repeat, in turn, and its peak memory."""
+    import functools
+    import time
+
+    import torch
+    import xarray as xr
+
+    import fgvar
+    from fgvar.analysis.dataset import provenance
+    from studies.fused_losses import peak
+
+    model = fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=2, patches=4, channels=width, groups=groups, seed=seed)
+    problem = fgvar.Problem(model, "cross_entropy", fgvar.data.load("digits").sample(batch, seed=seed))
+    works = {
+        name: functools.partial(fgvar.measure, {name: fgvar.scheme(name)}, problem, draws=draws, seed=seed)
+        for name in SCHEMES
+    }
+    peaks = [peak(work) for work in works.values()]  # which warms them up, too
+    seconds = []
+    for _ in range(repeats):
+        row = []
+        for work in works.values():
+            started = time.perf_counter()
+            work()
+            row.append(time.perf_counter() - started)
+        seconds.append(row)
+    return xr.Dataset(
+        {
+            "time": (("repeat", "estimator"), seconds, {"long_name": "wall time", "units": "s"}),
+            "peak": ("estimator", peaks, {"long_name": "peak memory", "units": "B"}),
+            "parameters": ((), sum(p.numel() for p in problem.params.values())),
+        },
+        coords={"estimator": list(SCHEMES), "repeat": range(repeats)},
+        attrs=provenance(torch.device("cpu"), torch.float32),
+    )
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError) as error:  # what the user can mend, in one line
+        sys.exit(f"cost: {error}")
+    except KeyboardInterrupt:
+        sys.exit("cost: stopped; the same command goes on from here")
