@@ -9,8 +9,12 @@ TEX = {"±": r"$\pm$", "→": r"$\rightarrow$", "–": "--", "−": "$-$", "×":
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A table of GitHub's Markdown; rows' names are code."""
-    heads = [" ".join(column) if isinstance(column, tuple) else str(column) for column in frame.columns]
+    """A table of GitHub's Markdown; rows' names are code, and the first of several columns bears their heading."""
+    heads, group = [], None
+    for column in frame.columns:
+        first, *others = column if isinstance(column, tuple) else (column,)
+        heads.append(" ".join(others if first == group and others else (first, *others)))
+        group = first
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     lines += [f"| `{name}` | {' | '.join(row)} |" for name, row in zip(frame.index, frame.values, strict=True)]
     return "\n".join(lines)
