@@ -1,7 +1,12 @@
 """What holds for all tests: fixed examples, fixed seeds, and no CUDA test where there is no device."""
 
+import signal
+
 import pytest
 from hypothesis import settings
+
+# A shell's background jobs ignore Ctrl-C, and so would the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Hypothesis draws structure here, never luck: the same examples in every run.
 settings.register_profile("fgvar", deadline=None, derandomize=True, max_examples=25, print_blob=True)

@@ -1,6 +1,6 @@
 """How fast is the honest computation? Ratios to what else a user would do, and to the machine's limit.
 
-Run   make bench        or: python -m tests.benchmarks.bench [--only steps rate epoch measure exact probes start]
+Run   make bench        or a part: python -m tests.benchmarks.bench --only steps measure
 
 Medians and quartiles of interleaved repeats, in one process; nothing here is a test. OMP_NUM_THREADS=2 is two cores.
 """
@@ -218,13 +218,26 @@ def probes() -> Iterator[Row]:
             )  # fmt: skip
 
 
+def replicated() -> Iterator[Row]:
+    """A block's loss for every patch and group, at 64 groups beside 1: fused, and by copies with stop-gradients."""
+    from studies import fused_losses
+
+    ways = {groups: fused_losses.ways(groups, 0, 32, 16, 512, 10) for groups in (64, 1)}
+    works = {(way, groups): ways[groups][way] for way in ("fused", "naive") for groups in ways}
+    times = interleaved({f"{way}, {groups}": work for (way, groups), work in works.items()}, 15)
+    for way, goal in (("fused", 1.15), ("naive", None)):
+        yield Row(f"replicated losses, {way}: 64 groups / 1", ratio(times, f"{way}, 64", f"{way}, 1"), goal)
+        peaks = [fused_losses.peak(works[way, groups]) for groups in (64, 1)]
+        yield Row(f"replicated losses, {way}: peak memory, 64 groups / 1", [peaks[0] / peaks[1]], goal)
+
+
 def start() -> Iterator[Row]:
     """What the interpreter takes to import fgvar, and the command line to say what it can do."""
     yield Row("import fgvar", [in_a_process(["-c", "import fgvar"]) for _ in range(5)], 0.1, unit="s")
     yield Row("python -m fgvar --help", [in_a_process(["-m", "fgvar", "--help"]) for _ in range(5)], 0.5, unit="s")
 
 
-ALL = {each.__name__: each for each in (start, steps, rate, epoch, measure, exact, probes)}
+ALL = {each.__name__: each for each in (start, steps, rate, epoch, measure, replicated, exact, probes)}
 
 
 def main() -> None:
