@@ -2,11 +2,12 @@
 
 Question   What does `fgvar.measure` cost, on larger and larger problems?
 Claim      Time grows in proportion to draws, batch and parameters, or less while fixed costs weigh, and not at all
-           with the number of channel groups, each with a loss of its own. Memory does not grow with draws.
+           with the number of channel groups, each with a loss of its own. Memory does not grow with draws beyond the
+           64 that are worked on at a time.
 Shown      Wall time of `measure` by forward-mode differentiation, medians and quartiles of repeats that take turns
            between schemes, on one thread. Memory: largest sum of tensors that were allocated at a time, beyond those
            before, as torch's allocator reports it. Slopes are least squares in logarithms of medians.
-Cost       About five minutes on one core (leave --workers at 0: they would disturb each other); --smoke: seconds.
+Cost       About three minutes on one core (leave --workers at 0: they would disturb each other); --smoke: seconds.
 Run        python studies/cost.py            writes results/cost.nc, .pdf and .png
 Full size  python studies/cost.py --draws 256 1024 4096 --batch 32 128 512 --width 256 512 1024   (not done here)
 """

@@ -9,8 +9,8 @@ Shown      Relative variance and SNR, given one batch, exact; mean cosines to th
            one loss a block, on LocalMixers for every patch and group. At initialisation (heads not zero), and after a
            little backprop. MLPs have square layers of weights N(0, 2/width), which keep norms at first; their inputs
            are digits carried to as many numbers as there are units, by a fixed random matrix. LocalMixers start from
-           weights N(0, min(2/√fan-in, 0.1)²) as in the paper's code, so that narrow ones lose norm. Slopes are least
-           squares in logarithms, with 95 % intervals over seeds.
+           weights N(0, min(2/√fan-in, 0.1)²) as in the paper's code. Slopes are least squares in logarithms, with
+           95 % intervals over seeds.
 Predicted  Slopes of d + 1, counted, for FG-W, and of the number of activities for FG-A. On MLPs, whose blocks are all
            alike, the same of one block for LG-FG-W and LG-FG-A. Nothing predicts how replicas on LocalMixers grow
            with width and groups; with depth LG schemes should not, but for the first block, which differs.

@@ -1,5 +1,7 @@
 """Schedules and their options: rates, optimisers, factors, autocast, compiled steps."""
 
+import functools
+
 import pytest
 import torch
 
@@ -129,3 +131,16 @@ def test_errors(words, message: str) -> None:
 def test_unknown_probe_route(data) -> None:
     with pytest.raises(ValueError, match="unknown route 'exat'; did you mean 'exact'"):
         fgvar.Probe({"BP": fgvar.scheme("BP")}, data[0].sample(4, seed=0), (1,), route="exat")
+
+
+def test_every_run_of_a_process_is_compiled_for_its_own_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo counts compilations by code object: shared by all runs, it gave up after the eighth, silently."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for size in (3, 4, 5):
+            net = torch.nn.Linear(size, 2)
+            problem = fgvar.Problem(net, "cross_entropy", (torch.randn(6, size), torch.zeros(6, dtype=torch.int64)))
+            gradient = gradient_of(problem, fgvar.scheme("BP"), autocast=False, compile=True)
+            found, _ = gradient(problem.params, (problem.inputs, problem.targets), {})
+            torch.testing.assert_close(found, dict(problem.backprop()))

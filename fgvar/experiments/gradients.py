@@ -1,5 +1,6 @@
 """The gradient that a run follows: by autocast or compiled, and watched for numbers that are none."""
 
+import types
 from collections.abc import Callable, Mapping
 
 import torch
@@ -20,9 +21,19 @@ def gradient_of(problem: Problem, estimator: GradientEstimator, autocast: bool, 
         found = estimator.estimate(problem.at(params, batch), noise)
         return found.gradient, found.loss
 
-    if autocast:
-        gradient = torch.autocast(problem.device.type, dtype=torch.bfloat16)(gradient)
-    return torch.compile(gradient) if compile else gradient
+    followed: Gradient = compiled(gradient) if compile else gradient
+    return torch.autocast(problem.device.type, dtype=torch.bfloat16)(followed) if autocast else followed
+
+
+def compiled(function: Gradient) -> Gradient:
+    """Compiled for shapes that stay, with a code object of its own.
+
+    Dynamo keeps its results by code object: of many runs in one process, later ones would be compiled for any shape
+    at all, and those after the eighth not at all.
+    """
+    code = function.__code__.replace()
+    own = types.FunctionType(code, function.__globals__, closure=function.__closure__)
+    return torch.compile(own, dynamic=False)
 
 
 class Watch:

@@ -116,6 +116,12 @@ def epoch() -> Iterator[Row]:
         yield Row(
             f"{preset}, batch 128: an epoch of compiled LG-FG-A", took, 1.0 if preset == "S/1/1" else None, unit="s"
         )
+        problem, scheme = problem_of(preset, 128), fgvar.scheme("LG-FG-A")
+        noise = {k: u[0] for k, u in scheme.randomness(problem).sample(0, [0]).items()}
+        gradient = gradient_of(problem, scheme, autocast=False, compile=True)
+        works = {"estimate": lambda: gradient(problem.params, (problem.inputs, problem.targets), noise)}  # noqa: B023
+        alone = [468 * t for t in interleaved(works, 50)["estimate"]]
+        yield Row(f"{preset}: of it, the 468 compiled estimates alone", alone, unit="s")
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------
@@ -219,13 +225,13 @@ def probes() -> Iterator[Row]:
 
 
 def replicated() -> Iterator[Row]:
-    """A block's loss for every patch and group, at 64 groups beside 1: fused, and by copies with stop-gradients."""
+    """A block's loss for every patch and group, 64 groups beside 1: fused, by copies, and in one copy (ordinary)."""
     from studies import fused_losses
 
     ways = {groups: fused_losses.ways(groups, 0, 32, 16, 512, 10) for groups in (64, 1)}
-    works = {(way, groups): ways[groups][way] for way in ("fused", "naive") for groups in ways}
+    works = {(way, groups): ways[groups][way] for way in ("fused", "ordinary", "naive") for groups in ways}
     times = interleaved({f"{way}, {groups}": work for (way, groups), work in works.items()}, 15)
-    for way, goal in (("fused", 1.15), ("naive", None)):
+    for way, goal in (("fused", 1.15), ("ordinary", None), ("naive", None)):
         yield Row(f"replicated losses, {way}: 64 groups / 1", ratio(times, f"{way}, 64", f"{way}, 1"), goal)
         peaks = [fused_losses.peak(works[way, groups]) for groups in (64, 1)]
         yield Row(f"replicated losses, {way}: peak memory, 64 groups / 1", [peaks[0] / peaks[1]], goal)
