@@ -57,7 +57,7 @@ def test_a_run_says_what_it_was_and_is_not_repeated(folder: Path, capsys) -> Non
 def test_all_runs_together(folder: Path, collected: tuple[Path, str]) -> None:
     out, printed = collected
     assert "\nLG-FG-A  " in printed
-    assert "| 32.88 |" in printed
+    assert " 32.88 " in printed
     found = fgvar.open_dataset(out)
     assert list(found["algorithm"].values) == ["frozen", "LG-FG-A", "LG-FG-A-no-stop"]
     one = fgvar.open_dataset(folder / "LG-FG-A.nc")
