@@ -7,22 +7,7 @@ demo: .venv/studies  ## train and measure the quickstart; results/quickstart.{nc
 	$(PY) studies/quickstart.py
 
 figures: .venv/studies  ## redraw every figure from its stored dataset, beside it
-	$(PY) -m figures.quickstart figures/data/quickstart.nc
-	$(PY) -m figures.calibration figures/data/calibration.nc
-	$(PY) -m figures.table1 figures/data/table1.nc
-	$(PY) -m figures.directions figures/data/directions.nc
-	$(PY) -m figures.weight_sharing figures/data/weight_sharing.nc
-	$(PY) -m figures.finite_differences figures/data/finite_differences.nc
-	$(PY) -m figures.all_schemes figures/data/all_schemes.nc
-	$(PY) -m figures.scaling figures/data/scaling.nc
-	$(PY) -m figures.cost figures/data/cost.nc
-	$(PY) -m figures.guesses figures/data/guesses.nc
-	$(PY) -m figures.local_losses figures/data/local_losses.nc
-	$(PY) -m figures.groups figures/data/groups.nc
-	$(PY) -m figures.fused_losses figures/data/fused_losses.nc
-	$(PY) -m figures.table3 figures/data/table3.nc
-	$(PY) -m figures.table3_probes figures/data/table3_probes.nc
-	$(PY) -m figures.table4 figures/data/table4.nc
+	$(PY) -m figures
 
 # Names on the Hugging Face hub, or directories. How long it takes has not been measured: no GPU was at hand.
 MNIST = mnist

@@ -1,0 +1,26 @@
+"""Redraw every figure from its stored dataset, beside it.
+
+Run   python -m figures [FOLDER]
+"""
+
+from importlib import import_module
+from pathlib import Path
+
+import tyro
+
+from figures import command
+
+
+def main(folder: tyro.conf.Positional[Path] = Path(__file__).parent / "data") -> None:
+    """Redraw every figure from its stored dataset, beside it.
+
+    Args:
+        folder: of datasets, each named like the module that draws it.
+    """
+    for dataset in sorted(folder.glob("*.nc")):
+        module = import_module(f"figures.{dataset.stem}")
+        command.write(command.Config(dataset), module.FIGURES, getattr(module, "table", None))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
