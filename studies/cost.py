@@ -49,7 +49,7 @@ def main(config: Config) -> None:
 
     if config.run.smoke:
         config = replace(
-            config, draws=(16, 32), batch=(2, 4), width=(8, 16), groups=(1, 2), base=(16, 2, 8, 2), repeats=3
+            config, draws=(16, 32), batch=(2, 4), width=(8, 16), groups=(1, 2), base=(16, 2, 8, 2), repeats=1
         )
     how = config.run.arguments()
     found = []

@@ -58,8 +58,8 @@ def main(config: Config) -> None:
     from figures import command, scaling
 
     if config.run.smoke:
-        run = replace(config.run, seed=config.run.seed[:2])
-        config = replace(config, width=(8, 16), depth=(1, 2), groups=(1, 2), base=(16, 1, 2), epochs=(0,), run=run)
+        run = replace(config.run, seed=config.run.seed[:1])
+        config = replace(config, width=(8, 16), depth=(1, 2), groups=(1, 2), base=(8, 1, 2), epochs=(0,), run=run)
         config = replace(config, batch=4, draws=4)
     how = config.run.arguments()
     found = []

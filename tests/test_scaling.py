@@ -76,10 +76,9 @@ def test_the_stored_runs_keep_the_claim(stored: xr.Dataset) -> None:
     assert figure.slope(stored, "mlp, width", "FG-W", 0)[0] == pytest.approx(2, abs=0.1), "square layers"
 
 
-@pytest.mark.parametrize(("venue", "columns"), [("iclr", 2), ("icml", 1)])
-def test_what_is_drawn(stored: xr.Dataset, venue: style.Venue, columns: style.Columns) -> None:
-    drawn = figure.draw(stored, venue=venue, columns=columns)
-    assert drawn.get_figwidth() == style.width(venue, columns)
+def test_what_is_drawn(stored: xr.Dataset) -> None:
+    drawn = figure.draw(stored)
+    assert drawn.get_figwidth() == style.width("iclr", 2)
     assert len(drawn.axes) == 2 * stored.sizes["place"]
     assert {(axes.get_xscale(), axes.get_yscale()) for axes in drawn.axes} == {("log", "log")}
     first = drawn.axes[0]
