@@ -32,6 +32,7 @@ from fgvar.experiments.options import Options
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMES = ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A")
 ALONG = {"mixer": ("width", "depth", "groups"), "mlp": ("width", "depth")}
+SHORT = {"mixer": ("groups",), "mlp": ("depth",)}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def main(config: Config) -> None:
         config = replace(config, batch=4, draws=4)
     how = config.run.arguments()
     found = []
-    for network, axes in ALONG.items():
+    for network, axes in (SHORT if config.run.smoke else ALONG).items():
         for along in axes:
             at = dict(zip(("width", "depth", "groups"), config.base, strict=True))
             del at[along]

@@ -140,7 +140,7 @@ def test_the_gradient_afterwards_is_as_before() -> None:
 
 def test_direct_feedback_compiles() -> None:
     """torch.compile traced the estimate in pieces around NumPy's draws, and failed inside of a transform."""
-    problem = mixer(batch=3)
+    problem = mixer(blocks=1, batch=3)
     estimator = fgvar.DirectFeedback()
     compiled = torch.compile(lambda params: estimator.estimate(problem.at(params), {}).gradient, backend="aot_eager")
     found, expected = compiled(problem.params), estimator.estimate(problem, {}).gradient
