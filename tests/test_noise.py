@@ -343,3 +343,18 @@ def test_enumerations_are_taken_in_any_pieces_and_shapes(method: str) -> None:
         assert torch.equal(torch.cat(pieces), whole[name])
         probabilities = torch.cat([enumeration.probabilities(part) for part in parts])
         assert probabilities.sum().item() == pytest.approx(1, abs=1e-12)
+
+
+def test_a_law_may_ask_its_stream_twice() -> None:
+    """Numbers are written into the sample's memory: what is asked for second must not overwrite what came first."""
+
+    class Product:
+        def fill(self, stream, shape, dtype, device):
+            return stream.normal(shape, dtype, device) * stream.signs(shape, dtype, device)
+
+    found = Randomness({"w": Leaf((8,), Product())}).sample(seed=3, draws=[5])["w"][0]
+    fresh = Stream(3, "w", 5)
+    cpu = torch.device("cpu")
+    expected = fresh.normal((8,), torch.float32, cpu) * fresh.signs((8,), torch.float32, cpu)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, torch.ones(8))

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
@@ -143,7 +143,7 @@ class Leaf:
     def draw(self, seed: int, name: str, number: int, out: Tensor) -> None:
         """Write draw number ``number`` into ``out``, before leaves of a joint law are joined."""
         if not (self.lead and getattr(self.noise, "one_by_one", False)):
-            found = self.noise.fill(Stream(seed, name, number, out), self.shape, out.dtype, out.device)
+            found = self.noise.fill(Stream(seed, name, number, [out]), self.shape, out.dtype, out.device)
             if found is not out:
                 out.copy_(found)
             return
@@ -257,8 +257,8 @@ class Stream:
     seed: int
     name: str
     draw: int
-    out: Tensor | None = None
-    """Where numbers go that are asked for in its shape and dtype, once."""
+    rooms: list[Tensor] = field(default_factory=list)
+    """Where the numbers go that are asked for first, if in this shape and dtype; what is asked for later is new."""
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         room = self._room(shape, dtype, device)
@@ -283,9 +283,10 @@ class Stream:
         return room.copy_(torch.from_numpy(signs).reshape(tuple(shape)))
 
     def _room(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        out = self.out
-        if out is not None and (tuple(out.shape), out.dtype, out.device) == (tuple(shape), dtype, device):
-            return out
+        if self.rooms:
+            room = self.rooms.pop()
+            if (tuple(room.shape), room.dtype, room.device) == (tuple(shape), dtype, device):
+                return room
         return torch.empty(tuple(shape), dtype=dtype, device=device)
 
     def _digest(self) -> bytes:
