@@ -19,7 +19,7 @@ from typing import Any
 
 import tyro
 
-from fgvar.experiments.options import Options
+from fgvar.experiments.options import Options, described
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMES = ("FG-W", "LG-FG-A")
@@ -64,8 +64,7 @@ def main(config: Config) -> None:
         swept = swept.drop_vars(["traceback", along]).rename({along: "point"}).assign(size=sizes)
         found.append(swept.assign_coords(point=range(swept.sizes["point"])).expand_dims(along=[along]))
     dataset = xr.concat(found, "along", join="outer", combine_attrs="drop_conflicts")
-    described = replace(config, run=replace(config.run, out=Path("results") / config.run.out.name))
-    dataset.attrs |= {"study": "cost", "configuration": repr(described)}
+    dataset.attrs |= {"study": "cost", "configuration": described(config)}
     print(cost.table(dataset).to_string())
     print(fgvar.save(dataset, how["out"]))
     command.write(command.Config(how["out"]), cost.FIGURES, cost.table)

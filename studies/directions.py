@@ -20,7 +20,7 @@ from typing import Any
 
 import tyro
 
-from fgvar.experiments.options import Options
+from fgvar.experiments.options import Options, described
 
 ROOT = Path(__file__).resolve().parents[1]
 D = 160  # weights
@@ -51,8 +51,7 @@ def main(config: Config) -> None:
     dataset = fgvar.sweep(cell, {"directions": config.directions}, config=settings, **how)
     if "cosine" not in dataset:
         raise ValueError("no cell is done; see above, or run without --collect")
-    described = replace(config, run=replace(config.run, out=Path("results") / config.run.out.name))
-    dataset.attrs |= {"study": "directions", "configuration": repr(described), "d": D}
+    dataset.attrs |= {"study": "directions", "configuration": described(config), "d": D}
     print(report(dataset))
     print(fgvar.save(dataset, how["out"]))
     command.write(command.Config(how["out"]), directions.FIGURES)

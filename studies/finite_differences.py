@@ -19,7 +19,7 @@ from typing import Any
 
 import tyro
 
-from fgvar.experiments.options import Options
+from fgvar.experiments.options import Options, described
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS, DTYPES, SPACES = ("tanh", "relu", "mixer"), ("float32", "float64"), ("weights", "activities")
@@ -75,8 +75,7 @@ def main(config: Config) -> None:
     dataset = fgvar.sweep(cell, axes, config=settings, **how)
     if "distance" not in dataset:
         raise ValueError("no cell is done; see above, or run without --collect")
-    described = replace(config, run=replace(config.run, out=Path("results") / config.run.out.name))
-    dataset.attrs |= {"study": "finite_differences", "configuration": repr(described)}
+    dataset.attrs |= {"study": "finite_differences", "configuration": described(config)}
     print(report(dataset))
     print(fgvar.save(dataset, how["out"]))
     command.write(command.Config(how["out"]), finite_differences.FIGURES)

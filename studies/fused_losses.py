@@ -24,7 +24,7 @@ from typing import Any
 
 import tyro
 
-from fgvar.experiments.options import Options
+from fgvar.experiments.options import Options, described
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = ("naive", "fused", "ordinary")
@@ -56,8 +56,7 @@ def main(config: Config) -> None:
     dataset = fgvar.sweep(cell, {"groups": config.groups}, config=settings, **config.run.arguments())
     if "time" not in dataset:
         raise ValueError("no cell is done; see above, or run without --collect")
-    described = replace(config, run=replace(config.run, out=Path("results") / config.run.out.name))
-    dataset.attrs |= {"study": "fused_losses", "configuration": repr(described)}
+    dataset.attrs |= {"study": "fused_losses", "configuration": described(config)}
     out = config.run.arguments()["out"]
     print(report(dataset))
     print(fgvar.save(dataset, out))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import tyro
 
-from fgvar.experiments.options import Options
+from fgvar.experiments.options import Options, described
 
 ROOT = Path(__file__).resolve().parents[1]
 LOSSES = ("block", "block + patch + group")
@@ -58,7 +58,7 @@ def main(config: Config) -> None:
     axes = {"losses": LOSSES, "groups": config.groups}
     found = fgvar.sweep(local_losses.cell, axes, config=settings, **config.run.arguments())
     dataset = local_losses.chosen(found)
-    dataset.attrs |= {"study": "groups", "configuration": local_losses.described(config)}
+    dataset.attrs |= {"study": "groups", "configuration": described(config)}
     out = config.run.arguments()["out"]
     print(local_losses.report(dataset))
     print(fgvar.save(dataset, out))

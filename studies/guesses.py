@@ -19,7 +19,7 @@ from typing import Any
 
 import tyro
 
-from fgvar.experiments.options import Options
+from fgvar.experiments.options import Options, described
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,8 +60,7 @@ def main(config: Config) -> None:
     dataset = fgvar.sweep(cell, axes, config=settings, **config.run.arguments())
     if "cosine" not in dataset:
         raise ValueError("no cell is done; see above, or run without --collect")
-    described = replace(config, run=replace(config.run, out=Path("results") / config.run.out.name))
-    dataset.attrs |= {"study": "guesses", "configuration": repr(described)}
+    dataset.attrs |= {"study": "guesses", "configuration": described(config)}
     out = config.run.arguments()["out"]
     print(report(dataset))
     print(fgvar.save(dataset, out))

@@ -21,7 +21,7 @@ from typing import Any
 
 import tyro
 
-from fgvar.experiments.options import Options
+from fgvar.experiments.options import Options, described
 
 ROOT = Path(__file__).resolve().parents[1]
 LOSSES = (
@@ -72,11 +72,6 @@ def smoke(config: Any, **axes: Any) -> Any:
     """The configuration with these axes, one seed, and little of everything else."""
     little = {"blocks": 1, "channels": 16, "lr": (0.1,), "epochs": 1, "batch": 256, "draws": 32, "probe_batch": 8}
     return replace(config, run=replace(config.run, seed=config.run.seed[:1]), **little, **axes)
-
-
-def described(config: Any) -> str:
-    """The configuration, without the path of its dataset."""
-    return repr(replace(config, run=replace(config.run, out=Path("results") / config.run.out.name)))
 
 
 def cell(

@@ -27,7 +27,7 @@ from typing import Any
 
 import tyro
 
-from fgvar.experiments.options import Options
+from fgvar.experiments.options import Options, described
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMES = ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A")
@@ -80,8 +80,7 @@ def main(config: Config) -> None:
                 swept.assign_coords(point=range(swept.sizes["point"])).expand_dims(place=[f"{network}, {along}"])
             )
     dataset = xr.concat(found, "place", join="outer", combine_attrs="drop_conflicts")
-    described = replace(config, run=replace(config.run, out=Path("results") / config.run.out.name))
-    dataset.attrs |= {"study": "scaling", "configuration": repr(described)}
+    dataset.attrs |= {"study": "scaling", "configuration": described(config)}
     print(scaling.table(dataset).to_string())
     print(fgvar.save(dataset, how["out"]))
     command.write(command.Config(how["out"]), scaling.FIGURES, scaling.table)

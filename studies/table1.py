@@ -27,7 +27,7 @@ from typing import Any
 
 import tyro
 
-from fgvar.experiments.options import Options
+from fgvar.experiments.options import Options, described
 
 ROOT = Path(__file__).resolve().parents[1]
 POPULATION = 3  # examples that batches are drawn from
@@ -68,8 +68,7 @@ def main(config: Config) -> None:
     dataset = dataset.drop_vars("cell").assign_coords(
         size=("cell", [size for size, _ in places]), batch=("cell", [batch for _, batch in places])
     )
-    described = replace(config, run=replace(config.run, out=Path("results") / config.run.out.name))
-    dataset.attrs |= {"study": "table1", "configuration": repr(described)}
+    dataset.attrs |= {"study": "table1", "configuration": described(config)}
     print(table1.table(dataset).to_string())
     print(fgvar.save(dataset, how["out"]))
     command.write(command.Config(how["out"]), table1.FIGURES, table1.table)

@@ -1,6 +1,6 @@
 """What the command lines of all studies that sweep have in common."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +47,8 @@ class Options:
             "timeout": self.timeout,
             "compute": not self.collect,
         }
+
+
+def described(config: Any) -> str:
+    """A study's configuration, which has `Options` as ``run``, for its dataset: without the path of a machine."""
+    return repr(replace(config, run=replace(config.run, out=Path("results") / config.run.out.name)))
