@@ -35,16 +35,16 @@ def of_axis(dataset: xr.Dataset, along: str) -> xr.Dataset:
     return one.assign(size=one["parameters"].isel(seed=0)) if along == "width" else one
 
 
-def quartiles(one: xr.Dataset, name: str) -> xr.DataArray:
-    """Over seeds and repeats, in seconds and megabytes."""
+def measured(one: xr.Dataset, name: str) -> xr.DataArray:
+    """Seconds or megabytes, of every ``run``: a repeat of a seed."""
     values = one["time"] if name == "time" else one["peak"] / 1e6
-    return values.quantile([0.25, 0.5, 0.75], [dim for dim in ("seed", "repeat") if dim in values.dims])
+    return values.stack(run=[dim for dim in ("seed", "repeat") if dim in values.dims])
 
 
 def slope(dataset: xr.Dataset, along: str, name: str, scheme: str) -> float:
     """Exponent of the medians as a power of the size."""
     one = of_axis(dataset, along)
-    values = quartiles(one, name).sel(quantile=0.5, estimator=scheme)
+    values = measured(one, name).sel(estimator=scheme).median("run")
     return float(np.polyfit(np.log(one["size"].values), np.log(values.values), 1)[0])
 
 
@@ -95,13 +95,12 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
 
 
 def _panel(axes: Axes, one: xr.Dataset, name: str, schemes: list[str]) -> None:
-    sizes, found = one["size"].values, quartiles(one, name)
+    sizes, found = one["size"].values, measured(one, name)
     for scheme in schemes:
-        low, middle, high = found.sel(estimator=scheme).transpose("quantile", "point").values
-        axes.fill_between(sizes, low, high, color=style.look(scheme).color, alpha=0.25, linewidth=0)
-        axes.plot(sizes, middle, **style.line_style(scheme))
+        its = found.sel(estimator=scheme)
+        style.repeated(axes, one["size"], its, estimator="median", errorbar=("pi", 50), **style.line_style(scheme))
         if one["along"].item() != "groups" and not (name == "peak" and one["along"].item() == "draws"):
-            axes.plot(sizes, middle[-1] * sizes / sizes[-1], **GUIDE)
+            axes.plot(sizes, float(its.isel(point=-1).median()) * sizes / sizes[-1], **GUIDE)
     axes.set_xscale("log")
     axes.set_xlim(sizes.min() / 1.25, sizes.max() * 1.25)
     if sizes.max() < 1e4:

@@ -4,6 +4,8 @@ Run   python -m figures.fused_losses results/fused_losses.nc [--venue iclr] [--c
 writes <stem>.pdf, .png and .txt (the caption).
 """
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -38,7 +40,7 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
         figure = Figure((style.width(venue, columns), 0.5 + 1.5 * shape[0]), layout="constrained")
         panels = figure.subplots(*shape, squeeze=False, sharex=columns == 1).flat
         for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
-            _panel(axes, *(quantiles(dataset, name).sel(quantile=q) for q in (0.25, 0.5, 0.75)))
+            _panel(axes, measured(dataset, name))
             axes.set_ylabel(title)
             if columns == 2 or name == "peak":
                 axes.set_xlabel("groups")
@@ -49,21 +51,21 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
     return figure
 
 
-def quantiles(dataset: xr.Dataset, name: str) -> xr.DataArray:
-    """Quartiles and medians over repeats (memory: over seeds) in the panel's units."""
+def measured(dataset: xr.Dataset, name: str) -> xr.DataArray:
+    """What a panel shows, in its units, of every ``run``: a repeat of a seed (memory: a seed)."""
     if name == "peak":
-        return (dataset["peak"] / 1e6).quantile([0.25, 0.5, 0.75], "seed")
-    time = dataset["time"]
-    shown = 1e3 * time if name == "time" else (time / time.sel(way="fused")).drop_sel(way="fused")
-    return shown.quantile([0.25, 0.5, 0.75], ("seed", "repeat"))
+        return (dataset["peak"] / 1e6).stack(run=["seed"])
+    time = dataset["time"].stack(run=["seed", "repeat"])
+    return 1e3 * time if name == "time" else (time / time.sel(way="fused")).drop_sel(way="fused")
 
 
-def _panel(axes: Axes, low: xr.DataArray, middle: xr.DataArray, high: xr.DataArray) -> None:
-    x = middle["groups"].values
-    for way in map(str, middle["way"].values):
+def _panel(axes: Axes, values: xr.DataArray) -> None:
+    x = values["groups"].values
+    for way in map(str, values["way"].values):
         color, marker, label = LOOKS[way]
-        axes.fill_between(x, low.sel(way=way), high.sel(way=way), color=color, alpha=0.25, linewidth=0, zorder=2)
-        axes.plot(x, middle.sel(way=way), color=color, marker=marker, label=label, markeredgecolor="white", zorder=3)
+        how: dict[str, Any] = {"color": color, "marker": marker, "label": label, "markeredgecolor": "white"}
+        style.repeated(axes, values["groups"], values.sel(way=way), estimator="median", errorbar=("pi", 50), **how)
+    low, high = values.quantile([0.25, 0.75], "run")
     axes.set_xscale("log")
     axes.set_xlim(x.min() / 1.3, x.max() * 1.3)
     style.ticks(axes.xaxis, x if len(x) < 5 else x[::2])
@@ -74,7 +76,7 @@ def caption(dataset: xr.Dataset) -> str:
     """What the figure shows, in words and in numbers from the dataset."""
     style.require(dataset, NEEDED, SOURCE)
     get = dataset.attrs.get
-    time, ratio, peak = (quantiles(dataset, name).sel(quantile=0.5) for name in PANELS)
+    time, ratio, peak = (measured(dataset, name).median("run") for name in PANELS)
     first, last = (int(dataset["groups"][place]) for place in (0, -1))
     parts = [
         "Directional derivatives of the loss of one block, replicated over patches and groups: by copies with "

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -125,10 +124,8 @@ def _panel(axes: Axes, one: xr.Dataset, name: str, schemes: list[str]) -> None:
         for epochs in one["epochs"].values:
             values = one[name].sel(estimator=scheme, epochs=epochs)
             values = values.sel(reference="target") if name == "cosine" else values
-            at = one["size"].broadcast_like(values)
             how = style.line_style(scheme) | _filled(epochs, one["epochs"].values, style.look(scheme).color)
-            band: Any = {"errorbar": ("se", style.Z), "err_kws": {"linewidth": 0}}
-            seaborn.lineplot(x=at.values.ravel(), y=values.values.ravel(), ax=axes, **band, **how)
+            style.repeated(axes, one["size"], values, estimator="mean", errorbar=("se", style.Z), **how)
             mean = values.mean("seed")
             highest, lowest = max(highest, float(mean.max())), min(lowest, float(mean.where(mean > 0).min()))
         law = predicted(one.expand_dims("place"), one["place"].item(), scheme)

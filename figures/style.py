@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
+import seaborn
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -34,7 +35,6 @@ EMBEDDED: dict[Any, Any] = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.hashsalt
 FONTS: dict[Any, Any] = {"text.usetex": False, "font.family": "STIXGeneral", "mathtext.fontset": "stix"}
 LINES: dict[Any, Any] = {
     "axes.linewidth": 0.5,
-    "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -165,7 +165,7 @@ def context(venue: str) -> Iterator[None]:
     with mpl.rc_context():
         mpl.rcdefaults()  # or a reader's matplotlibrc would change the figure
         small = {"axes.titlesize": sizes["font.size"] - 1, "axes.labelsize": sizes["font.size"] - 1}
-        mpl.rcParams.update(sizes | small | LINES | FONTS | EMBEDDED)
+        mpl.rcParams.update(seaborn.axes_style("ticks") | sizes | small | LINES | FONTS | EMBEDDED)
         yield
 
 
@@ -195,6 +195,21 @@ def curve(axes: Axes, x: ArrayLike, mean: ArrayLike, error: ArrayLike, scheme: s
     axes.fill_between(np.asarray(x), low, high, color=look(scheme).color, alpha=0.25, linewidth=0, zorder=2)
     axes.plot(np.asarray(x), mean, label=scheme, zorder=3, **line_style(scheme))
     return True
+
+
+def repeated(
+    axes: Axes, x: xr.DataArray, values: xr.DataArray, *, estimator: str, errorbar: tuple[str, float], **how: Any
+) -> None:
+    """Draw repeats of a measurement: seaborn's line through their ``estimator``, in its band, over the other dims.
+
+    ``x`` has some of the dims of ``values``; see `seaborn.lineplot` for ``estimator`` and ``errorbar``. `curve`
+    draws what comes with a standard error of its own, from which seaborn could not make a band.
+    """
+    at = x.broadcast_like(values).transpose(*values.dims)
+    seaborn.lineplot(
+        x=at.values.ravel(), y=values.values.ravel(), ax=axes, legend=False, estimator=estimator, errorbar=errorbar,
+        err_kws={"linewidth": 0, "alpha": 0.25}, **how,
+    )  # fmt: skip
 
 
 def symlog(

@@ -65,10 +65,9 @@ def _panel(axes: Axes, data: xr.Dataset, kind: str) -> None:
     for loss in style.names(data, "loss"):
         its = data.sel(loss=loss).transpose("positions", "example")
         color, marker = LOOKS[loss]
-        ratio = its["ratio"].values / its["fan_in"].item()
-        low, middle, high = np.nanquantile(ratio, [0, 0.5, 1], axis=1)
-        axes.fill_between(positions, low, high, color=color, alpha=0.2, linewidth=0)
-        axes.plot(positions, middle, color=color, label=f"ρ / fan-in, {loss}")
+        line: dict[str, Any] = {"color": color, "label": f"ρ / fan-in, {loss}"}
+        ratio = its["ratio"] / its["fan_in"]
+        style.repeated(axes, its["positions"], ratio, estimator="median", errorbar=("pi", 100), **line)
         points: dict[str, Any] = {"linestyle": "none", "marker": marker, "markeredgecolor": "white"}
         axes.plot(
             positions, np.nanmedian(its["variance_ratio"], axis=1), color=color, label=f"variance, {loss}", **points

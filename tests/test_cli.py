@@ -112,9 +112,15 @@ def test_open_sums_up_every_stored_dataset(run, path: Path) -> None:
     status, text, _ = run("open", str(path))
     assert status == 0
     assert len(text.splitlines()) > 3
-    plain, records = table(run("open", str(path), "--plain")[1]), json.loads(run("open", str(path), "--json")[1])
+
+
+def test_open_says_the_same_in_every_form(run) -> None:
+    path = str(STORED / "quickstart.nc")
+    text = run("open", path)[1]
+    plain, records = table(run("open", path, "--plain")[1]), json.loads(run("open", path, "--json")[1])
     assert len(plain) == len(records) > 0
     assert [*plain[0]] == [*records[0]]
+    assert all(row["estimator"] in text for row in records)
 
 
 def test_open_takes_the_last_known_epoch_of_each_run(run, tmp_path) -> None:

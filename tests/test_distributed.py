@@ -18,25 +18,25 @@ from fgvar.experiments.checkpoints import MAGIC
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ("whole", "killed", "resumed", "stopped", "resumed_again", "foreign", "draws")
 
+# Both are forked from a process that has loaded all they need, which takes seconds (torch.optim asks for dynamo).
 SCRIPT = """
-import sys
+import os, sys, traceback
 from pathlib import Path
-import torch
-from torch import distributed as dist
+import torch, torch._dynamo
 sys.path.insert(0, "tests")
 torch.set_num_threads(1)
 import test_distributed
-folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-for name in test_distributed.RUNS:
-    try:
-        getattr(test_distributed, name)(folder, rank)
-        end = "done"
-    except (KeyboardInterrupt, ValueError, ZeroDivisionError) as error:
-        end = f"{type(error).__name__} {error}"
-    print(name, end, flush=True)
-dist.barrier()
-dist.destroy_process_group()
+pids = []
+for rank in range(2):
+    pids.append(os.fork())
+    if pids[-1] == 0:
+        try:
+            test_distributed.run_all(Path(sys.argv[1]), rank)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+sys.exit(any([os.waitpid(pid, 0)[1] for pid in pids]))
 """
 
 
@@ -46,6 +46,21 @@ digits = functools.cache(lambda: fgvar.data.load("digits"))
 def problem() -> fgvar.Problem:
     net = fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=1, patches=2, channels=8, groups=2)
     return fgvar.Problem(net, "cross_entropy", digits().sample(8, seed=0))
+
+
+def run_all(folder: Path, rank: int) -> None:
+    """One process's part in every run, and how each ended, into ``ends<rank>``."""
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    with open(folder / f"ends{rank}", "w") as ends:
+        for name in RUNS:
+            try:
+                globals()[name](folder, rank)
+                end = "done"
+            except (KeyboardInterrupt, ValueError, ZeroDivisionError) as error:
+                end = f"{type(error).__name__} {error}"
+            print(name, end, file=ends)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 def run(folder: Path, rank: int, out: str, checkpoint: str | None, lr: float = 0.1) -> None:
@@ -116,20 +131,13 @@ def draws(folder: Path, rank: int) -> None:
 def done(tmp_path_factory) -> tuple[Path, list[dict[str, str]]]:
     """Where the results of all runs lie, and how each ended on each process."""
     folder: Path = tmp_path_factory.mktemp("two")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(folder), str(rank)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        said = [process.communicate(timeout=60) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], said
-    ends = [dict(line.split(" ", 1) for line in output.splitlines() if line) for output, _ in said]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder)], cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = [(folder / f"ends{rank}").read_text().splitlines() for rank in range(2)]
+    ends = [dict(line.split(" ", 1) for line in lines if line) for lines in told]
     for end in ends:
         words = {name: what.split()[0] for name, what in end.items()}
         stops = {"killed": "ZeroDivisionError", "stopped": "KeyboardInterrupt", "foreign": "ValueError"}

@@ -15,19 +15,12 @@ from studies import quickstart
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "studies/quickstart.py", *arguments]
-    # Offline: a misspelt name would otherwise be looked for on the hub, which takes its time to give up.
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
-
-
-def test_smoke(tmp_path) -> None:
+def test_smoke(tmp_path, capsys) -> None:
     out = tmp_path / "quickstart.nc"
-    done = run("--smoke", "--out", str(out))
-    assert done.returncode == 0, done.stderr
-    assert "trained by LG-FG-A" in done.stdout
-    assert "relative variance" in done.stdout
+    quickstart.main(tyro.cli(quickstart.Config, args=["--smoke", "--out", str(out)]))
+    printed = capsys.readouterr().out
+    assert "trained by LG-FG-A" in printed
+    assert "relative variance" in printed
     for suffix in (".nc", ".pdf", ".png"):
         assert out.with_suffix(suffix).stat().st_size > 1000, suffix
     dataset = fgvar.open_dataset(out)
@@ -57,7 +50,10 @@ def test_wrong_input_is_refused(arguments: list[str], message: str, tmp_path, ca
 
 
 def test_wrong_input_is_one_clear_line(tmp_path) -> None:
-    done = run("--smoke", "--out", str(tmp_path / "a.nc"), "--data", "digit")
+    command = [sys.executable, "studies/quickstart.py", "--smoke", "--out", str(tmp_path / "a.nc"), "--data", "digit"]
+    # Offline: a misspelt name would otherwise be looked for on the hub, which takes its time to give up.
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
     assert done.returncode != 0
     assert "digits" in done.stderr
     assert "Traceback" not in done.stderr

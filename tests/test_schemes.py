@@ -1,5 +1,6 @@
 """The table of schemes: every name runs, says truly whether it is biased, and costs what it says."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -70,12 +71,17 @@ def test_every_scheme_keeps_the_contract(name: str) -> None:
     assert report.passed, report
 
 
+@functools.cache
+def meta() -> fgvar.Problem:
+    net = fgvar.networks.LocalMixer((1, 4, 4), 3, blocks=2, patches=2, channels=8, groups=2).to("meta")
+    batch = (torch.zeros(3, 1, 4, 4, device="meta"), torch.zeros(3, dtype=torch.int64, device="meta"))
+    return fgvar.Problem(net, "cross_entropy", batch)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_scheme_runs_where_no_number_can_be_read(name: str) -> None:
     """On the meta device: no CPU tensor hides in an estimate, and no host synchronisation."""
-    net = fgvar.networks.LocalMixer((1, 4, 4), 3, blocks=2, patches=2, channels=8, groups=2).to("meta")
-    batch = (torch.zeros(3, 1, 4, 4, device="meta"), torch.zeros(3, dtype=torch.int64, device="meta"))
-    problem, estimator = fgvar.Problem(net, "cross_entropy", batch), fgvar.scheme(name)
+    problem, estimator = meta(), fgvar.scheme(name)
     noise = estimator.randomness(problem).sample(0, [0], device="meta") if estimator.randomness(problem).size else {}
     found = estimator.estimate(problem, {k: u[0] for k, u in noise.items()}).gradient
     assert all(g.is_meta and g.shape == problem.params[k].shape for k, g in found.items())

@@ -21,7 +21,7 @@ from sweeping import assert_same, drive, second, trivial, trouble
 import fgvar
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 0.1  # of each of 24 cells
+SECONDS = 0.05  # of each of 24 cells
 WAYS = ({}, {"timeout": 60.0}, {"workers": 2})
 
 
