@@ -5,6 +5,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,8 +64,14 @@ def dataset() -> xr.Dataset:
 
 
 @pytest.fixture(scope="module", params=[("iclr", 2), ("icml", 1), ("neurips", 2), ("jmlr", 1)], ids=str)
-def size(request: pytest.FixtureRequest) -> dict[str, object]:
+def size(request: pytest.FixtureRequest) -> dict[str, Any]:
     return dict(zip(("venue", "columns"), request.param, strict=True))
+
+
+@pytest.fixture(scope="module")
+def figures(dataset: xr.Dataset, size: dict[str, Any]) -> list[Figure]:
+    """Both figures of the quickstart, in each size."""
+    return [quickstart.draw(dataset, **size), layers.draw(dataset.isel(algorithm=0, step=-1), **size)]
 
 
 def panels(figure: Figure) -> dict[str, object]:
@@ -109,8 +116,8 @@ def test_layers_by_row(dataset: xr.Dataset) -> None:
     assert [text.get_text() for text in figure.axes[1].texts] == ["undefined"]
 
 
-def test_size_fonts_and_nothing_clipped(dataset: xr.Dataset, size: dict) -> None:
-    for figure in (quickstart.draw(dataset, **size), layers.draw(dataset.isel(algorithm=0, step=-1), **size)):
+def test_size_fonts_and_nothing_clipped(figures: list[Figure], size: dict[str, Any]) -> None:
+    for figure in figures:
         assert figure.get_figwidth() == pytest.approx(style.width(**size))
         renderer = FigureCanvasAgg(figure).get_renderer()
         whole = figure.bbox
@@ -133,8 +140,8 @@ def test_size_fonts_and_nothing_clipped(dataset: xr.Dataset, size: dict) -> None
             assert all(a.x1 <= b.x0 for a, b in pairwise(boxes)), f"tick labels overlap at {size}"
 
 
-def test_labels_do_not_touch(dataset: xr.Dataset, size: dict) -> None:
-    for figure in (quickstart.draw(dataset, **size), layers.draw(dataset.isel(algorithm=0, step=-1), **size)):
+def test_labels_do_not_touch(figures: list[Figure], size: dict[str, Any]) -> None:
+    for figure in figures:
         renderer = FigureCanvasAgg(figure).get_renderer()
         kinds = [(axes.title, axes._right_title, axes.xaxis.label, axes.yaxis.label) for axes in figure.axes]
         texts = [text for kind in kinds for text in kind if text.get_text()]

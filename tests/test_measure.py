@@ -1,5 +1,7 @@
 """measure: the dataset contract, independence of chunks, and agreement with closed forms."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from torch import Tensor, nn
 
 import fgvar
 from fgvar.analysis.dataset import FLAGS, VARIABLES
+from fgvar.analysis.drawn import default_chunk
 from fgvar.analysis.statistics import cosine_null
+from studies.fused_losses import peak
 
 SCHEMES = ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A")
 
@@ -89,6 +93,30 @@ def test_no_number_depends_on_the_chunk(problem: fgvar.Problem, chunk: int) -> N
             live = one["gradient_norm"].sel(layer=layer).min() > 1e-6
             if live:
                 np.testing.assert_allclose(b, a, rtol=1e-8, atol=1e-12, err_msg=f"{name} {layer}")
+
+
+def wide_mixer() -> fgvar.Problem:
+    net = fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=1, patches=4, channels=96, groups=4)
+    return fgvar.Problem(net, "cross_entropy", fgvar.data.load("digits").sample(16, seed=0))
+
+
+def wide_mlp() -> fgvar.Problem:
+    """Many examples of few activations: what their gradients take is most."""
+    net = fgvar.networks.MLP((1, 8, 8), width=128, depth=3, classes=10)
+    return fgvar.Problem(net, "cross_entropy", fgvar.data.load("digits").sample(128, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("name", "oracle"), [("FG-W", "Jvp"), ("FG-W", "Replay"), ("FG-A", "Jvp"), ("FG-A", "Replay")]
+)
+@pytest.mark.parametrize("build", [wide_mixer, wide_mlp])
+def test_memory_keeps_to_the_budget(build: Callable[[], fgvar.Problem], name: str, oracle: str) -> None:
+    """What torch allocates at a time, however many draws; local losses where there are heads."""
+    problem, budget = build(), 16 << 20
+    estimator = fgvar.scheme(f"LG-{name}" if build is wide_mixer else name, oracle=getattr(fgvar, oracle)())
+    assert default_chunk(estimator, problem, estimator.randomness(problem), budget) > 1
+    taken = peak(lambda: fgvar.measure({"one": estimator}, problem, draws=32, budget=budget))
+    assert taken < budget
 
 
 def test_more_draws_extend_fewer(problem: fgvar.Problem) -> None:

@@ -18,6 +18,7 @@ from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.estimators.noise import Randomness
 from fgvar.estimators.oracles import Replay
+from fgvar.estimators.spaces import WeightSpace
 from fgvar.problem import Problem
 
 BUDGET = 1 << 30  # bytes that one chunk of estimates may take
@@ -103,29 +104,54 @@ def _blocks(
     """Estimates in blocks of 16 draws (the last may be shorter), whatever the chunk."""
     with tqdm(total=draws, desc=name, unit="draw", delay=1, leave=False, disable=None) as bar:
         for window in ranges(0, draws, max(chunk, BLOCK)):
-            pieces = []
+            whole: dict[str, Tensor] = {}
             for numbers in ranges(window.start, window.stop, chunk):
                 noise = randomness.sample(
                     seed, numbers, dtype=problem.dtype, device=problem.device, noise_device=noise_device
                 )
-                pieces.append(estimates(estimator, problem, noise))
+                piece = estimates(estimator, problem, noise)
                 bar.update(len(numbers))
-            whole = {
-                k: torch.cat([piece[k] for piece in pieces]) if len(pieces) > 1 else pieces[0][k] for k in pieces[0]
-            }
+                if len(numbers) == len(window):
+                    whole = piece
+                    break
+                for k, g in piece.items():
+                    whole.setdefault(k, g.new_empty(len(window), *g.shape[1:]))
+                    whole[k][numbers.start - window.start : numbers.stop - window.start] = g
             for block in ranges(0, len(window), BLOCK):
                 yield {k: g[block.start : block.stop] for k, g in whole.items()}
 
 
 def default_chunk(estimator: GradientEstimator, problem: Problem, randomness: Randomness, budget: int) -> int:
-    """The largest chunk within the budget: per draw, noise and its direction, gradients, and tangents."""
-    replayed = isinstance(getattr(estimator, "oracle", None), Replay)  # no draw has a forward pass of its own
-    visits = () if replayed else itertools.chain.from_iterable(problem.map.visits.values())
+    """The largest chunk of draws within the budget.
+
+    A draw takes its noise and the direction of it, its gradient (as it is made, in its block and centred), and
+    activations of its own, through which its credit is pulled back or its tangents pass; not where directions of
+    weights are replayed. References, a block and one backward pass are there anyway.
+    """
+    activities, parameters = _sizes(problem)
+    space, oracle = (getattr(estimator, name, None) for name in ("space", "oracle"))
+    own = 0 if isinstance(space, WeightSpace) and isinstance(oracle, Replay) else activities
+    each = 2 * randomness.size + 3 * parameters + own
+    return _fitting(problem, budget, (6 + BLOCK) * parameters + 2 * activities, each)
+
+
+def examples_at_once(problem: Problem, budget: int) -> int:
+    """Of as many examples two gradients each keep to the budget, with a backward pass and a copy in float64."""
+    activities, parameters = _sizes(problem)
+    return _fitting(problem, budget, 6 * parameters, 4 * parameters + 2 * activities // problem.batch_size)
+
+
+def _sizes(problem: Problem) -> tuple[int, int]:
+    """Numbers of activations, at every layer of the network, and of parameters."""
+    visits = itertools.chain.from_iterable(problem.map.visits.values())
     activities = sum(int(np.prod(visit.shape)) for visit in visits if visit.shape)
-    parameters = sum(p.numel() for p in problem.params.values())
-    item = torch.finfo(problem.dtype).bits // 8
-    each = item * (2 * randomness.size + 2 * activities + 3 * parameters)
-    fits = min(max(budget // each, 1), LARGEST_CHUNK)
+    return activities, sum(p.numel() for p in problem.params.values())
+
+
+def _fitting(problem: Problem, budget: int, once: int, each: int) -> int:
+    """How many things of ``each`` numbers fit beside ``once``: 1, 2, 4, 8 or a multiple of 16."""
+    numbers = budget // (torch.finfo(problem.dtype).bits // 8) - once
+    fits = min(max(numbers // max(each, 1), 1), LARGEST_CHUNK)
     return int(fits // BLOCK * BLOCK if fits >= BLOCK else 2 ** int(np.log2(fits)))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from fgvar.analysis import moments as streaming
 from fgvar.analysis.cost import cost
 from fgvar.analysis.dataset import FLAGS, RATIOS, REFERENCES, describe, provenance
-from fgvar.analysis.drawn import BUDGET, default_chunk, drawn_statistics, require_like
+from fgvar.analysis.drawn import BUDGET, default_chunk, drawn_statistics, examples_at_once, require_like
 from fgvar.analysis.draws import ranges
 from fgvar.analysis.exact import check_route, exact_statistics
 from fgvar.analysis.moments import BLOCK, FEATURES, References
@@ -112,7 +112,8 @@ def measure(
                 name, estimator, problem, references, randomness, draws, seed, size, noise_device, paired
             )
             values = dict(drawn.values)
-        values["data_variance"] = _data_variance(estimator, problem, size)
+        examples = examples_at_once(problem, budget) if chunk is None else chunk
+        values["data_variance"] = _data_variance(estimator, problem, examples)
         flags = _relate(values, references, problem.dtype)
         if exact:
             flags |= (values["variance"][0] > 0).astype(np.int8) * FLAGS["no_closed_form"]
@@ -222,21 +223,28 @@ def _data_variance(estimator: GradientEstimator, problem: Problem, chunk: int) -
             batch=(problem.inputs[numbers.start : numbers.stop], problem.targets[numbers.start : numbers.stop])
         )
         pair = both(part) if chunk == 1 else part.per_example(both)
-        rows = [{k: g.reshape(len(numbers), -1).double() for k, g in gradients.items()} for gradients in pair]
-        sums.append([torch.stack([g.square().sum() for g in gradients.values()]) for gradients in rows])
-        for total, gradients in zip(totals, rows, strict=True):
-            for k, g in gradients.items():
-                total[k] = total.get(k, 0) + g.sum(0)
+        squares: list[Tensor] = []
+        for total, gradients in zip(totals, pair, strict=True):
+            each = {k: _summed(g.reshape(len(numbers), -1).double()) for k, g in gradients.items()}
+            squares.append(torch.stack([squared for _, squared in each.values()]))
+            for k, (rows, _) in each.items():
+                total[k] = total.get(k, 0) + rows
+        sums.append(squares)
     found = []
     for index, total in enumerate(totals):
-        squares = torch.stack([piece[index] for piece in sums]).sum(0)
+        square = torch.stack([piece[index] for piece in sums]).sum(0)
         means = torch.stack([(t @ t) / n for t in total.values()])
-        spread = ((squares - means).clamp_min(0) / max(n - 1, 1) / n).cpu().numpy()
+        spread = ((square - means).clamp_min(0) / max(n - 1, 1) / n).cpu().numpy()
         names = list(total)
         perturbed = spread[[names.index(k) for k in problem.perturbed]].sum()
         found.append(np.array([*spread, perturbed, spread.sum()]))
     value = np.stack(found) if n > 1 else np.full((2, len(problem.params) + 2), np.nan)
     return value, np.zeros_like(value)
+
+
+def _summed(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the rows, and that of all squares."""
+    return rows.sum(0), rows.ravel() @ rows.ravel()
 
 
 def _sizes(problem: Problem) -> list[int]:
