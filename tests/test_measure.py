@@ -78,11 +78,18 @@ def test_heads_learn_exactly(dataset: xr.Dataset, problem: fgvar.Problem) -> Non
     np.testing.assert_allclose(chosen["cosine"], 1, atol=1e-12)
 
 
+def measured_by(problem: fgvar.Problem, chunk: int) -> xr.Dataset:
+    return fgvar.measure({name: fgvar.scheme(name) for name in ("FG-W", "LG-FG-A")}, problem, draws=40, chunk=chunk)
+
+
+@pytest.fixture(scope="module")
+def by_32(problem: fgvar.Problem) -> xr.Dataset:
+    return measured_by(problem, 32)
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 4, 8, 16, 48])
-def test_no_number_depends_on_the_chunk(problem: fgvar.Problem, chunk: int) -> None:
-    estimators = {name: fgvar.scheme(name) for name in ("FG-W", "LG-FG-A")}
-    one = fgvar.measure(estimators, problem, draws=40, chunk=32)
-    other = fgvar.measure(estimators, problem, draws=40, chunk=chunk)
+def test_no_number_depends_on_the_chunk(by_32: xr.Dataset, problem: fgvar.Problem, chunk: int) -> None:
+    one, other = by_32, measured_by(problem, chunk)
     for name in one:
         if name in ("seconds", "flag"):
             continue
