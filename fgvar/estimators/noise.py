@@ -213,20 +213,22 @@ class Randomness:
             name: torch.empty((len(numbers), *leaf.shape), dtype=dtype, device=where)
             for name, leaf in self.leaves.items()
         }
-        self._fill(found, seed, numbers)
-        for index in range(len(numbers)):
-            self._join({name: value[index] for name, value in found.items()})
+        rooms = {name: room.unbind() for name, room in found.items()}
+        each = [{name: room[index] for name, room in rooms.items()} for index in range(len(numbers))]
+        self._fill(each, seed, numbers)
+        for one in each:
+            self._join(one)
         return {name: value.to(device) for name, value in found.items()}
 
-    def _fill(self, rooms: dict[str, Tensor], seed: int, numbers: list[int]) -> None:
+    def _fill(self, rooms: list[dict[str, Tensor]], seed: int, numbers: list[int]) -> None:
         """All draws. Every leaf has a stream of its own, so that several threads make the same numbers."""
 
         def draw(what: tuple[int, str]) -> None:
             index, name = what
-            self.leaves[name].draw(seed, name, numbers[index], rooms[name][index])
+            self.leaves[name].draw(seed, name, numbers[index], rooms[index][name])
 
-        what = list(itertools.product(range(len(numbers)), self.leaves))
-        cpu = all(room.device.type == "cpu" for room in rooms.values())
+        what = list(itertools.product(range(len(rooms)), self.leaves))
+        cpu = all(room.device.type == "cpu" for room in rooms[0].values())
         threads = min(torch.get_num_threads(), len(what)) if cpu else 1
         if threads > 1 and len(numbers) * self.size >= THREADED:
             with ThreadPoolExecutor(threads) as pool:
@@ -275,12 +277,16 @@ class Stream:
             bits = torch.randint(2, tuple(shape), generator=self._torch(device), dtype=torch.uint8, device=device)
             return room.copy_(bits).mul_(2).sub_(1)
         size = room.numel()
-        packed = np.frombuffer(self._numpy().bytes(-(-size // 8)), np.uint8)
-        if dtype in NUMPY and size % 8 == 0:
-            _signs(NUMPY[dtype]).take(packed, axis=0, out=room.numpy().reshape(size // 8, 8), mode="clip")
-            return room
-        signs = _signs(np.float32).take(packed, axis=0).reshape(-1)[:size]
-        return room.copy_(torch.from_numpy(signs).reshape(tuple(shape)))
+        packed = self._numpy().bit_generator.random_raw(-(-size // 64)).astype("<u8", copy=False).view(np.uint8)
+        if dtype not in NUMPY:
+            signs = _signs(np.float32).take(packed, axis=0).reshape(-1)[:size]
+            return room.copy_(torch.from_numpy(signs).reshape(tuple(shape)))
+        table, out = _signs(NUMPY[dtype]), room.numpy().reshape(-1)
+        if size % 8:
+            out[:] = table.take(packed, axis=0).reshape(-1)[:size]
+        else:
+            table.take(packed[: size // 8], axis=0, out=out.reshape(-1, 8), mode="clip")
+        return room
 
     def _room(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         if self.rooms:
