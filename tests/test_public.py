@@ -56,6 +56,7 @@ ORDER = (
     "fgvar.analysis.intervals",
     "fgvar.analysis.statistics",
     "fgvar.analysis.files",
+    "fgvar.analysis.packing",
     "fgvar.analysis.dataset",
     "fgvar.analysis.rows",
     "fgvar.analysis.exact",
@@ -91,16 +92,17 @@ ORDER = (
 )
 XARRAY = (
     "fgvar.analysis.files",
+    "fgvar.analysis.packing",
     "fgvar.analysis.dataset",
     "fgvar.analysis.rows",
     "fgvar.analysis.measurement",
-    "fgvar.experiments.checkpoints",
     "fgvar.experiments.probes",
     "fgvar.experiments.going",
     "fgvar.experiments.training",
     "fgvar.experiments.tables",
     "fgvar.experiments.cells",
     "fgvar.experiments.grid",
+    "fgvar.experiments.running",
     "fgvar.experiments.sweep",
 )
 

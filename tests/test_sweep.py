@@ -73,7 +73,7 @@ def test_processes_and_workers_give_the_same_bits(tmp_path, expected, how) -> No
 
 
 def test_names_of_layers_stay_in_order() -> None:
-    from fgvar.experiments.cells import Values
+    from fgvar.analysis.packing import Values
     from fgvar.experiments.grid import _labels
 
     def cell(*names):
@@ -331,6 +331,7 @@ def test_cells_that_disagree_about_a_variable(tmp_path) -> None:
 
 def test_an_address_without_a_scheduler(tmp_path) -> None:
     import dask
+    import distributed  # noqa: F401  its settings: those that come within the context would go with it
 
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}),

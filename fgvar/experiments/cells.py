@@ -1,8 +1,7 @@
 """Cells of a sweep: what defines one, what came of it, and its file.
 
-A file is a line that names the format, a line with a hash of the rest, a line of JSON and plain arrays. It is written
-and read in a tenth of a netCDF file's milliseconds, keeps every type to the bit, and one that a power cut has damaged
-has another hash, so that its cell is computed again.
+A file is a line that names the format, a line with a hash of the rest, a line of JSON and the packed dataset. One
+that a power cut has damaged has another hash, so that its cell is computed again.
 """
 
 import contextlib
@@ -16,12 +15,11 @@ import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from fgvar.analysis.files import versions
 from fgvar.errors import unknown
 
 MAGIC = b"fgvar cell 1\n"  # another number is another format
@@ -66,15 +64,6 @@ class Outcome:
     seconds: float
     traceback: str = ""
     content: bytes = b""
-
-
-class Values(NamedTuple):
-    """A variable of a packed dataset."""
-
-    dims: tuple[str, ...]
-    values: np.ndarray
-    attrs: dict[str, Any]
-    coordinate: bool
 
 
 def key_of(function: Function, arguments: Mapping[str, Any], version: str, threads: int) -> str:
@@ -137,69 +126,6 @@ def _canonical(value: object) -> Any:
         f"{value!r} is a {type(value).__name__}, and what defines a cell has to be text, numbers, None or lists and "
         "mappings of them; give a name, and make the object in the cell"
     )
-
-
-# ---- datasets as bytes ----------------------------------------------------------------------------------------
-
-
-def pack(dataset: xr.Dataset) -> bytes:
-    """A dataset as bytes, with the versions that made it.
-
-    Raises:
-        TypeError: no dataset, or one that netCDF cannot hold.
-    """
-    if not isinstance(dataset, xr.Dataset):
-        raise TypeError(f"the cell returned a {type(dataset).__name__}, expected an xarray.Dataset")
-    entries, arrays = {}, []
-    for name, variable in dataset.variables.items():
-        values = np.asarray(variable.values)
-        entry = {
-            "dims": [str(dim) for dim in variable.dims],
-            "shape": values.shape,
-            "attrs": _plain(variable.attrs, str(name)),
-            "coordinate": name in dataset.coords,
-        }
-        if values.dtype.kind in "biu" or values.dtype in (np.float32, np.float64):
-            dtype = values.dtype.newbyteorder("<")
-            entry["dtype"] = dtype.str
-            arrays.append(values.astype(dtype).tobytes())
-        elif all(isinstance(each, str) for each in values.flat):
-            entry["text"] = [str(each) for each in values.flat]
-        else:
-            raise TypeError(f"variable {name!r} has dtype {values.dtype}, expected floats, integers, bools or text")
-        entries[str(name)] = entry
-    header = {"variables": entries, "attrs": versions() | _plain(dataset.attrs, "the dataset")}
-    return b"\n".join([json.dumps(header).encode(), b"".join(arrays)])
-
-
-def unpack(content: bytes) -> tuple[dict[str, Values], dict[str, Any]]:
-    """The variables and attributes that `pack` made bytes of."""
-    header, _, body = content.partition(b"\n")
-    stored, start = json.loads(header), 0
-    variables = {}
-    for name, entry in stored["variables"].items():
-        if "text" in entry:
-            values = np.array(entry["text"], dtype=object)
-        else:
-            dtype = np.dtype(entry["dtype"])
-            number = int(np.prod(entry["shape"], dtype=int))
-            values = np.frombuffer(body, dtype, number, start)
-            start += number * dtype.itemsize
-        dims = tuple(entry["dims"])
-        variables[name] = Values(dims, values.reshape(entry["shape"]), entry["attrs"], entry["coordinate"])
-    return variables, stored["attrs"]
-
-
-def _plain(attrs: Mapping[Any, Any], whose: str) -> dict[str, Any]:
-    """Attributes as JSON."""
-    found = {}
-    for name, value in attrs.items():
-        value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-        parts = value if isinstance(value, list | tuple) else [value]
-        if not all(isinstance(part, str | int | float) and not isinstance(part, bool) for part in parts):
-            raise TypeError(f"attribute {name!r} of {whose} is {value!r}, expected text, numbers or lists of them")
-        found[str(name)] = value
-    return found
 
 
 # ---- the folder -----------------------------------------------------------------------------------------------

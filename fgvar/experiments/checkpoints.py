@@ -8,23 +8,19 @@ import hashlib
 import io
 import os
 import re
-import tempfile
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
 
-from fgvar.analysis.files import open_dataset, save
 from fgvar.experiments.data import Images
 from fgvar.experiments.distributed import of_first
 
-MAGIC = b"fgvar checkpoint 3\n"  # another number is another format
+MAGIC = b"fgvar checkpoint 4\n"  # another number is another format
 HASHED_PIXELS = 4096  # images of a split, evenly spaced, whose pixels are part of a run's identity
 
 
@@ -37,7 +33,7 @@ class State:
         params: name → value.
         optimiser: torch's state of the optimiser.
         curves: rows of the curves so far.
-        probes: measurements so far, each the bytes of a netCDF file.
+        probes: measurements so far, each packed.
         losses: of every update's batch; NaN where there is none yet.
     """
 
@@ -45,7 +41,7 @@ class State:
     params: dict[str, Tensor]
     optimiser: dict[str, Any]
     curves: list[tuple[float, ...]]
-    probes: list[Tensor]
+    probes: list[bytes]
     losses: Tensor
 
 
@@ -136,21 +132,6 @@ def described_images(images: Images) -> str:
     scale = torch.tensor([images.mean, images.std], dtype=torch.float64)
     found = fingerprint({"labels": images.labels, "pixels": images.pixels[numbers], "scale": scale})
     return f"{images.name} ({images.split}), {len(images)} examples, {found}"
-
-
-def to_bytes(dataset: xr.Dataset) -> Tensor:
-    """A dataset as the bytes of a netCDF file."""
-    with tempfile.TemporaryDirectory() as folder:
-        content = save(dataset, Path(folder) / "probe.nc").read_bytes()
-    return torch.from_numpy(np.frombuffer(content, np.uint8).copy())
-
-
-def from_bytes(content: Tensor) -> xr.Dataset:
-    """What `to_bytes` made bytes of."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "probe.nc"
-        path.write_bytes(content.cpu().numpy().tobytes())
-        return open_dataset(path)
 
 
 def _hash(content: bytes | memoryview) -> bytes:

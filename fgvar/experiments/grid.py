@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from fgvar.experiments.cells import Cell, Outcome, Scalar, Values, unpack
+from fgvar.analysis.packing import Values, parts
+from fgvar.experiments.cells import Cell, Outcome, Scalar
 
 # Of the sweep itself: what became of each cell.
 STATUS = {
@@ -89,7 +90,7 @@ def consolidated(
         seconds[cell.place] = outcome.seconds
         if outcome.status != "done":
             continue
-        variables, its = unpack(outcome.content)
+        variables, its = parts(outcome.content)
         # A cell may say where it stands, by scalar coordinates.
         variables = {name: v for name, v in variables.items() if not (name in axes and v.coordinate and not v.dims)}
         taken = {*variables, *(dim for v in variables.values() for dim in v.dims)} & {*axes, *STATUS}

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from fgvar.experiments.checkpoints import State, described, fingerprint, from_bytes, restore, store, to_bytes
+from fgvar.analysis.packing import pack, unpack
+from fgvar.experiments.checkpoints import State, described, fingerprint, restore, store
 from fgvar.experiments.distributed import world
 from fgvar.experiments.going import Going
 from fgvar.experiments.gradients import require_finite
@@ -21,7 +21,7 @@ class Kept:
     def __init__(self, path: Path, going: Going, more: Mapping[str, str]) -> None:
         self.path, self.going = path, going
         self.last, self.pause = time.monotonic(), SECONDS
-        self.encoded: list[Tensor] = []  # probes, each turned into bytes once
+        self.packed: list[bytes] = []  # probes, each packed once
         self.identity = {
             "network": fingerprint(going.params),
             "estimator": described(going.estimator),
@@ -39,10 +39,10 @@ class Kept:
         going, began = self.going, time.monotonic()
         going.watch.read()
         require_finite(going.params, going.step)
-        self.encoded += map(to_bytes, going.probes[len(self.encoded) :])
+        self.packed += map(pack, going.probes[len(self.packed) :])
         if world()[0] == 0:
             state = State(
-                going.step, going.params, going.optimiser.torch.state_dict(), going.curves, self.encoded, going.losses
+                going.step, going.params, going.optimiser.torch.state_dict(), going.curves, self.packed, going.losses
             )
             store(self.path, self.identity, state)
         self.last = time.monotonic()
@@ -62,4 +62,4 @@ class Kept:
                 value.copy_(state.params[key])
         going.optimiser.torch.load_state_dict(state.optimiser)
         going.step, going.curves, going.losses = state.step, [tuple(row) for row in state.curves], state.losses
-        self.encoded, going.probes = state.probes, [from_bytes(probe) for probe in state.probes]
+        self.packed, going.probes = state.probes, [unpack(probe) for probe in state.probes]

@@ -8,20 +8,25 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import xarray as xr
 from threadpoolctl import threadpool_limits
 
 from fgvar.analysis.files import versions
-from fgvar.experiments.cells import Function, Outcome, pack
+from fgvar.analysis.packing import pack
+from fgvar.experiments.cells import Function, Outcome
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def outcome(function: Function, arguments: Mapping[str, Any]) -> Outcome:
     """Call a cell's function; whatever it raises is its own affair, but for Ctrl-C."""
-    versions()  # not of the cell's time
+    made_by = versions()  # not of the cell's time
     began = time.perf_counter()
     try:
-        content = pack(function(**arguments))
+        found = function(**arguments)
+        if not isinstance(found, xr.Dataset):
+            raise TypeError(f"the cell returned a {type(found).__name__}, expected an xarray.Dataset")
+        content = pack(found.assign_attrs(made_by | found.attrs))
     except KeyboardInterrupt:
         raise
     except BaseException:  # SystemExit, too, ends the cell alone
