@@ -275,7 +275,9 @@ def legend(
 
 def settle(figure: Figure) -> None:
     """Lay the figure out once, under the current settings; saving then only paints."""
-    figure.draw_without_rendering()
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    layout.execute(figure)
     figure.set_layout_engine("none")
 
 

@@ -99,7 +99,7 @@ def test_reported_errors_are_the_spread_over_seeds() -> None:
     for _ in range(200):
         u = rng.normal(size=(320, 30))
         draws = (u @ target)[:, None] * u + shift
-        runs.append(streamed(draws, target, other))
+        runs.append(streamed(draws, target, other, block=80))
     for name in ("variance", "snr", "sq_bias", "slope", "cosine", "efficiency"):
         values, errors = (np.array([run[name][part][..., -1] for run in runs]) for part in (0, 1))
         if name == "efficiency":  # that for the other reference is next to 0, where its law is far from normal
@@ -137,17 +137,17 @@ def test_a_single_number_s_cosine_has_no_error() -> None:
     assert np.isnan(errors).all()
 
 
-def moments(draws: np.ndarray, target: np.ndarray, other: np.ndarray):
+def moments(draws: np.ndarray, target: np.ndarray, other: np.ndarray, block: int = 16):
     """Streamed in two parameters, so that the layers' sums are exercised."""
     parts = {"a": slice(0, 3), "b": slice(3, None)}
     tensors = [{k: torch.from_numpy(v[s].copy()) for k, s in parts.items()} for v in (target, other)]
     references = References.of(*tensors, ("a", "b"))
     state = init(references)
-    for start in range(0, len(draws), 16):
-        block = torch.from_numpy(draws[start : start + 16])
-        state, _ = update(state, references, {k: block[:, s] for k, s in parts.items()})
+    for start in range(0, len(draws), block):
+        some = torch.from_numpy(draws[start : start + block])
+        state, _ = update(state, references, {k: some[:, s] for k, s in parts.items()})
     return state, references
 
 
-def streamed(draws: np.ndarray, target: np.ndarray, other: np.ndarray):
-    return statistics(*moments(draws, target, other))
+def streamed(draws: np.ndarray, target: np.ndarray, other: np.ndarray, block: int = 16):
+    return statistics(*moments(draws, target, other, block))
