@@ -216,8 +216,9 @@ class Randomness:
         rooms = {name: room.unbind() for name, room in found.items()}
         each = [{name: room[index] for name, room in rooms.items()} for index in range(len(numbers))]
         self._fill(each, seed, numbers)
-        for one in each:
-            self._join(one)
+        for (law, _), names in self._joint().items():
+            for one in each:
+                self._join(law, {name: one[name] for name in names})
         return {name: value.to(device) for name, value in found.items()}
 
     def _fill(self, rooms: list[dict[str, Tensor]], seed: int, numbers: list[int]) -> None:
@@ -237,15 +238,20 @@ class Randomness:
             for one in what:
                 draw(one)
 
-    def _join(self, drawn: dict[str, Tensor]) -> None:
-        """Make one draw follow its joint laws: of a stack of draws the last bits would depend on its size."""
-        laws = [(leaf.noise, leaf.joint) for leaf in self.leaves.values() if hasattr(leaf.noise, "join")]
-        for law, joined in dict.fromkeys(laws):
-            names = [name for name, leaf in self.leaves.items() if (leaf.noise, leaf.joint) == (law, joined)]
-            rows = [drawn[name].reshape(*drawn[name].shape[: self.leaves[name].lead], -1) for name in names]
-            joint = cast(JointLaw, law).join(torch.cat(rows, dim=-1))
-            for name, piece in zip(names, joint.split([row.shape[-1] for row in rows], dim=-1), strict=True):
-                drawn[name].copy_(piece.reshape(drawn[name].shape))
+    def _joint(self) -> dict[tuple[JointLaw, str], list[str]]:
+        """Leaves that are one direction together."""
+        found: dict[tuple[JointLaw, str], list[str]] = {}
+        for name, leaf in self.leaves.items():
+            if hasattr(leaf.noise, "join"):
+                found.setdefault((cast(JointLaw, leaf.noise), leaf.joint), []).append(name)
+        return found
+
+    def _join(self, law: JointLaw, drawn: dict[str, Tensor]) -> None:
+        """Make one draw follow its joint law: of a stack of draws the last bits would depend on its size."""
+        rows = [value.reshape(*value.shape[: self.leaves[name].lead], -1) for name, value in drawn.items()]
+        joint = law.join(torch.cat(rows, dim=-1))
+        for value, piece in zip(drawn.values(), joint.split([row.shape[-1] for row in rows], dim=-1), strict=True):
+            value.copy_(piece.reshape(value.shape))
 
 
 @dataclass(frozen=True)
