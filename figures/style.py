@@ -275,9 +275,7 @@ def legend(
 
 def settle(figure: Figure) -> None:
     """Lay the figure out once, under the current settings; saving then only paints."""
-    layout = figure.get_layout_engine()
-    assert layout is not None
-    layout.execute(figure)
+    figure.draw_without_rendering()
     figure.set_layout_engine("none")
 
 
