@@ -276,7 +276,8 @@ def legend(
 def settle(figure: Figure) -> None:
     """Lay the figure out once, under the current settings; saving then only paints."""
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    with mpl.rc_context({"figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)  # with "none" a place holder stays, for which every saving lays out again
 
 
 def mean_cosine(d: int) -> float:
