@@ -191,9 +191,12 @@ def test_what_needs_no_torch_loads_none(arguments: list[str]) -> None:
     assert done.returncode == (2 if arguments == ["nonsense"] else 0), done.stderr
 
 
-def test_as_a_module_it_exits_with_the_status() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "fgvar", "open", "nothing.nc"], capture_output=True, text=True, check=False
-    )
+def test_as_a_module_it_exits_with_the_status_and_opens_without_torch() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "fgvar", "open", "nothing.nc"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "nothing.nc" in done.stderr
+    *imported, said = done.stderr.splitlines()
+    assert "nothing.nc" in said
+    names = {line.split("|")[-1].strip() for line in imported}
+    assert "xarray" in names
+    assert "torch" not in names

@@ -110,8 +110,15 @@ def test_every_space_and_noise_on_plain_networks(space, noise, widths, batch, se
     assert_exact(estimator, problem)
 
 
-@pytest.mark.parametrize("losses", [fgvar.LocalLosses(), fgvar.LocalLosses(stop=False), fgvar.GlobalLoss()])
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    ("losses", "shared"),
+    [
+        (fgvar.LocalLosses(), True),
+        (fgvar.LocalLosses(), False),
+        (fgvar.LocalLosses(stop=False), False),
+        (fgvar.GlobalLoss(), False),
+    ],
+)
 def test_patches_and_groups_of_two_blocks(losses: fgvar.LocalLosses, shared: bool) -> None:
     """The widest case on purpose: token mixing, later blocks, both kinds of copies."""
     problem = mixer(blocks=2, patches=2, channels=6, groups=2, batch=1)

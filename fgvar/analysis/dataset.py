@@ -1,14 +1,16 @@
 """Datasets: the labelled form of every result, its names, units and provenance."""
 
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xarray as xr
 
 from fgvar.analysis.files import versions
 from fgvar.errors import unknown
+
+if TYPE_CHECKING:
+    import torch
 
 REFERENCES = ("target", "backprop")
 FLAGS = {"dead": 1, "few_draws": 2, "no_noise": 4, "no_closed_form": 8}
@@ -65,8 +67,10 @@ def describe(dataset: xr.Dataset) -> xr.Dataset:
     return dataset
 
 
-def provenance(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def provenance(device: "torch.device", dtype: "torch.dtype") -> dict[str, Any]:
     """What made a result: versions, commit, device, dtype, threads."""
+    import torch  # stored results are read without
+
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         **versions(),
