@@ -19,10 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fgvar
 from fgvar.analysis.cost import Flops
+from fgvar.analysis.drawn import BUDGET, default_chunk
 from fgvar.experiments.going import Going
 from fgvar.experiments.gradients import gradient_of
 from fgvar.experiments.tasks import task_of
-from tests.benchmarks.timing import Row, Work, in_a_process, interleaved, peak_memory, product_rate, ratio, seconds
+from tests.benchmarks.timing import Row, Work, in_a_process, interleaved, product_rate, ratio, seconds
 
 LONG = 10**6  # updates of a schedule whose end nobody sees
 
@@ -170,7 +171,9 @@ def loop(scheme: fgvar.Estimator, problem: fgvar.Problem, draws: int) -> Work:
 
 
 def measure() -> Iterator[Row]:
-    """256 draws by `measure` beside a loop over 8, times 32."""
+    """256 draws by `measure` beside a loop over 8, times 32; the memory of two chunks beside the budget of one."""
+    from studies.fused_losses import peak
+
     problem = problem_of("M/8/16", 8)
     goals = {"FG-W": 5.0, "FG-A": 3.0}
     for name, goal in goals.items():
@@ -185,7 +188,10 @@ def measure() -> Iterator[Row]:
                 f"M/8/16, batch 8, {name}: loop / measure by {type(oracle).__name__}, 256 draws",
                 ratio(times, "loop", repr(oracle), 32), least, at_most=False,
             )  # fmt: skip
-    yield Row("peak memory of the process, with a budget of 1 GiB a chunk", [peak_memory() / 2**30], unit="GiB")
+            estimator = replace(scheme, oracle=oracle)
+            chunk = default_chunk(estimator, problem, estimator.randomness(problem), BUDGET)
+            taken = peak(lambda e=estimator, n=2 * chunk: fgvar.measure({"one": e}, problem, draws=n))
+            yield Row("of it: peak memory / budget", [taken / BUDGET], 1.0)
 
 
 def exact() -> Iterator[Row]:

@@ -1,6 +1,5 @@
 """Ratios of times, from interleaved repeats in one process: what else the machine does meets both sides."""
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -72,11 +71,6 @@ def product_rate(shapes: Sequence[tuple[int, int, int]], repeats: int = 5) -> fl
 
     best = min(interleaved({"products": work}, repeats)["products"])
     return sum(2.0 * m * k * n for m, k, n in shapes) / best
-
-
-def peak_memory() -> float:
-    """Largest resident size of this process so far, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
 def in_a_process(command: Sequence[str]) -> float:
