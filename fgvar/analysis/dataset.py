@@ -94,6 +94,7 @@ def summary(dataset: xr.Dataset, *, layer: str = "perturbed") -> str:
         ValueError: an unknown layer.
 
     Example:
+        >>> import torch
         >>> from fgvar import Problem, measure, scheme
         >>> x, y = torch.ones(4, 3), torch.tensor([0, 1, 1, 0])
         >>> problem = Problem(torch.nn.Linear(3, 2), "cross_entropy", (x, y))
