@@ -1,6 +1,6 @@
 """Datasets as bytes, for files that hold more than a dataset: a line of JSON and plain arrays.
 
-They are made and read in a tenth of a netCDF file's time and keep every type to the bit.
+They cost far less than a netCDF file each, and keep every type to the bit.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Checkpoints: all that a run needs to go on as if it had never stopped, in one file, written atomically.
 
-A file is a line that names the format, a line with a hash of the rest, and the rest: plain tensors, numbers and
-text by ``torch.save``. What was cut short or damaged has another hash; reading runs no pickled code.
+A file is a line that names the format, a line with a hash of the rest, and the rest: plain tensors, numbers,
+text and bytes by ``torch.save``. What was cut short or damaged has another hash; reading runs no pickled code.
 """
 
 import hashlib
