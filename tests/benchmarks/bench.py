@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fgvar
@@ -83,21 +84,29 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def own_products(
+    problem: fgvar.Problem, scheme: fgvar.GradientEstimator, noise: dict[str, Tensor]
+) -> tuple[int, float]:
+    """FLOP of an estimate, and FLOP/s of its matrix products alone, one after another."""
+    with Flops() as flops, Products() as products:
+        scheme.estimate(problem, noise)
+    return flops.count, product_rate(products.shapes)
+
+
+def one_draw(problem: fgvar.Problem, scheme: fgvar.GradientEstimator) -> dict[str, Tensor]:
+    return {name: u[0] for name, u in scheme.randomness(problem).sample(0, [0]).items()}
+
+
 def rate() -> Iterator[Row]:
     """The compiled step's FLOP/s beside those of its matrix products alone."""
     square = product_rate([(2048, 2048, 2048)])
     yield Row("machine: products of 2048 × 2048", [square / 1e9], unit="GF/s")
     for preset, batch, goal in (("M/8/16", 128, 0.3), ("L/8/64", 16, 0.5)):
         problem, scheme = problem_of(preset, batch), fgvar.scheme("LG-FG-A", noise=fgvar.Rademacher())
-        noise = {k: u[0] for k, u in scheme.randomness(problem).sample(0, [0]).items()}
-        with Flops() as flops, Products() as products:
-            scheme.estimate(problem, noise)
-        limit = product_rate(products.shapes)
+        flops, limit = own_products(problem, scheme, one_draw(problem, scheme))
         times = interleaved({"step": step(problem, scheme, compile=True)}, 5)["step"]
         yield Row(f"{preset}, batch {batch}: products of the step's own shapes", [limit / 1e9], unit="GF/s")
-        yield Row(
-            f"{preset}: compiled LG-FG-A step / those", [flops.count / t / limit for t in times], goal, at_most=False
-        )
+        yield Row(f"{preset}: compiled LG-FG-A step / those", [flops / t / limit for t in times], goal, at_most=False)
 
 
 def epoch() -> Iterator[Row]:
@@ -107,7 +116,7 @@ def epoch() -> Iterator[Row]:
         pixels = torch.randint(256, (70_000, 1, 28, 28), dtype=torch.uint8)
         images = fgvar.data.Images(pixels, torch.randint(10, (70_000,)), 10, (0.13,), (0.31,), "random", "train")
         train, test = images.subset(range(60_000)), images.subset(range(60_000, 70_000))
-        schedule = fgvar.Schedule(epochs=4, lr=1e-3)
+        schedule = fgvar.Schedule(epochs=4, batch=128, lr=1e-3)
         ends: list[float] = []
         fgvar.train(
             model, fgvar.scheme("LG-FG-A"), (train, test), schedule, compile=True,
@@ -118,11 +127,13 @@ def epoch() -> Iterator[Row]:
             f"{preset}, batch 128: an epoch of compiled LG-FG-A", took, 1.0 if preset == "S/1/1" else None, unit="s"
         )
         problem, scheme = problem_of(preset, 128), fgvar.scheme("LG-FG-A")
-        noise = {k: u[0] for k, u in scheme.randomness(problem).sample(0, [0]).items()}
+        noise = one_draw(problem, scheme)
         gradient = gradient_of(problem, scheme, autocast=False, compile=True)
         works = {"estimate": lambda: gradient(problem.params, (problem.inputs, problem.targets), noise)}  # noqa: B023
         alone = [468 * t for t in interleaved(works, 50)["estimate"]]
         yield Row(f"{preset}: of it, the 468 compiled estimates alone", alone, unit="s")
+        flops, limit = own_products(problem, scheme, noise)
+        yield Row(f"{preset}: of them, the matrix products alone", [468 * flops / limit], unit="s")
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------
@@ -194,6 +205,55 @@ def measure() -> Iterator[Row]:
             yield Row("of it: peak memory / budget", [taken / BUDGET], 1.0)
 
 
+KINDS = {
+    "matrix products": ("mm", "bmm", "addmm"),
+    "elementwise passes": ("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "rsqrt", "threshold_backward"),
+    "sums and means": ("sum", "mean"),
+    "torch's own layer norm": ("native_layer_norm", "native_layer_norm_backward"),
+    "copies and fills": ("copy_", "fill_"),
+}
+
+
+def shares(what: str, work: Work) -> Iterator[Row]:
+    """Of the time of a work, what torch's kernels take, and drawing noise; the rest is Python."""
+    work()
+    drawing = 0.0
+    sample = fgvar.Randomness.sample
+
+    def timed(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        nonlocal drawing
+        began = time.perf_counter()
+        found = sample(*args, **kwargs)
+        drawing += time.perf_counter() - began
+        return found
+
+    fgvar.Randomness.sample = timed  # type: ignore[method-assign]
+    try:
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            whole = seconds(work)
+    finally:
+        fgvar.Randomness.sample = sample  # type: ignore[method-assign]
+    times = {each.key.removeprefix("aten::"): each.self_cpu_time_total / 1e6 for each in profiled.key_averages()}
+    yield Row(f"{what}: drawing noise", [100 * drawing / whole], unit="%")
+    for kind, names in KINDS.items():
+        yield Row(f"{what}: {kind}", [100 * sum(times.get(name, 0.0) for name in names) / whole], unit="%")
+
+
+def profiles() -> Iterator[Row]:
+    """Where the time goes of eager steps, and of measurements."""
+    yield from shares(
+        "eager LG-FG-A step",
+        step(problem_of("M/8/16", 128), fgvar.scheme("LG-FG-A", noise=fgvar.Rademacher()), False),
+    )
+    problem = problem_of("M/8/16", 8)
+    for name, oracle in itertools.product(("FG-W", "FG-A"), (fgvar.Jvp(), fgvar.Replay())):
+        estimator = fgvar.scheme(name, oracle=oracle)
+        yield from shares(
+            f"measure {name} by {type(oracle).__name__}",
+            lambda e=estimator: fgvar.measure({"one": e}, problem, draws=64),
+        )
+
+
 def exact() -> Iterator[Row]:
     """Every weight's noise variance in closed form, beside draws until its standard error is 1 %."""
     problem = problem_of("M/1/16", 32)
@@ -249,7 +309,7 @@ def start() -> Iterator[Row]:
     yield Row("python -m fgvar --help", [in_a_process(["-m", "fgvar", "--help"]) for _ in range(5)], 0.5, unit="s")
 
 
-ALL = {each.__name__: each for each in (start, steps, rate, epoch, measure, replicated, exact, probes)}
+ALL = {each.__name__: each for each in (start, steps, rate, epoch, measure, profiles, replicated, exact, probes)}
 
 
 def main() -> None:
