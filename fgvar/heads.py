@@ -4,13 +4,11 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.utils import skip_init
 
 from fgvar.errors import unknown
+from fgvar.norms import layer_norm
 from fgvar.sites import Site
-
-EPS = 1e-5  # of every layer norm in the paper's networks
 
 
 def blank_linear(fan_in: int, fan_out: int) -> nn.Linear:
@@ -40,7 +38,7 @@ class ReadOut(nn.Module):
         if x.ndim == 3:
             x = x.mean(1)
         if self.norm:
-            x = functional.layer_norm(x, x.shape[-1:], eps=EPS)
+            x = layer_norm(x)
         logits: Tensor = self.linear(x)
         return logits
 
@@ -68,8 +66,7 @@ class LocalHead(nn.Module):
         self.linear = blank_linear(channels, classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        normed = functional.layer_norm(features, features.shape[-1:], eps=EPS)
-        logits: Tensor = self.linear(normed.mean(1).flatten(1))
+        logits: Tensor = self.linear(layer_norm(features).mean(1).flatten(1))
         return logits
 
 

@@ -37,7 +37,7 @@ class Network:
         )
         self._watch: Collection[str] = ()
         self._cut: Collection[str] = ()
-        self._one_way: Collection[str] = ()
+        self._push: Mapping[str, Tensor] = {}
         self._put: Mapping[str, Tensor] = {}
         self._values: dict[str, Tensor] = {}
         self._shifts: Mapping[str, Tensor] = {}
@@ -62,20 +62,21 @@ class Network:
         *,
         watch: Collection[str] = (),
         cut: Collection[str] = (),
-        one_way: Collection[str] = (),
+        push: Mapping[str, Tensor] | None = None,
         put: Mapping[str, Tensor] | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
-        """The output, and what the modules in ``watch``, ``cut``, ``one_way`` and ``put`` returned.
+        """The output, and what the modules in ``watch``, ``cut``, ``push`` and ``put`` returned.
 
-        Gradients and tangents stop after the modules in ``cut``, gradients alone after those in ``one_way``; their
-        values are handed out uncut. What follows a module in ``put`` gets the tensor given there instead. A module
-        named here that is called twice is a ValueError.
+        Gradients and tangents stop after the modules in ``cut``. After those in ``push`` gradients stop, while the
+        tangent of an enclosing jvp passes and has the direction given there added. Values are handed out uncut. What
+        follows a module in ``put`` gets the tensor given there instead. A module named here that is called twice is
+        a ValueError.
         """
-        self._watch, self._cut, self._one_way, self._put, self._values = watch, cut, one_way, put or {}, {}
+        self._watch, self._cut, self._push, self._put, self._values = watch, cut, push or {}, put or {}, {}
         try:
             return self._call(tensors, inputs), self._values
         finally:
-            self._watch, self._cut, self._one_way, self._put, self._values = (), (), (), {}, {}
+            self._watch, self._cut, self._push, self._put, self._values = (), (), {}, {}, {}
 
     def probe(
         self,
@@ -187,15 +188,17 @@ class Network:
         if name in self._feedback:
             back = functional_call(self._plain[name], dict(self._feedback[name]), *self._fed.pop(name))
             output = tree_map(lambda x, y: x + (y - y.detach()) if isinstance(x, Tensor) else x, output, back)
-        if not any(name in named for named in (self._watch, self._cut, self._one_way, self._put)):
+        if not any(name in named for named in (self._watch, self._cut, self._push, self._put)):
             return output
         if name in self._values:
             raise ValueError(twice(name))
         self._values[name] = output
         if name in self._put:
             return self._put[name]
+        if name in self._push:
+            return pushed(output, self._push[name])
         if name not in self._cut:
-            return one_way(output) if name in self._one_way else output
+            return output
         stopped = output.detach()
         if self._leaves is not None:
             self._leaves[name] = stopped.requires_grad_()
@@ -207,11 +210,11 @@ def at_rest(value: Any) -> Any:
     return forward_ad.unpack_dual(value).primal if isinstance(value, Tensor) else value
 
 
-def one_way(output: Tensor) -> Tensor:
-    """Stop the gradient, and let the tangent of an enclosing jvp pass: detach alone would stop both."""
-    primal, tangent = forward_ad.unpack_dual(output)
-    stopped = primal.detach()
-    return stopped if tangent is None else forward_ad.make_dual(stopped, tangent.detach())
+def pushed(output: Tensor, along: Tensor) -> Tensor:
+    """``output`` without its gradient, moving along a direction more: a dual number, where detach stops both."""
+    at, already = forward_ad.unpack_dual(output)
+    moves = along.contiguous() if already is None else already.detach() + along
+    return forward_ad.make_dual(at.detach().to(moves.dtype), moves)  # under autocast the direction is more precise
 
 
 @contextmanager

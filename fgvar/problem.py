@@ -136,12 +136,12 @@ class Problem:
         *,
         watch: Collection[str] = (),
         cut: Collection[str] = (),
-        one_way: Collection[str] = (),
+        push: Mapping[str, Tensor] | None = None,
         put: Mapping[str, Tensor] | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
         """Forward pass with sites perturbed by ``taps``: output and watched values (see `Network.run`)."""
         tensors = {**self.buffers, **params, **{f"{site}.tap": u for site, u in (taps or {}).items()}}
-        return self.network.run(tensors, self.inputs, watch=watch, cut=cut, one_way=one_way, put=put)
+        return self.network.run(tensors, self.inputs, watch=watch, cut=cut, push=push, put=put)
 
     def probe(
         self,

@@ -148,7 +148,7 @@ def replicated(x: Any, linear: Callable[..., Any], bias: Any, y: Any) -> Any:
     import torch
     from torch.nn import functional
 
-    from fgvar.heads import EPS
+    from fgvar.norms import EPS
 
     batch, patches, groups, width = x.shape
     adds = functional.layer_norm(x, (width,), eps=EPS) / patches  # to the pooled features

@@ -19,6 +19,7 @@ ORDER = (
     "fgvar.forms",
     "fgvar",
     "fgvar.sites",
+    "fgvar.norms",
     "fgvar.heads",
     "fgvar.networks.local_mixer",
     "fgvar.networks.mlp",

@@ -172,9 +172,14 @@ class Estimator:
         frame = Frame.of(here, draws, together=self.space.together, antithetic=self.noise.antithetic)
         terms, losses = _each(lambda direction: self.oracle.terms(here, direction), frame.directions)
         credit = _each(here.credit, self.combine(terms, frame))
-        credited = {name: (credit[name] * u).sum(0) for name, u in frame.directions.items()}
+        credited = {name: _summed(credit[name], u) for name, u in frame.directions.items()}
         found = here.backward(credited)
         return Estimate({name: found[name] for name in problem.params}, losses.mean())
+
+
+def _summed(credit: Tensor, directions: Tensor) -> Tensor:
+    """Σ c·u over the directions; of one alone its product, without a pass that adds nothing."""
+    return credit[0] * directions[0] if len(directions) == 1 else (credit * directions).sum(0)
 
 
 def _each(function: Callable[[Any], Any], stacked: Mapping[str, Tensor]) -> Any:

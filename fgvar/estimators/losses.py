@@ -89,22 +89,22 @@ def observe_along(
     direction: Mapping[str, Tensor],
     *,
     watch: Collection[str] = (),
-    one_way: Collection[str] = (),
+    push: Mapping[str, Tensor] | None = None,
 ) -> Pass:
     """`observe` at a point and along a direction from it, in a pass that an enclosing vjp follows through ``params``.
 
-    ``place`` puts perturbed tensors among parameters and taps; what is watched in ``one_way`` is handed out ahead of
-    its stop (see `fgvar.network.Network.run`).
+    ``place`` puts perturbed tensors among parameters and taps. The direction may move what modules return, too
+    (``push``: see `fgvar.network.Network.run`).
     """
 
     def forward(tensors: Mapping[str, Tensor]) -> tuple[Terms, tuple[Tensor, dict[str, Tensor]]]:
         outputs, values = problem.run(
-            *place(tensors), watch=(*watch, *problem.map.ends), cut=losses.cuts(problem), one_way=one_way
+            *place(tensors), watch=(*watch, *problem.map.ends), cut=losses.cuts(problem), push=push
         )
         observed = _observed(losses, problem, outputs, values)
         plain = {end: at_rest(values[end]) for end in problem.map.ends}
         total = losses.total(problem, params, tree_map(at_rest, outputs), plain)
-        return observed, (total, {name: values[name] for name in (*watch, *one_way)})
+        return observed, (total, {name: values[name] for name in (*watch, *(push or ()))})
 
     # torch annotates a pair, which is what jvp returns without has_aux.
     values, tangents, (total, watched) = cast(

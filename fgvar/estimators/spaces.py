@@ -231,12 +231,11 @@ class ActivitySpace:
                 outputs, values = problem.run(params, watch=(*relus.values(), *ends), cut=sites)
                 total = losses.total(problem, params, outputs, {end: values[end] for end in ends})
             else:
-                zeros = {
-                    s: torch.zeros(shape, dtype=problem.dtype, device=problem.device) for s, shape in shapes.items()
-                }
+                # Taps of zeros would be read and added: what moves is pushed, and nothing moves beside.
+                still = {"": torch.zeros((), dtype=problem.dtype, device=problem.device)}
                 seen = observe_along(
-                    losses, problem, params, lambda taps: (params, taps), zeros, whole(along),
-                    watch=tuple(relus.values()), one_way=sites,
+                    losses, problem, params, lambda _: (params, {}), still, still,
+                    watch=tuple(relus.values()), push=whole(along),
                 )  # fmt: skip
                 values, total, carried = seen.watched, seen.total, (seen.values, seen.tangents)
             return ({site: values[site] for site in sites}, total), (
@@ -246,15 +245,18 @@ class ActivitySpace:
 
         # torch annotates a pair, which is what vjp returns without has_aux.
         (z, total), vjps, (outputs, carried) = cast(Any, torch.func.vjp(activities, problem.params, has_aux=True))
-        masks = {site: (output > 0).to(output.dtype) for site, output in outputs.items()}
 
         def direction(noise: Tensors) -> dict[str, Tensor]:
-            return {site: u * masks[site] if site in masks else u for site, u in whole(noise).items()}
+            # The backward pass of ReLU, itself a mask, is one pass over memory; a mask of its own would be three.
+            return {
+                site: torch.ops.aten.threshold_backward(u, outputs[site], 0) if site in outputs else u
+                for site, u in whole(noise).items()
+            }
 
         def backward(credited: Tensors) -> dict[str, Tensor]:
-            mean = {site: credited[site] / n for site in sites}  # in the order of the forward pass
-            estimate: dict[str, Tensor] = vjps((mean, torch.ones_like(total)))[0]
-            return estimate
+            # Of sums over the batch, gradients are fewer numbers to divide than activities are.
+            summed: dict[str, Tensor] = vjps(({s: credited[s] for s in sites}, n * torch.ones_like(total)))[0]
+            return {name: value / n for name, value in summed.items()}
 
         def terms(values: Tensors, tangents: Tensors) -> Terms:
             each = losses.terms(problem, values, tangents)
@@ -265,8 +267,13 @@ class ActivitySpace:
             c = credit(terms, site_plan(problem, losses, site))
             return along_site(problem, site, z[site].new_zeros(n, 1, 1) if c is None else c)
 
+        # Along given noise nothing is differentiated at the point any more: its shapes are enough, and take no memory.
+        point = {
+            site: torch.zeros_like(value) if along is None else value.new_zeros(()).expand_as(value)
+            for site, value in z.items()
+        }
         return Linearised(
-            point={site: torch.zeros_like(value) for site, value in z.items()},
+            point=point,
             place=lambda taps: (problem.params, taps),
             observe=lambda taps, still=None: observe(losses, problem, problem.params, taps, still),
             terms=terms,

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fgvar.errors import unknown
-from fgvar.heads import EPS, LocalHead, ReadOut, blank_linear, initialise
+from fgvar.heads import LocalHead, ReadOut, blank_linear, initialise
+from fgvar.norms import layer_norm
 from fgvar.sites import Site
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -19,11 +19,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "image_shape": (3, 224, 224), "classes": 1000, "blocks": 4, "patches": 32, "channels": 2048, "groups": 64,
     },
 }  # fmt: skip
-
-
-def layer_norm(x: Tensor) -> Tensor:
-    """Zero mean and unit variance over the last axis, without gain or bias."""
-    return functional.layer_norm(x, x.shape[-1:], eps=EPS)
 
 
 class GroupedLinear(nn.Module):
