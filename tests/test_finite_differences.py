@@ -37,7 +37,7 @@ def test_smoke(tmp_path, capsys) -> None:
     found = fgvar.open_dataset(out)
     assert (found["status"] == "done").all()
     assert np.isfinite(found["distance"]).all()
-    # In float32 the smallest step may move nothing, on some CPUs: then every estimate is 0, and lacks all of its length.
+    # On some CPUs the smallest step moves nothing in float32: every estimate is 0, and lacks all of its length.
     assert ((found["distance_se"] > 0) | (found["distance"] == 1)).all()
     assert (found["distance_se"] > 0).sel(step=1e-4, method="nearest").all()
 

@@ -267,7 +267,7 @@ class ActivitySpace:
             c = credit(terms, site_plan(problem, losses, site))
             return along_site(problem, site, z[site].new_zeros(n, 1, 1) if c is None else c)
 
-        # Along given noise nothing is differentiated at the point any more: its shapes are enough, and take no memory.
+        # Along given noise nothing is differentiated at the point any more: shapes are enough, and take no memory.
         point = {
             site: torch.zeros_like(value) if along is None else value.new_zeros(()).expand_as(value)
             for site, value in z.items()
