@@ -17,6 +17,7 @@ FILES = sorted((ROOT / "fgvar").rglob("*.py"))
 ORDER = (
     "fgvar.errors",
     "fgvar.forms",
+    "fgvar.memory",
     "fgvar",
     "fgvar.sites",
     "fgvar.norms",

@@ -20,6 +20,7 @@ from fgvar.experiments.schedule import Optimiser, Schedule
 from fgvar.experiments.tasks import Task
 from fgvar.problem import Problem
 
+AHEAD = 1 << 20  # random numbers that are drawn at once, for several updates where each needs few
 LOSS = ""  # beside gradients by parameter, none of which has this name
 
 Logger = Callable[[int, Mapping[str, float]], None]  # (updates made, name → value)
@@ -56,6 +57,7 @@ class Going:
         self.learning = tuple(self.params) if learns is None else tuple(learns(problem))
         self.optimiser = Optimiser(schedule, problem, {key: self.params[key] for key in self.learning}, total)
         self.watch = Watch(self.learning, problem.device)
+        self.ahead: dict[int, dict[str, Tensor]] = {}  # update → its noise
         self.step = 0
         self.curves: list[tuple[float, ...]] = []
         self.probes: list[xr.Dataset] = []
@@ -114,20 +116,38 @@ class Going:
 
     def update(self, batch: tuple[Tensor, Tensor]) -> None:
         """One step along the estimate."""
-        rank, processes = world()
-        draw = self.step * processes + rank
-        noise = self.randomness.sample(self.seed, [draw], dtype=self.problem.dtype, device=self.problem.device)
-        batch = self.task.training(batch, draw)
-        gradient, loss = self.gradient(self.params, batch, {key: u[0] for key, u in noise.items()})
+        noise = self._noise()
+        gradient, loss = self.gradient(self.params, self.task.training(batch, self._draw(self.step)), noise)
         told = {} if loss is None else {LOSS: loss.detach().to(self.problem.dtype)}
         found = averaged({key: gradient[key] for key in self.learning} | told)
         if told:
             self.losses[self.step] = found.pop(LOSS)
         self.watch.see(self.step, found)
         for key, value in found.items():
-            self.params[key].grad = value
+            self.params[
+                key
+            ].grad = value.contiguous()  # fused optimisers read the memory of a transposed one as it lies
         self.optimiser.step(self.step)
         self.step += 1
+
+    def _draw(self, step: int) -> int:
+        """Number of the draw that this process takes in this update."""
+        rank, processes = world()
+        return step * processes + rank
+
+    def _noise(self) -> dict[str, Tensor]:
+        """Of the next update. Small draws come several at once, from as many threads as large ones.
+
+        Always the same several, from wherever a run goes on: matrix products may round by where their factors lie.
+        """
+        if self.step not in self.ahead:
+            several = min(max(AHEAD // max(self.randomness.size, 1), 1), 16)
+            steps = range(self.step - self.step % several, self.step - self.step % several + several)
+            found = self.randomness.sample(
+                self.seed, map(self._draw, steps), dtype=self.problem.dtype, device=self.problem.device
+            )
+            self.ahead = {step: {key: u[i] for key, u in found.items()} for i, step in enumerate(steps)}
+        return self.ahead.pop(self.step)
 
     def look(self) -> None:
         """Probe, where it is time to."""

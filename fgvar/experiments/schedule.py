@@ -93,11 +93,13 @@ class Optimiser:
             groups.setdefault((_factor(schedule, problem, name), decay), []).append(value)
         self.factors = [factor for factor, _ in groups]
         described = [{"params": values, "weight_decay": decay} for (_, decay), values in groups.items()]
-        # Not fused: on the CPU that takes the memory of a transposed gradient for the gradient.
+        fused = (
+            problem.device.type == "cpu"
+        )  # one pass over memory, where torch's default makes one for each operation
         self.torch: torch.optim.Optimizer = (
-            torch.optim.SGD(described, lr=schedule.lr, momentum=schedule.momentum)
+            torch.optim.SGD(described, lr=schedule.lr, momentum=schedule.momentum, fused=fused)
             if schedule.optimiser == "sgd"
-            else torch.optim.Adam(described, lr=schedule.lr, betas=(schedule.momentum, 0.999))
+            else torch.optim.Adam(described, lr=schedule.lr, betas=(schedule.momentum, 0.999), fused=fused)
         )
 
     def step(self, step: int) -> None:

@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from fgvar import memory
 from fgvar.analysis.dataset import describe, provenance
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.experiments.checkpoints import described_images
@@ -62,7 +63,8 @@ def train(
 
     An estimator that has ``learns(problem)``, names of parameters, leaves all others exactly as they are
     (`FrozenTrunk`). Started by torchrun, every process takes batches and noise of its own, and gradients are
-    averaged: n processes make steps of n batches.
+    averaged: n processes make steps of n batches. On Linux memory that a step frees stays with the process until the
+    run has ended (`fgvar.memory.kept`).
 
     Args:
         module: the network, not changed: training starts from a copy of its parameters.
@@ -124,9 +126,9 @@ def train(
         )
         if resume:
             kept.restore()
-    if not going.curves:
-        going.curves.append(task.evaluate(problem, going.params, images, test))
-    with Interrupt() as interrupt:
+    with memory.kept(), Interrupt() as interrupt:
+        if not going.curves:
+            going.curves.append(task.evaluate(problem, going.params, images, test))
         going.run(images, test, name or "training", kept, logger, interrupt)
     if kept is not None:
         kept.store()
