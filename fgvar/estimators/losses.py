@@ -31,8 +31,17 @@ class Losses(Protocol):
     def active(self, problem: Problem) -> tuple[str, ...]:
         """The ends whose loss trains the trunk, in order."""
 
-    def terms(self, problem: Problem, values: Mapping[str, Tensor], tangents: Mapping[str, Tensor]) -> Terms:
-        """Directional derivatives of the loss copies from those of what `observe` returned."""
+    def terms(
+        self,
+        problem: Problem,
+        values: Mapping[str, Tensor],
+        tangents: Mapping[str, Tensor],
+        slopes: Mapping[str, Tensor] | None = None,
+    ) -> Terms:
+        """Directional derivatives of the loss copies from those of what `observe` returned.
+
+        ``slopes``: gradients of `total` by the values at the active ends, where a pass has them already.
+        """
 
     def group_rows(self, module: object) -> bool:
         """Is each row group of this module's parameters credited by its own group's copies alone?"""
@@ -71,12 +80,14 @@ class Pass(NamedTuple):
     Attributes:
         values, tangents: of what `observe` returns.
         total: the scalar whose gradient is the target.
+        slopes: its gradients by the values at the active ends.
         watched: unperturbed values of the modules that were asked for.
     """
 
     values: Terms
     tangents: Terms
     total: Tensor
+    slopes: Terms
     watched: dict[str, Tensor]
 
 
@@ -97,20 +108,33 @@ def observe_along(
     (``push``: see `fgvar.network.Network.run`).
     """
 
-    def forward(tensors: Mapping[str, Tensor]) -> tuple[Terms, tuple[Tensor, dict[str, Tensor]]]:
+    def forward(tensors: Mapping[str, Tensor]) -> tuple[Terms, tuple[Tensor, Terms, dict[str, Tensor]]]:
         outputs, values = problem.run(
             *place(tensors), watch=(*watch, *problem.map.ends), cut=losses.cuts(problem), push=push
         )
         observed = _observed(losses, problem, outputs, values)
         plain = {end: at_rest(values[end]) for end in problem.map.ends}
-        total = losses.total(problem, params, tree_map(at_rest, outputs), plain)
-        return observed, (total, {name: values[name] for name in (*watch, *(push or ()))})
+
+        def objective(features: Mapping[str, Tensor]) -> Tensor:
+            return losses.total(problem, params, tree_map(at_rest, outputs), {**plain, **features})
+
+        active = {end: plain[end] for end in observed if end != OUTPUT}
+        total, slopes = _value_and_slopes(objective, active)
+        return observed, (total, slopes, {name: values[name] for name in (*watch, *(push or ()))})
 
     # torch annotates a pair, which is what jvp returns without has_aux.
-    values, tangents, (total, watched) = cast(
+    values, tangents, (total, slopes, watched) = cast(
         Any, torch.func.jvp(forward, (dict(point),), (dict(direction),), has_aux=True)
     )
-    return Pass(values, tangents, total, watched)
+    return Pass(values, tangents, total, slopes, watched)
+
+
+def _value_and_slopes(objective: Callable[[Mapping[str, Tensor]], Tensor], at: Terms) -> tuple[Tensor, Terms]:
+    """A scalar function and its gradients, in a pass whose value an enclosing vjp goes on to differentiate."""
+    if not at:
+        return objective(at), {}
+    value, back = torch.func.vjp(objective, at)[:2]
+    return value, back(torch.ones_like(value))[0]
 
 
 def gradient(losses: Losses, problem: Problem, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -160,8 +184,12 @@ class GlobalLoss:
         return (OUTPUT,)
 
     def terms(
-        self, problem: Problem, values: Mapping[str, Tensor], tangents: Mapping[str, Tensor]  # noqa: ARG002
-    ) -> Terms:  # fmt: skip
+        self,
+        problem: Problem,  # noqa: ARG002
+        values: Mapping[str, Tensor],  # noqa: ARG002
+        tangents: Mapping[str, Tensor],
+        slopes: Mapping[str, Tensor] | None = None,  # noqa: ARG002
+    ) -> Terms:
         return {OUTPUT: tangents[OUTPUT][:, None, None]}
 
     def group_rows(self, module: object) -> bool:  # noqa: ARG002
@@ -230,11 +258,21 @@ class LocalLosses:
         ends = tuple(problem.map.ends)
         return (*(ends if self.block else ends[-1:]), OUTPUT)
 
-    def terms(self, problem: Problem, values: Mapping[str, Tensor], tangents: Mapping[str, Tensor]) -> Terms:
+    def terms(
+        self,
+        problem: Problem,
+        values: Mapping[str, Tensor],
+        tangents: Mapping[str, Tensor],
+        slopes: Mapping[str, Tensor] | None = None,
+    ) -> Terms:
         terms = {OUTPUT: tangents[OUTPUT][:, None, None]}
         for end in self.active(problem)[:-1]:
-            slope = grad(lambda x, end=end: problem.local_losses(problem.params, end, x).sum())(values[end])
-            term = (slope * tangents[end]).sum(3)
+            slope = (
+                grad(lambda x, end=end: problem.local_losses(problem.params, end, x).mean())(values[end])
+                if slopes is None
+                else slopes[end]
+            )
+            term = problem.batch_size * (slope * tangents[end]).sum(3)
             term = term if self.patch else term.sum(1, keepdim=True)
             terms[end] = term if self.group else term.sum(2, keepdim=True)
         return terms

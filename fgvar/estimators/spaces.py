@@ -105,18 +105,18 @@ class WeightSpace:
     def linearise(self, problem: Problem, losses: Losses, along: Tensors | None = None) -> Linearised:
         heads = {name: value for name, value in problem.params.items() if name in problem.network.exact}
         point = {name: problem.params[name] for name in problem.perturbed}
-        carried = None
+        carried, slopes = None, {}
         exact = lambda: gradient(losses, problem, heads)  # noqa: E731 (which one pass replaces)
         if along is not None and heads:
 
-            def once(some: Tensors) -> tuple[Tensor, tuple[Terms, Terms]]:
+            def once(some: Tensors) -> tuple[Tensor, tuple[tuple[Terms, Terms], Terms]]:
                 params = {**problem.params, **some}
                 seen = observe_along(
                     losses, problem, params, lambda weights: ({**params, **weights}, {}), point, along
                 )
-                return seen.total, (seen.values, seen.tangents)
+                return seen.total, ((seen.values, seen.tangents), seen.slopes)
 
-            total, back, carried = cast(Any, torch.func.vjp(once, heads, has_aux=True))
+            total, back, (carried, slopes) = cast(Any, torch.func.vjp(once, heads, has_aux=True))
             exact = lambda: back(torch.ones_like(total))[0]  # noqa: E731
 
         def place(weights: Tensors) -> tuple[Tensors, Tensors]:
@@ -124,7 +124,7 @@ class WeightSpace:
 
         def terms(values: Tensors, tangents: Tensors) -> Terms:
             # A weight is credited by the whole batch, and by all patches.
-            each = losses.terms(problem, values, tangents)
+            each = losses.terms(problem, values, tangents, slopes or None)
             return {end: t.mean(0, keepdim=True).sum(1, keepdim=True) for end, t in each.items()}
 
         def credited(found: Terms, name: str) -> Tensor:
@@ -226,7 +226,7 @@ class ActivitySpace:
 
         # Behind the sites no perturbed parameter reaches the losses: their total's gradient is that of the heads.
         def activities(params: Tensors) -> tuple[tuple[dict[str, Tensor], Tensor], tuple[dict[str, Tensor], Any]]:
-            carried: Any = ()
+            carried: Any = (), {}  # an auxiliary result cannot be None
             if along is None:
                 outputs, values = problem.run(params, watch=(*relus.values(), *ends), cut=sites)
                 total = losses.total(problem, params, outputs, {end: values[end] for end in ends})
@@ -237,14 +237,17 @@ class ActivitySpace:
                     losses, problem, params, lambda _: (params, {}), still, still,
                     watch=tuple(relus.values()), push=whole(along),
                 )  # fmt: skip
-                values, total, carried = seen.watched, seen.total, (seen.values, seen.tangents)
+                values, total = seen.watched, seen.total
+                carried = (seen.values, seen.tangents), seen.slopes
             return ({site: values[site] for site in sites}, total), (
                 {s: values[r] for s, r in relus.items()},
                 carried,
             )
 
         # torch annotates a pair, which is what vjp returns without has_aux.
-        (z, total), vjps, (outputs, carried) = cast(Any, torch.func.vjp(activities, problem.params, has_aux=True))
+        (z, total), vjps, (outputs, (carried, slopes)) = cast(
+            Any, torch.func.vjp(activities, problem.params, has_aux=True)
+        )
 
         def direction(noise: Tensors) -> dict[str, Tensor]:
             # The backward pass of ReLU, itself a mask, is one pass over memory; a mask of its own would be three.
@@ -259,7 +262,7 @@ class ActivitySpace:
             return {name: value / n for name, value in summed.items()}
 
         def terms(values: Tensors, tangents: Tensors) -> Terms:
-            each = losses.terms(problem, values, tangents)
+            each = losses.terms(problem, values, tangents, slopes or None)
             # Where examples are coupled, an activity moves the terms of all of them.
             return {end: t.sum(0, keepdim=True) for end, t in each.items()} if problem.coupled else each
 

@@ -1,7 +1,7 @@
 """Broken words: each is the right one but for one defect that real code of the field has had."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -133,17 +133,15 @@ class Running(Gaussian):
 class BatchMean(GlobalLoss):
     """Every example gets the batch's mean derivative."""
 
-    def terms(self, problem: Problem, values: Mapping[str, Tensor], tangents: Mapping[str, Tensor]) -> Terms:
-        return {
-            end: t.mean(0, keepdim=True).expand_as(t) for end, t in super().terms(problem, values, tangents).items()
-        }
+    def terms(self, problem: Problem, *seen: Any) -> Terms:
+        return {end: t.mean(0, keepdim=True).expand_as(t) for end, t in super().terms(problem, *seen).items()}
 
 
 class FirstExample(GlobalLoss):
     """Every example gets the first one's derivative."""
 
-    def terms(self, problem: Problem, values: Mapping[str, Tensor], tangents: Mapping[str, Tensor]) -> Terms:
-        return {end: t[:1].expand_as(t) for end, t in super().terms(problem, values, tangents).items()}
+    def terms(self, problem: Problem, *seen: Any) -> Terms:
+        return {end: t[:1].expand_as(t) for end, t in super().terms(problem, *seen).items()}
 
 
 @dataclass(frozen=True)
@@ -152,18 +150,18 @@ class Reaveraged(GlobalLoss):
 
     power: int = -1
 
-    def terms(self, problem: Problem, values: Mapping[str, Tensor], tangents: Mapping[str, Tensor]) -> Terms:
+    def terms(self, problem: Problem, *seen: Any) -> Terms:
         factor = float(problem.batch_size) ** self.power
-        return {end: t * factor for end, t in super().terms(problem, values, tangents).items()}
+        return {end: t * factor for end, t in super().terms(problem, *seen).items()}
 
 
 class LaterTerms(LocalLosses):
     """Every end's copies get the derivatives of all later ends added."""
 
-    def terms(self, problem: Problem, values: Mapping[str, Tensor], tangents: Mapping[str, Tensor]) -> Terms:
+    def terms(self, problem: Problem, *seen: Any) -> Terms:
         found: Terms = {}
         later: Tensor | float = 0.0
-        for end, t in reversed(super().terms(problem, values, tangents).items()):
+        for end, t in reversed(super().terms(problem, *seen).items()):
             found[end] = t + later
             later = later + t.sum((1, 2), keepdim=True)
         return dict(reversed(found.items()))
