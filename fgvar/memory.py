@@ -15,8 +15,8 @@ NEVER = -1
 def kept() -> Iterator[None]:
     """Within, freed memory stays with the process: without, every step would fault all of its pages in again.
 
-    For the C library that Linux mostly has (glibc); elsewhere nothing changes. Afterwards all of it goes back to the
-    system. No number depends on it.
+    For the C library that Linux mostly has (glibc); elsewhere nothing changes. Afterwards memory goes back to the
+    system as ever, when more is freed. No number depends on it.
 
     Example:
         >>> with kept():
@@ -32,9 +32,8 @@ def kept() -> Iterator[None]:
         yield
     finally:
         library.mallopt(TRIM_THRESHOLD, 2 * LARGEST_MMAP_THRESHOLD)
-        library.malloc_trim(0)
 
 
 def _glibc() -> Any:
     library = ctypes.CDLL(None)
-    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
+    return library if hasattr(library, "mallopt") else None

@@ -169,7 +169,7 @@ def block(moments: Moments, references: References, gradients: Mapping[str, Tens
         gram, projected, sums = target.new_zeros(m + 3, m + 3), target.new_zeros(m, BUCKETS), torch.empty_like(target)
         for at in (slice(first, min(first + pieces.step, numbers)) for first in pieces):
             frame = target.new_empty(m + 3, at.stop - at.start)
-            torch.sub(rows[:, at], target[at], out=frame[:m])
+            frame[:m].copy_(rows[:, at]).sub_(target[at])  # faster than a subtraction that converts
             torch.div(moments.deviation[name][at], before, out=frame[m])
             frame[m + 1], frame[m + 2] = target[at], references.backprop[name][at]
             gram += frame @ frame.T

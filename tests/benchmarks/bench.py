@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fgvar
+from fgvar import memory
 from fgvar.analysis.cost import Flops
 from fgvar.analysis.drawn import BUDGET, default_chunk
 from fgvar.experiments.going import Going
@@ -61,7 +64,8 @@ def steps() -> Iterator[Row]:
     for compiled in (False, True):
         how = "compiled" if compiled else "eager"
         problem = problem_of("M/8/16", 128)
-        times = interleaved({name: step(problem, scheme, compiled) for name, scheme in schemes.items()}, 7)
+        with memory.kept():  # as in `train`
+            times = interleaved({name: step(problem, scheme, compiled) for name, scheme in schemes.items()}, 7)
         yield Row(f"M/8/16, batch 128, {how}: LG-BP step", times["LG-BP"], unit="s")
         yield Row(f"{how}: LG-FG-A step, signs", times["LG-FG-A, signs"], unit="s")
         for name in list(schemes)[1:]:
@@ -181,6 +185,20 @@ def loop(scheme: fgvar.Estimator, problem: fgvar.Problem, draws: int) -> Work:
     return work
 
 
+def by_torch_alone(work: Work) -> Work:
+    """The same with torch's own layer norm, as in a network that somebody writes without fgvar."""
+
+    def norm(x: Tensor) -> Tensor:
+        return functional.layer_norm(x, x.shape[-1:], eps=1e-5)
+
+    def plainly() -> object:
+        places = ("fgvar.heads.layer_norm", "fgvar.networks.local_mixer.layer_norm")
+        with mock.patch(places[0], norm), mock.patch(places[1], norm):
+            return work()
+
+    return plainly
+
+
 def measure() -> Iterator[Row]:
     """256 draws by `measure` beside a loop over 8, times 32; the memory of two chunks beside the budget of one."""
     from studies.fused_losses import peak
@@ -189,7 +207,8 @@ def measure() -> Iterator[Row]:
     goals = {"FG-W": 5.0, "FG-A": 3.0}
     for name, goal in goals.items():
         scheme = fgvar.scheme(name)
-        works: dict[str, Callable[[], object]] = {"loop": loop(scheme, problem, 8)}
+        one_by_one = loop(scheme, problem, 8)
+        works: dict[str, Callable[[], object]] = {"loop": by_torch_alone(one_by_one), "our loop": one_by_one}
         for oracle in (fgvar.Jvp(), fgvar.Replay()):
             estimator = replace(scheme, oracle=oracle)
             works[repr(oracle)] = lambda e=estimator: fgvar.measure({"one": e}, problem, draws=256)
@@ -199,6 +218,9 @@ def measure() -> Iterator[Row]:
                 f"M/8/16, batch 8, {name}: loop / measure by {type(oracle).__name__}, 256 draws",
                 ratio(times, "loop", repr(oracle), 32), least, at_most=False,
             )  # fmt: skip
+            yield Row(
+                "of it: the same with the loop over fgvar's layer norm", ratio(times, "our loop", repr(oracle), 32)
+            )
             estimator = replace(scheme, oracle=oracle)
             chunk = default_chunk(estimator, problem, estimator.randomness(problem), BUDGET)
             taken = peak(lambda e=estimator, n=2 * chunk: fgvar.measure({"one": e}, problem, draws=n))
