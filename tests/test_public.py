@@ -64,6 +64,7 @@ ORDER = (
     "fgvar.analysis.exact",
     "fgvar.analysis.drawn",
     "fgvar.analysis.paired",
+    "fgvar.analysis.spread",
     "fgvar.analysis.measurement",
     "fgvar.experiments",
     "fgvar.experiments.sources",

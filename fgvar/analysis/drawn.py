@@ -136,9 +136,9 @@ def default_chunk(estimator: GradientEstimator, problem: Problem, randomness: Ra
 
 
 def examples_at_once(problem: Problem, budget: int) -> int:
-    """Of as many examples two gradients each keep to the budget, with a backward pass and a copy in float64."""
+    """Of as many examples a gradient each keeps to the budget, with a backward pass."""
     activities, parameters = _sizes(problem)
-    return _fitting(problem, budget, 6 * parameters, 4 * parameters + 2 * activities // problem.batch_size)
+    return _fitting(problem, budget, 6 * parameters, 2 * parameters + 2 * activities // problem.batch_size)
 
 
 def _sizes(problem: Problem) -> tuple[int, int]:

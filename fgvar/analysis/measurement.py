@@ -14,10 +14,10 @@ from fgvar.analysis import moments as streaming
 from fgvar.analysis.cost import cost
 from fgvar.analysis.dataset import FLAGS, RATIOS, REFERENCES, describe, provenance
 from fgvar.analysis.drawn import BUDGET, default_chunk, drawn_statistics, examples_at_once, require_like
-from fgvar.analysis.draws import ranges
 from fgvar.analysis.exact import check_route, exact_statistics
 from fgvar.analysis.moments import BLOCK, FEATURES, References
 from fgvar.analysis.paired import DIFFERENCES, Measured, differences
+from fgvar.analysis.spread import Spreads
 from fgvar.analysis.statistics import ERRORS, cosine_null
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
@@ -92,6 +92,28 @@ def measure(
         raise ValueError(
             f"paired=True compares estimators with the first one, and {list(estimators)} is alone; give at least two"
         )
+    spreads = Spreads(problem, examples_at_once(problem, budget) if chunk is None else chunk)
+    return measured(
+        estimators, problem, spreads, draws=draws, seed=seed, chunk=chunk, budget=budget, noise_device=noise_device,
+        keep_draws=keep_draws, route=route, paired=paired,
+    )  # fmt: skip
+
+
+def measured(
+    estimators: Mapping[str, GradientEstimator],
+    problem: Problem,
+    spreads: Spreads,
+    *,
+    draws: int,
+    seed: int,
+    route: str,
+    chunk: int | None = None,
+    budget: int = BUDGET,
+    noise_device: torch.device | str | None = None,
+    keep_draws: bool = False,
+    paired: bool = False,
+) -> xr.Dataset:
+    """`measure` without its checks, with data variances that another route of the same problem may know already."""
     backprop, outputs = problem.backprop(), problem.run(problem.params)[0]
     _require_gradient("backprop", problem, backprop)
     layers = (*problem.params, *streaming.GROUPS)
@@ -112,8 +134,7 @@ def measure(
                 name, estimator, problem, references, randomness, draws, seed, size, noise_device, paired
             )
             values = dict(drawn.values)
-        examples = examples_at_once(problem, budget) if chunk is None else chunk
-        values["data_variance"] = _data_variance(estimator, problem, examples)
+        values["data_variance"] = spreads.of(estimator)
         flags = _relate(values, references, problem.dtype)
         if exact:
             flags |= (values["variance"][0] > 0).astype(np.int8) * FLAGS["no_closed_form"]
@@ -201,50 +222,6 @@ def _labelled(values: dict[str, Any], layers: tuple[str, ...]) -> dict[str, Any]
         if not name.startswith(("bias_", "gradient_norm", "data_variance")):
             row[f"{name}_se"] = (dims, error)
     return row
-
-
-def _data_variance(estimator: GradientEstimator, problem: Problem, chunk: int) -> tuple[np.ndarray, np.ndarray]:
-    """tr Cov(per-example gradient)/N of target and backprop [references, layers]; NaN for a batch of one.
-
-    NaN too where examples are coupled, so that none has a gradient of its own.
-    """
-    n = problem.batch_size
-    if problem.coupled:
-        nothing = np.full((2, len(problem.params) + 2), np.nan)
-        return nothing, np.zeros_like(nothing)
-
-    def both(one: Problem) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return estimator.target(one), one.backprop()
-
-    sums: list[list[Tensor]] = []
-    totals: list[dict[str, Tensor]] = [{}, {}]
-    for numbers in ranges(0, n, chunk):
-        part = problem.at(
-            batch=(problem.inputs[numbers.start : numbers.stop], problem.targets[numbers.start : numbers.stop])
-        )
-        pair = both(part) if chunk == 1 else part.per_example(both)
-        squares: list[Tensor] = []
-        for total, gradients in zip(totals, pair, strict=True):
-            each = {k: _summed(g.reshape(len(numbers), -1).double()) for k, g in gradients.items()}
-            squares.append(torch.stack([squared for _, squared in each.values()]))
-            for k, (rows, _) in each.items():
-                total[k] = total.get(k, 0) + rows
-        sums.append(squares)
-    found = []
-    for index, total in enumerate(totals):
-        square = torch.stack([piece[index] for piece in sums]).sum(0)
-        means = torch.stack([(t @ t) / n for t in total.values()])
-        spread = ((square - means).clamp_min(0) / max(n - 1, 1) / n).cpu().numpy()
-        names = list(total)
-        perturbed = spread[[names.index(k) for k in problem.perturbed]].sum()
-        found.append(np.array([*spread, perturbed, spread.sum()]))
-    value = np.stack(found) if n > 1 else np.full((2, len(problem.params) + 2), np.nan)
-    return value, np.zeros_like(value)
-
-
-def _summed(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the rows, and that of all squares."""
-    return rows.sum(0), rows.ravel() @ rows.ravel()
 
 
 def _sizes(problem: Problem) -> list[int]:

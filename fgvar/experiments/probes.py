@@ -8,8 +8,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from fgvar.analysis.drawn import BUDGET, examples_at_once
 from fgvar.analysis.exact import check_route
-from fgvar.analysis.measurement import check_arguments, measure
+from fgvar.analysis.measurement import check_arguments, measured
+from fgvar.analysis.spread import Spreads
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.experiments.checkpoints import described, fingerprint
@@ -71,8 +73,10 @@ class Probe:
 
     def measure(self, problem: Problem, step: int) -> xr.Dataset:
         """The measurement at the problem's parameters, over ``step``."""
+        spreads = Spreads(problem, examples_at_once(problem, BUDGET))  # which do not depend on the route
         found = [
-            measure(self.estimators, problem, draws=self.draws, seed=self.seed, route=route) for route in self.routes
+            measured(self.estimators, problem, spreads, draws=self.draws, seed=self.seed, route=route)
+            for route in self.routes
         ]
         whole = found[0]
         if len(found) > 1:
