@@ -101,7 +101,7 @@ _ABOUT = {  # line, source, cost
     "FG-W": ("weight perturbation", "Ren et al. 2023, eq. 2; Baydin et al. 2022", 3.1),
     "FG-A": ("activity perturbation", "Ren et al. 2023, eq. 3", 3.8),
     "LG-FG-W": ("weight perturbation, local greedy losses", "Ren et al. 2023, Sec. 4", 3.1),
-    "LG-FG-A": ("activity perturbation, local greedy losses", "Ren et al. 2023, Sec. 4", 3.8),
+    "LG-FG-A": ("activity perturbation, local greedy losses", "Ren et al. 2023, Sec. 4", 3.7),
     "SPSA": ("weight perturbation by two-sided differences, signs", "Spall 1992", 4.1),
     "MeZO": ("the same with normal noise", "Malladi et al. 2023", 4.1),
     "EGGROLL": ("the same with matrices of rank 1", "EGGROLL 2025", 4.1),
