@@ -124,14 +124,15 @@ def _blocks(
 def default_chunk(estimator: GradientEstimator, problem: Problem, randomness: Randomness, budget: int) -> int:
     """The largest chunk of draws within the budget.
 
-    A draw takes its noise and the direction of it, its gradient (as it is made, in its block and centred), and
-    activations of its own, through which its credit is pulled back or its tangents pass; not where directions of
-    weights are replayed. References, a block and one backward pass are there anyway.
+    A draw takes its noise and the direction of it (of weights, itself), its gradient (as it is made, in its block and
+    centred), and activations of its own, through which its credit is pulled back or its tangents pass; not where
+    directions of weights are replayed. References, a block and one backward pass are there anyway.
     """
     activities, parameters = _sizes(problem)
-    space, oracle = (getattr(estimator, name, None) for name in ("space", "oracle"))
-    own = 0 if isinstance(space, WeightSpace) and isinstance(oracle, Replay) else activities
-    each = 2 * randomness.size + 3 * parameters + own
+    weights = isinstance(getattr(estimator, "space", None), WeightSpace)
+    noise = randomness.size if weights else 2 * randomness.size
+    own = 0 if weights and isinstance(getattr(estimator, "oracle", None), Replay) else activities
+    each = noise + 3 * parameters + own
     return _fitting(problem, budget, (6 + BLOCK) * parameters + 2 * activities, each)
 
 

@@ -179,12 +179,15 @@ class Replay:
             for one in torch.eye(mixed[0] * mixed[1], dtype=zero.dtype, device=zero.device).reshape(-1, 1, *mixed):
                 found = gradient({end: one.expand(zero.shape)})
                 for name in names:
-                    total = total + one * _gathered(here, name, found[name] * direction[name], kept)
+                    total = total + one * _gathered(here, name, found[name], direction[name], kept)
         return total
 
 
-def _gathered(here: Linearised, name: str, products: Tensor, kept: Tensor) -> Tensor:
-    """Sums of a tensor's entries in the shape of ``kept``: the transpose of laying that along the tensor."""
+def _gathered(here: Linearised, name: str, gradient: Tensor, direction: Tensor, kept: Tensor) -> Tensor:
+    """Sums of products of entries in the shape of ``kept``: the transpose of laying that along the tensor."""
+    if kept.numel() == 1:  # of all of them: one pass, which writes no product
+        return torch.dot(gradient.reshape(-1), direction.reshape(-1)).reshape(kept.shape)
+    products = gradient * direction
     lay = torch.func.vjp(lambda c: here.lay(name, c).expand(products.shape), kept)[1]
     sums: Tensor = lay(products)[0]
     return sums
