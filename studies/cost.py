@@ -30,7 +30,7 @@ ALONG = ("draws", "batch", "width", "groups")
 class Config:
     """Time measurements on LocalMixers; each axis starts from --base."""
 
-    draws: tuple[int, ...] = (32, 64, 128, 256)
+    draws: tuple[int, ...] = (64, 128, 256, 512)
     batch: tuple[int, ...] = (8, 16, 32, 64)
     width: tuple[int, ...] = (64, 128, 256, 512)
     """Channels; the figure shows the numbers of parameters that come of them."""
