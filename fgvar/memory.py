@@ -1,6 +1,7 @@
 """Memory of the CPU: what a step frees is what the next one takes."""
 
 import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,5 +36,5 @@ def kept() -> Iterator[None]:
 
 
 def _glibc() -> Any:
-    library = ctypes.CDLL(None)
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
     return library if hasattr(library, "mallopt") else None

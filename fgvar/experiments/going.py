@@ -124,9 +124,8 @@ class Going:
             self.losses[self.step] = found.pop(LOSS)
         self.watch.see(self.step, found)
         for key, value in found.items():
-            self.params[
-                key
-            ].grad = value.contiguous()  # fused optimisers read the memory of a transposed one as it lies
+            # Fused optimisers read the memory of a transposed gradient as it lies.
+            self.params[key].grad = value.contiguous()
         self.optimiser.step(self.step)
         self.step += 1
 

@@ -93,9 +93,8 @@ class Optimiser:
             groups.setdefault((_factor(schedule, problem, name), decay), []).append(value)
         self.factors = [factor for factor, _ in groups]
         described = [{"params": values, "weight_decay": decay} for (_, decay), values in groups.items()]
-        fused = (
-            problem.device.type == "cpu"
-        )  # one pass over memory, where torch's default makes one for each operation
+        # One pass over memory, where torch's default makes one for each operation.
+        fused = problem.device.type == "cpu"
         self.torch: torch.optim.Optimizer = (
             torch.optim.SGD(described, lr=schedule.lr, momentum=schedule.momentum, fused=fused)
             if schedule.optimiser == "sgd"
