@@ -16,8 +16,8 @@ NEVER = -1
 def kept() -> Iterator[None]:
     """Within, freed memory stays with the process: without, every step would fault all of its pages in again.
 
-    That of the main thread, and for the C library that Linux mostly has (glibc); elsewhere nothing changes. Afterwards
-    memory goes back to the system as ever, when more is freed. No number depends on it.
+    That of the main thread, and for the C library that Linux mostly has (glibc); elsewhere nothing changes.
+    Afterwards memory goes back to the system as ever, when more is freed. No number depends on it.
 
     Example:
         >>> with kept():
