@@ -35,9 +35,10 @@ def test_freed_memory_is_taken_again_without_page_faults() -> None:
 
 
 def test_elsewhere_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_glibc", lambda: None)
+    asked = []
+    monkeypatch.setattr(memory, "_glibc", lambda: asked.append("library"))
     with memory.kept():
-        pass
+        assert asked == ["library"]
 
 
 def test_an_error_passes() -> None:
