@@ -148,10 +148,10 @@ def replicated(x: Any, linear: Callable[..., Any], bias: Any, y: Any) -> Any:
     import torch
     from torch.nn import functional
 
-    from fgvar.norms import EPS
+    from fgvar.norms import layer_norm
 
-    batch, patches, groups, width = x.shape
-    adds = functional.layer_norm(x, (width,), eps=EPS) / patches  # to the pooled features
+    batch, patches, groups, _ = x.shape
+    adds = layer_norm(x) / patches  # to the pooled features
     mask = torch.eye(groups, dtype=x.dtype)[:, :, None]
     own = adds[:, :, :, None] * mask  # copy (p, g): its features at their place, 0 elsewhere
     copies = (adds.sum(1)[:, None, None] - own).detach() + own

@@ -38,7 +38,8 @@ def test_rates() -> None:
 def test_factors_and_decay_are_those_of_a_plain_loop(data, optimiser: str) -> None:
     """Local heads and read-out at their own rates; weight decay on weights only: against torch, group by group.
 
-    In float64, where the gradient of a bias that a norm cancels stays below what Adam adds to its denominator.
+    In float64, where the gradient of a bias that a norm cancels, 1e-18, stays below the 1e-8 that Adam adds to its
+    denominator: it moves by 1e-10 of a step at most.
     """
     schedule = fgvar.Schedule(1, 32, 0.01, 0.8, 1e-2, optimiser=optimiser, head_factor=0.5, readout_factor=0.1)
     model = mixer("kaiming").double()
@@ -61,7 +62,7 @@ def test_factors_and_decay_are_those_of_a_plain_loop(data, optimiser: str) -> No
             group["lr"] = 0.01 * factor[group["name"]] * (1 - step / 4)
         torch_one.step()
     for name, value in params.items():
-        torch.testing.assert_close(run.params[name], value.detach(), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(run.params[name], value.detach(), rtol=1e-12, atol=1e-10)
 
 
 def test_a_frozen_trunk_stays_exactly_as_it_was(data) -> None:

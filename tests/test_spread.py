@@ -26,9 +26,9 @@ def test_it_is_that_of_examples_one_by_one(chunk: int, piece: int, monkeypatch: 
     for found, gradient in ((target, estimator.target), (backprop, lambda one: one.backprop())):
         expected = by_hand(gradient, problem)
         names = list(problem.params)
-        np.testing.assert_allclose(found[: len(names)], [expected[k] for k in names], rtol=1e-9, atol=1e-20)
-        np.testing.assert_allclose(found[-2], sum(expected[k] for k in problem.perturbed), rtol=1e-9)
-        np.testing.assert_allclose(found[-1], sum(expected.values()), rtol=1e-9)
+        np.testing.assert_allclose(found[: len(names)], [expected[k] for k in names], rtol=1e-12, atol=1e-20)
+        np.testing.assert_allclose(found[-2], sum(expected[k] for k in problem.perturbed), rtol=1e-12)
+        np.testing.assert_allclose(found[-1], sum(expected.values()), rtol=1e-12)
     assert not errors.any()
 
 

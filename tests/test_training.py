@@ -77,6 +77,20 @@ def test_probes_measure_the_weights_of_their_step(data) -> None:
         np.testing.assert_allclose(run.dataset[name].isel(step=0), direct[name], rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("first", [0, 5])
+def test_noise_that_is_drawn_ahead_is_each_update_s_own(data, first: int) -> None:
+    """Of sixteen updates at once, from wherever a run goes on: bit by bit what a draw of its own would be."""
+    estimator = fgvar.scheme("LG-FG-A")
+    problem = fgvar.Problem(mixer(), "cross_entropy", data[0].sample(32, seed=0))
+    gradient = gradient_of(problem, estimator, autocast=False, compile=False)
+    going = Going(problem, estimator, SCHEDULE, 40, 3, gradient, None, Supervised("cross_entropy"))
+    for going.step in range(first, 35):
+        alone = going.randomness.sample(3, [going.step])
+        for name, u in going._noise().items():
+            assert torch.equal(u, alone[name][0]), (going.step, name)
+    assert len(going.ahead) == 13, "updates 35 to 47: drawn, and not yet taken"
+
+
 @pytest.mark.parametrize("name", ["BP", "L-BP", "LG-BP", "LG-FG-A"])
 def test_the_loss_goes_down(data, name: str) -> None:
     # So short a run is chaotic, by the last bits of a CPU: over six seeds the loss ends at 0.24 to 0.77 of its first.

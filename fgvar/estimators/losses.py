@@ -269,7 +269,7 @@ class LocalLosses:
         for end in self.active(problem)[:-1]:
             slope = (
                 grad(lambda x, end=end: problem.local_losses(problem.params, end, x).mean())(values[end])
-                if slopes is None
+                if not slopes
                 else slopes[end]
             )
             term = problem.batch_size * (slope * tangents[end]).sum(3)

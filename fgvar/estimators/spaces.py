@@ -124,7 +124,7 @@ class WeightSpace:
 
         def terms(values: Tensors, tangents: Tensors) -> Terms:
             # A weight is credited by the whole batch, and by all patches.
-            each = losses.terms(problem, values, tangents, slopes or None)
+            each = losses.terms(problem, values, tangents, slopes)
             return {end: t.mean(0, keepdim=True).sum(1, keepdim=True) for end, t in each.items()}
 
         def credited(found: Terms, name: str) -> Tensor:
@@ -262,7 +262,7 @@ class ActivitySpace:
             return {name: value / n for name, value in summed.items()}
 
         def terms(values: Tensors, tangents: Tensors) -> Terms:
-            each = losses.terms(problem, values, tangents, slopes or None)
+            each = losses.terms(problem, values, tangents, slopes)
             # Where examples are coupled, an activity moves the terms of all of them.
             return {end: t.sum(0, keepdim=True) for end, t in each.items()} if problem.coupled else each
 

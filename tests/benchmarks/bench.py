@@ -27,6 +27,7 @@ from fgvar.analysis.drawn import BUDGET, default_chunk
 from fgvar.experiments.going import Going
 from fgvar.experiments.gradients import gradient_of
 from fgvar.experiments.tasks import task_of
+from fgvar.norms import EPS
 from tests.benchmarks.timing import Row, Work, in_a_process, interleaved, product_rate, ratio, seconds
 
 LONG = 10**6  # updates of a schedule whose end nobody sees
@@ -108,7 +109,8 @@ def rate() -> Iterator[Row]:
     for preset, batch, goal in (("M/8/16", 128, 0.3), ("L/8/64", 16, 0.5)):
         problem, scheme = problem_of(preset, batch), fgvar.scheme("LG-FG-A", noise=fgvar.Rademacher())
         flops, limit = own_products(problem, scheme, one_draw(problem, scheme))
-        times = interleaved({"step": step(problem, scheme, compile=True)}, 5)["step"]
+        with memory.kept():
+            times = interleaved({"step": step(problem, scheme, compile=True)}, 5)["step"]
         yield Row(f"{preset}, batch {batch}: products of the step's own shapes", [limit / 1e9], unit="GF/s")
         yield Row(f"{preset}: compiled LG-FG-A step / those", [flops / t / limit for t in times], goal, at_most=False)
 
@@ -189,7 +191,7 @@ def by_torch_alone(work: Work) -> Work:
     """The same with torch's own layer norm, as in a network that somebody writes without fgvar."""
 
     def norm(x: Tensor) -> Tensor:
-        return functional.layer_norm(x, x.shape[-1:], eps=1e-5)
+        return functional.layer_norm(x, x.shape[-1:], eps=EPS)
 
     def plainly() -> object:
         places = ("fgvar.heads.layer_norm", "fgvar.networks.local_mixer.layer_norm")
@@ -303,7 +305,8 @@ def probes() -> Iterator[Row]:
         small = problem.at(batch=(problem.inputs[:32], problem.targets[:32]))
         one = fgvar.Probe(table3.probed(), (small.inputs, small.targets), (1,), draws=32, route="both")
         works["probe"] = lambda one=one, small=small: one.measure(small, 1)
-        times = interleaved(works, 5)
+        with memory.kept():
+            times = interleaved(works, 5)
         for epochs in (20, 100):
             run = 469 * epochs
             yield Row(
