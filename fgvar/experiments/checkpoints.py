@@ -20,7 +20,7 @@ from torch import Tensor
 from fgvar.experiments.data import Images
 from fgvar.experiments.distributed import of_first
 
-MAGIC = b"fgvar checkpoint 4\n"  # another number is another format
+MAGIC = b"fgvar checkpoint 5\n"  # another number is another format, or other noise for a run to go on with
 HASHED_PIXELS = 4096  # images of a split, evenly spaced, whose pixels are part of a run's identity
 
 
