@@ -1,5 +1,7 @@
 """Noise: from which distribution directions come, and how draw number i is made from (seed, i) alone."""
 
+import collections
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -228,19 +230,21 @@ class Randomness:
     def _fill(self, rooms: list[dict[str, Tensor]], seed: int, numbers: list[int]) -> None:
         """All draws. Every leaf has a stream of its own, so that several threads make the same numbers."""
 
-        def draw(what: tuple[int, str]) -> None:
-            index, name = what
-            self.leaves[name].draw(seed, name, numbers[index], rooms[index][name])
+        pending = collections.deque(itertools.product(range(len(rooms)), self.leaves))
 
-        what = list(itertools.product(range(len(rooms)), self.leaves))
+        def draw(_: int = 0) -> None:
+            with contextlib.suppress(IndexError):  # another thread took the last one
+                while pending:
+                    index, name = pending.popleft()
+                    self.leaves[name].draw(seed, name, numbers[index], rooms[index][name])
+
         cpu = all(room.device.type == "cpu" for room in rooms[0].values())
-        threads = min(torch.get_num_threads(), len(what)) if cpu else 1
+        threads = min(torch.get_num_threads(), len(pending)) if cpu else 1
         if threads > 1 and len(numbers) * self.size >= THREADED:
             with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(draw, what))
+                list(pool.map(draw, range(threads)))
         else:
-            for one in what:
-                draw(one)
+            draw()
 
     def _joint(self) -> dict[tuple[JointLaw, str], list[str]]:
         """Leaves that are one direction together."""
