@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -74,6 +75,45 @@ def steps() -> Iterator[Row]:
             yield Row(f"{how}: {name} / LG-BP", ratio(times, name, "LG-BP"), goal)
 
 
+def noise() -> Iterator[Row]:
+    """Normal numbers for all weights of M/8/16, beside NumPy's own and torch's."""
+    randomness = fgvar.scheme("FG-W").randomness(problem_of("M/8/16", 8))
+    draws, generator = range(16), np.random.Generator(np.random.SFC64(0))
+    times = interleaved(
+        {
+            "fgvar": lambda: randomness.sample(0, draws),
+            "NumPy": lambda: generator.standard_normal(len(draws) * randomness.size, dtype=np.float32),
+            "torch": lambda: torch.randn(len(draws) * randomness.size),
+        },
+        7,
+    )
+    yield Row("normal noise, a number", [1e9 * t / len(draws) / randomness.size for t in times["fgvar"]], unit="ns")
+    for other in ("NumPy", "torch"):
+        yield Row(f"normal noise: {other} on one core / fgvar", ratio(times, other, "fgvar"))
+
+
+def twins() -> Iterator[Row]:
+    """Compiled estimates beside their eager twins, on a small LocalMixer: to compile takes too long for a test."""
+    model = fgvar.networks.LocalMixer((1, 8, 8), classes=10, blocks=2, patches=2, channels=32, groups=4)
+    batch = (torch.randn(4, *model.image_shape), torch.randint(10, (4,)))
+    for which, (dtype, goal) in itertools.product(
+        ("LG-FG-A", "LG-FG-W"), {torch.float64: 1e-12, torch.float32: 1e-6}.items()
+    ):
+        problem, scheme = fgvar.Problem(model, "cross_entropy", batch).to(dtype), fgvar.scheme(which)
+        noise = one_draw(problem, scheme)
+        eager, compiled = (
+            gradient_of(problem, scheme, autocast=False, compile=how)(
+                problem.params, (problem.inputs, problem.targets), noise
+            )[0]
+            for how in (False, True)
+        )
+        own, apart = (
+            torch.cat([g.flatten() for g in each.values()]).norm().item()
+            for each in (eager, {name: g - compiled[name] for name, g in eager.items()})
+        )
+        yield Row(f"{which}, {dtype}: norm of compiled less eager / of eager", [apart / own], goal, unit="")
+
+
 class Products(TorchDispatchMode):
     """Collects the shapes (m, k, n) of matrix products."""
 
@@ -99,7 +139,7 @@ def own_products(
 
 
 def one_draw(problem: fgvar.Problem, scheme: fgvar.GradientEstimator) -> dict[str, Tensor]:
-    return {name: u[0] for name, u in scheme.randomness(problem).sample(0, [0]).items()}
+    return {name: u[0] for name, u in scheme.randomness(problem).sample(0, [0], dtype=problem.dtype).items()}
 
 
 def rate() -> Iterator[Row]:
@@ -334,7 +374,10 @@ def start() -> Iterator[Row]:
     yield Row("python -m fgvar --help", [in_a_process(["-m", "fgvar", "--help"]) for _ in range(5)], 0.5, unit="s")
 
 
-ALL = {each.__name__: each for each in (start, steps, rate, epoch, measure, profiles, replicated, exact, probes)}
+ALL = {
+    each.__name__: each
+    for each in (start, noise, steps, twins, rate, epoch, measure, profiles, replicated, exact, probes)
+}
 
 
 def main() -> None:
