@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
+from fgvar.dual import pushed
+from fgvar.linear import map_linearly
 from fgvar.map import OUTPUT, Map, Visit
 from fgvar.sites import exact_modules, inside
 
@@ -28,6 +29,7 @@ class Network:
     def __init__(self, module: nn.Module) -> None:
         self.owners, self.aliases = _owners(module)
         self.skeleton = copy.deepcopy(module).to("meta")
+        map_linearly(self.skeleton)
         self.modules: dict[str, nn.Module] = {k: v for k, v in self.skeleton.named_modules() if k}
         self._plain = {name: _without_hooks(self.modules[name]) for name in _callable_owners(self)}
         self.costs: dict[str, float] = {}  # what measuring remembers of estimators on this network
@@ -203,18 +205,6 @@ class Network:
         if self._leaves is not None:
             self._leaves[name] = stopped.requires_grad_()
         return stopped
-
-
-def at_rest(value: Any) -> Any:
-    """A tensor without its tangent, and with its gradient; anything else as it is."""
-    return forward_ad.unpack_dual(value).primal if isinstance(value, Tensor) else value
-
-
-def pushed(output: Tensor, along: Tensor) -> Tensor:
-    """``output`` without its gradient, moving along a direction more: a dual number, where detach stops both."""
-    at, already = forward_ad.unpack_dual(output)
-    moves = along.contiguous() if already is None else already.detach() + along
-    return forward_ad.make_dual(at.detach().to(moves.dtype), moves)  # under autocast the direction is more precise
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
 
+from fgvar.dual import opened
+
 EPS = 1e-5  # of every layer norm in the paper's networks
 
 
@@ -29,8 +31,7 @@ def layer_norm(x: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # compilers take the plain norm apart themselves
         return functional.layer_norm(x, shape, eps=EPS)
     x = x.contiguous()  # once, where the kernels of forward, tangent and backward pass would each copy it
-    # Inside a vmap inside a jvp there is no dual number to open.
-    at, along = (x, None) if torch._C._functorch.is_batchedtensor(x) else forward_ad.unpack_dual(x)
+    at, along = opened(x)
     if along is None:
         return functional.layer_norm(x, shape, eps=EPS)
     normed, mean, r = torch.native_layer_norm(at, shape, None, None, EPS)

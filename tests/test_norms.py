@@ -1,14 +1,14 @@
 """The layer norm with a derivative of its own along directions, against the same norm in plain operations."""
 
+import derivatives
 import pytest
 import torch
+from derivatives import U, X
 from torch import Tensor
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import jvp
 from torch.nn import functional
 
 from fgvar.norms import EPS, layer_norm
-
-X, U, V = torch.randn(3, 4, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 def plain(x: Tensor) -> Tensor:
@@ -17,34 +17,7 @@ def plain(x: Tensor) -> Tensor:
     return centred * (centred.square().mean(-1, keepdim=True) + EPS).rsqrt()
 
 
-def cubed(norm):
-    return lambda x: (V * norm(x) ** 3).sum()
-
-
-DERIVATIVES = {
-    "value": lambda norm: norm(X),
-    "along": lambda norm: jvp(norm, (X,), (U,))[1],
-    "back": lambda norm: vjp(norm, X)[1](U)[0],
-    "gradient beside a tangent": lambda norm: grad(lambda x: (jvp(norm, (x,), (U,))[0] ** 3).sum())(X),
-    "gradient of a tangent": lambda norm: grad(lambda x: (jvp(norm, (x,), (U,))[1] ** 2).sum())(X),
-    "gradient by the direction": lambda norm: grad(lambda u: (jvp(norm, (X,), (u,))[1] ** 2).sum())(U),
-    "tangent of a tangent": lambda norm: jvp(lambda x: jvp(norm, (x,), (U,))[1], (X,), (V,))[1],
-    "tangent by the direction": lambda norm: jvp(lambda u: jvp(norm, (X,), (u,))[1], (U,), (V,))[1],
-    "tangent of a gradient": lambda norm: jvp(grad(cubed(norm)), (X,), (U,))[1],
-    "gradient of a gradient": lambda norm: grad(lambda x: (grad(cubed(norm))(x) ** 2).sum())(X),
-    "forward over reverse": lambda norm: hessian(cubed(norm))(X),
-    "forward over forward": lambda norm: jacfwd(jacfwd(cubed(norm)))(X),
-    "reverse over forward": lambda norm: jacrev(jacfwd(cubed(norm)))(X),
-    "vmap over directions": lambda norm: vmap(lambda u: jvp(norm, (X,), (u,))[1])(torch.stack([U, V])),
-    "vmap over both": lambda norm: vmap(lambda x, u: jvp(norm, (x,), (u,))[1])(X, U),
-    "vmap inside": lambda norm: jvp(vmap(norm), (X,), (U,))[1],
-    "vmap on both sides": lambda norm: vmap(lambda u: jvp(vmap(norm), (X,), (u,))[1])(torch.stack([U, V])),
-    "vmap of second derivatives": lambda norm: vmap(
-        lambda u: grad(lambda x: (jvp(norm, (x,), (u,))[1] ** 2).sum())(X)
-    )(torch.stack([U, V])),
-    "transposed": lambda norm: jvp(lambda x: norm(x.mT), (X,), (U,))[1],
-    "autograd": lambda norm: torch.autograd.grad(cubed(norm)(x := X.clone().requires_grad_()), x)[0],
-}
+DERIVATIVES = {**derivatives.DERIVATIVES, "transposed": lambda norm: jvp(lambda x: norm(x.mT), (X,), (U,))[1]}
 
 
 @pytest.mark.parametrize("name", DERIVATIVES)

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.func import grad
 from torch.utils._pytree import tree_map
 
+from fgvar.dual import at_rest
 from fgvar.errors import unknown
 from fgvar.map import OUTPUT
-from fgvar.network import at_rest
 from fgvar.problem import Problem
 
 Terms = dict[str, Tensor]  # end → directional derivative of each loss copy [batch, patches or 1, groups or 1]

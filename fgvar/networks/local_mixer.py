@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fgvar.errors import unknown
 from fgvar.heads import LocalHead, ReadOut, blank_linear, initialise
+from fgvar.linear import mapped
 from fgvar.norms import layer_norm
 from fgvar.sites import Site
 
@@ -37,11 +38,16 @@ class GroupedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(groups, fan_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.einsum("...gi,goi->...go", x, self.weight) + self.bias
+        return mapped(_by_group, x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         groups, fan_out, fan_in = self.weight.shape
         return f"groups={groups}, fan_in={fan_in}, fan_out={fan_out}"
+
+
+def _by_group(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    y = torch.einsum("...gi,goi->...go", x, weight)
+    return y if bias is None else y + bias
 
 
 class Block(nn.Module):

@@ -10,6 +10,7 @@ import itertools
 import platform
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -228,14 +229,17 @@ def loop(scheme: fgvar.Estimator, problem: fgvar.Problem, draws: int) -> Work:
 
 
 def by_torch_alone(work: Work) -> Work:
-    """The same with torch's own layer norm, as in a network that somebody writes without fgvar."""
-
-    def norm(x: Tensor) -> Tensor:
-        return functional.layer_norm(x, x.shape[-1:], eps=EPS)
+    """The same by torch's own layers, as in a network that somebody writes without fgvar."""
+    plain: dict[str, Callable[..., Tensor]] = {
+        "layer_norm": lambda x: functional.layer_norm(x, x.shape[-1:], eps=EPS),
+        "mapped": lambda product, x, weight, bias: product(x, weight, bias),
+    }
+    places = ("heads.layer_norm", "networks.local_mixer.layer_norm", "linear.mapped", "networks.local_mixer.mapped")
 
     def plainly() -> object:
-        places = ("fgvar.heads.layer_norm", "fgvar.networks.local_mixer.layer_norm")
-        with mock.patch(places[0], norm), mock.patch(places[1], norm):
+        with ExitStack() as replaced:
+            for place in places:
+                replaced.enter_context(mock.patch(f"fgvar.{place}", plain[place.rpartition(".")[2]]))
             return work()
 
     return plainly
@@ -260,9 +264,7 @@ def measure() -> Iterator[Row]:
                 f"M/8/16, batch 8, {name}: loop / measure by {type(oracle).__name__}, 256 draws",
                 ratio(times, "loop", repr(oracle), 32), least, at_most=False,
             )  # fmt: skip
-            yield Row(
-                "of it: the same with the loop over fgvar's layer norm", ratio(times, "our loop", repr(oracle), 32)
-            )
+            yield Row("of it: the same with the loop over fgvar's layers", ratio(times, "our loop", repr(oracle), 32))
             estimator = replace(scheme, oracle=oracle)
             chunk = default_chunk(estimator, problem, estimator.randomness(problem), BUDGET)
             taken = peak(lambda e=estimator, n=2 * chunk: fgvar.measure({"one": e}, problem, draws=n))

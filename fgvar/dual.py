@@ -1,0 +1,27 @@
+"""Dual numbers of forward mode: opened, and moved along."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def opened(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The value and the tangent of a tensor; no tangent where it has none, or inside a vmap inside a jvp."""
+    if torch._C._functorch.is_batchedtensor(x):
+        return x, None
+    dual = forward_ad.unpack_dual(x)
+    return dual.primal, dual.tangent
+
+
+def at_rest(value: Any) -> Any:
+    """A tensor without its tangent, and with its gradient; anything else as it is."""
+    return forward_ad.unpack_dual(value).primal if isinstance(value, Tensor) else value
+
+
+def pushed(output: Tensor, along: Tensor) -> Tensor:
+    """``output`` without its gradient, moving along a direction more: a dual number, where detach stops both."""
+    at, already = forward_ad.unpack_dual(output)
+    moves = along.contiguous() if already is None else already.detach() + along
+    return forward_ad.make_dual(at.detach().to(moves.dtype), moves)  # under autocast the direction is more precise
