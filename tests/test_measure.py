@@ -274,6 +274,16 @@ def test_cosine_null(dimension: int, null: float) -> None:
     assert cosine_null(dimension) == pytest.approx(null, rel=1e-3)
 
 
+def test_what_a_norm_makes_dead_is_not_tested_for_bias() -> None:
+    """The layer norm behind token mixing takes biases away: what is estimated there is rounding, biased or not."""
+    model = fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=2, patches=2, channels=64, groups=8, seed=0)
+    problem = fgvar.Problem(model, "cross_entropy", fgvar.data.load("digits").sample(32, seed=0))
+    found = fgvar.measure({"LG-FG-A": fgvar.scheme("LG-FG-A")}, problem, draws=64).sel(layer="block1.token.bias")
+    assert (found["flag"] & FLAGS["no_noise"]).all()
+    assert found["bias_p"].isnull().all()
+    assert float(found["variance"].max()) > 0, "or this test shows nothing"
+
+
 def test_cost_is_counted_in_forward_passes(dataset: xr.Dataset) -> None:
     cost = dataset["cost"]
     assert (cost > 2).all()

@@ -174,8 +174,9 @@ def _relate(values: dict[str, Any], references: References, dtype: torch.dtype) 
     # Rounding of a sum over examples is proportional to the largest gradients that were added up.
     dead = np.sqrt(squares) <= 10 * torch.finfo(dtype).eps * np.sqrt(squares[:, -1:])
     variance = values["variance"][0]
-    # What varies by rounding alone has no noise: heads, which learn exactly, and estimators without randomness.
-    noiseless = variance <= (10 * torch.finfo(dtype).eps) ** 2 * squares[0]
+    # What varies by rounding alone has no noise: heads, which learn exactly, estimators without randomness, and
+    # parameters that a norm behind them makes dead. Rounding is proportional to the estimates of all parameters.
+    noiseless = variance <= (10 * torch.finfo(dtype).eps) ** 2 * (squares[0, -1] + variance[-1])
     flags = dead.astype(np.int8) * FLAGS["dead"] | noiseless.astype(np.int8) * FLAGS["no_noise"]
     for name in ERRORS:
         value, error = values[name]
