@@ -2,8 +2,8 @@
 
 Question   Which scheme of `fgvar.schemes()` points most along the end-to-end gradient, and which is worth its cost?
 Claim      Of unbiased perturbation schemes, local greedy losses with activity perturbation come closest to
-           their target. Projecting every tensor and example alone, which costs less than twice as much, is a gain by
-           itself (`guesses.py` has more of that).
+           their target. Projecting every tensor and example alone, which costs two to three times as much, is a gain
+           by itself (`guesses.py` has more of that).
 Shown      Drawn values with standard errors, given one batch, after a few steps of backprop (the weights are not
            random any more, the heads not 0). Schemes without noise are evaluated once.
 Cost       About a minute on one core; --smoke: a few seconds.
