@@ -72,6 +72,19 @@ def test_threads_make_the_same_numbers(monkeypatch) -> None:
     assert all(torch.equal(together[name], alone[name]) for name in leaves)
 
 
+@pytest.mark.parametrize("threaded", [0, noise_module.THREADED])
+def test_errors_of_a_law_come_through(monkeypatch, threaded: int) -> None:
+    """An IndexError, too, which ends the work of a thread when it is no law's."""
+
+    class Broken(Gaussian):
+        def fill(self, *_: object) -> torch.Tensor:
+            raise IndexError("of the law")
+
+    monkeypatch.setattr(noise_module, "THREADED", threaded)
+    with pytest.raises(IndexError, match="of the law"):
+        Randomness({"a": Leaf((3,), Gaussian()), "b": Leaf((3,), Broken())}).sample(0, [0, 1])
+
+
 @given(seed=seeds, size=st.integers(0, 40), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
 def test_signs_are_the_bits(seed: int, size: int, dtype: torch.dtype) -> None:
     """Of the stream's bytes, the highest first."""

@@ -1,7 +1,6 @@
 """Noise: from which distribution directions come, and how draw number i is made from (seed, i) alone."""
 
 import collections
-import contextlib
 import functools
 import hashlib
 import itertools
@@ -233,10 +232,12 @@ class Randomness:
         pending = collections.deque(itertools.product(range(len(rooms)), self.leaves))
 
         def draw(_: int = 0) -> None:
-            with contextlib.suppress(IndexError):  # another thread took the last one
-                while pending:
+            while True:
+                try:
                     index, name = pending.popleft()
-                    self.leaves[name].draw(seed, name, numbers[index], rooms[index][name])
+                except IndexError:  # this or another thread took the last one
+                    return
+                self.leaves[name].draw(seed, name, numbers[index], rooms[index][name])
 
         cpu = all(room.device.type == "cpu" for room in rooms[0].values())
         threads = min(torch.get_num_threads(), len(pending)) if cpu else 1
