@@ -5,7 +5,7 @@ Question   Schemes without forward-mode differentiation (SPSA, MeZO, node pertur
 Claim      On a smooth network the distance grows like step (forward) and step² (central), the bias of both like
            step²; below, cancellation grows like eps/step. So float32 leaves a narrow window around eps^(1/2)
            (forward) or eps^(1/3) (central), kinks (ReLU) take the higher order away, and a LocalMixer of few channels
-           a group (kinks and narrow layer norms) narrows the window further: the usual step of 1e-3 is too long.
+           a group (kinks and narrow layer norms) narrows the window further: a step of 1e-3 is off by percents.
 Shown      Drawn values with standard errors, of paired draws: every step sees the noise of the exact derivative.
 Cost       About four minutes on one core, half of it on two (--workers 2); --smoke: a few seconds.
 Run        python studies/finite_differences.py            writes results/finite_differences.nc, .pdf and .png

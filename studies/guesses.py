@@ -3,7 +3,7 @@
 Question   A forward gradient projects a target gradient on a guess of it. What does a guess that knows the network
            buy, for the global and for the local target, in weights and in activities?
 Claim      Guesses that know the network come closer to backprop than isotropic noise does: directions of the next
-           layer's weights somewhat, the local losses' gradient most, short of the gradient itself.
+           layer's weights somewhat, the local losses' gradient most (on average over seeds), short of the gradient.
 Shown      `fgvar.guess_matrix()`: cosines of the projection, of every example and tensor alone, to its target and to
            backprop, on LocalMixers after a few steps of backprop (`all_schemes.py`); drawn, means over seeds
            (network, batch and noise). Guesses without noise are evaluated once for a seed.

@@ -92,9 +92,9 @@ def test_forward_differences_share_the_bias_of_central_ones(stored: xr.Dataset) 
 
 
 def test_a_narrow_local_mixer_needs_shorter_steps(stored: xr.Dataset) -> None:
-    """At the usual step of 1e-3, a LocalMixer of 4 channels a group is far off, an MLP with tanh is not."""
+    """At the usual step of 1e-3, a LocalMixer of 4 channels a group is off by percents, an MLP with tanh is not."""
     its = stored["distance"].sel(dtype="float64", space="weights", oracle="central").sel(step=1e-3, method="nearest")
-    assert its.sel(network="mixer") > 0.3
+    assert its.sel(network="mixer") > 0.03
     assert its.sel(network="tanh") < 1e-3
 
 
