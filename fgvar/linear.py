@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
 
 from fgvar.dual import opened
 
@@ -35,19 +36,21 @@ class Linear(nn.Linear):
         return mapped(functional.linear, input, self.weight, self.bias)
 
 
-class Conv1d(nn.Conv1d):
+class _Convolution(_ConvNd):
     def forward(self, input: Tensor) -> Tensor:
         return mapped(self._conv_forward, input, self.weight, self.bias)
 
 
-class Conv2d(nn.Conv2d):
-    def forward(self, input: Tensor) -> Tensor:
-        return mapped(self._conv_forward, input, self.weight, self.bias)
+class Conv1d(_Convolution, nn.Conv1d):
+    pass
 
 
-class Conv3d(nn.Conv3d):
-    def forward(self, input: Tensor) -> Tensor:
-        return mapped(self._conv_forward, input, self.weight, self.bias)
+class Conv2d(_Convolution, nn.Conv2d):
+    pass
+
+
+class Conv3d(_Convolution, nn.Conv3d):
+    pass
 
 
 MAPPED: dict[type[nn.Module], type[nn.Module]] = {

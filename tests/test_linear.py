@@ -101,6 +101,15 @@ def test_a_tangent_costs_one_product(name: str, vmapped: bool) -> None:
     assert products(plain) == 3 * forward.count, "torch multiplies by no zeros any more: mapped is not needed"
 
 
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_convolutions_of_all_dimensions(dimensions: int) -> None:
+    plain = drawn((nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1](4, 2, 2, groups=2, stride=2))
+    x, u = torch.randn(2, 3, 4, *[4] * dimensions, dtype=torch.float64)
+    found, expected = jvp(ours(plain), (x,), (u,)), jvp(plain, (x,), (u,))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert type(ours(plain)) is MAPPED[type(plain)]
+
+
 def test_layers_of_other_types_stay() -> None:
     class Mine(nn.Linear):
         pass
