@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
@@ -17,11 +17,15 @@ from torch import Tensor
 NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 THREADED = 1 << 18  # numbers; fewer are drawn before threads have started
 BLOCK = 1 << 17  # normal numbers made at once, in the cache
+ODD = 0x9E3779B1  # whose multiples below 2³² times it are all different modulo 2³²
 FEW = 5000  # normal numbers; fewer are drawn one by one before a block's dozen passes have been called
 
 
 class Law(Protocol):
-    """How one tensor of random numbers is drawn: zero mean, unit variance, no correlation between numbers."""
+    """How one tensor of random numbers is drawn: zero mean, unit variance, no correlation between numbers.
+
+    A law of other numbers, such as indices, states the dtype of its tensors as an attribute ``dtype``.
+    """
 
     def fill(self, stream: "Stream", shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """One draw of the given shape."""
@@ -144,6 +148,10 @@ class Leaf:
     def size(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
 
+    def dtype(self, floating: torch.dtype) -> torch.dtype:
+        """Of its tensor: that of the other noise, unless the law has one of its own."""
+        return getattr(self.noise, "dtype", floating)
+
     def draw(self, seed: int, name: str, number: int, out: Tensor) -> None:
         """Write draw number ``number`` into ``out``, before leaves of a joint law are joined."""
         if not (self.lead and getattr(self.noise, "one_by_one", False)):
@@ -215,7 +223,7 @@ class Randomness:
         where = torch.device(noise_device if noise_device is not None else device)
         # Here, not where numbers are made: memory of threads goes back to the system, and costs page faults again.
         found = {
-            name: torch.empty((len(numbers), *leaf.shape), dtype=dtype, device=where)
+            name: torch.empty((len(numbers), *leaf.shape), dtype=leaf.dtype(dtype), device=where)
             for name, leaf in self.leaves.items()
         }
         rooms = {name: room.unbind() for name, room in found.items()}
@@ -305,6 +313,12 @@ class Stream:
         else:
             table.take(packed[: size // 8], axis=0, out=out.reshape(-1, 8), mode="clip")
         return room
+
+    def integer(self) -> int:
+        """A number below 2⁶³ whose lowest 32 bits, all that torch's CPU generator takes of a seed, differ by draw."""
+        high = int.from_bytes(self._digest()[:4], "little") >> 1
+        start = int.from_bytes(replace(self, draw=-1)._digest()[:4], "little")
+        return high << 32 | (start + self.draw * ODD) % (1 << 32)
 
     def _room(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         if self.rooms:

@@ -22,7 +22,7 @@ _NAMES = {
     "expectation": "fgvar.testing.exact",
     "covariance": "fgvar.testing.exact",
     "unbiased": "fgvar.testing.statistical",
-    "Verdict": "fgvar.testing.statistical",
+    "Verdict": "fgvar.testing.verdict",
     "DRAWS": "fgvar.testing.statistical",
 }
 _MODULES = ("strategies", "mutants")

@@ -8,19 +8,21 @@ import torch
 from torch import Tensor
 
 from fgvar.estimators.estimator import Estimate
-from fgvar.estimators.noise import Leaf, Randomness, Stream
+from fgvar.estimators.noise import Leaf, Randomness, Stream, check_directions
 from fgvar.problem import Problem
 
+Gradient = Callable[[Problem], Mapping[str, Tensor]]
 Function = Callable[[Problem, torch.Generator], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Seed:
-    """A uniformly drawn seed below 2^53, held exactly in float64."""
+    """A seed below 2⁶³: as many different generators as draws, up to 2³² of one seed on the CPU."""
 
-    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:  # noqa: ARG002
-        signs = stream.signs((*shape, 53), torch.float64, torch.device("cpu"))
-        return ((signs > 0) * 2.0 ** torch.arange(53, dtype=torch.float64)).sum(-1)
+    dtype: ClassVar[torch.dtype] = torch.int64
+
+    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.full(tuple(shape), stream.integer(), dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,17 @@ class BlackBox:
     """A `GradientEstimator` of a function that draws from a generator (see `from_function`)."""
 
     function: Function
-    objective: Callable[[Problem], Mapping[str, Tensor]]
+    objective: Gradient
+    directions: int | None = None
+    antithetic: bool = False
+    step: float | None = None
+    variance: Gradient | None = None
     opaque: ClassVar[bool] = True
 
     def __repr__(self) -> str:
-        return f"from_function({getattr(self.function, '__name__', 'function')})"
+        claims = {"directions": self.directions, "antithetic": self.antithetic or None, "step": self.step}
+        told = [f"{name}={value!r}" for name, value in claims.items() if value is not None]
+        return f"from_function({', '.join([getattr(self.function, '__name__', 'function'), *told])})"
 
     def randomness(self, problem: Problem) -> Randomness:  # noqa: ARG002
         return Randomness({"seed": Leaf((), Seed())})
@@ -47,24 +55,51 @@ class BlackBox:
         return found
 
 
-def from_function(function: Function, *, target: Callable[[Problem], Mapping[str, Tensor]] | None = None) -> BlackBox:
+def from_function(
+    function: Function,
+    *,
+    target: Gradient | None = None,
+    directions: int | None = None,
+    antithetic: bool = False,
+    step: float | None = None,
+    variance: Gradient | None = None,
+) -> BlackBox:
     """An estimator of a function that draws its own noise, so that it can be checked and measured.
 
     The function becomes deterministic given a seed, which is all the randomness it declares: checks that need
-    declared noise are not applicable, bias and scale are drawn, and it runs by plain calls (``chunk=1``).
+    declared noise are not applicable, bias and scale are drawn, and it runs by plain calls (``chunk=1``). What else
+    it declares is tested by drawing.
 
     Args:
         function: ``(problem, generator) -> dict`` like ``problem.params``; draws from the generator only.
         target: problem → what it should be unbiased for; default ``problem.backprop()``.
+        directions: K, where it is the mean over K independent directions of all weights, by noise of independent
+            numbers (signs, normal, or between): (d − 1)/K ≤ tr Cov(ĝ)/‖target‖² ≤ (d + 1)/K for d weights.
+        antithetic: every direction u comes with −u, so that a loss that is even about the weights has the estimate 0.
+        step: of its finite differences, by which rounding is divided: what is allowed for it grows as much.
+        variance: problem → the variance of every weight given the batch, a dict like ``problem.params``.
+
+    Raises:
+        TypeError: a function, target or variance that cannot be called.
+        ValueError: fewer than 1 direction, or a step that is not positive.
 
     Example:
         >>> def spsa(problem, generator):
         ...     v = {k: torch.randn(p.shape, generator=generator, dtype=p.dtype) for k, p in problem.params.items()}
         ...     along = torch.func.jvp(problem.loss, (problem.params,), (v,))[1]
         ...     return {k: along * u for k, u in v.items()}
-        >>> from_function(spsa).opaque
-        True
+        >>> from_function(spsa, directions=1)
+        from_function(spsa, directions=1)
     """
     if not callable(function):
         raise TypeError(f"function is {type(function).__name__}, expected (problem, generator) -> dict of tensors")
-    return BlackBox(function, Problem.backprop if target is None else target)
+    for what, given in (("target", target), ("variance", variance)):
+        if given is not None and not callable(given):
+            raise TypeError(
+                f"{what} is {type(given).__name__}, expected a function problem -> dict like problem.params"
+            )
+    if directions is not None:
+        check_directions(directions)
+    if step is not None and not step > 0:
+        raise ValueError(f"step is {step!r}, expected a positive number")
+    return BlackBox(function, Problem.backprop if target is None else target, directions, antithetic, step, variance)

@@ -149,6 +149,71 @@ class SlowHeads(Broken):
         return Estimate({**found.gradient, **slow}, found.loss)
 
 
+class Autocast(Broken):
+    """Single-precision estimates pass through bfloat16; those of a double-precision problem do not."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        found = super().estimate(problem, noise)
+        if problem.dtype != torch.float32:
+            return found
+        return Estimate({name: g.bfloat16().float() for name, g in found.gradient.items()}, found.loss)
+
+
+class CutOff(Broken):
+    """Noise beyond ±3 is cut off inside the estimate, and declared to be normal."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        return super().estimate(problem, {name: u.clamp(-3, 3) for name, u in noise.items()})
+
+
+class Recycled(Broken):
+    """A buffer of 64 random numbers serves tensors of any length, over and over."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        def recycled(u: Tensor) -> Tensor:
+            return u.flatten()[torch.arange(u.numel()) % 64].reshape(u.shape)
+
+        return super().estimate(problem, {name: recycled(u) for name, u in noise.items()})
+
+
+class Flipped(Broken):
+    """Kernels of convolutions get the gradient of the flipped ones."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        return perturbed(problem, super().estimate(problem, noise), lambda _, g: g.flip(-2, -1) if g.ndim == 4 else g)
+
+
+class Alone(Broken):
+    """A batch of one loses its batch axis, and its first number stands for the mean: half of it is missing."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        factor = 0.5 if problem.batch_size == 1 else 1.0
+        return perturbed(problem, super().estimate(problem, noise), lambda _, g: factor * g)
+
+
+class FirstThree(Broken):
+    """Examples after the third are left out of the mean: a buffer was made for three."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        return super().estimate(problem.at(batch=(problem.inputs[:3], problem.targets[:3])), noise)
+
+
+class Capped(Broken):
+    """Losses above 10⁴ are taken for outliers, and give no gradient."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        kept = (problem.loss() <= 1e4).to(problem.dtype)
+        return perturbed(problem, super().estimate(problem, noise), lambda _, g: kept * g)
+
+
+class Underflowing(Broken):
+    """Entries below 10⁻⁴ are lost, as those below 6·10⁻⁸ are in half precision without a scaled loss."""
+
+    def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
+        found = super().estimate(problem, noise)
+        return perturbed(problem, found, lambda _, g: torch.where(g.abs() < 1e-4, torch.zeros_like(g), g))
+
+
 class Forgetful(Broken):
     """No entry for the last parameter."""
 

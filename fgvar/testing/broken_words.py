@@ -104,6 +104,13 @@ class HalfPrecision(Gaussian):
         return super().fill(stream, shape, torch.bfloat16, device).to(dtype)
 
 
+class Truncated(Gaussian):
+    """Normal numbers cut off at ±3."""
+
+    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return super().fill(stream, shape, dtype, device).clamp(-3, 3)
+
+
 class ByShape(Gaussian):
     """A stream for every shape, instead of for every tensor."""
 

@@ -1,32 +1,28 @@
-"""The checks by name, the report of them all, and their pytest face."""
+"""The checks by name, all of them on one estimator, and their pytest face."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.problem import Problem
-from fgvar.testing import claims, contract
+from fgvar.testing import claims, contract, unbiasedness
 from fgvar.testing.problems import default_problems
-from fgvar.testing.subject import MISFIT, Failure, NotApplicable, Subject
+from fgvar.testing.report import FAILED, NOT_APPLICABLE, PASSED, UNDECIDED, Report, Row, said
+from fgvar.testing.statistical import Draws, check_draws
+from fgvar.testing.subject import MISFIT, Failure, NotApplicable, Subject, Undecided
 
 Problems = Problem | Mapping[str, Problem] | Sequence[Problem]
 
 LEVEL = 1e-6  # nominal false alarms of one report, over all of its statistical verdicts
-STATISTICAL = 4  # checks that may draw: noise, zero_gradient, unbiased with scale, variance
+# Verdicts that may be drawn: noise, precision, 2 of linear_in_loss, batch_order, zero_gradient, unbiased with scale,
+# variance, directions.
+STATISTICAL = 9
 UNSOUND = "nothing more is tried of an estimator without the right structure"
-PASSED, FAILED, NOT_APPLICABLE = "passed", "failed", "not applicable"
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one check found on one problem: the outcome, and the sentence that says how or why."""
-
-    check: str
-    problem: str
-    outcome: str
-    note: str
 
 
 @dataclass(frozen=True)
@@ -34,11 +30,17 @@ class Check:
     """One named property of a gradient estimator.
 
     Call it with an estimator: it returns its rows, or raises an AssertionError with the sentences of the
-    problems where it failed.
+    problems where it failed, or where one that is required could not decide.
+
+    Attributes:
+        name: in `CHECKS`.
+        function: what is tried.
+        required: of every estimator, and not of those alone that declare something.
     """
 
     name: str
     function: Callable[[Subject], str]
+    required: bool = True
 
     @property
     def claim(self) -> str:
@@ -46,11 +48,16 @@ class Check:
         return (self.function.__doc__ or "").strip().splitlines()[0]
 
     def __call__(
-        self, estimator: GradientEstimator, problems: Problems | None = None, *, level: float = LEVEL
+        self,
+        estimator: GradientEstimator,
+        problems: Problems | None = None,
+        *,
+        level: float = LEVEL,
+        draws: Draws | None = None,
     ) -> tuple[Row, ...]:
-        report = check_estimator(estimator, problems, checks=(self.name,), level=level)
-        if failed := [row for row in report.rows if row.outcome == FAILED]:
-            raise AssertionError("\n".join(f"{self.name}, {row.problem}: {row.note}" for row in failed))
+        report = check_estimator(estimator, problems, checks=(self.name,), level=level, draws=draws)
+        if blocking := [row for row in report.rows if row.blocks]:
+            raise AssertionError("\n".join(f"{self.name}, {row.problem}: {said(row)}" for row in blocking))
         return report.rows
 
     def __repr__(self) -> str:
@@ -64,66 +71,22 @@ CHECKS = {
         Check("deterministic", contract.deterministic),
         Check("pure", contract.pure),
         Check("chunking", contract.chunking),
+        Check("precision", contract.precision),
         Check("noise", contract.noise),
         Check("non_finite", contract.non_finite),
-        Check("linear_in_loss", contract.linear_in_loss),
-        Check("batch_order", contract.batch_order),
-        Check("zero_gradient", contract.zero_gradient),
-        Check("unbiased", contract.unbiased),
-        Check("scale", contract.scale),
-        Check("variance", claims.variance),
-        Check("directions", claims.directions),
-        Check("antithetic", claims.antithetic),
-        Check("shared_noise", claims.shared_noise),
-        Check("repr", claims.repr_round_trips),
-        Check("bias_order", claims.bias_order),
+        Check("linear_in_loss", unbiasedness.linear_in_loss),
+        Check("batch_order", unbiasedness.batch_order),
+        Check("zero_gradient", unbiasedness.zero_gradient),
+        Check("unbiased", unbiasedness.unbiased),
+        Check("scale", unbiasedness.scale),
+        Check("variance", claims.variance, required=False),
+        Check("directions", claims.directions, required=False),
+        Check("antithetic", claims.antithetic, required=False),
+        Check("shared_noise", claims.shared_noise, required=False),
+        Check("repr", claims.repr_round_trips, required=False),
+        Check("bias_order", claims.bias_order, required=False),
     )
 }
-
-
-@dataclass(frozen=True)
-class Report:
-    """What all checks found of one estimator; prints as a table.
-
-    Attributes:
-        estimator: its repr.
-        rows: one for each check and problem.
-    """
-
-    estimator: str
-    rows: tuple[Row, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Did no check fail?"""
-        return not self.failures
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        """Names of the checks that failed on any problem."""
-        return tuple(dict.fromkeys(row.check for row in self.rows if row.outcome == FAILED))
-
-    def __str__(self) -> str:
-        misfits = {
-            row.problem: row.note for row in self.rows if row.note.startswith(MISFIT) and row.outcome != FAILED
-        }
-        rows = [row for row in self.rows if row.problem not in misfits]
-        problems = list(dict.fromkeys(row.problem for row in rows))
-        signs = {PASSED: "yes", FAILED: "NO", NOT_APPLICABLE: "–"}
-        width = max(len(row.check) for row in rows) + 2
-        columns = {name: max(len(name), 3) + 2 for name in problems}
-        lines = [self.estimator, " " * width + "".join(name.ljust(column) for name, column in columns.items())]
-        for name in dict.fromkeys(row.check for row in rows):
-            found = {row.problem: row for row in rows if row.check == name}
-            marks = "".join(signs[found[problem].outcome].ljust(column) for problem, column in columns.items())
-            # A failure has a line of its own below; a pass on the last, largest problem speaks for all.
-            notes = [r.note for r in found.values() if r.outcome == PASSED] or [r.note for r in found.values()]
-            failed = any(row.outcome == FAILED for row in found.values())
-            lines.append(f"{name:<{width}}{marks}{'' if failed else notes[-1]}".rstrip())
-        lines += [f"{row.check}, {row.problem}: {row.note}" for row in rows if row.outcome == FAILED]
-        lines += [f"{name}: {note}" for name, note in misfits.items()]
-        lines.append(", ".join(f"{sum(row.outcome == sign for row in rows)} {sign}" for sign in signs))
-        return "\n".join(lines)
 
 
 def check_estimator(
@@ -132,13 +95,14 @@ def check_estimator(
     *,
     checks: Collection[str] | None = None,
     level: float = LEVEL,
-    draws: int | None = None,
+    draws: Draws | None = None,
 ) -> Report:
     """Prove or refute an estimator: every check on every problem.
 
     What can be enumerated is exact and cannot be a false alarm. The rest is drawn, with fixed seeds and a
     fixed number of draws, at one nominal false-alarm rate in total; its notes say the smallest bias and scale
-    error that it would have caught.
+    error that it would have caught. A check that would not have caught a turned sign is undecided: it has not passed,
+    and its sentence names the tensors and the draws that would do.
 
     Args:
         estimator: of the protocol `fgvar.GradientEstimator`, or made by `from_function`.
@@ -147,17 +111,18 @@ def check_estimator(
             ``randomness``) are not applicable.
         checks: names of `CHECKS` to run; default all.
         level: nominal false-alarm rate of all statistical verdicts of the report together.
-        draws: of each verdict; default that of `fgvar.testing.unbiased`.
+        draws: of each verdict; default that of `fgvar.testing.unbiased`. "enough" takes as many as none needs more
+            than, by pilots with noise of their own.
 
     Raises:
         TypeError: not an estimator. Whatever else it does wrong is a failed check with a sentence.
-        ValueError: an unknown check, no problem, or a level outside of (0, 1).
+        ValueError: an unknown check, no problem, a level outside of (0, 1), or too few draws.
 
     Example:
         >>> import fgvar
         >>> report = check_estimator(fgvar.scheme("FG-W"), checks=["unbiased", "scale"])
-        >>> report.passed, report.failures
-        (True, ())
+        >>> report.passed, report.failures, report.undecided
+        (True, (), ())
     """
     require_estimator("estimator", estimator)
     chosen = tuple(CHECKS if checks is None else checks)
@@ -166,17 +131,20 @@ def check_estimator(
             raise ValueError(unknown("check", name, CHECKS))
     if not 0 < level < 1:
         raise ValueError(f"level is {level}, expected a false-alarm rate between 0 and 1")
+    if draws is not None:
+        check_draws(draws)
     named = _named(problems)
     each = level / (STATISTICAL * len(named))
     rows = []
-    for problem_name, problem in named.items():
-        whole, sound = Subject(estimator, problem, each, draws), True
-        for name in chosen:
-            outcome, note = _outcome(CHECKS[name], whole.fresh()) if sound else (NOT_APPLICABLE, UNSOUND)
-            rows.append(Row(name, problem_name, outcome, note))
-            sound = sound and not (name == "structure" and outcome == FAILED)
+    with _one_thread():
+        for problem_name, problem in named.items():
+            whole, sound = Subject(estimator, problem, each, draws), True
+            for name in chosen:
+                outcome, note = _outcome(CHECKS[name], whole.fresh()) if sound else (NOT_APPLICABLE, UNSOUND)
+                rows.append(Row(name, problem_name, outcome, note, CHECKS[name].required))
+                sound = sound and not (name == "structure" and outcome == FAILED)
     if all(row.outcome == NOT_APPLICABLE and row.note.startswith(MISFIT) for row in rows):
-        rows = [Row(row.check, row.problem, FAILED, row.note) for row in rows]
+        rows = [replace(row, outcome=FAILED) for row in rows]
     return Report(repr(estimator), tuple(sorted(rows, key=lambda row: chosen.index(row.check))))
 
 
@@ -185,6 +153,7 @@ def parametrize_with_checks(
     expected_failures: Mapping[str, str] | None = None,
     *,
     problems: Problems | None = None,
+    draws: Draws | None = None,
 ) -> Any:
     """A pytest decorator: ``test(estimator, check)`` runs once for every estimator and check.
 
@@ -193,9 +162,9 @@ def parametrize_with_checks(
             of one class).
         expected_failures: check name, or "<estimator name>-<check>" → why it fails. Strict: a check that
             passes although it is expected to fail fails the test.
-        problems: as in `check_estimator`.
+        problems, draws: as in `check_estimator`.
 
-    A check that has nothing to test skips, with its reason.
+    A check that has nothing to test skips, with its reason; one that is required and undecided fails.
 
     Raises:
         ValueError: an expected failure that names no check.
@@ -219,7 +188,9 @@ def parametrize_with_checks(
         for check in CHECKS.values():
             reason = expected.get(f"{name}-{check.name}", expected.get(check.name))
             marks = () if reason is None else (pytest.mark.xfail(reason=reason, strict=True, raises=AssertionError),)
-            cases.append(pytest.param(estimator, _Skipping(check, problems), id=f"{name}-{check.name}", marks=marks))
+            cases.append(
+                pytest.param(estimator, _Skipping(check, problems, draws), id=f"{name}-{check.name}", marks=marks)
+            )
     return pytest.mark.parametrize(("estimator", "check"), cases)
 
 
@@ -229,9 +200,10 @@ class _Skipping:
 
     check: Check
     problems: Problems | None
+    draws: Draws | None
 
     def __call__(self, estimator: GradientEstimator) -> None:
-        rows = self.check(estimator, self.problems)
+        rows = self.check(estimator, self.problems, draws=self.draws)
         if all(row.outcome == NOT_APPLICABLE for row in rows):
             import pytest
 
@@ -244,8 +216,21 @@ def _outcome(check: Check, subject: Subject) -> tuple[str, str]:
         return PASSED, check.function(subject)
     except NotApplicable as reason:
         return NOT_APPLICABLE, str(reason)
+    except Undecided as reason:
+        return UNDECIDED, str(reason)
     except Failure as failure:
         return FAILED, str(failure)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Within, torch uses one thread: tensors of small problems are too small to share."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _named(problems: Problems | None) -> dict[str, Problem]:

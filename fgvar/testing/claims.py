@@ -3,7 +3,7 @@
 A declaration is an attribute of the estimator, or of its ``noise`` or ``oracle``: ``directions``,
 ``antithetic``, ``shared``, ``bias_order`` with ``step``, and a method ``variance(problem)``, the variance of
 every weight. Composed estimators declare all of it. To vary a declaration (one direction, two), the estimator
-has to be a dataclass.
+has to be a dataclass; of a function that draws its own noise, what it declares is held against drawn estimates.
 """
 
 import math
@@ -19,10 +19,12 @@ from fgvar.analysis import theory
 from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.problem import Problem
+from fgvar.testing.drawn_claims import drawn_directions, drawn_pair, of_traces, traces
 from fgvar.testing.exact import expectation
-from fgvar.testing.statistical import means
-from fgvar.testing.subject import Failure, Gradients, NotApplicable, Subject, claim
-from fgvar.testing.trials import batch_axes, difference, tolerance
+from fgvar.testing.laws import claim, tolerance
+from fgvar.testing.subject import Failure, Gradients, NotApplicable, Subject, Undecided
+from fgvar.testing.trials import batch_axes, difference
+from fgvar.testing.verdict import BLIND, advice
 
 VARIANCE_DRAWS = 4096
 STEPS = (0.1, 0.05)  # of finite differences, between which the order of the bias is read
@@ -41,36 +43,44 @@ def variance(subject: Subject) -> str:
                 ratio = float(matrix.trace()) / max(float(declared[name].sum()), 1e-300)
                 raise Failure(f"the variance of {name!r} is {ratio:.4g} times the declared one (exact, by its trace)")
         return f"exact, every weight to {tolerance(subject):.1g}"
-    draws = VARIANCE_DRAWS if subject.draws is None else subject.draws
-    gradients = subject.estimates(subject.noise(range(draws), seed=2))
     names = list(declared)
-    rows = [gradients[name].double().flatten(1) for name in names]
-    squares = torch.stack([(g - g.mean(0)).square().sum(1) * draws / (draws - 1) for g in rows], dim=1)
-    expected = torch.stack([declared[name].double().sum() for name in names])
-    rounding = 1e3 * torch.finfo(subject.problem.dtype).eps * subject.size**2
-    verdict = means(squares, expected, level=subject.level, rounding=rounding)
+    expected = torch.stack([declared[name].double().sum() for name in names]).cpu()
+    squares = traces(subject, names)
+    verdict = of_traces(squares, expected, subject)
     if not verdict.passed:
         name, ratio = names[verdict.worst], float(squares[:, verdict.worst].mean() / expected[verdict.worst])
         raise Failure(f"the variance of {name!r} is {ratio:.4g} times the declared one: {verdict}")
-    share = max(size / max(float(e), 1e-300) for size, e in zip(verdict.detectable, expected, strict=True) if e > 0)
-    return f"{verdict}; an error of {share:.1%} in every trace"
+    told = expected.clamp_min(1e-300)
+    share = torch.where(verdict.detectable > 0, verdict.detectable / told, 0.0)
+    if float(share.max()) >= BLIND:
+        raise Undecided(
+            f"would not have caught twice the declared variance of {names[int(share.argmax())]!r}; "
+            f"{advice(float(verdict.enough(told).max()))}"
+        )
+    return f"{verdict}; an error of {float(share.max()):.1%} in every trace"
 
 
 def directions(subject: Subject) -> str:
     """One estimate is the mean over K independent directions, so that its variance falls as 1/K."""
     if claim(subject.estimator, "directions") is None:
         raise NotApplicable("declares no number of directions")
+    if subject.opaque:
+        return drawn_directions(subject, claim(subject.estimator, "directions"))
     one, two = (_varied(subject, directions=k) for k in (1, 2))
     if one is None or two is None:
         raise NotApplicable("declares directions, but is no dataclass in which they can be changed")
     notes = []
     k = claim(subject.estimator, "directions")
     for several, count in ((two, 2), *([(subject, k)] if k > 2 else [])):
-        leaves, single = several.randomness.leaves, one.randomness.leaves
-        if {name: (count, *leaf.shape) for name, leaf in single.items()} != {n: v.shape for n, v in leaves.items()}:
+        axis = _directions_axis(one, several, count)
+        if axis is None:
             break
         noise = several.one(several.noise(range(1)))
-        each = [one.estimate(several.one(noise, index)) for index in range(count)]
+        # A leaf of one direction may have an axis of length 1 for it, or none.
+        each = [
+            one.estimate({k: u[index : index + 1] if axis else u[index] for k, u in noise.items()})
+            for index in range(count)
+        ]
         _require_mean(subject, each, several.estimate(noise), f"{count} directions", "each direction alone")
         notes.append(f"the mean of {count} directions to {tolerance(subject):.1g}")
     # A mean of independent estimates needs no look at its variance, which is costly; that they are independent is
@@ -94,6 +104,8 @@ def antithetic(subject: Subject) -> str:
     """A pair averages u and −u. With an exact derivative it repeats one estimate: of use to finite differences."""
     if not claim(subject.estimator, "antithetic"):
         raise NotApplicable("declares no antithetic pairs")
+    if subject.opaque:
+        return drawn_pair(subject)
     noise = subject.one(subject.noise(range(1)))
     turned = {name: -u for name, u in noise.items()}
     pair = subject.estimate(noise)
@@ -193,6 +205,17 @@ def _declared_variance(estimator: GradientEstimator, problem: Problem) -> Gradie
     if not isinstance(found, Mapping):
         raise Failure(f"variance returned {type(found).__name__}, expected a dict like problem.params")
     return dict(found)
+
+
+def _directions_axis(one: Subject, several: Subject, count: int) -> bool | None:
+    """Does a leaf of one direction have an axis for it? None where leaves of several have none."""
+    single = {name: leaf.shape for name, leaf in one.randomness.leaves.items()}
+    found = {name: leaf.shape for name, leaf in several.randomness.leaves.items()}
+    if found == {name: (count, *shape) for name, shape in single.items()}:
+        return False
+    if all(shape[:1] == (1,) for shape in single.values()):
+        return True if found == {name: (count, *shape[1:]) for name, shape in single.items()} else None
+    return None
 
 
 def _varied(subject: Subject, **change: Any) -> Subject | None:

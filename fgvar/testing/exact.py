@@ -106,7 +106,7 @@ def require_quadratic(estimator: GradientEstimator, problem: Problem, *, seed: i
     u, v = _points(randomness, problem, seed)
     scales = (1e-3, 1e3)
     rows = torch.stack([0 * u, u, -u, v, u + v, u - v, *(s * u for s in scales)])
-    found = _evaluated(estimator, problem, randomness, rows, chunk)
+    found = evaluated(estimator, problem, randomness, rows, chunk)
     eps = torch.finfo(problem.dtype).eps
     # Rounding is relative to the largest numbers on the way: some parameters are dead.
     size = max(float((g[1:6] - g[0]).abs().max()) for g in found.values())
@@ -138,14 +138,14 @@ def _polarised(estimator: GradientEstimator, problem: Problem, chunk: int) -> Gr
     require_quadratic(estimator, problem, chunk=chunk)
     d = randomness.size
     basis = torch.eye(d, dtype=torch.float64, device=problem.device)
-    constant = {k: g[0] for k, g in _evaluated(estimator, problem, randomness, basis[:1] * 0, chunk).items()}
-    diagonal = {k: g - constant[k] for k, g in _evaluated(estimator, problem, randomness, basis, chunk).items()}
+    constant = {k: g[0] for k, g in evaluated(estimator, problem, randomness, basis[:1] * 0, chunk).items()}
+    diagonal = {k: g - constant[k] for k, g in evaluated(estimator, problem, randomness, basis, chunk).items()}
     weights = (kurtosis.to(problem.device) - 1)[:, None]
     found = {name: s.T @ (weights * s) for name, s in diagonal.items()}
     pairs = torch.triu_indices(d, d, offset=1, device=problem.device)
     for numbers in _bar(pairs.shape[1], chunk):
         one, two = pairs[:, numbers.start : numbers.stop]
-        for name, g in _evaluated(estimator, problem, randomness, basis[one] + basis[two], chunk).items():
+        for name, g in evaluated(estimator, problem, randomness, basis[one] + basis[two], chunk).items():
             twice = g - constant[name] - diagonal[name][one] - diagonal[name][two]
             found[name] += twice.T @ twice
     return found
@@ -170,7 +170,7 @@ def _enumerated(
         yield enumeration.probabilities(numbers).to(problem.device), estimates(estimator, problem, noise)
 
 
-def _evaluated(
+def evaluated(
     estimator: GradientEstimator, problem: Problem, randomness: Randomness, rows: Tensor, chunk: int
 ) -> Gradients:
     """Estimates for rows of random numbers, flat, in float64: [rows, entries] for each parameter."""

@@ -116,6 +116,44 @@ _MUTANTS = (
         "one-noise-for-examples", estimates.OneForAll(_ACTIVITIES, Gaussian(shared=False)), "shared_noise",
         "Noise is declared independent, but all examples use the first one's: variance does not fall as 1/N.",
     ),
+    Mutant(
+        "truncated", Estimator(noise=words.Truncated()), "noise",
+        "Normal numbers are cut off at ±3: their variance is 0.995, and the mean half a percent too small.",
+    ),
+    Mutant(
+        "cut-off", estimates.CutOff(), "scale",
+        "Noise is cut off at ±3 inside the estimate: half a percent of the gradient is lost, too little to be drawn.",
+    ),
+    Mutant(
+        "recycled", estimates.Recycled(), "unbiased",
+        "64 random numbers serve longer tensors over and over: weights are credited with each other's gradients.",
+        shows_on="conv",
+    ),
+    # what few problems show
+    Mutant(
+        "autocast", estimates.Autocast(), "precision",
+        "In float32, and there alone, products are taken in bfloat16: three digits of every estimate are lost.",
+    ),
+    Mutant(
+        "flipped", estimates.Flipped(_ACTIVITIES), "unbiased",
+        "Kernels are flipped, as in a true convolution: right for every other layer.", shows_on="conv",
+    ),
+    Mutant(
+        "batch-of-one", estimates.Alone(_ACTIVITIES), "scale",
+        "A batch of one loses its batch axis to a squeeze: half of the gradient is missing.", shows_on="conv",
+    ),
+    Mutant(
+        "first-three", estimates.FirstThree(), "unbiased",
+        "A buffer for three examples: all others are left out, in silence.", shows_on="relu",
+    ),
+    Mutant(
+        "capped", estimates.Capped(), "scale",
+        "Losses above 10⁴ are skipped as outliers: where all are, nothing is learned.", shows_on="conv",
+    ),
+    Mutant(
+        "underflowing", estimates.Underflowing(), "scale",
+        "Small entries become 0, as in half precision without a scaled loss.", shows_on="relu",
+    ),
     # directions
     Mutant(
         "summed-directions", estimates.Summed(noise=Gaussian(directions=3)), "scale",

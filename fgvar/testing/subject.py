@@ -10,22 +10,26 @@ from torch import Tensor
 
 from fgvar.analysis.draws import estimates, ranges
 from fgvar.estimators.estimator import Estimate, GradientEstimator
-from fgvar.estimators.noise import Gaussian, Leaf, Rademacher, Randomness
+from fgvar.estimators.noise import Leaf, Randomness
 from fgvar.problem import Problem
-from fgvar.testing.exact import covariance, expectation, require_quadratic
+from fgvar.testing import laws
+from fgvar.testing.laws import Mean
 from fgvar.testing.problems import fresh
-from fgvar.testing.statistical import Verdict, unbiased
+from fgvar.testing.statistical import Draws, unbiased
+from fgvar.testing.verdict import Verdict
 
 T = TypeVar("T")
 Gradients = dict[str, Tensor]
 
 MISFIT = "it does not fit this problem"
-FEW_SIGNS = 12  # random numbers of which a check enumerates all sign vectors
-FEW_NUMBERS = 150  # random numbers of which a check evaluates all pairs
 
 
 class Failure(AssertionError):
     """A check that failed; the message is the sentence of the report."""
+
+
+class Undecided(Exception):
+    """A check that could not have failed here: neither passed nor failed; the message says what would do."""
 
 
 class NotApplicable(Exception):
@@ -39,14 +43,14 @@ class Subject:
     Attributes:
         estimator, problem: what is tried; the problem is a copy that the estimator may spoil.
         level: nominal false-alarm rate of each statistical verdict.
-        draws: of the statistical verdicts; None takes their default.
+        draws: of the statistical verdicts; None takes their default, "enough" as many as a pilot says.
         memo: what is shared by the checks of one estimator on one problem.
     """
 
     estimator: GradientEstimator
     problem: Problem
     level: float
-    draws: int | None = None
+    draws: Draws | None = None
     memo: dict[str, Any] = field(default_factory=dict)
 
     def fresh(self) -> "Subject":
@@ -120,11 +124,9 @@ class Subject:
         """One estimate, by a plain call, as a dict of the parameters' shapes; empty where it refused and may."""
         try:
             found = self.estimator.estimate(self.problem, dict(noise))
-        except (ArithmeticError, ValueError) as error:
+        except Exception as error:
             if may_refuse:
                 return {}
-            raise _raised("estimate", error) from error
-        except Exception as error:
             raise _raised("estimate", error) from error
         if not isinstance(found, Estimate):
             raise Failure(f"estimate returned {type(found).__name__}, expected fgvar.Estimate(gradient)")
@@ -162,72 +164,28 @@ class Subject:
                 if got != wanted:
                     raise Failure(f"{what} of {name!r} has {kind} {got}, expected {wanted}, that of the parameter")
 
-    # ---- laws ------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def standard(self) -> bool:
-        """Is all noise fgvar's own, of which mean and variance are known?"""
-        return all(type(leaf.noise) in (Gaussian, Rademacher) for leaf in self.randomness.leaves.values())
-
-    @cached_property
-    def quadratic(self) -> bool:
-        try:
-            require_quadratic(self.estimator, self.problem, chunk=self.chunk)
-        except ValueError:
-            return False
-        return True
-
-    @cached_property
-    def law(self) -> str | None:
-        """The enumeration that gives its exact expectation: "none", "signs", "nodes"; None where there is none."""
-        d = self.randomness.size
-        if d == 0:
-            return "none"
-        if self.opaque or not self.standard or claim(self.estimator, "bias_order") is not None:
-            return None
-        if d <= FEW_SIGNS and all(type(leaf.noise) is Rademacher for leaf in self.randomness.leaves.values()):
-            return "signs"
-        return "nodes" if self.quadratic else None
+    # ---- its mean ----------------------------------------------------------------------------------------------
 
     @property
-    def mean(self) -> tuple[Gradients, str] | None:
-        """Its exact expectation and how it was found; None where it can only be drawn."""
+    def mean(self) -> Mean | None:
+        """Its expectation, exact or all but exact, and how it was found; None where it can only be drawn."""
         if "mean" not in self.memo:
-            self.memo["mean"] = self._mean()
-        mean: tuple[Gradients, str] | None = self.memo["mean"]
-        return mean
-
-    def _mean(self) -> tuple[Gradients, str] | None:
-        if self.law is None:
-            return None
-        if self.law == "none":
-            return {name: g.double() for name, g in self.estimate({}).items()}, "exact: it needs no noise"
-        found = self._ask(
-            "estimate",
-            lambda: expectation(self.estimator, self.problem, method=str(self.law), chunk=self.chunk),
-        )
-        d = self.randomness.size
-        count = f"all {2**d} sign vectors" if self.law == "signs" else f"{2 * d} nodes"
-        return found, f"exact: {count}"
+            self.memo["mean"] = self._ask("estimate", lambda: laws.mean(self))
+        found: Mean | None = self.memo["mean"]
+        return found
 
     @cached_property
     def covariance(self) -> Gradients | None:
         """Its exact covariance by parameter; None where there are too many numbers or it can only be drawn."""
-        if self.law == "none":
-            return {k: torch.zeros(p.numel(), p.numel(), dtype=torch.float64) for k, p in self.problem.params.items()}
-        if self.law == "signs":
-            return covariance(self.estimator, self.problem, method="signs", chunk=self.chunk)
-        if self.law == "nodes" and self.randomness.size <= FEW_NUMBERS:
-            return covariance(self.estimator, self.problem, chunk=self.chunk)
-        return None
+        return laws.covariance(self)
 
-    def verdict(self) -> Verdict:
+    def verdict(self, size: float = 1.0) -> Verdict:
         """The statistical verdict on bias and scale; drawn once for all checks of this problem."""
         if "verdict" not in self.memo:
             more: dict[str, Any] = {} if self.draws is None else {"draws": self.draws}
 
             def drawn() -> Verdict:
-                return unbiased(self.estimator, self.problem, level=self.level, chunk=self.chunk, **more)
+                return unbiased(self.estimator, self.problem, level=self.level, chunk=self.chunk, size=size, **more)
 
             self.memo["verdict"] = self._ask("estimate", drawn)
         verdict: Verdict = self.memo["verdict"]
@@ -240,14 +198,6 @@ class Subject:
             raise
         except Exception as error:
             raise _raised(what, error) from error
-
-
-def claim(estimator: object, name: str) -> Any:
-    """What an estimator declares: its own attribute, or that of its noise or its oracle; None if nothing."""
-    for owner in (estimator, getattr(estimator, "noise", None), getattr(estimator, "oracle", None)):
-        if (found := getattr(owner, name, None)) is not None:
-            return found
-    return None
 
 
 def _raised(what: str, error: Exception) -> Failure:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fgvar.problem import Problem
 from fgvar.testing.problems import fresh
-from fgvar.testing.subject import Failure, Subject, claim
+from fgvar.testing.subject import Failure, Subject
 
 
 def single(problem: Problem) -> Problem:
@@ -23,11 +23,26 @@ def with_loss(problem: Problem, change: Callable[[Tensor], Tensor]) -> Problem:
     return other
 
 
-def tolerance(subject: Subject) -> float:
-    """What rounding allows, relative to the largest entry; a finite difference divides it by its step."""
-    eps = torch.finfo(subject.problem.dtype).eps
-    step = claim(subject.estimator, "step")
-    return max(1e-9, 100 * eps**0.75) + (100 * eps / step if step else 0.0)
+OWN_LOSS = "its estimates are equal to the bit under 1000·L and −L: it has a loss of its own, not problem.losses"
+OWN_DRAWS = 4
+
+
+def own_loss(subject: Subject) -> bool:
+    """Does it not use the problem's loss, but one of its own: a bound, a simulator?"""
+    if "own_loss" not in subject.memo:
+        drawn = subject.noise(range(OWN_DRAWS)) if subject.randomness.size else {}
+        large = subject.on(with_loss(subject.problem, lambda loss: 1000 * loss))
+        turned = subject.on(with_loss(subject.problem, lambda loss: -loss))
+        any_seen = False
+        for draw in range(OWN_DRAWS if drawn else 1):
+            noise = subject.one(drawn, draw)
+            plain, *others = (one.estimate(noise) for one in (subject, large, turned))
+            any_seen = any_seen or any(bool(value.any()) for value in plain.values())
+            if any(not torch.equal(value, other[name]) for other in others for name, value in plain.items()):
+                any_seen = False
+                break
+        subject.memo["own_loss"] = any_seen
+    return bool(subject.memo["own_loss"])
 
 
 def difference(subject: Subject, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[float, str]:

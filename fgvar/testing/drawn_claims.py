@@ -1,0 +1,80 @@
+"""What is declared and cannot be enumerated, held against drawn estimates: variance, directions, antithetic pairs."""
+
+import torch
+from torch import Tensor
+
+from fgvar.testing.laws import tolerance
+from fgvar.testing.means import Means, means
+from fgvar.testing.problems import fresh
+from fgvar.testing.statistical import ASIDE, PILOT, enough
+from fgvar.testing.subject import Failure, NotApplicable, Subject, Undecided
+from fgvar.testing.verdict import BLIND, advice
+
+VARIANCE_DRAWS = 4096
+
+
+def drawn_directions(subject: Subject, count: int) -> str:
+    """Its variance lies between those of the mean over K directions of signs, and of normal numbers."""
+    d = sum(p.numel() for p in subject.problem.params.values())
+    square = sum(float(value.double().square().sum()) for value in subject.target.values())
+    if square == 0:
+        raise NotApplicable("the target is 0, and so is the variance of any number of directions")
+    whole = traces(subject, list(subject.target)).sum(1, keepdim=True)
+    relative, expected = float(whole.mean()) / square, f"{(d - 1) / count:.4g} to {(d + 1) / count:.4g}"
+    for bound, side in ((d - 1, -1), (d + 1, 1)):
+        verdict = of_traces(whole, torch.tensor([bound / count * square]), subject)
+        if verdict.undecided.any() or float(verdict.detectable[0]) >= BLIND * bound / count * square > 0:
+            raise Undecided(
+                f"would not have caught a wrong number of directions; "
+                f"{advice(float(verdict.enough(max(bound, 1) / count * square)[0]))}"
+            )
+        if not verdict.passed and float(verdict.z[0]) * side > 0:
+            raise Failure(
+                f"its relative variance is {relative:.4g}, that of {count} independent directions of {d} weights is "
+                f"{expected}: {verdict}"
+            )
+    return f"relative variance {relative:.4g}, of {count} directions {expected}; drawn"
+
+
+def drawn_pair(subject: Subject) -> str:
+    """Of a loss that is even about the weights, where outputs are linear in them, every pair's estimate is 0."""
+    problem = subject.problem
+    still = problem.run(problem.params)[0]
+    ahead, behind = ({k: p + s * p.cos() for k, p in problem.params.items()} for s in (1, -1))
+    bent = problem.run(ahead)[0] + problem.run(behind)[0] - 2 * still
+    if not isinstance(still, Tensor) or float(bent.abs().max()) > 1e-9 * float(still.abs().max()):
+        raise NotApplicable("needs a network that is linear in its weights, as the problem 'linear' has")
+    other = fresh(problem)
+    other.loss_function = lambda outputs, _: (outputs - still).square().flatten(1).sum(1)
+    found = subject.on(other).estimate(subject.one(subject.noise(range(1))))
+    worst = max(float(value.abs().max()) for value in found.values())
+    if worst > tolerance(subject):
+        raise Failure(
+            f"a loss that is even about the weights has an estimate of {worst:.2g}: no direction meets its −u"
+        )
+    return "a loss that is even about the weights has the estimate 0"
+
+
+def traces(subject: Subject, names: list[str]) -> Tensor:
+    """‖ĝ − mean‖² of every tensor, unbiased: [draws, tensors] on the CPU, drawn once for all checks."""
+    if "traces" not in subject.memo:
+        draws = VARIANCE_DRAWS if subject.draws is None else subject.draws
+        if draws == "enough":
+            pilot = torch.stack(list(_squares(subject, PILOT, ASIDE).values()), dim=1)
+            verdict = of_traces(pilot, pilot.mean(0), subject)
+            draws = enough(float(verdict.enough(BLIND * pilot.mean(0).clamp_min(1e-300)).max()))
+        subject.memo["traces"] = _squares(subject, draws, 2)
+    found: dict[str, Tensor] = subject.memo["traces"]
+    return torch.stack([found[name] for name in names], dim=1)
+
+
+def _squares(subject: Subject, draws: int, seed: int) -> dict[str, Tensor]:
+    gradients = subject.estimates(subject.noise(range(draws), seed=seed))
+    rows = {name: g.double().flatten(1) for name, g in gradients.items()}
+    return {k: ((g - g.mean(0)).square().sum(1) * draws / (draws - 1)).cpu() for k, g in rows.items()}
+
+
+def of_traces(squares: Tensor, expected: Tensor, subject: Subject) -> Means:
+    """Tests that variances are the expected ones."""
+    rounding = 1e3 * torch.finfo(subject.problem.dtype).eps * subject.size**2
+    return means(squares, expected.cpu(), level=subject.level, rounding=rounding)

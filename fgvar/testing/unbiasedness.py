@@ -1,0 +1,137 @@
+"""The mean of a gradient estimator is its target: of any loss, in any order of the batch, exactly or by a verdict."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fgvar.testing.laws import claim, tolerance
+from fgvar.testing.subject import Failure, NotApplicable, Subject, Undecided
+from fgvar.testing.trials import OWN_LOSS, batch_axes, difference, own_loss, with_loss
+
+ZERO_DRAWS = 8
+ROUNDING = 1e-2  # of an estimate: what no more is off by may be rounding over a small step
+
+
+def linear_in_loss(subject: Subject) -> str:
+    """ĝ of 1000·L is 1000 ĝ of L, and ĝ of L + L² the sum of theirs: for the same noise, or else in the mean."""
+    if own_loss(subject):
+        raise NotApplicable(OWN_LOSS)
+    one = subject.one(subject.noise(range(1)))
+
+    def changed(change: Callable[[Tensor], Tensor]) -> Subject:
+        return subject.on(with_loss(subject.problem, change))
+
+    large, both = changed(lambda loss: 1000 * loss), changed(lambda loss: loss + loss**2)
+    plain, square = subject.estimate(one), changed(lambda loss: loss**2).estimate(one)
+    scaled = {name: 1000 * value for name, value in plain.items()}
+    summed = {name: value + square[name] for name, value in plain.items()}
+    notes = []
+    for what, other, expected in (("1000·L", large, scaled), ("L + L²", both, summed)):
+        off, name = difference(subject, expected, other.estimate(one))
+        if off > tolerance(subject):
+            notes.append(
+                _in_the_mean(other, f"ĝ of {what} is off by {off:.2g} of its size in {name!r}{_hint(subject, off)}")
+            )
+    return "; ".join(notes) or f"1000·L and L + L² to {tolerance(subject):.1g}"
+
+
+def batch_order(subject: Subject) -> str:
+    """Examples in another order, with their own noise, give the same estimate, or one of the same mean."""
+    if subject.opaque:
+        raise NotApplicable("needs declared noise; this function draws its own from a seed")
+    problem = subject.problem
+    n = problem.batch_size
+    if n == 1:
+        raise NotApplicable("a batch of one has one order")
+    order = torch.arange(n).roll(1)
+    one, axes = subject.one(subject.noise(range(1))), batch_axes(subject)
+    moved = {k: u if (axis := axes[k]) is None else u.index_select(axis, order.to(u.device)) for k, u in one.items()}
+    permuted = subject.on(problem.at(batch=(problem.inputs[order], problem.targets[order])))
+    off, name = difference(subject, subject.target, permuted.target)
+    if off > tolerance(subject):
+        raise Failure(f"the target of {name!r} changes by {off:.2g} of its size with the order of the batch")
+    off, name = difference(subject, subject.estimate(one), permuted.estimate(moved))
+    if off > tolerance(subject):
+        return _in_the_mean(permuted, f"the estimate of {name!r} changes by {off:.2g} with the order of the batch")
+    return f"{n} examples, rolled by one"
+
+
+def zero_gradient(subject: Subject) -> str:
+    """Where the loss does not depend on anything, the estimate's mean is 0."""
+    if own_loss(subject):
+        raise NotApplicable(OWN_LOSS)
+    flat = subject.on(with_loss(subject.problem, lambda loss: 0 * loss))
+    drawn = subject.noise(range(ZERO_DRAWS)) if subject.randomness.size else {}
+    found = [flat.estimate(flat.one(drawn, draw)) for draw in range(ZERO_DRAWS if drawn else 1)]
+    if all(not bool(value.any()) for one in found for value in one.values()):
+        return "every estimate is 0"
+    if flat.mean is not None:
+        worst = max(float(value.abs().max()) for value in flat.mean.gradient.values())
+        if worst > 1e-9 * subject.size:
+            raise Failure(f"a loss that is 0 everywhere has an estimate of mean {worst:.2g} ({flat.mean.how})")
+        return flat.mean.how
+    verdict = flat.verdict(size=sum(float(value.square().sum()) for value in subject.target.values()) ** 0.5)
+    for kind in ("bias", "scale"):
+        if verdict.failed(kind):
+            raise Failure(f"a loss that is 0 everywhere has an estimate whose mean is not 0: {verdict}")
+        if verdict.undecided(kind):
+            raise Undecided(f"of a loss that is 0 everywhere it {verdict.sentence(kind)}")
+    return str(verdict)
+
+
+def unbiased(subject: Subject) -> str:
+    """E ĝ is the target: exactly where its noise can be enumerated, else by a statistical verdict."""
+    mean = subject.mean
+    if mean is None:
+        order = claim(subject.estimator, "bias_order")
+        return _drawn(subject, "bias") + (f"; below that, it declares a bias of order step^{order}" if order else "")
+    target = subject.target
+    off = {name: float((mean.gradient[name] - value).abs().max()) / subject.size for name, value in target.items()}
+    worst = max(off, key=lambda name: off[name])
+    if not off[worst] <= mean.allowed:
+        share = float((mean.gradient[worst] - target[worst]).norm() / target[worst].norm().clamp_min(1e-300))
+        raise Failure(f"E ĝ of {worst!r} is off its target by {share:.3g} of the target's norm ({mean.how})")
+    return f"{mean.how}, to {mean.allowed:.1g}"
+
+
+def scale(subject: Subject) -> str:
+    """The slope ⟨E ĝ, g⟩/‖g‖² is 1 in every parameter, which a cosine cannot see."""
+    mean = subject.mean
+    if mean is None:
+        return _drawn(subject, "scale")
+    for name, value in subject.target.items():
+        length = float(value.double().square().sum())
+        if length**0.5 <= 1e-6 * subject.size:
+            continue
+        slope = float((mean.gradient[name] * value).sum()) / length
+        if not abs(slope - 1) <= mean.allowed * subject.size / length**0.5:
+            raise Failure(f"the slope of {name!r} is {slope:.6g}, expected 1 ({mean.how})")
+    return f"{mean.how}, to {mean.allowed:.1g}"
+
+
+def _drawn(subject: Subject, kind: str) -> str:
+    verdict = subject.verdict()
+    if verdict.failed(kind):
+        raise Failure(verdict.sentence(kind))
+    if verdict.undecided(kind):
+        raise Undecided(verdict.sentence(kind))
+    return str(verdict)
+
+
+def _in_the_mean(subject: Subject, what: str) -> str:
+    """What differs draw by draw can be right all the same: random rounding, noise that is added, weights by loss."""
+    for check in (unbiased, scale):
+        try:
+            how = check(subject)
+        except Failure as failure:
+            raise Failure(f"{what}, and its mean is wrong: {failure}") from failure
+        except Undecided as reason:
+            raise Undecided(f"{what}, and of its mean it {reason}") from reason
+    return f"{what}, but not in the mean ({how})"
+
+
+def _hint(subject: Subject, off: float) -> str:
+    if off > ROUNDING or claim(subject.estimator, "step"):
+        return ""
+    return f" (as rounding over a step of {100 * torch.finfo(subject.problem.dtype).eps / off:.0e} is: declare step=)"
