@@ -107,6 +107,23 @@ class Problem:
             other.inputs, other.targets = batch
         return other
 
+    def clone(self) -> "Problem":
+        """The same problem with tensors of its own: whatever is done to them stays there."""
+        other = copy.copy(self)
+        other.params = {name: p.clone() for name, p in self.params.items()}
+        other.buffers = {name: b.clone() for name, b in self.buffers.items()}
+        other.inputs, other.targets = self.inputs.clone(), self.targets.clone()
+        return other
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that an estimator sees, by what they are."""
+        return {
+            **{f"parameter {k!r}": v for k, v in self.params.items()},
+            **{f"buffer {k!r}": v for k, v in self.buffers.items()},
+            "inputs": self.inputs,
+            "targets": self.targets,
+        }
+
     def to(self, dtype: torch.dtype) -> "Problem":
         """The problem in another floating-point precision."""
         other = copy.copy(self)

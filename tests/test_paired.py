@@ -10,6 +10,7 @@ from torch import nn
 import fgvar
 from fgvar.analysis.dataset import FLAGS, VARIABLES
 from fgvar.analysis.drawn import Drawn, drawn_statistics
+from fgvar.analysis.lending import Loan
 from fgvar.analysis.moments import BLOCK, FEATURES, References, absorb, block, init
 from fgvar.analysis.paired import DIFFERENCES, Measured, differences
 from fgvar.analysis.statistics import statistics
@@ -158,14 +159,16 @@ def test_memory_is_that_of_scalars(problem: fgvar.Problem) -> None:
     """23 numbers a draw and layer beside the per-draw features, however large the layers are."""
     estimator = fgvar.scheme("FG-W")
     references = References.of(problem.backprop(), problem.backprop(), problem.perturbed)
+    loan, randomness = Loan.of("a", estimator, problem), estimator.randomness(problem)
     kept, dropped = (
-        drawn_statistics("a", estimator, problem, references, estimator.randomness(problem), 160, 0, 16, None, keep)
+        drawn_statistics(loan, estimator, references, randomness, 160, 0, 16, None, keep_draws=False, keep_grams=keep)
         for keep in (True, False)
     )
     layers = len(problem.params) + 2
     assert sum(gram.numel() for gram in kept.grams) == layers * 10 * 19**2 < 23 * 160 * layers
     assert kept.features.shape == (layers, 160, len(FEATURES))
     assert dropped.grams == []
+    assert dropped.features.size == 0, "memory would grow with the draws"
 
 
 def test_exact_differences_have_error_0(problem: fgvar.Problem) -> None:

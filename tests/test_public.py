@@ -48,6 +48,7 @@ ORDER = (
     "fgvar.estimators.schemes",
     "fgvar.estimators.guess_matrix",
     "fgvar.analysis",
+    "fgvar.analysis.lending",
     "fgvar.analysis.draws",
     "fgvar.analysis.cost",
     "fgvar.analysis.credits",

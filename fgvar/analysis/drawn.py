@@ -1,7 +1,8 @@
 """The drawn route: estimates in blocks, whatever the chunk, and what is kept of them."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from tqdm.auto import tqdm
 from fgvar.analysis import moments as streaming
 from fgvar.analysis.draws import estimates, ranges
 from fgvar.analysis.intervals import Array
+from fgvar.analysis.lending import Loan, gradient_in
 from fgvar.analysis.moments import BLOCK, References
 from fgvar.analysis.statistics import statistics
 from fgvar.errors import NonFiniteError
@@ -31,7 +33,7 @@ class Drawn:
 
     Attributes:
         values: `fgvar.analysis.statistics.statistics`.
-        features: per-draw `FEATURES` [layers, draws, FEATURES].
+        features: per-draw `FEATURES` [layers, draws, FEATURES]; of no draw where they are not asked for.
         grams: where asked for, the Gram matrix of every `fgvar.analysis.moments.Block`: 23 numbers a draw and
             layer, whatever the size of the layer.
     """
@@ -42,33 +44,35 @@ class Drawn:
 
 
 def drawn_statistics(
-    name: str,
+    loan: Loan,
     estimator: GradientEstimator,
-    problem: Problem,
     references: References,
     randomness: Randomness,
     draws: int,
     seed: int,
     chunk: int,
     noise_device: torch.device | str | None,
+    keep_draws: bool,
     keep_grams: bool,
 ) -> Drawn:
     """Statistics of an estimator's draws; of the one estimate of an estimator without randomness, for all draws."""
-    moments, kept, grams = streaming.init(references), [], []
+    name, moments = loan.name, streaming.init(references)
+    kept: list[Array] = []
+    grams: list[Tensor] = []
     noiseless = randomness.size == 0
-    blocks = (
-        iter([{k: g[None] for k, g in estimator.estimate(problem, {}).gradient.items()}])
+    for block in (
+        _only(loan, estimator)
         if noiseless
-        else _blocks(name, estimator, problem, randomness, draws, seed, chunk, noise_device)
-    )
-    for block in blocks:
-        require_like(f"the estimate of {name!r}", problem, {k: g[0] for k, g in block.items()})
+        else _blocks(loan, estimator, randomness, draws, seed, chunk, noise_device)
+    ):
+        require_like(f"the estimate of {name!r}", loan.problem, {k: g[0] for k, g in block.items()})
         try:
             one = streaming.block(moments, references, block)
         except NonFiniteError as error:
             raise NonFiniteError(f"estimator {name!r}, {error}") from None
         moments, features = streaming.absorb(moments, one)
-        kept.append(features.cpu().numpy())
+        if keep_draws or keep_grams or not kept:
+            kept.append(features[:, : None if keep_draws or keep_grams else 0].cpu().numpy())
         if keep_grams:
             grams.append(one.gram)
     scalars = np.concatenate(kept, axis=1)
@@ -91,10 +95,16 @@ def _repeated(gram: Tensor, numbers: range) -> Tensor:
     return gram[:, rows][:, :, rows]
 
 
+def _only(loan: Loan, estimator: GradientEstimator) -> Iterator[dict[str, Tensor]]:
+    """The one estimate of an estimator that needs no noise."""
+    found = gradient_in(estimator.estimate(loan.problem, {}))
+    loan.require_unchanged(range(1))
+    yield {k: g[None] for k, g in found.items()}
+
+
 def _blocks(
-    name: str,
+    loan: Loan,
     estimator: GradientEstimator,
-    problem: Problem,
     randomness: Randomness,
     draws: int,
     seed: int,
@@ -102,23 +112,52 @@ def _blocks(
     noise_device: torch.device | str | None,
 ) -> Iterator[dict[str, Tensor]]:
     """Estimates in blocks of 16 draws (the last may be shorter), whatever the chunk."""
-    with tqdm(total=draws, desc=name, unit="draw", delay=1, leave=False, disable=None) as bar:
+    problem = loan.problem
+
+    def piece(numbers: range) -> dict[str, Tensor]:
+        noise = randomness.sample(
+            seed, numbers, dtype=problem.dtype, device=problem.device, noise_device=noise_device
+        )
+        found = estimates(estimator, problem, noise)
+        loan.require_unchanged(numbers)
+        return found
+
+    chunk = (
+        1 if getattr(estimator, "opaque", False) else min(chunk, draws)
+    )  # a black box says that it is none for vmap
+    first = _first(loan.name, piece, range(chunk))
+    chunk = chunk if first else 1
+    with tqdm(total=draws, desc=loan.name, unit="draw", delay=1, leave=False, disable=None) as bar:
         for window in ranges(0, draws, max(chunk, BLOCK)):
             whole: dict[str, Tensor] = {}
             for numbers in ranges(window.start, window.stop, chunk):
-                noise = randomness.sample(
-                    seed, numbers, dtype=problem.dtype, device=problem.device, noise_device=noise_device
-                )
-                piece = estimates(estimator, problem, noise)
+                found, first = first or piece(numbers), {}
                 bar.update(len(numbers))
                 if len(numbers) == len(window):
-                    whole = piece
+                    whole = found
                     break
-                for k, g in piece.items():
+                for k, g in found.items():
                     whole.setdefault(k, g.new_empty(len(window), *g.shape[1:]))
                     whole[k][numbers.start - window.start : numbers.stop - window.start] = g
             for block in ranges(0, len(window), BLOCK):
                 yield {k: g[block.start : block.stop] for k, g in whole.items()}
+
+
+def _first(name: str, piece: Callable[[range], dict[str, Tensor]], numbers: range) -> dict[str, Tensor]:
+    """The first chunk of estimates; none, with a warning, where only plain calls are possible."""
+    try:
+        return piece(numbers)
+    except Exception as error:
+        if len(numbers) == 1 or "memory" in str(error):
+            raise
+        piece(range(1))  # what a plain call raises, too, is the estimator's own
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(
+            f"estimator {name!r} does not run under torch.func.vmap ({line}), so that its draws are made one by one; "
+            "chunk=1 says so without this warning",
+            stacklevel=2,
+        )
+        return {}
 
 
 def default_chunk(estimator: GradientEstimator, problem: Problem, randomness: Randomness, budget: int) -> int:
@@ -157,9 +196,16 @@ def _fitting(problem: Problem, budget: int, once: int, each: int) -> int:
 
 
 def require_like(what: str, problem: Problem, gradient: Mapping[str, Tensor]) -> None:
+    """Raise where a gradient is not a dict with the parameters' names, shapes, dtype and device."""
     for name, parameter in problem.params.items():
         got = tuple(gradient[name].shape) if name in gradient else "nothing"
         if got != tuple(parameter.shape):
             raise ValueError(
                 f"{what} has {got} for {name!r}, expected {tuple(parameter.shape)}, as in problem.params"
             )
+        for kind in ("dtype", "device"):
+            found, wanted = getattr(gradient[name], kind), getattr(parameter, kind)
+            if found != wanted:
+                raise ValueError(f"{what} has {kind} {found} for {name!r}, expected {wanted}, that of the parameter")
+    if more := [name for name in gradient if name not in problem.params]:
+        raise ValueError(f"{what} has {more[0]!r} beside problem.params; give every parameter an entry, and no more")

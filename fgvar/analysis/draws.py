@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from fgvar.analysis.lending import gradient_in
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.estimators.noise import Randomness
@@ -87,13 +88,16 @@ def estimates(estimator: GradientEstimator, problem: Problem, noise: Mapping[str
 
     One vmap over the batch; a batch of one is a plain call, so that estimators that do not run under vmap
     can be measured with ``chunk=1``.
+
+    Raises:
+        TypeError: what the estimator returned is no `Estimate` of a dict of tensors.
     """
     count = len(next(iter(noise.values())))
     if count > 1:
-        stacked: dict[str, Tensor] = vmap(lambda one: estimator.estimate(problem, one).gradient)(dict(noise))
+        stacked: dict[str, Tensor] = vmap(lambda one: gradient_in(estimator.estimate(problem, one)))(dict(noise))
         return stacked
     one = {name: u[0] for name, u in noise.items()}
-    return {name: g[None] for name, g in estimator.estimate(problem, one).gradient.items()}
+    return {name: g[None] for name, g in gradient_in(estimator.estimate(problem, one)).items()}
 
 
 def ranges(start: int, stop: int, step: int) -> Iterator[range]:

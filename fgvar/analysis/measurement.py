@@ -15,6 +15,7 @@ from fgvar.analysis.cost import cost
 from fgvar.analysis.dataset import FLAGS, RATIOS, REFERENCES, describe, provenance
 from fgvar.analysis.drawn import BUDGET, default_chunk, drawn_statistics, examples_at_once, require_like
 from fgvar.analysis.exact import check_route, exact_statistics
+from fgvar.analysis.lending import Loan, require_randomness
 from fgvar.analysis.moments import BLOCK, FEATURES, References
 from fgvar.analysis.paired import DIFFERENCES, Measured, differences
 from fgvar.analysis.spread import Spreads
@@ -82,11 +83,12 @@ def measure(
         >>> ds["variance"].sizes
         Frozen({'estimator': 1, 'layer': 4})
     """
-    check_arguments(estimators, draws, chunk, seed)
+    check_arguments(estimators, draws, chunk, seed, budget)
     if not isinstance(problem, Problem):
         raise TypeError(
             f"problem is {type(problem).__name__}, expected fgvar.Problem(module, loss, (inputs, targets))"
         )
+    check_noise_device(noise_device, problem)
     check_route(route, estimators, problem, keep_draws)
     if paired and len(estimators) < 2:
         raise ValueError(
@@ -121,8 +123,9 @@ def measured(
     baseline = None
     for name, estimator in estimators.items():
         started = time.perf_counter()
-        randomness = estimator.randomness(problem)
-        target = estimator.target(problem)
+        loan = Loan.of(name, estimator, problem)
+        randomness = require_randomness(name, estimator.randomness(loan.problem))
+        target = estimator.target(loan.problem)
         _require_gradient(f"the target of estimator {name!r}", problem, target)
         references = References.of(target, backprop, problem.perturbed)
         size = default_chunk(estimator, problem, randomness, budget) if chunk is None else chunk
@@ -131,7 +134,7 @@ def measured(
             drawn, values = None, exact_statistics(estimator, problem, references, budget)
         else:
             drawn = drawn_statistics(
-                name, estimator, problem, references, randomness, draws, seed, size, noise_device, paired
+                loan, estimator, references, randomness, draws, seed, size, noise_device, keep_draws, paired
             )
             values = dict(drawn.values)
         values["data_variance"] = spreads.of(estimator)
@@ -239,7 +242,9 @@ def _require_gradient(what: str, problem: Problem, gradient: Mapping[str, Tensor
             )
 
 
-def check_arguments(estimators: Mapping[str, GradientEstimator], draws: int, chunk: int | None, seed: int) -> None:
+def check_arguments(
+    estimators: Mapping[str, GradientEstimator], draws: int, chunk: int | None, seed: int, budget: int = BUDGET
+) -> None:
     """Raise where `measure` would refuse these arguments."""
     if not isinstance(estimators, Mapping) or not estimators:
         raise TypeError(
@@ -247,13 +252,37 @@ def check_arguments(estimators: Mapping[str, GradientEstimator], draws: int, chu
             'for instance {"FG-A": fgvar.scheme("FG-A")}'
         )
     for name, estimator in estimators.items():
+        if not isinstance(name, str) or not name.strip():
+            raise TypeError(f"an estimator is named {name!r}, expected a text that is not empty, as 'FG-A'")
         require_estimator(name, estimator)
-    for what, number in (("draws", draws), ("seed", seed), ("chunk", 1 if chunk is None else chunk)):
-        if not isinstance(number, Integral):
-            raise TypeError(f"{what} is {number!r}, expected an integer")
+    numbers = {"draws": draws, "seed": seed, "chunk": 1 if chunk is None else chunk, "budget": budget}
+    for what, number in numbers.items():
+        if not isinstance(number, Integral) or isinstance(number, bool):
+            raise TypeError(f"{what} is {number!r}, expected an integer{' of bytes' * (what == 'budget')}")
     if seed < 0:
         raise ValueError(f"seed is {seed}, expected a non-negative integer")
+    if budget <= 0:
+        raise ValueError(f"budget is {budget}, expected a positive number of bytes, as {BUDGET} (the default)")
     if draws < 2:
         raise ValueError(f"draws is {draws}, expected at least 2: one draw has no spread")
     if chunk is not None and chunk not in (1, 2, 4, 8) and (chunk < BLOCK or chunk % BLOCK):
         raise ValueError(f"chunk is {chunk}, expected 1, 2, 4, 8 or a multiple of {BLOCK}, the block of the moments")
+
+
+def check_noise_device(device: torch.device | str | None, problem: Problem) -> None:
+    """Raise where noise cannot be made on this device, or not be brought from it to the problem."""
+    if device is None:
+        return
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:  # an AssertionError where torch was built without it
+        line = (str(error).strip().splitlines() or ["unknown"])[0]
+        raise ValueError(
+            f"noise_device is {device!r}, expected a device of this machine, as 'cpu', or None: {line}"
+        ) from None
+    if found.type == "meta" and problem.device.type != "meta":
+        raise ValueError(
+            f"noise_device is 'meta', which holds no numbers, and the problem is on {problem.device}; "
+            "give 'cpu', or None for the problem's device"
+        )

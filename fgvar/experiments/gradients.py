@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from fgvar.analysis.lending import ours
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.problem import Problem
@@ -17,7 +18,11 @@ Gradient = Callable[[dict[str, Tensor], tuple[Tensor, Tensor], dict[str, Tensor]
 def gradient_of(problem: Problem, estimator: GradientEstimator, autocast: bool, compile: bool) -> Gradient:
     """The estimate as a function of tensors alone: parameters, batch and noise."""
 
+    lend = not ours(estimator)
+
     def gradient(params: dict[str, Tensor], batch: tuple[Tensor, Tensor], noise: dict[str, Tensor]) -> Told:
+        if lend:  # what moves them in place, and back up to rounding, would train by its rounding
+            params = {name: p.clone() for name, p in params.items()}
         found = estimator.estimate(problem.at(params, batch), noise)
         return found.gradient, found.loss
 

@@ -252,13 +252,7 @@ def _random_states(problem: Problem) -> dict[str, object]:
 
 def _tensors(problem: Problem, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All tensors that an estimator sees, by name."""
-    return {
-        **{f"parameter {k!r}": v for k, v in problem.params.items()},
-        **{f"buffer {k!r}": v for k, v in problem.buffers.items()},
-        **{f"noise {k!r}": v for k, v in noise.items()},
-        "inputs": problem.inputs,
-        "targets": problem.targets,
-    }
+    return {**problem.tensors(), **{f"noise {k!r}": v for k, v in noise.items()}}
 
 
 def _same(one: Tensor | None, two: Tensor | None) -> bool:

@@ -5,7 +5,6 @@ from torch import Tensor
 
 from fgvar.testing.laws import tolerance
 from fgvar.testing.means import Means, means
-from fgvar.testing.problems import fresh
 from fgvar.testing.statistical import ASIDE, PILOT, enough
 from fgvar.testing.subject import Failure, NotApplicable, Subject, Undecided
 from fgvar.testing.verdict import BLIND, advice
@@ -44,7 +43,7 @@ def drawn_pair(subject: Subject) -> str:
     bent = problem.run(ahead)[0] + problem.run(behind)[0] - 2 * still
     if not isinstance(still, Tensor) or float(bent.abs().max()) > 1e-9 * float(still.abs().max()):
         raise NotApplicable("needs a network that is linear in its weights, as the problem 'linear' has")
-    other = fresh(problem)
+    other = problem.clone()
     other.loss_function = lambda outputs, _: (outputs - still).square().flatten(1).sum(1)
     found = subject.on(other).estimate(subject.one(subject.noise(range(1))))
     worst = max(float(value.abs().max()) for value in found.values())

@@ -98,7 +98,7 @@ def means(
     moved = ((x - x.median(0).values).abs() > off).sum(0)
     z = _statistic(mean, variance.clamp_min(1e-300), centred.pow(3).mean(0), n)
     certain = still & (torch.zeros_like(still) if fixed is None else fixed)
-    z = torch.where(right, 0.0, torch.where(certain, torch.inf, z))
+    z = torch.where(right, 0.0, torch.where(still, torch.inf, z))
     critical = -float(special.stdtrit(n - 1, level / 2 / components))
     error = (critical + float(special.ndtri(POWER))) * (variance / (n - 1)).sqrt()
     # What never varied, and is off, has no spread to tell a size by: any error at all.

@@ -1,6 +1,5 @@
 """The problems on which the checks try an estimator: float64, with few enough numbers to enumerate."""
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -59,15 +58,6 @@ def default_problems() -> dict[str, Problem]:
 
 def _small_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return 1e-4 * functional.cross_entropy(outputs, targets, reduction="none")
-
-
-def fresh(problem: Problem) -> Problem:
-    """A copy whose tensors are its own: whatever an estimator does to them stays there."""
-    other = copy.copy(problem)
-    other.params = {name: p.clone() for name, p in problem.params.items()}
-    other.buffers = {name: b.clone() for name, b in problem.buffers.items()}
-    other.inputs, other.targets = problem.inputs.clone(), problem.targets.clone()
-    return other
 
 
 def randomise(module: nn.Module, seed: int, scales: Sequence[float] = ()) -> None:

@@ -130,10 +130,10 @@ def _tests(found: Means, labels: list[tuple[str, str, str]]) -> list[Test]:
     limit = torch.where(scale, DOUBLED, BLIND)
     p = (2 * special.stdtr(found.draws - 1, -found.z.abs().numpy()) * len(labels)).clip(max=1.0)
     p[found.undecided.numpy()] = 1.0
-    columns = (found.z, p, _caught(found.detectable, scale), found.enough(limit))
+    columns = (found.z, p, _caught(found.detectable, scale), found.moved, found.enough(limit))
     return [
-        Test(name, layer, kind, *map(float, numbers))
-        for (name, layer, kind), *numbers in zip(labels, *columns, strict=True)
+        Test(name, layer, kind, float(z), float(p), float(size), int(moved), float(enough))
+        for (name, layer, kind), z, p, size, moved, enough in zip(labels, *columns, strict=True)
     ]
 
 

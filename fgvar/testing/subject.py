@@ -14,7 +14,6 @@ from fgvar.estimators.noise import Leaf, Randomness
 from fgvar.problem import Problem
 from fgvar.testing import laws
 from fgvar.testing.laws import Mean
-from fgvar.testing.problems import fresh
 from fgvar.testing.statistical import Draws, unbiased
 from fgvar.testing.verdict import Verdict
 
@@ -54,7 +53,7 @@ class Subject:
     memo: dict[str, Any] = field(default_factory=dict)
 
     def fresh(self) -> "Subject":
-        return Subject(self.estimator, fresh(self.problem), self.level, self.draws, self.memo)
+        return Subject(self.estimator, self.problem.clone(), self.level, self.draws, self.memo)
 
     def on(self, problem: Problem, estimator: GradientEstimator | None = None) -> "Subject":
         """The same, or another, estimator on another problem."""
@@ -101,7 +100,7 @@ class Subject:
             return True
         self.estimate(self.one(self.noise(range(1))))
         try:
-            estimates(self.estimator, fresh(self.problem), self.noise(range(2)))
+            estimates(self.estimator, self.problem.clone(), self.noise(range(2)))
         except Exception:
             return False
         return True

@@ -7,18 +7,17 @@ import torch
 from torch import Tensor
 
 from fgvar.problem import Problem
-from fgvar.testing.problems import fresh
 from fgvar.testing.subject import Failure, Subject
 
 
 def single(problem: Problem) -> Problem:
     """The problem in float32."""
-    return fresh(problem).to(torch.float32)
+    return problem.clone().to(torch.float32)
 
 
 def with_loss(problem: Problem, change: Callable[[Tensor], Tensor]) -> Problem:
     """The problem with another function of its per-example loss."""
-    other, original = fresh(problem), problem.loss_function
+    other, original = problem.clone(), problem.loss_function
     other.loss_function = lambda outputs, targets: change(original(outputs, targets))
     return other
 

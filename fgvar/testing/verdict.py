@@ -21,6 +21,7 @@ class Test:
         detectable: the smallest error caught with probability 0.95, as a share of the norm of the layer's target
             ("bias", for a bias along this projection; of the whole target where the layer's is 0) or of the slope
             ("scale", for estimates that are too large by it); infinite where no such error can be told.
+        moved: draws that moved the number that is tested.
         enough: draws with which a detectable error would be below 1; infinite where that cannot be told.
     """
 
@@ -30,6 +31,7 @@ class Test:
     z: float
     p: float
     detectable: float
+    moved: int
     enough: float
 
     __test__ = False  # pytest would take it for a test
@@ -81,6 +83,13 @@ class Verdict:
 
     def _blind(self, kind: str) -> str:
         blind = self.undecided(kind)
+        if still := [test for test in blind if test.moved == 0]:
+            # An event that is rarer can stay away from so many draws in all but a share `level` of the runs.
+            rare = int(self.draws / -math.log(self.level))
+            names = _listed(list(dict.fromkeys(test.layer for test in still)))
+            return (
+                f"never moved in {names}, and is off its target: wrong, unless fewer than 1 draw in {rare} moves it"
+            )
         layers = list(dict.fromkeys(test.layer for test in blind))
         size = {"bias": "a bias as long as the target", "scale": "a turned sign"}[kind]
         return f"would not have caught {size} in {_listed(layers)}; {advice(max(test.enough for test in blind))}"
