@@ -28,6 +28,7 @@ ORDER = (
     "fgvar.networks.mlp",
     "fgvar.networks",
     "fgvar.map",
+    "fgvar.skeleton",
     "fgvar.network",
     "fgvar.local_heads",
     "fgvar.problem",
