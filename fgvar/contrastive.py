@@ -116,13 +116,10 @@ class Contrastive(Problem):
         """
         other = super().at(params)
         assert isinstance(other, Contrastive)
+        if batch is not None:
+            other.weights = None
         if batch is not None and not batch[1].is_floating_point():
-            if self.coupled:
-                raise ValueError(
-                    "without the gradient stop on the second view every loss term depends on all examples, so that "
-                    "none has a problem of its own; use InfoNCE(stop_gradient=True), or an estimator that shares "
-                    "weight noise across the batch"
-                )
+            self._refuse_coupled()
             other.inputs, other.targets = batch
         elif batch is not None:
             other.inputs, other.second = batch
@@ -142,11 +139,11 @@ class Contrastive(Problem):
 
     def losses(self, outputs: Any) -> Tensor:
         """Per-query loss [batch] of features at the output."""
-        return self.loss_function(self._pair(OUTPUT, outputs), self.targets)
+        return super().losses(self._pair(OUTPUT, outputs))
 
     def local_losses(self, params: Mapping[str, Tensor], end: str, features: Tensor) -> Tensor:
         """Per-query loss [batch] of the features at ``end``."""
-        return self.loss_function(self._pair(end, self.logits(params, end, features)), self.targets)
+        return super().losses(self._pair(end, self.logits(params, end, features)))
 
     def right(self, outputs: Any) -> Tensor:
         """Is a query's own key the one most like it? [batch]"""
@@ -158,6 +155,18 @@ class Contrastive(Problem):
         with torch.no_grad():
             output = self.network.run({**self.buffers, **(self.params if params is None else params)}, images)[0]
         return _rows(output).detach()
+
+    def _of(self, leaves: Mapping[str, Tensor]) -> "Problem":
+        self._refuse_coupled()
+        return super()._of(leaves)
+
+    def _refuse_coupled(self) -> None:
+        if self.coupled:
+            raise ValueError(
+                "without the gradient stop on the second view every loss term depends on all examples, so that "
+                "none has a problem of its own; use InfoNCE(stop_gradient=True), or an estimator that shares "
+                "weight noise across the batch"
+            )
 
     def _pair(self, end: str, represented: Any) -> tuple[Tensor, Tensor]:
         """Queries, and keys of unit length."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fgvar.errors import unknown
 from fgvar.heads import LocalHead, initialise
 from fgvar.network import Network
-from fgvar.sites import Site, apply_site, inside
+from fgvar.sites import Site, apply_site, inside, require_module
 
 SIZES = ("out_features", "out_channels", "num_channels", "num_features", "embed_dim", "embedding_dim")
 AXES = {2: {"group_axis": 1}, 3: {"patch_axis": 1, "group_axis": 2}, 4: {"group_axis": 1}}  # of features with so many
@@ -110,6 +110,7 @@ def with_local_heads(
         >>> [name for name, child in blocks.named_modules() if isinstance(child, LocalHead)]
         ['1.local.head', '3.local.head']
     """
+    require_module(module)
     readout = (readout,) if isinstance(readout, str) else tuple(readout)
     after = after if isinstance(after, str) else tuple(after)
     _check_names(module, after, readout)

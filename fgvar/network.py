@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fgvar.conduct import undrawn
 from fgvar.linear import map_linearly
 from fgvar.map import OUTPUT, Map
 from fgvar.sites import exact_modules, inside
@@ -29,6 +30,7 @@ class Network:
         called = {name for name, _ in blank.named_modules() if name}
         plain = {name for owners in self.owners.values() for name in owners} & called
         self._skeletons = OfThread(partial(Skeleton, blank, sorted(plain)))
+        self.writes = False  # does a pass change its inputs in place? Then it gets a copy.
         self.costs: dict[str, float] = {}  # what measuring remembers of estimators on this network
         heads = exact_modules(module)
         self.exact = frozenset(
@@ -95,20 +97,16 @@ class Network:
             here.shifts, here.probed = {}, {}
 
     def map(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, Map]:
-        """Output and map of one forward pass. Drawing random numbers on the way is a RuntimeError."""
+        """Output and map of one forward pass. Drawing random numbers on the way is a ValueError."""
+        kept = inputs.clone()
+        before = kept._version
         recording = self._here.record()
-        output = None
-
-        def forward(dummy: Tensor) -> Tensor:
-            nonlocal output
-            output = self._call(tensors, inputs)
-            return dummy
-
         try:
-            torch.func.vmap(forward, randomness="error")(torch.zeros(1))
-            return output, Map(self.skeleton, recording, len(inputs))
+            output = undrawn("network", lambda: self._call(tensors, kept))
         finally:
             self._here.recording = None
+        self.writes = self.writes or kept._version != before
+        return output, Map(self.skeleton, recording, len(inputs))
 
     def flow(
         self,
@@ -144,7 +142,7 @@ class Network:
     def _call(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
         # Moving to the meta device has untied what was tied.
         tied = {alias: tensors[name] for alias, name in self.aliases.items()}
-        return self._here.call({**tensors, **tied}, inputs)
+        return self._here.call({**tensors, **tied}, inputs.clone() if self.writes else inputs)
 
     @contextmanager
     def feedback(self, weights: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:

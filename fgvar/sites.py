@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fgvar.errors import unknown
 
@@ -79,6 +80,7 @@ def with_sites(
         >>> [name for name, child in net.named_modules() if isinstance(child, Site)]
         ['0.site', '2.site']
     """
+    require_module(module)
     if isinstance(sites, str):
         raise TypeError(f"sites is the text {sites!r}, expected a collection of names: [{sites!r}]")
     if sites is not None and types is not None:
@@ -102,6 +104,27 @@ def with_sites(
         if type(child).forward is not nn.Sequential.forward:  # which calls the site itself: its last child
             child.register_forward_hook(partial(apply_site, name), prepend=end is not None)
     return instrumented
+
+
+def require_module(module: object) -> None:
+    """Raise unless this is a network that can be copied and followed from module to module."""
+    if isinstance(module, type):
+        raise TypeError(f"module is the class {module.__name__}, expected an instance: {module.__name__}(…)")
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"module is {type(module).__name__}, expected a torch.nn.Module; a function belongs into the forward of "
+            "one, which owns its parameters"
+        )
+    for name, child in module.named_modules():
+        label = f"{name!r} ({type(child).__name__})" if name else f"the network ({type(child).__name__})"
+        if isinstance(child, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{label} is compiled by torch.jit, whose calls cannot be followed; give the Python module"
+            )
+        if isinstance(child, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise TypeError(f"{label} spreads batches over devices; give the network inside, its .module")
+        if any(is_lazy(p) for p in child._parameters.values()):
+            raise ValueError(f"{label} has parameters without a shape yet; call the network on a batch once before")
 
 
 def sites_of(module: nn.Module) -> list[str]:

@@ -1,0 +1,133 @@
+"""Conduct: what networks and losses may not do while they run, and how it is seen."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+DRAWS = {
+    "network": "the network draws random numbers in its forward pass (functional dropout?), so its gradient is not "
+    "defined; switch that off, for instance with module.eval(), or draw them beforehand and make them part of the "
+    "batch's inputs (the ε of a variational autoencoder, a mask)",
+    "loss": "the loss draws random numbers, so that no two calls are of one function; draw them beforehand and make "
+    "them part of the batch, as inputs that the network hands on or as targets",
+}
+
+
+def undrawn(who: str, function: Callable[[], Any]) -> Any:
+    """What a function of the network or of the loss (``who``) returns; drawing torch's numbers is a ValueError."""
+    found = None
+
+    def once(dummy: Tensor) -> Tensor:
+        nonlocal found
+        found = function()
+        return dummy
+
+    try:
+        torch.func.vmap(once, randomness="error")(torch.zeros(1))
+    except RuntimeError as error:
+        if "randomness" not in str(error):
+            raise
+        raise ValueError(DRAWS[who]) from error
+    return found
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Global random states, torch's, NumPy's and Python's, are afterwards as before, whoever draws from them."""
+    numpy, python = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy)
+            random.setstate(python)
+
+
+@contextmanager
+def unchanged(who: str, tensors: Mapping[str, Tensor], remedy: str) -> Iterator[None]:
+    """Raise where one of these is written to, within."""
+    before = {name: tensor._version for name, tensor in tensors.items()}
+    yield
+    if changed := [name for name, tensor in tensors.items() if tensor._version != before[name]]:
+        raise ValueError(
+            f"the {who} changes {', '.join(map(repr, changed))} in place, so that no two calls are of one function; "
+            f"{remedy}"
+        )
+
+
+def coach(error: RuntimeError, inputs: Tensor, dtype: torch.dtype) -> None:
+    """Raise a sentence where a failed pass has one."""
+    if "setup_context" in str(error) or "generate_vmap_rule" in str(error):
+        raise ValueError(underivable("network", error)) from error
+    if inputs.dtype != dtype:
+        raise ValueError(
+            f"inputs are {inputs.dtype}, the network's parameters {dtype}, and it does not take them "
+            f"({_first_line(error)}); give inputs.to({dtype})"
+        ) from error
+
+
+def underivable(who: str, error: Exception) -> str:
+    """Why torch.func cannot differentiate the network or the loss, and what to do."""
+    text = str(error)
+    if "saved tensor hooks" in text or "CheckpointFunction" in text:
+        return (
+            "the network checkpoints its activations, which torch.func cannot differentiate; switch that off, for "
+            "instance by model.gradient_checkpointing_disable()"
+        )
+    if "setup_context" in text or "generate_vmap_rule" in text:
+        return (
+            f"the {who} uses a torch.autograd.Function that torch.func cannot transform (or gradient checkpointing "
+            "by one: switch that off); give it a setup_context, and generate_vmap_rule = True"
+        )
+    return (
+        f"torch.func cannot differentiate the {who} ({_first_line(error)}); use torch's functions alone, without "
+        "NumPy, .data or requires_grad_(), and torch.func.grad for derivatives inside"
+    )
+
+
+def refuse_foreign(outputs: Any) -> None:
+    """Raise where outputs have a graph though the network's own parameters are constants."""
+    if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(outputs)):
+        raise ValueError(
+            "the network uses parameters that it does not own (layers in a plain list, another network's, a tensor "
+            "that requires a gradient), which would be constants; register them (nn.ModuleList, nn.Parameter), or "
+            "freeze them with requires_grad_(False)"
+        )
+
+
+def close(one: Tensor, other: Tensor) -> Tensor:
+    """Number by number: equal but for rounding, to the square root of what the dtype resolves?"""
+    tolerance = torch.finfo(one.dtype).eps ** 0.5
+    return torch.isclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+def agree(outputs: Any, among: Any, which: slice, count: int) -> bool:
+    """Are the rows ``which`` of a batch's outputs those of another pass? False where none can be compared."""
+    pairs = [
+        (one[which], other)
+        for one, other in zip(tree_leaves(outputs), tree_leaves(among), strict=True)
+        if isinstance(one, Tensor) and one.ndim and len(one) == count and one.is_floating_point()
+    ]
+    return bool(pairs) and all(bool(close(one, other).all()) for one, other in pairs)
+
+
+def coupled(who: str, number: int, inside: float, apart: float) -> str:
+    """The sentence about an example whose loss depends on who else is there."""
+    remedy = {
+        "network": "use a norm within the example, and layers whose first axis is the batch (batch_first=True)",
+        "loss": "return each example's own loss, without statistics of the batch",
+    }
+    return (
+        f"the loss of example {number} is {inside:.6g} in the batch and {apart:.6g} among fewer: the {who} couples "
+        f"examples, so that no loss term credits one example alone; {remedy[who]}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
