@@ -63,13 +63,34 @@ def unchanged(who: str, tensors: Mapping[str, Tensor], remedy: str) -> Iterator[
 
 def coach(error: RuntimeError, inputs: Tensor, dtype: torch.dtype) -> None:
     """Raise a sentence where a failed pass has one."""
-    if "setup_context" in str(error) or "generate_vmap_rule" in str(error):
+    if any(part in str(error) for part in ("setup_context", "generate_vmap_rule", "requires_grad_()")):
         raise ValueError(underivable("network", error)) from error
     if inputs.dtype != dtype:
         raise ValueError(
             f"inputs are {inputs.dtype}, the network's parameters {dtype}, and it does not take them "
             f"({_first_line(error)}); give inputs.to({dtype})"
         ) from error
+
+
+def require_derivative(who: str, function: Callable[[Mapping[str, Tensor]], Any], at: Mapping[str, Tensor]) -> None:
+    """Raise where torch.func cannot follow a function of the parameters, or finds none that its value depends on."""
+    depends = True
+
+    def followed(params: Mapping[str, Tensor]) -> Tensor:
+        nonlocal depends
+        values = [leaf for leaf in tree_leaves(function(params)) if isinstance(leaf, Tensor)]
+        depends = any(value.requires_grad for value in values) or not values
+        return torch.zeros(())
+
+    try:
+        torch.func.vjp(followed, dict(at))
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise ValueError(underivable(who, error)) from error
+    if who == "network" and not depends:  # a loss may have no derivative, and yet a value for finite differences
+        raise ValueError(
+            "no parameter leads to the network's outputs by a derivative (torch.no_grad() in its forward?), "
+            "so that all gradients would be 0; take that out"
+        )
 
 
 def underivable(who: str, error: Exception) -> str:
@@ -107,14 +128,14 @@ def close(one: Tensor, other: Tensor) -> Tensor:
     return torch.isclose(one, other, rtol=tolerance, atol=tolerance)
 
 
-def agree(outputs: Any, among: Any, which: slice, count: int) -> bool:
-    """Are the rows ``which`` of a batch's outputs those of another pass? False where none can be compared."""
+def agree(outputs: Any, among: Any, which: slice, count: int) -> bool | None:
+    """Are the rows ``which`` of a batch's outputs those of another pass? None where none can be compared."""
     pairs = [
         (one[which], other)
         for one, other in zip(tree_leaves(outputs), tree_leaves(among), strict=True)
         if isinstance(one, Tensor) and one.ndim and len(one) == count and one.is_floating_point()
     ]
-    return bool(pairs) and all(bool(close(one, other).all()) for one, other in pairs)
+    return all(bool(close(one, other).all()) for one, other in pairs) if pairs else None
 
 
 def coupled(who: str, number: int, inside: float, apart: float) -> str:
@@ -122,6 +143,7 @@ def coupled(who: str, number: int, inside: float, apart: float) -> str:
     remedy = {
         "network": "use a norm within the example, and layers whose first axis is the batch (batch_first=True)",
         "loss": "return each example's own loss, without statistics of the batch",
+        "network or the loss": "return tensors from the network to see which",
     }
     return (
         f"the loss of example {number} is {inside:.6g} in the batch and {apart:.6g} among fewer: the {who} couples "

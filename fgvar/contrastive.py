@@ -75,7 +75,8 @@ class Contrastive(Problem):
     first views and ``targets`` the numbers of their keys, so that one example's problem keeps all keys. Without
     the stop (``InfoNCE(stop_gradient=False)``) ``inputs`` are the first views and then the second ones, each
     with the loss of its pair; ``coupled`` is True, no example has a problem of its own (data variance is NaN, and
-    there is no closed form), and activities are credited with the sum over the batch.
+    there is no closed form), and activities are credited with the sum over the batch. Weights (`weighted`) are of
+    these losses: one for each query, and without the stop one for each of both views.
 
     Args:
         module: as for `Problem`.

@@ -62,7 +62,10 @@ def require_losses(losses: object, count: int) -> None:
     """Raise unless there is one floating-point number an example."""
     if not isinstance(losses, Tensor) or not losses.is_floating_point():
         kind = losses.dtype if isinstance(losses, Tensor) else type(losses).__name__
-        raise TypeError(f"the loss is {kind}, expected a floating-point tensor; an integer has no gradient")
+        raise TypeError(
+            f"the loss is {kind}, expected a floating-point tensor, made by torch of the outputs; "
+            "an integer has no gradient"
+        )
     if tuple(losses.shape) != (count,):
         raise ValueError(
             f"the loss has shape {tuple(losses.shape)}, expected one number an example, "

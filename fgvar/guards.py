@@ -1,5 +1,6 @@
 """Guards: what a problem refuses of modules, batches and weights, before anything is computed."""
 
+import inspect
 from collections.abc import Mapping
 
 import torch
@@ -8,24 +9,59 @@ from torch import Tensor, nn
 from fgvar.errors import NonFiniteError
 
 
-def checked_batch(batch: object) -> tuple[Tensor, Tensor]:
-    """Inputs and targets as constants."""
-    parts = batch if isinstance(batch, tuple | list) else ()
+def require_forward(module: nn.Module) -> None:
+    """Raise where gradients cannot be, or a forward pass of one tensor."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("torch.inference_mode() is on, in which there is no gradient; leave it")
+    if type(module).forward is nn.Module.forward:
+        raise TypeError(f"{type(module).__name__} has no forward; give a module that calls it, such as nn.Sequential")
+    try:
+        inspect.signature(module.forward).bind(None)
+    except ValueError:  # a builtin does not tell
+        pass
+    except TypeError as error:
+        raise TypeError(
+            f"forward{inspect.signature(module.forward)} of {type(module).__name__} cannot be called with one "
+            f"tensor of inputs ({error}); wrap it in a module that makes the other arguments"
+        ) from None
+
+
+def require_pair(batch: object) -> tuple[Tensor, Tensor]:
+    """The batch, if it is two tensors."""
+    parts = tuple(batch) if isinstance(batch, tuple | list) else ()
     if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
         kinds = f" of {' and '.join(type(part).__name__ for part in parts)}" if parts else ""
         raise TypeError(
             f"batch is {type(batch).__name__}{kinds}, expected a pair (inputs, targets) of tensors; "
             "torch.as_tensor makes one of an array or a list"
         )
+    return parts[0], parts[1]
+
+
+def require_names(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise unless these are a tensor for every parameter, and none more."""
+    if given.keys() != expected.keys():
+        lacking = [name for name in expected if name not in given]
+        beyond = [name for name in given if name not in expected]
+        raise ValueError(
+            f"params lack {lacking} and have {beyond} beyond them, expected those of the problem: "
+            "{**problem.params, …} takes the rest from there"
+        )
+
+
+def checked_batch(batch: object) -> tuple[Tensor, Tensor]:
+    """Inputs and targets as constants."""
+    parts = require_pair(batch)
+    for name, part in zip(("inputs", "targets"), parts, strict=True):
+        if part.layout is not torch.strided or part.is_nested:
+            kind = "nested" if part.is_nested else str(part.layout)
+            raise ValueError(f"{name} are {kind}, expected a dense tensor (padded, or by .to_dense())")
     inputs, targets = (part.clone() if part.is_inference() else part.detach() for part in parts)
     if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets) or len(inputs) == 0:
         raise ValueError(
             f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} "
             "need the same, nonzero number of examples along the first axis"
         )
-    for name, part in (("inputs", inputs), ("targets", targets)):
-        if part.layout is not torch.strided:
-            raise ValueError(f"{name} are {part.layout}, expected a dense tensor; give {name}.to_dense()")
     require_finite("the batch", {"inputs": inputs, "targets": targets})
     return inputs, targets
 
@@ -87,7 +123,7 @@ def require_one_device(tensors: Mapping[str, Tensor]) -> None:
     """Raise where one of these is on another device than the first."""
     first, there = next(iter((name, t.device) for name, t in tensors.items()))
     for name, tensor in tensors.items():
-        if tensor.device != there:
+        if tensor.ndim and tensor.device != there:
             raise ValueError(
                 f"{name} is on {tensor.device}, {first} on {there}; expected one device: move network and batch "
                 f"there with .to({str(tensor.device)!r}) or .to({str(there)!r})"

@@ -1,6 +1,5 @@
 """Network: a module's forward pass, watched, cut and mapped (which loss terms can a tensor reach?)."""
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 from fgvar.conduct import undrawn
 from fgvar.linear import map_linearly
 from fgvar.map import OUTPUT, Map
-from fgvar.sites import exact_modules, inside
+from fgvar.sites import copied, exact_modules, inside
 from fgvar.skeleton import OfThread, Skeleton
+from fgvar.weight_norm import norm_plainly
 
 
 class Network:
@@ -25,8 +25,9 @@ class Network:
 
     def __init__(self, module: nn.Module) -> None:
         self.owners, self.aliases = _owners(module)
-        blank = copy.deepcopy(module).to("meta")
+        blank = copied(module).to("meta")
         map_linearly(blank)
+        norm_plainly(blank)
         called = {name for name, _ in blank.named_modules() if name}
         plain = {name for owners in self.owners.values() for name in owners} & called
         self._skeletons = OfThread(partial(Skeleton, blank, sorted(plain)))

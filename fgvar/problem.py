@@ -51,6 +51,7 @@ class Problem:
 
     def __init__(self, module: nn.Module, loss: str | Loss, batch: tuple[Tensor, Tensor]) -> None:
         require_module(module)
+        guards.require_forward(module)
         self.loss_function: Loss = criterion(loss)
         self.inputs, self.targets = guards.checked_batch(batch)
         self.weights = None
@@ -87,14 +88,19 @@ class Problem:
         Weights belong to a batch: those of the old one do not go with another (``.at(batch=…).weighted(…)``).
         """
         other = copy.copy(self)
-        if params is not None:  # a model's own parameters would record a graph
+        if params is not None:
+            guards.require_names(params, self.params)
+            # A model's own parameters would record a graph.
             other.params = {name: p.detach() if isinstance(p, nn.Parameter) else p for name, p in params.items()}
         if batch is not None:
+            guards.require_pair(batch)
             (other.inputs, other.targets), other.weights = batch, None
         return other
 
     def to(self, dtype: torch.dtype) -> "Problem":
         """The problem in another floating-point precision."""
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype is {dtype!r}, expected a floating-point torch.dtype, such as torch.float64")
         other = copy.copy(self)
         other.params = {name: p.to(dtype) for name, p in self.params.items()}
         other.buffers = {name: _cast(b, dtype) for name, b in self.buffers.items()}
@@ -125,11 +131,18 @@ class Problem:
 
     def rows(self, which: slice | Tensor) -> "Problem":
         """The problem of some of the examples, with their weights: a slice, or a tensor of their numbers."""
-        return self._of({name: leaf[which] for name, leaf in self._leaves().items()})
+        if not isinstance(which, slice | Tensor) or (isinstance(which, Tensor) and which.ndim != 1):
+            raise TypeError(f"rows are {which!r}, expected a slice or a tensor [rows] of numbers")
+        some = {name: leaf[which] for name, leaf in self._leaves().items()}
+        if not len(some["inputs"]):
+            raise ValueError(f"rows {which!r} are none of the batch of {self.batch_size}, expected at least one")
+        return self._of(some)
 
     def example(self, index: int) -> "Problem":
         """The problem of one example, as a batch of one; from the end where the index is negative."""
-        number = range(self.batch_size)[index]
+        if not -self.batch_size <= index < self.batch_size:
+            raise IndexError(f"example {index} of a batch of {self.batch_size}, expected one from 0 on")
+        number = index % self.batch_size
         return self.rows(slice(number, number + 1))
 
     def per_example(self, function: Callable[..., Any], *beside: Any) -> Any:
@@ -216,7 +229,7 @@ class Problem:
         one, tensors = self.example(0), {**self.buffers, **self.params}
         outputs, found = self._mapped(tensors, self.inputs)
         first, single = self._mapped(tensors, one.inputs)
-        one._require_derivative("network", lambda params: one.run(params)[0])
+        conduct.require_derivative("network", lambda params: one.run(params)[0], self.params)
         conduct.refuse_foreign(outputs)
         if classification:
             check_classes(outputs, self.targets)
@@ -225,7 +238,7 @@ class Problem:
         require_losses(losses, self.batch_size)
         if not losses.is_meta:
             self._require_independence(outputs, losses, first)
-        one._require_derivative("loss", lambda params: one.losses(one.run(params)[0]))
+        conduct.require_derivative("loss", lambda params: one.losses(one.run(params)[0]), self.params)
         if found.ends:
             found.flow = single.flow = self.network.flow(single, tensors, self.params, one.inputs, one.losses)
         return found, single
@@ -248,18 +261,6 @@ class Problem:
             losses: Tensor = conduct.undrawn("loss", lambda: self.losses(outputs))
             return losses
 
-    def _require_derivative(self, who: str, function: Callable[[Mapping[str, Tensor]], Any]) -> None:
-        """Raise where torch.func cannot follow the network or the loss."""
-
-        def followed(params: Mapping[str, Tensor]) -> Tensor:
-            function(params)
-            return torch.zeros(())
-
-        try:
-            torch.func.vjp(followed, self.params)
-        except (RuntimeError, TypeError, NotImplementedError) as error:
-            raise ValueError(conduct.underivable(who, error)) from error
-
     def _require_independence(self, outputs: Any, losses: Tensor, first: Any) -> None:
         """Every example's loss is the same in other company.
 
@@ -281,11 +282,12 @@ class Problem:
     def _culprit(self, outputs: Any, losses: Tensor, which: slice, among: Any) -> str:
         """Who makes an example's loss another one in other company; what differs when repeated is refused here."""
         again, everyone = self.run(self.params)[0], slice(None)
-        if not conduct.agree(outputs, again, everyone, self.batch_size):
+        if conduct.agree(outputs, again, everyone, self.batch_size) is False:
             raise ValueError(conduct.DRAWS["network"])
         if not conduct.close(losses, self.losses(again)).all():
             raise ValueError(conduct.DRAWS["loss"])
-        return "loss" if conduct.agree(outputs, among, which, self.batch_size) else "network"
+        agree = conduct.agree(outputs, among, which, self.batch_size)
+        return "network or the loss" if agree is None else "loss" if agree else "network"
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

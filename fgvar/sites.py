@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.weight_norm import WeightNorm
 
 from fgvar.errors import unknown
 
@@ -83,13 +85,18 @@ def with_sites(
     require_module(module)
     if isinstance(sites, str):
         raise TypeError(f"sites is the text {sites!r}, expected a collection of names: [{sites!r}]")
+    if sites is not None and not isinstance(sites, Collection):
+        raise TypeError(f"sites is {sites!r}, expected a collection of names (those of named_modules)")
+    kinds = types if isinstance(types, tuple) else (types,)
+    if types is not None and not all(isinstance(kind, type) for kind in kinds):
+        raise TypeError(f"types is {types!r}, expected a tuple of classes: (torch.nn.Linear,)")
     if sites is not None and types is not None:
         raise ValueError("with_sites takes sites= or types=, not both")
     if present := sites_of(module):
         raise ValueError(
             f"{type(module).__name__} has sites already ({present[0]!r}, …); call with_sites on plain networks"
         )
-    instrumented = copy.deepcopy(module)
+    instrumented = copied(module)
     chosen = _chosen(instrumented, sites, types)
     if not chosen:
         raise ValueError(
@@ -127,6 +134,23 @@ def require_module(module: object) -> None:
             raise ValueError(f"{label} has parameters without a shape yet; call the network on a batch once before")
 
 
+def copied(module: nn.Module) -> nn.Module:
+    """A copy with tensors of its own."""
+    computed = {}  # by the hooks of weight norm, anew in every pass
+    for path, child in module.named_modules():
+        hooks = child._forward_pre_hooks.values()
+        passing = {hook.name for hook in hooks if isinstance(hook, WeightNorm)}
+        for name, value in vars(child).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                if name not in passing:
+                    raise ValueError(
+                        f"{f'{path}.{name}'.lstrip('.')!r} is a tensor with a graph, here a constant; compute it "
+                        "in forward, or make it a parameter or, detached, a buffer"
+                    )
+                computed[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, computed)
+
+
 def sites_of(module: nn.Module) -> list[str]:
     """Names of the sites in ``module`` that can be perturbed: heads have none."""
     exact = exact_modules(module)
@@ -148,11 +172,15 @@ def _chosen(
 ) -> dict[str, nn.Module]:
     modules, exact = dict(module.named_modules()), exact_modules(module)
     whole = [name for name, child in modules.items() if isinstance(child, WHOLE)]
+    # What makes a parametrized module's weights is called, but returns no activity.
+    makers = [f"{name}.parametrizations".lstrip(".") for name, child in modules.items() if is_parametrized(child)]
     for name in sites or ():
         if name not in modules:
             raise ValueError(unknown("module", name, (key for key in modules if key)))
         if inside(name, exact):
             raise ValueError(f"module {name!r} learns exactly and is never perturbed; leave it out of sites=")
+        if inside(name, makers):
+            raise ValueError(f"module {name!r} makes weights, no activity; name the module that has them in sites=")
         if name not in whole and inside(name, whole):
             owner = next(other for other in whole if inside(name, [other]))
             raise ValueError(
@@ -161,14 +189,14 @@ def _chosen(
             )
     found = {}
     for name, child in modules.items():
-        if inside(name, exact) or (name not in whole and inside(name, whole)):
+        if inside(name, (*exact, *makers)) or (name not in whole and inside(name, whole)):
             continue
         if sites is not None:
             wanted = name in sites
         elif types is not None:
             wanted = isinstance(child, types)
         else:
-            wanted = next(child.parameters(recurse=False), None) is not None
+            wanted = is_parametrized(child) or next(child.parameters(recurse=False), None) is not None
         if wanted:
             found[name] = child
     return found

@@ -23,6 +23,7 @@ ORDER = (
     "fgvar.dual",
     "fgvar.norms",
     "fgvar.linear",
+    "fgvar.weight_norm",
     "fgvar.heads",
     "fgvar.networks.local_mixer",
     "fgvar.networks.mlp",
