@@ -151,5 +151,13 @@ def coupled(who: str, number: int, inside: float, apart: float) -> str:
     )
 
 
+def alone(error: Exception) -> str:
+    """The sentence about a network that takes a batch alone."""
+    return (
+        f"the network takes the batch, and not its first example alone ({_first_line(error)}), so that no loss term "
+        "credits one example alone; use a norm within the example, and take the batch's size from the inputs"
+    )
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

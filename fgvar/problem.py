@@ -228,7 +228,10 @@ class Problem:
         """Maps of the batch and of its first example alone, and checks of all that a pass and the loss do."""
         one, tensors = self.example(0), {**self.buffers, **self.params}
         outputs, found = self._mapped(tensors, self.inputs)
-        first, single = self._mapped(tensors, one.inputs)
+        try:
+            first, single = self._mapped(tensors, one.inputs)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise ValueError(conduct.alone(error)) from error
         conduct.require_derivative("network", lambda params: one.run(params)[0], self.params)
         conduct.refuse_foreign(outputs)
         if classification:
