@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+Pass = tuple[Any, Tensor]  # outputs and losses
+
 DRAWS = {
     "network": "the network draws random numbers in its forward pass (functional dropout?), so its gradient is not "
     "defined; switch that off, for instance with module.eval(), or draw them beforehand and make them part of the "
@@ -20,8 +22,11 @@ DRAWS = {
 
 
 def undrawn(who: str, function: Callable[[], Any]) -> Any:
-    """What a function of the network or of the loss (``who``) returns; drawing torch's numbers is a ValueError."""
-    found = None
+    """What a function of the network or of the loss (``who``) returns; drawing random numbers is a ValueError.
+
+    Torch's are refused as they are drawn, NumPy's and Python's are seen by their global states.
+    """
+    found, before = None, _states()
 
     def once(dummy: Tensor) -> Tensor:
         nonlocal found
@@ -34,7 +39,14 @@ def undrawn(who: str, function: Callable[[], Any]) -> Any:
         if "randomness" not in str(error):
             raise
         raise ValueError(DRAWS[who]) from error
+    if _states() != before:
+        raise ValueError(DRAWS[who])
     return found
+
+
+def _states() -> tuple[object, ...]:
+    numpy: Any = np.random.get_state()
+    return numpy[1].tobytes(), numpy[2:], random.getstate()
 
 
 @contextmanager
@@ -59,6 +71,12 @@ def unchanged(who: str, tensors: Mapping[str, Tensor], remedy: str) -> Iterator[
             f"the {who} changes {', '.join(map(repr, changed))} in place, so that no two calls are of one function; "
             f"{remedy}"
         )
+
+
+def named(what: str, structure: Any) -> dict[str, Tensor]:
+    """The tensors of a structure, all of them by one name and a number."""
+    leaves = [leaf for leaf in tree_leaves(structure) if isinstance(leaf, Tensor)]
+    return {what if len(leaves) == 1 else f"{what} {number}": leaf for number, leaf in enumerate(leaves)}
 
 
 def coach(error: RuntimeError, inputs: Tensor, dtype: torch.dtype) -> None:
@@ -122,13 +140,46 @@ def refuse_foreign(outputs: Any) -> None:
         )
 
 
+def require_same(whole: Pass, which: slice, part: Pass, again: Callable[[], Pass]) -> None:
+    """Raise where examples have other losses in a part of the batch than in all of it, and say by whose fault.
+
+    Args:
+        whole: outputs and losses of the batch.
+        which: rows of the batch that are the part.
+        part: outputs and losses of the part.
+        again: makes those of the batch once more, to tell what draws from what couples.
+    """
+    (outputs, losses), (among, apart), count = whole, part, len(whole[1])
+    off = (~close(losses[which], apart)).nonzero()
+    if not len(off):
+        return
+    repeated = again()
+    if _agree(outputs, repeated[0], slice(None), count) is False:
+        raise ValueError(DRAWS["network"])
+    if not close(losses, repeated[1]).all():
+        raise ValueError(DRAWS["loss"])
+    agree = _agree(outputs, among, which, count)
+    who = "network or the loss" if agree is None else "loss" if agree else "network"
+    remedy = {
+        "network": "use a norm within the example, and layers whose first axis is the batch (batch_first=True)",
+        "loss": "return each example's own loss, without statistics of the batch",
+        "network or the loss": "return tensors from the network to see which",
+    }
+    row = int(off[0])
+    raise ValueError(
+        f"the loss of example {range(count)[which][row]} is {float(losses[which][row]):.6g} in the batch and "
+        f"{float(apart[row]):.6g} among fewer: the {who} couples examples, so that no loss term credits one example "
+        f"alone; {remedy[who]}"
+    )
+
+
 def close(one: Tensor, other: Tensor) -> Tensor:
     """Number by number: equal but for rounding, to the square root of what the dtype resolves?"""
     tolerance = torch.finfo(one.dtype).eps ** 0.5
     return torch.isclose(one, other, rtol=tolerance, atol=tolerance)
 
 
-def agree(outputs: Any, among: Any, which: slice, count: int) -> bool | None:
+def _agree(outputs: Any, among: Any, which: slice, count: int) -> bool | None:
     """Are the rows ``which`` of a batch's outputs those of another pass? None where none can be compared."""
     pairs = [
         (one[which], other)
@@ -136,19 +187,6 @@ def agree(outputs: Any, among: Any, which: slice, count: int) -> bool | None:
         if isinstance(one, Tensor) and one.ndim and len(one) == count and one.is_floating_point()
     ]
     return all(bool(close(one, other).all()) for one, other in pairs) if pairs else None
-
-
-def coupled(who: str, number: int, inside: float, apart: float) -> str:
-    """The sentence about an example whose loss depends on who else is there."""
-    remedy = {
-        "network": "use a norm within the example, and layers whose first axis is the batch (batch_first=True)",
-        "loss": "return each example's own loss, without statistics of the batch",
-        "network or the loss": "return tensors from the network to see which",
-    }
-    return (
-        f"the loss of example {number} is {inside:.6g} in the batch and {apart:.6g} among fewer: the {who} couples "
-        f"examples, so that no loss term credits one example alone; {remedy[who]}"
-    )
 
 
 def alone(error: Exception) -> str:

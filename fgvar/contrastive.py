@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from fgvar import guards
 from fgvar.errors import NonFiniteError
 from fgvar.heads import LocalHead, headless
 from fgvar.map import OUTPUT, Map
@@ -118,6 +119,7 @@ class Contrastive(Problem):
         other = super().at(params)
         assert isinstance(other, Contrastive)
         if batch is not None:
+            guards.require_pair(batch)
             other.weights = None
         if batch is not None and not batch[1].is_floating_point():
             self._refuse_coupled()

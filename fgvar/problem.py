@@ -29,9 +29,12 @@ class Problem:
         batch: inputs and targets, batch axis first.
 
     Raises:
-        ValueError: BatchNorm or dropout in train mode, random numbers in the forward pass, targets out of
-            range, a loss that is not one number an example.
-        TypeError: a loss that is not floating point.
+        TypeError: a module, a batch or a loss that is none: a function or class as module, arrays, a loss of other
+            arguments, or of what is no floating-point tensor.
+        ValueError: a network or a loss that couples examples, draws random numbers, uses parameters that the network
+            does not own, writes into buffers, outputs or targets, or cannot be followed by `torch.func`; parameters
+            of several dtypes, or sparse, complex or integer ones; tensors on several devices; targets out of range;
+            a loss that is not one number an example.
         NonFiniteError: parameters, inputs or losses with NaN or infinity.
 
     Example:
@@ -257,10 +260,8 @@ class Problem:
 
     def _held(self, outputs: Any) -> Tensor:
         """Losses of a call that draws nothing and changes nothing; a graph shows what the loss owns."""
-        with (
-            torch.enable_grad(),
-            conduct.unchanged("loss", {"targets": self.targets}, "torch.where makes a new tensor"),
-        ):
+        given = {"targets": self.targets, **conduct.named("outputs", outputs)}
+        with torch.enable_grad(), conduct.unchanged("loss", given, "torch.where makes a new tensor"):
             losses: Tensor = conduct.undrawn("loss", lambda: self.losses(outputs))
             return losses
 
@@ -270,27 +271,16 @@ class Problem:
         Examples of even and of odd number apart: all of them change neighbours, place and company, for the price of
         one pass in all. And the first one alone, of which a pass is there.
         """
+
+        def again() -> conduct.Pass:
+            repeated = self.run(self.params)[0]
+            return repeated, self.losses(repeated)
+
         with torch.no_grad():
             halves = (slice(1, None, 2), slice(0, None, 2))[: self.batch_size - 1]  # of two, the first one is a half
-            seen = [(slice(1), first), *((half, self.rows(half).run(self.params)[0]) for half in halves)]
-            for which, among in seen:
-                apart = self.rows(which).losses(among)
-                off = (~conduct.close(losses[which], apart)).nonzero()
-                if len(off):
-                    row = int(off[0])
-                    number = range(self.batch_size)[which][row]
-                    who = self._culprit(outputs, losses, which, among)
-                    raise ValueError(conduct.coupled(who, number, float(losses[which][row]), float(apart[row])))
-
-    def _culprit(self, outputs: Any, losses: Tensor, which: slice, among: Any) -> str:
-        """Who makes an example's loss another one in other company; what differs when repeated is refused here."""
-        again, everyone = self.run(self.params)[0], slice(None)
-        if conduct.agree(outputs, again, everyone, self.batch_size) is False:
-            raise ValueError(conduct.DRAWS["network"])
-        if not conduct.close(losses, self.losses(again)).all():
-            raise ValueError(conduct.DRAWS["loss"])
-        agree = conduct.agree(outputs, among, which, self.batch_size)
-        return "network or the loss" if agree is None else "loss" if agree else "network"
+            parts = [(slice(1), first), *((half, self.rows(half).run(self.params)[0]) for half in halves)]
+            for which, among in parts:
+                conduct.require_same((outputs, losses), which, (among, self.rows(which).losses(among)), again)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

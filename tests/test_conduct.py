@@ -29,6 +29,7 @@ DRAWING_LOSSES = {
     "a distribution": lambda o, _: of_each(o, torch.distributions.Categorical(logits=o).sample()),
     "a generator": lambda o, t: of_each(o, t) * torch.rand((), generator=torch.Generator().manual_seed(0)),
     "NumPy": lambda o, t: of_each(o, t) * np.random.rand(),
+    "NumPy, seldom": lambda o, t: of_each(o, t) + (np.random.rand() < 0.01),
     "Python": lambda o, t: of_each(o, t) * random.random(),
 }
 
@@ -211,6 +212,14 @@ def test_a_network_that_writes_into_its_inputs_gets_a_copy(module: Callable[[], 
 def test_a_loss_that_writes_into_the_targets_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the loss changes 'targets' in place.*torch\.where"):
         problem(loss=lambda o, t: of_each(o, t.clamp_(0, 1)), batch=(X, Y.clone()))
+
+
+def test_a_loss_that_writes_into_the_outputs_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the loss changes 'outputs' in place"):
+        problem(loss=lambda o, t: of_each(o.clamp_(-1, 1), t))
+    pair = Calls(lambda m, x: (x, m.layer(x)))
+    with pytest.raises(ValueError, match=r"the loss changes 'outputs 1' in place"):
+        problem(pair, lambda o, t: of_each(o[1].mul_(2), t))
 
 
 def test_a_network_that_writes_into_its_buffers_is_refused() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import labels
+from cases import labels, randn
 from guarded import Calls, X, Y, assert_measured, net, problem
 from torch import Tensor, nn
 from torch.nn import functional
@@ -154,6 +154,13 @@ def test_batches_are_pairs_of_tensors(batch: object, got: str) -> None:
         problem(batch=batch)
     with pytest.raises(TypeError, match=rf"batch is {got}, expected a pair"):
         problem().at(batch=batch)
+
+
+def test_other_views_are_two_tensors() -> None:
+    images = randn(3, 1, 4, 4)
+    model = fgvar.networks.LocalMixer((1, 4, 4), 3, blocks=1, patches=2, channels=8, groups=2).double()
+    with pytest.raises(TypeError, match=r"batch is tuple of ndarray and ndarray, expected a pair"):
+        fgvar.Contrastive(model, fgvar.InfoNCE(), (images, images)).at(batch=(images.numpy(), images.numpy()))
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
