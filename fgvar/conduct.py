@@ -106,8 +106,8 @@ def require_derivative(who: str, function: Callable[[Mapping[str, Tensor]], Any]
         raise ValueError(underivable(who, error)) from error
     if who == "network" and not depends:  # a loss may have no derivative, and yet a value for finite differences
         raise ValueError(
-            "no parameter leads to the network's outputs by a derivative (torch.no_grad() in its forward?), "
-            "so that all gradients would be 0; take that out"
+            "no parameter leads to the network's outputs by a derivative (torch.no_grad(), or integers?), so that "
+            "all gradients would be 0; take that out of its forward"
         )
 
 
@@ -155,9 +155,9 @@ def require_same(whole: Pass, which: slice, part: Pass, again: Callable[[], Pass
         return
     repeated = again()
     if _agree(outputs, repeated[0], slice(None), count) is False:
-        raise ValueError(DRAWS["network"])
+        raise ValueError(f"two passes of one batch differ: {DRAWS['network']}; nor may it remember passes")
     if not close(losses, repeated[1]).all():
-        raise ValueError(DRAWS["loss"])
+        raise ValueError(f"two calls of one batch differ: {DRAWS['loss']}; nor may it remember calls")
     agree = _agree(outputs, among, which, count)
     who = "network or the loss" if agree is None else "loss" if agree else "network"
     remedy = {
@@ -184,7 +184,10 @@ def _agree(outputs: Any, among: Any, which: slice, count: int) -> bool | None:
     pairs = [
         (one[which], other)
         for one, other in zip(tree_leaves(outputs), tree_leaves(among), strict=True)
-        if isinstance(one, Tensor) and one.ndim and len(one) == count and one.is_floating_point()
+        if isinstance(one, Tensor)
+        and one.ndim
+        and len(one) == count
+        and (one.is_floating_point() or one.is_complex())
     ]
     return all(bool(close(one, other).all()) for one, other in pairs) if pairs else None
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from fgvar import guards
+from fgvar import conduct, guards
 from fgvar.errors import NonFiniteError
 from fgvar.heads import LocalHead, headless
 from fgvar.map import OUTPUT, Map
@@ -33,6 +34,7 @@ class InfoNCE:
 
     Raises:
         ValueError: a temperature that is not positive.
+        TypeError: one that is no number.
 
     Source: Ren et al. 2023, Sec. 4, Table 4 and Fig. 4; van den Oord et al. 2018.
 
@@ -46,6 +48,8 @@ class InfoNCE:
     stop_gradient: bool = True
 
     def __post_init__(self) -> None:
+        if isinstance(self.temperature, bool) or not isinstance(self.temperature, Real):
+            raise TypeError(f"temperature is {self.temperature!r}, expected a number (the paper's: 0.1)")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature!r}, expected a positive number (the paper's: 0.1)")
 
@@ -193,7 +197,11 @@ class Contrastive(Problem):
         self.keys = {}
 
     def _look(self, classification: bool) -> tuple[Map, Map]:
-        self.keys = self._encode()
+        try:
+            self.keys = self._encode()
+        except RuntimeError as error:
+            conduct.coach(error, self.second, self.dtype)
+            raise
         for end, keys in self.keys.items():
             if not keys.is_meta and not bool(keys.isfinite().all()):
                 raise NonFiniteError(

@@ -13,7 +13,7 @@ def require_forward(module: nn.Module) -> None:
     """Raise where gradients cannot be, or a forward pass of one tensor."""
     if torch.is_inference_mode_enabled():
         raise ValueError("torch.inference_mode() is on, in which there is no gradient; leave it")
-    if type(module).forward is nn.Module.forward:
+    if getattr(module.forward, "__func__", None) is nn.Module.forward:
         raise TypeError(f"{type(module).__name__} has no forward; give a module that calls it, such as nn.Sequential")
     try:
         inspect.signature(module.forward).bind(None)

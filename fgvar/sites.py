@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fgvar.errors import unknown
@@ -136,19 +137,26 @@ def require_module(module: object) -> None:
 
 def copied(module: nn.Module) -> nn.Module:
     """A copy with tensors of its own."""
-    computed = {}  # by the hooks of weight norm, anew in every pass
+    made = {}  # anew in every pass, by hooks
     for path, child in module.named_modules():
         hooks = child._forward_pre_hooks.values()
         passing = {hook.name for hook in hooks if isinstance(hook, WeightNorm)}
+        passing |= {hook._tensor_name for hook in hooks if isinstance(hook, BasePruningMethod)}
         for name, value in vars(child).items():
             if isinstance(value, Tensor) and not value.is_leaf:
                 if name not in passing:
                     raise ValueError(
-                        f"{f'{path}.{name}'.lstrip('.')!r} is a tensor with a graph, here a constant; compute it "
-                        "in forward, or make it a parameter or, detached, a buffer"
+                        f"{f'{path}.{name}'.lstrip('.')!r} is a tensor with a graph, here a constant; compute it in "
+                        "forward, delete it (if a pass has left it), or make it a parameter or, detached, a buffer"
                     )
-                computed[id(value)] = value.detach().clone()
-    return copy.deepcopy(module, computed)
+                made[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(module, made)
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(
+            f"{type(module).__name__} cannot be copied ({str(error).splitlines()[0]}), and what is measured is a copy; "
+            "keep locks, open files, generators and tensors with a graph out of its attributes"
+        ) from error
 
 
 def sites_of(module: nn.Module) -> list[str]:

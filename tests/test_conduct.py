@@ -183,6 +183,18 @@ def test_who_couples_cannot_be_told_of_outputs_that_are_no_tensors() -> None:
         problem(module, lambda o, t: of_each(o.z, t) * o.z.mean())
 
 
+def test_who_remembers_its_calls_is_not_said_to_couple() -> None:
+    def counting(m: Calls, x: Tensor) -> Tensor:
+        m.count = getattr(m, "count", 0) + 1
+        return m.count * m.layer(x)
+
+    with pytest.raises(ValueError, match=r"two passes of one batch differ: the network draws.*nor may it remember"):
+        problem(Calls(counting))
+    calls: list[int] = []
+    with pytest.raises(ValueError, match=r"two calls of one batch differ: the loss draws.*nor may it remember"):
+        problem(loss=lambda o, t: (calls.append(1), len(calls) * of_each(o, t))[1])
+
+
 def test_one_and_two_examples_are_looked_at_too() -> None:
     coupling = Calls(COUPLING_NETS["the one before"])
     assert problem(coupling, batch=(X[:1], Y[:1])).batch_size == 1

@@ -1,5 +1,6 @@
 """Modules, batches, losses and words of the wrong kind: got, expected, and what to do."""
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -115,6 +116,24 @@ def test_a_site_in_what_makes_weights_is_refused() -> None:
         fgvar.with_sites(module, sites=["0.parametrizations.weight"])
 
 
+def test_a_pruned_layer_is_measured() -> None:
+    module = net()
+    nn.utils.prune.l1_unstructured(module[0], "weight", 5)
+    assert_measured(fgvar.with_sites(module), "FG-W", "FG-A")
+
+
+def test_a_compiled_module_is_measured() -> None:
+    assert_measured(torch.compile(net(), backend="eager"), "FG-W")
+
+
+@pytest.mark.parametrize("call", [problem, fgvar.with_sites])
+def test_what_cannot_be_copied(call: Callable[[nn.Module], object]) -> None:
+    module = Calls(lambda m, x: m.layer(x))
+    module.lock = threading.Lock()
+    with pytest.raises(TypeError, match=r"Calls cannot be copied \(cannot pickle.*lock.*keep locks, open files"):
+        call(module)
+
+
 def test_an_attribute_with_a_graph_is_refused() -> None:
     module = Calls(lambda m, x: m.layer(x) * m.factor)
     module.inner = Calls(lambda _, x: x)
@@ -159,6 +178,10 @@ def test_batches_are_pairs_of_tensors(batch: object, got: str) -> None:
 def test_other_views_are_two_tensors() -> None:
     images = randn(3, 1, 4, 4)
     model = fgvar.networks.LocalMixer((1, 4, 4), 3, blocks=1, patches=2, channels=8, groups=2).double()
+    with pytest.raises(ValueError, match=r"inputs are torch\.float32, the network's parameters torch\.float64"):
+        fgvar.Contrastive(model, fgvar.InfoNCE(), (images.float(), images.float()))
+    with pytest.raises(TypeError, match=r"temperature is '0\.1', expected a number"):
+        fgvar.InfoNCE(temperature="0.1")
     with pytest.raises(TypeError, match=r"batch is tuple of ndarray and ndarray, expected a pair"):
         fgvar.Contrastive(model, fgvar.InfoNCE(), (images, images)).at(batch=(images.numpy(), images.numpy()))
 
