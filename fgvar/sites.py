@@ -154,7 +154,7 @@ def copied(module: nn.Module) -> nn.Module:
         return copy.deepcopy(module, made)
     except (TypeError, RuntimeError) as error:
         raise TypeError(
-            f"{type(module).__name__} cannot be copied ({str(error).splitlines()[0]}), and what is measured is a copy; "
+            f"{type(module).__name__} cannot be copied ({str(error).splitlines()[0]}), and a copy is measured; "
             "keep locks, open files, generators and tensors with a graph out of its attributes"
         ) from error
 
