@@ -102,7 +102,8 @@ def with_local_heads(
         ValueError: an unknown or repeated name, a network that has local heads already, channels that do not
             fall into groups, a module that is not called or called twice, an output without a batch axis or
             with another number of axes.
-        TypeError: a module that returns no tensor.
+        TypeError: what is no network to follow (see `with_sites`), numbers that are no integers, inputs that are no
+            tensor, a module that returns no tensor.
 
     Source: Ren et al. 2023, Sec. 4 and Fig. 3.
 

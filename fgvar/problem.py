@@ -133,7 +133,16 @@ class Problem:
         return other
 
     def rows(self, which: slice | Tensor) -> "Problem":
-        """The problem of some of the examples, with their weights: a slice, or a tensor of their numbers."""
+        """The problem of some of the examples, with their weights: a slice, or a tensor [rows] of their numbers.
+
+        Raises:
+            TypeError: ``which`` is neither.
+            ValueError: no example is left.
+
+        Example:
+            >>> Problem(nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2))).rows(slice(1, 3)).batch_size
+            2
+        """
         if not isinstance(which, slice | Tensor) or (isinstance(which, Tensor) and which.ndim != 1):
             raise TypeError(f"rows are {which!r}, expected a slice or a tensor [rows] of numbers")
         some = {name: leaf[which] for name, leaf in self._leaves().items()}

@@ -76,7 +76,8 @@ def with_sites(
     Raises:
         ValueError: an unknown module name, no module chosen, a module that learns exactly or is never called,
             or a network that has sites already.
-        TypeError: in the forward pass, a module that returns neither a tensor nor a tuple with one.
+        TypeError: what is no network to follow (a function, a class, a torch.jit or DataParallel module) or to copy;
+            in the forward pass, a module that returns neither a tensor nor a tuple with one.
 
     Example:
         >>> net = with_sites(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
