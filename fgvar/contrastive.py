@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from fgvar import conduct, guards
 from fgvar.errors import NonFiniteError
 from fgvar.heads import LocalHead, headless
 from fgvar.map import OUTPUT, Map
@@ -32,6 +34,7 @@ class InfoNCE:
 
     Raises:
         ValueError: a temperature that is not positive.
+        TypeError: one that is no number.
 
     Source: Ren et al. 2023, Sec. 4, Table 4 and Fig. 4; van den Oord et al. 2018.
 
@@ -45,6 +48,8 @@ class InfoNCE:
     stop_gradient: bool = True
 
     def __post_init__(self) -> None:
+        if isinstance(self.temperature, bool) or not isinstance(self.temperature, Real):
+            raise TypeError(f"temperature is {self.temperature!r}, expected a number (the paper's: 0.1)")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature!r}, expected a positive number (the paper's: 0.1)")
 
@@ -75,7 +80,8 @@ class Contrastive(Problem):
     first views and ``targets`` the numbers of their keys, so that one example's problem keeps all keys. Without
     the stop (``InfoNCE(stop_gradient=False)``) ``inputs`` are the first views and then the second ones, each
     with the loss of its pair; ``coupled`` is True, no example has a problem of its own (data variance is NaN, and
-    there is no closed form), and activities are credited with the sum over the batch.
+    there is no closed form), and activities are credited with the sum over the batch. Weights (`weighted`) are of
+    these losses: one for each query, and without the stop one for each of both views.
 
     Args:
         module: as for `Problem`.
@@ -116,13 +122,11 @@ class Contrastive(Problem):
         """
         other = super().at(params)
         assert isinstance(other, Contrastive)
+        if batch is not None:
+            guards.require_pair(batch)
+            other.weights = None
         if batch is not None and not batch[1].is_floating_point():
-            if self.coupled:
-                raise ValueError(
-                    "without the gradient stop on the second view every loss term depends on all examples, so that "
-                    "none has a problem of its own; use InfoNCE(stop_gradient=True), or an estimator that shares "
-                    "weight noise across the batch"
-                )
+            self._refuse_coupled()
             other.inputs, other.targets = batch
         elif batch is not None:
             other.inputs, other.second = batch
@@ -142,11 +146,11 @@ class Contrastive(Problem):
 
     def losses(self, outputs: Any) -> Tensor:
         """Per-query loss [batch] of features at the output."""
-        return self.loss_function(self._pair(OUTPUT, outputs), self.targets)
+        return super().losses(self._pair(OUTPUT, outputs))
 
     def local_losses(self, params: Mapping[str, Tensor], end: str, features: Tensor) -> Tensor:
         """Per-query loss [batch] of the features at ``end``."""
-        return self.loss_function(self._pair(end, self.logits(params, end, features)), self.targets)
+        return super().losses(self._pair(end, self.logits(params, end, features)))
 
     def right(self, outputs: Any) -> Tensor:
         """Is a query's own key the one most like it? [batch]"""
@@ -158,6 +162,18 @@ class Contrastive(Problem):
         with torch.no_grad():
             output = self.network.run({**self.buffers, **(self.params if params is None else params)}, images)[0]
         return _rows(output).detach()
+
+    def _of(self, leaves: Mapping[str, Tensor]) -> "Problem":
+        self._refuse_coupled()
+        return super()._of(leaves)
+
+    def _refuse_coupled(self) -> None:
+        if self.coupled:
+            raise ValueError(
+                "without the gradient stop on the second view every loss term depends on all examples, so that "
+                "none has a problem of its own; use InfoNCE(stop_gradient=True), or an estimator that shares "
+                "weight noise across the batch"
+            )
 
     def _pair(self, end: str, represented: Any) -> tuple[Tensor, Tensor]:
         """Queries, and keys of unit length."""
@@ -181,7 +197,11 @@ class Contrastive(Problem):
         self.keys = {}
 
     def _look(self, classification: bool) -> tuple[Map, Map]:
-        self.keys = self._encode()
+        try:
+            self.keys = self._encode()
+        except RuntimeError as error:
+            conduct.coach(error, self.second, self.dtype)
+            raise
         for end, keys in self.keys.items():
             if not keys.is_meta and not bool(keys.isfinite().all()):
                 raise NonFiniteError(

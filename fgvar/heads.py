@@ -1,14 +1,12 @@
 """Heads: classifiers that learn from their exact gradient in every scheme (Ren et al. 2023, Sec. 5)."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from fgvar.errors import unknown
 from fgvar.norms import layer_norm
-from fgvar.sites import Site
+from fgvar.sites import Site, copied, require_module
 
 
 def blank_linear(fan_in: int, fan_out: int) -> nn.Linear:
@@ -77,11 +75,12 @@ def headless(module: nn.Module) -> nn.Module:
         >>> headless(nn.Sequential(nn.Linear(4, 8), ReadOut(8, 3)))(torch.ones(2, 4)).shape
         torch.Size([2, 8])
     """
-    copied = copy.deepcopy(module)
-    for child in list(copied.modules()):
+    require_module(module)
+    network = copied(module)
+    for child in list(network.modules()):
         if isinstance(child, ReadOut | LocalHead):
             child.add_module("linear", nn.Identity())
-    return copied
+    return network
 
 
 def initial_std(fan_in: int) -> float:

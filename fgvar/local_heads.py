@@ -1,17 +1,19 @@
 """Local heads on anybody's network: classifiers behind chosen modules, with stops and group copies."""
 
-import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fgvar.conduct import coach
 from fgvar.errors import unknown
+from fgvar.guards import require_one_device
 from fgvar.heads import LocalHead, initialise
 from fgvar.network import Network
-from fgvar.sites import Site, apply_site, inside
+from fgvar.sites import Site, apply_site, copied, inside, require_module
 
 SIZES = ("out_features", "out_channels", "num_channels", "num_features", "embed_dim", "embedding_dim")
 AXES = {2: {"group_axis": 1}, 3: {"patch_axis": 1, "group_axis": 2}, 4: {"group_axis": 1}}  # of features with so many
@@ -100,7 +102,8 @@ def with_local_heads(
         ValueError: an unknown or repeated name, a network that has local heads already, channels that do not
             fall into groups, a module that is not called or called twice, an output without a batch axis or
             with another number of axes.
-        TypeError: a module that returns no tensor.
+        TypeError: what is no network to follow (see `with_sites`), numbers that are no integers, inputs that are no
+            tensor, a module that returns no tensor.
 
     Source: Ren et al. 2023, Sec. 4 and Fig. 3.
 
@@ -110,16 +113,22 @@ def with_local_heads(
         >>> [name for name, child in blocks.named_modules() if isinstance(child, LocalHead)]
         ['1.local.head', '3.local.head']
     """
+    require_module(module)
+    for what, names in (("after", after), ("readout", readout)):
+        if not isinstance(names, str | Iterable):
+            raise TypeError(f"{what} is {names!r}, expected names of modules")
     readout = (readout,) if isinstance(readout, str) else tuple(readout)
     after = after if isinstance(after, str) else tuple(after)
     _check_names(module, after, readout)
-    for what, number in (("classes", classes), ("groups", groups)):
-        if number < 1:
+    for what, number in (("classes", classes), ("groups", groups), ("seed", seed)):
+        if not isinstance(number, Integral) or isinstance(number, bool):
+            raise TypeError(f"{what} is {number!r}, expected an integer")
+        if number < 1 and what != "seed":
             raise ValueError(f"{what} is {number}, expected at least 1")
     shapes = dict.fromkeys(after) if inputs is None else _shapes(module, after, inputs)
     channels = {name: channels_of(shape) if shape else _declared(module, name) for name, shape in shapes.items()}
     _check_groups(channels, groups)
-    network = copy.deepcopy(module)
+    network = copied(module)
     for child in network.modules():
         if getattr(child, "group_rows", False):
             setattr(child, "group_rows", False)  # noqa: B010 (said of other features than these heads read)
@@ -213,9 +222,17 @@ def _declared(module: nn.Module, name: str) -> int:
 
 def _look(module: nn.Module, inputs: Tensor) -> dict[str, list[Any]]:
     """The visits of one forward pass, which finds what is wrong with ends."""
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"inputs is {type(inputs).__name__}, expected a tensor of examples: torch.as_tensor(…)")
     tensors = {k: v.detach() for k, v in (*module.named_parameters(), *module.named_buffers())}
+    require_one_device({**tensors, "inputs": inputs})
+    dtype = next((v.dtype for v in tensors.values() if v.is_floating_point()), inputs.dtype)
     with torch.no_grad():
-        return Network(module).map(tensors, inputs)[1].visits
+        try:
+            return Network(module).map(tensors, inputs)[1].visits
+        except RuntimeError as error:
+            coach(error, inputs, dtype)
+            raise
 
 
 def _shapes(module: nn.Module, after: Sequence[str], inputs: Tensor) -> dict[str, tuple[int, ...] | None]:

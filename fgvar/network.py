@@ -1,6 +1,5 @@
 """Network: a module's forward pass, watched, cut and mapped (which loss terms can a tensor reach?)."""
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -8,54 +7,51 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map
 
-from fgvar.dual import pushed
+from fgvar.conduct import undrawn
 from fgvar.linear import map_linearly
-from fgvar.map import OUTPUT, Map, Visit
-from fgvar.sites import exact_modules, inside
+from fgvar.map import OUTPUT, Map
+from fgvar.sites import copied, exact_modules, inside
+from fgvar.skeleton import OfThread, Skeleton
+from fgvar.weight_norm import norm_plainly
 
 
 class Network:
-    """A private, parameter-free skeleton of a module, whose forward pass can be watched and cut.
+    """A module's forward pass, which can be watched and cut, as a function of parameters and buffers.
 
-    Parameters and buffers are passed into `run`; the skeleton itself lives on the meta device. Watching is
-    by hooks registered once, here, and never on the user's module (registering inside a compiled function
-    would break its graph).
+    It runs on a private `Skeleton` of the module, never on the module itself. Each thread has a skeleton of its own,
+    so that threads may share one network.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.owners, self.aliases = _owners(module)
-        self.skeleton = copy.deepcopy(module).to("meta")
-        map_linearly(self.skeleton)
-        self.modules: dict[str, nn.Module] = {k: v for k, v in self.skeleton.named_modules() if k}
-        self._plain = {name: _without_hooks(self.modules[name]) for name in _callable_owners(self)}
+        blank = copied(module).to("meta")
+        map_linearly(blank)
+        norm_plainly(blank)
+        called = {name for name, _ in blank.named_modules() if name}
+        plain = {name for owners in self.owners.values() for name in owners} & called
+        self._skeletons = OfThread(partial(Skeleton, blank, sorted(plain)))
+        self.writes = False  # does a pass change its inputs in place? Then it gets a copy.
         self.costs: dict[str, float] = {}  # what measuring remembers of estimators on this network
         heads = exact_modules(module)
         self.exact = frozenset(
             name for name, owners in self.owners.items() if all(inside(owner, heads) for owner in owners)
         )
-        self._watch: Collection[str] = ()
-        self._cut: Collection[str] = ()
-        self._push: Mapping[str, Tensor] = {}
-        self._put: Mapping[str, Tensor] = {}
-        self._values: dict[str, Tensor] = {}
-        self._shifts: Mapping[str, Tensor] = {}
-        self._probed: dict[str, tuple[Any, Any]] = {}
-        self._feedback: Mapping[str, Mapping[str, Tensor]] = {}
-        self._fed: dict[str, Any] = {}
-        self._recording: list[tuple[str, Visit]] | None = None
-        self._leaves: dict[str, Tensor] | None = None
-        self._entered: list[int] = []
-        self._clock = 0
-        for name, child in self.modules.items():
-            # Bound methods, unlike closures, follow a copied or unpickled network.
-            child.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True)
-            child.register_forward_hook(partial(self._leave, name))
-            # Before all others, those of `with_sites` too: what a module itself returns, ahead of its site.
-            child.register_forward_hook(partial(self._probe, name), prepend=True)
+
+    @property
+    def skeleton(self) -> nn.Module:
+        """This thread's copy of the module, on the meta device."""
+        return self._here.module
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """All modules inside of `skeleton`, by name."""
+        return self._here.modules
+
+    @property
+    def _here(self) -> Skeleton:
+        found: Skeleton = self._skeletons.value
+        return found
 
     def run(
         self,
@@ -74,11 +70,12 @@ class Network:
         follows a module in ``put`` gets the tensor given there instead. A module named here that is called twice is
         a ValueError.
         """
-        self._watch, self._cut, self._push, self._put, self._values = watch, cut, push or {}, put or {}, {}
+        here = self._here
+        here.watch, here.cut, here.push, here.put, here.values = watch, cut, push or {}, put or {}, {}
         try:
-            return self._call(tensors, inputs), self._values
+            return self._call(tensors, inputs), here.values
         finally:
-            self._watch, self._cut, self._push, self._put, self._values = (), (), {}, {}, {}
+            here.watch, here.cut, here.push, here.put, here.values = (), (), {}, {}, {}
 
     def probe(
         self,
@@ -93,27 +90,24 @@ class Network:
 
         What a module itself returns, ahead of its site and of the shift.
         """
-        self._shifts, self._probed = shifts, {}
+        here = self._here
+        here.shifts, here.probed = shifts, {}
         try:
-            return self.run(tensors, inputs, cut=cut, put=put)[1], self._probed
+            return self.run(tensors, inputs, cut=cut, put=put)[1], here.probed
         finally:
-            self._shifts, self._probed = {}, {}
+            here.shifts, here.probed = {}, {}
 
     def map(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, Map]:
-        """Output and map of one forward pass. Drawing random numbers on the way is a RuntimeError."""
-        self._recording, self._clock, self._entered = [], 0, []
-        output = None
-
-        def forward(dummy: Tensor) -> Tensor:
-            nonlocal output
-            output = self._call(tensors, inputs)
-            return dummy
-
+        """Output and map of one forward pass. Drawing random numbers on the way is a ValueError."""
+        kept = inputs.clone()
+        before = kept._version
+        recording = self._here.record()
         try:
-            torch.func.vmap(forward, randomness="error")(torch.zeros(1))
-            return output, Map(self.skeleton, self._recording, len(inputs))
+            output = undrawn("network", lambda: self._call(tensors, kept))
         finally:
-            self._recording = None
+            self._here.recording = None
+        self.writes = self.writes or kept._version != before
+        return output, Map(self.skeleton, recording, len(inputs))
 
     def flow(
         self,
@@ -136,12 +130,12 @@ class Network:
                 for s, shape in taps.items()
             }
             moved = {f"{name}.tap" if name in taps else name: value for name, value in sources.items()}
-            self._leaves = {}
+            leaves = self._here.leaves = {}
             try:
                 outputs, values = self.run({**tensors, **moved}, inputs, cut=tuple(found.ends))
-                sources |= self._leaves
+                sources |= leaves
             finally:
-                self._leaves = None
+                self._here.leaves = None
             reads = {**values, OUTPUT: losses(outputs)}
             reached = {end: connected([value], sources) for end, value in reads.items()}
         return {name: tuple(end for end in reads if name in reached[end]) for name in sources}
@@ -149,11 +143,7 @@ class Network:
     def _call(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
         # Moving to the meta device has untied what was tied.
         tied = {alias: tensors[name] for alias, name in self.aliases.items()}
-        whole = {**tensors, **tied}
-        if torch.compiler.is_compiling():  # which cannot trace the switches, and takes kernels apart itself
-            return functional_call(self.skeleton, whole, (inputs,), tie_weights=False)
-        with _differentiable_attention():
-            return functional_call(self.skeleton, whole, (inputs,), tie_weights=False)
+        return self._here.call({**tensors, **tied}, inputs.clone() if self.writes else inputs)
 
     @contextmanager
     def feedback(self, weights: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
@@ -161,62 +151,12 @@ class Network:
 
         Forward, and by their own parameters, they do as ever.
         """
-        self._feedback = weights
+        here = self._here
+        here.feedback = weights
         try:
             yield
         finally:
-            self._feedback, self._fed = {}, {}
-
-    def _enter(self, name: str, _module: nn.Module, inputs: Any, named: Any) -> Any:
-        if self._recording is not None:
-            self._entered.append(self._clock)
-            self._clock += 1
-        if name not in self._feedback:
-            return None
-        self._fed[name] = inputs, named
-        return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, (inputs, named))
-
-    def _probe(self, name: str, _module: nn.Module, inputs: Any, output: Any) -> Any:
-        if name not in self._shifts:
-            return None
-        self._probed[name] = (inputs[0] if inputs else None, output)
-        return output + self._shifts[name]
-
-    def _leave(self, name: str, _module: nn.Module, _inputs: Any, output: Any) -> Any:
-        if self._recording is not None:
-            shape = tuple(output.shape) if isinstance(output, Tensor) else None
-            self._recording.append((name, Visit(self._entered.pop(), self._clock, shape)))
-            self._clock += 1
-        if name in self._feedback:
-            back = functional_call(self._plain[name], dict(self._feedback[name]), *self._fed.pop(name))
-            output = tree_map(lambda x, y: x + (y - y.detach()) if isinstance(x, Tensor) else x, output, back)
-        if not any(name in named for named in (self._watch, self._cut, self._push, self._put)):
-            return output
-        if name in self._values:
-            raise ValueError(twice(name))
-        self._values[name] = output
-        if name in self._put:
-            return self._put[name]
-        if name in self._push:
-            return pushed(output, self._push[name])
-        if name not in self._cut:
-            return output
-        stopped = output.detach()
-        if self._leaves is not None:
-            self._leaves[name] = stopped.requires_grad_()
-        return stopped
-
-
-@contextmanager
-def _differentiable_attention() -> Iterator[None]:
-    """Attention in plain operations: the fused kernels have no forward-mode derivative."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+            here.feedback, here.fed = {}, {}
 
 
 def connected(outputs: Collection[Tensor], sources: Mapping[str, Tensor]) -> set[str]:
@@ -227,25 +167,6 @@ def connected(outputs: Collection[Tensor], sources: Mapping[str, Tensor]) -> set
     total = torch.stack([output.sum() for output in alive]).sum()
     found = torch.autograd.grad(total, list(sources.values()), allow_unused=True, retain_graph=True)
     return {name for name, gradient in zip(sources, found, strict=True) if gradient is not None}
-
-
-def twice(name: str) -> str:
-    return (
-        f"{name!r} is called twice in one forward pass: one name cannot stand for two tensors; "
-        "give each call a module of its own"
-    )
-
-
-def _callable_owners(network: Network) -> list[str]:
-    """Names of the modules that own parameters themselves."""
-    return [name for name in dict.fromkeys(o for owners in network.owners.values() for o in owners) if name]
-
-
-def _without_hooks(module: nn.Module) -> nn.Module:
-    plain = copy.deepcopy(module)
-    for child in plain.modules():
-        child._forward_hooks.clear()
-    return plain
 
 
 def _owners(module: nn.Module) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:

@@ -7,31 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn import functional
 
-from fgvar.errors import NonFiniteError, unknown
+from fgvar import conduct, guards
+from fgvar.criteria import Loss, check_classes, check_heads, criterion, require_losses
 from fgvar.map import Map
 from fgvar.network import Network
-
-Loss = Callable[[Any, Tensor], Tensor]
-
-
-def _mse(outputs: Any, targets: Tensor) -> Tensor:
-    if not isinstance(outputs, Tensor) or outputs.shape != targets.shape:
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ValueError(
-            f"mse needs targets of the outputs' shape {shape}, the targets are {tuple(targets.shape)}; "
-            "reshape them (broadcasting would compare an example with the targets of others)"
-        )
-    per_example: Tensor = (outputs - targets).square().reshape(len(outputs), -1).mean(1)
-    return per_example
-
-
-def _cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(outputs, targets.long(), reduction="none")
-
-
-LOSSES: dict[str, Loss] = {"cross_entropy": _cross_entropy, "mse": _mse}
+from fgvar.sites import require_module
 
 
 class Problem:
@@ -48,9 +29,12 @@ class Problem:
         batch: inputs and targets, batch axis first.
 
     Raises:
-        ValueError: BatchNorm or dropout in train mode, random numbers in the forward pass, targets out of
-            range, a loss that is not one number an example.
-        TypeError: a loss that is not floating point.
+        TypeError: a module, a batch or a loss that is none: a function or class as module, arrays, a loss of other
+            arguments, or of what is no floating-point tensor.
+        ValueError: a network or a loss that couples examples, draws random numbers, uses parameters that the network
+            does not own, writes into buffers, outputs or targets, or cannot be followed by `torch.func`; parameters
+            of several dtypes, or sparse, complex or integer ones; tensors on several devices; targets out of range;
+            a loss that is not one number an example.
         NonFiniteError: parameters, inputs or losses with NaN or infinity.
 
     Example:
@@ -63,23 +47,26 @@ class Problem:
     params: dict[str, Tensor]
     inputs: Tensor
     targets: Tensor
+    weights: Tensor | None  # of the examples' losses, [batch]; None are ones
     map: Map
     single: Map  # of the first example alone
     coupled = False  # does a loss term depend on other examples than its own?
 
     def __init__(self, module: nn.Module, loss: str | Loss, batch: tuple[Tensor, Tensor]) -> None:
-        if isinstance(loss, str) and loss not in LOSSES:
-            raise ValueError(unknown("loss", loss, LOSSES))
-        self.loss_function: Loss = LOSSES[loss] if isinstance(loss, str) else loss
-        self.inputs, self.targets = _checked_batch(batch)
+        require_module(module)
+        guards.require_forward(module)
+        self.loss_function: Loss = criterion(loss)
+        self.inputs, self.targets = guards.checked_batch(batch)
+        self.weights = None
+        guards.require_parameters(module)
         self.params = {k: p.detach().clone() for k, p in module.named_parameters()}
         self.buffers = {k: b.detach().clone() for k, b in module.named_buffers()}
-        if not self.params:
-            raise ValueError(f"{type(module).__name__} has no parameters, so there is no gradient to estimate")
-        _refuse_coupled_or_random(module)
-        _require_finite("parameters", self.params)
+        guards.require_one_device({**self.params, **self.buffers, "inputs": self.inputs, "targets": self.targets})
+        guards.refuse_coupled_or_random(module)
+        guards.require_finite("parameters", self.params)
         self.network = Network(module)
-        self.map, self.single = self._look(loss == "cross_entropy")
+        with conduct.undisturbed(self.device):
+            self.map, self.single = self._look(loss == "cross_entropy")
 
     @property
     def batch_size(self) -> int:
@@ -99,12 +86,18 @@ class Problem:
         return tuple(name for name in self.params if name not in self.network.exact)
 
     def at(self, params: Mapping[str, Tensor] | None = None, batch: tuple[Tensor, Tensor] | None = None) -> "Problem":
-        """The same network and loss with other parameters or another batch, without checking them again."""
+        """The same network and loss with other parameters or another batch, without checking them again.
+
+        Weights belong to a batch: those of the old one do not go with another (``.at(batch=…).weighted(…)``).
+        """
         other = copy.copy(self)
-        if params is not None:  # a model's own parameters would record a graph
+        if params is not None:
+            guards.require_names(params, self.params)
+            # A model's own parameters would record a graph.
             other.params = {name: p.detach() if isinstance(p, nn.Parameter) else p for name, p in params.items()}
         if batch is not None:
-            other.inputs, other.targets = batch
+            guards.require_pair(batch)
+            (other.inputs, other.targets), other.weights = batch, None
         return other
 
     def clone(self) -> "Problem":
@@ -126,25 +119,82 @@ class Problem:
 
     def to(self, dtype: torch.dtype) -> "Problem":
         """The problem in another floating-point precision."""
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype is {dtype!r}, expected a floating-point torch.dtype, such as torch.float64")
         other = copy.copy(self)
         other.params = {name: p.to(dtype) for name, p in self.params.items()}
         other.buffers = {name: _cast(b, dtype) for name, b in self.buffers.items()}
-        other.inputs, other.targets = _cast(self.inputs, dtype), _cast(self.targets, dtype)
+        vars(other).update({name: _cast(leaf, dtype) for name, leaf in self._leaves().items()})
         return other
 
     def weighted(self, weights: Tensor) -> "Problem":
-        """The problem whose examples' losses are multiplied by ``weights`` [batch]."""
+        """The problem whose examples' losses are multiplied by ``weights`` [batch].
+
+        L = (1/N) Σ_n w_n ℓ_n, so that the mean's weights are w_n/N: they are not divided by their sum. Of a problem
+        with weights the product counts. They go with their examples wherever some of these are taken (`rows`).
+
+        Raises:
+            TypeError: weights that are no tensor.
+            ValueError: weights of another shape, dtype or device, or that require a gradient.
+            NonFiniteError: weights with NaN or infinity.
+
+        Example:
+            >>> problem = Problem(nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
+            >>> twice = problem.weighted(torch.full((4,), 2.0))
+            >>> bool((twice.rows(slice(2)).loss() / problem.loss()).isclose(torch.tensor(2.0)))
+            True
+        """
+        weights = guards.checked_weights(weights, next(iter(self.params.values())), self.batch_size)
         other = copy.copy(self)
-        other.loss_function = lambda outputs, targets: weights * self.loss_function(outputs, targets)
+        other.weights = weights if self.weights is None else self.weights * weights
         return other
 
-    def example(self, index: int) -> "Problem":
-        """The problem of one example, as a batch of one."""
-        return self.at(batch=(self.inputs[index : index + 1], self.targets[index : index + 1]))
+    def rows(self, which: slice | Tensor) -> "Problem":
+        """The problem of some of the examples, with their weights: a slice, or a tensor [rows] of their numbers.
 
-    def per_example(self, function: "Callable[[Problem], Any]") -> Any:
-        """``function`` of every example's own problem, stacked along a new first axis (one vmap)."""
-        return vmap(lambda x, y: function(self.at(batch=(x[None], y[None]))))(self.inputs, self.targets)
+        Raises:
+            TypeError: ``which`` is neither.
+            ValueError: no example is left.
+
+        Example:
+            >>> Problem(nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2))).rows(slice(1, 3)).batch_size
+            2
+        """
+        if not isinstance(which, slice | Tensor) or (isinstance(which, Tensor) and which.ndim != 1):
+            raise TypeError(f"rows are {which!r}, expected a slice or a tensor [rows] of numbers")
+        some = {name: leaf[which] for name, leaf in self._leaves().items()}
+        if not len(some["inputs"]):
+            raise ValueError(f"rows {which!r} are none of the batch of {self.batch_size}, expected at least one")
+        return self._of(some)
+
+    def example(self, index: int) -> "Problem":
+        """The problem of one example, as a batch of one; from the end where the index is negative."""
+        if not -self.batch_size <= index < self.batch_size:
+            raise IndexError(f"example {index} of a batch of {self.batch_size}, expected one from 0 on")
+        number = index % self.batch_size
+        return self.rows(slice(number, number + 1))
+
+    def per_example(self, function: Callable[..., Any], *beside: Any) -> Any:
+        """``function`` of every example's own problem, stacked along a new first axis (one vmap).
+
+        Tensors given ``beside``, with the examples along the first axis, go to the function example by example, too.
+        """
+
+        def one(leaves: Mapping[str, Tensor], *own: Any) -> Any:
+            return function(self._of({name: leaf[None] for name, leaf in leaves.items()}), *own)
+
+        return vmap(one)(self._leaves(), *beside)
+
+    def _leaves(self) -> dict[str, Tensor]:
+        """All that has the examples along its first axis."""
+        leaves = {"inputs": self.inputs, "targets": self.targets}
+        return leaves if self.weights is None else {**leaves, "weights": self.weights}
+
+    def _of(self, leaves: Mapping[str, Tensor]) -> "Problem":
+        """The problem of some examples, given what is theirs."""
+        other = copy.copy(self)
+        vars(other).update(leaves)
+        return other
 
     def run(
         self,
@@ -172,8 +222,9 @@ class Problem:
         return self.network.probe({**self.buffers, **params}, self.inputs, shifts, cut=cut, put=put)
 
     def losses(self, outputs: Any) -> Tensor:
-        """Per-example loss [batch] of outputs of the network or of a local head."""
-        return self.loss_function(outputs, self.targets)
+        """Per-example loss [batch] of outputs of the network or of a local head, times the example's weight."""
+        losses = self.loss_function(outputs, self.targets)
+        return losses if self.weights is None else self.weights * losses
 
     def local_losses(self, params: Mapping[str, Tensor], end: str, features: Tensor) -> Tensor:
         """Per-example loss [batch] of the local head at ``end`` for the features there."""
@@ -203,115 +254,60 @@ class Problem:
         return gradient
 
     def _look(self, classification: bool) -> tuple[Map, Map]:
-        """Maps of the batch and of its first example alone, and checks of outputs, targets and losses."""
-        tensors = {**self.buffers, **self.params}
-        with torch.no_grad():
-            try:
-                outputs, found = self.network.map(tensors, self.inputs)
-                first, single = self.network.map(tensors, self.inputs[:1])
-            except RuntimeError as error:
-                if "random" not in str(error):
-                    raise
-                raise ValueError(
-                    "the network draws random numbers in its forward pass (functional dropout?), so its "
-                    "gradient is not defined; switch that off, for instance with module.eval()"
-                ) from error
-            if classification:
-                _check_classes(outputs, self.targets)
-                _check_heads(self.network, found, self.targets)
-            losses = self.losses(outputs)
-        if not isinstance(losses, Tensor) or not losses.is_floating_point():
-            kind = losses.dtype if isinstance(losses, Tensor) else type(losses).__name__
-            raise TypeError(f"the loss is {kind}, expected a floating-point tensor; an integer has no gradient")
-        if tuple(losses.shape) != (self.batch_size,):
-            raise ValueError(
-                f"the loss has shape {tuple(losses.shape)}, expected one number an example, "
-                f"({self.batch_size},); return the per-example loss (reduction='none', other axes averaged)"
-            )
-        _require_finite("the loss", {"per example": losses})
-        with torch.no_grad():
-            _require_independence(losses[0], self.example(0).losses(first)[0])
+        """Maps of the batch and of its first example alone, and checks of all that a pass and the loss do."""
+        one, tensors = self.example(0), {**self.buffers, **self.params}
+        outputs, found = self._mapped(tensors, self.inputs)
+        try:
+            first, single = self._mapped(tensors, one.inputs)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise ValueError(conduct.alone(error)) from error
+        conduct.require_derivative("network", lambda params: one.run(params)[0], self.params)
+        conduct.refuse_foreign(outputs)
+        if classification:
+            check_classes(outputs, self.targets)
+            check_heads(self.network.modules, found.ends.values(), self.targets)
+        losses = self._held(outputs)
+        require_losses(losses, self.batch_size)
+        if not losses.is_meta:
+            self._require_independence(outputs, losses, first)
+        conduct.require_derivative("loss", lambda params: one.losses(one.run(params)[0]), self.params)
         if found.ends:
-            one = self.example(0)
             found.flow = single.flow = self.network.flow(single, tensors, self.params, one.inputs, one.losses)
         return found, single
+
+    def _mapped(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, Map]:
+        """Output and map of a pass that draws nothing and changes nothing; a graph shows what it does not own."""
+        with torch.enable_grad(), conduct.unchanged("network", tensors, "call module.eval()"):
+            try:
+                return self.network.map(tensors, inputs)
+            except RuntimeError as error:
+                conduct.coach(error, inputs, self.dtype)
+                raise
+
+    def _held(self, outputs: Any) -> Tensor:
+        """Losses of a call that draws nothing and changes nothing; a graph shows what the loss owns."""
+        given = {"targets": self.targets, **conduct.named("outputs", outputs)}
+        with torch.enable_grad(), conduct.unchanged("loss", given, "torch.where makes a new tensor"):
+            losses: Tensor = conduct.undrawn("loss", lambda: self.losses(outputs))
+            return losses
+
+    def _require_independence(self, outputs: Any, losses: Tensor, first: Any) -> None:
+        """Every example's loss is the same in other company.
+
+        Examples of even and of odd number apart: all of them change neighbours, place and company, for the price of
+        one pass in all. And the first one alone, of which a pass is there.
+        """
+
+        def again() -> conduct.Pass:
+            repeated = self.run(self.params)[0]
+            return repeated, self.losses(repeated)
+
+        with torch.no_grad():
+            halves = (slice(1, None, 2), slice(0, None, 2))[: self.batch_size - 1]  # of two, the first one is a half
+            parts = [(slice(1), first), *((half, self.rows(half).run(self.params)[0]) for half in halves)]
+            for which, among in parts:
+                conduct.require_same((outputs, losses), which, (among, self.rows(which).losses(among)), again)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def _checked_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch)):
-        raise TypeError(f"batch is {type(batch).__name__}, expected a pair (inputs, targets) of tensors")
-    inputs, targets = batch
-    if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets) or len(inputs) == 0:
-        raise ValueError(
-            f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} "
-            "need the same, nonzero number of examples along the first axis"
-        )
-    _require_finite("the batch", {"inputs": inputs, "targets": targets})
-    return inputs.detach(), targets.detach()
-
-
-def _require_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all()):
-            raise NonFiniteError(f"{what}: {name} holds NaN or infinity")
-
-
-def _refuse_coupled_or_random(module: nn.Module) -> None:
-    for name, child in module.named_modules():
-        label = f"{name!r} ({type(child).__name__})"
-        if isinstance(child, nn.modules.batchnorm._BatchNorm) and (child.training or not child.track_running_stats):
-            raise ValueError(
-                f"{label} couples the examples of a batch in train mode, so that no loss term credits one "
-                "example alone; call module.eval(), or use a norm within the example"
-            )
-        if isinstance(child, nn.modules.instancenorm._InstanceNorm) and child.training and child.track_running_stats:
-            raise ValueError(f"{label} changes its running statistics in every forward pass; call module.eval()")
-        rate = getattr(child, "p", None) if isinstance(child, nn.modules.dropout._DropoutNd) else None
-        if isinstance(child, nn.MultiheadAttention | nn.RNNBase):
-            rate = child.dropout
-        if isinstance(child, nn.RReLU):
-            rate = child.upper - child.lower
-        if child.training and rate:
-            raise ValueError(f"{label} draws random numbers in train mode; call module.eval() or set its rate to 0")
-
-
-def _require_independence(among: Tensor, alone: Tensor) -> None:
-    tolerance = torch.finfo(among.dtype).eps ** 0.5
-    if not among.is_meta and not torch.allclose(among, alone, rtol=tolerance, atol=tolerance):
-        raise ValueError(
-            f"the first example's loss is {float(among):.6g} in the batch and {float(alone):.6g} alone: the network "
-            "couples examples, so that no loss term credits one example alone; use a norm within the example"
-        )
-
-
-def _check_classes(outputs: Any, targets: Tensor) -> None:
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise ValueError(f"cross_entropy needs outputs [batch, classes], the network returned {shape}")
-    if targets.is_floating_point() or targets.dtype == torch.bool or targets.ndim != 1:
-        raise ValueError(
-            f"cross_entropy needs class numbers [batch] as integers, the targets are {targets.dtype} "
-            f"of shape {tuple(targets.shape)}"
-        )
-    if targets.is_meta:
-        return
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= outputs.shape[1]:
-        raise ValueError(
-            f"targets range from {low} to {high}, but the network has {outputs.shape[1]} classes (0 to "
-            f"{outputs.shape[1] - 1}); check the labels or the size of the last layer"
-        )
-
-
-def _check_heads(network: Network, found: Map, targets: Tensor) -> None:
-    for head in found.ends.values():
-        classes = getattr(network.modules.get(f"{head}.linear"), "out_features", None)
-        if classes is not None and not targets.is_meta and int(targets.max()) >= classes:
-            raise ValueError(
-                f"targets range to {int(targets.max())}, but the local head {head!r} has {classes} classes (0 to "
-                f"{classes - 1}); give with_local_heads the classes= of the network"
-            )

@@ -7,6 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.weight_norm import WeightNorm
 
 from fgvar.errors import unknown
 
@@ -72,22 +76,29 @@ def with_sites(
     Raises:
         ValueError: an unknown module name, no module chosen, a module that learns exactly or is never called,
             or a network that has sites already.
-        TypeError: in the forward pass, a module that returns neither a tensor nor a tuple with one.
+        TypeError: what is no network to follow (a function, a class, a torch.jit or DataParallel module) or to copy;
+            in the forward pass, a module that returns neither a tensor nor a tuple with one.
 
     Example:
         >>> net = with_sites(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
         >>> [name for name, child in net.named_modules() if isinstance(child, Site)]
         ['0.site', '2.site']
     """
+    require_module(module)
     if isinstance(sites, str):
         raise TypeError(f"sites is the text {sites!r}, expected a collection of names: [{sites!r}]")
+    if sites is not None and not isinstance(sites, Collection):
+        raise TypeError(f"sites is {sites!r}, expected a collection of names (those of named_modules)")
+    kinds = types if isinstance(types, tuple) else (types,)
+    if types is not None and not all(isinstance(kind, type) for kind in kinds):
+        raise TypeError(f"types is {types!r}, expected a tuple of classes: (torch.nn.Linear,)")
     if sites is not None and types is not None:
         raise ValueError("with_sites takes sites= or types=, not both")
     if present := sites_of(module):
         raise ValueError(
             f"{type(module).__name__} has sites already ({present[0]!r}, …); call with_sites on plain networks"
         )
-    instrumented = copy.deepcopy(module)
+    instrumented = copied(module)
     chosen = _chosen(instrumented, sites, types)
     if not chosen:
         raise ValueError(
@@ -102,6 +113,51 @@ def with_sites(
         if type(child).forward is not nn.Sequential.forward:  # which calls the site itself: its last child
             child.register_forward_hook(partial(apply_site, name), prepend=end is not None)
     return instrumented
+
+
+def require_module(module: object) -> None:
+    """Raise unless this is a network that can be copied and followed from module to module."""
+    if isinstance(module, type):
+        raise TypeError(f"module is the class {module.__name__}, expected an instance: {module.__name__}(…)")
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"module is {type(module).__name__}, expected a torch.nn.Module; a function belongs into the forward of "
+            "one, which owns its parameters"
+        )
+    for name, child in module.named_modules():
+        label = f"{name!r} ({type(child).__name__})" if name else f"the network ({type(child).__name__})"
+        if isinstance(child, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{label} is compiled by torch.jit, whose calls cannot be followed; give the Python module"
+            )
+        if isinstance(child, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise TypeError(f"{label} spreads batches over devices; give the network inside, its .module")
+        if any(is_lazy(p) for p in child._parameters.values()):
+            raise ValueError(f"{label} has parameters without a shape yet; call the network on a batch once before")
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy with tensors of its own."""
+    made = {}  # anew in every pass, by hooks
+    for path, child in module.named_modules():
+        hooks = child._forward_pre_hooks.values()
+        passing = {hook.name for hook in hooks if isinstance(hook, WeightNorm)}
+        passing |= {hook._tensor_name for hook in hooks if isinstance(hook, BasePruningMethod)}
+        for name, value in vars(child).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                if name not in passing:
+                    raise ValueError(
+                        f"{f'{path}.{name}'.lstrip('.')!r} is a tensor with a graph, here a constant; compute it in "
+                        "forward, delete it (if a pass has left it), or make it a parameter or, detached, a buffer"
+                    )
+                made[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(module, made)
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(
+            f"{type(module).__name__} cannot be copied ({str(error).splitlines()[0]}), and a copy is measured; "
+            "keep locks, open files, generators and tensors with a graph out of its attributes"
+        ) from error
 
 
 def sites_of(module: nn.Module) -> list[str]:
@@ -125,11 +181,15 @@ def _chosen(
 ) -> dict[str, nn.Module]:
     modules, exact = dict(module.named_modules()), exact_modules(module)
     whole = [name for name, child in modules.items() if isinstance(child, WHOLE)]
+    # What makes a parametrized module's weights is called, but returns no activity.
+    makers = [f"{name}.parametrizations".lstrip(".") for name, child in modules.items() if is_parametrized(child)]
     for name in sites or ():
         if name not in modules:
             raise ValueError(unknown("module", name, (key for key in modules if key)))
         if inside(name, exact):
             raise ValueError(f"module {name!r} learns exactly and is never perturbed; leave it out of sites=")
+        if inside(name, makers):
+            raise ValueError(f"module {name!r} makes weights, no activity; name the module that has them in sites=")
         if name not in whole and inside(name, whole):
             owner = next(other for other in whole if inside(name, [other]))
             raise ValueError(
@@ -138,14 +198,14 @@ def _chosen(
             )
     found = {}
     for name, child in modules.items():
-        if inside(name, exact) or (name not in whole and inside(name, whole)):
+        if inside(name, (*exact, *makers)) or (name not in whole and inside(name, whole)):
             continue
         if sites is not None:
             wanted = name in sites
         elif types is not None:
             wanted = isinstance(child, types)
         else:
-            wanted = next(child.parameters(recurse=False), None) is not None
+            wanted = is_parametrized(child) or next(child.parameters(recurse=False), None) is not None
         if wanted:
             found[name] = child
     return found

@@ -123,7 +123,7 @@ def test_per_example_directional_derivatives(build) -> None:
     [
         (conv, (1, 3, 3)),
         (lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 3)), (3,)),
-        (lambda: nn.Sequential(nn.Linear(3, 4), nn.GRU(4, 2)), (2, 3)),
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.GRU(4, 2, batch_first=True)), (2, 3)),
     ],
     ids=["conv", "norm", "recurrent"],
 )

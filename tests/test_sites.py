@@ -370,10 +370,21 @@ def test_a_module_shared_by_two_blocks_is_credited_by_both(stop: bool) -> None:
 
 def test_a_site_without_a_batch_axis_is_refused_where_sizes_coincide_too() -> None:
     """As many rows as examples, but one number moves all of them: crediting it by example would be biased."""
-    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), nn.Tanh(), nn.Linear(3, 3))
-    problem = problem_of(fgvar.with_sites(plain(lambda: net)), batch=3)
-    assert problem.map.sites["0.parametrizations.weight.site"] == (3, 4)
-    with pytest.raises(ValueError, match=r"parametrizations\.weight\.site.*batch axis"):
+
+    class Made(nn.Module):
+        """A layer whose weight another layer makes, row by row, of a constant."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.maker, self.last = nn.Linear(2, 4), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.maker(torch.eye(3, 2, dtype=x.dtype))
+            return self.last(torch.tanh(x @ weight.T))
+
+    problem = problem_of(fgvar.with_sites(plain(Made)), batch=3)
+    assert problem.map.sites["maker.site"] == (3, 4)
+    with pytest.raises(ValueError, match=r"maker\.site.*batch axis"):
         fgvar.scheme("FG-A").randomness(problem)
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
+from torch.func import vjp, vmap
 
 from fgvar.analysis.credits import Transpose, class_gradients
+from fgvar.dual import jvp
 from fgvar.estimators.credit import Plan, along_site
 from fgvar.problem import Problem
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fgvar.analysis.jacobians import Links
+from fgvar.dual import jvp
 from fgvar.estimators.noise import Stream
 from fgvar.problem import Problem
 
@@ -138,7 +139,7 @@ def _moved(
         return problem.probe({**problem.params, **some}, shifted, cut=sites)[0]
 
     point = {name: problem.params[name] for name in weights}, {k: torch.zeros_like(v) for k, v in shifts.items()}
-    tangents: dict[str, Tensor] = torch.func.jvp(values, point, (weights, shifts))[1]
+    tangents: dict[str, Tensor] = jvp(values, point, (weights, shifts))[1]
     return tangents
 
 

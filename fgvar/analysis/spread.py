@@ -59,8 +59,7 @@ class Spreads:
         }
         squares = {name: total.new_zeros(()) for name, total in totals.items()}
         for numbers in ranges(0, n, self.chunk):
-            window = slice(numbers.start, numbers.stop)
-            part = problem.at(batch=(problem.inputs[window], problem.targets[window]))
+            part = problem.rows(slice(numbers.start, numbers.stop))
             found = gradient(part) if self.chunk == 1 else part.per_example(gradient)
             for name, total in totals.items():
                 _add(found[name].reshape(len(numbers), -1), total, squares[name])

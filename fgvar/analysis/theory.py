@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from fgvar.analysis import jacobians, quadratics
 from fgvar.analysis.credits import SiteCredit, Transpose, Vectors, site_credits, weight_credits
@@ -180,14 +179,13 @@ def _weight_space(estimator: Estimator, problem: Problem, budget: int) -> tuple[
         own, squares = weight_credits(Transpose(estimator.space, estimator.losses, problem))
         return own, {name: squares[name] + excess * c.square() for name, c in own.items()}
 
-    def one(x: Tensor, y: Tensor) -> tuple[Vectors, Vectors]:
-        example = problem.at(batch=(x[None], y[None]))
+    def one(example: Problem) -> tuple[Vectors, Vectors]:
         own, squares = weight_credits(Transpose(estimator.space, estimator.losses, example))
         return own, {name: squares[name] + excess * c.square() for name, c in own.items()}
 
     n, means, spreads = problem.batch_size, dict[str, Tensor](), dict[str, Tensor]()
     for part in _parts(problem, budget):
-        own, spread = vmap(one)(part.inputs, part.targets)
+        own, spread = part.per_example(one)
         means = {name: means.get(name, 0) + c.sum(0) / n for name, c in own.items()}
         spreads = {name: spreads.get(name, 0) + v.sum(0) / n**2 for name, v in spread.items()}
     return means, spreads
@@ -280,7 +278,7 @@ class _Sites:
         at_once = n if self.shared else max(1, self.budget // each)
         for start in range(0, n, at_once):
             part = slice(start, start + at_once)
-            batch = self.problem.at(batch=(self.problem.inputs[part], self.problem.targets[part]))
+            batch = self.problem.rows(part)
             columns = max(1, self.budget // (4 * batch.batch_size * _activity_bytes(self.problem)))
             rows = jacobians.local_jacobian(batch, name, sites, self.sites, columns) * mask[part, :, None]
             some = jacobians.Classes(found.members, found.gradients[part], found.gram[part, part])
@@ -300,5 +298,4 @@ def _parts(problem: Problem, budget: int) -> Iterator[Problem]:
     parameters = sum(p.numel() * p.element_size() for p in problem.params.values())
     at_once = max(1, budget // (8 * _activity_bytes(problem) + 4 * parameters))
     for start in range(0, problem.batch_size, at_once):
-        part = slice(start, start + at_once)
-        yield problem.at(batch=(problem.inputs[part], problem.targets[part]))
+        yield problem.rows(slice(start, start + at_once))

@@ -143,11 +143,11 @@ class Estimator:
         if not self._each_alone:
             return self._estimate(problem, draws)
 
-        def one(x: Tensor, y: Tensor, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
-            estimate = self._estimate(problem.at(batch=(x[None], y[None])), own)
+        def one(example: Problem, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Any]:
+            estimate = self._estimate(example, own)
             return estimate.gradient, estimate.loss
 
-        gradients, losses = vmap(one, in_dims=(0, 0, 1))(problem.inputs, problem.targets, draws)
+        gradients, losses = problem.per_example(one, {name: u.movedim(1, 0) for name, u in draws.items()})
         return Estimate({name: g.mean(0) for name, g in gradients.items()}, losses.mean())
 
     def target(self, problem: Problem) -> dict[str, Tensor]:

@@ -4,14 +4,14 @@ from __future__ import annotations  # else those of inner functions are evaluate
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, cast
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.func import grad
 from torch.utils._pytree import tree_map
 
-from fgvar.dual import at_rest
+from fgvar.dual import at_rest, jvp
 from fgvar.errors import unknown
 from fgvar.map import OUTPUT
 from fgvar.problem import Problem
@@ -122,10 +122,7 @@ def observe_along(
         total, slopes = _value_and_slopes(objective, active)
         return observed, (total, slopes, {name: values[name] for name in (*watch, *(push or ()))})
 
-    # torch annotates a pair, which is what jvp returns without has_aux.
-    values, tangents, (total, slopes, watched) = cast(
-        Any, torch.func.jvp(forward, (dict(point),), (dict(direction),), has_aux=True)
-    )
+    values, tangents, (total, slopes, watched) = jvp(forward, (dict(point),), (dict(direction),), has_aux=True)
     return Pass(values, tangents, total, slopes, watched)
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from fgvar.dual import jvp
 from fgvar.estimators.losses import Terms
 from fgvar.estimators.spaces import Linearised, Tensors
 from fgvar.map import OUTPUT
@@ -63,8 +64,7 @@ class Jvp:
         return derived(self, here, direction)
 
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
-        # torch annotates the result for has_aux, too: three values.
-        value, derivative = torch.func.jvp(function, (dict(point),), (dict(direction),))[:2]
+        value, derivative = jvp(function, (dict(point),), (dict(direction),))
         return value, derivative
 
 

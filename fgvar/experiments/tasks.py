@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from fgvar.contrastive import Contrastive, InfoNCE
+from fgvar.criteria import Loss
 from fgvar.experiments.checkpoints import described
 from fgvar.experiments.data import Images
 from fgvar.experiments.distributed import world
 from fgvar.experiments.evaluation import Batch, means
 from fgvar.experiments.views import Views, generator
-from fgvar.problem import Loss, Problem
+from fgvar.problem import Problem
 
 Curves = dict[str, tuple[str, str]]  # name → long name, units
 

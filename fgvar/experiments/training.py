@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fgvar import memory
 from fgvar.analysis.dataset import describe, provenance
+from fgvar.criteria import Loss
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.experiments.checkpoints import described_images
 from fgvar.experiments.data import Images
@@ -23,7 +24,6 @@ from fgvar.experiments.probes import Probe, log_steps, moved
 from fgvar.experiments.schedule import Schedule
 from fgvar.experiments.tasks import task_of
 from fgvar.experiments.views import Views
-from fgvar.problem import Loss
 
 __all__ = ["Probe", "Run", "Schedule", "choose_device", "log_steps", "steps_of", "train"]
 

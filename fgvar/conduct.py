@@ -1,0 +1,204 @@
+"""Conduct: what networks and losses may not do while they run, and how it is seen."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+Pass = tuple[Any, Tensor]  # outputs and losses
+
+DRAWS = {
+    "network": "the network draws random numbers in its forward pass (functional dropout?), so its gradient is not "
+    "defined; switch that off, for instance with module.eval(), or draw them beforehand and make them part of the "
+    "batch's inputs (the ε of a variational autoencoder, a mask)",
+    "loss": "the loss draws random numbers, so that no two calls are of one function; draw them beforehand and make "
+    "them part of the batch, as inputs that the network hands on or as targets",
+}
+
+
+def undrawn(who: str, function: Callable[[], Any]) -> Any:
+    """What a function of the network or of the loss (``who``) returns; drawing random numbers is a ValueError.
+
+    Torch's are refused as they are drawn, NumPy's and Python's are seen by their global states.
+    """
+    found, before = None, _states()
+
+    def once(dummy: Tensor) -> Tensor:
+        nonlocal found
+        found = function()
+        return dummy
+
+    try:
+        torch.func.vmap(once, randomness="error")(torch.zeros(1))
+    except RuntimeError as error:
+        if "randomness" not in str(error):
+            raise
+        raise ValueError(DRAWS[who]) from error
+    if _states() != before:
+        raise ValueError(DRAWS[who])
+    return found
+
+
+def _states() -> tuple[object, ...]:
+    numpy: Any = np.random.get_state()
+    return numpy[1].tobytes(), numpy[2:], random.getstate()
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Global random states, torch's, NumPy's and Python's, are afterwards as before, whoever draws from them."""
+    numpy, python = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy)
+            random.setstate(python)
+
+
+@contextmanager
+def unchanged(who: str, tensors: Mapping[str, Tensor], remedy: str) -> Iterator[None]:
+    """Raise where one of these is written to, within."""
+    before = {name: tensor._version for name, tensor in tensors.items()}
+    yield
+    if changed := [name for name, tensor in tensors.items() if tensor._version != before[name]]:
+        raise ValueError(
+            f"the {who} changes {', '.join(map(repr, changed))} in place, so that no two calls are of one function; "
+            f"{remedy}"
+        )
+
+
+def named(what: str, structure: Any) -> dict[str, Tensor]:
+    """The tensors of a structure, all of them by one name and a number."""
+    leaves = [leaf for leaf in tree_leaves(structure) if isinstance(leaf, Tensor)]
+    return {what if len(leaves) == 1 else f"{what} {number}": leaf for number, leaf in enumerate(leaves)}
+
+
+def coach(error: RuntimeError, inputs: Tensor, dtype: torch.dtype) -> None:
+    """Raise a sentence where a failed pass has one."""
+    if any(part in str(error) for part in ("setup_context", "generate_vmap_rule", "requires_grad_()")):
+        raise ValueError(underivable("network", error)) from error
+    if inputs.dtype != dtype:
+        raise ValueError(
+            f"inputs are {inputs.dtype}, the network's parameters {dtype}, and it does not take them "
+            f"({_first_line(error)}); give inputs.to({dtype})"
+        ) from error
+
+
+def require_derivative(who: str, function: Callable[[Mapping[str, Tensor]], Any], at: Mapping[str, Tensor]) -> None:
+    """Raise where torch.func cannot follow a function of the parameters, or finds none that its value depends on."""
+    depends = True
+
+    def followed(params: Mapping[str, Tensor]) -> Tensor:
+        nonlocal depends
+        values = [leaf for leaf in tree_leaves(function(params)) if isinstance(leaf, Tensor)]
+        depends = any(value.requires_grad for value in values) or not values
+        return torch.zeros(())
+
+    try:
+        torch.func.vjp(followed, dict(at))
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise ValueError(underivable(who, error)) from error
+    if who == "network" and not depends:  # a loss may have no derivative, and yet a value for finite differences
+        raise ValueError(
+            "no parameter leads to the network's outputs by a derivative (torch.no_grad(), or integers?), so that "
+            "all gradients would be 0; take that out of its forward"
+        )
+
+
+def underivable(who: str, error: Exception) -> str:
+    """Why torch.func cannot differentiate the network or the loss, and what to do."""
+    text = str(error)
+    if "saved tensor hooks" in text or "CheckpointFunction" in text:
+        return (
+            "the network checkpoints its activations, which torch.func cannot differentiate; switch that off, for "
+            "instance by model.gradient_checkpointing_disable()"
+        )
+    if "setup_context" in text or "generate_vmap_rule" in text:
+        return (
+            f"the {who} uses a torch.autograd.Function that torch.func cannot transform (or gradient checkpointing "
+            "by one: switch that off); give it a setup_context, and generate_vmap_rule = True"
+        )
+    return (
+        f"torch.func cannot differentiate the {who} ({_first_line(error)}); use torch's functions alone, without "
+        "NumPy, .data or requires_grad_(), and torch.func.grad for derivatives inside"
+    )
+
+
+def refuse_foreign(outputs: Any) -> None:
+    """Raise where outputs have a graph though the network's own parameters are constants."""
+    if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(outputs)):
+        raise ValueError(
+            "the network uses parameters that it does not own (layers in a plain list, another network's, a tensor "
+            "that requires a gradient), which would be constants; register them (nn.ModuleList, nn.Parameter), or "
+            "freeze them with requires_grad_(False)"
+        )
+
+
+def require_same(whole: Pass, which: slice, part: Pass, again: Callable[[], Pass]) -> None:
+    """Raise where examples have other losses in a part of the batch than in all of it, and say by whose fault.
+
+    Args:
+        whole: outputs and losses of the batch.
+        which: rows of the batch that are the part.
+        part: outputs and losses of the part.
+        again: makes those of the batch once more, to tell what draws from what couples.
+    """
+    (outputs, losses), (among, apart), count = whole, part, len(whole[1])
+    off = (~close(losses[which], apart)).nonzero()
+    if not len(off):
+        return
+    repeated = again()
+    if _agree(outputs, repeated[0], slice(None), count) is False:
+        raise ValueError(f"two passes of one batch differ: {DRAWS['network']}; nor may it remember passes")
+    if not close(losses, repeated[1]).all():
+        raise ValueError(f"two calls of one batch differ: {DRAWS['loss']}; nor may it remember calls")
+    agree = _agree(outputs, among, which, count)
+    who = "network or the loss" if agree is None else "loss" if agree else "network"
+    remedy = {
+        "network": "use a norm within the example, and layers whose first axis is the batch (batch_first=True)",
+        "loss": "return each example's own loss, without statistics of the batch",
+        "network or the loss": "return tensors from the network to see which",
+    }
+    row = int(off[0])
+    raise ValueError(
+        f"the loss of example {range(count)[which][row]} is {float(losses[which][row]):.6g} in the batch and "
+        f"{float(apart[row]):.6g} among fewer: the {who} couples examples, so that no loss term credits one example "
+        f"alone; {remedy[who]}"
+    )
+
+
+def close(one: Tensor, other: Tensor) -> Tensor:
+    """Number by number: equal but for rounding, to the square root of what the dtype resolves?"""
+    tolerance = torch.finfo(one.dtype).eps ** 0.5
+    return torch.isclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+def _agree(outputs: Any, among: Any, which: slice, count: int) -> bool | None:
+    """Are the rows ``which`` of a batch's outputs those of another pass? None where none can be compared."""
+    pairs = [
+        (one[which], other)
+        for one, other in zip(tree_leaves(outputs), tree_leaves(among), strict=True)
+        if isinstance(one, Tensor)
+        and one.ndim
+        and len(one) == count
+        and (one.is_floating_point() or one.is_complex())
+    ]
+    return all(bool(close(one, other).all()) for one, other in pairs) if pairs else None
+
+
+def alone(error: Exception) -> str:
+    """The sentence about a network that takes a batch alone."""
+    return (
+        f"the network takes the batch, and not its first example alone ({_first_line(error)}), so that no loss term "
+        "credits one example alone; use a norm within the example, and take the batch's size from the inputs"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,149 @@
+"""Guards: what a problem refuses of modules, batches and weights, before anything is computed."""
+
+import inspect
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fgvar.errors import NonFiniteError
+
+
+def require_forward(module: nn.Module) -> None:
+    """Raise where gradients cannot be, or a forward pass of one tensor."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("torch.inference_mode() is on, in which there is no gradient; leave it")
+    if getattr(module.forward, "__func__", None) is nn.Module.forward:
+        raise TypeError(f"{type(module).__name__} has no forward; give a module that calls it, such as nn.Sequential")
+    try:
+        inspect.signature(module.forward).bind(None)
+    except ValueError:  # a builtin does not tell
+        pass
+    except TypeError as error:
+        raise TypeError(
+            f"forward{inspect.signature(module.forward)} of {type(module).__name__} cannot be called with one "
+            f"tensor of inputs ({error}); wrap it in a module that makes the other arguments"
+        ) from None
+
+
+def require_pair(batch: object) -> tuple[Tensor, Tensor]:
+    """The batch, if it is two tensors."""
+    parts = tuple(batch) if isinstance(batch, tuple | list) else ()
+    if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
+        kinds = f" of {' and '.join(type(part).__name__ for part in parts)}" if parts else ""
+        raise TypeError(
+            f"batch is {type(batch).__name__}{kinds}, expected a pair (inputs, targets) of tensors; "
+            "torch.as_tensor makes one of an array or a list"
+        )
+    return parts[0], parts[1]
+
+
+def require_names(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise unless these are a tensor for every parameter, and none more."""
+    if given.keys() != expected.keys():
+        lacking = [name for name in expected if name not in given]
+        beyond = [name for name in given if name not in expected]
+        raise ValueError(
+            f"params lack {lacking} and have {beyond} beyond them, expected those of the problem: "
+            "{**problem.params, …} takes the rest from there"
+        )
+
+
+def checked_batch(batch: object) -> tuple[Tensor, Tensor]:
+    """Inputs and targets as constants."""
+    parts = require_pair(batch)
+    for name, part in zip(("inputs", "targets"), parts, strict=True):
+        if part.layout is not torch.strided or part.is_nested:
+            kind = "nested" if part.is_nested else str(part.layout)
+            raise ValueError(f"{name} are {kind}, expected a dense tensor (padded, or by .to_dense())")
+    inputs, targets = (part.clone() if part.is_inference() else part.detach() for part in parts)
+    if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets) or len(inputs) == 0:
+        raise ValueError(
+            f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} "
+            "need the same, nonzero number of examples along the first axis"
+        )
+    require_finite("the batch", {"inputs": inputs, "targets": targets})
+    return inputs, targets
+
+
+def checked_weights(weights: object, like: Tensor, count: int) -> Tensor:
+    """Weights of the examples [count], of the parameters' dtype and device."""
+    if not isinstance(weights, Tensor):
+        raise TypeError(
+            f"weights is {type(weights).__name__}, expected a tensor of one number an example, ({count},)"
+        )
+    if tuple(weights.shape) != (count,):
+        raise ValueError(f"weights have shape {tuple(weights.shape)}, expected one number an example, ({count},)")
+    if (weights.dtype, weights.device) != (like.dtype, like.device):
+        raise ValueError(
+            f"weights are {weights.dtype} on {weights.device}, the problem is {like.dtype} on {like.device}; "
+            f"give weights.to({str(like.device)!r}, {like.dtype})"
+        )
+    if weights.requires_grad:
+        raise ValueError(
+            "weights require a gradient, and estimates are of the network's parameters alone; give weights.detach(), "
+            "or compute them in the network's forward"
+        )
+    # Inside a transform or a compiled graph they hold no values to look at (a control draws them there).
+    if not (torch._C._functorch.is_functorch_wrapped_tensor(weights) or torch.compiler.is_compiling()):
+        require_finite("the problem", {"weights": weights})
+    return weights
+
+
+def require_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all()):
+            raise NonFiniteError(f"{what}: {name} holds NaN or infinity")
+
+
+def require_parameters(module: nn.Module) -> None:
+    """Raise unless there are parameters, all dense, real and of one dtype."""
+    kinds: dict[torch.dtype, str] = {}
+    for name, p in module.named_parameters():
+        if p.layout is not torch.strided:
+            raise ValueError(
+                f"parameter {name!r} is {p.layout}, expected a dense tensor; give it as {name}.to_dense()"
+            )
+        if not p.is_floating_point():
+            raise ValueError(
+                f"parameter {name!r} is {p.dtype}, expected floating-point numbers; a constant belongs in a buffer "
+                "(register_buffer), and complex numbers are pairs of real ones (torch.view_as_complex in forward)"
+            )
+        kinds.setdefault(p.dtype, name)
+    if not kinds:
+        raise ValueError(f"{type(module).__name__} has no parameters, so there is no gradient to estimate")
+    if len(kinds) > 1:
+        found = ", ".join(f"{name!r} is {kind}" for kind, name in kinds.items())
+        raise ValueError(
+            f"parameters are of several dtypes ({found}), expected one; convert the network, module.to(torch.float32)"
+        )
+
+
+def require_one_device(tensors: Mapping[str, Tensor]) -> None:
+    """Raise where one of these is on another device than the first."""
+    first, there = next(iter((name, t.device) for name, t in tensors.items()))
+    for name, tensor in tensors.items():
+        if tensor.ndim and tensor.device != there:
+            raise ValueError(
+                f"{name} is on {tensor.device}, {first} on {there}; expected one device: move network and batch "
+                f"there with .to({str(tensor.device)!r}) or .to({str(there)!r})"
+            )
+
+
+def refuse_coupled_or_random(module: nn.Module) -> None:
+    for name, child in module.named_modules():
+        label = f"{name!r} ({type(child).__name__})"
+        if isinstance(child, nn.modules.batchnorm._BatchNorm) and (child.training or not child.track_running_stats):
+            raise ValueError(
+                f"{label} couples the examples of a batch in train mode, so that no loss term credits one "
+                "example alone; call module.eval(), or use a norm within the example"
+            )
+        if isinstance(child, nn.modules.instancenorm._InstanceNorm) and child.training and child.track_running_stats:
+            raise ValueError(f"{label} changes its running statistics in every forward pass; call module.eval()")
+        rate = getattr(child, "p", None) if isinstance(child, nn.modules.dropout._DropoutNd) else None
+        if isinstance(child, nn.MultiheadAttention | nn.RNNBase):
+            rate = child.dropout
+        if isinstance(child, nn.RReLU):
+            rate = child.upper - child.lower
+        if child.training and rate:
+            raise ValueError(f"{label} draws random numbers in train mode; call module.eval() or set its rate to 0")
