@@ -105,16 +105,14 @@ class Problem:
         other = copy.copy(self)
         other.params = {name: p.clone() for name, p in self.params.items()}
         other.buffers = {name: b.clone() for name, b in self.buffers.items()}
-        other.inputs, other.targets = self.inputs.clone(), self.targets.clone()
-        return other
+        return other._of({name: leaf.clone() for name, leaf in self._leaves().items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that an estimator sees, by what they are."""
         return {
             **{f"parameter {k!r}": v for k, v in self.params.items()},
             **{f"buffer {k!r}": v for k, v in self.buffers.items()},
-            "inputs": self.inputs,
-            "targets": self.targets,
+            **self._leaves(),
         }
 
     def to(self, dtype: torch.dtype) -> "Problem":

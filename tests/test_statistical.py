@@ -1,7 +1,7 @@
 """Statistical verdicts: what they catch, at which nominal rate, and what they say of it."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np

@@ -178,7 +178,9 @@ def evaluated(
         estimates(estimator, problem, randomness.unflatten(rows[numbers.start : numbers.stop].to(problem.dtype)))
         for numbers in ranges(0, len(rows), chunk)
     ]
-    return {name: torch.cat([part[name].double().flatten(1) for part in parts]) for name in parts[0]}
+    return {
+        name: torch.cat([part[name].double().reshape(len(part[name]), -1) for part in parts]) for name in parts[0]
+    }
 
 
 def _points(randomness: Randomness, problem: Problem, seed: int) -> Tensor:

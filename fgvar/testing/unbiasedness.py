@@ -47,7 +47,7 @@ def batch_order(subject: Subject) -> str:
     order = torch.arange(n).roll(1)
     one, axes = subject.one(subject.noise(range(1))), batch_axes(subject)
     moved = {k: u if (axis := axes[k]) is None else u.index_select(axis, order.to(u.device)) for k, u in one.items()}
-    permuted = subject.on(problem.at(batch=(problem.inputs[order], problem.targets[order])))
+    permuted = subject.on(problem.rows(order))
     off, name = difference(subject, subject.target, permuted.target)
     if off > tolerance(subject):
         raise Failure(f"the target of {name!r} changes by {off:.2g} of its size with the order of the batch")
