@@ -59,6 +59,9 @@ ORDER = (
     "fgvar.analysis.moments",
     "fgvar.analysis.intervals",
     "fgvar.analysis.statistics",
+    "fgvar.analysis.locks",
+    "fgvar.analysis.atomic",
+    "fgvar.analysis.foreign",
     "fgvar.analysis.files",
     "fgvar.analysis.packing",
     "fgvar.analysis.dataset",
@@ -96,6 +99,7 @@ ORDER = (
     "fgvar.__main__",
 )
 XARRAY = (
+    "fgvar.analysis.foreign",
     "fgvar.analysis.files",
     "fgvar.analysis.packing",
     "fgvar.analysis.dataset",
