@@ -78,7 +78,9 @@ class Kept:
                 self.good, self.failing = going.step, False
             except OSError as error:
                 if not self.failing:
-                    before = "there is none before it" if self.good is None else f"the last good one: step {self.good}"
+                    before = (
+                        "there is none before it" if self.good is None else f"the last good one: step {self.good}"
+                    )
                     warnings.warn(
                         f"{self.path}: no checkpoint of step {going.step} could be written ({error}); {before}. The "
                         "run goes on, and later ones are tried; make room",
