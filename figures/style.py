@@ -4,6 +4,7 @@ A figure file draws inside ``with context(venue):``, on a figure of `width`, and
 changes matplotlib's global settings, and nothing imports torch.
 """
 
+import io
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 from tueplots import figsizes, fontsizes
+
+from fgvar.analysis.atomic import replace
+from fgvar.analysis.files import open_dataset
 
 Venue = Literal["iclr", "neurips", "icml", "jmlr"]
 Columns = Literal[1, 2]
@@ -292,15 +296,11 @@ def read(path: Path) -> xr.Dataset:
     """The dataset in a file, wholly in memory.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or not a netCDF file.
+        FileNotFoundError, ValueError: no such file, or not a netCDF file, or a damaged one.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no dataset at {path}; write it by the study of the same name")
-    try:
-        with xr.open_dataset(path, engine="h5netcdf") as stored:
-            return stored.load()
-    except OSError as error:
-        raise ValueError(f"{path} is not a whole netCDF file ({error}); write it again") from error
+    return open_dataset(path)
 
 
 def require(dataset: xr.Dataset, needed: Mapping[str, tuple[str, ...]], source: str) -> None:
@@ -342,18 +342,25 @@ def text(dataset: xr.Dataset, parts: Iterable[str]) -> str:
 # ---- files ---------------------------------------------------------------------------------------------------
 
 
+def written(stem: str | Path) -> list[Path]:
+    """The files of a figure."""
+    return [Path(f"{stem}.{kind}") for kind in ("pdf", "png", "txt")]
+
+
 def save(figure: Figure, stem: str | Path, caption: str) -> list[Path]:
     """Write ``stem``.pdf, .png (200 dpi) and .txt (the caption); equal figures give equal bytes.
 
     Returns:
         The paths.
     """
-    paths = [Path(f"{stem}.{kind}") for kind in ("pdf", "png", "txt")]
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    paths, files = written(stem), (io.BytesIO(), io.BytesIO())
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(FONTS | EMBEDDED)
-        figure.savefig(paths[0], metadata={"CreationDate": None})  # the date is all that changes between runs
-        figure.savefig(paths[1], dpi=200)
-    paths[2].write_text(caption.rstrip() + "\n", encoding="utf-8")
+        # The date is all that changes between runs.
+        figure.savefig(files[0], format="pdf", metadata={"CreationDate": None})
+        figure.savefig(files[1], format="png", dpi=200)
+    contents = (*(file.getvalue() for file in files), caption.rstrip().encode() + b"\n")
+    for path, content in zip(paths, contents, strict=True):
+        replace(path, [content], sync=False)
     return paths
