@@ -9,11 +9,11 @@ import numpy as np
 import xarray as xr
 
 from fgvar.analysis.dataset import summary
+from fgvar.analysis.measured import TO_A_REFERENCE as MEASURED
+from fgvar.analysis.measured import lacking_of_measurement
 from fgvar.errors import unknown
-from fgvar.forms import Row, aligned, cell
+from fgvar.forms import Row, aligned, cell, visible
 
-MEASURED = ("estimator", "layer", "reference")  # the dims of one measurement
-SUMMARISED = {"bias_z", "bias_p", "sq_bias", "relative_variance", "cosine", "gradient_norm"}
 CURVES = ("loss", "train_error", "test_error")  # of a training run, over epochs
 MADE_BY = ("study", "data", "network", "route", "draws", "seed", "batch_size", "device", "dtype", "commit")
 
@@ -59,7 +59,7 @@ def words(dataset: xr.Dataset, layers: Sequence[str] = ()) -> str:
     if _measured(dataset):
         last = dataset.isel(step=[-1]) if "step" in dataset.dims else dataset
         for place, one in _cells(last):
-            heading = ", ".join(f"{dim} {value}" for dim, value in place.items())
+            heading = visible(", ".join(f"{dim} {value}" for dim, value in place.items()))
             tables = [summary(one, layer=str(name)) for name in one["layer"].values]
             parts += ["\n".join([heading, tables[0]] if heading else tables[:1]), *tables[1:]]
     if not parts:
@@ -74,7 +74,8 @@ def made_by(dataset: xr.Dataset) -> str:
         >>> made_by(xr.Dataset(attrs={"draws": 64, "study": "quickstart"}))
         'study quickstart, draws 64'
     """
-    return ", ".join(f"{name} {dataset.attrs[name]}" for name in MADE_BY if dataset.attrs.get(name, "") != "")
+    said = {name: visible(str(dataset.attrs.get(name, ""))) for name in MADE_BY}
+    return ", ".join(f"{name} {text}" for name, text in said.items() if text)
 
 
 def overview(dataset: xr.Dataset) -> list[Row]:
@@ -98,7 +99,7 @@ def overview(dataset: xr.Dataset) -> list[Row]:
 
 
 def _measured(dataset: xr.Dataset) -> bool:
-    return {*MEASURED} <= {*dataset.dims} and {*dataset.data_vars} >= SUMMARISED
+    return not lacking_of_measurement(dataset)
 
 
 def _trained(dataset: xr.Dataset) -> bool:
@@ -166,5 +167,5 @@ def _axes(dataset: xr.Dataset) -> str:
     for dim, size in dataset.sizes.items():
         values = [cell(value) for value in dataset[dim].values.tolist()] if dim in dataset.coords else []
         shown = ", ".join(values if size <= 8 else [*values[:3], "…", *values[-1:]] if values else [])
-        lines.append(f"{dim} ({size}){': ' * bool(shown)}{shown}")
+        lines.append(f"{visible(str(dim))} ({size}){': ' * bool(shown)}{shown}")
     return "\n".join(lines)
