@@ -15,12 +15,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from fgvar.errors import unknown
-from fgvar.forms import Row, aligned, records, tabbed, visible
+from fgvar.forms import Answer, Output, aligned, visible
 
 if TYPE_CHECKING:
     from fgvar.experiments.data import Images
@@ -28,35 +28,6 @@ if TYPE_CHECKING:
 
 PROG = "fgvar"
 ABOUT = "How good is a gradient estimator? Bias, variance and cosine to the true gradient."
-
-
-class Answer(NamedTuple):
-    """What a command found.
-
-    Attributes:
-        text: for a person.
-        rows: for other programs, all with the same columns.
-        status: to exit with.
-        failure: what went wrong after the work, to be told below the answer.
-    """
-
-    text: str
-    rows: list[Row]
-    status: int = 0
-    failure: str = ""
-
-
-@dataclass(frozen=True)
-class Output:
-    plain: bool = False
-    """Tab-separated, with a header line and all digits."""
-    json: bool = False
-    """A list of records, missing numbers as null."""
-
-    def form(self, answer: Answer) -> str:
-        if self.json:
-            return records(answer.rows)
-        return tabbed(answer.rows) if self.plain else answer.text
 
 
 Printed = tyro.conf.OmitArgPrefixes[Output]
@@ -155,7 +126,7 @@ class Measure:
             try:
                 print(fgvar.save(dataset, self.out))
             except OSError as error:  # the result is worth more than its file
-                return answer._replace(status=1, failure=f"--out {self.out} could not be written: {error}")
+                return answer._replace(status=1, failure=f"--out: {error.strerror or error}")
         return answer
 
     def _network(self, images: "Images") -> "LocalMixer":

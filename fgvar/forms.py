@@ -7,7 +7,8 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 Row = dict[str, Any]  # column → text, number or None; all rows of a table have the same columns
 
@@ -79,3 +80,32 @@ def _escaped(sign: re.Match[str]) -> str:
 
 def _lacking(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
+
+
+class Answer(NamedTuple):
+    """What a command found.
+
+    Attributes:
+        text: for a person.
+        rows: for other programs, all with the same columns.
+        status: to exit with.
+        failure: what went wrong after the work, to be told below the answer.
+    """
+
+    text: str
+    rows: list[Row]
+    status: int = 0
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Output:
+    plain: bool = False
+    """Tab-separated, with a header line and all digits."""
+    json: bool = False
+    """A list of records, missing numbers as null."""
+
+    def form(self, answer: Answer) -> str:
+        if self.json:
+            return records(answer.rows)
+        return tabbed(answer.rows) if self.plain else answer.text

@@ -27,10 +27,12 @@ from tueplots import figsizes, fontsizes
 
 from fgvar.analysis.atomic import replace
 from fgvar.analysis.files import open_dataset
+from fgvar.analysis.measured import lacking
 
 Venue = Literal["iclr", "neurips", "icml", "jmlr"]
 Columns = Literal[1, 2]
 
+TEXT = ("family", "biased", "status")  # variables of datasets that hold text
 Z = 1.96  # half-width of a 95 % normal interval, in standard errors
 GREY = "#7f7f7f"
 
@@ -304,12 +306,8 @@ def read(path: Path) -> xr.Dataset:
 
 
 def require(dataset: xr.Dataset, needed: Mapping[str, tuple[str, ...]], source: str) -> None:
-    """Raise ValueError where the dataset lacks a variable or a dimension of it, naming what is missing."""
-    missing = [f"variable {name!r}" for name in needed if name not in dataset]
-    for name, dims in needed.items():
-        if name in dataset and not set(dims) <= set(dataset[name].dims):
-            missing.append(f"dims {sorted(set(dims) - set(dataset[name].dims))} of {name!r}")
-    if missing:
+    """Raise ValueError where the dataset lacks a variable, a dimension of it, numbers or labels, naming them."""
+    if missing := lacking(dataset, needed, TEXT):
         raise ValueError(f"not a dataset of {source}: it lacks {', '.join(missing)}")
 
 

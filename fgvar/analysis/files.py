@@ -38,7 +38,11 @@ def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """
     require_place(path)
     content = dataset.to_netcdf(engine="h5netcdf")  # in memory: on a disk that is full, HDF5 crashes
-    replace(path, [content, f"\nsha256 {hashlib.sha256(content).hexdigest()}\n".encode()])
+    try:
+        replace(path, [content, f"\nsha256 {hashlib.sha256(content).hexdigest()}\n".encode()])
+    except OSError as error:
+        why = error.strerror or error
+        raise OSError(error.errno, f"{path} could not be written ({why}); what stood there stays") from error
     return Path(path)
 
 

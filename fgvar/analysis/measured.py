@@ -32,7 +32,7 @@ def lacking(dataset: xr.Dataset, needed: Mapping[str, Iterable[str]], text: Iter
         if name not in text and dataset[name].dtype.kind not in "fiub":
             found.append(f"numbers in {name!r}")
     used = {dim for name in needed if name in dataset for dim in dataset[name].dims}
-    for dim in LABELS.keys() & used:
+    for dim in [dim for dim in LABELS if dim in used]:
         labels = dataset[dim].values.tolist()
         if dim not in dataset.coords or not labels or not all(isinstance(label, str) for label in labels):
             found.append(f"names along {dim!r}")
@@ -79,6 +79,6 @@ def require_measurement(dataset: object) -> None:
     if more := [dim for dim in dict.fromkeys(own) if dim not in (*TO_A_REFERENCE, "step")]:
         one = ", ".join(f"{dim}=0" for dim in more)
         raise ValueError(
-            f"the dataset is of several measurements, over {', '.join(map(str, more))}; choose one, as "
+            f"the dataset is of several measurements, over {', '.join(map(repr, more))}; choose one, as "
             f"dataset.isel({one})"
         )

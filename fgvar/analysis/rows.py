@@ -39,7 +39,7 @@ def rows(dataset: xr.Dataset, layers: Sequence[str] = ()) -> list[Row]:
     dataset = _chosen(dataset, layers)
     if not (_measured(dataset) or _trained(dataset)):
         return overview(dataset)
-    return _existing(_flat(dataset.isel(step=-1) if "step" in dataset.dims else dataset))
+    return _existing(_flat(dataset.isel(step=-1) if dataset.sizes.get("step") else dataset))
 
 
 def words(dataset: xr.Dataset, layers: Sequence[str] = ()) -> str:
@@ -83,7 +83,7 @@ def overview(dataset: xr.Dataset) -> list[Row]:
     found = []
     for name, variable in dataset.data_vars.items():
         values = variable.values
-        known = values[np.isfinite(values)] if np.issubdtype(values.dtype, np.number) else values[:0]
+        known = values[np.isfinite(values)] if np.issubdtype(values.dtype, np.number) else np.array([])
         found.append(
             {
                 "variable": str(name),
@@ -104,12 +104,17 @@ def _measured(dataset: xr.Dataset) -> bool:
 
 def _trained(dataset: xr.Dataset) -> bool:
     """After `_chosen`, which leaves one epoch."""
-    return "epoch" in dataset.coords and "epoch" not in dataset.dims and any(name in dataset for name in CURVES)
+    return "epoch" in dataset.coords and "epoch" not in dataset.dims and bool(_curves(dataset))
+
+
+def _curves(dataset: xr.Dataset) -> list[str]:
+    """Those that are there, and numbers: the names are not only ours."""
+    return [name for name in CURVES if name in dataset and dataset[name].dtype.kind in "fiub"]
 
 
 def _chosen(dataset: xr.Dataset, layers: Sequence[str]) -> xr.Dataset:
     """The last epoch, and the layers that are asked for."""
-    if "epoch" in dataset.dims and any("epoch" in dataset[name].dims for name in CURVES if name in dataset):
+    if dataset.sizes.get("epoch") and any("epoch" in dataset[name].dims for name in _curves(dataset)):
         dataset = _last_epoch(dataset)
     if "layer" not in dataset.dims:
         if layers:
@@ -128,7 +133,7 @@ def _chosen(dataset: xr.Dataset, layers: Sequence[str]) -> xr.Dataset:
 
 def _last_epoch(dataset: xr.Dataset) -> xr.Dataset:
     """Each run's last epoch that is known: in a dataset of many runs, the shorter ones end in NaN."""
-    known = [dataset[name].notnull() for name in CURVES if name in dataset and "epoch" in dataset[name].dims]
+    known = [dataset[name].notnull() for name in _curves(dataset) if "epoch" in dataset[name].dims]
     last = functools.reduce(operator.or_, known).cumsum("epoch").argmax("epoch")
     if "epoch" not in dataset.coords:
         dataset = dataset.assign_coords(epoch=range(dataset.sizes["epoch"]))
@@ -149,7 +154,8 @@ def _flat(dataset: xr.Dataset) -> list[Row]:
 
 def _existing(table: list[Row]) -> list[Row]:
     """Without the runs that there are not: a dataset of many need not hold every combination."""
-    curves = [name for name in CURVES if table and name in table[0] and "epoch" in table[0]]
+    first = table[0] if table and "epoch" in table[0] else {}
+    curves = [name for name in CURVES if isinstance(first.get(name), int | float)]
     return [row for row in table if not curves or any(not np.isnan(row[name]) for name in curves)]
 
 

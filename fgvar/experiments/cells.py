@@ -23,6 +23,7 @@ from fgvar.errors import unknown
 
 MAGIC = b"fgvar cell 1\n"  # another number is another format
 RESERVE = 1 << 20  # bytes kept for the cell that is finished when the disk is full
+LOCKS = 1 << 16  # bytes beside it, more than files of locks take
 SYNCED = 0.1  # a cell that took less seconds is computed again, after a power cut, as soon as it is synced
 STALE = 3600.0  # seconds after which a half-written file is no living driver's
 
@@ -142,7 +143,7 @@ class Folder:
         self.reserve = path / f".{uuid.uuid4().hex}.reserve.partial"
 
     def __enter__(self) -> "Folder":
-        require_folder(self.path, RESERVE)
+        require_folder(self.path, RESERVE + LOCKS)
         for left in self.path.glob(".*.partial"):
             with contextlib.suppress(FileNotFoundError):  # another driver tidies up, too
                 if time.time() - left.stat().st_mtime > STALE:

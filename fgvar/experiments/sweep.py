@@ -221,7 +221,9 @@ def _save(dataset: xr.Dataset, out: Path) -> None:
     try:
         save(dataset, out)
     except OSError as error:
-        raise OSError(f"{out} cannot be written ({error}); all cells are kept: make room and sweep again") from error
+        raise OSError(
+            error.errno, f"{error.strerror or error}; all cells are kept: make room and sweep again"
+        ) from error
 
 
 def _line(told: Outcome) -> str:
