@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from fgvar.errors import unknown
-from fgvar.forms import Answer, Output, aligned, visible
+from fgvar.forms import Answer, aligned, records, tabbed, visible
 
 if TYPE_CHECKING:
     from fgvar.experiments.data import Images
@@ -28,6 +28,19 @@ if TYPE_CHECKING:
 
 PROG = "fgvar"
 ABOUT = "How good is a gradient estimator? Bias, variance and cosine to the true gradient."
+
+
+@dataclass(frozen=True)
+class Output:
+    plain: bool = False
+    """Tab-separated, with a header line and all digits."""
+    json: bool = False
+    """A list of records, missing numbers as null."""
+
+    def form(self, answer: Answer) -> str:
+        if self.json:
+            return records(answer.rows)
+        return tabbed(answer.rows) if self.plain else answer.text
 
 
 Printed = tyro.conf.OmitArgPrefixes[Output]

@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]  # column → text, number or None; all rows of a table have the same columns
@@ -96,16 +95,3 @@ class Answer(NamedTuple):
     rows: list[Row]
     status: int = 0
     failure: str = ""
-
-
-@dataclass(frozen=True)
-class Output:
-    plain: bool = False
-    """Tab-separated, with a header line and all digits."""
-    json: bool = False
-    """A list of records, missing numbers as null."""
-
-    def form(self, answer: Answer) -> str:
-        if self.json:
-            return records(answer.rows)
-        return tabbed(answer.rows) if self.plain else answer.text
