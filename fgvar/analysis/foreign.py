@@ -21,10 +21,11 @@ def read(path: Path) -> xr.Dataset:
     # What can be imported here can be imported there.
     env = os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
     command = [sys.executable, "-c", f"from {__name__} import serve; serve()", str(path)]
-    # What libraries say while they fail is no sentence for anybody.
-    quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+    nothing = subprocess.DEVNULL  # nor is it for anybody what libraries say while they fail
     try:
-        done = subprocess.run(command, **quiet, env=env, timeout=limit, check=False)
+        done = subprocess.run(
+            command, stdin=nothing, stdout=subprocess.PIPE, stderr=nothing, env=env, timeout=limit, check=False
+        )
     except subprocess.TimeoutExpired:
         raise broken(path, f"reading it did not end within {limit:.0f} s") from None
     if done.returncode:
