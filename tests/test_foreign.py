@@ -78,6 +78,11 @@ def test_other_wrong_input_of_a_summary() -> None:
     ):
         fgvar.summary(several)
     assert fgvar.summary(several.isel(seed=0)) in words(several)
+    one = measurement()
+    one["bias_p"] = one["bias_p"].expand_dims(seed=[0, 1])
+    with pytest.raises(ValueError, match="of several measurements, over 'seed'"):
+        fgvar.summary(one)
+    assert words(one).count("layer 'perturbed'") == 2
     with pytest.raises(ValueError, match="unknown layer 'wieght'; did you mean 'weight'"):
         fgvar.summary(measurement(), layer="wieght")
 

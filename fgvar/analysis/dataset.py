@@ -107,7 +107,7 @@ def summary(dataset: xr.Dataset, *, layer: str = "perturbed") -> str:
     require_measurement(dataset)
     layers = [str(name) for name in dataset["layer"].values]
     if layer not in layers:
-        raise ValueError(unknown("layer", layer, layers))
+        raise ValueError(unknown("layer", layer, map(visible, layers)))
     chosen = dataset.sel(layer=layer)
     if "step" in chosen.dims:
         return "\n\n".join(_table(chosen.sel(step=step), layer, f", step {step.item()}") for step in chosen["step"])

@@ -45,18 +45,29 @@ def lacking(dataset: xr.Dataset, needed: Mapping[str, Iterable[str]], text: Iter
 
 def lacking_of_measurement(dataset: xr.Dataset) -> list[str]:
     """What a dataset lacks, in words, to be summed up as a measurement."""
-    bias = ("sq_bias", "gradient_norm") if str(dataset.attrs.get("route")) == "exact" else ("bias_z", "bias_p")
-    needed = {
-        bias[0]: TO_A_REFERENCE,
-        bias[1]: (),
+    found = lacking(dataset, _needed(dataset))
+    return [*found, "a step"] if dataset.sizes.get("step") == 0 else found
+
+
+def more_dims(dataset: xr.Dataset) -> list[str]:
+    """The dims over which a dataset holds several measurements."""
+    every = dict.fromkeys(str(dim) for name in _needed(dataset) for dim in dataset[name].dims)
+    return [dim for dim in every if dim not in (*TO_A_REFERENCE, "step")]
+
+
+def _needed(dataset: xr.Dataset) -> dict[str, tuple[str, ...]]:
+    """The variables that a summary shows, and their dims."""
+    exact = str(dataset.attrs.get("route")) == "exact"
+    found: dict[str, tuple[str, ...]] = {
+        **({"sq_bias": TO_A_REFERENCE, "gradient_norm": ()} if exact else {}),
+        **({} if exact else dict.fromkeys(("bias_z", "bias_p"), TO_A_REFERENCE)),
         **dict.fromkeys(("relative_variance", "relative_variance_se"), DIMS),
         **dict.fromkeys(("cosine", "cosine_se"), TO_A_REFERENCE),
     }
     if "baseline" in dataset.coords:
-        needed |= {f"{name}_difference{end}": DIMS for name in ("slope", "relative_variance", "cosine")
-                   for end in ("", "_se")}  # fmt: skip
-    found = lacking(dataset, needed)
-    return [*found, "a step"] if dataset.sizes.get("step") == 0 else found
+        differences = (f"{name}_difference" for name in ("slope", "relative_variance", "cosine"))
+        found |= {f"{name}{end}": DIMS for name in differences for end in ("", "_se")}
+    return found
 
 
 def require_measurement(dataset: object) -> None:
@@ -75,8 +86,7 @@ def require_measurement(dataset: object) -> None:
             f"the dataset is no measurement, as it lacks {', '.join(lacks)}; give one of fgvar.measure, or a run's "
             "with probes (fgvar.train), or print this one"
         )
-    own = dataset["relative_variance"].dims + dataset["cosine"].dims
-    if more := [dim for dim in dict.fromkeys(own) if dim not in (*TO_A_REFERENCE, "step")]:
+    if more := more_dims(dataset):
         one = ", ".join(f"{dim}=0" for dim in more)
         raise ValueError(
             f"the dataset is of several measurements, over {', '.join(map(repr, more))}; choose one, as "

@@ -10,7 +10,7 @@ import xarray as xr
 
 from fgvar.analysis.dataset import summary
 from fgvar.analysis.measured import TO_A_REFERENCE as MEASURED
-from fgvar.analysis.measured import lacking_of_measurement
+from fgvar.analysis.measured import lacking_of_measurement, more_dims
 from fgvar.errors import unknown
 from fgvar.forms import Row, aligned, cell, visible
 
@@ -127,7 +127,7 @@ def _chosen(dataset: xr.Dataset, layers: Sequence[str]) -> xr.Dataset:
         return dataset
     for name in layers:
         if name not in valid:
-            raise ValueError(unknown("layer", name, [*valid, "all"]))
+            raise ValueError(unknown("layer", name, [*map(visible, valid), "all"]))
     return dataset.sel(layer=list(layers))
 
 
@@ -161,7 +161,7 @@ def _existing(table: list[Row]) -> list[Row]:
 
 def _cells(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
     """Every measurement in a dataset of several, with its place among them."""
-    dims = [dim for dim in dataset["relative_variance"].dims if dim not in (*MEASURED, "step")]
+    dims = more_dims(dataset)
     for index in np.ndindex(*(dataset.sizes[dim] for dim in dims)):
         one = dataset.isel(dict(zip(dims, index, strict=True)))
         yield {str(dim): one[dim].item() if dim in one.coords else i for dim, i in zip(dims, index, strict=True)}, one
