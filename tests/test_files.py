@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import h5py
@@ -21,6 +22,8 @@ import xarray as xr
 import fgvar
 from fgvar.analysis import atomic, files, foreign
 from fgvar.analysis.atomic import replace, require_folder, require_place
+from fgvar.experiments.options import Options
+from studies import table3, table4
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASET = xr.Dataset(
@@ -298,3 +301,29 @@ def test_what_a_kill_leaves_is_written_over(tmp_path) -> None:
     (tmp_path / ".a.partial").write_bytes(b"half of something long")
     atomic.replace(tmp_path / "a", [b"whole"])
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"whole")]
+
+
+# ---- studies -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["all_schemes", "check_calibration", "cost", "quickstart", "scaling", "weight_sharing"]
+)
+def test_studies_look_at_their_place_first(tmp_path, name: str) -> None:
+    study, path = import_module(f"studies.{name}"), tmp_path / "a.nc"
+    path.mkdir()
+    config = study.Config(run=Options(path)) if name in ("cost", "scaling") else study.Config(out=path)
+    with pytest.raises(OSError, match=r"a\.nc is a folder, expected a regular file"):
+        study.main(config)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_tables_look_at_their_places_first(tmp_path) -> None:
+    path, cell = tmp_path / "a_probes.nc", table3.Cell("S/1/1", "BP", 0)
+    path.mkdir()
+    with pytest.raises(OSError, match=r"a_probes\.nc is a folder"):
+        table3.every([cell], lambda _: path, dict, lambda *_: pytest.fail("too early"), False)
+    with pytest.raises(OSError, match=r"a_probes\.nc is a folder"):
+        table3.gather(tmp_path, tmp_path / "a.nc")
+    with pytest.raises(OSError, match=r"a_probes\.nc is a folder"):
+        table4.gather(tmp_path, path)

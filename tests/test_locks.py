@@ -298,3 +298,20 @@ def test_killed_sweeps_leave_nothing_that_stops_others(tmp_path) -> None:
     (tmp_path / "b" / ".sweep.nc.lock").write_text("of other cells\nprocess 1 on nowhere")
     assert_same(drive(str(tmp_path / "b"), 0.0), expected)
     assert not list((tmp_path / "b").glob(".*"))
+
+
+def test_results_that_cannot_be_written_leave_the_cells(tmp_path, monkeypatch) -> None:
+    fsync = os.fsync
+
+    def full(number: int) -> None:
+        if os.readlink(f"/proc/self/fd/{number}").endswith(".sweep.nc.partial"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        OSError, match=r"sweep\.nc could not be written \(No space.*all cells are kept: make room and sweep again"
+    ):
+        drive(str(tmp_path), 0.0)
+    assert len(list((tmp_path / "cells").glob("*.cell"))) == 24
+    assert [path.name for path in tmp_path.iterdir()] == ["cells"]
