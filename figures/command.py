@@ -41,12 +41,15 @@ def write(config: Config, figures: Figures, table: Table | None = None) -> None:
     tables = [Path(f"{stem}.tex")] if table is not None else []
     for path in (*(path for suffix in figures for path in style.written(f"{stem}{suffix}")), *tables):
         require_place(path)
-    for suffix, (draw, caption) in figures.items():
-        figure = draw(dataset, venue=config.venue, columns=config.columns)
-        print(*style.save(figure, f"{stem}{suffix}", caption(dataset)), sep="\n")
-    if table is not None:
-        replace(tables[0], [tabular.latex(table(dataset)).encode()], sync=False)
-        print(tables[0])
+    try:
+        for suffix, (draw, caption) in figures.items():
+            figure = draw(dataset, venue=config.venue, columns=config.columns)
+            print(*style.save(figure, f"{stem}{suffix}", caption(dataset)), sep="\n")
+        if table is not None:
+            replace(tables[0], [tabular.latex(table(dataset)).encode()], sync=False)
+            print(tables[0])
+    except LookupError as error:  # the labels that each figure names are more than could be asked for before
+        raise ValueError(f"{config.dataset} is not a dataset that these figures show: it lacks {error}") from error
 
 
 def run(module: str, description: str | None, figures: Figures, table: Table | None = None) -> None:

@@ -27,12 +27,13 @@ from tueplots import figsizes, fontsizes
 
 from fgvar.analysis.atomic import replace
 from fgvar.analysis.files import open_dataset
-from fgvar.analysis.measured import lacking
+from fgvar.analysis.measured import LABELS, lacking
 
 Venue = Literal["iclr", "neurips", "icml", "jmlr"]
 Columns = Literal[1, 2]
 
-TEXT = ("family", "biased", "status")  # variables of datasets that hold text
+TEXT = ("family", "biased", "status", "data")  # variables of datasets that hold text
+NUMBERED = ("run", "cell", "example")  # dims without labels
 Z = 1.96  # half-width of a 95 % normal interval, in standard errors
 GREY = "#7f7f7f"
 
@@ -307,7 +308,11 @@ def read(path: Path) -> xr.Dataset:
 
 def require(dataset: xr.Dataset, needed: Mapping[str, tuple[str, ...]], source: str) -> None:
     """Raise ValueError where the dataset lacks a variable, a dimension of it, numbers or labels, naming them."""
-    if missing := lacking(dataset, needed, TEXT):
+    dims = dict.fromkeys(
+        dim for name, its in needed.items() for dim in its if name in dataset and dim in dataset.dims
+    )
+    labels = [f"labels along {dim!r}" for dim in dims if dim not in (*dataset.coords, *LABELS, *NUMBERED)]
+    if missing := [*lacking(dataset, needed, TEXT), *labels]:
         raise ValueError(f"not a dataset of {source}: it lacks {', '.join(missing)}")
 
 

@@ -53,7 +53,7 @@ CHANGES: dict[str, tuple[Callable[[xr.Dataset], xr.Dataset], str]] = {
     "one name": (lambda d: d.isel(estimator=[0, 0]), "lacks a name of its own for each along 'estimator'"),
     "one reference": (lambda d: d.sel(reference=["target"]), "lacks 'backprop' along 'reference'; give one of fgvar"),
     "no estimators": (lambda d: d.isel(estimator=[]), "lacks names along 'estimator'"),
-    "no step": (lambda d: d.expand_dims(step=[]), "lacks a step; give one"),
+    "no step": (lambda d: d.expand_dims(step=[]), "lacks values along 'step'; give one"),
     "no differences": (lambda d: d.assign_coords(baseline="BP"), "lacks variable 'slope_difference', variable"),
     "exact, without": (lambda d: d.drop_vars("sq_bias").assign_attrs(route="exact"), "lacks variable 'sq_bias'"),
 }  # fmt: skip
@@ -210,6 +210,7 @@ def test_forms_show_control_characters() -> None:
         (lambda d: d.assign(cosine=d["cosine"].isel(layer=0, drop=True)), r"dims \['layer'\] of 'cosine'"),
         (lambda d: d.assign(size=("layer", ["a", "b"])), "numbers in 'size'"),
         (lambda d: d.drop_vars("layer"), "names along 'layer'"),
+        (lambda d: d.assign(size=("layer", [1.0, 2.0])).expand_dims(seed=[]), "values along 'seed'"),
         (lambda d: d.assign_coords(reference=["target", "mine"]), "'backprop' along 'reference'"),
     ],
 )
@@ -223,6 +224,20 @@ def test_figures_refuse_what_is_not_their_dataset(change, what: str) -> None:
 def test_variables_of_text_may_hold_text() -> None:
     dataset = xr.Dataset({"family": ("t", ["a"]), "cost": ("t", ["b"])})
     assert lacking(dataset, {"family": ("t",), "cost": ("t",)}, style.TEXT) == ["numbers in 'cost'"]
+
+
+def test_figures_need_labels_that_they_know(tmp_path) -> None:
+    """Without any it is said what is missing; others are met while drawing, and told on the command line."""
+    from figures import command, weight_sharing
+
+    stored = Path(__file__).resolve().parents[1] / "figures" / "data" / "weight_sharing.nc"
+    dataset = fgvar.open_dataset(stored)
+    with pytest.raises(ValueError, match="it lacks labels along 'kind'"):
+        weight_sharing.draw(dataset.drop_vars("kind"))
+    path = fgvar.save(dataset.assign_coords(loss=[f"x{i}" for i in range(dataset.sizes["loss"])]), tmp_path / "a.nc")
+    with pytest.raises(ValueError, match=r"a\.nc is not a dataset that these figures show: it lacks 'x0'"):
+        command.write(command.Config(path), weight_sharing.FIGURES)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_figures_look_at_their_places_before_they_draw(tmp_path, monkeypatch) -> None:

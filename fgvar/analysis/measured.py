@@ -31,7 +31,8 @@ def lacking(dataset: xr.Dataset, needed: Mapping[str, Iterable[str]], text: Iter
             found.append(f"dims {missing} of {name!r}")
         if name not in text and dataset[name].dtype.kind not in "fiub":
             found.append(f"numbers in {name!r}")
-    used = {dim for name in needed if name in dataset for dim in dataset[name].dims}
+    used = dict.fromkeys(dim for name in needed if name in dataset for dim in dataset[name].dims)
+    found += [f"values along {dim!r}" for dim in used if dim not in LABELS and not dataset.sizes[dim]]
     for dim in [dim for dim in LABELS if dim in used]:
         labels = dataset[dim].values.tolist()
         if dim not in dataset.coords or not labels or not all(isinstance(label, str) for label in labels):
@@ -45,8 +46,7 @@ def lacking(dataset: xr.Dataset, needed: Mapping[str, Iterable[str]], text: Iter
 
 def lacking_of_measurement(dataset: xr.Dataset) -> list[str]:
     """What a dataset lacks, in words, to be summed up as a measurement."""
-    found = lacking(dataset, _needed(dataset))
-    return [*found, "a step"] if dataset.sizes.get("step") == 0 else found
+    return lacking(dataset, _needed(dataset))
 
 
 def more_dims(dataset: xr.Dataset) -> list[str]:
