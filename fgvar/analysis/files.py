@@ -8,6 +8,7 @@ import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from typing import BinaryIO
 
 import xarray as xr
 
@@ -16,7 +17,8 @@ from fgvar.analysis import foreign
 from fgvar.analysis.atomic import replace, require_place
 
 LINE = re.compile(rb"\nsha256 ([0-9a-f]{64})\n")  # the last line of a file, of all bytes before it
-LENGTH = len("\nsha256 \n") + 64
+BEGIN = b"\nsha256 "
+LENGTH = len(BEGIN) + 64 + 1
 HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
@@ -74,8 +76,8 @@ def _proved(path: Path) -> bool:
     size = path.stat().st_size
     with open(path, "rb") as file:
         end = _end(file.read(48))
-        if end is not None and size < end:
-            raise foreign.broken(path, f"it has {size:,} of its {end:,} bytes")
+        if end is not None and (length := _length(file, size, end)) > size:
+            raise foreign.broken(path, f"it has {size:,} of its {length:,} bytes")
         file.seek(max(size - LENGTH, 0))
         line = LINE.fullmatch(file.read())
         # One with that many bytes behind the end that HDF5 knows has had a line, and it is damaged.
@@ -92,6 +94,15 @@ def _proved(path: Path) -> bool:
             f"it again, or read it as it is by xarray.open_dataset({str(path)!r}, engine='h5netcdf')"
         )
     return True
+
+
+def _length(file: BinaryIO, size: int, end: int) -> int:
+    """The length that a file should have, of which HDF5 knows the end: with the last line, where that has begun."""
+    if size <= end:
+        return end
+    file.seek(end)
+    rest = file.read(LENGTH)
+    return end + LENGTH if BEGIN.startswith(rest) or rest.startswith(BEGIN) else end
 
 
 def _end(head: bytes) -> int | None:
