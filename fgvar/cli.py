@@ -1,7 +1,8 @@
 """The command line: ``fgvar schemes``, ``measure``, ``check`` and ``open``.
 
 Options are read before torch is imported, so that help is instant. Each command returns an `Answer`; `main` prints it
-as text, tab-separated or as JSON. Exit status: 0; 1 where a check failed; 2 for what the user can mend, in one line.
+as text, tab-separated or as JSON. Exit status: 0; 1 where a check failed, or a file could not be written after the
+work; 2 for what the user can mend, in one line.
 """
 
 import contextlib
@@ -14,12 +15,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from fgvar.errors import unknown
-from fgvar.forms import Row, aligned, records, tabbed
+from fgvar.forms import Answer, aligned, records, tabbed, visible
 
 if TYPE_CHECKING:
     from fgvar.experiments.data import Images
@@ -27,20 +28,6 @@ if TYPE_CHECKING:
 
 PROG = "fgvar"
 ABOUT = "How good is a gradient estimator? Bias, variance and cosine to the true gradient."
-
-
-class Answer(NamedTuple):
-    """What a command found.
-
-    Attributes:
-        text: for a person.
-        rows: for other programs, all with the same columns.
-        status: to exit with.
-    """
-
-    text: str
-    rows: list[Row]
-    status: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,6 +105,7 @@ class Measure:
 
     def answer(self) -> Answer:
         import fgvar
+        from fgvar.analysis.atomic import require_place
         from fgvar.analysis.rows import rows, words
         from fgvar.testing.named import named
 
@@ -126,9 +114,7 @@ class Measure:
         if twice := [name for name in self.scheme if self.scheme.count(name) > 1]:
             raise ValueError(f"--scheme names {twice[0]} twice; name it once")
         if self.out is not None:  # before any computing
-            if self.out.is_dir():
-                raise IsADirectoryError(f"--out {self.out} is a folder; give a file, as {self.out / 'measured.nc'}")
-            self.out.parent.mkdir(parents=True, exist_ok=True)
+            require_place(self.out)
         estimators = {name: named(name) for name in self.scheme}
         images = fgvar.data.load(self.data)
         device = _device(self.device)
@@ -150,7 +136,10 @@ class Measure:
         dataset.attrs |= {"network": self.network, "data": images.name, "configuration": repr(configuration)}
         answer = Answer(words(dataset, self.layer), rows(dataset, self.layer))
         if self.out is not None:
-            print(fgvar.save(dataset, self.out))
+            try:
+                print(fgvar.save(dataset, self.out))
+            except OSError as error:  # the result is worth more than its file
+                return answer._replace(status=1, failure=f"--out: {error.strerror or error}")
         return answer
 
     def _network(self, images: "Images") -> "LocalMixer":
@@ -221,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(sys.stderr):
             answer = command.answer()
     except (ValueError, OSError, ImportError, ArithmeticError) as error:  # what the user can mend
-        print(f"{PROG}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{PROG}: {visible(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{PROG}: stopped", file=sys.stderr)
@@ -230,6 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(command.output.form(answer), flush=True)
     except BrokenPipeError:  # as head closes it: nobody reads on, not even the interpreter's last flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if answer.failure:
+        print(f"{PROG}: {visible(answer.failure)}", file=sys.stderr)
     return answer.status
 
 

@@ -1,11 +1,25 @@
-"""Rows in three forms: columns for the eye; tab-separated and JSON for other programs."""
+"""Rows in three forms: columns for the eye; tab-separated and JSON for other programs.
+
+In all of them characters that a terminal would obey, as those that a foreign file brings along, are shown, not sent.
+"""
 
 import json
 import math
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 Row = dict[str, Any]  # column → text, number or None; all rows of a table have the same columns
+
+
+def visible(text: str) -> str:
+    r"""The text with all that is not printable as escapes.
+
+    Example:
+        >>> visible("loss \x1b[2J\n")
+        'loss \\x1b[2J\\n'
+    """
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def aligned(rows: Sequence[Row]) -> str:
@@ -19,10 +33,10 @@ def aligned(rows: Sequence[Row]) -> str:
     """
     columns = []
     for name in rows[0] if rows else ():
-        cells = [cell(row[name]) for row in rows]
-        width = max(len(name), *map(len, cells))
+        cells = [visible(name), *(cell(row[name]) for row in rows)]
+        width = max(map(len, cells))
         numbers = any(isinstance(row[name], int | float) for row in rows)
-        columns.append([text.rjust(width) if numbers else text.ljust(width) for text in (name, *cells)])
+        columns.append([text.rjust(width) if numbers else text.ljust(width) for text in cells])
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
@@ -30,7 +44,7 @@ def cell(value: Any) -> str:
     """A value as a person reads it, to four digits."""
     if isinstance(value, float):
         return "–" if math.isnan(value) else f"{value:.4g}"
-    return "–" if value is None else str(value)
+    return "–" if value is None else visible(str(value))
 
 
 def tabbed(rows: Sequence[Row]) -> str:
@@ -41,7 +55,9 @@ def tabbed(rows: Sequence[Row]) -> str:
         'scheme\tcost\nBP\t0.3333333333333333\nFG-W\tnan'
     """
     lines = [list(rows[0]) if rows else [], *([*row.values()] for row in rows)]
-    return "\n".join("\t".join("nan" if v is None else " ".join(str(v).split()) for v in line) for line in lines)
+    return "\n".join(
+        "\t".join("nan" if v is None else visible(" ".join(str(v).split())) for v in line) for line in lines
+    )
 
 
 def records(rows: Sequence[Row]) -> str:
@@ -52,8 +68,30 @@ def records(rows: Sequence[Row]) -> str:
         [{"scheme": "BP", "bias_z": null}]
     """
     finite = [{name: None if _lacking(value) else value for name, value in row.items()} for row in rows]
-    return "[" + ",\n ".join(json.dumps(row, ensure_ascii=False) for row in finite) + "]"
+    lines = [re.sub(r"[^ -~]", _escaped, json.dumps(row, ensure_ascii=False, default=str)) for row in finite]
+    return "[" + ",\n ".join(lines) + "]"
+
+
+def _escaped(sign: re.Match[str]) -> str:
+    """JSON's own escape of a character that is not printable; `json.dumps` escapes some of them."""
+    return sign[0] if sign[0].isprintable() else json.dumps(sign[0])[1:-1]
 
 
 def _lacking(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
+
+
+class Answer(NamedTuple):
+    """What a command found.
+
+    Attributes:
+        text: for a person.
+        rows: for other programs, all with the same columns.
+        status: to exit with.
+        failure: what went wrong after the work, to be told below the answer.
+    """
+
+    text: str
+    rows: list[Row]
+    status: int = 0
+    failure: str = ""

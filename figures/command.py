@@ -10,6 +10,7 @@ import tyro
 import xarray as xr
 from matplotlib.figure import Figure
 
+from fgvar.analysis.atomic import replace, require_place
 from figures import style, tabular
 
 Draw = Callable[..., Figure]  # (dataset, *, venue, columns)
@@ -37,13 +38,18 @@ def write(config: Config, figures: Figures, table: Table | None = None) -> None:
     dataset, stem = style.read(config.dataset), config.dataset.with_suffix("")
     if config.out is not None:
         stem = config.out / stem.name if config.out.is_dir() else config.out
-    for suffix, (draw, caption) in figures.items():
-        figure = draw(dataset, venue=config.venue, columns=config.columns)
-        print(*style.save(figure, f"{stem}{suffix}", caption(dataset)), sep="\n")
-    if table is not None:
-        written = Path(f"{stem}.tex")
-        written.write_text(tabular.latex(table(dataset)), encoding="utf-8")
-        print(written)
+    tables = [Path(f"{stem}.tex")] if table is not None else []
+    for path in (*(path for suffix in figures for path in style.written(f"{stem}{suffix}")), *tables):
+        require_place(path)
+    try:
+        for suffix, (draw, caption) in figures.items():
+            figure = draw(dataset, venue=config.venue, columns=config.columns)
+            print(*style.save(figure, f"{stem}{suffix}", caption(dataset)), sep="\n")
+        if table is not None:
+            replace(tables[0], [tabular.latex(table(dataset)).encode()], sync=False)
+            print(tables[0])
+    except LookupError as error:  # the labels that each figure names are more than could be asked for before
+        raise ValueError(f"{config.dataset} is not a dataset that these figures show: it lacks {error}") from error
 
 
 def run(module: str, description: str | None, figures: Figures, table: Table | None = None) -> None:

@@ -4,6 +4,7 @@ A figure file draws inside ``with context(venue):``, on a figure of `width`, and
 changes matplotlib's global settings, and nothing imports torch.
 """
 
+import io
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,9 +25,15 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 from tueplots import figsizes, fontsizes
 
+from fgvar.analysis.atomic import replace
+from fgvar.analysis.files import open_dataset
+from fgvar.analysis.measured import LABELS, lacking
+
 Venue = Literal["iclr", "neurips", "icml", "jmlr"]
 Columns = Literal[1, 2]
 
+TEXT = ("family", "biased", "status", "data")  # variables of datasets that hold text
+NUMBERED = ("run", "cell", "example")  # dims without labels
 Z = 1.96  # half-width of a 95 % normal interval, in standard errors
 GREY = "#7f7f7f"
 
@@ -292,24 +299,20 @@ def read(path: Path) -> xr.Dataset:
     """The dataset in a file, wholly in memory.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or not a netCDF file.
+        FileNotFoundError, ValueError: no such file, or not a netCDF file, or a damaged one.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no dataset at {path}; write it by the study of the same name")
-    try:
-        with xr.open_dataset(path, engine="h5netcdf") as stored:
-            return stored.load()
-    except OSError as error:
-        raise ValueError(f"{path} is not a whole netCDF file ({error}); write it again") from error
+    return open_dataset(path)
 
 
 def require(dataset: xr.Dataset, needed: Mapping[str, tuple[str, ...]], source: str) -> None:
-    """Raise ValueError where the dataset lacks a variable or a dimension of it, naming what is missing."""
-    missing = [f"variable {name!r}" for name in needed if name not in dataset]
-    for name, dims in needed.items():
-        if name in dataset and not set(dims) <= set(dataset[name].dims):
-            missing.append(f"dims {sorted(set(dims) - set(dataset[name].dims))} of {name!r}")
-    if missing:
+    """Raise ValueError where the dataset lacks a variable, a dimension of it, numbers or labels, naming them."""
+    dims = dict.fromkeys(
+        dim for name, its in needed.items() for dim in its if name in dataset and dim in dataset.dims
+    )
+    labels = [f"labels along {dim!r}" for dim in dims if dim not in (*dataset.coords, *LABELS, *NUMBERED)]
+    if missing := [*lacking(dataset, needed, TEXT), *labels]:
         raise ValueError(f"not a dataset of {source}: it lacks {', '.join(missing)}")
 
 
@@ -342,18 +345,25 @@ def text(dataset: xr.Dataset, parts: Iterable[str]) -> str:
 # ---- files ---------------------------------------------------------------------------------------------------
 
 
+def written(stem: str | Path) -> list[Path]:
+    """The files of a figure."""
+    return [Path(f"{stem}.{kind}") for kind in ("pdf", "png", "txt")]
+
+
 def save(figure: Figure, stem: str | Path, caption: str) -> list[Path]:
     """Write ``stem``.pdf, .png (200 dpi) and .txt (the caption); equal figures give equal bytes.
 
     Returns:
         The paths.
     """
-    paths = [Path(f"{stem}.{kind}") for kind in ("pdf", "png", "txt")]
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    paths, files = written(stem), (io.BytesIO(), io.BytesIO())
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(FONTS | EMBEDDED)
-        figure.savefig(paths[0], metadata={"CreationDate": None})  # the date is all that changes between runs
-        figure.savefig(paths[1], dpi=200)
-    paths[2].write_text(caption.rstrip() + "\n", encoding="utf-8")
+        # The date is all that changes between runs.
+        figure.savefig(files[0], format="pdf", metadata={"CreationDate": None})
+        figure.savefig(files[1], format="png", dpi=200)
+    contents = (*(file.getvalue() for file in files), caption.rstrip().encode() + b"\n")
+    for path, content in zip(paths, contents, strict=True):
+        replace(path, [content], sync=False)
     return paths

@@ -22,6 +22,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "drawn_se": DIMS,
     "v": DIMS,
     "s": DIMS,
+    **dict.fromkeys(("size", "batch"), ("cell",)),
 }
 SCHEME = {"weight": "FG-W", "activity": "FG-A"}  # whose colour and marker it has
 LINES = {"shared": "-", "independent": (0, (3.5, 1.2))}

@@ -22,10 +22,11 @@ TRAINED = ("BP", "LG-FG-A")  # of all that trained, those that are drawn
 TITLES = ("cosine to target", "cosine to backprop", "relative variance")
 NEEDED = {
     **dict.fromkeys(
-        ("cosine", "gradient_norm"), ("network", "algorithm", "probe", "estimator", "reference", "layer")
+        ("cosine", "cosine_se", "gradient_norm"), ("network", "algorithm", "probe", "estimator", "reference", "layer")
     ),
     "relative_variance": ("network", "algorithm", "probe", "estimator", "layer"),
     "step": ("network", "algorithm", "probe"),
+    **dict.fromkeys(("data_variance", "cosine_null"), ("layer",)),
 }
 DATA: dict[str, Any] = {"color": "black", "linestyle": (0, (5, 2)), "linewidth": 0.6, "zorder": 1.5}
 

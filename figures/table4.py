@@ -23,6 +23,7 @@ NEEDED = {
     **dict.fromkeys(("train_error", "test_error"), (*DIMS, "readout_epoch")),
     **dict.fromkeys(("epochs", "lr"), DIMS),
     "paper_test_error": DIMS[:2],
+    "data": DIMS[:1],
 }
 SOURCE = "studies/table4.py"
 WINDOWS = 40  # of updates over a run, whose means make its line

@@ -44,8 +44,10 @@ class Config:
 
 def main(config: Config) -> None:
     import fgvar  # after the command line is parsed: --help needs no torch
+    from fgvar.analysis.atomic import require_place
     from figures import all_schemes, command
 
+    require_place(config.out)
     if config.smoke:
         config = replace(config, channels=16, epochs=1, batch=4, draws=16)
     at, trained = problem(**{name: getattr(config, name) for name in NETWORK}, seed=config.seed)

@@ -72,8 +72,10 @@ def main(config: Config) -> None:
     import torch
 
     import fgvar
+    from fgvar.analysis.atomic import require_place
     from fgvar.analysis.dataset import provenance
 
+    require_place(config.out)
     if config.workers < 1:
         raise ValueError(f"workers is {config.workers}, expected at least 1")
     runs, verdicts, alarms = (10_000, 10_000, 400_000) if config.full else (200, 50, 20_000)

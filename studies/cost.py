@@ -45,6 +45,7 @@ def main(config: Config) -> None:
     import xarray as xr
 
     import fgvar  # after the command line is parsed: --help needs no torch
+    from fgvar.analysis.atomic import require_place
     from figures import command, cost
 
     if config.run.smoke:
@@ -52,6 +53,7 @@ def main(config: Config) -> None:
             config, draws=(16, 32), batch=(2, 4), width=(8, 16), groups=(1, 2), base=(16, 2, 8, 2), repeats=1
         )
     how = config.run.arguments()
+    require_place(how["out"])
     found = []
     for along in ALONG:
         settings = dict(zip(ALONG, config.base, strict=True)) | {"repeats": config.repeats}

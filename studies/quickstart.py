@@ -57,8 +57,10 @@ def main(config: Config) -> None:
     import xarray as xr
 
     import fgvar  # after the command line is parsed: --help needs no torch
+    from fgvar.analysis.atomic import require_place
     from fgvar.experiments.training import log_steps, steps_of
 
+    require_place(config.out)
     if config.smoke:
         small: dict[str, Any] = {
             "channels": 16,

@@ -56,6 +56,7 @@ def main(config: Config) -> None:
     import xarray as xr
 
     import fgvar  # after the command line is parsed: --help needs no torch
+    from fgvar.analysis.atomic import require_place
     from figures import command, scaling
 
     if config.run.smoke:
@@ -63,6 +64,7 @@ def main(config: Config) -> None:
         config = replace(config, width=(8, 16), depth=(1, 2), groups=(1, 2), base=(8, 1, 2), epochs=(0,), run=run)
         config = replace(config, batch=4, draws=4)
     how = config.run.arguments()
+    require_place(how["out"])
     found = []
     for network, axes in (SHORT if config.run.smoke else ALONG).items():
         for along in axes:

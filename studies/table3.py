@@ -21,6 +21,8 @@ from typing import Any, Literal, NamedTuple
 
 import tyro
 
+from fgvar.analysis.atomic import require_place
+
 ROOT = Path(__file__).resolve().parents[1]
 # The paper's rows, the frozen trunk, and LG-FG-W with its published credit.
 EXACT = ("BP", "L-BP", "LG-BP", "FA", "L-FA", "LG-FA", "DFA", "frozen")
@@ -214,6 +216,8 @@ def every(
     resume: bool,
 ) -> None:
     """All runs, one after another: what is finished is skipped, what fails stops no other."""
+    for cell in cells:
+        require_place(where(cell))
     failed = 0
     for cell in cells:
         out = where(cell)
@@ -367,6 +371,9 @@ def gather(folder: Path, out: Path) -> None:
     import fgvar
     from fgvar.experiments import tables
 
+    more = out.with_stem(f"{out.stem}_probes")
+    require_place(out)
+    require_place(more)
     runs = [fgvar.open_dataset(found) for found in sorted(folder.glob("*.nc"))]
     runs = [one for one in runs if one.attrs.get("study") == "table3" and not one.attrs.get("validation")]
     if not runs:
@@ -380,7 +387,7 @@ def gather(folder: Path, out: Path) -> None:
     print(fgvar.save(dataset, out))
     command.write(command.Config(out), table3.FIGURES, table3.table)
     if any("step" in one.dims for one in runs):
-        probes = fgvar.save(tables.probes(runs, EXACT + PERTURBED), out.with_stem(f"{out.stem}_probes"))
+        probes = fgvar.save(tables.probes(runs, EXACT + PERTURBED), more)
         print(probes)
         command.write(command.Config(probes), table3_probes.FIGURES)
     print(table3.table(dataset).to_string())

@@ -21,6 +21,8 @@ from typing import Any, Literal
 
 import tyro
 
+from fgvar.analysis.atomic import require_place
+
 ROOT = Path(__file__).resolve().parents[1]
 NO_STOP = "-no-stop"
 ROWS = ("frozen", "BP", "LG-BP", "LG-FG-A", f"LG-FG-A{NO_STOP}")
@@ -276,6 +278,7 @@ def gather(folder: Path, out: Path) -> None:
     import fgvar
     from fgvar.experiments import tables
 
+    require_place(out)
     runs = [fgvar.open_dataset(found) for found in sorted(folder.glob("*.nc"))]
     runs = [one for one in runs if one.attrs.get("study") == "table4"]
     if not runs:

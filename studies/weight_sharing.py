@@ -48,8 +48,10 @@ def main(config: Config) -> None:
     import xarray as xr
 
     import fgvar  # after the command line is parsed: --help needs no torch
+    from fgvar.analysis.atomic import require_place
     from fgvar.analysis.dataset import provenance
 
+    require_place(config.out)
     wrong = [count for count in config.positions if not 1 <= count <= 256 or count & (count - 1)]
     if wrong or not config.positions:
         raise ValueError(f"positions are {list(config.positions)}, expected powers of two from 1 to 256")

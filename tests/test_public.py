@@ -65,8 +65,12 @@ ORDER = (
     "fgvar.analysis.moments",
     "fgvar.analysis.intervals",
     "fgvar.analysis.statistics",
+    "fgvar.analysis.locks",
+    "fgvar.analysis.atomic",
+    "fgvar.analysis.foreign",
     "fgvar.analysis.files",
     "fgvar.analysis.packing",
+    "fgvar.analysis.measured",
     "fgvar.analysis.dataset",
     "fgvar.analysis.rows",
     "fgvar.analysis.exact",
@@ -102,8 +106,10 @@ ORDER = (
     "fgvar.__main__",
 )
 XARRAY = (
+    "fgvar.analysis.foreign",
     "fgvar.analysis.files",
     "fgvar.analysis.packing",
+    "fgvar.analysis.measured",
     "fgvar.analysis.dataset",
     "fgvar.analysis.rows",
     "fgvar.analysis.measurement",

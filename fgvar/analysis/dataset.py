@@ -7,13 +7,15 @@ import numpy as np
 import xarray as xr
 
 from fgvar.analysis.files import versions
+from fgvar.analysis.measured import REFERENCES, require_measurement
 from fgvar.errors import unknown
+from fgvar.forms import visible
 
 if TYPE_CHECKING:
     import torch
 
-REFERENCES = ("target", "backprop")
 FLAGS = {"dead": 1, "few_draws": 2, "no_noise": 4, "no_closed_form": 8}
+LARGE = 1e6  # numbers above it are written with exponents
 RATIOS = ("relative_variance", "snr", "slope", "cosine", "efficiency")
 
 # name → long name, units, source or identity
@@ -91,7 +93,8 @@ def summary(dataset: xr.Dataset, *, layer: str = "perturbed") -> str:
         layer: which layer; "perturbed" is all parameters that the scheme estimates.
 
     Raises:
-        ValueError: an unknown layer.
+        TypeError: no dataset.
+        ValueError: an unknown layer; a dataset that is no measurement, or several.
 
     Example:
         >>> import torch
@@ -101,9 +104,10 @@ def summary(dataset: xr.Dataset, *, layer: str = "perturbed") -> str:
         >>> print(summary(measure({"BP": scheme("BP")}, problem, draws=2)).splitlines()[-1])
         BP                      –                     0                     1                     1
     """
+    require_measurement(dataset)
     layers = [str(name) for name in dataset["layer"].values]
     if layer not in layers:
-        raise ValueError(unknown("layer", layer, layers))
+        raise ValueError(unknown("layer", layer, map(visible, layers)))
     chosen = dataset.sel(layer=layer)
     if "step" in chosen.dims:
         return "\n\n".join(_table(chosen.sel(step=step), layer, f", step {step.item()}") for step in chosen["step"])
@@ -111,46 +115,49 @@ def summary(dataset: xr.Dataset, *, layer: str = "perturbed") -> str:
 
 
 def _table(dataset: xr.Dataset, layer: str, when: str) -> str:
-    exact = dataset.attrs.get("route") == "exact"
-    how = "exact, closed form" if exact else f"drawn, {dataset.attrs.get('draws', '?')} draws, ± standard error"
+    exact = str(dataset.attrs.get("route")) == "exact"
+    draws = visible(str(dataset.attrs.get("draws", "?")))
+    how = "exact, closed form" if exact else f"drawn, {draws} draws, ± standard error"
     bias = "relative bias" if exact else "bias z (p)"
-    columns = (bias, "relative variance", "cosine to target", "cosine to backprop")
-    width = max(10, *(len(str(name)) for name in dataset["estimator"].values))
-    lines = [
-        f"layer {layer!r}{when}: {how}",
-        "estimator".ljust(width) + "".join(f"{c:>{w}}" for c, w in zip(columns, (15, 22, 22, 22), strict=True)),
-    ]
+    rows = [["estimator", bias, "relative variance", "cosine to target", "cosine to backprop"]]
     for name in dataset["estimator"].values:
         row = dataset.sel(estimator=name)
         target = row.sel(reference="target")
         cells = [
-            f"{_relative_bias(target) if exact else _tested_bias(target):>15}",
-            f"{_plus_minus(row['relative_variance'].item(), row['relative_variance_se'].item()):>22}",
+            _relative_bias(target) if exact else _tested_bias(target),
+            _plus_minus(row["relative_variance"].item(), row["relative_variance_se"].item()),
             *(
-                f"{_plus_minus(row['cosine'].sel(reference=r).item(), row['cosine_se'].sel(reference=r).item()):>22}"
+                _plus_minus(row["cosine"].sel(reference=r).item(), row["cosine_se"].sel(reference=r).item())
                 for r in REFERENCES
             ),
         ]
-        lines.append(str(name).ljust(width) + "".join(cells))
-    return "\n".join(lines if "baseline" not in dataset.coords else [*lines, *_paired(dataset, how, width)])
+        rows.append([str(name), *cells])
+    lines = [f"layer {layer!r}{when}: {how}", *_columns(rows, (10, 15, 22, 22, 22))]
+    return "\n".join(lines if "baseline" not in dataset.coords else [*lines, *_paired(dataset, how)])
 
 
-def _paired(dataset: xr.Dataset, how: str, width: int) -> list[str]:
+def _columns(rows: list[list[str]], widths: tuple[int, ...]) -> list[str]:
+    """Lines of columns of these widths, or as wide as their cells and the two blanks between them need."""
+    columns = []
+    for i, (width, *cells) in enumerate(zip(widths, *rows, strict=True)):
+        shown = [visible(cell) for cell in cells]
+        width = max(width, *(len(cell) + (2 if i else 0) for cell in shown))
+        columns.append([cell.rjust(width) if i else cell.ljust(width) for cell in shown])
+    return ["".join(line) for line in zip(*columns, strict=True)]
+
+
+def _paired(dataset: xr.Dataset, how: str) -> list[str]:
     """Lines on how each estimator differs from the baseline."""
     baseline = dataset["baseline"].item()
     columns = (("slope", "target"), ("relative_variance", None), *(("cosine", r) for r in REFERENCES))
-    heads = ("slope to target", "relative variance", "cosine to target", "cosine to backprop")
-    lines = [
-        f"less those of {baseline!r}, by common noise: {how}",
-        "estimator".ljust(width) + "".join(f"{head:>22}" for head in heads),
-    ]
+    rows = [["estimator", "slope to target", "relative variance", "cosine to target", "cosine to backprop"]]
     for name in dataset["estimator"].values:
         cells = []
         for variable, reference in columns if name != baseline else ():
             pair = (dataset[f"{variable}_difference{end}"].sel(estimator=name) for end in ("", "_se"))
             cells.append(_plus_minus(*((v.sel(reference=reference) if reference else v).item() for v in pair)))
-        lines += [str(name).ljust(width) + "".join(f"{cell:>22}" for cell in cells)] if cells else []
-    return lines
+        rows += [[str(name), *cells]] if cells else []
+    return [f"less those of {baseline!r}, by common noise: {how}", *_columns(rows, (10, 22, 22, 22, 22))]
 
 
 def _tested_bias(target: xr.Dataset) -> str:
@@ -165,10 +172,14 @@ def _relative_bias(target: xr.Dataset) -> str:
 
 
 def _plus_minus(value: float, error: float) -> str:
-    """Value ± error, both rounded to the error's second significant digit."""
+    """Value ± error, both rounded to the error's second significant digit; above a million with exponents."""
     if np.isnan(value):
         return "–"
-    if error == 0 or np.isnan(error):
+    if error == 0 or not (error > 0 and np.isfinite([value, error]).all()):
         return f"{value:.4g}" + ("" if error == 0 else " ± –")
-    digits = max(0, 1 - int(np.floor(np.log10(error))))
+    last = int(np.floor(np.log10(error))) - 1
+    if max(abs(value), error) > LARGE:
+        digits = max(0, int(np.floor(np.log10(abs(value) or error))) - last)
+        return f"{value:.{digits}e} ± {error:.1e}"
+    digits = max(0, -last)
     return f"{value:.{digits}f} ± {error:.{digits}f}"

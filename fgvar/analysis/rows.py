@@ -9,11 +9,11 @@ import numpy as np
 import xarray as xr
 
 from fgvar.analysis.dataset import summary
+from fgvar.analysis.measured import TO_A_REFERENCE as MEASURED
+from fgvar.analysis.measured import lacking_of_measurement, more_dims
 from fgvar.errors import unknown
-from fgvar.forms import Row, aligned, cell
+from fgvar.forms import Row, aligned, cell, visible
 
-MEASURED = ("estimator", "layer", "reference")  # the dims of one measurement
-SUMMARISED = {"bias_z", "bias_p", "sq_bias", "relative_variance", "cosine", "gradient_norm"}
 CURVES = ("loss", "train_error", "test_error")  # of a training run, over epochs
 MADE_BY = ("study", "data", "network", "route", "draws", "seed", "batch_size", "device", "dtype", "commit")
 
@@ -39,7 +39,7 @@ def rows(dataset: xr.Dataset, layers: Sequence[str] = ()) -> list[Row]:
     dataset = _chosen(dataset, layers)
     if not (_measured(dataset) or _trained(dataset)):
         return overview(dataset)
-    return _existing(_flat(dataset.isel(step=-1) if "step" in dataset.dims else dataset))
+    return _existing(_flat(dataset.isel(step=-1) if dataset.sizes.get("step") else dataset))
 
 
 def words(dataset: xr.Dataset, layers: Sequence[str] = ()) -> str:
@@ -59,7 +59,7 @@ def words(dataset: xr.Dataset, layers: Sequence[str] = ()) -> str:
     if _measured(dataset):
         last = dataset.isel(step=[-1]) if "step" in dataset.dims else dataset
         for place, one in _cells(last):
-            heading = ", ".join(f"{dim} {value}" for dim, value in place.items())
+            heading = visible(", ".join(f"{dim} {value}" for dim, value in place.items()))
             tables = [summary(one, layer=str(name)) for name in one["layer"].values]
             parts += ["\n".join([heading, tables[0]] if heading else tables[:1]), *tables[1:]]
     if not parts:
@@ -74,7 +74,8 @@ def made_by(dataset: xr.Dataset) -> str:
         >>> made_by(xr.Dataset(attrs={"draws": 64, "study": "quickstart"}))
         'study quickstart, draws 64'
     """
-    return ", ".join(f"{name} {dataset.attrs[name]}" for name in MADE_BY if dataset.attrs.get(name, "") != "")
+    said = {name: visible(str(dataset.attrs.get(name, ""))) for name in MADE_BY}
+    return ", ".join(f"{name} {text}" for name, text in said.items() if text)
 
 
 def overview(dataset: xr.Dataset) -> list[Row]:
@@ -82,7 +83,7 @@ def overview(dataset: xr.Dataset) -> list[Row]:
     found = []
     for name, variable in dataset.data_vars.items():
         values = variable.values
-        known = values[np.isfinite(values)] if np.issubdtype(values.dtype, np.number) else values[:0]
+        known = values[np.isfinite(values)] if np.issubdtype(values.dtype, np.number) else np.array([])
         found.append(
             {
                 "variable": str(name),
@@ -98,17 +99,22 @@ def overview(dataset: xr.Dataset) -> list[Row]:
 
 
 def _measured(dataset: xr.Dataset) -> bool:
-    return {*MEASURED} <= {*dataset.dims} and {*dataset.data_vars} >= SUMMARISED
+    return not lacking_of_measurement(dataset)
 
 
 def _trained(dataset: xr.Dataset) -> bool:
     """After `_chosen`, which leaves one epoch."""
-    return "epoch" in dataset.coords and "epoch" not in dataset.dims and any(name in dataset for name in CURVES)
+    return "epoch" in dataset.coords and "epoch" not in dataset.dims and bool(_curves(dataset))
+
+
+def _curves(dataset: xr.Dataset) -> list[str]:
+    """Those that are there, and numbers: the names are not only ours."""
+    return [name for name in CURVES if name in dataset and dataset[name].dtype.kind in "fiub"]
 
 
 def _chosen(dataset: xr.Dataset, layers: Sequence[str]) -> xr.Dataset:
     """The last epoch, and the layers that are asked for."""
-    if "epoch" in dataset.dims and any("epoch" in dataset[name].dims for name in CURVES if name in dataset):
+    if dataset.sizes.get("epoch") and any("epoch" in dataset[name].dims for name in _curves(dataset)):
         dataset = _last_epoch(dataset)
     if "layer" not in dataset.dims:
         if layers:
@@ -121,13 +127,13 @@ def _chosen(dataset: xr.Dataset, layers: Sequence[str]) -> xr.Dataset:
         return dataset
     for name in layers:
         if name not in valid:
-            raise ValueError(unknown("layer", name, [*valid, "all"]))
+            raise ValueError(unknown("layer", name, [*map(visible, valid), "all"]))
     return dataset.sel(layer=list(layers))
 
 
 def _last_epoch(dataset: xr.Dataset) -> xr.Dataset:
     """Each run's last epoch that is known: in a dataset of many runs, the shorter ones end in NaN."""
-    known = [dataset[name].notnull() for name in CURVES if name in dataset and "epoch" in dataset[name].dims]
+    known = [dataset[name].notnull() for name in _curves(dataset) if "epoch" in dataset[name].dims]
     last = functools.reduce(operator.or_, known).cumsum("epoch").argmax("epoch")
     if "epoch" not in dataset.coords:
         dataset = dataset.assign_coords(epoch=range(dataset.sizes["epoch"]))
@@ -148,13 +154,14 @@ def _flat(dataset: xr.Dataset) -> list[Row]:
 
 def _existing(table: list[Row]) -> list[Row]:
     """Without the runs that there are not: a dataset of many need not hold every combination."""
-    curves = [name for name in CURVES if table and name in table[0] and "epoch" in table[0]]
+    first = table[0] if table and "epoch" in table[0] else {}
+    curves = [name for name in CURVES if isinstance(first.get(name), int | float)]
     return [row for row in table if not curves or any(not np.isnan(row[name]) for name in curves)]
 
 
 def _cells(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
     """Every measurement in a dataset of several, with its place among them."""
-    dims = [dim for dim in dataset["relative_variance"].dims if dim not in (*MEASURED, "step")]
+    dims = more_dims(dataset)
     for index in np.ndindex(*(dataset.sizes[dim] for dim in dims)):
         one = dataset.isel(dict(zip(dims, index, strict=True)))
         yield {str(dim): one[dim].item() if dim in one.coords else i for dim, i in zip(dims, index, strict=True)}, one
@@ -166,5 +173,5 @@ def _axes(dataset: xr.Dataset) -> str:
     for dim, size in dataset.sizes.items():
         values = [cell(value) for value in dataset[dim].values.tolist()] if dim in dataset.coords else []
         shown = ", ".join(values if size <= 8 else [*values[:3], "…", *values[-1:]] if values else [])
-        lines.append(f"{dim} ({size}){': ' * bool(shown)}{shown}")
+        lines.append(f"{visible(str(dim))} ({size}){': ' * bool(shown)}{shown}")
     return "\n".join(lines)

@@ -8,8 +8,6 @@ import contextlib
 import hashlib
 import inspect
 import json
-import os
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
@@ -20,10 +18,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from fgvar.analysis.atomic import replace, require_folder
 from fgvar.errors import unknown
 
 MAGIC = b"fgvar cell 1\n"  # another number is another format
 RESERVE = 1 << 20  # bytes kept for the cell that is finished when the disk is full
+LOCKS = 1 << 16  # bytes beside it, more than files of locks take
 SYNCED = 0.1  # a cell that took less seconds is computed again, after a power cut, as soon as it is synced
 STALE = 3600.0  # seconds after which a half-written file is no living driver's
 
@@ -131,20 +131,6 @@ def _canonical(value: object) -> Any:
 # ---- the folder -----------------------------------------------------------------------------------------------
 
 
-def require_writable(folder: Path) -> None:
-    """Raise where a folder has no room for cells, before they are computed.
-
-    Raises:
-        OSError: a full disk, a folder that cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(RESERVE))
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write in {folder} ({error.strerror}); nothing was computed") from error
-
-
 class Folder:
     """The files of a sweep's cells: written whole or not at all, by any number of drivers.
 
@@ -154,12 +140,11 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        mine = uuid.uuid4().hex
-        self.temporary, self.reserve = path / f".{mine}.cell.partial", path / f".{mine}.reserve.cell.partial"
+        self.reserve = path / f".{uuid.uuid4().hex}.reserve.partial"
 
     def __enter__(self) -> "Folder":
-        require_writable(self.path)
-        for left in self.path.glob(".*.cell.partial"):
+        require_folder(self.path, RESERVE + LOCKS)
+        for left in self.path.glob(".*.partial"):
             with contextlib.suppress(FileNotFoundError):  # another driver tidies up, too
                 if time.time() - left.stat().st_mtime > STALE:
                     left.unlink()
@@ -197,15 +182,16 @@ class Folder:
         arguments = {name: _canonical(value) for name, value in cell.arguments.items()}
         header = json.dumps({"arguments": arguments, "outcome": told}).encode()
         body = header + b"\n" + outcome.content
+        content = [MAGIC, _hash(body), b"\n", body]
         path = self._file(cell, outcome.status)
         sync = outcome.seconds >= SYNCED
         try:
-            self._replace(path, MAGIC + _hash(body) + b"\n" + body, sync)
+            replace(path, content, sync=sync)
         except OSError as error:
             self.reserve.unlink(missing_ok=True)
             kept = "it was kept in the space reserved for it"
             try:
-                self._replace(path, MAGIC + _hash(body) + b"\n" + body, sync)
+                replace(path, content, sync=sync)
             except OSError:
                 kept = "it is lost"
             raise OSError(
@@ -218,17 +204,6 @@ class Folder:
 
     def _file(self, cell: Cell, status: str) -> Path:
         return self.path / f"{cell.key}.{'cell' if status == 'done' else 'failed'}"
-
-    def _replace(self, path: Path, content: bytes, sync: bool) -> None:
-        try:
-            with open(self.temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                if sync:
-                    os.fsync(file.fileno())
-            os.replace(self.temporary, path)
-        finally:
-            self.temporary.unlink(missing_ok=True)
 
 
 def _hash(content: bytes) -> bytes:

@@ -6,7 +6,6 @@ text and bytes by ``torch.save``. What was cut short or damaged has another hash
 
 import hashlib
 import io
-import os
 import re
 import types
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgvar.analysis.atomic import replace
 from fgvar.experiments.data import Images
 from fgvar.experiments.distributed import of_first
 
@@ -49,28 +49,11 @@ def store(path: Path, identity: Mapping[str, str], state: State) -> None:
     """Write the state of the run with this identity: a reader sees the old file or the whole new one.
 
     Raises:
-        OSError: the folder cannot be written; what stood there stays.
+        OSError: it cannot be written; what stood there stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     body = io.BytesIO()
     torch.save({"identity": dict(identity), **{name: getattr(state, name) for name in _FIELDS}}, body)
-    # Always of this name, so that what a kill leaves of it is written over; the hash would tell a mixture of two.
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(MAGIC + _hash(body.getbuffer()) + b"\n")
-            file.write(body.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the renaming, too, outlives a power cut
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    replace(path, [MAGIC, _hash(body.getbuffer()), b"\n", body.getbuffer()])
 
 
 def restore(path: Path, identity: Mapping[str, str], device: torch.device) -> State | None:

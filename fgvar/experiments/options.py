@@ -35,7 +35,13 @@ class Options:
     """A few seconds, whose numbers mean nothing."""
 
     def arguments(self) -> dict[str, Any]:
-        """For `fgvar.sweep`, beside the cell and its axes. A smoke run keeps its cells apart."""
+        """For `fgvar.sweep`, beside the cell and its axes. A smoke run keeps its cells apart.
+
+        Raises:
+            ValueError: an ``out`` without a suffix, which would be its own folder of cells.
+        """
+        if not self.out.suffix:
+            raise ValueError(f"--out {self.out} has no suffix, and is its own folder of cells; give {self.out}.nc")
         out = self.out.with_stem(f"{self.out.stem}_smoke") if self.smoke else self.out
         return {
             "folder": out.with_suffix(""),

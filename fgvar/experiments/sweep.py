@@ -1,15 +1,19 @@
 """Sweeps: grids of cells, each computed once and kept in a file of its own."""
 
 import contextlib
+import hashlib
 import os
 import sys
-from collections.abc import Generator, Iterable, Mapping, Sequence
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 from tqdm.auto import tqdm
 
+from fgvar.analysis import locks
+from fgvar.analysis.atomic import require_place
 from fgvar.analysis.files import save
 from fgvar.experiments.cells import (
     Cell,
@@ -19,10 +23,11 @@ from fgvar.experiments.cells import (
     check_call,
     function_name,
     key_of,
-    require_writable,
 )
 from fgvar.experiments.grid import checked_axes, consolidated, points
 from fgvar.experiments.running import outcome, threads_of_cells
+
+WAIT = 0.2  # seconds between two looks at whether another driver has ended
 
 
 def sweep(
@@ -52,8 +57,9 @@ def sweep(
     Args:
         cell: of a module, or of a script. It draws from no state outside of its arguments.
         axes: name → values, text or numbers.
-        folder: of the cells' files. Any number of processes may share it, and sweeps over other axes.
-        out: the consolidated netCDF file. Default: ``sweep.nc`` in the folder.
+        folder: of the cells' files. Any number of processes may share it, and sweeps over other axes. A second driver
+            of the same part of the same cells waits for the first to end, or to be killed, and goes on from there.
+        out: the consolidated netCDF file, of one sweep at a time. Default: ``sweep.nc`` in the folder.
         config: further arguments, the same for all cells, as JSON can hold them.
         seed: an argument ``seed`` of all cells; several are one more axis.
         version: of the cell's code: another one computes all cells again.
@@ -70,9 +76,11 @@ def sweep(
         is its wall time. Cells that failed are tried again by the next sweep.
 
     Raises:
-        ValueError: an axis or setting that the cell does not take, or lacks; anything out of its range.
+        ValueError: an axis or setting that the cell does not take, or lacks; anything out of its range; an ``out``
+            that is the folder.
         TypeError: values that are not text or numbers.
-        OSError: the folder cannot be written, before anything is computed; or no more, after the last cell was kept.
+        OSError: the folder or ``out`` cannot be written, before anything is computed, or is another sweep's that is
+            going on; or it cannot be written any more, after the last cell was kept.
         ModuleNotFoundError: workers or a scheduler without ``pip install fgvar[workers]``.
 
     Example:
@@ -108,11 +116,18 @@ def sweep(
         Cell(place, arguments := at | config, key_of(cell, arguments, version, threads)) for place, at in points(grid)
     ]
     mine = {each.key for each in sorted(cells, key=lambda each: each.key)[part::parts]}
-    out = Path(out or Path(folder) / "sweep.nc")
+    folder = Path(folder)
+    out = Path(out or folder / "sweep.nc")
+    if out.resolve() in (folder.resolve(), (folder / "cells").resolve()):
+        raise ValueError(f"out is {out}, the folder of the cells; give it a name of its own, as {out}.nc")
     attrs = {"sweep": function_name(cell), "sweep_version": version, "threads": threads}
     attrs |= {f"config_{name}": value if isinstance(value, str) else repr(value) for name, value in config.items()}
-    require_writable(out.parent)
-    with Folder(Path(folder) / "cells") as kept:
+    require_place(out)
+    with Folder(folder / "cells") as kept, contextlib.ExitStack() as held:
+        work = hashlib.sha256(repr((grid, attrs, [each.key for each in cells])).encode()).hexdigest()[:32]
+        held.enter_context(_of_one_sweep(out, work))
+        if compute:
+            held.enter_context(_in_turn(kept.path / f".{work}.{part}-{parts}.lock", shard))
         found = {each: kept.read(each) for each in cells}
         todo = [each for each, it in found.items() if each.key in mine and (it is None or it.status != "done")]
         if compute and todo:
@@ -166,11 +181,49 @@ def _run(
                 yield cell, outcome(function, cell.arguments)
 
 
+@contextlib.contextmanager
+def _of_one_sweep(out: Path, work: str) -> Iterator[None]:
+    """Share the consolidated file with other drivers of this sweep, and with no other sweep."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locks.together(locks.beside(out), work))
+        except locks.Held as holder:
+            raise BlockingIOError(
+                f"{out} is being written by a sweep of other cells, begun by {holder}; wait for its end, or give "
+                "another out="
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _in_turn(lock: Path, shard: str) -> Iterator[None]:
+    """Wait until no other driver computes this part of the cells, however it ends."""
+    with contextlib.ExitStack() as held:
+        told = False
+        while True:
+            try:
+                held.enter_context(locks.alone(lock))
+                break
+            except locks.Held as holder:
+                if str(holder) == locks.me():
+                    raise BlockingIOError(
+                        f"this process computes these cells already (shard {shard}); give each sweep a shard of its "
+                        "own, as 0/2 and 1/2, or begin one after the other"
+                    ) from None
+                if not told:
+                    print(f"{holder} computes these cells (shard {shard}): waiting for its end", file=sys.stderr)
+                told = True
+                time.sleep(WAIT)
+        yield
+
+
 def _save(dataset: xr.Dataset, out: Path) -> None:
     try:
         save(dataset, out)
-    except (OSError, RuntimeError) as error:  # h5py has errors of its own for a full disk
-        raise OSError(f"{out} cannot be written ({error}); all cells are kept: make room and sweep again") from error
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{error.strerror or error}; all cells are kept: make room and sweep again"
+        ) from error
 
 
 def _line(told: Outcome) -> str:

@@ -1,5 +1,6 @@
 """Complete training runs, whose gradients are measured on the way."""
 
+import contextlib
 import copy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -80,8 +81,9 @@ def train(
         name: shown in the progress bar.
         checkpoint: a file from which the run goes on, if it is there, and where it is kept: every ten seconds, on
             Ctrl-C and at the end. Killed at any moment and started again, it ends with the same bits. What belongs
-            to another run (data, network, estimator, any setting above) is refused; of an estimator's settings
-            those count that its ``repr`` shows.
+            to another run (data, network, estimator, any setting above) is refused, and what a run that is going on
+            writes; of an estimator's settings those count that its ``repr`` shows. Where one cannot be written, a
+            warning names the last good one, and the run goes on.
         resume: False starts anew and writes over the checkpoint.
         autocast: matrix products in bfloat16; parameters stay in their own type.
         compile: of the estimate, by torch.compile: half a minute once, then several times as fast on small networks.
@@ -97,6 +99,7 @@ def train(
     Raises:
         ValueError: fewer training examples than one batch, a problem that the estimator does not fit, `InfoNCE`
             without views or views without it; a checkpoint that is truncated or of another run.
+        OSError: the checkpoint's place cannot be written, before any training, or another run has it.
         NonFiniteError: NaN or infinity in a gradient or loss, naming the parameter and the step; the checkpoint
             before it stays.
     """
@@ -118,20 +121,20 @@ def train(
         probe.check(task.problem(module, probe.batch), total)
     gradient = gradient_of(problem, estimator, autocast, compile)
     going = Going(problem, estimator, schedule, total, seed, gradient, probe, task)
-    kept = None
+    keeping: contextlib.AbstractContextManager[Kept | None] = contextlib.nullcontext()
     if checkpoint is not None:
         ways = {**task.identity, "autocast": str(autocast), "compile": str(compile)}
-        kept = Kept(
-            Path(checkpoint), going, ways | dict(zip(("train", "test"), map(described_images, data), strict=True))
-        )
-        if resume:
+        ways |= dict(zip(("train", "test"), map(described_images, data), strict=True))
+        keeping = Kept(Path(checkpoint), going, ways)
+    with keeping as kept:
+        if kept is not None and resume:
             kept.restore()
-    with memory.kept(), Interrupt() as interrupt:
-        if not going.curves:
-            going.curves.append(task.evaluate(problem, going.params, images, test))
-        going.run(images, test, name or "training", kept, logger, interrupt)
-    if kept is not None:
-        kept.store()
+        with memory.kept(), Interrupt() as interrupt:
+            if not going.curves:
+                going.curves.append(task.evaluate(problem, going.params, images, test))
+            going.run(images, test, name or "training", kept, logger, interrupt)
+        if kept is not None:
+            kept.store()
     return Run(_dataset(going, images), going.params)
 
 
