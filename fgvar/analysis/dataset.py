@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 REFERENCES = ("target", "backprop")
-FLAGS = {"dead": 1, "few_draws": 2, "no_noise": 4, "no_closed_form": 8}
+FLAGS = {"dead": 1, "few_draws": 2, "no_noise": 4, "no_closed_form": 8, "one_number": 16}
 RATIOS = ("relative_variance", "snr", "slope", "cosine", "efficiency")
 
 # name → long name, units, source or identity
