@@ -162,7 +162,7 @@ def bias_z(sums: Sums, reference: int) -> Estimated:
 
 
 def bias_p(sums: Sums, reference: int) -> Estimated:
-    """P(a projection as far from 0 | no bias) of the farthest, corrected (Šidák) for their number; NaN below 64 draws."""
+    """P(a projection as far from 0 | no bias), Šidák-corrected for their number; NaN below 64 draws."""
     p = bias_test(sums, reference)[1]
     return Estimated.alone(p if sums.n >= MINIMUM_TESTED else np.full_like(p, np.nan))
 

@@ -85,7 +85,7 @@ class Sums:
         return covariance
 
     def combined(self, weights: Array) -> tuple[Array, Array]:
-        """Standard error of the mean of a weighted sum of the features, and the sum's skewness; weights [layers, F]."""
+        """Standard error of the mean of the features' sum by weights [layers, F], and the skewness of the sum."""
         w = weights
         spread = np.einsum("lf,lfg,lg->l", w, self.covariance, w)
         sums = [

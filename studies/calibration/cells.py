@@ -41,6 +41,13 @@ def simulated(name: str, scale: float, seed: int) -> dict[str, dict[str, Array]]
     return {name: coverage.simulated([laws.weights(case, rng)], plan(RUNS, scale))}
 
 
+def group(cell: str) -> str:
+    """Which kind of cell it is."""
+    if cell in laws.SCALARS or cell in PAIRS:
+        return "law" if cell in laws.SCALARS else "difference"
+    return "network" if cell.startswith(tuple(networks.NETWORKS)) else "weights"
+
+
 def plan(runs: tuple[int, ...], scale: float) -> dict[int, int]:
     return {n: max(4, round(number * scale)) for n, number in zip(DRAWS, runs, strict=True)}
 
@@ -67,7 +74,7 @@ def assembled(found: Mapping[str, Mapping[str, Array]], scale: float) -> xr.Data
             "draws": list(DRAWS),
         },
         attrs={"coverage_scale": scale},
-    )
+    ).assign_coords(group=("cell", [group(cell) for cell in found]))
 
 
 def report(dataset: xr.Dataset) -> str:

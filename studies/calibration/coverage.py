@@ -86,11 +86,18 @@ def tally(found: dict[str, Array], index: int, values: dict[str, Array], truth: 
 
 def measured(law: Law, runs: int, n: int) -> dict[str, Array]:
     """Intervals (low, high) [2, references, runs] of n draws in each run, and p-values [rules, runs]."""
-    references = repeated(law.references, runs)
     if law.paired:
-        one, baseline = (taken(references, rows, runs, keep=True) for rows in law.sample(runs, n))
+        references = repeated(law.references, runs)
+        one, baseline = (taken(references, rows, runs) for rows in law.sample(runs, n))
         return {f"{k}_difference": ends(v, runs) for k, v in differences(one, baseline).items()}
-    sums = Sums.of(moments(references, law.sample(runs, n))[0], references)
+    return seen(law.references, law.sample(runs, n))
+
+
+def seen(compared: tuple[Array, Array], estimates: Array) -> dict[str, Array]:
+    """The same of estimates [runs, draws, numbers]."""
+    runs, n, _ = estimates.shape
+    references = repeated(compared, runs)
+    sums = Sums.of(moments(references, estimates)[0], references)
     found = {name: ends(one, runs) for name, one in estimated(sums).items()}
     z, p = (value[:runs] for value in bias_test(sums, 0))
     plain = -np.expm1(min(BUCKETS, sums.sizes[0]) * np.log1p(-2 * special.stdtr(n - 1, -z)))
@@ -139,7 +146,7 @@ def moments(references: References, estimates: Array) -> tuple[Moments, list[Any
     return found, features, grams
 
 
-def taken(references: References, estimates: Array, runs: int, *, keep: bool) -> Measured:
+def taken(references: References, estimates: Array, runs: int) -> Measured:
     """As a measurement that can be compared with another."""
     state, features, grams = moments(references, estimates)
     sums = Sums.of(state, references)
@@ -168,9 +175,7 @@ def of_network(
             cosines[name].append(cosine(rows, np.stack(law.references)))
             for n, runs in plan.items():
                 if first < n * runs:
-                    shaped = rows.reshape(size // n, n, -1)
-                    here = Law(lambda _runs, _n, shaped=shaped: shaped, law.references, {})
-                    kept.setdefault((name, n), []).append(measured(here, size // n, n))
+                    kept.setdefault((name, n), []).append(seen(law.references, rows.reshape(size // n, n, -1)))
     cells = {}
     for name, law in layers.items():
         cells[name] = blank(len(plan))

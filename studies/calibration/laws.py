@@ -27,26 +27,38 @@ class Law:
     paired: bool = False
 
 
-def times(factor: float, share: float) -> Callable[[Rng, tuple[int, ...]], Array]:
+Scalar = Callable[[Rng, tuple[int, ...]], Array]
+
+
+def times(factor: float, share: float) -> Scalar:
     """A share of χ²₁ is so many times as large."""
     return lambda rng, shape: rng.chisquare(1, shape) * np.where(rng.random(shape) < share, factor, 1.0)
 
 
+def lognormal(sigma: float) -> Scalar:
+    return lambda rng, shape: rng.lognormal(0, sigma, shape)
+
+
+def pareto(exponent: float) -> Scalar:
+    return lambda rng, shape: rng.pareto(exponent, shape) + 1
+
+
+def chi(rng: Rng, shape: tuple[int, ...]) -> Array:
+    return rng.chisquare(1, shape)
+
+
 # Of one scalar a draw: name → sampler and mean.
-SCALARS: dict[str, tuple[Callable[[Rng, tuple[int, ...]], Array], float]] = {
+SCALARS: dict[str, tuple[Scalar, float]] = {
     "uniform": (lambda rng, shape: rng.random(shape), 0.5),
     "exponential": (lambda rng, shape: rng.exponential(size=shape), 1.0),
-    "χ²₁": (lambda rng, shape: rng.chisquare(1, shape), 1.0),
-    "(χ²₁)²": (lambda rng, shape: rng.chisquare(1, shape) ** 2, 3.0),
-    "χ²₁ χ²₄": (lambda rng, shape: rng.chisquare(1, shape) * rng.chisquare(4, shape), 4.0),
-    "χ²₁ χ²₅₀": (lambda rng, shape: rng.chisquare(1, shape) * rng.chisquare(50, shape), 50.0),
-    **{
-        f"lognormal {sigma:g}": (lambda rng, shape, s=sigma: rng.lognormal(0, s, shape), float(np.exp(sigma**2 / 2)))
-        for sigma in (0.5, 1.0, 1.5, 2.0)
-    },
-    **{f"Pareto {a}": (lambda rng, shape, a=a: rng.pareto(a, shape) + 1, a / (a - 1)) for a in (3, 5)},
+    "χ²₁": (chi, 1.0),
+    "(χ²₁)²": (lambda rng, shape: chi(rng, shape) ** 2, 3.0),
+    "χ²₁ χ²₄": (lambda rng, shape: chi(rng, shape) * rng.chisquare(4, shape), 4.0),
+    "χ²₁ χ²₅₀": (lambda rng, shape: chi(rng, shape) * rng.chisquare(50, shape), 50.0),
+    **{f"lognormal {sigma:g}": (lognormal(sigma), float(np.exp(sigma**2 / 2))) for sigma in (0.5, 1.0, 1.5, 2.0)},
+    **{f"Pareto {exponent}": (pareto(exponent), exponent / (exponent - 1)) for exponent in (3, 5)},
     "t₅²": (lambda rng, shape: rng.standard_t(5, shape) ** 2, 5 / 3),
-    "χ²₁ × lognormal 1": (lambda rng, shape: rng.chisquare(1, shape) * rng.lognormal(0, 1, shape), float(np.exp(0.5))),
+    "χ²₁ × lognormal 1": (lambda rng, shape: chi(rng, shape) * rng.lognormal(0, 1, shape), float(np.exp(0.5))),
     "10 % × 10": (times(10, 0.1), 1.9),
     "1 % × 100": (times(100, 0.01), 1.99),
 }
@@ -106,15 +118,19 @@ def weights(case: Weights, rng: Rng, *, cosines: int = 200_000) -> Law:
     excess = {"Gaussian": 1.0, "signs": -1.0}.get(case.noise, 0.0)
     trace = d + excess if case.noise != "coordinate" else d - 1.0
 
-    def once(shape: tuple[int, ...]) -> Array:
+    def once(*shape: int) -> Array:
         if case.noise == "coordinate":
             index = rng.integers(d, size=shape)[..., None]
             return np.where(np.arange(d) == index, d * target, 0.0)
-        u = rng.standard_normal((*shape, d)) if case.noise == "Gaussian" else rng.integers(0, 2, (*shape, d)) * 2.0 - 1
+        u = (
+            rng.standard_normal((*shape, d))
+            if case.noise == "Gaussian"
+            else rng.integers(0, 2, (*shape, d)) * 2.0 - 1
+        )
         return (u @ target)[..., None] * u
 
     def sample(runs: int, n: int) -> Array:
-        return sum(once((runs, n)) for _ in range(case.examples)) / case.examples + shift
+        return sum(once(runs, n) for _ in range(case.examples)) / case.examples + shift
 
     mean, trace, references = target + shift, trace / case.examples, np.stack([target, other])
     truth = known(mean, trace, references)
@@ -168,7 +184,10 @@ def pair(case: Pair, rng: Rng, *, cosines: int = 200_000) -> Law:
         return np.stack([(first + second) / 2, first])
 
     references = np.stack([target, other])
-    both = [mean_cosine(lambda runs, n, i=i: sample(runs, n)[i], references, cosines) for i in (0, 1)]
+    both = [
+        mean_cosine(one, references, cosines)
+        for one in (lambda runs, n: sample(runs, n)[0], lambda runs, n: sample(runs, n)[1])
+    ]
     truth = {
         "variance_difference": -(d + 1) / 2,
         "slope_difference": np.zeros(2),
