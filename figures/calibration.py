@@ -186,7 +186,7 @@ def caption(dataset: xr.Dataset) -> str:
         f"Intervals: a point is a cell ({numbers}) with one reference, at 32, 64, 256 and 1024 draws, where at least "
         f"{SEEN:.0%} of the runs show an interval. Laws: of a scalar, as that of ⟨ĝ, r⟩ (slope) and of ‖ĝ − E ĝ‖² in "
         "8 random directions and in one (variance). Networks: layers of a LocalMixer (LG-FG-A, FG-A) and an MLP "
-        f"(FG-W) with exact statistics. Grey: {RIGHT[0]:.1%} to {RIGHT[1]:.1%}. Values below {LEAST} are drawn there. "
+        f"(FG-W) with exact statistics. Grey: {RIGHT[0]:.1%} to {RIGHT[1]:.1%}; lower values are at {LEAST}. "
         f"Binomial 95 % margin at most ± {_margin(dataset):.3f} (fewest runs: {int(dataset['runs'].min())}). Misses: "
         "filled, the interval lies below the truth; hollow, above.",
         *(_spread(dataset, title, list(statistics)) for title, statistics in SHOWN.items()),

@@ -109,8 +109,8 @@ def caption(dataset: xr.Dataset) -> str:
         "estimates.",
         f"Cosines: drawn, {get('draws', '?')} draws whose directional derivatives are replayed from the known "
         f"gradient, {intervals.words(dataset, 'cosine')}; those of BP and LG-BP have no "
-        "noise. Relative variance (noise variance over the squared norm of the target; its inverse is the SNR): exact, from "
-        "its closed form. Long dashes: "
+        "noise. Relative variance (noise variance over the squared norm of the target; its inverse is the SNR): "
+        "exact, from its closed form. Long dashes: "
         "data variance of backprop's "
         "gradient (variance between examples over batch size) over its squared norm. Dotted: 95 % half-width of the "
         "cosine of one random direction. Axes of cosines are linear below 0.01.",

@@ -41,28 +41,30 @@ def measure(
     """How far estimators are from the true gradient, in mean, in spread and in direction, layer by layer.
 
     All estimators see the same batch, and the same noise where they need leaves of the same name and shape.
-    The numbers are *drawn*: every mean ``v`` has its standard error ``v_se`` given the batch; or *exact*, with
-    error 0. Estimators without randomness are evaluated once on either route, and their numbers are exact.
+    The numbers are *drawn*: every mean ``v`` has its standard error ``v_se`` and, from 32 draws on, its 95 %
+    interval ``v_low`` to ``v_high`` given the batch (of the squared bias, the limit ``sq_bias_high`` alone); or
+    *exact*, with error 0 and ends that are the value. Estimators without randomness are evaluated once on either route, and
+    their numbers are exact.
 
     Args:
         estimators: name → estimator.
         problem: network, loss and batch.
-        draws: estimates of each. Errors that would not cover at so few, or so heavy-tailed, draws are NaN with a
-            flag (`fgvar.analysis.statistics.statistics` states the minimum of each).
+        draws: estimates of each. Below 32 intervals, and below 64 p-values of the bias, are NaN with a flag; nothing
+            else hides them, whatever the draws look like.
         seed: of the noise. Draw i depends on (seed, i) only, so more draws extend fewer.
         chunk: estimates computed at once (one vmap; 1 means plain calls); 1, 2, 4, 8 or a multiple of 16.
             Default: the largest up to 64 that keeps to the budget.
         budget: bytes that one chunk may take by the default (estimated from shapes).
         noise_device: where noise is made; "cpu" gives the same draws on every device.
         keep_draws: keep the per-draw scalars (variables ``draw_*``, dimension ``draw``).
-        route: "drawn", or "exact": closed forms (`fgvar.theory`) with errors of 0 and without a draw (``draws``,
+        route: "drawn", or "exact": closed forms (`fgvar.theory`) without errors and without a draw (``draws``,
             ``seed`` and ``noise_device`` play no part). Cosines of noisy estimates have none: NaN with a flag.
         paired: add how each estimator differs from the *first* one, the coordinate ``baseline``: variables
             ``variance_difference``, ``relative_variance_difference``, ``slope_difference`` and
             ``cosine_difference``, estimator − baseline. Draw i has common noise where the two need leaves of one
-            name, shape and law, and the error of a difference knows it: it is that of the per-draw difference,
-            and 0 for the baseline against itself. All else is as without; memory grows by 23 numbers a draw and
-            layer. ``difference_flag`` says why one is missing.
+            name, shape and law, and the interval of a difference knows it: it is that of the per-draw
+            difference, and 0 for the baseline against itself. All else is as without; memory grows by 23 numbers a
+            draw and layer. ``difference_flag`` says why one is missing.
 
     Returns:
         Variables of `fgvar.analysis.dataset.VARIABLES` over ``estimator``, ``reference`` (target, backprop)
