@@ -58,6 +58,7 @@ ORDER = (
     "fgvar.analysis.theory",
     "fgvar.analysis.moments",
     "fgvar.analysis.intervals",
+    "fgvar.analysis.sums",
     "fgvar.analysis.statistics",
     "fgvar.analysis.files",
     "fgvar.analysis.packing",

@@ -43,8 +43,8 @@ def measure(
     All estimators see the same batch, and the same noise where they need leaves of the same name and shape.
     The numbers are *drawn*: every mean ``v`` has its standard error ``v_se`` and, from 32 draws on, its 95 %
     interval ``v_low`` to ``v_high`` given the batch (of the squared bias, the limit ``sq_bias_high`` alone); or
-    *exact*, with error 0 and ends that are the value. Estimators without randomness are evaluated once on either route, and
-    their numbers are exact.
+    *exact*, with error 0 and ends that are the value. Estimators without randomness are evaluated once on either
+    route, and their numbers are exact.
 
     Args:
         estimators: name → estimator.

@@ -20,7 +20,7 @@ from fgvar.analysis.intervals import (
 from fgvar.analysis.moments import Moments, References
 from fgvar.analysis.sums import Sums
 
-Z = 1.96
+Z = 1.96  # of a normal law, 97.5 % on either side
 FLOOR = 0.35  # the linear part of a squared bias's variance may be estimated below 0, by this share of the other
 
 
@@ -35,9 +35,7 @@ def statistics(moments: Moments, references: References) -> dict[str, Estimated]
     Errors are plain standard errors. Intervals cover 95 % (`studies/check_calibration.py` shows where, and how
     well) and are given from 32 draws on, p-values from 64 draws on, whatever the sample looks like
     (`fgvar.analysis.intervals`); a layer of one number has none of its cosine, snr and efficiency. Of the squared
-    bias there is an upper limit alone, which holds in at least 97.5 % of runs. No sample shows what is absent from
-    it: of an event that n draws lack, no more is known than that its probability is below 3/n (at 95 %, the rule
-    of three).
+    bias there is an upper limit alone, which holds in at least 97.5 % of runs.
     """
     sums = Sums.of(moments, references)
     found = {"variance": variance(sums), "snr": snr(sums)}
