@@ -149,8 +149,8 @@ def caption(dataset: xr.Dataset) -> str:
         f"All schemes of fgvar.schemes() on one network and one batch of {get('batch_size', '?')} digits, after "
         f"{get('trained_steps', '?')} steps of backprop, in all perturbed parameters, ranked by their mean cosine to "
         f"the end-to-end gradient. Values are drawn ({get('draws', '?')} draws, equal noise where schemes need noise "
-        f"of the same names and shapes); bars: {intervals.words(data, 'cosine')}. Schemes without noise are "
-        "evaluated once.",
+        f"of the same names and shapes); bars and the table: {intervals.words(data, 'cosine')}. Schemes "
+        "without noise are evaluated once.",
         f"Hollow: biased for its target, or a finite difference. Grey: within ±{null:.2g}, where 95 % of single "
         "random directions lie (a mean over draws is told from 0 by its bar). Colour: what a scheme does.",
         "Relative variance: over the squared norm of each scheme's own target; no point where there is no noise. "

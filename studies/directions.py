@@ -5,7 +5,7 @@ Claim      For one loss over d numbers, relative to the gradient's squared norm:
            has variance (d + 1)/K, that of K orthogonal ones d/K − 1; the projection on their span K/d (1 − K/d), at
            a slope of K/d, and 1 − K/d where its length is corrected by √(d/K). All but the first lie along the
            projection of the gradient on a random K-dimensional subspace: a mean cosine of E χ_K / E χ_d ≈ √(K/d).
-Shown      Drawn values with standard errors, given one batch; the closed forms as lines. Derivatives are inner
+Shown      Drawn values with 95 % intervals, given one batch; the closed forms as lines. Derivatives are inner
            products with the known gradient (`Replay`).
 Cost       About a minute on one core, half of it on two (--workers 2); --smoke: seconds.
 Run        python studies/directions.py            writes results/directions.nc, .pdf and .png

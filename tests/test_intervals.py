@@ -125,9 +125,11 @@ def test_single_numbers_have_no_interval_of_ratios_and_say_why() -> None:
     net = fgvar.with_sites(torch.nn.Linear(3, 1).double())
     x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
     problem = fgvar.Problem(net, "mse", (x, x[:, :1]))
-    flag = fgvar.measure({"FG-W": fgvar.scheme("FG-W")}, problem, draws=64)["flag"]
-    assert (flag.sel(layer="bias") & FLAGS["one_number"] > 0).all()
+    few, flag = (fgvar.measure({"FG-W": fgvar.scheme("FG-W")}, problem, draws=n)["flag"] for n in (31, 64))
+    assert (flag.sel(layer="bias") == FLAGS["one_number"]).all()
     assert (flag.sel(layer="weight") == 0).all()
+    assert (few.sel(layer="bias") == FLAGS["one_number"] | FLAGS["few_draws"]).all()
+    assert (few.sel(layer="weight") == FLAGS["few_draws"]).all()
     assert "one_number" in flag.attrs["flag_meanings"]
 
 

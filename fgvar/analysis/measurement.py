@@ -19,7 +19,7 @@ from fgvar.analysis.intervals import Array, Estimated
 from fgvar.analysis.moments import BLOCK, FEATURES, References
 from fgvar.analysis.paired import Measured, differences
 from fgvar.analysis.spread import Spreads
-from fgvar.analysis.statistics import ERRORS, cosine_null
+from fgvar.analysis.statistics import ERRORS, NOT_OF_ONE, cosine_null
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.problem import Problem
@@ -193,15 +193,15 @@ def _relate(values: dict[str, Estimated], references: References, sizes: Array, 
         blank = blank[0] if values[name].value.ndim == 1 else blank
         values[name] = values[name].undefined(blank)
     for name in ERRORS:
-        flags |= _lacking(values[name], sizes)
+        flags |= _lacking(name, values[name], sizes)
     untested = np.isnan(values["bias_p"].value) & np.isfinite(values["bias_z"].value)
     return flags | untested.astype(np.int8) * FLAGS["few_draws"]
 
 
-def _lacking(one: Estimated, sizes: Array) -> np.ndarray:
+def _lacking(name: str, one: Estimated, sizes: Array) -> np.ndarray:
     """Flags that say why there is a value and no interval (above, in the case of a squared bias)."""
-    lacks = (np.isfinite(one.value) & np.isnan(one.high)).astype(np.int8)
-    return lacks * np.where(sizes > 1, FLAGS["few_draws"], FLAGS["one_number"]).astype(np.int8)
+    lacks, never = np.isfinite(one.value) & np.isnan(one.high), (sizes < 2) & (name in NOT_OF_ONE)
+    return np.where(lacks, np.where(never, FLAGS["one_number"], FLAGS["few_draws"]), 0).astype(np.int8)
 
 
 def _compared(one: Measured, baseline: Measured) -> dict[str, Any]:
@@ -210,8 +210,8 @@ def _compared(one: Measured, baseline: Measured) -> dict[str, Any]:
     flags = (one.flags | baseline.flags) & (FLAGS["dead"] | FLAGS["no_closed_form"]) | (
         one.flags & baseline.flags & FLAGS["no_noise"]
     )
-    for value in found.values():
-        flags = flags | _lacking(value, one.sizes)
+    for name, value in found.items():
+        flags = flags | _lacking(name, value, one.sizes)
     row = {f"{name}_difference": value for name, value in found.items()}
     return _labelled(row) | {"difference_flag": (("reference", "layer"), flags)}
 

@@ -176,6 +176,7 @@ BY_REFERENCE = {
 
 
 ERRORS = ("variance", "snr", *(name for name in BY_REFERENCE if not name.startswith("bias_")))
+NOT_OF_ONE = ("snr", "cosine", "efficiency")  # these have no interval for a layer of one number
 
 
 def cosine_null(dimension: int) -> float:
