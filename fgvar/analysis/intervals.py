@@ -141,7 +141,7 @@ class Scatter:
     Attributes:
         trace_square: tr Σ² [layers], unbiased, hence it may be negative; NaN below 4 draws.
         within: the covariances that `Moments.within` sums [layers, 4, 4]; NaN where there is one block.
-        square: Var‖ĝ − E ĝ‖² [layers], unbiased but for not being below 0.
+        square: Var‖ĝ − E ĝ‖² [layers], unbiased where it is most of what the distances to sample means show.
         skewness: of ‖ĝ − E ĝ‖² [layers].
     """
 
@@ -159,10 +159,11 @@ class Scatter:
         excess = blocks[:, None, None] * (lag[:, None] * lag) * (moments.lag / dof)
         trace_square, within = blocks.cpu().numpy(), (moments.within / dof - excess).cpu().numpy()
         mean, second, third = (moments.apart / n).cpu().numpy().T
-        # Where the spread is that of the centring alone, less of it than its estimate is left.
-        centred = np.maximum(second - mean**2, 0) * n / (n - 1) * n
-        square = (centred - moments.excess * trace_square) / (moments.share or np.nan)
-        return Scatter(trace_square, within, np.maximum(square, 0), skewness(mean, second, third))
+        share = moments.share or np.nan
+        seen = np.maximum(second - mean**2, 0) * n * n / (n - 1) / share
+        # Where most of it comes from the sample means, what is left without them is too uncertain to be believed.
+        square = np.maximum(seen - moments.excess / share * trace_square, seen / 2)
+        return Scatter(trace_square, within, square, skewness(mean, second, third))
 
 
 def variance_error(n: int, square: Array, trace_square: Array) -> Array:

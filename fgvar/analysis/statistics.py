@@ -54,7 +54,8 @@ def sq_bias(sums: Sums, reference: int) -> Estimated:
     """‖E ĝ − r‖², unbiased (a U-statistic): ‖mean − r‖² − tr Cov/n. Its variance is 4 bᵀΣb/n + 2 tr Σ²/n(n − 1).
 
     The upper limit solves (θ − U)² = 1.96² (c + 4θλ/n) for the larger θ: U the estimate (0 where it is negative),
-    c = 2τ/n(n − 1) with τ ≥ tr Σ², and λ = √τ, as no direction of a bias has a larger variance.
+    c = 2τ/n(n − 1) with τ ≥ tr Σ², and λ = √τ, as no direction of a bias has a larger variance. A single number has
+    one direction, and Hall's interval of its slope.
     """
     n, value = sums.n, sums.square_mean[:, reference] - sums.trace / sums.n
     linear, constant = sums.parts(reference)
@@ -64,6 +65,9 @@ def sq_bias(sums: Sums, reference: int) -> Estimated:
         tau, least = sums.trace_square, np.maximum(value, 0)
         half = 2 * Z**2 * np.sqrt(tau) / n
         limit = least + half + np.sqrt(half**2 + 2 * least * half + Z**2 * 2 * tau / (n * (n - 1)))
+        its, length = slope(sums, reference), sums.products[:, reference]
+        one = length * np.maximum((its.low - 1) ** 2, (its.high - 1) ** 2)
+        limit = np.where((sums.sizes < 2) & (length > 0), one, limit)
     return Estimated(value, error, np.full_like(value, np.nan), limit)
 
 
