@@ -137,7 +137,7 @@ def test_the_caption_says_how_numbers_came(synthetic: xr.Dataset) -> None:
         "95 % Clopper-Pearson",
         "1 laws of per-draw scalars, 2 of perturbed weights, 1 layers of networks, 1 of differences",
         "fewest runs: 400",
-        "Planted biases",
+        "Biases planted",
     ):
         assert part in text, text
 
