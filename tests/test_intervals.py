@@ -10,7 +10,7 @@ from scipy import stats
 
 import fgvar
 from fgvar.analysis.dataset import FLAGS, ranged
-from fgvar.analysis.intervals import Estimated, arms, interval, p_value, widened
+from fgvar.analysis.intervals import Estimated, Scatter, arms, interval, p_value, widened
 from fgvar.analysis.moments import References, init, update
 from fgvar.analysis.statistics import Z, statistics
 from studies.calibration import coverage, laws
@@ -102,6 +102,29 @@ def test_the_limit_of_the_squared_bias_solves_its_equation(bias: float) -> None:
     assert tau == pytest.approx(d, rel=0.25)
     assert limit > max(bias**2, value)
     assert np.isnan(found.low).all()
+
+
+def test_the_limit_of_one_number_is_that_of_its_slope() -> None:
+    found = measured(np.random.default_rng(5).exponential(size=(64, 1)), np.full(1, 2.0))
+    low, high = found["slope"].low[0, 0], found["slope"].high[0, 0]
+    assert found["sq_bias"].high[0, 0] == pytest.approx(4 * max((low - 1) ** 2, (high - 1) ** 2))
+    dead = measured(np.random.default_rng(5).exponential(size=(64, 1)), np.zeros(1))["sq_bias"]
+    assert dead.high[0, 0] > max(1.0, dead.value[0, 0]), "without a slope, as of more numbers"
+
+
+def test_the_spread_that_is_left_without_that_of_the_means() -> None:
+    """Of distances: most of them where the law has some, half of what is seen where it has none."""
+    rng = np.random.default_rng(6)
+    for draws, true in ((rng.normal(size=(4096, 4)), 8.0), (np.sign(rng.normal(size=(4096, 1))), 0.0)):
+        references = References.of(*({"w": torch.zeros(draws.shape[1]).double()} for _ in range(2)), ("w",))
+        state = init(references)
+        for start in range(0, len(draws), 16):
+            state, _ = update(state, references, {"w": torch.from_numpy(draws[start : start + 16])})
+        square = Scatter.of(len(draws), state).square[-1]
+        seen = float(state.apart[-1, 1] / 4096 - (state.apart[-1, 0] / 4096) ** 2) * 4096**2 / 4095 / state.share
+        left = seen - state.excess / state.share * Scatter.of(len(draws), state).trace_square[-1]
+        assert square == pytest.approx(max(left, seen / 2))
+        assert square == pytest.approx(true, rel=0.15, abs=0.02)
 
 
 def test_limits_and_ratios_stay_where_they_can_be() -> None:
