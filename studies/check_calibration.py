@@ -4,10 +4,17 @@ Question   A verdict promises a rate of false alarms and a smallest error that i
            promises that its interval covers the truth in 95 of 100 runs, and a p-value its rate of rejections.
            Do they?
 Claim      On correct estimators alarms come at the nominal rate, also where the law is as skewed as
-           perturbation gets; an error of the printed detectable size is caught in 95 of 100 runs. @CLAIM@
+           perturbation gets; an error of the printed detectable size is caught in 95 of 100 runs. From 32
+           draws on every run shows its intervals, and within the binomial error of a cell 93 to 97.5 % of
+           them cover; fewer where large values are rare (1 % of draws 100 times as large: 0.52 to 0.80 up to
+           256 draws; 10 % 10 times: 0.91 to 0.93 up to 64), of differences of variances of 4 numbers (0.90
+           at 32, 0.92 at 64), and of signal-to-noise ratios with a bias across the target (0.92); more of
+           signal-to-noise ratios at 32 draws (up to 0.99). The limit of the squared bias holds in 97 to
+           100 %. p-values reject no more often than their level from 64 draws on, but for rare events
+           (coordinate noise in 20 dimensions: 0.075 at 64 draws, 0.004 at 256).
 Shown      Drawn values: shares of simulated runs, with their binomial errors. Laws of per-draw scalars, (g·u)u,
            and layers of networks with exact statistics (`studies/calibration`), by the library's own code.
-Cost       @COST@
+Cost       About two minutes on one core; --full: coverage a quarter of an hour, verdicts half an hour on 3 cores.
 Run        python studies/check_calibration.py            writes results/check_calibration.nc, .pdf and .png
            python studies/check_calibration.py --parts verdicts --base figures/data/calibration.nc      one part anew
 """
@@ -74,12 +81,17 @@ def main(config: Config) -> None:
     dataset = parts["verdicts"].merge(parts["coverage"], combine_attrs="no_conflicts")
     dataset.attrs |= {
         "study": "check_calibration",
-        "configuration": repr(replace(config, out=Path("results") / config.out.name)),
+        "configuration": repr(replace(config, out=Path("results") / config.out.name, base=named(config.base))),
         "route": "drawn",
     } | provenance(torch.device("cpu"), torch.float64)
     print(report(dataset))
     print(fgvar.save(dataset, config.out))
     command.write(command.Config(config.out), calibration.FIGURES)
+
+
+def named(base: Path | None) -> Path | None:
+    """Without its folder, which is this machine's."""
+    return Path(base.name) if base else None
 
 
 def stored(config: Config, part: Part) -> Any:
