@@ -91,7 +91,7 @@ def test_the_limit_of_the_squared_bias_holds(stored: xr.Dataset) -> None:
 
 
 def test_p_values_reject_no_more_often_than_they_say(stored: xr.Dataset) -> None:
-    """From 64 draws on, within three binomial errors; Student's t alone, ten times as often at 0.001 of one weight."""
+    """From 64 draws on, within three binomial errors; Student's t alone ten times as often at 0.001, one weight."""
     its = stored["rejected"].sel(cell=calibration.tested(stored), draws=[64, 256, 1024])
     level, runs = stored["level"], stored["runs"]
     assert bool((its.sel(rule="shown") <= level + 3 * np.sqrt(level / runs)).all())
