@@ -4,6 +4,7 @@ Run   python -m figures.all_schemes results/all_schemes.nc [--venue iclr] [--col
 writes <stem>.pdf, .png, .txt (the caption) and .tex (the table).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from figures import command, style, tabular
+from figures import command, intervals, style, tabular
 
 LAYER = "perturbed"  # all parameters that a scheme estimates
 NEEDED = {
@@ -52,10 +53,11 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
         panels = figure.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=widths)[0]
         _cosines(panels[0], data, dataset["cosine_null"].sel(layer=LAYER).item())
         if columns == 2:
-            _positive(panels[1], data, data["relative_variance"], data["relative_variance_se"])
+            _positive(panels[1], data, data["relative_variance"], intervals.ends(data, "relative_variance"))
             panels[1].set_xlabel("relative variance")
-            efficiency, error = (data[name].sel(reference="backprop") for name in ("efficiency", "efficiency_se"))
-            _positive(panels[2], data, efficiency / data["cost"], error / data["cost"])
+            its = data.sel(reference="backprop")
+            ends = [end / its["cost"] for end in intervals.ends(its, "efficiency")]
+            _positive(panels[2], data, its["efficiency"] / its["cost"], ends)
             panels[2].set_xlabel("progress per forward pass")
         panels[0].set_yticks(range(rows), style.names(data, "estimator"), fontsize="x-small")
         panels[0].set_ylim(rows - 0.4, -0.6)
@@ -81,10 +83,10 @@ def table(dataset: xr.Dataset) -> pd.DataFrame:
         its = data.isel(estimator=index)
         target, backprop = (its.sel(reference=reference) for reference in ("target", "backprop"))
         rows[name] = {
-            "cosine to target": tabular.number(target["cosine"].item(), target["cosine_se"].item()),
-            "to backprop": tabular.number(backprop["cosine"].item(), backprop["cosine_se"].item()),
+            "cosine to target": intervals.written(target, "cosine"),
+            "to backprop": intervals.written(backprop, "cosine"),
             "slope": tabular.number(target["slope"].item()),
-            "relative variance": tabular.number(its["relative_variance"].item(), its["relative_variance_se"].item()),
+            "relative variance": intervals.written(its, "relative_variance"),
             "efficiency": tabular.number(backprop["efficiency"].item(), digits=2),
             "cost": f"{its['cost'].item():.1f}",
         }
@@ -93,26 +95,28 @@ def table(dataset: xr.Dataset) -> pd.DataFrame:
 
 def _cosines(axes: Axes, data: xr.Dataset, null: float) -> None:
     """All cosines, on an axis that is linear around 0 and within the band of random directions."""
-    cosine, error = (data[name].sel(reference="backprop") for name in ("cosine", "cosine_se"))
-    _points(axes, data, cosine, error)
+    its = data.sel(reference="backprop")
+    cosine = its["cosine"]
+    _points(axes, data, cosine, intervals.ends(its, "cosine"))
     axes.axvspan(-null, null, color="0.9", linewidth=0, zorder=0)
     axes.axvline(0, color="0.75", linewidth=0.5, zorder=1)
     style.symlog(axes, "x", 0.01, (min(-0.03, 1.5 * float(cosine.min())), 1.5))
     axes.set_xlabel("cosine to backprop")
 
 
-def _positive(axes: Axes, data: xr.Dataset, value: xr.DataArray, error: xr.DataArray) -> None:
+def _positive(axes: Axes, data: xr.Dataset, value: xr.DataArray, ends: Sequence[xr.DataArray]) -> None:
     """Positive numbers on a log axis; what has no noise has a variance of rounding alone, and no point."""
     shown = value.where(value > 1e-12)
-    _points(axes, data, shown, error)
+    _points(axes, data, shown, ends)
     style.log(axes, "x", (float(shown.min()) / 2, float(shown.max()) * 2))
 
 
-def _points(axes: Axes, data: xr.Dataset, value: xr.DataArray, error: xr.DataArray) -> None:
+def _points(axes: Axes, data: xr.Dataset, value: xr.DataArray, ends: Sequence[xr.DataArray]) -> None:
+    bars = intervals.bars(value, ends)
     for row, (family, biased) in enumerate(zip(data["family"].values, data["biased"].values, strict=True)):
         color, marker = FAMILIES[str(family)]
         axes.errorbar(
-            value[row], row, xerr=style.Z * np.nan_to_num(error[row]), color=color, marker=marker, linestyle="none",
+            value[row], row, xerr=bars[:, row : row + 1], color=color, marker=marker, linestyle="none",
             markersize=3.2, markerfacecolor="white" if biased else color, markeredgecolor=color,
             markeredgewidth=0.7, elinewidth=0.7, zorder=3,
         )  # fmt: skip
@@ -136,16 +140,17 @@ def caption(dataset: xr.Dataset) -> str:
         estimator=(data["biased"] == "").values & (data["family"].isin(["weights", "activities"])).values
     )
     best = fair.isel(estimator=slice(3))
-    cosine, error = (best[name].sel(reference="backprop") for name in ("cosine", "cosine_se"))
+    its = best.sel(reference="backprop")
     leaders = [
-        f"{name} {style.plus_minus(cosine[row], error[row])} (cost {best['cost'][row].item():.1f})"
+        f"{name} {intervals.written(its.isel(estimator=row), 'cosine')} (cost {its['cost'][row].item():.1f})"
         for row, name in enumerate(style.names(best, "estimator"))
     ]
     parts = [
         f"All schemes of fgvar.schemes() on one network and one batch of {get('batch_size', '?')} digits, after "
         f"{get('trained_steps', '?')} steps of backprop, in all perturbed parameters, ranked by their mean cosine to "
         f"the end-to-end gradient. Values are drawn ({get('draws', '?')} draws, equal noise where schemes need noise "
-        f"of the same names and shapes); bars: ±{style.Z} standard errors. Schemes without noise are evaluated once.",
+        f"of the same names and shapes); bars and the table: {intervals.words(data, 'cosine')}. Schemes "
+        "without noise are evaluated once.",
         f"Hollow: biased for its target, or a finite difference. Grey: within ±{null:.2g}, where 95 % of single "
         "random directions lie (a mean over draws is told from 0 by its bar). Colour: what a scheme does.",
         "Relative variance: over the squared norm of each scheme's own target; no point where there is no noise. "

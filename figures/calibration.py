@@ -10,40 +10,69 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy import stats
 
 from figures import command, style
 
+SHARES = ("below", "above", "shown")
 NEEDED = {
     "alarms": ("law", "nominal"),
     "verdict_p": ("run",),
     "caught": ("kind", "effect"),
-    **dict.fromkeys(("coverage", "reported"), ("case", "statistic", "reference", "draws")),
+    **dict.fromkeys(SHARES, ("cell", "statistic", "reference", "draws")),
+    "rejected": ("cell", "rule", "level", "draws"),
+    "group": ("cell",),
 }
-SHOWN = ("variance", "slope", "cosine", "sq_bias")
-NAMES = {"sq_bias": "squared bias"}
-ENOUGH = 0.95  # share of runs with an error from which a case counts as above the minimum of draws
+# Panel → statistics.
+SHOWN = {
+    "variance": ("variance", "variance of one number"),
+    "slope": ("slope",),
+    "cosine": ("cosine",),
+    "signal to noise": ("snr",),
+    "efficiency": ("efficiency",),
+    "squared bias, limit": ("sq_bias",),
+    "differences": ("variance_difference", "slope_difference", "cosine_difference"),
+}
+NAMES = {f"{name}_difference": name for name in ("variance", "slope", "cosine")} | {
+    "variance": "8 directions",
+    "variance of one number": "one",
+}
+SEEN = 0.02  # share of runs with an interval from which a cell counts
+RIGHT = (0.93, 0.975)
+LEAST = 0.85  # of the axes of coverage
 # Laws and statistics are no schemes: greys and Okabe & Ito's colours, with markers of their own.
-LAWS = (("#000000", "o"), ("#0072B2", "s"), ("#D55E00", "^"), ("#009E73", "D"))
+LAWS = (("#000000", "o"), ("#0072B2", "s"), ("#D55E00", "^"), ("#009E73", "D"), ("#CC79A7", "v"))
+GROUPS = {"law": ("#000000", "o"), "weights": ("#D55E00", "^"), "network": ("#0072B2", "s"), "difference": LAWS[3]}
 KINDS = {"scale": ("#000000", "o", "-"), "bias": ("#0072B2", "s", (0, (3.5, 1.2)))}
+TESTED = ("Gaussian, d = 1", "Gaussian, d = 4", "Gaussian, d = 20", "Gaussian, d = 100")
+PLANTED, RARE = "planted", "coordinate, d = 20"
 
 
 def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """Two panels of verdicts and four of intervals: 2 × 3 over two columns, 3 × 2 in one.
+    """Verdicts, p-values and misses in a row of four, then coverage: 3 × 4 panels over two columns, 6 × 2 in one.
 
     Raises:
         ValueError: not a calibration dataset, an unknown venue or number of columns.
     """
     style.require(dataset, NEEDED, "studies/check_calibration.py")
-    shape = (2, 3) if columns == 2 else (3, 2)
+    shape = (3, 4) if columns == 2 else (6, 2)
     with style.context(venue):
-        figure = Figure((style.width(venue, columns), 1.7 * shape[0]), layout="constrained")
+        figure = Figure((style.width(venue, columns), 0.3 + 1.5 * shape[0]), layout="constrained")
         panels = list(figure.subplots(*shape).flat)
         _alarms(panels[0], dataset)
         _power(panels[1], dataset)
-        for axes, statistic in zip(panels[2:], SHOWN, strict=True):
-            _coverage(axes, dataset.sel(statistic=statistic))
-            axes.set_title(f"coverage: {NAMES.get(statistic, statistic)}")
+        _rejected(panels[2], dataset)
+        _shown(panels[3], dataset)
+        _misses(panels[4], dataset.sel(statistic="variance", reference="target"))
+        for axes, (title, statistics) in zip(panels[5:], SHOWN.items(), strict=True):
+            _coverage(axes, dataset.sel(statistic=list(statistics)))
+            axes.set(title=title, ylabel="coverage")
+        handles = [
+            Line2D([], [], color=color, marker=marker, linestyle="none", label=group)
+            for group, (color, marker) in GROUPS.items()
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=4)
         style.settle(figure)
     return figure
 
@@ -88,38 +117,103 @@ def detectable(dataset: xr.Dataset) -> dict[str, float]:
     return {"scale": error / (1 - error), "bias": bias}  # a wrong scale multiplies the spread, too
 
 
+def _rejected(axes: Axes, dataset: xr.Dataset) -> None:
+    """Share of runs without a bias whose p-value is below a level, over the level; grey where none is given."""
+    draws = dataset["draws"].values
+    axes.axhline(1, **style.NULL)
+    axes.axvspan(draws.min() / 1.5, 48, color="0.9", linewidth=0, zorder=0)
+    for cell, (color, marker) in zip(tested(dataset), LAWS, strict=False):
+        for level, line in ((0.05, "-"), (0.01, style.DASHED)):
+            its = dataset["rejected"].sel(rule="shown", cell=cell, level=level) / level
+            label = cell.removeprefix("Gaussian, ") if line == "-" else None
+            axes.plot(draws, its, color=color, marker=marker, linestyle=line, label=label, markersize=2.4)
+    axes.set(xscale="log", xlabel="draws", ylabel="observed / nominal", title="$p$-values of bias", ylim=(0, 2.6))
+    axes.set_xlim(draws.min() / 1.5, draws.max() * 1.5)
+    style.ticks(axes.xaxis, draws)
+    axes.legend(loc="upper right", handlelength=1.2, fontsize="x-small", ncols=2)
+
+
+def tested(dataset: xr.Dataset) -> list[str]:
+    return [cell for cell in TESTED if cell in dataset["cell"]]
+
+
+def _shown(axes: Axes, dataset: xr.Dataset) -> None:
+    """Share of runs with an interval, a point for each cell, statistic and number of draws."""
+    _points(axes, dataset, dataset["shown"])
+    axes.set(ylim=(-0.03, 1.05), title="intervals shown", ylabel="share of runs")
+
+
+def _misses(axes: Axes, data: xr.Dataset) -> None:
+    """Misses on either side: filled, the interval lies below the truth; hollow, above."""
+    axes.axhline(0.025, **style.NULL)
+    _points(axes, data, data["below"].where(data["shown"] >= SEEN).clip(max=0.15))
+    _points(axes, data, data["above"].where(data["shown"] >= SEEN).clip(max=0.15), hollow=True)
+    axes.set(ylim=(-0.004, 0.155), title="misses, variance", ylabel="share of runs")
+
+
 def _coverage(axes: Axes, data: xr.Dataset) -> None:
-    """A point for each case, reference and number of draws: filled above the minimum, hollow below."""
-    draws = data["draws"].values
-    axes.axhspan(0.94, 0.96, color="0.9", linewidth=0, zorder=0)
+    axes.axhspan(*RIGHT, color="0.9", linewidth=0, zorder=0)
     axes.axhline(0.95, **style.NULL)
-    spread = np.exp(np.linspace(-0.22, 0.22, data.sizes["case"] * data.sizes["reference"]))
-    coverage = data["coverage"].stack(cell=("case", "reference")).transpose("cell", "draws").values
-    reported = data["reported"].stack(cell=("case", "reference")).transpose("cell", "draws").values
-    for place, inside, share in zip(spread, coverage, reported, strict=True):
-        sure = share >= ENOUGH
-        clipped = np.clip(inside, 0.855, 1)
-        some: Any = {"linestyle": "none", "marker": "o", "markersize": 1.9}
-        axes.plot(draws[sure] * place, clipped[sure], color="black", markeredgewidth=0, zorder=3, **some)
-        low = ~sure & (share >= 0.05)
-        axes.plot(draws[low] * place, clipped[low], color="none", markeredgecolor=style.GREY, zorder=2, **some)
-    axes.set(xscale="log", ylim=(0.85, 1.005), xlim=(draws.min() / 1.5, draws.max() * 1.5), xlabel="draws")
-    style.ticks(axes.xaxis, draws, set(draws[::2]))
+    _points(axes, data, covered(data).clip(min=LEAST + 0.005))
+    axes.set_ylim(LEAST, 1.005)
+
+
+def _points(axes: Axes, data: xr.Dataset, values: xr.DataArray, *, hollow: bool = False) -> None:
+    """A point for each cell and number of draws, cells side by side, in the look of their group."""
+    draws, spread = data["draws"].values, np.exp(np.linspace(-0.24, 0.24, data.sizes["cell"]))
+    for place, cell in zip(spread, range(data.sizes["cell"]), strict=True):
+        color, marker = GROUPS[str(data["group"].values[cell])]
+        its = values.isel(cell=cell).transpose("draws", ...).values.reshape(len(draws), -1)
+        how: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": color} if hollow else {"color": color}
+        axes.plot(
+            np.repeat(draws * place, its.shape[1]), its.ravel(), linestyle="none", marker=marker, markersize=1.7,
+            markeredgewidth=0.3 * hollow, zorder=2 + (not hollow), **how,
+        )  # fmt: skip
+    axes.set(xscale="log", xlim=(draws.min() / 1.6, draws.max() * 1.6), xlabel="draws")
+    style.ticks(axes.xaxis, draws)
+
+
+def covered(dataset: xr.Dataset) -> xr.DataArray:
+    """Share of the intervals shown that hold the truth, where enough runs show one."""
+    return (1 - dataset["below"] - dataset["above"]).where(dataset["shown"] >= SEEN)
 
 
 def caption(dataset: xr.Dataset) -> str:
     """What the figure shows, in words and in numbers from the dataset."""
     style.require(dataset, NEEDED, "studies/check_calibration.py")
-    get = dataset.attrs.get
-    runs, alarm_runs, level = get("runs", 0), get("alarm_runs", 0), get("level", 1e-6)
+    groups = dataset["group"].values
+    numbers = ", ".join(f"{int((groups == group).sum())} {words}" for group, words in COUNTED.items())
+    parts = [
+        "Calibration of the statistical verdicts (fgvar.testing) and of the intervals of fgvar.measure. All values "
+        "are drawn: shares of simulated runs.",
+        *_verdicts(dataset),
+        f"Intervals: a point is a cell ({numbers}) with one reference, at 32, 64, 256 and 1024 draws, where at least "
+        f"{SEEN:.0%} of the runs show an interval. Laws: of a scalar, as that of ⟨ĝ, r⟩ (slope) and of ‖ĝ − E ĝ‖² in "
+        "8 random directions and in one (variance). Networks: layers of a LocalMixer (LG-FG-A, FG-A) and an MLP "
+        f"(FG-W) with exact statistics. Grey: {RIGHT[0]:.1%} to {RIGHT[1]:.1%}; lower values are at {LEAST}. "
+        f"Binomial 95 % margin at most ± {_margin(dataset):.3f} (fewest runs: {int(dataset['runs'].min())}). Misses: "
+        "filled, the interval lies below the truth; hollow, above.",
+        *(_spread(dataset, title, list(statistics)) for title, statistics in SHOWN.items()),
+        _p_values(dataset),
+    ]
+    return style.text(dataset, parts)
+
+
+COUNTED = {
+    "law": "laws of per-draw scalars",
+    "weights": "of perturbed weights",
+    "network": "layers of networks",
+    "difference": "of differences",
+}
+
+
+def _verdicts(dataset: xr.Dataset) -> list[str]:
+    alarm_runs, level = dataset.attrs.get("alarm_runs", 0), dataset.attrs.get("level", 1e-6)
     p = dataset["verdict_p"].values
     count = int((p < level).sum())
     bound = stats.beta.ppf(0.95, count + 1, len(p) - count)
-    margin = 1.96 * np.sqrt(0.95 * 0.05 / max(runs, 1))
     sizes = " and ".join(f"{size:.2g} ({kind})" for kind, size in detectable(dataset).items())
-    parts = [
-        "Calibration of the statistical verdicts (fgvar.testing) and of the errors of fgvar.measure. All values are "
-        "drawn: shares of simulated runs.",
+    return [
         f"False alarms: observed over nominal rate for a test of a mean over 4096 draws, {alarm_runs} runs for each "
         "law: u² − 1 (one perturbed number, Gaussian: the most skewed perturbation), the product of two normals, and "
         "rare large values (coordinate noise in 10 and 50 dimensions). Bars: 95 % Clopper-Pearson.",
@@ -128,23 +222,58 @@ def caption(dataset: xr.Dataset) -> str:
         "below 0.1 (their three tests are one and the same here, which Bonferroni's correction does not know).",
         "Power: share of runs that catch an error of scale, or a bias along a projection, at that level, against its "
         f"size relative to the target. Dotted: 0.95, and the detectable sizes that the verdict prints, {sizes}.",
-        f"Coverage of ± 1.96 errors: a point is a case ({'; '.join(style.names(dataset, 'case'))}) with one "
-        f"reference, over {runs} runs (binomial 95 % margin ± {margin:.2g}). Filled: at least 95 % of the runs are "
-        "above the stated minimum of draws and give an error; hollow: 5 to 95 % do. Values below 0.855 are drawn "
-        "there. Grey: 94 to 96 %.",
-        *(_spread(dataset.sel(statistic=name), name) for name in style.names(dataset, "statistic")),
     ]
-    return style.text(dataset, parts)
 
 
-def _spread(data: xr.Dataset, name: str) -> str:
-    sure = data["coverage"].where(data["reported"] >= ENOUGH).values
-    cells = sure[np.isfinite(sure)]
-    if not len(cells):
-        return f"{NAMES.get(name, name)}: no case above the minimum."
-    inside = int(((cells >= 0.94) & (cells <= 0.96)).sum())
-    span = f"{cells.min():.3f} to {cells.max():.3f} above the minimum"
-    return f"{NAMES.get(name, name)}: {span}, {inside} of {len(cells)} points within 94 to 96 %."
+def _margin(dataset: xr.Dataset) -> float:
+    return float(1.96 * np.sqrt(0.95 * 0.05 / max(float(dataset["runs"].min()), 1)))
+
+
+def _spread(dataset: xr.Dataset, title: str, statistics: list[str]) -> str:
+    """Least and most coverage over cells, and where it leaves the range by more than the binomial margin."""
+    its = (
+        covered(dataset.sel(statistic=statistics)).stack(at=("cell", "statistic", "reference", "draws")).dropna("at")
+    )
+    if not its.size:
+        return f"{title}: no interval."
+    least, most = (0.975, 1.0) if statistics == ["sq_bias"] else RIGHT
+    sure = int(((its >= least) & (its <= most)).sum())
+    text = f"{title}: {its.min():.3f} to {its.max():.3f}, {sure} of {its.size} within {least:.1%} to {most:.1%}"
+    worst = its.sortby(its)[:4]
+    low = [
+        f"{cell}{f' ({NAMES.get(one, one)})' if len(statistics) > 1 else ''}"
+        f"{', to backprop' if reference == 'backprop' else ''}, {draws} draws {value:.3f}"
+        for (cell, one, reference, draws), value in zip(worst["at"].values, worst.values, strict=True)
+        if value < least
+    ]
+    return text + (f"; least: {'; '.join(low)}." if low else ".")
+
+
+def _p_values(dataset: xr.Dataset) -> str:
+    """Rejections where nothing is wrong, and of planted biases beside those of Student's t alone."""
+    given = dataset["rejected"].sel(draws=dataset["draws"] >= 64)
+    rates = given.sel(cell=tested(dataset), rule="shown")
+    most = "; ".join(f"{float(rates.sel(level=v).max()):.4f} at {v:g}" for v in dataset["level"].values)
+    text = (
+        "p-values of bias: solid at the level 0.05, dashed at 0.01; grey, where none is given. From 64 draws on, of "
+        f"{', '.join(tested(dataset))} at most {most}."
+    )
+    planted = [cell for cell in style.names(dataset, "cell") if cell.startswith(PLANTED)]
+    level = float(dataset["level"].max())
+    for cells, words in (
+        ([RARE] if RARE in dataset["cell"] else [], "Of rare events, which few draws may lack"),
+        (planted, "Biases planted across 20 weights, in lengths of the target"),
+    ):
+        shares = [
+            f"{cell.removeprefix(PLANTED).strip()} at {draws} draws "
+            f"{given.sel(cell=cell, level=level, draws=draws, rule='shown').item():.3f} "
+            f"({given.sel(cell=cell, level=level, draws=draws, rule='plain').item():.3f})"
+            for cell in cells
+            for draws in given["draws"].values[:2]
+        ]
+        if shares:
+            text += f" {words}, at {level:g} (and by Student's t alone): {', '.join(shares)}."
+    return text
 
 
 FIGURES: command.Figures = {"": (draw, caption)}

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import command, style
+from figures import command, intervals, style
 
 DIMS = ("directions", "estimator")
 QUANTITIES = {"cosine": "cosine to target", "relative_variance": "relative variance"}
@@ -30,7 +30,7 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
         ValueError: not a dataset of this study, an unknown venue or number of columns.
     """
     style.require(dataset, NEEDED, "studies/directions.py")
-    dataset = style.over_seeds(dataset)
+    dataset = intervals.over_seeds(dataset)
     shape = (1, 2) if columns == 2 else (2, 1)
     with style.context(venue):
         figure = Figure((style.width(venue, columns), 0.6 + 1.8 * shape[0]), layout="constrained")
@@ -55,7 +55,8 @@ def _panel(axes: Axes, dataset: xr.Dataset, name: str) -> None:
         color, marker = LOOKS[kind]
         theory = dataset[f"{name}_theory"].sel(estimator=kind)
         axes.plot(x, theory.where(theory > 1e-9), color=color, zorder=2)
-        error = style.Z * dataset[f"{name}_se"].sel(estimator=kind).fillna(0)
+        its = dataset.sel(estimator=kind)
+        error = intervals.bars(its[name], intervals.ends(its, name))
         axes.errorbar(
             x, shown.sel(estimator=kind), yerr=error, color=color, marker=marker, linestyle="none", elinewidth=0.7,
             markeredgecolor="white", zorder=3,
@@ -69,7 +70,7 @@ def _panel(axes: Axes, dataset: xr.Dataset, name: str) -> None:
 def caption(dataset: xr.Dataset) -> str:
     """What the figure shows, in words and in numbers from the dataset."""
     style.require(dataset, NEEDED, "studies/directions.py")
-    dataset = style.over_seeds(dataset)
+    dataset = intervals.over_seeds(dataset)
     get = dataset.attrs.get
     exact = dataset.isel(estimator=dataset["estimator"].values != "mean")
     off = {
@@ -81,8 +82,8 @@ def caption(dataset: xr.Dataset) -> str:
     parts = [
         f"Weight perturbation with K directions, of a linear classifier of 4 × 4 digits (d = {get('d', '?')} "
         f"weights), given one batch of {get('batch_size', '?')}. Points: drawn, {get('draws', '?')} draws each, "
-        "±1.96 standard errors, derivatives replayed from the known gradient. Lines: closed forms; of the mean's "
-        "cosine an approximation for many directions, the root of its efficiency K/(K + d + 1).",
+        f"{intervals.words(dataset, 'cosine')}, derivatives replayed from the known gradient. Lines: closed "
+        "forms; of the mean's cosine an approximation for many directions, the root of its efficiency K/(K + d + 1).",
         "Relative variance is that of an estimate over the gradient's squared norm; projections have a slope of K/d, "
         "or √(K/d) where their length is corrected, so that their variance alone says nothing about progress.",
         "From theory: "

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import command, style
+from figures import command, intervals, style
 
 NEEDED = dict.fromkeys(
     ("distance", "distance_se", "sq_bias", "sq_bias_se"), ("network", "dtype", "space", "oracle", "step")
@@ -34,7 +34,7 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
         ValueError: not a dataset of finite differences, an unknown venue or number of columns.
     """
     style.require(dataset, NEEDED, SOURCE)
-    dataset = style.over_seeds(dataset)
+    dataset = intervals.over_seeds(dataset)
     networks, dtypes = style.names(dataset, "network"), style.names(dataset, "dtype")
     networks = networks if columns == 2 else networks[:1]
     with style.context(venue):
@@ -114,7 +114,7 @@ def _handles(dtypes: list[str]) -> list[Line2D]:
 def caption(dataset: xr.Dataset) -> str:
     """What the figure shows, in words and in numbers from the dataset."""
     style.require(dataset, NEEDED, SOURCE)
-    dataset = style.over_seeds(dataset)
+    dataset = intervals.over_seeds(dataset)
     get = dataset.attrs.get
     parts = [
         "Finite differences against the exact directional derivative, by step (in units of the direction). All "

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from figures import style
+from figures import intervals, style
 
 LEVEL = 0.01  # of the test of no bias, over all cells of a dataset together
 FLOOR = 1e-12  # smaller p-values are drawn here
@@ -30,12 +30,12 @@ TICK: dict[str, Any] = {"linestyle": "none", "marker": "|", "markersize": 5, "ma
 EXPLAINED = (
     "Cosine: mean over draws of each draw's cosine to the scheme's own target (of local schemes the local gradient) "
     "and to the end-to-end gradient by backpropagation. Relative variance: trace of the covariance of the estimate "
-    f"given the batch / ‖target‖². Bands and bars: ±{style.Z} standard errors over the draws, given the batch."
+    "given the batch / ‖target‖². Bands and bars: {} over the draws, given the batch."
 )
 
 
 def draw(data: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """A row for each layer where some scheme has noise, a panel for each quantity; ±1.96 standard errors.
+    """A row for each layer where some scheme has noise, a panel for each quantity; with 95 % intervals.
 
     Raises:
         ValueError: not a dataset of one `measure`, an unknown venue or number of columns, a scheme without a look.
@@ -75,7 +75,7 @@ def caption(data: xr.Dataset) -> str:
     parts = [
         f"Gradient quality layer by layer{where}. {measured(data)}.",
         f"perturbed: all parameters that a scheme estimates; total: with those learnt exactly.{left_out}",
-        EXPLAINED,
+        explained(data),
         f"p-value of bias: that a scheme is unbiased for its own target in that layer; dashed: the threshold "
         f"{bias(data)[0]:.2g}, at which all cells together reject unbiased schemes with probability {LEVEL:g}."
         + (f" Values below {FLOOR:g} are drawn there." if (data["bias_p"] < FLOOR).any() else ""),
@@ -115,12 +115,12 @@ def _rows(axes: Axes, data: xr.Dataset, variable: str) -> None:
     for scheme, shift in _shifts(data).items():
         its = data.sel(estimator=scheme)
         mean, rows = its[variable].values, np.arange(count) + shift
-        error = np.zeros(count) if variable == "bias_p" else style.Z * its[f"{variable}_se"].values
+        error = np.zeros((2, count)) if variable == "bias_p" else intervals.bars(mean, intervals.ends(its, variable))
         mean = np.maximum(mean, FLOOR) if variable == "bias_p" else mean
         shown = np.isfinite(mean) & ((mean > 0) | (axes.get_xscale() != "log"))
         if shown.any():
             how = style.point_style(scheme) | {"label": scheme, "elinewidth": 0.7, "zorder": 3}
-            axes.errorbar(mean[shown], rows[shown], xerr=np.nan_to_num(error[shown]), **how)
+            axes.errorbar(mean[shown], rows[shown], xerr=error[:, shown], **how)
     for row in np.flatnonzero(data[variable].isnull().all("estimator")).tolist():
         where: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "center", "va": "center"}
         axes.text(0.5, row, "undefined", color=style.GREY, fontsize="small", **where)
@@ -148,18 +148,19 @@ def estimated(data: xr.Dataset) -> list[str]:
 def cosine_limits(data: xr.Dataset) -> tuple[float, tuple[float, float]]:
     """Where the cosines' axes turn linear (the power of ten below a random direction's), and their limits."""
     linear = float(10 ** np.floor(np.log10(data["cosine_null"].min())))
-    low = float(np.nanmin((data["cosine"] - style.Z * data["cosine_se"].fillna(0)).values, initial=0))
+    low = float(np.nanmin(intervals.ends(data, "cosine")[0].fillna(data["cosine"]).values, initial=0))
     return linear, (1.2 * low - 0.15 * linear, 1.4)
 
 
 def variance_limits(data: xr.Dataset) -> tuple[float, float]:
     """Limits of a log axis that holds every positive mean with its band, and FG-W's theory."""
-    mean, error = data["relative_variance"].values, np.nan_to_num(data["relative_variance_se"].values)
+    mean = data["relative_variance"].values
+    below, above = intervals.bars(mean, intervals.ends(data, "relative_variance"))
     shown = mean > 1e-9  # heads, which learn exactly, vary by rounding
     if not shown.any():
         return 0.1, 10.0
-    mean, half = mean[shown], style.Z * error[shown]
-    low, high = np.maximum(mean - half, mean / 10).min(), (mean + half).max()  # a band may reach to 0
+    mean, below, above = mean[shown], below[shown], above[shown]
+    low, high = np.maximum(mean - below, mean / 10).min(), (mean + above).max()  # a band may reach to 0
     return float(low / 1.6), float(max(high, data["size"].max() if has_theory(data) else 0) * 1.6)
 
 
@@ -213,6 +214,11 @@ def unbiased(dataset: xr.Dataset) -> str:
         f"Šidák-corrected over the cells {corrected:.2g}; {int((p < threshold).sum())} cells are below the threshold "
         f"{threshold:.2g} (level {LEVEL:g} over all)."
     )
+
+
+def explained(dataset: xr.Dataset) -> str:
+    """What is drawn, and what its bands and bars are."""
+    return EXPLAINED.format(intervals.words(dataset, "cosine"))
 
 
 def measured(dataset: xr.Dataset) -> str:

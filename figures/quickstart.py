@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from figures import command, layers, style
+from figures import command, intervals, layers, style
 
 LAYER = "perturbed"  # all parameters that a scheme estimates
 TITLES = ("error", "cosine to target", "cosine to backprop", "relative variance")
@@ -31,7 +31,7 @@ TRAIN: dict[str, Any] = {"linestyle": (0, (1, 0.8)), "linewidth": 0.8}
 def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
     """Four panels for each algorithm that trained: a row of them over two columns, a column of them in one.
 
-    Drawn are ``layer="perturbed"`` and bands of ±1.96 standard errors; theory is a line under the points.
+    Drawn are ``layer="perturbed"`` and bands of 95 % intervals; theory is a line under the points.
 
     Raises:
         ValueError: not a quickstart dataset, an unknown venue or number of columns, a scheme without a look.
@@ -95,7 +95,7 @@ def _error(axes: Axes, run: xr.Dataset, epochs: NDArray[Any], algorithm: str) ->
 def _schemes(axes: Axes, data: xr.Dataset, variable: str) -> None:
     for scheme in style.in_order(style.names(data, "estimator")):
         its = data.sel(estimator=scheme)
-        style.curve(axes, data["step"].values, its[variable], its[f"{variable}_se"], scheme)
+        style.curve(axes, data["step"].values, its[variable], intervals.ends(its, variable), scheme)
 
 
 def _label(grid: NDArray[Any], algorithms: list[str], *, in_rows: bool) -> None:
@@ -119,7 +119,7 @@ def caption(dataset: xr.Dataset) -> str:
         f"Error and gradient quality over training on {get('data', '?')}, in the panels of each algorithm that "
         f"trained ({', '.join(style.names(dataset, 'algorithm'))}). {layers.measured(dataset)} at {len(steps)} "
         f"steps, {steps[0]} to {steps[-1]}. Shown is the layer 'perturbed': all parameters that a scheme estimates.",
-        layers.EXPLAINED,
+        layers.explained(dataset),
         "Error on the train and test split after each epoch of one run of SGD for each algorithm, hence without a "
         f"band: {get('train_epochs', '?')} epochs, batch {get('train_batch', '?')}, initial learning rate "
         f"{get('train_lr', '?')}, momentum {get('train_momentum', '?')}, weight decay "
@@ -138,13 +138,13 @@ def _at_the_end(run: xr.Dataset, name: str) -> str:
     """Errors and relative variances of the last step."""
     last = run.sel(layer=LAYER).isel(epoch=-1, step=-1)
     values = [
-        f"{scheme} {style.plus_minus(its['relative_variance'], its['relative_variance_se'])}"
+        f"{scheme} {intervals.written(its, 'relative_variance')}"
         for scheme in style.names(last, "estimator")
         if (its := last.sel(estimator=scheme))["relative_variance"] > 0
     ]
     return (
         f"Trained by {name}: in the end {last['train_error'].item():.2%} train and {last['test_error'].item():.2%} "
-        f"test error; relative variance {', '.join(values)} (± standard error)."
+        f"test error; relative variance {', '.join(values)} ({intervals.words(run, 'relative_variance')})."
     )
 
 

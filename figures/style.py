@@ -6,7 +6,7 @@ changes matplotlib's global settings, and nothing imports torch.
 
 import io
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -185,20 +185,19 @@ def _venue(venue: str) -> tuple[Any, Any, Any]:
 # ---- drawing -------------------------------------------------------------------------------------------------
 
 
-def curve(axes: Axes, x: ArrayLike, mean: ArrayLike, error: ArrayLike, scheme: str) -> bool:
-    """Draw means as the scheme's line, in a band of ±`Z` standard errors; undefined points are gaps.
+def curve(axes: Axes, x: ArrayLike, mean: ArrayLike, ends: Sequence[ArrayLike], scheme: str) -> bool:
+    """Draw means as the scheme's line, in a band from one to the other of their ``ends``; undefined points are gaps.
 
     On a log axis, values that are not positive cannot be drawn and are gaps, too.
 
     Returns:
         Whether there was anything to draw.
     """
-    mean, error = np.asarray(mean, float), np.asarray(error, float)
+    mean, (low, high) = np.asarray(mean, float), (np.asarray(end, float) for end in ends)
     drawable = np.isfinite(mean) & ((mean > 0) | (axes.get_yscale() != "log"))
     if not drawable.any():
         return False
-    mean = np.where(drawable, mean, np.nan)
-    low, high = mean - Z * error, mean + Z * error
+    mean, low, high = (np.where(drawable, one, np.nan) for one in (mean, low, high))
     axes.fill_between(np.asarray(x), low, high, color=look(scheme).color, alpha=0.25, linewidth=0, zorder=2)
     axes.plot(np.asarray(x), mean, label=scheme, zorder=3, **line_style(scheme))
     return True
@@ -210,7 +209,7 @@ def repeated(
     """Draw repeats of a measurement: seaborn's line through their ``estimator``, in its band, over the other dims.
 
     ``x`` has some of the dims of ``values``; see `seaborn.lineplot` for ``estimator`` and ``errorbar``. `curve`
-    draws what comes with a standard error of its own, from which seaborn could not make a band.
+    draws what comes with an interval of its own, from which seaborn could not make a band.
     """
     at = x.broadcast_like(values).transpose(*values.dims)
     seaborn.lineplot(
@@ -318,22 +317,6 @@ def require(dataset: xr.Dataset, needed: Mapping[str, tuple[str, ...]], source: 
 
 def names(dataset: xr.Dataset, dim: str) -> list[str]:
     return [str(name) for name in dataset[dim].values]
-
-
-def over_seeds(dataset: xr.Dataset) -> xr.Dataset:
-    """Means over the seeds of a sweep; standard errors (``…_se``) as those of a mean of independent values."""
-    if "seed" not in dataset.dims:
-        return dataset
-    numbers = dataset.drop_vars([name for name, values in dataset.items() if values.dtype.kind not in "fiu"])
-    means = numbers.mean("seed", keep_attrs=True)
-    errors = [str(name) for name in means if str(name).endswith("_se")]
-    return means.assign(
-        {name: (dataset[name] ** 2).sum("seed", skipna=False) ** 0.5 / dataset.sizes["seed"] for name in errors}
-    )
-
-
-def plus_minus(value: xr.DataArray, error: xr.DataArray) -> str:
-    return f"{value.item():.3g}" + (f" ± {error.item():.2g}" if np.isfinite(error) else "")
 
 
 def text(dataset: xr.Dataset, parts: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import command, style, tabular
+from figures import command, intervals, style, tabular
 
 DIMS = ("cell", "space", "noise")
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -35,7 +35,7 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
         ValueError: not a dataset of this study, an unknown venue or number of columns.
     """
     style.require(dataset, NEEDED, "studies/table1.py")
-    dataset = style.over_seeds(dataset)
+    dataset = intervals.over_seeds(dataset)
     shape = (1, 2) if columns == 2 else (2, 1)
     with style.context(venue):
         figure = Figure((style.width(venue, columns), 0.55 + 1.8 * shape[0]), layout="constrained")
@@ -77,7 +77,7 @@ def _panel(axes: Axes, data: xr.Dataset, along: str) -> None:
                 linestyle=line,
                 zorder=2,
             )
-            error = style.Z * its["drawn_se"] / here
+            error = intervals.bars(its["drawn"], intervals.ends(its, "drawn")) / here.values
             axes.errorbar(x, its["drawn"] / here, yerr=error, elinewidth=0.7, zorder=3, **_points(scheme, noise))
     axes.set_xscale("log")
     axes.set_xlim(x.min() / 1.2, x.max() * 1.2)
@@ -95,7 +95,7 @@ def _points(scheme: str, noise: str) -> dict[str, Any]:
 def table(dataset: xr.Dataset) -> pd.DataFrame:
     """Of each size and batch: variance per weight of the four estimators by the table's formula, and drawn."""
     style.require(dataset, NEEDED, "studies/table1.py")
-    data = style.over_seeds(dataset)
+    data = intervals.over_seeds(dataset)
     rows: dict[str, dict[Any, str]] = {}
     for index in range(data.sizes["cell"]):
         one = data.isel(cell=index)
@@ -112,7 +112,7 @@ def table(dataset: xr.Dataset) -> pd.DataFrame:
 def caption(dataset: xr.Dataset) -> str:
     """What the figure shows, in words and in numbers from the dataset."""
     style.require(dataset, NEEDED, "studies/table1.py")
-    dataset = style.over_seeds(dataset)
+    dataset = intervals.over_seeds(dataset)
     table = dataset["variance"].sel(route="table")
     off = abs(dataset["variance"] / table - 1).max(DIMS)
     z = ((dataset["drawn"] - table) / dataset["drawn_se"]).values
@@ -125,7 +125,7 @@ def caption(dataset: xr.Dataset) -> str:
         f"{dataset.attrs.get('population', '?')}, with replacement. Solid, filled: noise shared by the batch; "
         "dashed, hollow: independent.",
         f"Lines: Table 1 of Ren et al. 2023. Points: drawn, {dataset.attrs.get('draws', '?')} draws of batch and "
-        "noise, ±1.96 standard errors.",
+        f"noise, {intervals.words(dataset, 'drawn')}.",
         f"Relative to the table, closed forms are off by at most {off.sel(route='closed form').item():.1e} and "
         f"enumerated values by {off.sel(route='enumerated').item():.1e}; of {z.size} drawn values the largest |z| is "
         f"{np.abs(z).max():.2f}.",

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from figures import command, style
+from figures import command, intervals, style
 
 LAYER = "perturbed"  # all parameters that a scheme estimates
 SOURCE = "studies/table3.py"
@@ -87,7 +87,7 @@ def _run(row: NDArray[Any], one: xr.Dataset) -> None:
         its = one.sel(reference=reference)
         for scheme in style.in_order(style.names(one, "estimator")):
             values = its.sel(estimator=scheme)
-            style.curve(axes, steps, values["cosine"], values["cosine_se"], scheme)
+            style.curve(axes, steps, values["cosine"], intervals.ends(values, "cosine"), scheme)
         axes.plot(steps, one["cosine_null"], **style.NULL)
     style.log_steps(row[2], steps)
     noisy = one["relative_variance"].where(one["relative_variance"] > 1e-9)
@@ -95,7 +95,8 @@ def _run(row: NDArray[Any], one: xr.Dataset) -> None:
     shown = np.concatenate([noisy.values.ravel(), data.values.ravel()])
     style.log(row[2], "y", (float(np.nanmin(shown)) / 2, float(np.nanmax(shown)) * 2))
     for scheme in style.in_order(style.names(one, "estimator")):
-        style.curve(row[2], steps, noisy.sel(estimator=scheme), np.zeros(len(steps)), scheme)
+        exact = noisy.sel(estimator=scheme)
+        style.curve(row[2], steps, exact, (exact, exact), scheme)
     row[2].plot(steps, data, **DATA)
 
 
@@ -108,8 +109,9 @@ def caption(dataset: xr.Dataset) -> str:
         "network and the algorithm that trains it (probing never changes the run). All parameters that a scheme "
         "estimates.",
         f"Cosines: drawn, {get('draws', '?')} draws whose directional derivatives are replayed from the known "
-        "gradient, ±1.96 standard errors; those of BP and LG-BP have no noise. Relative variance (noise variance "
-        "over the squared norm of the target; its inverse is the SNR): exact, from its closed form. Long dashes: "
+        f"gradient, {intervals.words(dataset, 'cosine')}; those of BP and LG-BP have no "
+        "noise. Relative variance (noise variance over the squared norm of the target; its inverse is the SNR): "
+        "exact, from its closed form. Long dashes: "
         "data variance of backprop's "
         "gradient (variance between examples over batch size) over its squared norm. Dotted: 95 % half-width of the "
         "cosine of one random direction. Axes of cosines are linear below 0.01.",

@@ -4,7 +4,7 @@ Question   Which scheme of `fgvar.schemes()` points most along the end-to-end gr
 Claim      Of unbiased perturbation schemes, local greedy losses with activity perturbation come closest to
            their target. Projecting every tensor and example alone, which costs two to three times as much, is a gain
            by itself (`guesses.py` has more of that).
-Shown      Drawn values with standard errors, given one batch, after a few steps of backprop (the weights are not
+Shown      Drawn values with 95 % intervals, given one batch, after a few steps of backprop (the weights are not
            random any more, the heads not 0). Schemes without noise are evaluated once.
 Cost       About a minute on one core; --smoke: a few seconds.
 Run        python studies/all_schemes.py            writes results/all_schemes.nc, .pdf and .png

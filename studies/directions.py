@@ -5,7 +5,7 @@ Claim      For one loss over d numbers, relative to the gradient's squared norm:
            has variance (d + 1)/K, that of K orthogonal ones d/K − 1; the projection on their span K/d (1 − K/d), at
            a slope of K/d, and 1 − K/d where its length is corrected by √(d/K). All but the first lie along the
            projection of the gradient on a random K-dimensional subspace: a mean cosine of E χ_K / E χ_d ≈ √(K/d).
-Shown      Drawn values with standard errors, given one batch; the closed forms as lines. Derivatives are inner
+Shown      Drawn values with 95 % intervals, given one batch; the closed forms as lines. Derivatives are inner
            products with the known gradient (`Replay`).
 Cost       About a minute on one core, half of it on two (--workers 2); --smoke: seconds.
 Run        python studies/directions.py            writes results/directions.nc, .pdf and .png
@@ -62,6 +62,7 @@ def cell(*, directions: int, draws: int, batch: int, seed: int) -> Any:
     import torch
 
     import fgvar
+    from fgvar.analysis.dataset import ENDS
 
     layer = torch.nn.Linear(16, 10, bias=False, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
@@ -73,7 +74,7 @@ def cell(*, directions: int, draws: int, batch: int, seed: int) -> Any:
     measured = fgvar.measure(estimators(directions), problem, draws=draws, seed=seed)
     names = ("cosine", "relative_variance", "slope")
     found = measured.sel(layer="perturbed", reference="target", drop=True)[
-        [*names, *(f"{name}_se" for name in names)]
+        [*names, *(f"{name}{end}" for name in names for end in ENDS)]
     ]
     for name, values in zip(names, zip(*(theory(kind, directions, D) for kind in KINDS), strict=True), strict=True):
         found[f"{name}_theory"] = "estimator", list(values)
@@ -114,10 +115,10 @@ def theory(kind: str, count: int, d: int) -> tuple[float, float, float]:
 
 def report(dataset: Any) -> str:
     """A line for each kind and K: drawn and theory."""
-    from figures import style
+    from figures import intervals
 
     lines = [f"{'':<30}{'K':>5}{'cosine':>20}{'theory':>9}{'relative variance':>24}{'theory':>10}"]
-    data = style.over_seeds(dataset)
+    data = intervals.over_seeds(dataset)
     for kind in KINDS:
         for count in dataset["directions"].values:
             its = data.sel(estimator=kind, directions=count)

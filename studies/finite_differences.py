@@ -192,10 +192,10 @@ def squared_norm(means: Array) -> tuple[Array, Array]:
 
 def report(dataset: Any) -> str:
     """The best step of every cell, and what it leaves."""
-    from figures import style
+    from figures import intervals
 
     lines = ["", "network  dtype    space       oracle    best step   distance (± standard error)"]
-    cells = style.over_seeds(dataset).stack(cell=("network", "dtype", "space", "oracle"))
+    cells = intervals.over_seeds(dataset).stack(cell=("network", "dtype", "space", "oracle"))
     for cell in cells["cell"].values:
         its = cells.sel(cell=cell)
         best = its.isel(step=int(its["distance"].argmin("step")))

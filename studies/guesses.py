@@ -70,6 +70,7 @@ def main(config: Config) -> None:
 def cell(*, space: str, target: str, guess: str, draws: int, seed: int, **network: int) -> Any:
     """One place of the matrix, on a network of this seed."""
     import fgvar
+    from fgvar.analysis.dataset import ENDS
     from fgvar.errors import unknown
     from studies import all_schemes
 
@@ -80,7 +81,7 @@ def cell(*, space: str, target: str, guess: str, draws: int, seed: int, **networ
     found = fgvar.measure({name: matrix[name]}, at, draws=draws, seed=seed).isel(estimator=0, drop=True)
     found = found.sel(layer="perturbed", drop=True)
     names = ("cosine", "slope", "relative_variance")
-    found = found[[*names, *(f"{one}_se" for one in names), "cosine_null", "cost"]]
+    found = found[[*names, *(f"{one}{end}" for one in names for end in ENDS), "cosine_null", "cost"]]
     return found.assign_attrs(trained_steps=steps)
 
 

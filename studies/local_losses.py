@@ -138,6 +138,7 @@ def measured(estimators: dict[str, Any], problem: Any, draws: int, seed: int) ->
     import torch
 
     import fgvar
+    from fgvar.analysis.dataset import ENDS
 
     its = {"layer": "perturbed"}
     # In float32 the closed form takes the rounding behind narrow layer norms for credit that is missing.
@@ -147,7 +148,7 @@ def measured(estimators: dict[str, Any], problem: Any, draws: int, seed: int) ->
         for name, one in estimators.items()
     }
     drawn = fgvar.measure(replayed, problem, draws=draws, seed=seed).sel(its, drop=True)
-    found = drawn[["cosine", "cosine_se"]].assign(relative_variance=exact["relative_variance"])
+    found = drawn[["cosine", *(f"cosine{end}" for end in ENDS)]].assign(relative_variance=exact["relative_variance"])
     return found.rename(estimator="scheme")
 
 

@@ -5,7 +5,7 @@ Question   How good are the gradients that LG-FG-A follows, compared with those 
 Claim      At the same weights, local greedy losses and activity perturbation lower the noise of the gradient
            by orders of magnitude (Ren et al. 2023, Sec. 3.4 and 4), and the noise grows relative to the
            gradient as training goes on. All forward-gradient schemes are unbiased for their own target.
-Shown      Drawn values (Monte Carlo over the noise, given one fixed probe batch) with standard errors.
+Shown      Drawn values (Monte Carlo over the noise, given one fixed probe batch) with 95 % intervals.
 Cost       About a minute on 2 CPU cores; --smoke: a few seconds.
 Run        python studies/quickstart.py            writes results/quickstart.nc, .pdf and .png
 """

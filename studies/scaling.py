@@ -93,6 +93,7 @@ def cell(*, network: str, width: int, depth: int, groups: int, epochs: int, batc
     import torch
 
     import fgvar
+    from fgvar.analysis.dataset import ENDS
 
     images, test = (fgvar.data.load("digits", split) for split in ("train", "test"))
     x, y = images.sample(batch, seed=seed + 1)
@@ -111,7 +112,9 @@ def cell(*, network: str, width: int, depth: int, groups: int, epochs: int, batc
         "weights": sum(problem.params[name].numel() for name in problem.perturbed),
         "activities": sum(math.prod(shape[1:]) for shape in problem.map.sites.values()),
     }
-    found = exact[["relative_variance", "snr"]].merge(drawn[["cosine", "cosine_se", "cosine_null"]])
+    found = exact[["relative_variance", "snr"]].merge(
+        drawn[["cosine", *(f"cosine{end}" for end in ENDS), "cosine_null"]]
+    )
     found = found.sel(layer="perturbed", drop=True).drop_vars("layer", errors="ignore")
     for name, number in numbers.items():
         found[name] = (), number, {"long_name": f"perturbed {name} of an example"}

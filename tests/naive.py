@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+from scipy import optimize, stats
 from torch import Tensor, nn
 
 
@@ -50,13 +51,32 @@ def _masked(u: Tensor, z: Tensor, mask: bool) -> Tensor:
     return u * (z.detach() > 0) if mask else u
 
 
-def covering(values: np.ndarray) -> float:
-    """Standard error of a mean, widened to cover to second order; NaN with too few values for their skewness."""
+def standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Hall's interval of a mean, found by bisection where his transform of Student's statistic reaches ± t."""
     n, centred = len(values), values - values.mean()
     skewness = float((centred**3).mean() / (centred**2).mean() ** 1.5)
-    if n < max(32, 16 * skewness**2):
-        return math.nan
-    return float(values.std(ddof=1)) / math.sqrt(n) * (1 + (1.08 * skewness**2 + 1.71) / n)
+    a, t = 1.3 * skewness / math.sqrt(n), float(stats.t.ppf(0.975, n - 1))
+    error = standard_error(values) * (1 + skewness**2 / (2 * n) + 1.7 / n)
+
+    def reached(x: float) -> float:
+        return x + a * x**2 / 3 + a**2 * x**3 / 27 + a / 6  # a monotone cubic
+
+    low, high = (optimize.brentq(lambda x, end=end: reached(x) - end, -1e3, 1e3) for end in (t, -t))
+    return float(values.mean()) - error * low, float(values.mean()) - error * high
+
+
+def distances(draws: np.ndarray, block: int = 16) -> list[float]:
+    """Squared distance of each draw to the mean of all draws up to the end of its block, to have mean tr Cov."""
+    found = []
+    for start in range(0, len(draws), block):
+        stop = min(start + block, len(draws))
+        mean = draws[:stop].mean(0)
+        found += [float((row - mean) @ (row - mean)) * stop / (stop - 1) for row in draws[start:stop]]
+    return found
 
 
 def plain_statistics(draws: np.ndarray, target: np.ndarray, other: np.ndarray) -> dict[str, float]:
@@ -80,9 +100,12 @@ def plain_statistics(draws: np.ndarray, target: np.ndarray, other: np.ndarray) -
         found |= {
             f"sq_bias {name}": sum(float(deviations[i] @ deviations[j]) for i, j in pairs) / len(pairs),
             f"slope {name}": float(inner.mean()) / length,
-            f"slope_se {name}": covering(inner) / length,
+            f"slope_se {name}": standard_error(inner) / length,
             f"cosine {name}": float(np.mean(cosines)),
-            f"cosine_se {name}": covering(np.array(cosines)),
+            f"cosine_se {name}": standard_error(np.array(cosines)),
             f"efficiency {name}": (float(inner.mean()) ** 2 - float(inner.var(ddof=1)) / n) / length / energy,
         }
+        if n >= 32:
+            for kind, values in (("slope", inner / length), ("cosine", np.array(cosines))):
+                found[f"{kind}_low {name}"], found[f"{kind}_high {name}"] = interval(values)
     return found

@@ -173,7 +173,7 @@ def rounded(bits: int | None) -> Any:
     def rounding(problem: fgvar.Problem, generator: torch.Generator) -> Gradients:
         out = {}
         for k, g in problem.backprop().items():
-            step = float(g.abs().max()) / 8
+            step = max(float(g.abs().max()), 1e-9) / 8
             low = (g.abs() / step).floor()
             threshold = torch.rand(g.shape, generator=generator, dtype=g.dtype)
             if bits is not None:
@@ -295,7 +295,7 @@ def accumulated(by_tokens: bool) -> Any:
             own = float(LENGTHS[part].sum())
             mean_of_part = times(12 / (2 * own), problem.rows(part).backprop())
             total = {k: v + mean_of_part[k] * (own / 12 if by_tokens else 0.5) for k, v in total.items()}
-        return {k: v * 2 if by_tokens else v * 2 for k, v in total.items()}
+        return total
 
     return from_function(steps)
 
@@ -346,7 +346,7 @@ def posterior() -> fgvar.Problem:
 
 @dataclass(frozen=True)
 class Variational:
-    """The path gradient of the bound, or the score's with its leave-one-out baseline; wrong: by std, or leave-none."""
+    """The path gradient of the bound, or the score's less a baseline of the others; wrong: by std, or of them all."""
 
     kind: str = "path"
     samples: int = 2
@@ -446,7 +446,7 @@ class Coder(nn.Module):
 
 def coder() -> fgvar.Problem:
     """The bound of two samples, by quadrature over both."""
-    torch.manual_seed(0)
+    torch.manual_seed(8)
     one, two = (e.flatten()[None] for e in torch.meshgrid(NODES, NODES, indexing="ij"))
     weights = torch.outer(WEIGHTS, WEIGHTS).flatten()
 

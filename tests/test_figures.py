@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from figures import layers, quickstart, style
+from figures import intervals, layers, quickstart, style
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMES = ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A", "LG-BP")
@@ -163,6 +163,50 @@ def test_undefined_numbers_are_left_out(dataset: xr.Dataset) -> None:
     assert drawn == {"FG-W", "LG-FG-W", "LG-FG-A", "FG-W, theory"}
     layers.draw(holes.isel(algorithm=0, step=-1))
     assert "values are undefined" in quickstart.caption(holes)
+
+
+def with_intervals(dataset: xr.Dataset) -> xr.Dataset:
+    """Twice as far up as down."""
+    ends = {f"{k}{end}": dataset[k] * f for k in ("cosine", "relative_variance") for end, f in ENDS.items()}
+    return dataset.assign(ends)
+
+
+ENDS = {"_low": 0.9, "_high": 1.2}
+
+
+def test_intervals_are_drawn_where_there_are_some(dataset: xr.Dataset) -> None:
+    whole = with_intervals(dataset)
+    variance = panels(quickstart.draw(whole))["relative variance"]
+    chosen = dataset["relative_variance"].sel(algorithm="BP", layer="perturbed", estimator="FG-A")
+    band = variance.collections[1].get_paths()[0].vertices[:, 1]
+    assert band.max() == pytest.approx(float(1.2 * chosen.max()))
+    assert band.min() == pytest.approx(float(0.9 * chosen.min()))
+    rows = layers.draw(whole.isel(algorithm=0, step=-1)).axes[1]
+    last = whole["relative_variance"].isel(algorithm=0, step=-1).sel(estimator="FG-A", layer="perturbed").item()
+    segments = [path.vertices[:, 0] for bars in rows.collections for path in bars.get_paths()]
+    assert any(np.allclose(np.sort(ends), [0.9 * last, 1.2 * last]) for ends in segments)
+    assert "Bands and bars: 95 % intervals over the draws" in quickstart.caption(whole)
+    assert "(95 % intervals)" in quickstart.caption(whole)
+
+
+def test_ends_of_what_has_errors_alone(dataset: xr.Dataset) -> None:
+    low, high = intervals.ends(dataset, "cosine")
+    np.testing.assert_allclose(high - low, 2 * 1.96 * dataset["cosine_se"])
+    its = xr.Dataset({"v": 726.4, "v_se": 31.0})
+    assert intervals.written(its, "v") == "726 ± 61"
+    assert intervals.written(its.assign(v_low=671.2, v_high=788.4), "v") == "726 [671, 788]"
+    assert intervals.written(its.assign(v_low=np.nan, v_high=np.nan), "v") == "726"
+    np.testing.assert_allclose(
+        intervals.bars([1, 1, 0], ([0.5, np.nan, 0.1], [3, np.nan, 0.2])), [[0.5, 0, 0], [2, 0, 0.2]]
+    )
+
+
+def test_intervals_of_a_mean_over_seeds() -> None:
+    """Arms add as those of independent values do."""
+    each = {"v": ("seed", [1.0, 3.0]), "v_se": ("seed", [3.0, 4.0])}
+    ends = {"v_low": ("seed", [1.0 - 3, 3.0 - 4]), "v_high": ("seed", [1.0 + 6, 3.0 + 8])}
+    found = intervals.over_seeds(xr.Dataset(each | ends, {"seed": [0, 1]}))
+    assert {name: found[name].item() for name in found} == {"v": 2, "v_se": 2.5, "v_low": -0.5, "v_high": 7}
 
 
 def test_captions_say_how_numbers_came(dataset: xr.Dataset) -> None:

@@ -9,7 +9,7 @@ import xarray as xr
 
 import fgvar
 from figures import finite_differences as figure
-from figures import style
+from figures import intervals, style
 from studies import finite_differences as study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,7 +18,7 @@ STORED = ROOT / "figures" / "data" / "finite_differences.nc"
 
 @pytest.fixture(scope="module")
 def stored() -> xr.Dataset:
-    return style.over_seeds(fgvar.open_dataset(STORED))
+    return intervals.over_seeds(fgvar.open_dataset(STORED))
 
 
 def slope(values: xr.DataArray, low: float, high: float) -> float:

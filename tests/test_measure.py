@@ -10,7 +10,7 @@ from cases import CASES, mixer, randn
 from torch import Tensor, nn
 
 import fgvar
-from fgvar.analysis.dataset import FLAGS, VARIABLES
+from fgvar.analysis.dataset import ENDS, FLAGS, VARIABLES
 from fgvar.analysis.drawn import default_chunk
 from fgvar.analysis.statistics import cosine_null
 from studies.fused_losses import peak
@@ -34,8 +34,8 @@ def test_contract(dataset: xr.Dataset, problem: fgvar.Problem) -> None:
     assert list(dataset["reference"].values) == ["target", "backprop"]
     assert list(dataset["estimator"].values) == [*SCHEMES, "LG-BP"]
     drawn = {"variance", "relative_variance", "snr", "sq_bias", "slope", "cosine", "efficiency"}
-    assert drawn | {f"{name}_se" for name in drawn} <= set(dataset)
-    assert "bias_z_se" not in dataset
+    assert drawn | {f"{name}{end}" for name in drawn for end in ENDS} - {"sq_bias_low"} <= set(dataset)
+    assert not {"sq_bias_low", *(f"bias_{one}{end}" for one in "zp" for end in ENDS)} & set(dataset)
     assert dataset["variance"].dims == ("estimator", "layer")
     assert dataset["cosine"].dims == ("estimator", "reference", "layer")
     assert dataset["draw_cosine_target"].dims == ("estimator", "layer", "draw")
@@ -43,7 +43,10 @@ def test_contract(dataset: xr.Dataset, problem: fgvar.Problem) -> None:
         if not str(name).startswith("draw_"):
             assert variable.attrs["long_name"], name
             assert "units" in variable.attrs, name
-            assert str(name).removesuffix("_se") in VARIABLES
+            base = next((str(name).removesuffix(end) for end in ENDS if str(name).endswith(end)), str(name))
+            assert base in VARIABLES
+    assert dataset["slope_low"].attrs["long_name"].startswith("lower end of the 95 % interval of the slope")
+    assert dataset["sq_bias_high"].attrs["long_name"].startswith("upper limit (97.5 %) of the squared bias")
     wanted = {"route", "draws", "seed", "estimators", "fgvar_version", "torch_version", "commit", "device", "dtype"}
     assert wanted | {"threads"} <= set(dataset.attrs)
     assert dataset.attrs["route"] == "drawn"
@@ -147,7 +150,9 @@ def test_estimators_share_noise_and_global_random_state_is_untouched(problem: fg
 def test_exact_estimators_have_no_noise(dataset: xr.Dataset, problem: fgvar.Problem) -> None:
     exact = dataset.sel(estimator="LG-BP", layer="perturbed")
     assert exact["variance"] == 0
-    assert exact["variance_se"] == 0
+    assert exact["variance_se"] == exact["variance_low"] == exact["variance_high"] == 0
+    np.testing.assert_array_equal(exact["cosine_low"], exact["cosine"])
+    np.testing.assert_array_equal(exact["sq_bias_high"], exact["sq_bias"])
     assert exact["cosine"].sel(reference="target") == pytest.approx(1)
     assert int(exact["flag"].sel(reference="target")) & FLAGS["no_noise"]
     assert np.isnan(exact["bias_z"]).all()
@@ -173,20 +178,25 @@ def test_a_dead_parameter_is_nan_with_a_flag(dataset: xr.Dataset) -> None:
     assert not any(np.isinf(variable.astype(float)).any() for variable in dataset.data_vars.values())
 
 
-def test_too_few_draws_for_an_error() -> None:
-    ds = fgvar.measure({"FG-W": fgvar.scheme("FG-W")}, CASES["mlp_relu"](), draws=31)
-    for name in ("variance_se", "sq_bias_se", "cosine_se"):
-        assert np.isnan(ds[name].sel(layer="perturbed")).all()
-        assert (ds[name].sel(layer="readout.linear.weight") == 0).all(), "what learns exactly has no error"
-    assert (ds["flag"].sel(layer="perturbed") & FLAGS["few_draws"] > 0).all()
-    more = fgvar.measure({"FG-W": fgvar.scheme("FG-W")}, CASES["mlp_relu"](), draws=1024)
-    assert (more["variance_se"].sel(layer="perturbed") > 0).all()
-    names = [str(name).removesuffix("_se") for name in more if str(name).endswith("_se")]
-    lacking = [np.isfinite(more[name]) & np.isnan(more[f"{name}_se"]) for name in names if name[:4] != "rela"]
-    expected = xr.concat(xr.broadcast(*lacking), "statistic").any("statistic").transpose(*more["flag"].dims)
-    assert ((more["flag"] & FLAGS["few_draws"] > 0) == expected).all()
-    assert expected.any(), "the squared bias of small layers"
-    assert not expected.all()
+def test_too_few_draws_for_an_interval() -> None:
+    """31 have none, and 32 always have one, but for layers of one number."""
+    few, more = (
+        fgvar.measure({"FG-W": fgvar.scheme("FG-W")}, CASES["mlp_relu"](), draws=draws) for draws in (31, 32)
+    )
+    learnt = few.sel(layer="readout.linear.weight")
+    for name in ("variance", "relative_variance", "sq_bias", "snr", "slope", "cosine", "efficiency"):
+        its = few.sel(layer="perturbed")
+        assert np.isnan(its[f"{name}_high"]).all(), name
+        assert (its[f"{name}_se"] > 0).all(), "an error makes no promise"
+        if name != "snr":
+            assert (learnt[f"{name}_high"] == learnt[name]).all(), "what learns exactly is known"
+        given = np.isfinite(more[name]) & (more["size"] > 1)
+        assert np.isfinite(more[f"{name}_high"]).where(given, True).all(), name
+        if name not in ("sq_bias", "snr", "efficiency"):  # these may be estimated below 0
+            inside = (more[f"{name}_low"] <= more[name]) & (more[name] <= more[f"{name}_high"])
+            assert inside.where(given, True).all(), name
+    assert (few["flag"].sel(layer="perturbed") & FLAGS["few_draws"] > 0).all()
+    assert ((more["flag"] & FLAGS["few_draws"] > 0) == (more["bias_z"].notnull() & more["bias_p"].isnull())).all()
 
 
 def test_data_variance_is_that_of_per_example_gradients(dataset: xr.Dataset, problem: fgvar.Problem) -> None:
@@ -263,10 +273,28 @@ def test_anybodys_estimator_can_be_measured(problem: fgvar.Problem) -> None:
 
 def test_summary_reads(dataset: xr.Dataset) -> None:
     table = fgvar.summary(dataset)
-    for name in (*SCHEMES, "LG-BP", "bias z", "relative variance", "cosine to target", "cosine to backprop", "±"):
+    heads = ("bias z (p)", "bias, of the target", "relative variance", "cosine to target", "cosine to backprop")
+    for name in (*SCHEMES, "LG-BP", *heads, "96 draws, 95 % intervals", "at most "):
         assert name in table
+    its = dataset.sel(estimator="FG-A", layer="perturbed")
+    low, high = (f"{its[f'relative_variance_{end}'].item():.0f}" for end in ("low", "high"))
+    assert f"{its['relative_variance'].item():.0f} [{low}, {high}]" in table
+    bias = (its["sq_bias_high"] ** 0.5 / its["gradient_norm"]).sel(reference="target").item()
+    assert f"at most {bias:.2g}" in table
     steps = fgvar.summary(dataset.expand_dims(step=[1, 10]), layer="total")
     assert "step 10" in steps
+
+
+def test_summary_of_errors_alone(dataset: xr.Dataset) -> None:
+    """As datasets of earlier versions are: ± 1.96 of them, and the heading says so."""
+    ends = [name for name in dataset if str(name).endswith(("_low", "_high"))]
+    table = fgvar.summary(dataset.drop_vars(ends))
+    assert "96 draws, ± 1.96 standard errors, as it has no intervals" in table
+    assert "at most" not in table
+    its = dataset.sel(estimator="FG-A", layer="perturbed", reference="target")
+    assert f"{its['relative_variance'].item():.0f} ± {1.96 * its['relative_variance_se'].item():.0f}" in table
+    dead = fgvar.summary(dataset, layer="block1.token.bias")
+    assert "at most" not in dead, "of a target of 0 a bias is no share"
 
 
 @pytest.mark.parametrize(("dimension", "null"), [(1, 1.0), (2, float(np.cos(np.pi * 0.05 / 2))), (4096, 1.96 / 64)])

@@ -64,6 +64,7 @@ ORDER = (
     "fgvar.analysis.theory",
     "fgvar.analysis.moments",
     "fgvar.analysis.intervals",
+    "fgvar.analysis.sums",
     "fgvar.analysis.statistics",
     "fgvar.analysis.locks",
     "fgvar.analysis.atomic",

@@ -22,14 +22,16 @@ def by_hand(gradient, problem: fgvar.Problem) -> dict[str, float]:
 def test_it_is_that_of_examples_one_by_one(chunk: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spread, "PIECE", piece)
     problem, estimator = mixer(batch=5), fgvar.scheme("LG-FG-A")
-    (target, backprop), errors = Spreads(problem, chunk).of(estimator)
+    its = Spreads(problem, chunk).of(estimator)
+    target, backprop = its.value
     for found, gradient in ((target, estimator.target), (backprop, lambda one: one.backprop())):
         expected = by_hand(gradient, problem)
         names = list(problem.params)
         np.testing.assert_allclose(found[: len(names)], [expected[k] for k in names], rtol=1e-12, atol=1e-20)
         np.testing.assert_allclose(found[-2], sum(expected[k] for k in problem.perturbed), rtol=1e-12)
         np.testing.assert_allclose(found[-1], sum(expected.values()), rtol=1e-12)
-    assert not errors.any()
+    assert not its.error.any()
+    np.testing.assert_array_equal(its.high, its.value)
 
 
 def test_estimators_of_the_same_losses_share_their_target_s(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,10 +41,10 @@ def test_estimators_of_the_same_losses_share_their_target_s(monkeypatch: pytest.
     monkeypatch.setattr(Spreads, "_spread", lambda self, gradient: computed.append(gradient) or once(self, gradient))
     problem, spreads = mixer(batch=3), Spreads(mixer(batch=3), 16)
     schemes = {name: fgvar.scheme(name) for name in ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A")}
-    found = {name: spreads.of(scheme)[0] for name, scheme in schemes.items()}
+    found = {name: spreads.of(scheme).value for name, scheme in schemes.items()}
     assert len(computed) == 3
     for name, scheme in schemes.items():
-        np.testing.assert_array_equal(found[name], Spreads(problem, 16).of(scheme)[0])
+        np.testing.assert_array_equal(found[name], Spreads(problem, 16).of(scheme).value)
     computed.clear()
     spreads.of(fgvar.scheme("frozen"))
     spreads.of(fgvar.scheme("frozen"))

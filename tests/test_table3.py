@@ -32,6 +32,8 @@ def test_one_run_is_resumed_and_says_what_it_was(tmp_path: Path, capsys) -> None
     assert np.isfinite(found["cosine"].sel(layer="perturbed", reference="backprop")).all()
     exact = found.sel(layer="perturbed", estimator="FG-W", reference="target").isel(step=0)
     assert float(exact["variance_se"]) == 0, "from its closed form"
+    for name in ("variance_low", "variance_high", "sq_bias_high"):
+        assert float(exact[name]) == float(exact[name.rpartition("_")[0]]), "which has no interval"
     table3.main(config)
     assert capsys.readouterr().out == row.rstrip("\n") + "\tfinished before\n"
     config.out.unlink()

@@ -1,6 +1,7 @@
 """Datasets: the labelled form of every result, its names, units and provenance."""
 
 import platform
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +15,15 @@ from fgvar.forms import visible
 if TYPE_CHECKING:
     import torch
 
-FLAGS = {"dead": 1, "few_draws": 2, "no_noise": 4, "no_closed_form": 8}
+FLAGS = {"dead": 1, "few_draws": 2, "no_noise": 4, "no_closed_form": 8, "one_number": 16}
+# What stands beside a drawn mean: ending of the name → what it is.
+ENDS = {
+    "_se": "standard error of the",
+    "_low": "lower end of the 95 % interval of the",
+    "_high": "upper end of the 95 % interval of the",
+}
 LARGE = 1e6  # numbers above it are written with exponents
+WIDTHS = (10, 15, 26)  # least ones of columns: of names, of the bias, of intervals
 RATIOS = ("relative_variance", "snr", "slope", "cosine", "efficiency")
 
 # name → long name, units, source or identity
@@ -29,7 +37,11 @@ VARIABLES: dict[str, tuple[str, str, str]] = {
         "‖mean − g‖² − tr Cov/n: negative half of the time at 0",
     ),
     "bias_z": ("largest |z| of the bias", "1", "over 16 fixed random projections"),
-    "bias_p": ("p-value of bias_z", "1", "Student t, Šidák-corrected over the projections"),
+    "bias_p": (
+        "p-value of bias_z",
+        "1",
+        "from 64 draws on; the larger of two by Student t, Šidák-corrected over the projections",
+    ),
     "slope": ("slope ⟨E ĝ, g⟩ / ‖g‖²", "1", "1 if the scale is right"),
     "cosine": ("mean cosine to the reference", "1", "mean over draws of the per-draw cosine"),
     "cosine_null": ("95 % half-width of a random direction's cosine", "1", "√Beta⁻¹(0.95; ½, (d−1)/2)"),
@@ -46,20 +58,25 @@ VARIABLES: dict[str, tuple[str, str, str]] = {
     "slope_difference": ("slope, less that of the baseline", "1", "common noise"),
     "cosine_difference": ("mean cosine, less that of the baseline", "1", "common noise"),
     "difference_flag": ("why a difference is missing", "", "bits: as of flag, of either estimator"),
-    "flag": ("why a number is missing", "", "bits: dead reference, too few draws, no noise, no closed form"),
+    "flag": (
+        "why a number is missing",
+        "",
+        "bits: dead reference, too few draws, no noise, no closed form, one number",
+    ),
 }
 
 
 def describe(dataset: xr.Dataset) -> xr.Dataset:
     """The dataset with long name, units and source on every known variable that does not state its own."""
     for name, variable in dataset.data_vars.items():
-        base = str(name).removesuffix("_se")
+        end = next((end for end in ENDS if str(name).endswith(end)), "")
+        base = str(name).removesuffix(end)
         if base not in VARIABLES:
             continue
         long_name, units, source = VARIABLES[base]
-        error = str(name).endswith("_se")
+        what = "upper limit (97.5 %) of the" if name == "sq_bias_high" else ENDS.get(end, "")
         variable.attrs = {
-            "long_name": f"standard error of the {long_name}" if error else long_name,
+            "long_name": f"{what} {long_name}".strip(),
             "units": units,
             "source": source,
             "normalisation": "gradients are of the mean over the batch",
@@ -83,9 +100,11 @@ def provenance(device: "torch.device", dtype: "torch.dtype") -> dict[str, Any]:
 
 
 def summary(dataset: xr.Dataset, *, layer: str = "perturbed") -> str:
-    """A table a person can read: each estimator's bias z, relative variance and cosines, ± standard errors.
+    """A table a person can read: each estimator's bias, relative variance and cosines, with 95 % intervals.
 
-    On the exact route the relative bias ‖E ĝ − target‖/‖target‖ stands in place of the bias z. A paired dataset
+    Beside the z and p of the bias stands how large it may be: ‖E ĝ − target‖/‖target‖ is at most so much, in 97.5 %
+    of runs. On the exact route the relative bias itself stands in place of both. Where a dataset has standard errors
+    alone (stored ones), ± 1.96 of them are shown, and its heading says so. A paired dataset
     (``measure(…, paired=True)``) has a second table, of the differences to its baseline.
 
     Args:
@@ -101,8 +120,8 @@ def summary(dataset: xr.Dataset, *, layer: str = "perturbed") -> str:
         >>> from fgvar import Problem, measure, scheme
         >>> x, y = torch.ones(4, 3), torch.tensor([0, 1, 1, 0])
         >>> problem = Problem(torch.nn.Linear(3, 2), "cross_entropy", (x, y))
-        >>> print(summary(measure({"BP": scheme("BP")}, problem, draws=2)).splitlines()[-1])
-        BP                      –                     0                     1                     1
+        >>> print(summary(measure({"BP": scheme("BP")}, problem, draws=2)).splitlines()[-1].split())
+        ['BP', '–', '0', '0', '1', '1']
     """
     require_measurement(dataset)
     layers = [str(name) for name in dataset["layer"].values]
@@ -115,71 +134,117 @@ def summary(dataset: xr.Dataset, *, layer: str = "perturbed") -> str:
 
 
 def _table(dataset: xr.Dataset, layer: str, when: str) -> str:
-    exact = str(dataset.attrs.get("route")) == "exact"
-    draws = visible(str(dataset.attrs.get("draws", "?")))
-    how = "exact, closed form" if exact else f"drawn, {draws} draws, ± standard error"
-    bias = "relative bias" if exact else "bias z (p)"
-    rows = [["estimator", bias, "relative variance", "cosine to target", "cosine to backprop"]]
+    columns = _columns(dataset)
+    rows = [["estimator", *columns]]
     for name in dataset["estimator"].values:
-        row = dataset.sel(estimator=name)
-        target = row.sel(reference="target")
-        cells = [
-            _relative_bias(target) if exact else _tested_bias(target),
-            _plus_minus(row["relative_variance"].item(), row["relative_variance_se"].item()),
-            *(
-                _plus_minus(row["cosine"].sel(reference=r).item(), row["cosine_se"].sel(reference=r).item())
-                for r in REFERENCES
-            ),
-        ]
-        rows.append([str(name), *cells])
-    lines = [f"layer {layer!r}{when}: {how}", *_columns(rows, (10, 15, 22, 22, 22))]
-    return "\n".join(lines if "baseline" not in dataset.coords else [*lines, *_paired(dataset, how)])
+        its = dataset.sel(estimator=name)
+        rows.append([str(name), *(cell(its) for cell in columns.values())])
+    lines = [f"layer {layer!r}{when}: {_how(dataset)}", *_laid_out(rows)]
+    return "\n".join(lines if "baseline" not in dataset.coords else [*lines, *_paired(dataset)])
 
 
-def _columns(rows: list[list[str]], widths: tuple[int, ...]) -> list[str]:
-    """Lines of columns of these widths, or as wide as their cells and the two blanks between them need."""
+def _laid_out(rows: list[list[str]]) -> list[str]:
+    """Lines of columns at least as wide as `WIDTHS`, and as their cells and the two blanks between them need."""
     columns = []
-    for i, (width, *cells) in enumerate(zip(widths, *rows, strict=True)):
+    for i, cells in enumerate(zip(*rows, strict=True)):
         shown = [visible(cell) for cell in cells]
-        width = max(width, *(len(cell) + (2 if i else 0) for cell in shown))
+        least = WIDTHS[0 if i == 0 else 1 if "bias" in cells[0] else 2]
+        width = max(least, *(len(cell) + (2 if i else 0) for cell in shown))
         columns.append([cell.rjust(width) if i else cell.ljust(width) for cell in shown])
     return ["".join(line) for line in zip(*columns, strict=True)]
 
 
-def _paired(dataset: xr.Dataset, how: str) -> list[str]:
+def _how(dataset: xr.Dataset) -> str:
+    if str(dataset.attrs.get("route")) == "exact":
+        return "exact, closed form"
+    shown = (
+        "95 % intervals" if "relative_variance_low" in dataset else "± 1.96 standard errors, as it has no intervals"
+    )
+    return f"drawn, {visible(str(dataset.attrs.get('draws', '?')))} draws, {shown}"
+
+
+def _columns(dataset: xr.Dataset) -> dict[str, Callable[[xr.Dataset], str]]:
+    """Heading → what is in the cell of one estimator."""
+    if str(dataset.attrs.get("route")) == "exact":
+        first: dict[str, Callable[[xr.Dataset], str]] = {"relative bias": _relative_bias}
+    else:
+        first = {"bias z (p)": _tested_bias}
+        if "sq_bias_high" in dataset:
+            first["bias, of the target"] = _largest_bias
+    return first | {
+        "relative variance": lambda its: _interval(its, "relative_variance"),
+        "cosine to target": lambda its: _interval(its.sel(reference="target"), "cosine"),
+        "cosine to backprop": lambda its: _interval(its.sel(reference="backprop"), "cosine"),
+    }
+
+
+def _paired(dataset: xr.Dataset) -> list[str]:
     """Lines on how each estimator differs from the baseline."""
     baseline = dataset["baseline"].item()
     columns = (("slope", "target"), ("relative_variance", None), *(("cosine", r) for r in REFERENCES))
     rows = [["estimator", "slope to target", "relative variance", "cosine to target", "cosine to backprop"]]
     for name in dataset["estimator"].values:
-        cells = []
-        for variable, reference in columns if name != baseline else ():
-            pair = (dataset[f"{variable}_difference{end}"].sel(estimator=name) for end in ("", "_se"))
-            cells.append(_plus_minus(*((v.sel(reference=reference) if reference else v).item() for v in pair)))
-        rows += [[str(name), *cells]] if cells else []
-    return [f"less those of {baseline!r}, by common noise: {how}", *_columns(rows, (10, 22, 22, 22, 22))]
+        if name != baseline:
+            its = dataset.sel(estimator=name)
+            cells = [_interval(its.sel(reference=r) if r else its, f"{one}_difference") for one, r in columns]
+            rows.append([str(name), *cells])
+    return [f"less those of {baseline!r}, by common noise: {_how(dataset)}", *_laid_out(rows)]
 
 
-def _tested_bias(target: xr.Dataset) -> str:
-    z, p = target["bias_z"].item(), target["bias_p"].item()
-    return "–" if np.isnan(z) else f"{z:.1f} ({p:.2g})"
+def _tested_bias(its: xr.Dataset) -> str:
+    z, p = (its[name].sel(reference="target").item() for name in ("bias_z", "bias_p"))
+    return "–" if np.isnan(z) else f"{z:.1f} ({'–' if np.isnan(p) else f'{p:.2g}'})"
 
 
-def _relative_bias(target: xr.Dataset) -> str:
+def _largest_bias(its: xr.Dataset) -> str:
+    """‖E ĝ − target‖/‖target‖ that cannot be excluded."""
+    target = its.sel(reference="target")
+    square, length = target["sq_bias_high"].item(), target["gradient_norm"].item()
+    if np.isnan(square) or np.isnan(its["relative_variance"].item()):  # too few draws, a target of 0
+        return "–"
+    known = square == target["sq_bias"].item()
+    return f"{'' if known else 'at most '}{np.sqrt(max(square, 0)) / length:.2g}"
+
+
+def _relative_bias(its: xr.Dataset) -> str:
     """‖E ĝ − target‖/‖target‖."""
+    target = its.sel(reference="target")
     length = target["gradient_norm"].item()
     return f"{np.sqrt(max(target['sq_bias'].item(), 0)) / length:.2g}" if length > 0 else "–"
 
 
-def _plus_minus(value: float, error: float) -> str:
-    """Value ± error, both rounded to the error's second significant digit; above a million with exponents."""
+def _interval(its: xr.Dataset, name: str) -> str:
+    """Value [low, high] of a variable; ± 1.96 errors of a dataset that has errors alone."""
+    value = its[name].item()
+    if f"{name}_low" in its:
+        return ranged(value, its[f"{name}_low"].item(), its[f"{name}_high"].item())
+    half = 1.96 * its[f"{name}_se"].item()
+    return ranged(value, value - half, value + half, plus_minus=True)
+
+
+def ranged(value: float, low: float, high: float, *, plus_minus: bool = False) -> str:
+    """``value [low, high]``, all rounded to the second significant digit of half its width.
+
+    Args:
+        value: NaN is a dash; above a million it has an exponent.
+        low, high: equal for exact values, which have no brackets; NaN where there is no interval.
+        plus_minus: ± half the width in place of the brackets.
+
+    Example:
+        >>> ranged(16.63, 15.21, 18.88), ranged(2.0, 2.0, 2.0), ranged(0.5, np.nan, np.nan)
+        ('16.6 [15.2, 18.9]', '2', '0.5 [–]')
+        >>> ranged(1.08e16, 1.04e16, 1.12e16, plus_minus=True)
+        '1.080e+16 ± 4.0e+14'
+    """
     if np.isnan(value):
         return "–"
-    if error == 0 or not (error > 0 and np.isfinite([value, error]).all()):
-        return f"{value:.4g}" + ("" if error == 0 else " ± –")
-    last = int(np.floor(np.log10(error))) - 1
-    if max(abs(value), error) > LARGE:
-        digits = max(0, int(np.floor(np.log10(abs(value) or error))) - last)
-        return f"{value:.{digits}e} ± {error:.1e}"
-    digits = max(0, -last)
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
+    half = (high - low) / 2
+    if half == 0 or not np.isfinite([value, low, high]).all():
+        return f"{value:.4g}" + ("" if half == 0 else " [–]")
+    last = int(np.floor(np.log10(half))) - 1  # the place of the second significant digit
+    large = max(abs(value), abs(low), abs(high)) > LARGE
+    leading = int(np.floor(np.log10(abs(value)))) if value else last
+    form = f".{max(0, leading - last)}e" if large else f".{max(0, -last)}f"
+    if plus_minus:
+        return f"{value:{form}} ± {half:{'.1e' if large else form}}"
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from fgvar.analysis import moments as streaming
 from fgvar.analysis.draws import estimates, ranges
-from fgvar.analysis.intervals import Array
+from fgvar.analysis.intervals import Array, Estimated
 from fgvar.analysis.lending import Loan, gradient_in
 from fgvar.analysis.moments import BLOCK, References
 from fgvar.analysis.statistics import statistics
@@ -38,7 +38,7 @@ class Drawn:
             layer, whatever the size of the layer.
     """
 
-    values: dict[str, tuple[Array, Array]]
+    values: dict[str, Estimated]
     features: Array
     grams: list[Tensor]
 
@@ -82,10 +82,13 @@ def drawn_statistics(
         grams = [_repeated(gram, numbers) for gram in grams for numbers in ranges(0, draws, BLOCK)]
     values = statistics(moments, references)
     if noiseless:
-        values = {k: (v, np.full_like(v, np.nan if k.startswith("bias") else 0.0)) for k, (v, _) in values.items()}
+        values = {
+            name: Estimated.alone(one.value * np.nan) if name.startswith("bias") else Estimated.exact(one.value)
+            for name, one in values.items()
+        }
         # Exactly none, where the mean of squares less the square of the mean leaves rounding.
-        none = np.zeros_like(values["variance"][0])
-        values |= {"variance": (none, none), "snr": (np.full_like(none, np.nan), none)}
+        none = np.zeros_like(values["variance"].value)
+        values |= {"variance": Estimated.exact(none), "snr": Estimated.exact(none * np.nan)}
     return Drawn(values, scalars, grams)
 
 

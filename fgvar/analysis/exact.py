@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from fgvar.analysis import theory
+from fgvar.analysis.intervals import Estimated
 from fgvar.analysis.moments import References
-from fgvar.analysis.statistics import BY_REFERENCE, Array
+from fgvar.analysis.statistics import BY_REFERENCE
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.problem import Problem
@@ -31,8 +32,8 @@ def check_route(route: str, estimators: Mapping[str, GradientEstimator], problem
 
 def exact_statistics(
     estimator: GradientEstimator, problem: Problem, references: References, budget: int
-) -> dict[str, tuple[Array, Array]]:
-    """Like `fgvar.analysis.statistics.statistics`, every error 0.
+) -> dict[str, Estimated]:
+    """Like `fgvar.analysis.statistics.statistics`, every error 0 and every interval the value.
 
     Tests of a bias have no place here, and the mean of the per-draw cosines has no closed form: NaN, unless
     there is no noise.
@@ -57,4 +58,4 @@ def exact_statistics(
         }
     empty = np.full_like(sq_bias, np.nan)
     found |= {name: empty for name in BY_REFERENCE if name not in found}
-    return {name: (value, np.zeros_like(value)) for name, value in found.items()}
+    return {name: Estimated.exact(value) for name, value in found.items()}

@@ -15,11 +15,12 @@ from fgvar.analysis.cost import cost
 from fgvar.analysis.dataset import FLAGS, RATIOS, REFERENCES, describe, provenance
 from fgvar.analysis.drawn import BUDGET, default_chunk, drawn_statistics, examples_at_once, require_like
 from fgvar.analysis.exact import check_route, exact_statistics
+from fgvar.analysis.intervals import Array, Estimated
 from fgvar.analysis.lending import Loan, require_randomness
 from fgvar.analysis.moments import BLOCK, FEATURES, References
-from fgvar.analysis.paired import DIFFERENCES, Measured, differences
+from fgvar.analysis.paired import Measured, differences
 from fgvar.analysis.spread import Spreads
-from fgvar.analysis.statistics import ERRORS, cosine_null
+from fgvar.analysis.statistics import ERRORS, NOT_OF_ONE, cosine_null
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.problem import Problem
@@ -41,28 +42,30 @@ def measure(
     """How far estimators are from the true gradient, in mean, in spread and in direction, layer by layer.
 
     All estimators see the same batch, and the same noise where they need leaves of the same name and shape.
-    The numbers are *drawn*: every mean ``v`` has its standard error ``v_se`` given the batch; or *exact*, with
-    error 0. Estimators without randomness are evaluated once on either route, and their numbers are exact.
+    The numbers are *drawn*: every mean ``v`` has its standard error ``v_se`` and, from 32 draws on, its 95 %
+    interval ``v_low`` to ``v_high`` given the batch (of the squared bias, the limit ``sq_bias_high`` alone); or
+    *exact*, with error 0 and ends that are the value. Estimators without randomness are evaluated once on either
+    route, and their numbers are exact.
 
     Args:
         estimators: name → estimator.
         problem: network, loss and batch.
-        draws: estimates of each. Errors that would not cover at so few, or so heavy-tailed, draws are NaN with a
-            flag (`fgvar.analysis.statistics.statistics` states the minimum of each).
+        draws: estimates of each. Below 32 intervals, and below 64 p-values of the bias, are NaN with a flag; nothing
+            else hides them, whatever the draws look like.
         seed: of the noise. Draw i depends on (seed, i) only, so more draws extend fewer.
         chunk: estimates computed at once (one vmap; 1 means plain calls); 1, 2, 4, 8 or a multiple of 16.
             Default: the largest up to 64 that keeps to the budget.
         budget: bytes that one chunk may take by the default (estimated from shapes).
         noise_device: where noise is made; "cpu" gives the same draws on every device.
         keep_draws: keep the per-draw scalars (variables ``draw_*``, dimension ``draw``).
-        route: "drawn", or "exact": closed forms (`fgvar.theory`) with errors of 0 and without a draw (``draws``,
+        route: "drawn", or "exact": closed forms (`fgvar.theory`) without errors and without a draw (``draws``,
             ``seed`` and ``noise_device`` play no part). Cosines of noisy estimates have none: NaN with a flag.
         paired: add how each estimator differs from the *first* one, the coordinate ``baseline``: variables
             ``variance_difference``, ``relative_variance_difference``, ``slope_difference`` and
             ``cosine_difference``, estimator − baseline. Draw i has common noise where the two need leaves of one
-            name, shape and law, and the error of a difference knows it: it is that of the per-draw difference,
-            and 0 for the baseline against itself. All else is as without; memory grows by 23 numbers a draw and
-            layer. ``difference_flag`` says why one is missing.
+            name, shape and law, and the interval of a difference knows it: it is that of the per-draw
+            difference, and 0 for the baseline against itself. All else is as without; memory grows by 23 numbers a
+            draw and layer. ``difference_flag`` says why one is missing.
 
     Returns:
         Variables of `fgvar.analysis.dataset.VARIABLES` over ``estimator``, ``reference`` (target, backprop)
@@ -118,7 +121,7 @@ def measured(
     """`measure` without its checks, with data variances that another route of the same problem may know already."""
     backprop, outputs = problem.backprop(), problem.run(problem.params)[0]
     _require_gradient("backprop", problem, backprop)
-    layers = (*problem.params, *streaming.GROUPS)
+    layers, sizes = (*problem.params, *streaming.GROUPS), np.array(_sizes(problem), dtype=np.float64)
     rows: list[xr.Dataset] = []
     baseline = None
     for name, estimator in estimators.items():
@@ -138,16 +141,16 @@ def measured(
             )
             values = dict(drawn.values)
         values["data_variance"] = spreads.of(estimator)
-        flags = _relate(values, references, problem.dtype)
+        flags = _relate(values, references, sizes, problem.dtype)
         if exact:
-            flags |= (values["variance"][0] > 0).astype(np.int8) * FLAGS["no_closed_form"]
+            flags |= (values["variance"].value > 0).astype(np.int8) * FLAGS["no_closed_form"]
         passes = cost(estimator, problem, randomness)
-        row = _labelled(values, layers) | {"flag": (("reference", "layer"), flags), "cost": ((), passes)}
+        row = _labelled(values) | {"flag": (("reference", "layer"), flags), "cost": ((), passes)}
         if keep_draws and drawn is not None:
             row |= {f"draw_{f}": (("layer", "draw"), drawn.features[:, :, i]) for i, f in enumerate(FEATURES)}
         if paired:
             this = Measured(
-                values, flags, np.array(_sizes(problem)), None if route == "exact" else drawn, _eps(problem.dtype)
+                values, flags, sizes, None if route == "exact" else drawn, float(torch.finfo(problem.dtype).eps)
             )
             baseline = baseline or this
             row |= _compared(this, baseline)
@@ -170,31 +173,38 @@ def measured(
     return describe(dataset)
 
 
-def _relate(values: dict[str, Any], references: References, dtype: torch.dtype) -> np.ndarray:
+def _relate(values: dict[str, Estimated], references: References, sizes: Array, dtype: torch.dtype) -> np.ndarray:
     """Add what is relative to the references' norms, blank what is undefined, and return the flags."""
     pairs = zip(references.target.values(), references.backprop.values(), strict=True)
     squares = references.grouped([torch.stack([t @ t, b @ b]) for t, b in pairs]).cpu().numpy().T
     # Rounding of a sum over examples is proportional to the largest gradients that were added up.
     dead = np.sqrt(squares) <= 10 * torch.finfo(dtype).eps * np.sqrt(squares[:, -1:])
-    variance = values["variance"][0]
+    variance = values["variance"].value
     # What varies by rounding alone has no noise: heads, which learn exactly, estimators without randomness, and
     # parameters that a norm behind them makes dead. Rounding is proportional to the estimates of all parameters.
     noiseless = variance <= (10 * torch.finfo(dtype).eps) ** 2 * (squares[0, -1] + variance[-1])
     flags = dead.astype(np.int8) * FLAGS["dead"] | noiseless.astype(np.int8) * FLAGS["no_noise"]
     for name in ERRORS:
-        value, error = values[name]
-        values[name] = value, np.where(noiseless, 0.0, error)
-        flags |= np.where(np.isfinite(value) & np.isnan(values[name][1]), FLAGS["few_draws"], 0).astype(np.int8)
-    values["gradient_norm"] = np.sqrt(squares), np.zeros_like(squares)
+        values[name] = values[name].known(noiseless)
+    values["gradient_norm"] = Estimated.exact(np.sqrt(squares))
     with np.errstate(divide="ignore", invalid="ignore"):
-        values["relative_variance"] = tuple(v / squares[0] for v in values["variance"])
+        values["relative_variance"] = values["variance"].scaled(1 / squares[0])
     for name in (*RATIOS, "bias_z", "bias_p"):
         blank = np.zeros_like(dead) if name.startswith("bias") else dead
         if name in ("snr", "bias_z", "bias_p"):
             blank = blank | noiseless
-        blank = blank[0] if values[name][0].ndim == 1 else blank
-        values[name] = tuple(np.where(blank, np.nan, v) for v in values[name])
-    return flags
+        blank = blank[0] if values[name].value.ndim == 1 else blank
+        values[name] = values[name].undefined(blank)
+    for name in ERRORS:
+        flags |= _lacking(name, values[name], sizes)
+    untested = np.isnan(values["bias_p"].value) & np.isfinite(values["bias_z"].value)
+    return flags | untested.astype(np.int8) * FLAGS["few_draws"]
+
+
+def _lacking(name: str, one: Estimated, sizes: Array) -> np.ndarray:
+    """Flags that say why there is a value and no interval (above, in the case of a squared bias)."""
+    lacks, never = np.isfinite(one.value) & np.isnan(one.high), (sizes < 2) & (name in NOT_OF_ONE)
+    return np.where(lacks, np.where(never, FLAGS["one_number"], FLAGS["few_draws"]), 0).astype(np.int8)
 
 
 def _compared(one: Measured, baseline: Measured) -> dict[str, Any]:
@@ -203,28 +213,21 @@ def _compared(one: Measured, baseline: Measured) -> dict[str, Any]:
     flags = (one.flags | baseline.flags) & (FLAGS["dead"] | FLAGS["no_closed_form"]) | (
         one.flags & baseline.flags & FLAGS["no_noise"]
     )
-    for value, error in found.values():
-        flags = flags | np.where(np.isfinite(value) & np.isnan(error), FLAGS["few_draws"], 0).astype(np.int8)
-    row: dict[str, Any] = {"difference_flag": (("reference", "layer"), flags)}
-    for name in DIFFERENCES:
-        value, error = found[name]
-        dims = ("layer",) if value.ndim == 1 else ("reference", "layer")
-        row |= {f"{name}_difference": (dims, value), f"{name}_difference_se": (dims, error)}
-    return row
+    for name, value in found.items():
+        flags = flags | _lacking(name, value, one.sizes)
+    row = {f"{name}_difference": value for name, value in found.items()}
+    return _labelled(row) | {"difference_flag": (("reference", "layer"), flags)}
 
 
-def _eps(dtype: torch.dtype) -> float:
-    return float(torch.finfo(dtype).eps)
-
-
-def _labelled(values: dict[str, Any], layers: tuple[str, ...]) -> dict[str, Any]:
+def _labelled(values: dict[str, Estimated]) -> dict[str, Any]:
+    """Variables of every value, and of its error and interval where it has them."""
     row: dict[str, Any] = {}
-    for name, (value, error) in values.items():
-        dims = ("layer",) if value.ndim == 1 else ("reference", "layer")
-        assert value.shape[-1] == len(layers)
-        row[name] = (dims, value)
+    for name, one in values.items():
+        dims = ("layer",) if one.value.ndim == 1 else ("reference", "layer")
+        row[name] = (dims, one.value)
         if not name.startswith(("bias_", "gradient_norm", "data_variance")):
-            row[f"{name}_se"] = (dims, error)
+            row |= {f"{name}_se": (dims, one.error), f"{name}_high": (dims, one.high)}
+            row |= {} if name == "sq_bias" else {f"{name}_low": (dims, one.low)}
     return row
 
 

@@ -78,9 +78,12 @@ class Moments:
     Attributes:
         count: draws.
         deviation: ΣD, a flat tensor for every parameter.
-        first, second, third: Σf, Σffᵀ and Σf³ of the per-draw `FEATURES` ‖D‖², ⟨D, target⟩, ⟨D, backprop⟩ and
-            cosines.
-        projected, projected_square: Σ and Σ² of the random projections of D [layers, BUCKETS].
+        first, second, third: Σf, Σf⊗f and Σf⊗f⊗f of the per-draw `FEATURES` ‖D‖², ⟨D, target⟩, ⟨D, backprop⟩
+            and cosines.
+        projected, projected_square, projected_cube: Σ, Σ² and Σ³ of the random projections of D [layers, BUCKETS].
+        apart: Σw, Σw² and Σw³ of w = (k + 1)/k · ‖D − P‖², P the mean of D and of k other draws, all of the block
+            and of those before [layers, 3]: E w = tr Σ, Var w = (Var‖ĝ − E ĝ‖² + (4/k + 2/k²) tr Σ²) (k/(k + 1))².
+        share, excess: Σ (k/(k + 1))² and Σ (4/k + 2/k²)(k/(k + 1))² over the same draws.
         trace_square: Σ over blocks of (draws × an unbiased estimate of tr Σ²), Σ = Cov ĝ.
         trace_weight: Σ of those draws.
         within: Σ over blocks, weighted by the draws before, of the scatter matrix [4, 4] of ‖D − M‖², ⟨D, M⟩
@@ -95,6 +98,10 @@ class Moments:
     third: Tensor
     projected: Tensor
     projected_square: Tensor
+    projected_cube: Tensor
+    apart: Tensor
+    share: float
+    excess: float
     trace_square: Tensor
     trace_weight: float
     within: Tensor
@@ -134,9 +141,13 @@ def blank(layers: int, device: torch.device) -> Moments:
         deviation={},
         first=zeros(len(FEATURES)),
         second=zeros(len(FEATURES), len(FEATURES)),
-        third=zeros(len(FEATURES)),
+        third=zeros(len(FEATURES), len(FEATURES), len(FEATURES)),
         projected=zeros(BUCKETS),
         projected_square=zeros(BUCKETS),
+        projected_cube=zeros(BUCKETS),
+        apart=zeros(3),
+        share=0.0,
+        excess=0.0,
         trace_square=zeros(),
         trace_weight=0.0,
         within=zeros(4, 4),
@@ -191,17 +202,23 @@ def absorb(moments: Moments, one: Block) -> tuple[Moments, Tensor]:
         count=features.shape[1],
         first=features.sum(1),
         second=features.mT @ features,
-        third=features.pow(3).sum(1),
+        third=torch.einsum("lni,lnj,lnk->lijk", features, features, features),
         projected=one.projected.sum(1),
         projected_square=one.projected.square().sum(1),
+        projected_cube=one.projected.pow(3).sum(1),
     )
     return _add(moments, found, {k: moments.deviation[k] + v for k, v in one.deviation.items()}), features
 
 
 def scatter(gram: Tensor, before: int) -> Moments:
-    """Of one block after ``before`` draws, all that is about pairs of draws: trace_square, within and weights."""
+    """Of one block after ``before`` draws, all that is about pairs of draws: apart, trace_square, within, weights."""
     m = drawn_in(gram)
     found = blank(len(gram), gram.device)
+    if others := before + m - 1:
+        share = (others / (others + 1)) ** 2
+        powers = _apart(gram, m, before)[:, :, None] ** torch.arange(1, 4, device=gram.device)
+        excess = m * share * (4 / others + 2 / others**2)
+        found = replace(found, apart=powers.sum(1), share=m * share, excess=excess)
     if m >= 4:
         found = replace(found, trace_square=m * _trace_square(gram, m), trace_weight=float(m))
     if before and m >= 2:
@@ -250,6 +267,15 @@ def _trace_square(gram: Tensor, m: int) -> Tensor:
     three = (rows - squares) / (m * (m - 1) * (m - 2))
     four = (everything - 4 * rows + 2 * squares) / (m * (m - 1) * (m - 2) * (m - 3))
     return two - 2 * three + four
+
+
+def _apart(gram: Tensor, m: int, before: int) -> Tensor:
+    """Squared distance of each draw to the mean of all so far, to the mean's own law: E = tr Σ [layers, draws]."""
+    numbers = before + m
+    weights = gram.new_tensor([1.0] * m + [float(before)]) / numbers
+    to_mean = gram[:, : m + 1, : m + 1] @ weights
+    square = gram[:, :m, :m].diagonal(dim1=1, dim2=2) - 2 * to_mean[:, :m] + (to_mean @ weights)[:, None]
+    return square * (numbers / (numbers - 1))
 
 
 def _about_mean(gram: Tensor, m: int) -> Tensor:

@@ -17,15 +17,15 @@ from torch import Tensor
 from fgvar.analysis import moments as streaming
 from fgvar.analysis.dataset import FLAGS
 from fgvar.analysis.drawn import Drawn
-from fgvar.analysis.intervals import HALF, Array, covering, scatter, skewness, variance_of_variance
+from fgvar.analysis.intervals import Array, Estimated, Scatter, interval, skewness, variance_error
 from fgvar.analysis.moments import FEATURES
 
-# Others have no error here: squared means (sq_bias, snr, efficiency) have laws far from normal where they matter.
+# Others have no interval here: those of squared means (sq_bias, snr, efficiency) are no means of per-draw scalars.
 DIFFERENCES = ("variance", "relative_variance", "slope", "cosine")
 SQUARE, ALONG, COSINE = (FEATURES.index(name) for name in ("square", "along_target", "cosine_target"))
 ROUNDING = 100  # differences whose spread is so many units of rounding of what is subtracted have none
 
-Values = dict[str, tuple[Array, Array]]
+Values = dict[str, Estimated]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Measured:
     """One estimator's numbers, as in the dataset.
 
     Attributes:
-        values: name → (value, error), NaN where undefined.
+        values: name → value, error and interval, NaN where undefined.
         flags: bits of `fgvar.analysis.dataset.FLAGS` [references, layers].
         sizes: numbers of each layer.
         drawn: its draws with their Gram matrices; None for exact values.
@@ -47,45 +47,57 @@ class Measured:
     eps: float
 
 
+@dataclass(frozen=True)
+class Spread:
+    """Standard error of a mean over draws, with the skewness of what it is a mean of."""
+
+    error: Array
+    skewness: Array
+
+
 def differences(one: Measured, baseline: Measured) -> Values:
-    """`DIFFERENCES` of two estimators, one − baseline: name → (value, standard error).
+    """`DIFFERENCES` of two estimators, one − baseline: name → value, standard error and 95 % interval.
 
-    Values are the differences of the two statistics. Errors are those of `fgvar.analysis.statistics`, for the
-    difference of the per-draw scalars: widened for their skewness, NaN below 32 draws or 16γ². They are 0 where
-    neither estimator has noise, and where no draw differs but by rounding (an estimator against itself).
+    Values are the differences of the two statistics. Errors and intervals are those of
+    `fgvar.analysis.statistics.statistics`, for the difference of the per-draw scalars, from 32 draws on. Differences
+    are exact where neither estimator has noise, and where no draw differs but by rounding (an estimator against
+    itself).
     """
-    values = {name: one.values[name][0] - baseline.values[name][0] for name in DIFFERENCES}
+    values = {name: one.values[name].value - baseline.values[name].value for name in DIFFERENCES}
     if one.drawn is None or baseline.drawn is None:
-        return {name: (value, np.where(np.isnan(value), np.nan, 0.0)) for name, value in values.items()}
-    errors = _errors(one.drawn, baseline.drawn, one.eps, one.sizes)
+        return {name: Estimated.exact(value) for name, value in values.items()}
+    n, spreads = one.drawn.features.shape[1], _spreads(one.drawn, baseline.drawn, one.eps)
     still = (one.flags & baseline.flags & FLAGS["no_noise"])[0] > 0
-    return {
-        name: (value, np.where(np.isnan(value), np.nan, np.where(still, 0.0, errors[name])))
-        for name, value in values.items()
-    }
+    found = {}
+    for name, value in values.items():
+        error = spreads[name].error
+        whole = interval(n, value, error, spreads[name].skewness).known(still | (error == 0))
+        # A single number's cosine is 1 or −1, and one that has not been seen yet has no interval.
+        found[name] = whole.unbounded((one.sizes < 2) & ~still & (error > 0)) if name == "cosine" else whole
+    return found
 
 
-def _errors(one: Drawn, baseline: Drawn, eps: float, sizes: Array) -> dict[str, Array]:
+def _spreads(one: Drawn, baseline: Drawn, eps: float) -> dict[str, Spread]:
     lengths = [_lengths(drawn.grams[0]) for drawn in (one, baseline)]
     slopes, cosines = [], []
     for r in (0, 1):
         along, cosine = ([drawn.features[:, :, at + r] for drawn in (one, baseline)] for at in (ALONG, COSINE))
         scaled = [v * _inverse(length[:, r]) for v, length in zip(along, lengths, strict=True)]
-        slopes.append(_mean_error(scaled[0], scaled[1], eps))
-        error = _mean_error(cosine[0], cosine[1], eps)
-        # A single number's cosine is 1 or −1, and one that has not been seen yet has no error.
-        cosines.append(np.where((sizes > 1) | (error == 0), error, np.nan))
+        slopes.append(_mean_spread(scaled[0], scaled[1], eps))
+        cosines.append(_mean_spread(cosine[0], cosine[1], eps))
     scales = [np.stack([np.ones_like(v[:, 0]), _inverse(v[:, 0])[:, 0]]) for v in lengths]
-    variance, relative = _variance_errors(one, baseline, scales[0], scales[1], eps)
+    variance = _variance_spread(one, baseline, scales[0], scales[1], eps)
     return {
-        "variance": variance,
-        "relative_variance": relative,
-        "slope": np.stack(slopes),
-        "cosine": np.stack(cosines),
+        "variance": Spread(variance.error[0], variance.skewness[0]),
+        "relative_variance": Spread(variance.error[1], variance.skewness[1]),
+        **{
+            name: Spread(np.stack([v.error for v in both]), np.stack([v.skewness for v in both]))
+            for name, both in (("slope", slopes), ("cosine", cosines))
+        },
     }
 
 
-def _variance_errors(one: Drawn, baseline: Drawn, scale: Array, baseline_scale: Array, eps: float) -> Array:
+def _variance_spread(one: Drawn, baseline: Drawn, scale: Array, baseline_scale: Array, eps: float) -> Spread:
     """Of the difference of two variances, each times its scale [scales, layers]."""
     squares = [
         (s[:, :, None] * drawn.features[:, :, SQUARE]).reshape(scale.size, -1)
@@ -97,23 +109,21 @@ def _variance_errors(one: Drawn, baseline: Drawn, scale: Array, baseline_scale: 
         gram = (factors[0] * left - factors[1] * right).flatten(0, 1)
         total = streaming.merge(total, streaming.scatter(gram, before))
         before += streaming.drawn_in(left)
-    trace_square, within = scatter(total)
-    spread = variance_of_variance(before, within[:, 0, 0], trace_square)
+    scatter = Scatter.of(before, total)
+    error = variance_error(before, scatter.square, scatter.trace_square)
     size = ROUNDING * eps * (squares[0].mean(1) + squares[1].mean(1))
-    difference = squares[0] - squares[1]
-    still = (difference.std(1) <= size) & (trace_square <= size**2)
-    # An estimate of 0 or less is that of a spread which so few draws do not show.
-    error = covering(before, _skewness(difference), np.sqrt(np.where(spread > 0, spread, np.nan)), dof=HALF)
-    return np.where(still, 0.0, error).reshape(scale.shape)
+    still = ((squares[0] - squares[1]).std(1) <= size) & (scatter.trace_square <= size**2)
+    # An estimate of 0 is that of a spread which so few draws do not show.
+    error = np.where(still, 0.0, np.where(error > 0, error, np.nan))
+    return Spread(error.reshape(scale.shape), scatter.skewness.reshape(scale.shape))
 
 
-def _mean_error(one: Array, baseline: Array, eps: float) -> Array:
+def _mean_spread(one: Array, baseline: Array, eps: float) -> Spread:
     """Of the mean over draws of a difference [layers, draws]."""
     difference = one - baseline
     n, spread = difference.shape[1], difference.std(1, ddof=1)
     size = np.sqrt(np.square(one).mean(1)) + np.sqrt(np.square(baseline).mean(1))
-    error = covering(n, _skewness(difference), spread / np.sqrt(n))
-    return np.where(spread <= ROUNDING * eps * size, 0.0, error)
+    return Spread(np.where(spread <= ROUNDING * eps * size, 0.0, spread / np.sqrt(n)), _skewness(difference))
 
 
 def _skewness(values: Array) -> Array:

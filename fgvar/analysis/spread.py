@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fgvar.analysis.draws import ranges
+from fgvar.analysis.intervals import Estimated
 from fgvar.analysis.moments import GROUPS
 from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimator
 from fgvar.estimators.losses import Losses
@@ -30,12 +31,11 @@ class Spreads:
         self._backprop: np.ndarray | None = None
         self._targets: list[tuple[Losses, np.ndarray]] = []
 
-    def of(self, estimator: GradientEstimator) -> tuple[np.ndarray, np.ndarray]:
-        """Of its target and of backprop [references, layers], and errors of 0."""
+    def of(self, estimator: GradientEstimator) -> Estimated:
+        """Of its target and of backprop, exact [references, layers]."""
         if self._backprop is None:
             self._backprop = self._spread(lambda one: one.backprop())
-        value = np.stack([self._target(estimator), self._backprop])
-        return value, np.zeros_like(value)
+        return Estimated.exact(np.stack([self._target(estimator), self._backprop]))
 
     def _target(self, estimator: GradientEstimator) -> np.ndarray:
         # Composed estimators of the same losses have the same target; of other types nothing is known.

@@ -1,185 +1,176 @@
-"""Statistics: bias, variance and direction of an estimator from its moments, each with its standard error.
+"""Statistics: bias, variance and direction of an estimator from its moments, each with its error and interval.
 
-Everything here is in plain float64 arrays, one number a layer. ``v_se`` is the standard error of ``v``.
+Everything here is in plain float64 arrays, one number a layer.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-import torch
 from scipy import special
-from torch import Tensor
 
-from fgvar.analysis.intervals import HALF, MINIMUM, Array, covering, scatter, skewness, variance_of_variance
-from fgvar.analysis.moments import BLOCK, Moments, References
+from fgvar.analysis.intervals import (
+    CARRIED,
+    MINIMUM,
+    MINIMUM_TESTED,
+    Array,
+    Estimated,
+    arms,
+    interval,
+    p_value,
+    skewness,
+    widened,
+)
+from fgvar.analysis.moments import Moments, References
+from fgvar.analysis.sums import Sums
 
-MINIMUM_SQUARED = 16 * BLOCK  # of squared norms of means: sq_bias, snr, efficiency
-# The variance of a squared norm ‖E ĝ − r‖² has a part that is linear in it and one that is there without it.
-RANK = 20  # effective rank (tr Σ)²/tr Σ² above which the law without the linear part is close to normal
-NEAR, FAR = 1, 8  # linear part over the other: below NEAR there is no bias in sight, above FAR there clearly is
-SIGHT = 3  # nor is there one in sight where the value is below so many errors of a value of 0
-FLOOR = 0.35  # the linear part's estimate may be negative by this share of the other
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Moments read to the host once, with the norms and products that the statistics share.
-
-    Axis 0 is the layer; ``[…, r]`` runs over the references target, backprop and 0.
-    """
-
-    n: int
-    first: Array
-    second: Array
-    third: Array
-    square_mean: Array  # ‖mean − r‖² [layers, 3]
-    products: Array  # ⟨target, target⟩, ⟨backprop, backprop⟩, ⟨target, backprop⟩ [layers, 3]
-    projected: Array
-    projected_square: Array
-    projected_difference: Array  # projections of target − backprop
-    trace_square: Array
-    within: Array
-    sizes: Array  # numbers of each layer
-
-    @staticmethod
-    def of(moments: Moments, references: References) -> "Sums":
-        n = moments.count
-        squares, products, differences = [], [], []
-        for name, target in references.target.items():
-            backprop = references.backprop[name]
-            mean = moments.deviation[name] / n
-            shifts = (mean, mean + target - backprop, mean + target)
-            squares.append(torch.stack([shift @ shift for shift in shifts]))
-            products.append(torch.stack([target @ target, backprop @ backprop, target @ backprop]))
-            differences.append(references.projected(name, (target - backprop)[None])[0])
-        trace_square, within = scatter(moments)
-        return Sums(
-            n=n,
-            first=_host(moments.first),
-            second=_host(moments.second),
-            third=_host(moments.third),
-            square_mean=_host(references.grouped(squares)),
-            products=_host(references.grouped(products)),
-            projected=_host(moments.projected),
-            projected_square=_host(moments.projected_square),
-            projected_difference=_host(references.grouped(differences)),
-            trace_square=trace_square if n >= MINIMUM else np.full(len(trace_square), np.nan),
-            within=within,
-            sizes=_host(references.grouped([t.new_tensor(float(t.numel())) for t in references.target.values()])),
-        )
-
-    @property
-    def mean(self) -> Array:
-        return self.first / self.n
-
-    @property
-    def covariance(self) -> Array:
-        """Covariance of the per-draw features [layers, F, F]."""
-        centred = self.second - self.first[:, :, None] * self.first[:, None, :] / self.n
-        covariance: Array = centred / (self.n - 1)
-        return covariance
-
-    @property
-    def skewness(self) -> Array:
-        """Of the per-draw features [layers, F]; 0 where there is no spread but rounding."""
-        return skewness(self.mean, self.second.diagonal(axis1=1, axis2=2) / self.n, self.third / self.n)
+Z = 1.96  # of a normal law, 97.5 % on either side
+FLOOR = 0.35  # the linear part of a squared bias's variance may be estimated below 0, by this share of the other
 
 
-def statistics(moments: Moments, references: References) -> dict[str, tuple[Array, Array]]:
-    """All statistics of drawn estimates: name → (value, standard error), [layers] or [references, layers].
+def statistics(moments: Moments, references: References) -> dict[str, Estimated]:
+    """All statistics of drawn estimates: name → value, error and interval, [layers] or [references, layers].
 
     ``variance``: tr Cov(ĝ | batch), and ``snr`` = ‖E ĝ‖²/tr Cov. By reference (target, backprop): ``sq_bias``
     = ‖E ĝ − r‖², unbiased, hence negative half of the time where there is no bias; ``slope`` = ⟨E ĝ, r⟩/‖r‖²;
     ``cosine``, mean of the per-draw cosines; ``efficiency`` = ⟨E ĝ, r⟩²/(‖r‖² E‖ĝ‖²); ``bias_z`` and
     ``bias_p``, the largest standardised bias over 16 random projections and its p-value corrected for them.
 
-    Errors are such that ± 1.96 of them cover 95 %: the plain standard error times 1 + (1.08γ² + 1.71)/n, which
-    makes up to second order for the skewness γ of the per-draw scalars and for estimating their variance
-    (Edgeworth's expansion of Student's t). They are NaN below 32 draws, 256 for sq_bias, snr and efficiency,
-    below 16γ² draws (heavy tails), and where a squared norm has a law far from normal: of few effective
-    dimensions, or neither at 0 nor clearly off it. `studies/check_calibration.py` shows their coverage.
+    Errors are plain standard errors. Intervals cover 95 % (`studies/check_calibration.py` shows where, and how
+    well) and are given from 32 draws on, p-values from 64 draws on, whatever the sample looks like
+    (`fgvar.analysis.intervals`); a layer of one number has none of its cosine, snr and efficiency. Of the squared
+    bias there is an upper limit alone, which holds in at least 97.5 % of runs.
     """
     sums = Sums.of(moments, references)
     found = {"variance": variance(sums), "snr": snr(sums)}
     for name, function in BY_REFERENCE.items():
-        pairs = [function(sums, reference) for reference in (0, 1)]
-        found[name] = np.stack([pair[0] for pair in pairs]), np.stack([pair[1] for pair in pairs])
+        found[name] = Estimated.stacked([function(sums, reference) for reference in (0, 1)])
     return found
 
 
-def variance(sums: Sums) -> tuple[Array, Array]:
-    """tr Cov(ĝ), unbiased: (Σ‖D‖² − n‖D̄‖²)/(n − 1); its variance is Var‖ĝ − E ĝ‖²/n + 2 tr Σ²/n(n − 1)."""
-    n = sums.n
-    value = np.maximum(sums.first[:, 0] - n * sums.square_mean[:, 0], 0) / (n - 1)
-    return value, _covering(sums, np.sqrt(_variance_variance(sums)), 0, dof=HALF)
+def variance(sums: Sums) -> Estimated:
+    """tr Cov(ĝ), unbiased, with Hall's interval of the mean of ‖ĝ − E ĝ‖²."""
+    found = interval(sums.n, sums.trace, sums.variance_error, sums.scatter.skewness)
+    return found.within(0, np.inf)
 
 
-def sq_bias(sums: Sums, reference: int) -> tuple[Array, Array]:
-    """‖E ĝ − r‖², unbiased (a U-statistic): ‖mean − r‖² − tr Cov/n. Its variance is 4 bᵀΣb/n + 2 tr Σ²/n(n − 1)."""
-    value = sums.square_mean[:, reference] - variance(sums)[0] / sums.n
-    return value, _squared(sums, np.sqrt(_bias_variance(sums, reference)), reference)
+def sq_bias(sums: Sums, reference: int) -> Estimated:
+    """‖E ĝ − r‖², unbiased (a U-statistic): ‖mean − r‖² − tr Cov/n. Its variance is 4 bᵀΣb/n + 2 tr Σ²/n(n − 1).
+
+    The upper limit solves (θ − U)² = 1.96² (c + 4θλ/n) for the larger θ: U the estimate (0 where it is negative),
+    c = 2τ/n(n − 1) with τ ≥ tr Σ², and λ = √τ, as no direction of a bias has a larger variance. A single number has
+    one direction, and Hall's interval of its slope.
+    """
+    n, value = sums.n, sums.square_mean[:, reference] - sums.trace / sums.n
+    linear, constant = sums.parts(reference)
+    error = np.sqrt(np.maximum(linear, -FLOOR * constant) + constant)
+    limit = np.full_like(value, np.nan)
+    if n >= MINIMUM:
+        tau, least = sums.trace_square, np.maximum(value, 0)
+        half = 2 * Z**2 * np.sqrt(tau) / n
+        limit = least + half + np.sqrt(half**2 + 2 * least * half + Z**2 * 2 * tau / (n * (n - 1)))
+        its, length = slope(sums, reference), sums.products[:, reference]
+        one = length * np.maximum((its.low - 1) ** 2, (its.high - 1) ** 2)
+        limit = np.where((sums.sizes < 2) & (length > 0), one, limit)
+    return Estimated(value, error, np.full_like(value, np.nan), limit)
 
 
-def snr(sums: Sums) -> tuple[Array, Array]:
-    """‖E ĝ‖²/tr Cov(ĝ), numerator and denominator each unbiased; the error by the delta method."""
-    n, value = sums.n, variance(sums)[0]
-    signal = sums.square_mean[:, 2] - value / n
+def snr(sums: Sums) -> Estimated:
+    """‖E ĝ‖²/tr Cov(ĝ), numerator and denominator each unbiased; the error by the delta method.
+
+    The interval holds the R with (R − R̂)² ≤ x² (c/tr² + 4Rv/n): c as for `sq_bias`, x Hall's arms, and v the variance
+    of a draw's influence on √R, which stays finite at 0, where the interval then begins ("at most").
+    """
+    n, trace, scatter = sums.n, sums.trace, sums.scatter
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = signal / value
-        covariance = 2 * sums.within[:, 0, 3] / n - 2 * sums.trace_square / (n * (n - 1))
-        spread = _bias_variance(sums, 2) + ratio**2 * _variance_variance(sums) - 2 * ratio * covariance
-        return ratio, _covering(sums, _squared(sums, np.sqrt(np.maximum(spread, 0)), 2), 0, dof=HALF) / value
+        value = (sums.square_mean[:, 2] - trace / n) / trace
+        linear, constant = sums.parts(2)
+        product = 4 * scatter.within[:, 0, 3] / n
+        square = sums.variance_error**2
+        spread = np.maximum(linear, -FLOOR * constant) + constant + value**2 * square
+        error = np.sqrt(np.maximum(spread - value * (product - 2 * constant), 0)) / trace
+        # Across the target the influence is known by pairs of draws alone; where they see less, along it.
+        seen = (linear + value**2 * scatter.square / n - value * product) / (4 * value * trace**2)
+        most = np.sqrt(sums.trace_square) / trace / n
+        across = np.where(value > 0, np.clip(seen, 0, most), 0)
+        low, high = _ratio_ends(sums, value, across)
+    return Estimated(value, error, low, high).unbounded(sums.sizes < 2)
 
 
-def slope(sums: Sums, reference: int) -> tuple[Array, Array]:
+def _ratio_ends(sums: Sums, value: Array, least: Array) -> tuple[Array, Array]:
+    """Of the signal-to-noise ratio, where the variance v/n of its root is at least so much."""
+    n, trace = sums.n, sums.trace
+    root, length = np.sqrt(np.maximum(value, 0)), np.sqrt(sums.products[:, 0])
+    scale = 1 + sums.mean[:, 1] / length**2
+    weights = np.zeros_like(sums.mean)
+    weights[:, 0] = -root / trace / 2
+    weights[:, 1] = np.sign(scale) / (length * np.sqrt(trace)) + root * (scale - 1) / trace
+    error, skew = sums.combined(weights)
+    spread = np.maximum(error**2, least)
+    constant = 2 * sums.trace_square / (n * (n - 1)) / trace**2
+    linear = 4 * np.maximum(value, 0) * spread
+    skew = skew * (linear / (linear + constant)) ** 1.5
+    spread = widened(n, np.sqrt(spread), skew) ** 2
+    ends = []
+    for arm in arms(n, skew):
+        half = 2 * arm**2 * spread
+        ends.append((value + half, np.sqrt(np.maximum(half**2 + 2 * value * half + arm**2 * constant, 0))))
+    return np.maximum(ends[0][0] - ends[0][1], 0), np.maximum(ends[1][0] + ends[1][1], 0)
+
+
+def slope(sums: Sums, reference: int) -> Estimated:
     """Regression of ĝ on the reference through 0, ⟨E ĝ, r⟩/‖r‖²: 1 if the scale is right."""
     length = sums.products[:, reference]
+    error, skew = sums.feature(1 + reference)
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = (sums.mean[:, 1 + reference] + _target_product(sums, reference)) / length
-        error = np.sqrt(sums.covariance[:, 1 + reference, 1 + reference] / sums.n) / length
-        return value, _covering(sums, error, 1 + reference)
+        value = (sums.mean[:, 1 + reference] + sums.target_product(reference)) / length
+        return interval(sums.n, value, error / length, skew)
 
 
-def cosine(sums: Sums, reference: int) -> tuple[Array, Array]:
+def cosine(sums: Sums, reference: int) -> Estimated:
     """Mean over draws of the cosine between one estimate and the reference.
 
-    A single number's cosine is 1 or −1, and one that has not been seen yet has no error: NaN.
+    A single number's cosine is 1 or −1, and one that has not been seen yet has no interval: NaN.
     """
-    spread = np.maximum(sums.covariance[:, 3 + reference, 3 + reference], 0)
-    error = _covering(sums, np.sqrt(spread / sums.n), 3 + reference)
-    return sums.mean[:, 3 + reference], np.where(sums.sizes > 1, error, np.nan)
+    found = interval(sums.n, sums.mean[:, 3 + reference], *sums.feature(3 + reference))
+    return found.within(-1, 1).unbounded(sums.sizes < 2)
 
 
-def efficiency(sums: Sums, reference: int) -> tuple[Array, Array]:
+def efficiency(sums: Sums, reference: int) -> Estimated:
     """⟨E ĝ, r⟩²/(‖r‖² E‖ĝ‖²), the squared mean unbiased; the error by the delta method.
 
-    The share of the exact gradient's one-step progress, each at its best step size, under isotropic curvature.
+    The share of the exact gradient's one-step progress, each at its best step size, under isotropic curvature. Its
+    interval is that of the signed root ⟨E ĝ, r⟩/(‖r‖ √E‖ĝ‖²), Hall's by influence values, squared: it begins at 0
+    where the root may be 0 ("at most").
     """
     n = sums.n
-    inner = sums.mean[:, 1 + reference] + _target_product(sums, reference)
+    inner = sums.mean[:, 1 + reference] + sums.target_product(reference)
     energy = sums.mean[:, 0] + 2 * sums.mean[:, 1] + sums.products[:, 0]
     inner_variance = sums.covariance[:, 1 + reference, 1 + reference]
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = sums.products[:, reference] * energy
-        value = (inner**2 - inner_variance / n) / scale
+        value, root = (inner**2 - inner_variance / n) / scale, inner / np.sqrt(scale)
         weights = np.zeros_like(sums.mean)
-        weights[:, 1 + reference] = 2 * inner / scale
-        weights[:, 0] -= value / energy
-        weights[:, 1] -= 2 * value / energy
-        spread = np.einsum("lf,lfg,lg->l", weights, sums.covariance, weights)
-        error = np.sqrt(np.maximum(spread, 0) / n + 2 * (inner_variance / scale / n) ** 2)
-        apart = (2 * n * inner**2 >= FAR * inner_variance) & (n >= MINIMUM_SQUARED)
-        return value, np.where(apart, _covering(sums, _covering(sums, error, 1 + reference), 0), np.nan)
+        weights[:, 1 + reference] = 1 / np.sqrt(scale)
+        weights[:, 0] -= root / energy / 2
+        weights[:, 1] -= root / energy
+        error, skew = sums.combined(weights)
+        ends = interval(n, root, error, skew)
+        error = np.sqrt((2 * root * error) ** 2 + 2 * (inner_variance / scale / n) ** 2)
+    least = np.where(ends.low * ends.high > 0, np.minimum(ends.low**2, ends.high**2), ends.low * 0)
+    found = Estimated(value, error, least, np.maximum(ends.low**2, ends.high**2))
+    return found.within(0, 1).unbounded(sums.sizes < 2)
 
 
-def bias_z(sums: Sums, reference: int) -> tuple[Array, Array]:
+def bias_z(sums: Sums, reference: int) -> Estimated:
     """Largest |z| of the bias over the random projections (no standard error: its p-value is `bias_p`)."""
-    return _bias_test(sums, reference)[0], np.full(len(sums.first), np.nan)
+    return Estimated.alone(bias_test(sums, reference)[0])
 
 
-def bias_p(sums: Sums, reference: int) -> tuple[Array, Array]:
-    """P(a z as large | no bias) by Student's t with n − 1 degrees of freedom, corrected (Šidák) for their number."""
-    return _bias_test(sums, reference)[1], np.full(len(sums.first), np.nan)
+def bias_p(sums: Sums, reference: int) -> Estimated:
+    """P(a projection as far from 0 | no bias), Šidák-corrected for their number.
+
+    NaN below 64 draws, and where fewer than 10 of them carry any projection (n/γ² of its skewness γ).
+    """
+    p = bias_test(sums, reference)[1]
+    return Estimated.alone(p if sums.n >= MINIMUM_TESTED else np.full_like(p, np.nan))
 
 
 BY_REFERENCE = {
@@ -193,6 +184,7 @@ BY_REFERENCE = {
 
 
 ERRORS = ("variance", "snr", *(name for name in BY_REFERENCE if not name.startswith("bias_")))
+NOT_OF_ONE = ("snr", "cosine", "efficiency")  # these have no interval for a layer of one number
 
 
 def cosine_null(dimension: int) -> float:
@@ -210,66 +202,21 @@ def cosine_null(dimension: int) -> float:
     return float(np.sqrt(special.betaincinv(0.5, (dimension - 1) / 2, 0.95)))
 
 
-def _bias_test(sums: Sums, reference: int) -> tuple[Array, Array]:
+def bias_test(sums: Sums, reference: int) -> tuple[Array, Array]:
+    """Largest |z| over the random projections, and the corrected p-value, whatever the number of draws."""
     n = sums.n
-    total = sums.projected + (n * sums.projected_difference if reference else 0)
+    shift = sums.projected_difference if reference else np.zeros_like(sums.projected_difference)
+    mean = sums.projected / n + shift
     centred = sums.projected_square - sums.projected**2 / n
     # A projection without spread (a parameter too small for 16 of them, a dead one) tests nothing.
     live = centred > 1e-20 * np.maximum(sums.projected_square, np.finfo(float).tiny)
     error = np.sqrt(np.where(live, centred, np.nan) / (n - 1) / n)
+    skew = skewness(sums.projected / n, sums.projected_square / n, sums.projected_cube / n)
+    # A few rare events that a sample holds may all be small ones, and the large ones may be still to come.
+    tested = live & (n >= CARRIED * skew**2)
+    count = tested.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        z = np.where(live, np.abs(total / n) / error, -np.inf).max(1)
-    tested = live.sum(1)
-    p = -np.expm1(tested * np.log1p(-np.minimum(2 * special.stdtr(n - 1, -z), 1 - 1e-16)))
-    return np.where(tested > 0, z, np.nan), np.where(tested > 0, p, np.nan)
-
-
-def _covering(sums: Sums, error: Array, feature: int, *, dof: float = 1.0) -> Array:
-    """The error, widened for the skewness of a per-draw feature; NaN where there are too few draws for it.
-
-    ``dof``: the share of the draws that the error's own estimate rests on.
-    """
-    return covering(sums.n, sums.skewness[:, feature], error, dof=dof)
-
-
-def _squared(sums: Sums, error: Array, reference: int) -> Array:
-    """The error of ‖E ĝ − r‖², NaN where its law is far from normal.
-
-    At 0 the law is that of Σ λ(χ²₁ − 1) over the spectrum λ of Σ: close to normal where the effective rank is
-    high. Far from 0 the linear part of the variance dominates. Between them it is neither.
-    """
-    linear, constant = _parts(sums, reference)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rank = variance(sums)[0] ** 2 / sums.trace_square
-        value = sums.square_mean[:, reference] - variance(sums)[0] / sums.n
-        near = (rank >= RANK) & (linear <= NEAR * constant) & (value <= SIGHT * np.sqrt(constant))
-    normal = near | (linear >= FAR * constant)
-    along = 1 + reference if reference < 2 else 1
-    enough = (sums.n >= MINIMUM_SQUARED) & (sums.sizes > 1)  # one number's square is as skewed as its law
-    return np.where(normal & enough, _covering(sums, error, along, dof=HALF), np.nan)
-
-
-def _parts(sums: Sums, reference: int) -> tuple[Array, Array]:
-    """The parts 4 bᵀΣb/n and 2 tr Σ²/n(n − 1) of the variance of a squared bias."""
-    linear: Array = 4 * sums.within[:, 1 + reference, 1 + reference] / sums.n
-    return linear, 2 * sums.trace_square / (sums.n * (sums.n - 1))
-
-
-def _bias_variance(sums: Sums, reference: int) -> Array:
-    linear, constant = _parts(sums, reference)
-    return np.maximum(linear, -FLOOR * constant) + constant
-
-
-def _variance_variance(sums: Sums) -> Array:
-    return variance_of_variance(sums.n, sums.within[:, 0, 0], sums.trace_square)
-
-
-def _target_product(sums: Sums, reference: int) -> Array:
-    """⟨target, r⟩."""
-    product: Array = sums.products[:, 2 if reference else 0]
-    return product
-
-
-def _host(tensor: Tensor) -> Array:
-    array: Array = tensor.detach().cpu().numpy()
-    return array
+        z = np.where(live, np.abs(mean) / error, -np.inf).max(1)
+        p = np.where(tested, p_value(n, mean, error, skew), 1).min(1)
+    p = -np.expm1(count * np.log1p(-np.minimum(p, 1 - 1e-16)))
+    return np.where(live.any(1), z, np.nan), np.where(count > 0, p, np.nan)

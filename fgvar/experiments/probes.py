@@ -8,6 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from fgvar.analysis.dataset import ENDS
 from fgvar.analysis.drawn import BUDGET, examples_at_once
 from fgvar.analysis.exact import check_route
 from fgvar.analysis.measurement import check_arguments, measured
@@ -80,8 +81,9 @@ class Probe:
         ]
         whole = found[0]
         if len(found) > 1:
-            for name in EXACT:
-                whole[name], whole[f"{name}_se"] = found[1][name], found[1][f"{name}_se"]
+            for name in (f"{name}{end}" for name in EXACT for end in ("", *ENDS)):
+                if name in whole:  # a squared bias has no lower end
+                    whole[name] = found[1][name]
             whole.attrs |= {"route": "both", "exact": ", ".join(EXACT)}
         return whole.rename({"loss": "probe_loss"}).expand_dims(step=[step])
 

@@ -6,9 +6,20 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from fgvar.analysis.dataset import ENDS
+
 CURVES = ("loss", "train_error", "test_error")
 # Of the probes what curves over training show; what has a closed form has no error.
-PROBED = ("cosine", "cosine_se", "relative_variance", "snr", "data_variance", "gradient_norm", "cosine_null", "size")
+PROBED = (
+    "cosine",
+    *(f"cosine{end}" for end in ENDS),
+    "relative_variance",
+    "snr",
+    "data_variance",
+    "gradient_norm",
+    "cosine_null",
+    "size",
+)
 SCHEDULE = ("batch", "momentum", "weight_decay", "decay", "warmup", "optimiser", "head_factor", "readout_factor")
 
 
@@ -103,10 +114,12 @@ def probes(runs: Sequence[xr.Dataset], order: Sequence[str]) -> xr.Dataset:
     layers = list(dict.fromkeys(str(name) for one in runs for name in one["layer"].values))
     layers = [name for name in layers if name not in WHOLE] + list(WHOLE)
     number = max(one.sizes["step"] for one in runs)
+    measured = [name for name in PROBED if all(name in one for one in runs)]  # older runs have no intervals
     nothing = runs[0].isel(step=slice(0))
     rows = [
         xr.concat(
-            [_probes_of(chosen.get((network, name), nothing), number, layers) for name in algorithms], "algorithm"
+            [_probes_of(chosen.get((network, name), nothing)[measured], number, layers) for name in algorithms],
+            "algorithm",
         )
         for network in networks
     ]
@@ -132,7 +145,7 @@ WHOLE = ("perturbed", "total")
 
 def _probes_of(one: xr.Dataset, number: int, layers: list[str]) -> xr.Dataset:
     """A run's probes, numbered, on the layers of all networks."""
-    some = one[list(PROBED)].assign(step_number=("step", one["step"].values.astype(float)))
+    some = one.assign(step_number=("step", one["step"].values.astype(float)))
     some = some.drop_vars("step").rename(step="probe", step_number="step").reindex(layer=layers)
     return some.assign_coords(probe=range(some.sizes["probe"])).reindex(probe=range(number))
 

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy import special
 from torch import Tensor
+
+from fgvar.analysis.intervals import standardised
 
 POWER = 0.95  # at which detectable sizes are told
 MOVED = 30  # draws that have to move a number before its mean is judged
@@ -64,9 +67,8 @@ def means(
 ) -> Means:
     """Test the mean of every column of ``samples`` [draws, components] at ``level`` over all of them together.
 
-    The statistic is Student's t with its standard error widened for the sample's skewness γ, T, or Hall's monotone
-    transformation of it, T + aT²/3 + a²T³/27 + a/6 with a = 1.3γ/√n, whichever is less extreme: the first has too
-    many false alarms in one tail of a skewed law such as χ², the second of a symmetric one with heavy tails.
+    The statistic is that of `fgvar.analysis.intervals.standardised`, which keeps its rate of false alarms for skewed
+    laws, such as χ², and for symmetric ones with heavy tails.
 
     A column that fewer than `MOVED` draws moved has no verdict: rare events that a sample holds few of, or none, can
     carry any mean (1/q with probability q in a sample of 1/q draws). One that no draw moved, and that equals its
@@ -78,8 +80,6 @@ def means(
         level: nominal rate of false alarms, over all components together.
         rounding: spread that counts as none.
         fixed: which components are known not to vary, so that a wrong one is wrong for certain.
-
-    Source: Hall 1992, On the removal of skewness by transformation.
 
     Example:
         >>> samples = torch.arange(100.0)[:, None] % 2
@@ -96,7 +96,11 @@ def means(
     right = still & (mean.abs() <= allowed)
     off = torch.maximum(APART * variance.sqrt(), allowed)
     moved = ((x - x.median(0).values).abs() > off).sum(0)
-    z = _statistic(mean, variance.clamp_min(1e-300), centred.pow(3).mean(0), n)
+    spread = variance.clamp_min(1e-300)
+    skewness = (centred.pow(3).mean(0) / spread.pow(1.5)).cpu().numpy()
+    error_of_mean = (spread / (n - 1)).sqrt().cpu().numpy()
+    with np.errstate(over="ignore", invalid="ignore"):  # of what has no spread
+        z = torch.from_numpy(standardised(n, mean.cpu().numpy(), error_of_mean, skewness)).to(mean.device)
     certain = still & (torch.zeros_like(still) if fixed is None else fixed)
     z = torch.where(right, 0.0, torch.where(still, torch.inf, z))
     critical = -float(special.stdtrit(n - 1, level / 2 / components))
@@ -104,13 +108,3 @@ def means(
     # What never varied, and is off, has no spread to tell a size by: any error at all.
     error = torch.where(right | certain, 0.0, torch.where(still, mean.abs(), error))
     return Means(z, error, moved, critical, n)
-
-
-def _statistic(mean: Tensor, variance: Tensor, third: Tensor, n: int) -> Tensor:
-    skewness = third / variance.pow(1.5)
-    wide = 1 + skewness.square() / (2 * n) + 1.7 / n
-    t = mean / (variance / (n - 1)).sqrt() / wide
-    a = 1.3 * skewness / n**0.5
-    hall = t + a * t.square() / 3 + a.square() * t.pow(3) / 27 + a / 6
-    less = torch.where(t.abs() < hall.abs(), t, hall)
-    return torch.where(t.sign() == hall.sign(), less, 0.0)

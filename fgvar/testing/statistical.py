@@ -20,7 +20,7 @@ from fgvar.analysis.moments import BUCKETS, References
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.problem import Problem
-from fgvar.testing.means import Means, means
+from fgvar.testing.means import MOVED, Means, means
 from fgvar.testing.verdict import BLIND, MOST, TOTAL, Test, Verdict, rounded
 
 Draws = int | Literal["enough"]
@@ -28,6 +28,7 @@ Draws = int | Literal["enough"]
 DRAWS = 8192  # by which a doubled tensor of a weight perturbation is caught on every default problem
 FEWEST = 64  # draws of a verdict: for fewer, p-values do not hold their nominal rate
 PILOT = 1024  # draws that tell how many are enough
+LONGER = 8  # times as long a pilot
 ASIDE = 1 << 32  # seeds of pilots, and of verdicts, differ by so much
 CHUNK = 256
 DOUBLED = 0.5  # of the spread of right estimates, at which a slope twice too large is just caught
@@ -55,7 +56,7 @@ def unbiased(
         problem: any; no estimate is kept, only the numbers that are tested.
         level: rate of false alarms of the whole verdict: all estimators, layers, projections and slopes.
         draws: of each estimator, fixed before looking. Never draw again because a verdict failed. "enough": as many
-            as no test is undecided at, by 1,024 draws of a pilot with noise of its own (up to 262,144).
+            as no test is undecided at, by a pilot of 1,024 draws or more, with noise of its own (up to 262,144).
         seed: of the noise.
         chunk: estimates computed at once; default 256, and 1 (plain calls) for what does not run under vmap.
         size: in units of which errors are told where the whole target is 0.
@@ -79,8 +80,7 @@ def unbiased(
     for name, estimator in named.items():
         require_estimator(name, estimator)
     if draws == "enough":
-        pilot = _verdict(named, problem, level, PILOT, seed + ASIDE, chunk, size)
-        draws = enough(max(test.enough for test in pilot.tests))
+        draws = _enough(lambda pilot: _verdict(named, problem, level, pilot, seed + ASIDE, chunk, size))
     return _verdict(named, problem, level, draws, seed, chunk, size)
 
 
@@ -104,6 +104,16 @@ def check_draws(draws: object) -> None:
 def enough(wanted: float) -> int:
     """Draws to take where a pilot wants so many: the default, more if that helps, but no hopeless number."""
     return max(DRAWS, rounded(wanted)) if wanted <= MOST else DRAWS
+
+
+def _enough(pilot: Callable[[int], Verdict]) -> int:
+    """By a pilot, or a longer one where too few draws moved a number to tell its spread."""
+    draws = PILOT
+    while True:
+        found = pilot(draws)
+        if draws * LONGER > MOST or not any(0 < test.moved < MOVED for test in found.tests):
+            return enough(max(test.enough for test in found.tests))
+        draws *= LONGER
 
 
 def _verdict(

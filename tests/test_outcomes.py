@@ -1,0 +1,397 @@
+"""Three outcomes: what could have failed passes, what could not is undecided; and what is told apart from a fault."""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from public_estimators import Forward, normal, times
+from torch import Tensor
+
+import fgvar
+from fgvar.testing import (
+    CHECKS,
+    DRAWS,
+    check_estimator,
+    default_problems,
+    from_function,
+    parametrize_with_checks,
+    unbiased,
+)
+
+pytest_plugins = ("pytester",)
+
+PROBLEMS = default_problems()
+LINEAR = PROBLEMS["linear"]
+
+
+class Divided(fgvar.Estimator):
+    """Weight perturbation divided by a normal number: no mean exists, whichever its sign."""
+
+    sign = 1.0
+
+    def estimate(self, problem: fgvar.Problem, noise: Any) -> fgvar.Estimate:
+        found, u = super().estimate(problem, noise).gradient, next(iter(noise.values())).flatten()
+        return fgvar.Estimate({k: self.sign * g / (u[0] + u[1] * u[2] / 3) for k, g in found.items()})
+
+
+class Turned(Divided):
+    sign = -1.0
+
+
+@pytest.mark.parametrize("estimator", [Divided(), Turned()])
+def test_what_could_not_have_failed_has_not_passed(estimator: fgvar.Estimator) -> None:
+    report = check_estimator(estimator, LINEAR, checks=["structure", "unbiased", "scale"])
+    assert not report.passed
+    assert report.failures == ()
+    assert report.undecided == ("unbiased", "scale")
+    lines = str(report).splitlines()
+    assert [line.split() for line in lines[3:5]] == [["unbiased", "?"], ["scale", "?"]]
+    assert re.search(r"^scale, problem: undecided: would not have caught a turned sign in 'weight'", lines[6])
+    assert lines[-1] == "1 passed, 0 failed, 2 undecided, 0 not applicable"
+    with pytest.raises(AssertionError, match="scale, problem: undecided: would not have caught a turned sign"):
+        CHECKS["scale"](estimator, LINEAR)
+
+
+def test_an_undecided_declaration_does_not_keep_a_report_from_passing() -> None:
+    """Its mean is known exactly; its variance, a sum of fourth powers, would take more than 64 draws."""
+    big = fgvar.scheme("FG-A")
+    report = check_estimator(big, PROBLEMS["mixer"], checks=["unbiased", "variance"], draws=64)
+    assert report.passed
+    assert report.undecided == ("variance",)
+    assert "would not have caught twice the declared variance of" in str(report)
+    assert CHECKS["variance"](big, PROBLEMS["mixer"], draws=64)[0].outcome == "undecided"
+
+
+def test_the_pytest_face_fails_what_is_undecided(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import fgvar
+        from fgvar.testing import default_problems, from_function, parametrize_with_checks
+
+        def constant(problem, generator):
+            return {k: 0 * g for k, g in problem.backprop().items()}
+
+        @parametrize_with_checks({"mine": from_function(constant)}, problems=default_problems()["linear"], draws=64)
+        def test_contract(estimator, check):
+            if check.name == "scale":
+                check(estimator)
+        """
+    )
+    result = pytester.runpytest_inprocess("-q", "-p", "no:cacheprovider")
+    assert result.parseoutcomes()["failed"] == 1
+    result.stdout.fnmatch_lines(["*scale, problem: undecided: never moved in 'weight', 'bias'*"])
+
+
+def test_draws_are_numbers_or_enough() -> None:
+    with pytest.raises(ValueError, match="draws is 63, expected at least 64"):
+        check_estimator(fgvar.scheme("BP"), LINEAR, draws=63)
+    with pytest.raises(TypeError, match="draws is True, expected an integer of at least 64, or 'enough'"):
+        check_estimator(fgvar.scheme("BP"), LINEAR, draws=True)
+
+
+def test_enough_draws_decide_what_the_default_does_not() -> None:
+    """A tenth of a weight's noise is in one draw of 400: the pilot says how many draws see 30 such."""
+
+    @dataclass(frozen=True)
+    class Rare:
+        q: float = 1 / 400
+
+        def randomness(self, problem: fgvar.Problem) -> fgvar.Randomness:  # noqa: ARG002
+            return fgvar.Randomness({"u": fgvar.Leaf((), fgvar.Gaussian())})
+
+        def estimate(self, problem: fgvar.Problem, noise: Any) -> fgvar.Estimate:
+            hit = (torch.special.ndtr(noise["u"]) < self.q).to(problem.dtype) / self.q
+            return fgvar.Estimate({k: g * hit for k, g in problem.backprop().items()})
+
+        def target(self, problem: fgvar.Problem) -> dict[str, Tensor]:
+            return problem.backprop()
+
+    few, enough = (unbiased(Rare(), LINEAR, draws=draws) for draws in (4096, "enough"))
+    assert few.undecided("scale")
+    assert not few.failed("scale"), "10 of 4096 draws hold all of it, which are no evidence"
+    assert enough.passed
+    assert enough.draws > DRAWS
+
+
+# ---- power where it is cheap ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_tensors_of_the_default_problems_have_gradients_of_one_size(name: str) -> None:
+    norms = torch.stack([g.norm() for g in PROBLEMS[name].backprop().values()])
+    shares = norms / norms.square().sum().sqrt()
+    assert float(shares[shares > 1e-6].min()) > 0.19
+
+
+def test_the_default_problems_cover_what_estimators_are_blind_to() -> None:
+    losses = [float(problem.loss()) for problem in PROBLEMS.values()]
+    assert max(losses) / min(losses) > 1e6
+    assert min(losses) < 0.1 < 1e4 < max(losses)
+    assert {problem.batch_size for problem in PROBLEMS.values()} == {1, 2, 5}
+    shapes = [p.shape for problem in PROBLEMS.values() for p in problem.params.values()]
+    assert {len(shape) for shape in shapes} == {1, 2, 3, 4}
+    assert max(shape.numel() for shape in shapes) > 64
+
+
+@dataclass(frozen=True)
+class Changed(fgvar.Estimator):
+    """Weight perturbation with one tensor changed."""
+
+    tensor: str = ""
+    factor: float = 1.0
+
+    def estimate(self, problem: fgvar.Problem, noise: Any) -> fgvar.Estimate:
+        found = super().estimate(problem, noise).gradient
+        return fgvar.Estimate({k: g * self.factor if k == self.tensor else g for k, g in found.items()})
+
+
+@dataclass(frozen=True)
+class Everything(Changed):
+    """The same of all parameters, heads included, as a black box perturbs them."""
+
+    def randomness(self, problem: fgvar.Problem) -> fgvar.Randomness:
+        return fgvar.Randomness({k: fgvar.Leaf(tuple(p.shape), fgvar.Gaussian()) for k, p in problem.params.items()})
+
+    def estimate(self, problem: fgvar.Problem, noise: Any) -> fgvar.Estimate:
+        c = torch.func.jvp(problem.loss, (problem.params,), (dict(noise),))[1]
+        return fgvar.Estimate({k: c * u * (self.factor if k == self.tensor else 1) for k, u in noise.items()})
+
+    def target(self, problem: fgvar.Problem) -> dict[str, Tensor]:
+        return problem.backprop()
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_tensor_that_is_doubled_or_turned_is_caught_by_drawing_at_the_default_draws(name: str) -> None:
+    """At the level that a report gives a verdict on four problems; the smallest tensor stands for all."""
+    problem, level = PROBLEMS[name], 1e-6 / 36
+    verdict = unbiased(Everything(), problem, level=level)
+    assert verdict.passed, verdict.sentence("scale")
+    assert max(test.detectable for test in verdict.tests) < 1
+    gradient = problem.backprop()
+    smallest = min(
+        (k for k, g in gradient.items() if float(g.norm()) > 1e-9), key=lambda k: float(gradient[k].norm())
+    )
+    for factor in (2.0, -1.0):
+        failed = unbiased(Everything(tensor=smallest, factor=factor), problem, level=level).failed("scale")
+        assert smallest in {test.layer for test in failed}, factor
+
+
+@pytest.mark.parametrize("name", ["MeZO", "SPSA", "NP"])
+def test_finite_differences_are_evaluated_along_the_axes_of_their_noise(name: str) -> None:
+    report = check_estimator(fgvar.scheme(name), checks=["unbiased", "scale"])
+    assert report.passed, report
+    exact = [row for row in report.rows if "points along the axes of its noise" in row.note]
+    assert len(exact) >= 6, report
+    doubled = replace(Changed(oracle=fgvar.CentralDifference()), tensor="weight", factor=1.01)
+    with pytest.raises(AssertionError, match=r"the slope of 'weight' is 1\.01, expected 1 \(\d+ points along"):
+        CHECKS["scale"](doubled, LINEAR)
+
+
+def test_fgvar_s_own_structured_noise_needs_no_drawing() -> None:
+    laws = (fgvar.Sphere(), fgvar.Coordinate(), fgvar.Orthogonal(2), fgvar.Sparse(0.3), fgvar.LowRank(1))
+    for law in laws:
+        report = check_estimator(fgvar.scheme("FG-W", noise=law), checks=["unbiased", "scale"])
+        assert report.passed, report
+        assert all("exact" in row.note for row in report.rows), report
+
+
+# ---- what is told apart from a fault ---------------------------------------------------------------------------
+
+
+class Simulator(Forward):
+    """Ignores the problem's loss, for one of its own that is equal to it."""
+
+    def estimate(self, problem: fgvar.Problem, noise: Any) -> fgvar.Estimate:
+        def loss(params: Any) -> Tensor:
+            return torch.nn.functional.cross_entropy(problem.run(params)[0], problem.targets)
+
+        return fgvar.Estimate(times(torch.func.jvp(loss, (problem.params,), (dict(noise),))[1], noise))
+
+
+def test_a_loss_of_its_own_is_told_apart() -> None:
+    report = check_estimator(Simulator(fgvar.Gaussian()), LINEAR)
+    assert report.passed, report
+    own = {row.check for row in report.rows if "it has a loss of its own, not problem.losses" in row.note}
+    assert own == {"non_finite", "linear_in_loss", "zero_gradient"}
+
+
+def test_the_sign_of_a_gradient_is_no_loss_of_its_own() -> None:
+    """Equal under 1000·L, but not under −L."""
+
+    def sign(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, Tensor]:
+        return {k: g.sign() + torch.rand((), generator=generator) - 0.5 for k, g in problem.backprop().items()}
+
+    report = check_estimator(from_function(sign), LINEAR, draws=2048)
+    assert {"linear_in_loss", "unbiased"} <= set(report.failures), report
+
+
+def test_what_is_not_linear_in_a_draw_is_judged_by_its_mean() -> None:
+    """Noise that is added whatever the loss, and a clipped derivative: both fail draw by draw, one in the mean."""
+
+    def private(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, Tensor]:
+        u = normal(problem, generator)
+        return {k: g + 0.1 * u[k] for k, g in problem.backprop().items()}
+
+    row = CHECKS["linear_in_loss"](from_function(private), LINEAR, draws=2048)[0]
+    assert row.outcome == "passed"
+    assert re.match(r"ĝ of 1000·L is off by .* of its size in '\w+', but not in the mean \(drawn", row.note)
+
+
+def test_a_small_undeclared_step_is_named_as_what_it_may_be() -> None:
+    def spsa(problem: fgvar.Problem, generator: torch.Generator, step: float = 1e-8) -> dict[str, Tensor]:
+        u = normal(problem, generator)
+        ahead, behind = (problem.loss({k: p + s * u[k] for k, p in problem.params.items()}) for s in (step, -step))
+        return times((ahead - behind) / (2 * step), u)
+
+    note = CHECKS["linear_in_loss"](from_function(spsa), LINEAR, draws=2048)[0].note
+    assert re.search(r"as rounding over a step of \de-0\d is: declare step=", note), note
+    assert "to 1e-09" not in CHECKS["linear_in_loss"](from_function(spsa, step=1e-8), LINEAR)[0].note
+
+
+def test_an_order_that_changes_a_draw_but_not_the_mean_is_right() -> None:
+    @dataclass(frozen=True)
+    class OneExample:
+        """The example that an index names, whichever stands there."""
+
+        index: Any = None
+
+        def randomness(self, problem: fgvar.Problem) -> fgvar.Randomness:  # noqa: ARG002
+            return fgvar.Randomness({"u": fgvar.Leaf((1,), fgvar.Rademacher())})
+
+        def estimate(self, problem: fgvar.Problem, noise: Any) -> fgvar.Estimate:
+            at = (noise["u"] > 0).long() if self.index is None else torch.zeros(1, dtype=torch.int64)
+            return fgvar.Estimate(problem.rows(at).backprop())
+
+        def target(self, problem: fgvar.Problem) -> dict[str, Tensor]:
+            return problem.backprop()
+
+    right = CHECKS["batch_order"](OneExample(), LINEAR)[0]
+    assert re.search(
+        r"changes by .* with the order of the batch, but not in the mean \(exact: all 2 sign", right.note
+    )
+    with pytest.raises(AssertionError, match="with the order of the batch, and its mean is wrong: E ĝ of"):
+        CHECKS["batch_order"](OneExample(index=0), LINEAR)
+
+
+def test_a_target_that_changes_with_the_order_is_no_target() -> None:
+    class First(fgvar.Estimator):
+        def target(self, problem: fgvar.Problem) -> dict[str, Tensor]:
+            return problem.example(0).backprop()
+
+    with pytest.raises(
+        AssertionError, match=r"the target of '\w+' changes by .* of its size with the order of the batch"
+    ):
+        CHECKS["batch_order"](First(), LINEAR)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, IndexError, AssertionError, KeyError])
+def test_nan_is_refused_by_any_exception(error: type[Exception]) -> None:
+    def refusing(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, Tensor]:
+        if not bool(problem.loss().isfinite()):
+            raise error("no")
+        u = normal(problem, generator)
+        return times(torch.func.jvp(problem.loss, (problem.params,), (u,))[1], u)
+
+    assert CHECKS["non_finite"](from_function(refusing), LINEAR)[0].note == "NaN loss is refused"
+
+
+def test_precision_is_not_applicable_where_float32_cannot_resolve_the_step() -> None:
+    tiny = fgvar.scheme("MeZO", oracle=fgvar.CentralDifference(1e-6))
+    assert "float32 cannot resolve its step" in CHECKS["precision"](tiny, LINEAR)[0].note
+    single = CHECKS["precision"](fgvar.scheme("FG-W"), LINEAR.to(torch.float32))[0]
+    assert (single.outcome, single.note) == ("not applicable", "needs a problem in float64")
+
+
+def test_a_function_that_is_wrong_in_float32_alone_is_caught_by_drawing() -> None:
+    def wrong(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, Tensor]:
+        u = normal(problem, generator)
+        c = torch.func.jvp(problem.loss, (problem.params,), (u,))[1]
+        return times(c * (3 if problem.dtype == torch.float32 else 1), u)
+
+    with pytest.raises(AssertionError, match="precision, problem: its slope in float32: the slope of"):
+        CHECKS["precision"](from_function(wrong), LINEAR, draws=2048)
+
+
+@pytest.mark.parametrize("step", [3e-5, 1e-4])
+def test_chunking_knows_the_step(step: float) -> None:
+    for problem in (LINEAR, LINEAR.to(torch.float32)):
+        CHECKS["chunking"](fgvar.scheme("MeZO", oracle=fgvar.CentralDifference(step)), problem)
+
+
+# ---- what functions declare ------------------------------------------------------------------------------------
+
+
+def test_leaves_of_one_direction_may_have_an_axis_for_it() -> None:
+    @dataclass(frozen=True)
+    class Several:
+        directions: int = 4
+        again: bool = False
+
+        def randomness(self, problem: fgvar.Problem) -> fgvar.Randomness:
+            shapes = {k: (self.directions, *p.shape) for k, p in problem.params.items()}
+            return fgvar.Randomness({k: fgvar.Leaf(shape, fgvar.Gaussian()) for k, shape in shapes.items()})
+
+        def estimate(self, problem: fgvar.Problem, noise: Any) -> fgvar.Estimate:
+            parts = []
+            for i in range(self.directions):
+                v = {k: u[0 if self.again else i] for k, u in noise.items()}
+                parts.append(times(torch.func.jvp(problem.loss, (problem.params,), (v,))[1], v))
+            return fgvar.Estimate({k: sum(part[k] for part in parts) / len(parts) for k in problem.params})
+
+        def target(self, problem: fgvar.Problem) -> dict[str, Tensor]:
+            return problem.backprop()
+
+    assert "the mean of 4 directions" in CHECKS["directions"](Several(), PROBLEMS["mixer"])[0].note
+    with pytest.raises(AssertionError, match="2 directions is not the mean of those of each direction alone"):
+        CHECKS["directions"](Several(again=True), PROBLEMS["mixer"])
+
+
+def test_a_function_s_declared_variance_is_held_against_draws() -> None:
+    def noisy(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, Tensor]:
+        u = normal(problem, generator)
+        return {k: g + 0.1 * u[k] for k, g in problem.backprop().items()}
+
+    def declared(problem: fgvar.Problem, size: float = 0.1) -> dict[str, Tensor]:
+        return {k: torch.full_like(p, size**2) for k, p in problem.params.items()}
+
+    assert CHECKS["variance"](from_function(noisy, variance=declared), LINEAR)[0].outcome == "passed"
+    with pytest.raises(AssertionError, match=r"the variance of '\w+' is 0\.2[45]\d* times the declared one"):
+        CHECKS["variance"](from_function(noisy, variance=lambda problem: declared(problem, 0.2)), LINEAR)
+
+
+def test_wrong_declarations_of_functions() -> None:
+    def f(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, Tensor]:
+        return normal(problem, generator)
+
+    with pytest.raises(
+        TypeError, match=r"variance is dict, expected a function problem -> dict like problem\.params"
+    ):
+        from_function(f, variance={})
+    with pytest.raises(TypeError, match="target is int, expected a function"):
+        from_function(f, target=3)
+    with pytest.raises(ValueError, match="directions is 0, expected an integer of at least 1"):
+        from_function(f, directions=0)
+    with pytest.raises(ValueError, match="step is 0, expected a positive number"):
+        from_function(f, step=0)
+    assert repr(from_function(f, directions=2, step=1e-3)) == "from_function(f, directions=2, step=0.001)"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_as_many_different_draws_as_are_asked_for(dtype: torch.dtype) -> None:
+    """A seed is an integer of its own dtype; its lowest 32 bits, all that the CPU's generator takes, never repeat."""
+    draws = 20_000
+    randomness = from_function(normal).randomness(LINEAR)
+    seeds = randomness.sample(0, range(draws), dtype=dtype)["seed"]
+    assert seeds.dtype == torch.int64
+    assert len((seeds & 0xFFFFFFFF).unique()) == draws
+    numbers = [torch.randn((), generator=torch.Generator().manual_seed(int(seed))).item() for seed in seeds[:4096]]
+    assert len(set(numbers)) > 4090, "float32 has 2 to the 24 of them near 0"
+    other = randomness.sample(1, range(draws), dtype=dtype)["seed"]
+    assert not bool((seeds == other).any())
+
+
+def test_parametrize_takes_draws() -> None:
+    mark = parametrize_with_checks([fgvar.scheme("BP")], draws="enough")
+    assert mark.name == "parametrize"
