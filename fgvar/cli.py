@@ -1,8 +1,8 @@
 """The command line: ``fgvar schemes``, ``measure``, ``check`` and ``open``.
 
 Options are read before torch is imported, so that help is instant. Each command returns an `Answer`; `main` prints it
-as text, tab-separated or as JSON. Exit status: 0; 1 where a check failed, or a file could not be written after the
-work; 2 for what the user can mend, in one line.
+as text, tab-separated or as JSON. Exit status: 0; 1 where a check failed or could not decide, or a file could not be
+written after the work; 2 for what the user can mend, in one line.
 """
 
 import contextlib
@@ -157,7 +157,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Check:
-    """Prove or refute an estimator by fgvar's checks; the exit status is 1 where one failed.
+    """Prove or refute an estimator by fgvar's checks; the exit status is 1 where one failed, or could not decide.
 
     Yours is module:name or path/to/file.py:name, where the name is that of an estimator, of a class or function that
     makes one without arguments, or of a function of (problem, generator).
@@ -169,13 +169,17 @@ class Check:
     """Some of the checks, by name. Default: all."""
     level: float = 1e-6
     """Nominal false-alarm rate of the whole report."""
+    draws: int | Literal["enough"] | None = None
+    """Of each verdict that is drawn; "enough": as many as decide, by a pilot. Default: 8192."""
     output: Printed = Output()
 
     def answer(self) -> Answer:
         import fgvar
         from fgvar.testing.named import named
 
-        report = fgvar.testing.check_estimator(named(self.estimator), checks=self.checks or None, level=self.level)
+        report = fgvar.testing.check_estimator(
+            named(self.estimator), checks=self.checks or None, level=self.level, draws=self.draws
+        )
         rows = [{"check": r.check, "problem": r.problem, "outcome": r.outcome, "note": r.note} for r in report.rows]
         return Answer(str(report), rows, 0 if report.passed else 1)
 

@@ -99,7 +99,7 @@ def test_check_exits_with_its_verdict(run, mine) -> None:
     assert run("check", "FG-W", *few)[0] == 0
     assert run("check", f"{mine}:make", *few)[0] == 0
     status, text, _ = run("check", f"{mine}:doubled", "--checks", "pure", "linear_in_loss", "zero_gradient")
-    assert (status, text.count("yes")) == (0, 9)
+    assert (status, text.count("yes")) == (0, 12)
     status, text, _ = run("check", f"{mine}:scaled", "--checks", "scale")
     assert status == 1
     assert "scale  NO" in text
