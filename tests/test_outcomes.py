@@ -67,10 +67,13 @@ def test_an_undecided_declaration_does_not_keep_a_report_from_passing() -> None:
 def test_the_pytest_face_fails_what_is_undecided(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
+        import torch
+
         import fgvar
         from fgvar.testing import default_problems, from_function, parametrize_with_checks
 
         def constant(problem, generator):
+            torch.rand((), generator=generator)
             return {k: 0 * g for k, g in problem.backprop().items()}
 
         @parametrize_with_checks({"mine": from_function(constant)}, problems=default_problems()["linear"], draws=64)
@@ -81,6 +84,19 @@ def test_the_pytest_face_fails_what_is_undecided(pytester: pytest.Pytester) -> N
     result = pytester.runpytest_inprocess("-q", "-p", "no:cacheprovider")
     assert result.parseoutcomes()["failed"] == 3, "precision, unbiased, scale"
     result.stdout.fnmatch_lines(["*scale, problem: undecided: never moved in 'weight', 'bias'*"])
+
+
+def test_what_draws_nothing_is_wrong_for_certain() -> None:
+    """A function that leaves its generator alone has one estimate, and no rare event to wait for."""
+
+    def seeded(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, Tensor]:  # noqa: ARG001
+        return normal(problem, torch.Generator().manual_seed(0))
+
+    assert from_function(seeded).idle(LINEAR)
+    assert not from_function(normal).idle(LINEAR)
+    verdict = unbiased(from_function(seeded), LINEAR, draws=64)
+    assert verdict.failed("scale")
+    assert verdict.failed("bias")
 
 
 def test_draws_are_numbers_or_enough() -> None:

@@ -50,6 +50,13 @@ class BlackBox:
         found: Any = self.function(problem, generator)  # of any type: the checks say what is wrong with it
         return Estimate(found)
 
+    def idle(self, problem: Problem) -> bool:
+        """Does it draw nothing from its generator, so that it has one estimate alone?"""
+        generator = torch.Generator(problem.device).manual_seed(0)
+        before = generator.get_state()
+        self.function(problem.clone(), generator)
+        return torch.equal(before, generator.get_state())
+
     def target(self, problem: Problem) -> dict[str, Tensor]:
         found: Any = self.objective(problem)
         return found

@@ -20,6 +20,7 @@ from fgvar.analysis.moments import BUCKETS, References
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.problem import Problem
+from fgvar.testing.blackbox import BlackBox
 from fgvar.testing.means import MOVED, Means, means
 from fgvar.testing.verdict import BLIND, MOST, TOTAL, Test, Verdict, rounded
 
@@ -151,7 +152,7 @@ def _tests(found: Means, labels: list[tuple[str, str, str]]) -> list[Test]:
 class _Samples:
     """What is tested of one estimator: columns [draws, tests] on the CPU, and the layer and kind of each.
 
-    ``fixed``: it needs no noise, so that what it is off its target it is for certain.
+    ``fixed``: it has one estimate alone, so that what that is off its target it is for certain.
     """
 
     columns: Tensor
@@ -186,7 +187,8 @@ def _samples(
     if not bool(found.isfinite().all()):
         draw = int((~found.isfinite()).any(1).nonzero()[0])
         raise NonFiniteError(f"estimator {name!r}: the estimate of draw {draw} holds NaN or infinity")
-    return _Samples(found.cpu(), columns.labels, randomness.size == 0)
+    fixed = randomness.size == 0 or (isinstance(estimator, BlackBox) and estimator.idle(problem))
+    return _Samples(found.cpu(), columns.labels, fixed)
 
 
 def stacked(drawn: Callable[[range], dict[str, Tensor]], window: range, chunk: int) -> dict[str, Tensor]:
