@@ -172,3 +172,21 @@ def test_compiled_estimates_agree(name: str) -> None:
     )
     for key, gradient in eager.items():
         torch.testing.assert_close(compiled[key], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_black_box_has_as_many_different_draws_as_are_asked_for(dtype: torch.dtype) -> None:
+    """Its seed is an integer, which no floating-point type rounds; the generator of the device takes all its bits."""
+    from fgvar.testing import from_function
+
+    draws = 4096
+    randomness = from_function(lambda problem, generator: {}).randomness(None)  # type: ignore[arg-type]  # noqa: ARG005
+    seeds = randomness.sample(0, range(draws), dtype=dtype, device="cuda")["seed"]
+    assert seeds.dtype == torch.int64
+    assert len(seeds.unique()) == draws
+    firsts = [
+        torch.randn((), device="cuda", dtype=torch.float64, generator=torch.Generator("cuda").manual_seed(int(seed)))
+        for seed in seeds.tolist()
+    ]
+    assert len(torch.stack(firsts).unique()) == draws

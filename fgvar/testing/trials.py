@@ -1,4 +1,4 @@
-"""What the checks try an estimator on, and how they compare: changed problems, tolerances, differences."""
+"""What the checks try an estimator on, and how they compare: changed problems, axes of the batch, differences."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,6 +8,9 @@ from torch import Tensor
 
 from fgvar.problem import Problem
 from fgvar.testing.subject import Failure, Subject
+
+OWN_LOSS = "its estimates are equal to the bit under 1000·L and −L: it has a loss of its own, not problem.losses"
+OWN_DRAWS = 4
 
 
 def single(problem: Problem) -> Problem:
@@ -20,10 +23,6 @@ def with_loss(problem: Problem, change: Callable[[Tensor], Tensor]) -> Problem:
     other, original = problem.clone(), problem.loss_function
     other.loss_function = lambda outputs, targets: change(original(outputs, targets))
     return other
-
-
-OWN_LOSS = "its estimates are equal to the bit under 1000·L and −L: it has a loss of its own, not problem.losses"
-OWN_DRAWS = 4
 
 
 def own_loss(subject: Subject) -> bool:
