@@ -14,6 +14,7 @@ import fgvar
 from fgvar.experiments import keeping
 from fgvar.experiments.going import Going
 from fgvar.experiments.gradients import gradient_of
+from fgvar.testing import from_function
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 SCHEDULE = fgvar.Schedule(epochs=2, batch=32, lr=0.05)
@@ -174,19 +175,13 @@ def test_compiled_estimates_agree(name: str) -> None:
         torch.testing.assert_close(compiled[key], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
 
 
-@pytest.mark.cuda
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_a_black_box_has_as_many_different_draws_as_are_asked_for(dtype: torch.dtype) -> None:
-    """Its seed is an integer, which no floating-point type rounds; the generator of the device takes all its bits."""
-    from fgvar.testing import from_function
-
-    draws = 4096
-    randomness = from_function(lambda problem, generator: {}).randomness(None)  # type: ignore[arg-type]  # noqa: ARG005
-    seeds = randomness.sample(0, range(draws), dtype=dtype, device="cuda")["seed"]
-    assert seeds.dtype == torch.int64
-    assert len(seeds.unique()) == draws
-    firsts = [
-        torch.randn((), device="cuda", dtype=torch.float64, generator=torch.Generator("cuda").manual_seed(int(seed)))
-        for seed in seeds.tolist()
-    ]
-    assert len(torch.stack(firsts).unique()) == draws
+def test_a_black_box_has_as_many_different_draws_as_are_asked_for(device: str, dtype: torch.dtype) -> None:
+    """Its seed is an integer, which no floating-point type rounds, and no generator repeats its numbers."""
+    draws, found = 2048, []
+    randomness = from_function(lambda problem, generator: {}).randomness(problem_on(device))  # noqa: ARG005
+    for seed in randomness.sample(0, range(draws), dtype=dtype, device=device)["seed"].tolist():
+        generator = torch.Generator(device).manual_seed(seed)
+        found.append(torch.randn((), device=device, dtype=torch.float64, generator=generator))
+    assert len(torch.stack(found).unique()) == draws
