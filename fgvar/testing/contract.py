@@ -21,6 +21,7 @@ from fgvar.testing.trials import OWN_LOSS, difference, gap, own_loss, single, wi
 from fgvar.testing.verdict import MOST, advice, rounded
 
 NOISE_DRAWS = 8192
+MANY = 1024  # random numbers, of which half as many draws are looked at
 NUMBERS = 1 << 27  # of all noise that is looked at together
 PRECISION_DRAWS = 8
 FLIPPED = 2  # of them may differ: rounding turns a comparison, or the order of two numbers
@@ -190,7 +191,8 @@ def _require_declared_noise(subject: Subject, *, empty: bool = False) -> None:
 def _noise_draws(subject: Subject) -> int:
     """So many that each number moves often enough for a verdict, by a look at other noise, if that is asked for."""
     if subject.draws != "enough":
-        return max(NOISE_DRAWS, subject.draws or 0)
+        # Products of all pairs of so many numbers take the most of a report's time.
+        return max(NOISE_DRAWS // (2 if subject.randomness.size > MANY else 1), subject.draws or 0)
     aside = torch.cat([u.flatten(1) for u in subject.noise(range(NOISE_DRAWS), seed=ASIDE).values()], dim=1)
     fewest = int((aside != aside.median(0).values).sum(0).min())
     most = min(MOST, NUMBERS // aside.shape[1])

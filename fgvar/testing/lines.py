@@ -63,7 +63,7 @@ def line_mean(estimator: GradientEstimator, problem: Problem, *, chunk: int) -> 
 
 
 def _residual(estimator: GradientEstimator, problem: Problem, randomness: Randomness, chunk: int) -> float | None:
-    """The largest entry of F(a + b) + F(a − b) + 2 F(0) − 2 F(a) − 2 F(b); None where it is no small share of F."""
+    """The largest entry of F(a + b) + F(a − b) + 2 F(0) − 2 F(a) − 2 F(b); None where it is no small share of F(a + b)."""
     drawn = randomness.sample(0, range(SPLITS), dtype=torch.float64, device="cpu")
     u = torch.cat([value.flatten(1) for value in drawn.values()], dim=1)
     bits = np.random.default_rng(0).integers(0, 2, tuple(u.shape))
@@ -75,7 +75,7 @@ def _residual(estimator: GradientEstimator, problem: Problem, randomness: Random
     for name, found in ahead.items():
         none, plus, minus, one, other = ((found + behind[name]) / 2).unflatten(0, (5, SPLITS))
         residuals.append((plus + minus + 2 * none - 2 * one - 2 * other).abs().max())
-        sizes.append((plus - none).abs().max())
+        sizes.append(plus.abs().max())
     residual, size = float(torch.stack(residuals).max()), float(torch.stack(sizes).max())
     return residual if residual <= ALMOST * size else None  # not where it is NaN: who divides by signs has none of 0
 

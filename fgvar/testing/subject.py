@@ -68,6 +68,8 @@ class Subject:
     def randomness(self) -> Randomness:
         try:
             found = self.estimator.randomness(self.problem)
+            if isinstance(found, Randomness) and all(isinstance(leaf, Leaf) for leaf in found.leaves.values()):
+                found.sample(0, [0])  # a joint law may not fit so few numbers, and says so when it is drawn
         except ValueError as error:
             raise NotApplicable(f"{MISFIT}: {_line(error)}") from error
         except Exception as error:
