@@ -140,6 +140,7 @@ def verdicts(config: Config, pool: Executor) -> Any:
             "law_route": ("law", ["exact" if name in law.RARE else "drawn" for name in laws]),
             "tail": list(law.TAILS),
             "nominal": list(law.NOMINAL),
+            "seed": [config.seed + run for run in range(coordinate)],
             "kind": ["scale", "bias"],
             "effect": list(EFFECTS),
         },
