@@ -53,7 +53,7 @@ DRAWN: dict[str, dict[str, Callable[[Rng, tuple[int, int]], Array]]] = {
         "u v × lognormal 1": lambda rng, shape: (
             rng.standard_normal(shape) * rng.standard_normal(shape) * rng.lognormal(0, 1, shape)
         ),
-        "χ²₁ × lognormal 1": lambda rng, shape: (
+        "u² × lognormal 1": lambda rng, shape: (
             rng.standard_normal(shape) ** 2 * rng.lognormal(0, 1, shape) - np.exp(0.5)
         ),
         **{f"lognormal {sigma:g}": lognormal(sigma) for sigma in (0.5, 1.0, 1.5, 2.0)},
