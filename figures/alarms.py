@@ -3,7 +3,6 @@
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -28,11 +27,13 @@ ERRORS = 3  # binomial ones, above which a drawn rate counts as higher than the 
 
 
 def rows(dataset: xr.Dataset) -> dict[str, int]:
-    """Law → its row from above, a free one before each family for its name."""
+    """Law → its row from above, one before each family for its name."""
     found: dict[str, int] = {}
+    exact = _of(dataset, "law_route", "exact")
     for family in dict.fromkeys(style.names(dataset, "family")):
-        found[family] = len(found)
-        found |= {law: len(found) + index for index, law in enumerate(_of(dataset, "family", family))}
+        laws = _of(dataset, "family", family)
+        for name in (f"{family}, exact" if set(laws) <= set(exact) else family, *laws):
+            found[name] = len(found)
     return found
 
 
@@ -50,11 +51,11 @@ def alarms(axes: Axes, dataset: xr.Dataset) -> None:
             markeredgewidth=0.2, markeredgecolor="white", elinewidth=0.6, label=f"{rate:g}",
         )  # fmt: skip
     axes.set(xlim=(-0.06, MOST), xlabel="observed / nominal", title="false alarms", ylim=(len(places) - 0.4, -0.6))
+    style.ticks(axes.xaxis, range(int(MOST) + 1))
     axes.set_yticks(list(places.values()), list(places))
-    axes.yaxis.set_minor_locator(NullLocator())
     axes.tick_params(axis="y", length=0, labelsize="xx-small", pad=1)
     for label in axes.get_yticklabels():
-        label.set_fontstyle("italic" if label.get_text() in dataset["family"] else "normal")
+        label.set_fontstyle("normal" if label.get_text() in dataset["law"] else "italic")
     axes.legend(loc="lower right", fontsize="xx-small", title="nominal", title_fontsize="xx-small", handlelength=1)
 
 
@@ -125,7 +126,7 @@ def caption(dataset: xr.Dataset) -> list[str]:
         f"{dataset.attrs['alarm_runs']} runs for each law, with 95 % Clopper-Pearson bars: u² − 1 (one perturbed "
         "number, Gaussian) and the product u v of two; coordinate noise in 10⁴ numbers, along the target and along a "
         "projection that 1 draw in 16 moves; laws with heavy tails. Exact, a binomial sum over the draws that it "
-        f"comes in: 1/q with probability q. {_higher(dataset)}",
+        f"comes in: 1/q with probability q. {_higher(dataset)} {_lowest(dataset)}",
         "Undecided: share of runs that are no verdict and raise no alarm, as fewer than 30 draws moved the mean.",
         f"Whole verdicts at the default level {level:g}. On one weight: {_none(p, level)}; in {(p < 0.1).mean():.2g} "
         "of them the corrected p is below 0.1 (their three tests are one and the same here, which Bonferroni's "
@@ -139,30 +140,33 @@ def caption(dataset: xr.Dataset) -> list[str]:
 
 def _higher(dataset: xr.Dataset) -> str:
     """Which laws exceed the nominal rate, and what the others reach."""
-    rate, nominal, drawn = whole(dataset), dataset["nominal"], dataset["law_route"] == "drawn"
-    excess = shown(dataset) > nominal + drawn * ERRORS * (nominal / dataset.attrs["alarm_runs"]) ** 0.5
-    laws = [law for law in style.names(dataset, "law") if bool(excess.sel(law=law).any())]
-    words = []
-    for law in laws:
-        at = nominal.values[excess.sel(law=law).values]
-        times = ", ".join(f"{float(rate.sel(law=law, nominal=v)) / v:.2g} times at {v:g}" for v in at)
-        below = float(
-            dataset["alarm_rate"].sel(law=law, tail="below", nominal=at).sum() / rate.sel(law=law, nominal=at).sum()
-        )
-        words.append(f"{law}: {times} ({below:.0%} of the alarms below the truth)")
-    others = (shown(dataset) / nominal).sel(law=[law for law in style.names(dataset, "law") if law not in laws])
-    rest = f"at most {float(others.max()):.2g} times the nominal rate" if others.size else ""
-    few = [
-        f"{round(float(count))} of {law}"
-        for law in _of(dataset, "law_route", "drawn")
-        if (count := rate.sel(law=law, nominal=nominal.min()) * dataset.attrs["alarm_runs"]) > 0
+    nominal, ratio = dataset["nominal"], shown(dataset) / dataset["nominal"]
+    error = (1 / (nominal * dataset.attrs["alarm_runs"])) ** 0.5 * (dataset["law_route"] == "drawn")
+    excess = (ratio > 1 + ERRORS * error).any("nominal").values
+    high = [f"{law} ({_sides(dataset.sel(law=law))})" for law in dataset["law"].values[excess]]
+    parts = [f"Above the nominal rate by more than {ERRORS} binomial errors: {'; '.join(high)}."] if high else []
+    if not excess.all():
+        parts.append(f"{'Other' if high else 'All'} laws: at most {float(ratio[~excess].max()):.2f} times that rate.")
+    return " ".join(parts)
+
+
+def _sides(law: xr.Dataset) -> str:
+    """Observed over nominal rates of one law, on either side of the truth."""
+    ratio = (law["alarm_rate"] / law["nominal"]).where(shown(law).notnull(), drop=True)
+    sides = zip(*(ratio.sel(tail=tail).values for tail in ("below", "above")), ratio["nominal"].values, strict=True)
+    return ", ".join(f"{below:.2f} below + {above:.2f} above the truth at {rate:g}" for below, above, rate in sides)
+
+
+def _lowest(dataset: xr.Dataset) -> str:
+    """Alarms of drawn laws where too few are expected for a rate."""
+    hidden = whole(dataset).where(shown(dataset).isnull()) * dataset.attrs["alarm_runs"]
+    found = [
+        f"{round(float(count))} of {law} at {rate:g}"
+        for law in dataset["law"].values
+        for rate, count in zip(dataset["nominal"].values, hidden.sel(law=law).values, strict=True)
+        if count > 0
     ]
-    text = (
-        f"Above it by more than {ERRORS} binomial errors: {'; '.join(words)}. All others: {rest}."
-        if words
-        else f"None is above it: {rest}."
-    )
-    return text + f" At {float(nominal.min()):g}, which drawn runs cannot tell, alarms: {', '.join(few) or 'none'}."
+    return f"Alarms at rates too low to be told by runs: {', '.join(found) or 'none'}."
 
 
 def _none(p: NDArray[np.float64], level: float) -> str:
