@@ -47,8 +47,8 @@ def alarms(axes: Axes, dataset: xr.Dataset) -> None:
         y = [places[law] + 0.16 * (index - (len(nominal) - 1) / 2) for law in its["law"].values]
         bars = np.abs(ends(dataset).sel(nominal=rate, law=its["law"]) - its) / rate
         axes.errorbar(
-            np.minimum(its / rate, MOST), y, xerr=bars, color=color, marker=marker, linestyle="none", markersize=2.2,
-            markeredgewidth=0.2, markeredgecolor="white", elinewidth=0.6, label=f"{rate:g}",
+            np.minimum(its.values / rate, MOST), y, xerr=bars.values, color=color, marker=marker, linestyle="none",
+            markersize=2.2, markeredgewidth=0.2, markeredgecolor="white", elinewidth=0.6, label=f"{rate:g}",
         )  # fmt: skip
     axes.set(xlim=(-0.06, MOST), xlabel="observed / nominal", title="false alarms", ylim=(len(places) - 0.4, -0.6))
     style.ticks(axes.xaxis, range(int(MOST) + 1))
