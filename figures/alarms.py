@@ -126,8 +126,9 @@ def caption(dataset: xr.Dataset) -> list[str]:
         f"{dataset.attrs['alarm_runs']} runs for each law, with 95 % Clopper-Pearson bars: u² − 1 (one perturbed "
         "number, Gaussian) and the product u v of two; coordinate noise in 10⁴ numbers, along the target and along a "
         "projection that 1 draw in 16 moves; laws with heavy tails. Exact, a binomial sum over the draws that it "
-        f"comes in: 1/q with probability q. {_higher(dataset)} {_lowest(dataset)}",
-        "Undecided: share of runs that are no verdict and raise no alarm, as fewer than 30 draws moved the mean.",
+        f"comes in: 1/q with probability q. Ratios above {MOST:g} are drawn there. "
+        f"{_higher(dataset)} {_lowest(dataset)}",
+        "Undecided: share of runs without a verdict, and so without an alarm, as fewer than 30 draws moved the mean.",
         f"Whole verdicts at the default level {level:g}. On one weight: {_none(p, level)}; in {(p < 0.1).mean():.2g} "
         "of them the corrected p is below 0.1 (their three tests are one and the same here, which Bonferroni's "
         f"correction does not know). With coordinate noise in 10⁴ numbers: {_none(rare, level)}, and "
