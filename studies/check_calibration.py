@@ -20,7 +20,7 @@ Claim      On correct estimators alarms come at most at the nominal rate, from 1
 Shown      Drawn values: shares of simulated runs, with their binomial errors; alarms of rare events exactly. Laws
            of per-draw scalars, (g·u)u, and layers of networks with exact statistics (`studies/calibration`), by the
            library's own code.
-Cost       About two minutes on one core; --full: coverage a quarter of an hour on 3 cores, verdicts one on one.
+Cost       A few minutes on one core; --full: coverage a quarter of an hour on 3 cores, verdicts one on one.
 Run        python studies/check_calibration.py            writes results/check_calibration.nc, .pdf and .png
            python studies/check_calibration.py --parts verdicts --base figures/data/calibration.nc      one part anew
 """
