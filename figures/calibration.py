@@ -11,15 +11,12 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scipy import stats
 
-from figures import command, style
+from figures import alarms, command, style
 
 SHARES = ("below", "above", "shown")
 NEEDED = {
-    "alarms": ("law", "nominal"),
-    "verdict_p": ("run",),
-    "caught": ("kind", "effect"),
+    **alarms.NEEDED,
     **dict.fromkeys(SHARES, ("cell", "statistic", "reference", "draws")),
     "rejected": ("cell", "rule", "level", "draws"),
     "group": ("cell",),
@@ -41,31 +38,34 @@ NAMES = {f"{name}_difference": name for name in ("variance", "slope", "cosine")}
 SEEN = 0.02  # share of runs with an interval from which a cell counts
 RIGHT = (0.93, 0.975)
 LEAST = 0.85  # of the axes of coverage
-# Laws and statistics are no schemes: greys and Okabe & Ito's colours, with markers of their own.
-LAWS = (("#000000", "o"), ("#0072B2", "s"), ("#D55E00", "^"), ("#009E73", "D"), ("#CC79A7", "v"))
-GROUPS = {"law": ("#000000", "o"), "weights": ("#D55E00", "^"), "network": ("#0072B2", "s"), "difference": LAWS[3]}
-KINDS = {"scale": ("#000000", "o", "-"), "bias": ("#0072B2", "s", (0, (3.5, 1.2)))}
+BLACK, BLUE, ORANGE, GREEN = alarms.LOOKS[:4]
+GROUPS = {"law": BLACK, "weights": ORANGE, "network": BLUE, "difference": GREEN}
 TESTED = ("Gaussian, d = 1", "Gaussian, d = 4", "Gaussian, d = 20", "Gaussian, d = 100")
 PLANTED, RARE = "planted", "coordinate, d = 20"
 
 
 def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """Verdicts, p-values and misses in a row of four, then coverage: 3 × 4 panels over two columns, 6 × 2 in one.
+    """False alarms in 2 × 2 places; power, p-values, misses and coverage in one each: 4 × 4 or, in one column, 8 × 2.
 
     Raises:
         ValueError: not a calibration dataset, an unknown venue or number of columns.
     """
     style.require(dataset, NEEDED, "studies/check_calibration.py")
-    shape = (3, 4) if columns == 2 else (6, 2)
+    across = 2 * columns
+    down = 16 // across
     with style.context(venue):
-        figure = Figure((style.width(venue, columns), 0.3 + 1.5 * shape[0]), layout="constrained")
-        panels = list(figure.subplots(*shape).flat)
-        _alarms(panels[0], dataset)
-        _power(panels[1], dataset)
-        _rejected(panels[2], dataset)
-        _shown(panels[3], dataset)
-        _misses(panels[4], dataset.sel(statistic="variance", reference="target"))
-        for axes, (title, statistics) in zip(panels[5:], SHOWN.items(), strict=True):
+        figure = Figure((style.width(venue, columns), 0.3 + 1.5 * down), layout="constrained")
+        grid = figure.add_gridspec(down, across)
+        wide = grid[:2, :2].subgridspec(1, 2, width_ratios=(4, 1))
+        alarms.alarms(figure.add_subplot(wide[0]), dataset)
+        alarms.undecided(figure.add_subplot(wide[1]), dataset)
+        places = [(row, column) for row in range(down) for column in range(across) if row > 1 or column > 1]
+        panels = [figure.add_subplot(grid[place]) for place in places[: len(SHOWN) + 4]]
+        alarms.power(panels[0], dataset)
+        _rejected(panels[1], dataset)
+        _shown(panels[2], dataset)
+        _misses(panels[3], dataset.sel(statistic="variance", reference="target"))
+        for axes, (title, statistics) in zip(panels[4:], SHOWN.items(), strict=True):
             _coverage(axes, dataset.sel(statistic=list(statistics)))
             axes.set(title=title, ylabel="coverage")
         handles = [
@@ -77,52 +77,12 @@ def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Col
     return figure
 
 
-def _alarms(axes: Axes, dataset: xr.Dataset) -> None:
-    """Observed over nominal rate of alarms, a line for each law."""
-    runs, nominal = dataset.attrs["alarm_runs"], dataset["nominal"].values
-    axes.axhline(1, **style.NULL)
-    for law, (color, marker) in zip(style.names(dataset, "law"), LAWS, strict=False):
-        count = dataset["alarms"].sel(law=law).values
-        low, high = (stats.beta.ppf(q, count + a, runs - count + 1 - a) for q, a in ((0.025, 0), (0.975, 1)))
-        bars = np.nan_to_num(np.stack([count / runs - low, high - count / runs])) / nominal
-        axes.errorbar(
-            nominal, count / runs / nominal, bars, color=color, marker=marker, label=law, linewidth=0.8,
-            markersize=2.6, markeredgecolor="white",
-        )  # fmt: skip
-    axes.set(xscale="log", xlabel="nominal rate", ylabel="observed / nominal", title="false alarms")
-    axes.set_ylim(0, min(max(3.5, 1.05 * axes.get_ylim()[1]), 10))
-    axes.invert_xaxis()
-    axes.legend(loc="upper left", handlelength=1.2, fontsize="x-small")
-
-
-def _power(axes: Axes, dataset: xr.Dataset) -> None:
-    """Share of runs that catch an error, against its size; dotted are the sizes that the verdict prints."""
-    axes.axhline(0.95, **style.NULL)
-    for kind, (color, marker, line) in KINDS.items():
-        size = detectable(dataset)[kind]
-        axes.axvline(size, **style.NULL)
-        axes.plot(
-            dataset["effect"] * size, dataset["caught"].sel(kind=kind), color=color, marker=marker, linestyle=line,
-            label=kind, markeredgecolor="white",
-        )  # fmt: skip
-    axes.set(xlabel="relative error", ylabel="caught", title="power", xlim=(-0.01, None), ylim=(-0.03, 1.05))
-    axes.legend(loc="lower right", handlelength=2.0)
-
-
-def detectable(dataset: xr.Dataset) -> dict[str, float]:
-    """The relative errors that a verdict of one test prints, from the spread √2 of u² and 1 of the product u v."""
-    n, level = dataset.attrs.get("verdict_draws", 4096), dataset.attrs.get("level", 1e-6)
-    bias = float(stats.t.isf(level / 2, n - 1) + stats.norm.ppf(0.95)) / n**0.5
-    error = 2**0.5 * bias
-    return {"scale": error / (1 - error), "bias": bias}  # a wrong scale multiplies the spread, too
-
-
 def _rejected(axes: Axes, dataset: xr.Dataset) -> None:
     """Share of runs without a bias whose p-value is below a level, over the level; grey where none is given."""
     draws = dataset["draws"].values
     axes.axhline(1, **style.NULL)
     axes.axvspan(draws.min() / 1.5, 48, color="0.9", linewidth=0, zorder=0)
-    for cell, (color, marker) in zip(tested(dataset), LAWS, strict=False):
+    for cell, (color, marker) in zip(tested(dataset), alarms.LOOKS, strict=False):
         for level, line in ((0.05, "-"), (0.01, style.DASHED)):
             its = dataset["rejected"].sel(rule="shown", cell=cell, level=level) / level
             label = cell.removeprefix("Gaussian, ") if line == "-" else None
@@ -184,9 +144,9 @@ def caption(dataset: xr.Dataset) -> str:
     groups = dataset["group"].values
     numbers = ", ".join(f"{int((groups == group).sum())} {words}" for group, words in COUNTED.items())
     parts = [
-        "Calibration of the statistical verdicts (fgvar.testing) and of the intervals of fgvar.measure. All values "
-        "are drawn: shares of simulated runs.",
-        *_verdicts(dataset),
+        "Calibration of the statistical verdicts (fgvar.testing) and of the intervals of fgvar.measure. Values are "
+        "drawn, shares of simulated runs, but for false alarms of rare events, which are exact.",
+        *alarms.caption(dataset),
         f"Intervals: a point is a cell ({numbers}) with one reference, at 32, 64, 256 and 1024 draws, where at least "
         f"{SEEN:.0%} of the runs show an interval. Laws: of a scalar, as that of ⟨ĝ, r⟩ (slope) and of ‖ĝ − E ĝ‖² in "
         "8 random directions and in one (variance). Networks: layers of a LocalMixer (LG-FG-A, FG-A) and an MLP "
@@ -205,24 +165,6 @@ COUNTED = {
     "network": "layers of networks",
     "difference": "of differences",
 }
-
-
-def _verdicts(dataset: xr.Dataset) -> list[str]:
-    alarm_runs, level = dataset.attrs.get("alarm_runs", 0), dataset.attrs.get("level", 1e-6)
-    p = dataset["verdict_p"].values
-    count = int((p < level).sum())
-    bound = stats.beta.ppf(0.95, count + 1, len(p) - count)
-    sizes = " and ".join(f"{size:.2g} ({kind})" for kind, size in detectable(dataset).items())
-    return [
-        f"False alarms: observed over nominal rate for a test of a mean over 4096 draws, {alarm_runs} runs for each "
-        "law: u² − 1 (one perturbed number, Gaussian: the most skewed perturbation), the product of two normals, and "
-        "rare large values (coordinate noise in 10 and 50 dimensions). Bars: 95 % Clopper-Pearson.",
-        f"Whole verdicts at the default level {level:g} on one weight: {count} alarms in {len(p)} seeded runs, so "
-        f"the rate is below {bound:.2g} with 95 % confidence; in {(p < 0.1).mean():.2g} of them the corrected p is "
-        "below 0.1 (their three tests are one and the same here, which Bonferroni's correction does not know).",
-        "Power: share of runs that catch an error of scale, or a bias along a projection, at that level, against its "
-        f"size relative to the target. Dotted: 0.95, and the detectable sizes that the verdict prints, {sizes}.",
-    ]
 
 
 def _margin(dataset: xr.Dataset) -> float:

@@ -32,7 +32,7 @@ from fgvar.analysis.measured import LABELS, lacking
 Venue = Literal["iclr", "neurips", "icml", "jmlr"]
 Columns = Literal[1, 2]
 
-TEXT = ("family", "biased", "status", "data")  # variables of datasets that hold text
+TEXT = ("family", "biased", "status", "data", "group", "law_route")  # variables of datasets that hold text
 NUMBERED = ("run", "cell", "example")  # dims without labels
 Z = 1.96  # half-width of a 95 % normal interval, in standard errors
 GREY = "#7f7f7f"

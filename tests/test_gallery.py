@@ -21,6 +21,7 @@ NAMES = (
     "table1",
     "scaling",
     "cost",
+    "calibration",
 )
 
 
