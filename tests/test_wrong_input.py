@@ -213,6 +213,8 @@ def test_steps_of_differences() -> None:
         ({"data": None}, TypeError, r"data is NoneType, expected a pair \(train, test\)"),
         ({"schedule": {"epochs": 1}}, TypeError, r"schedule is dict, expected an instance: fgvar\.Schedule"),
         ({"schedule": fgvar.Schedule}, TypeError, "schedule is the class Schedule, expected an instance"),
+        ({"seed": -1}, ValueError, "seed is -1, expected at least 0"),
+        ({"seed": "a"}, TypeError, "seed is 'a', expected an integer of at least 0"),
         ({"device": "gpu"}, ValueError, "device is 'gpu', expected a device of this machine, as 'cpu'"),
     ],
 )
@@ -222,6 +224,35 @@ def test_train(change: dict, kind: type[Exception], match: str) -> None:
              "estimator": fgvar.scheme("FG-W"), "data": data, "schedule": fgvar.Schedule(epochs=1)}  # fmt: skip
     with pytest.raises(kind, match=match):
         fgvar.train(**{**given, **change})
+
+
+def test_estimators_in_training_write_into_copies() -> None:
+    """Parameters, buffers and the batch are of the run: what is written to them is gone by the next update."""
+
+    class Shifted(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(64, 10)
+            self.register_buffer("shift", torch.zeros(10))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = super().forward(x.flatten(1)) + self.shift
+            return out
+
+    def writes(problem: fgvar.Problem, _: torch.Generator) -> dict[str, Tensor]:
+        gradient = problem.backprop()
+        for tensor in problem.tensors().values():
+            tensor.data.zero_()
+        return gradient
+
+    torch.manual_seed(0)
+    net, data = Shifted(), (fgvar.data.load("digits"), fgvar.data.load("digits", "test"))
+    with torch.no_grad():
+        net.shift.fill_(0.5)
+    two = from_function(writes), from_function(lambda problem, _: problem.backprop())
+    wrote, right = (fgvar.train(net, one, data, fgvar.Schedule(epochs=1)).params for one in two)
+    assert wrote.keys() == right.keys()
+    assert all(torch.equal(wrote[name], right[name]) for name in right)
+    assert bool((net.shift == 0.5).all())
 
 
 def test_train_wants_randomness() -> None:
