@@ -17,9 +17,10 @@ def require_type(what: str, got: object, kind: type, words: str) -> None:
 
 def require_integer(what: str, got: object, least: int) -> None:
     """Raise where ``got`` is no integer of at least ``least``."""
-    require_type(what, got, Integral, f"an integer of at least {least}")
+    words = f"an integer of at least {least}" if least else "a non-negative integer"
+    require_type(what, got, Integral, words)
     if got < least:  # type: ignore[operator]
-        raise ValueError(f"{what} is {got}, expected at least {least}")
+        raise ValueError(f"{what} is {got}, expected {words}")
 
 
 def unknown(kind: str, got: object, valid: Iterable[str]) -> str:

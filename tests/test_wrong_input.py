@@ -171,10 +171,10 @@ def test_check_estimator(change: dict, kind: type[Exception], match: str) -> Non
         ({"estimators": {}}, ValueError, "no estimator to draw; give one, or name → estimator"),
         ({"problem": nn.Linear(3, 2)}, TypeError, r"problem is Linear, expected fgvar\.Problem\(module, loss"),
         ({"level": None}, ValueError, "level is None, expected a false-alarm rate"),
-        ({"seed": "a"}, TypeError, "seed is 'a', expected an integer of at least 0"),
-        ({"seed": 1.5}, TypeError, r"seed is 1\.5, expected an integer of at least 0"),
-        ({"seed": -1}, ValueError, "seed is -1, expected at least 0"),
-        ({"chunk": 0}, ValueError, "chunk is 0, expected at least 1"),
+        ({"seed": "a"}, TypeError, "seed is 'a', expected a non-negative integer"),
+        ({"seed": 1.5}, TypeError, r"seed is 1\.5, expected a non-negative integer"),
+        ({"seed": -1}, ValueError, "seed is -1, expected a non-negative"),
+        ({"chunk": 0}, ValueError, "chunk is 0, expected an integer of at least 1"),
     ],
 )
 def test_unbiased(change: dict, kind: type[Exception], match: str) -> None:
@@ -213,8 +213,8 @@ def test_steps_of_differences() -> None:
         ({"data": None}, TypeError, r"data is NoneType, expected a pair \(train, test\)"),
         ({"schedule": {"epochs": 1}}, TypeError, r"schedule is dict, expected an instance: fgvar\.Schedule"),
         ({"schedule": fgvar.Schedule}, TypeError, "schedule is the class Schedule, expected an instance"),
-        ({"seed": -1}, ValueError, "seed is -1, expected at least 0"),
-        ({"seed": "a"}, TypeError, "seed is 'a', expected an integer of at least 0"),
+        ({"seed": -1}, ValueError, "seed is -1, expected a non-negative"),
+        ({"seed": "a"}, TypeError, "seed is 'a', expected a non-negative integer"),
         ({"device": "gpu"}, ValueError, "device is 'gpu', expected a device of this machine, as 'cpu'"),
     ],
 )

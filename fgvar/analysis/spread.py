@@ -66,7 +66,7 @@ class Spreads:
         squares = {name: total.new_zeros(()) for name, total in totals.items()}
         for found in self._stacks(gradient, problem):
             for name, total in totals.items():
-                _add(found[name].flatten(1), total, squares[name])
+                _add(found[name].reshape(len(found[name]), -1), total, squares[name])
         means = torch.stack([total @ total / n for total in totals.values()])
         spread = ((torch.stack(list(squares.values())) - means).clamp_min(0) / (n - 1) / n).cpu().numpy()
         perturbed = spread[[name in problem.perturbed for name in totals]].sum()
