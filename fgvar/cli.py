@@ -264,7 +264,6 @@ def _one_line(refusal: str) -> str:
 
 
 def _device(name: str) -> Any:
-
     from fgvar.experiments.training import choose_device
 
     return choose_device(name)
