@@ -90,6 +90,20 @@ def coach(error: RuntimeError, inputs: Tensor, dtype: torch.dtype) -> None:
         ) from error
 
 
+def at_once(function: Callable[..., Any], *stacked: Any) -> Any:
+    """``function`` of every item of a stack, stacked, by one `torch.func.vmap`; a ValueError where that cannot be."""
+    try:
+        return torch.func.vmap(function)(*stacked)
+    except (RuntimeError, NotImplementedError) as error:
+        if "vmap" not in str(error):
+            raise
+        raise ValueError(
+            "several directions, and directions or closed forms of each example, are computed by torch.func.vmap, "
+            "and something in the network or the loss does not run under it (.item(), an if on a tensor, a recurrent "
+            "layer?); take torch.where instead, or draw with one direction for the whole batch"
+        ) from error
+
+
 def require_derivative(who: str, function: Callable[[Mapping[str, Tensor]], Any], at: Mapping[str, Tensor]) -> None:
     """Raise where torch.func cannot follow a function of the parameters, or finds none that its value depends on."""
     depends = True

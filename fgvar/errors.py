@@ -2,10 +2,25 @@
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
 
 
 class NonFiniteError(ArithmeticError):
     """A loss, gradient or noise held NaN or infinity; the message names layer, step and draw."""
+
+
+def require_type(what: str, got: object, kind: type, words: str) -> None:
+    """Raise a TypeError where ``got`` is not of this kind of number."""
+    if not isinstance(got, kind) or isinstance(got, bool):
+        raise TypeError(f"{what} is {got!r}, expected {words}")
+
+
+def require_integer(what: str, got: object, least: int) -> None:
+    """Raise where ``got`` is no integer of at least ``least``."""
+    words = f"an integer of at least {least}" if least else "a non-negative integer"
+    require_type(what, got, Integral, words)
+    if got < least:  # type: ignore[operator]
+        raise ValueError(f"{what} is {got}, expected {words}")
 
 
 def unknown(kind: str, got: object, valid: Iterable[str]) -> str:

@@ -26,6 +26,17 @@ def require_forward(module: nn.Module) -> None:
         ) from None
 
 
+def usable_device(what: str, device: object) -> torch.device:
+    """The device, if this machine has it; else a ValueError, as torch says it in several ways."""
+    try:
+        found = torch.device(device)  # type: ignore[call-overload]
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:  # an AssertionError where torch was built without it
+        line = (str(error).strip().splitlines() or ["unknown"])[0]
+        raise ValueError(f"{what} is {device!r}, expected a device of this machine, as 'cpu': {line}") from None
+    return torch.device(found)
+
+
 def require_pair(batch: object) -> tuple[Tensor, Tensor]:
     """The batch, if it is two tensors."""
     parts = tuple(batch) if isinstance(batch, tuple | list) else ()

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad
 
 from fgvar import conduct, guards
 from fgvar.criteria import Loss, check_classes, check_heads, criterion, require_losses
@@ -181,7 +181,7 @@ class Problem:
         def one(leaves: Mapping[str, Tensor], *own: Any) -> Any:
             return function(self._of({name: leaf[None] for name, leaf in leaves.items()}), *own)
 
-        return vmap(one)(self._leaves(), *beside)
+        return conduct.at_once(one, self._leaves(), *beside)
 
     def _leaves(self) -> dict[str, Tensor]:
         """All that has the examples along its first axis."""

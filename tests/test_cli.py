@@ -152,7 +152,7 @@ def test_open_takes_the_last_known_epoch_of_each_run(run, tmp_path) -> None:
         (["measure", "--draws", "few"], "--draws: invalid literal"),
         (["measure", "--dras", "3"], "Perhaps you meant: --draws"),
         (["measure", "--draws", "0"], "draws is 0, expected at least 2"),
-        (["measure", "--device", "gpu"], "--device gpu: Expected one of cpu, cuda"),
+        (["measure", "--device", "gpu"], "device is 'gpu', expected a device of this machine"),
         (["measure", "--layer", "block9"], "unknown layer 'block9'"),
         (["measure", "--plain", "--json"], "two forms of one output"),
         (["check", "FG-W", "--checks", "unbiasd"], "did you mean 'unbiased'"),

@@ -38,7 +38,7 @@ def test_estimators_of_the_same_losses_share_their_target_s(monkeypatch: pytest.
     """Four schemes, two targets and backprop: three gradients; an estimator of another type has one of its own."""
     computed = []
     once = Spreads._spread
-    monkeypatch.setattr(Spreads, "_spread", lambda self, gradient: computed.append(gradient) or once(self, gradient))
+    monkeypatch.setattr(Spreads, "_spread", lambda self, *one: computed.append(one) or once(self, *one))
     problem, spreads = mixer(batch=3), Spreads(mixer(batch=3), 16)
     schemes = {name: fgvar.scheme(name) for name in ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A")}
     found = {name: spreads.of(scheme).value for name, scheme in schemes.items()}

@@ -1,8 +1,7 @@
 """The drawn route: estimates in blocks, whatever the chunk, and what is kept of them."""
 
 import itertools
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fgvar.analysis import moments as streaming
-from fgvar.analysis.draws import estimates, ranges
+from fgvar.analysis.draws import PlainCalls, estimates, ranges
 from fgvar.analysis.intervals import Array, Estimated
 from fgvar.analysis.lending import Loan, gradient_in
 from fgvar.analysis.moments import BLOCK, References
@@ -51,6 +50,7 @@ def drawn_statistics(
     draws: int,
     seed: int,
     chunk: int,
+    plain: PlainCalls,
     noise_device: torch.device | str | None,
     keep_draws: bool,
     keep_grams: bool,
@@ -63,7 +63,7 @@ def drawn_statistics(
     for block in (
         _only(loan, estimator)
         if noiseless
-        else _blocks(loan, estimator, randomness, draws, seed, chunk, noise_device)
+        else _blocks(loan, estimator, randomness, draws, seed, chunk, plain, noise_device)
     ):
         require_like(f"the estimate of {name!r}", loan.problem, {k: g[0] for k, g in block.items()})
         try:
@@ -112,6 +112,7 @@ def _blocks(
     draws: int,
     seed: int,
     chunk: int,
+    plain: PlainCalls,
     noise_device: torch.device | str | None,
 ) -> Iterator[dict[str, Tensor]]:
     """Estimates in blocks of 16 draws (the last may be shorter), whatever the chunk."""
@@ -125,16 +126,16 @@ def _blocks(
         loan.require_unchanged(numbers)
         return found
 
-    chunk = (
-        1 if getattr(estimator, "opaque", False) else min(chunk, draws)
-    )  # a black box says that it is none for vmap
-    first = _first(loan.name, piece, range(chunk))
-    chunk = chunk if first else 1
+    # A black box says that it is none for vmap.
+    chunk = 1 if getattr(estimator, "opaque", False) else min(chunk, draws)
+    what = f"estimator {loan.name!r}"
+    first = None if chunk == 1 else plain.together(what, lambda: piece(range(chunk)), lambda: piece(range(1)))
+    size = chunk if first else 1
     with tqdm(total=draws, desc=loan.name, unit="draw", delay=1, leave=False, disable=None) as bar:
-        for window in ranges(0, draws, max(chunk, BLOCK)):
+        for window in ranges(0, draws, max(size, BLOCK)):
             whole: dict[str, Tensor] = {}
-            for numbers in ranges(window.start, window.stop, chunk):
-                found, first = first or piece(numbers), {}
+            for numbers in ranges(window.start, window.stop, size):
+                found, first = first or piece(numbers), None
                 bar.update(len(numbers))
                 if len(numbers) == len(window):
                     whole = found
@@ -144,23 +145,6 @@ def _blocks(
                     whole[k][numbers.start - window.start : numbers.stop - window.start] = g
             for block in ranges(0, len(window), BLOCK):
                 yield {k: g[block.start : block.stop] for k, g in whole.items()}
-
-
-def _first(name: str, piece: Callable[[range], dict[str, Tensor]], numbers: range) -> dict[str, Tensor]:
-    """The first chunk of estimates; none, with a warning, where only plain calls are possible."""
-    try:
-        return piece(numbers)
-    except Exception as error:
-        if len(numbers) == 1 or "memory" in str(error):
-            raise
-        piece(range(1))  # what a plain call raises, too, is the estimator's own
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        warnings.warn(
-            f"estimator {name!r} does not run under torch.func.vmap ({line}), so that its draws are made one by one; "
-            "chunk=1 says so without this warning",
-            stacklevel=2,
-        )
-        return {}
 
 
 def default_chunk(estimator: GradientEstimator, problem: Problem, randomness: Randomness, budget: int) -> int:

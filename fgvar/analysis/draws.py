@@ -1,7 +1,9 @@
 """Draws: noise in batches, sampled or enumerated, and the estimates made from it."""
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from fgvar.problem import Problem
 
 MOST = {"signs": 18, "hermite": 11}  # random numbers that are enumerated at most: 2^18 and 3^11 estimates
 METHODS = ("nodes", *MOST)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,34 @@ def estimates(estimator: GradientEstimator, problem: Problem, noise: Mapping[str
         return stacked
     one = {name: u[0] for name, u in noise.items()}
     return {name: g[None] for name, g in gradient_in(estimator.estimate(problem, one)).items()}
+
+
+@dataclass
+class PlainCalls:
+    """What of one measurement runs by plain calls alone: the first of it is told in a warning, once.
+
+    Attributes:
+        told: has there been a warning?
+    """
+
+    told: bool = False
+
+    def together(self, what: str, stacked: Callable[[], T], single: Callable[[], object]) -> T | None:
+        """What ``stacked`` returns, a vmap; None, and a warning, where only ``single``, a plain call, can be."""
+        try:
+            return stacked()
+        except Exception as error:
+            if "memory" in str(error):
+                raise
+        single()  # what a plain call raises, too, is not vmap's fault
+        if not self.told:
+            warnings.warn(
+                f"{what} does not run under torch.func.vmap (as .item() and an if on a tensor do not), so that it is "
+                "computed one by one, like all here that does not; chunk=1 says so without this warning",
+                stacklevel=2,
+            )
+        self.told = True
+        return None
 
 
 def ranges(start: int, stop: int, step: int) -> Iterator[range]:

@@ -29,6 +29,7 @@ def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     followed, and a file that is replaced keeps its permissions.
 
     Raises:
+        TypeError: no dataset.
         OSError: the folder cannot be written, the disk is full, or what stands at the path is no regular file; what
             stood there stays.
 
@@ -38,6 +39,8 @@ def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> Path:
         ...     open_dataset(save(xr.Dataset({"loss": 1.5}), f"{folder}/a.nc"))["loss"].item()
         1.5
     """
+    if not isinstance(dataset, xr.Dataset):
+        raise TypeError(f"got {type(dataset).__name__} to save, expected an xarray.Dataset, as fgvar.measure returns")
     require_place(path)
     content = dataset.to_netcdf(engine="h5netcdf")  # in memory: on a disk that is full, HDF5 crashes
     try:

@@ -81,13 +81,19 @@ def gradient_in(found: object) -> dict[str, Tensor]:
     """The gradient of what ``estimate`` returned, as a dict of tensors; a TypeError says what it returned instead."""
     if not isinstance(found, Estimate):
         raise TypeError(f"estimate returned {type(found).__name__}, expected fgvar.Estimate(gradient)")
-    if not isinstance(found.gradient, Mapping):
-        kind = type(found.gradient).__name__
-        raise TypeError(f"the estimate's gradient is {kind}, expected a dict like problem.params")
-    for name, value in found.gradient.items():
+    return tensors_in("the estimate", found.gradient)
+
+
+def tensors_in(what: str, gradient: object) -> dict[str, Tensor]:
+    """A gradient as a dict of dense tensors that record no graph; a TypeError says what it is instead."""
+    if not isinstance(gradient, Mapping):
+        raise TypeError(f"{what} is {type(gradient).__name__}, expected a dict like problem.params")
+    for name, value in gradient.items():
         if not isinstance(value, Tensor):
-            raise TypeError(f"the estimate of {name!r} is {type(value).__name__}, expected a tensor")
-    return dict(found.gradient)
+            raise TypeError(f"{what} has {type(value).__name__} for {name!r}, expected a tensor")
+        if value.layout is not torch.strided:
+            raise TypeError(f"{what} is {value.layout} for {name!r}, expected a dense tensor; give .to_dense()")
+    return {name: value.detach() for name, value in gradient.items()}
 
 
 def _same(one: Tensor | None, two: Tensor | None) -> bool:

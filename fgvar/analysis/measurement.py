@@ -16,13 +16,14 @@ from fgvar.analysis.dataset import FLAGS, RATIOS, REFERENCES, describe, provenan
 from fgvar.analysis.drawn import BUDGET, default_chunk, drawn_statistics, examples_at_once, require_like
 from fgvar.analysis.exact import check_route, exact_statistics
 from fgvar.analysis.intervals import Array, Estimated
-from fgvar.analysis.lending import Loan, require_randomness
+from fgvar.analysis.lending import Loan, require_randomness, tensors_in
 from fgvar.analysis.moments import BLOCK, FEATURES, References
 from fgvar.analysis.paired import Measured, differences
 from fgvar.analysis.spread import Spreads
 from fgvar.analysis.statistics import ERRORS, NOT_OF_ONE, cosine_null
 from fgvar.errors import NonFiniteError
-from fgvar.estimators.estimator import GradientEstimator, require_estimator
+from fgvar.estimators.estimator import GradientEstimator, require_estimator, require_problem
+from fgvar.guards import usable_device
 from fgvar.problem import Problem
 
 
@@ -87,10 +88,7 @@ def measure(
         Frozen({'estimator': 1, 'layer': 4})
     """
     check_arguments(estimators, draws, chunk, seed, budget)
-    if not isinstance(problem, Problem):
-        raise TypeError(
-            f"problem is {type(problem).__name__}, expected fgvar.Problem(module, loss, (inputs, targets))"
-        )
+    require_problem(problem)
     check_noise_device(noise_device, problem)
     check_route(route, estimators, problem, keep_draws)
     if paired and len(estimators) < 2:
@@ -128,8 +126,9 @@ def measured(
         started = time.perf_counter()
         loan = Loan.of(name, estimator, problem)
         randomness = require_randomness(name, estimator.randomness(loan.problem))
-        target = estimator.target(loan.problem)
-        _require_gradient(f"the target of estimator {name!r}", problem, target)
+        what = f"the target of estimator {name!r}"
+        target = tensors_in(what, estimator.target(loan.problem))
+        _require_gradient(what, problem, target)
         references = References.of(target, backprop, problem.perturbed)
         size = default_chunk(estimator, problem, randomness, budget) if chunk is None else chunk
         exact = route == "exact" and randomness.size > 0
@@ -137,14 +136,24 @@ def measured(
             drawn, values = None, exact_statistics(estimator, problem, references, budget)
         else:
             drawn = drawn_statistics(
-                loan, estimator, references, randomness, draws, seed, size, noise_device, keep_draws, paired
+                loan,
+                estimator,
+                references,
+                randomness,
+                draws,
+                seed,
+                size,
+                spreads.plain,
+                noise_device,
+                keep_draws,
+                paired,
             )
             values = dict(drawn.values)
         values["data_variance"] = spreads.of(estimator)
         flags = _relate(values, references, sizes, problem.dtype)
         if exact:
             flags |= (values["variance"].value > 0).astype(np.int8) * FLAGS["no_closed_form"]
-        passes = cost(estimator, problem, randomness)
+        passes = cost(estimator, loan.problem, randomness)
         row = _labelled(values) | {"flag": (("reference", "layer"), flags), "cost": ((), passes)}
         if keep_draws and drawn is not None:
             row |= {f"draw_{f}": (("layer", "draw"), drawn.features[:, :, i]) for i, f in enumerate(FEATURES)}
@@ -276,14 +285,7 @@ def check_noise_device(device: torch.device | str | None, problem: Problem) -> N
     """Raise where noise cannot be made on this device, or not be brought from it to the problem."""
     if device is None:
         return
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:  # an AssertionError where torch was built without it
-        line = (str(error).strip().splitlines() or ["unknown"])[0]
-        raise ValueError(
-            f"noise_device is {device!r}, expected a device of this machine, as 'cpu', or None: {line}"
-        ) from None
+    found = usable_device("noise_device", device)
     if found.type == "meta" and problem.device.type != "meta":
         raise ValueError(
             f"noise_device is 'meta', which holds no numbers, and the problem is on {problem.device}; "

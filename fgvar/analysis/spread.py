@@ -1,13 +1,14 @@
 """Spread of the data: how per-example gradients vary within a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fgvar.analysis.draws import ranges
+from fgvar.analysis.draws import PlainCalls, ranges
 from fgvar.analysis.intervals import Estimated
+from fgvar.analysis.lending import Loan, tensors_in
 from fgvar.analysis.moments import GROUPS
 from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimator
 from fgvar.estimators.losses import Losses
@@ -24,33 +25,38 @@ class Spreads:
     Args:
         problem: network, loss and batch.
         chunk: examples whose gradients are computed at once (1: by plain calls).
+
+    Attributes:
+        plain: of the measurement that these belong to, the warning of what does not run under vmap.
     """
 
     def __init__(self, problem: Problem, chunk: int) -> None:
         self.problem, self.chunk = problem, chunk
+        self.plain = PlainCalls()
         self._backprop: np.ndarray | None = None
         self._targets: list[tuple[Losses, np.ndarray]] = []
 
     def of(self, estimator: GradientEstimator) -> Estimated:
         """Of its target and of backprop, exact [references, layers]."""
         if self._backprop is None:
-            self._backprop = self._spread(lambda one: one.backprop())
+            self._backprop = self._spread(lambda one: one.backprop(), self.problem)
         return Estimated.exact(np.stack([self._target(estimator), self._backprop]))
 
     def _target(self, estimator: GradientEstimator) -> np.ndarray:
         # Composed estimators of the same losses have the same target; of other types nothing is known.
         if type(estimator) not in (Estimator, ExactGradient):
-            return self._spread(estimator.target)
+            lent = Loan.of(type(estimator).__name__, estimator, self.problem).problem
+            return self._spread(estimator.target, lent)
         losses: Losses = estimator.losses  # type: ignore[attr-defined]
         known = next((value for other, value in self._targets if other == losses), None)
         if known is None:
-            known = self._spread(estimator.target)
+            known = self._spread(estimator.target, self.problem)
             self._targets.append((losses, known))
         return known
 
-    def _spread(self, gradient: Gradient) -> np.ndarray:
+    def _spread(self, gradient: Gradient, problem: Problem) -> np.ndarray:
         """NaN for a batch of one, and where examples are coupled, so that none has a gradient of its own."""
-        problem, n = self.problem, self.problem.batch_size
+        n = problem.batch_size
         if n == 1 or problem.coupled:
             return np.full(len(problem.params) + len(GROUPS), np.nan)
         totals = {
@@ -58,15 +64,33 @@ class Spreads:
             for name, p in problem.params.items()
         }
         squares = {name: total.new_zeros(()) for name, total in totals.items()}
-        for numbers in ranges(0, n, self.chunk):
-            part = problem.rows(slice(numbers.start, numbers.stop))
-            found = gradient(part) if self.chunk == 1 else part.per_example(gradient)
+        for found in self._stacks(gradient, problem):
             for name, total in totals.items():
-                _add(found[name].reshape(len(numbers), -1), total, squares[name])
+                _add(found[name].reshape(len(found[name]), -1), total, squares[name])
         means = torch.stack([total @ total / n for total in totals.values()])
         spread = ((torch.stack(list(squares.values())) - means).clamp_min(0) / (n - 1) / n).cpu().numpy()
         perturbed = spread[[name in problem.perturbed for name in totals]].sum()
         return np.array([*spread, perturbed, spread.sum()])
+
+    def _stacks(self, gradient: Gradient, problem: Problem) -> Iterator[dict[str, Tensor]]:
+        """The gradients of the examples, a chunk of them stacked; one by one where vmap cannot."""
+        what = "the gradient of one example"
+
+        def piece(numbers: range) -> dict[str, Tensor]:
+            part = problem.rows(slice(numbers.start, numbers.stop))
+            if len(numbers) > 1:
+                stacked: dict[str, Tensor] = part.per_example(lambda one: tensors_in(what, gradient(one)))
+                return stacked
+            return {name: g[None] for name, g in tensors_in(what, gradient(part)).items()}
+
+        n = problem.batch_size
+        chunk = min(self.chunk, n)
+        first = None
+        if chunk > 1:
+            first = self.plain.together(what, lambda: piece(range(chunk)), lambda: piece(range(1)))
+        for numbers in ranges(0, n, chunk if first else 1):
+            found, first = first or piece(numbers), None
+            yield found
 
 
 def _add(rows: Tensor, total: Tensor, square: Tensor) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
-from torch.func import vmap
 from torch.utils._pytree import tree_map
 
+from fgvar.conduct import at_once
 from fgvar.estimators.combine import Combine, Frame, Mean
 from fgvar.estimators.guesses import Guess, Isotropic
 from fgvar.estimators.losses import GlobalLoss, Losses, gradient, gradient_and_loss
@@ -54,6 +54,14 @@ def require_estimator(name: str, candidate: object) -> None:
     if not isinstance(candidate, GradientEstimator):
         kind = type(candidate).__name__
         raise TypeError(f"{name!r} is {kind}, expected randomness, estimate and target methods")
+
+
+def require_problem(candidate: object) -> None:
+    """Raise a TypeError where ``candidate`` is not a `Problem`, saying how to make one."""
+    if not isinstance(candidate, Problem):
+        raise TypeError(
+            f"problem is {type(candidate).__name__}, expected fgvar.Problem(module, loss, (inputs, targets))"
+        )
 
 
 @dataclass(frozen=True)
@@ -185,7 +193,7 @@ def _summed(credit: Tensor, directions: Tensor) -> Tensor:
 def _each(function: Callable[[Any], Any], stacked: Mapping[str, Tensor]) -> Any:
     """``function`` of every item of a stack, stacked. One item alone takes the plain way; no tensor is one item."""
     if stacked and len(next(iter(stacked.values()))) > 1:
-        return vmap(function)(dict(stacked))
+        return at_once(function, dict(stacked))
     found = function({name: u[0] for name, u in stacked.items()})
     return tree_map(lambda value: value[None], found)
 

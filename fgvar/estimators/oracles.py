@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from fgvar.dual import jvp
+from fgvar.errors import require_type
 from fgvar.estimators.losses import Terms
 from fgvar.estimators.spaces import Linearised, Tensors
 from fgvar.map import OUTPUT
@@ -198,5 +200,6 @@ def _moved(point: Tensors, direction: Tensors, step: float) -> dict[str, Tensor]
 
 
 def _check_step(step: float) -> None:
+    require_type("step", step, Real, "a positive number")
     if not step > 0:
         raise ValueError(f"step is {step!r}, expected a positive number")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fgvar.errors import unknown
+from fgvar.errors import require_integer, unknown
 from fgvar.experiments import sources
 
 __all__ = ["Images", "load"]
@@ -134,6 +134,7 @@ class Images:
     def _order(self, wanted: int, seed: int, *key: int) -> Tensor:
         if not 1 <= wanted <= len(self):
             raise ValueError(f"{self.name} ({self.split}): asked for {wanted} of 1 … {len(self)} examples")
+        require_integer("seed", seed, 0)
         state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0]
         return torch.randperm(len(self), generator=torch.Generator().manual_seed(int(state)))
 

@@ -9,6 +9,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from fgvar.analysis.lending import require_randomness
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.experiments.data import Images
@@ -50,7 +51,7 @@ class Going:
     ) -> None:
         self.problem, self.estimator, self.schedule, self.total, self.seed = problem, estimator, schedule, total, seed
         self.gradient, self.probe, self.task = gradient, probe, task
-        self.randomness = estimator.randomness(problem)
+        self.randomness = require_randomness("estimator", estimator.randomness(problem))
         self.params = {key: value.clone() for key, value in problem.params.items()}
         from_first(self.params)
         learns = getattr(estimator, "learns", None)

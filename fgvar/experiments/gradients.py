@@ -21,9 +21,9 @@ def gradient_of(problem: Problem, estimator: GradientEstimator, autocast: bool, 
     lend = not ours(estimator)
 
     def gradient(params: dict[str, Tensor], batch: tuple[Tensor, Tensor], noise: dict[str, Tensor]) -> Told:
-        if lend:  # what moves them in place, and back up to rounding, would train by its rounding
-            params = {name: p.clone() for name, p in params.items()}
-        found = estimator.estimate(problem.at(params, batch), noise)
+        here = problem.at(params, batch)
+        # What moves tensors in place, and back up to rounding, would train by its rounding; buffers would stay moved.
+        found = estimator.estimate(here.clone() if lend else here, noise)
         return found.gradient, found.loss
 
     followed: Gradient = compiled(gradient) if compile else gradient

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fgvar.errors import unknown
+from fgvar.errors import require_type, unknown
 from fgvar.heads import LocalHead, ReadOut
 from fgvar.problem import Problem
 
@@ -31,6 +32,7 @@ class Schedule:
             takes 0.1 for the read-out of local schemes).
 
     Raises:
+        TypeError: what is no number.
         ValueError: numbers out of range, unknown names.
 
     Example:
@@ -53,6 +55,10 @@ class Schedule:
     DECAYS: ClassVar[tuple[str, ...]] = ("linear", "cosine", "constant")
 
     def __post_init__(self) -> None:
+        for what in ("epochs", "batch", "warmup"):
+            require_type(what, getattr(self, what), Integral, "an integer")
+        for what in ("lr", "momentum", "weight_decay", "head_factor", "readout_factor"):
+            require_type(what, getattr(self, what), Real, "a number")
         numbers = [self.lr, self.momentum, self.weight_decay, self.head_factor, self.readout_factor]
         positive = self.epochs >= 1 and self.batch >= 1 and self.lr > 0
         if not (np.isfinite(numbers).all() and positive and 0 <= self.momentum < 1 and min(numbers) >= 0):

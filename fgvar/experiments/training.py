@@ -25,6 +25,8 @@ from fgvar.experiments.probes import Probe, log_steps, moved
 from fgvar.experiments.schedule import Schedule
 from fgvar.experiments.tasks import task_of
 from fgvar.experiments.views import Views
+from fgvar.guards import require_parameters, usable_device
+from fgvar.sites import require_module
 
 __all__ = ["Probe", "Run", "Schedule", "choose_device", "log_steps", "steps_of", "train"]
 
@@ -97,13 +99,18 @@ def train(
         dataset; and the final parameters.
 
     Raises:
-        ValueError: fewer training examples than one batch, a problem that the estimator does not fit, `InfoNCE`
-            without views or views without it; a checkpoint that is truncated or of another run.
+        TypeError: no module, estimator, data or schedule.
+        ValueError: a device that is not there, fewer training examples than one batch, a problem that the estimator
+            does not fit, `InfoNCE` without views or views without it; a checkpoint that is truncated or of another
+            run.
         OSError: the checkpoint's place cannot be written, before any training, or another run has it.
         NonFiniteError: NaN or infinity in a gradient or loss, naming the parameter and the step; the checkpoint
             before it stays.
     """
+    require_module(module)
+    require_parameters(module)
     require_estimator(name or "estimator", estimator)
+    _require_arguments(data, schedule)
     task = task_of(loss, views, seed, schedule.batch)
     join()
     where = choose_device(device)
@@ -138,6 +145,19 @@ def train(
     return Run(_dataset(going, images), going.params)
 
 
+def _require_arguments(data: object, schedule: object) -> None:
+    """Raise a TypeError where these are no data to train and test with, or no schedule."""
+    if not isinstance(data, tuple | list) or len(data) != 2 or not all(isinstance(one, Images) for one in data):
+        kinds = f" of {', '.join(type(one).__name__ for one in data)}" if isinstance(data, tuple | list) else ""
+        raise TypeError(
+            f"data is {type(data).__name__}{kinds}, expected a pair (train, test) of fgvar.data.Images, as "
+            'fgvar.data.load("digits"), fgvar.data.load("digits", "test")'
+        )
+    if not isinstance(schedule, Schedule):
+        kind = f"the class {schedule.__name__}" if isinstance(schedule, type) else type(schedule).__name__
+        raise TypeError(f"schedule is {kind}, expected an instance: fgvar.Schedule(epochs=20, batch=64)")
+
+
 def _near(images: Images, device: torch.device) -> Images:
     """On the device, where the pixels take less than a quarter of its free memory."""
     if device.type != "cuda" or images.pixels.numel() > torch.cuda.mem_get_info(device)[0] // 4:
@@ -149,7 +169,7 @@ def choose_device(device: torch.device | str) -> torch.device:
     """The device of that name; "auto" is CUDA where there is one (of torchrun, each process's), else the CPU."""
     if device == "auto":
         device = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    return usable_device("device", device)
 
 
 def _dataset(going: Going, images: Images) -> xr.Dataset:

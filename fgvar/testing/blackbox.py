@@ -1,7 +1,9 @@
 """Black boxes: estimators that draw their own noise, given as a function of a generator."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -107,6 +109,6 @@ def from_function(
             )
     if directions is not None:
         check_directions(directions)
-    if step is not None and not step > 0:
+    if step is not None and not (isinstance(step, Real) and 0 < step < math.inf):
         raise ValueError(f"step is {step!r}, expected a positive number")
     return BlackBox(function, Problem.backprop if target is None else target, directions, antithetic, step, variance)

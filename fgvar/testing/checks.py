@@ -13,7 +13,7 @@ from fgvar.problem import Problem
 from fgvar.testing import claims, contract, unbiasedness
 from fgvar.testing.problems import default_problems
 from fgvar.testing.report import FAILED, NOT_APPLICABLE, PASSED, UNDECIDED, Report, Row, said
-from fgvar.testing.statistical import Draws, check_draws
+from fgvar.testing.statistical import Draws, check_draws, check_level
 from fgvar.testing.subject import MISFIT, Failure, NotApplicable, Subject, Undecided
 
 Problems = Problem | Mapping[str, Problem] | Sequence[Problem]
@@ -115,7 +115,8 @@ def check_estimator(
             than, by pilots with noise of their own.
 
     Raises:
-        TypeError: not an estimator. Whatever else it does wrong is a failed check with a sentence.
+        TypeError: not an estimator, problem or list of checks. Whatever else the estimator does wrong is a failed
+            check with a sentence.
         ValueError: an unknown check, no problem, a level outside of (0, 1), or too few draws.
 
     Example:
@@ -125,12 +126,13 @@ def check_estimator(
         (True, (), ())
     """
     require_estimator("estimator", estimator)
+    if isinstance(checks, str) or not (checks is None or (isinstance(checks, Collection) and checks)):
+        raise TypeError(f"checks is {checks!r}, expected one or more names of CHECKS, as ['unbiased', 'scale']")
     chosen = tuple(CHECKS if checks is None else checks)
     for name in chosen:
         if name not in CHECKS:
             raise ValueError(unknown("check", name, CHECKS))
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}, expected a false-alarm rate between 0 and 1")
+    check_level(level)
     if draws is not None:
         check_draws(draws)
     named = _named(problems)
@@ -238,10 +240,14 @@ def _named(problems: Problems | None) -> dict[str, Problem]:
         return default_problems()
     if isinstance(problems, Problem):
         return {"problem": problems}
+    if isinstance(problems, str) or not isinstance(problems, Mapping | Sequence):
+        raise TypeError(f"problems is {type(problems).__name__}, expected fgvar.Problem, several, or name → problem")
     named = dict(problems) if isinstance(problems, Mapping) else {f"problem{i}": p for i, p in enumerate(problems)}
     if not named:
         raise ValueError("no problem to check on; give at least one, or leave problems out for the default ones")
     for name, problem in named.items():
+        if not isinstance(name, str):
+            raise TypeError(f"a problem is named {name!r}, expected a text, as 'linear'")
         if not isinstance(problem, Problem):
             raise TypeError(f"problem {name!r} is {type(problem).__name__}, expected fgvar.Problem")
     return named

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from fgvar.analysis.draws import Enumeration, estimates, ranges
 from fgvar.errors import unknown
-from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.estimator import GradientEstimator, require_estimator, require_problem
 from fgvar.estimators.noise import Gaussian, Leaf, Randomness
 from fgvar.problem import Problem
 
@@ -43,6 +43,8 @@ def expectation(
         >>> bool(torch.allclose(mean["weight"], target["weight"], rtol=0, atol=1e-12))
         True
     """
+    require_estimator("estimator", estimator)
+    require_problem(problem)
     enumeration = Enumeration(estimator.randomness(problem), method)
     if method == "nodes":
         require_quadratic(estimator, problem, chunk=chunk)
@@ -80,6 +82,8 @@ def covariance(
         >>> bool(covariance(scheme("FG-W"), problem)["weight"].trace().isclose((6 + 1) * square))
         True
     """
+    require_estimator("estimator", estimator)
+    require_problem(problem)
     if method == "polarisation":
         return _polarised(estimator, problem, chunk)
     if method not in ("signs", "hermite"):

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fgvar.analysis.draws import estimates, ranges
 from fgvar.analysis.moments import BUCKETS, References
-from fgvar.errors import NonFiniteError
-from fgvar.estimators.estimator import GradientEstimator, require_estimator
+from fgvar.errors import NonFiniteError, require_integer
+from fgvar.estimators.estimator import GradientEstimator, require_estimator, require_problem
 from fgvar.problem import Problem
 from fgvar.testing.blackbox import BlackBox
 from fgvar.testing.means import MOVED, Means, means
@@ -63,7 +63,8 @@ def unbiased(
         size: in units of which errors are told where the whole target is 0.
 
     Raises:
-        ValueError: a level outside of (0, 1), or fewer than 64 draws.
+        TypeError: no estimator, no problem, or what is no integer for a seed or a chunk.
+        ValueError: a level outside of (0, 1), fewer than 64 draws, a negative seed, or nothing to draw.
         NonFiniteError: an estimate with NaN or infinity.
 
     Example:
@@ -74,15 +75,26 @@ def unbiased(
         >>> print(unbiased(fgvar.scheme("FG-W"), problem, draws=64).sentence("scale").split(";")[0])
         would not have caught a turned sign in 'weight', 'bias', 'total'
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}, expected a false-alarm rate between 0 and 1")
+    require_problem(problem)
+    check_level(level)
     check_draws(draws)
+    require_integer("seed", seed, 0)
+    if chunk is not None:
+        require_integer("chunk", chunk, 1)
     named = dict(estimators) if isinstance(estimators, Mapping) else {"estimator": estimators}
+    if not named:
+        raise ValueError('no estimator to draw; give one, or name → estimator, as {"FG-W": fgvar.scheme("FG-W")}')
     for name, estimator in named.items():
         require_estimator(name, estimator)
     if draws == "enough":
         draws = _enough(lambda pilot: _verdict(named, problem, level, pilot, seed + ASIDE, chunk, size))
     return _verdict(named, problem, level, draws, seed, chunk, size)
+
+
+def check_level(level: object) -> None:
+    """Raise a ValueError where this is no false-alarm rate."""
+    if not isinstance(level, float | int) or not 0 < level < 1:
+        raise ValueError(f"level is {level!r}, expected a false-alarm rate between 0 and 1")
 
 
 def check_draws(draws: object) -> None:
