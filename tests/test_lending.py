@@ -122,8 +122,8 @@ ANSWERS: dict[str, Any] = {
     [
         ("dict", TypeError, r"estimate returned dict, expected fgvar\.Estimate\(gradient\)"),
         ("none", TypeError, r"estimate returned NoneType, expected fgvar\.Estimate"),
-        ("no gradient", TypeError, r"the estimate's gradient is NoneType, expected a dict like problem\.params"),
-        ("number", TypeError, r"the estimate of 'layer0\.bias' is float, expected a tensor"),
+        ("no gradient", TypeError, r"the estimate is NoneType, expected a dict like problem\.params"),
+        ("number", TypeError, r"the estimate has float for 'layer0\.bias', expected a tensor"),
         ("unknown", ValueError, r"the estimate of 'a' has 'other' beside problem\.params"),
         ("lacking", ValueError, r"the estimate of 'a' has nothing for 'layer0\.bias', expected \(5,\)"),
         ("single", ValueError, r"the estimate of 'a' has dtype torch\.float32 for '.*', expected torch\.float64"),
@@ -179,7 +179,7 @@ def test_a_black_box_is_measured_by_plain_calls_without_a_warning() -> None:
 
 def test_what_vmap_cannot_do_is_measured_by_plain_calls_with_one_warning() -> None:
     with pytest.warns(
-        UserWarning, match=r"'looking' does not run under torch\.func\.vmap \(.*\), so that its draws"
+        UserWarning, match=r"'looking' does not run under torch\.func\.vmap \(.*\), so that it is computed one by one"
     ) as seen:
         ds = fgvar.measure({"looking": Looking(), "FG-W": fgvar.scheme("FG-W")}, RELU, draws=48)
     assert len(seen) == 1
