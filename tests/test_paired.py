@@ -10,6 +10,7 @@ from torch import nn
 import fgvar
 from fgvar.analysis.dataset import ENDS, FLAGS, VARIABLES
 from fgvar.analysis.drawn import Drawn, drawn_statistics
+from fgvar.analysis.draws import PlainCalls
 from fgvar.analysis.intervals import Estimated
 from fgvar.analysis.lending import Loan
 from fgvar.analysis.moments import BLOCK, FEATURES, References, absorb, block, init
@@ -171,7 +172,7 @@ def test_memory_is_that_of_scalars(problem: fgvar.Problem) -> None:
     references = References.of(problem.backprop(), problem.backprop(), problem.perturbed)
     loan, randomness = Loan.of("a", estimator, problem), estimator.randomness(problem)
     kept, dropped = (
-        drawn_statistics(loan, estimator, references, randomness, 160, 0, 16, None, keep_draws=False, keep_grams=keep)
+        drawn_statistics(loan, estimator, references, randomness, 160, 0, 16, PlainCalls(), None, False, keep)
         for keep in (True, False)
     )
     layers = len(problem.params) + 2
