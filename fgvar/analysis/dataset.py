@@ -242,8 +242,7 @@ def ranged(value: float, low: float, high: float, *, plus_minus: bool = False) -
     if half == 0 or not np.isfinite([value, low, high]).all():
         return f"{value:.4g}" + ("" if half == 0 else " [–]")
     last = int(np.floor(np.log10(half))) - 1  # the place of the second significant digit
-    large = max(abs(value), abs(low), abs(high)) > LARGE
-    leading = int(np.floor(np.log10(abs(value)))) if value else last
+    large, leading = max(abs(value), half) > LARGE, int(np.floor(np.log10(abs(value) or half)))
     form = f".{max(0, leading - last)}e" if large else f".{max(0, -last)}f"
     if plus_minus:
         return f"{value:{form}} ± {half:{'.1e' if large else form}}"

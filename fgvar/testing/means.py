@@ -68,7 +68,8 @@ def means(
     """Test the mean of every column of ``samples`` [draws, components] at ``level`` over all of them together.
 
     The statistic is that of `fgvar.analysis.intervals.standardised`, which keeps its rate of false alarms for skewed
-    laws, such as χ², and for symmetric ones with heavy tails.
+    laws, such as χ², and for symmetric ones with heavy tails. Of lognormal σ = 2 it refuses a right mean 2 to 3 times
+    too often at 1e-3 to 1e-4.
 
     A column that fewer than `MOVED` draws moved has no verdict: rare events that a sample holds few of, or none, can
     carry any mean (1/q with probability q in a sample of 1/q draws). One that no draw moved, and that equals its

@@ -71,6 +71,7 @@ def zero_gradient(subject: Subject) -> str:
         if worst > 1e-9 * subject.size:
             raise Failure(f"a loss that is 0 everywhere has an estimate of mean {worst:.2g} ({flat.mean.how})")
         return flat.mean.how
+    _ = flat.target  # whose own numbers may be none
     verdict = flat.verdict(size=sum(float(value.square().sum()) for value in subject.target.values()) ** 0.5)
     for kind in ("bias", "scale"):
         if verdict.failed(kind):
