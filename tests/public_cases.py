@@ -97,7 +97,7 @@ CASES = {
     ),
     "collocation": Case(
         "NeuralSolvers#57", "points by their residual, without weights", public.prioritised(True),
-        public.prioritised(False), "scale", public.collocation, 8192,
+        public.prioritised(False), "scale", public.collocation,
     ),
     "std": Case(
         "posteriors#15", "the gradient by the std for that by its logarithm", public.Variational(),
