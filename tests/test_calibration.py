@@ -157,9 +157,9 @@ def test_errors_of_the_printed_size_are_caught(stored: xr.Dataset) -> None:
     assert (stored["caught"].sel(effect=0.0) == 0).all()
 
 
-# What the study says that it does not cover: a value so rare that a sample lacks it, and a difference of two skewed
-# variances in few dimensions.
-RARE = ("1 % × 100", "10 % × 10", "difference, d = 4")
+# What the study says that is short: a value so rare that a sample lacks it, and, at 32 and 64 draws in 4 dimensions, a
+# difference of two skewed variances and the efficiency of a biased estimate.
+SHORT = {"1 % × 100", "10 % × 10", "difference, d = 4", "Gaussian, d = 4, bias 1"}
 
 
 @pytest.mark.parametrize("statistic", [one for one in STATISTICS if one != "sq_bias"])
@@ -169,7 +169,7 @@ def test_intervals_cover_in_every_cell(stored: xr.Dataset, statistic: str) -> No
     low, high = calibration.RIGHT
     error = np.sqrt(low * (1 - low) / stored["runs"])
     short = (its < low - 3 * error).any(("reference", "draws"))
-    assert set(stored["cell"].values[short]) <= set(RARE)
+    assert set(stored["cell"].values[short]) <= SHORT
     whole = its.sel(draws=[64, 256, 1024])
     assert float((whole <= high).where(whole.notnull()).mean()) > 0.9
 
