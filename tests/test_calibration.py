@@ -157,8 +157,8 @@ def test_errors_of_the_printed_size_are_caught(stored: xr.Dataset) -> None:
     assert (stored["caught"].sel(effect=0.0) == 0).all()
 
 
-# What the study says that is short: a value so rare that a sample lacks it, and, at 32 and 64 draws in 4 dimensions, a
-# difference of two skewed variances and the efficiency of a biased estimate.
+# What the study says that is short: a value so rare that a sample lacks it, and, at 32 and 64 draws in 4 dimensions,
+# a difference of two skewed variances and the efficiency of a biased estimate.
 SHORT = {"1 % × 100", "10 % × 10", "difference, d = 4", "Gaussian, d = 4, bias 1"}
 
 
