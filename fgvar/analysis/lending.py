@@ -55,7 +55,7 @@ another point; estimate at copies, as p + step * u
             return
         before, after = self.owned.tensors(), self.problem.tensors()
         for name in {**before, **after}:
-            if not _same(before.get(name), after.get(name)):
+            if not same_values(before.get(name), after.get(name)):
                 when = f"draw {draws.start}" if len(draws) == 1 else f"draws {draws.start} to {draws.stop - 1}"
                 raise ValueError(
                     f"estimator {self.name!r} changed {name} in place by {when}, so that later draws would be of "
@@ -96,8 +96,8 @@ def tensors_in(what: str, gradient: object) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in gradient.items()}
 
 
-def _same(one: Tensor | None, two: Tensor | None) -> bool:
-    """The same values, as far as they are numbers."""
+def same_values(one: Tensor | None, two: Tensor | None) -> bool:
+    """Are they equal to the bit, NaN to NaN?"""
     if one is None or two is None or one.shape != two.shape:
         return False
     return torch.equal(one, two) or torch.equal(one.nan_to_num(), two.nan_to_num())

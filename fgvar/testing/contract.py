@@ -12,6 +12,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
+from fgvar.analysis.lending import same_values
 from fgvar.problem import Problem
 from fgvar.testing.laws import by_step, tolerance
 from fgvar.testing.means import MOVED, SPARE, Means, means
@@ -70,7 +71,7 @@ def pure(subject: Subject) -> str:
     subject.estimate(one)
     _ = subject.target
     tensors = _tensors(problem, one)
-    changed = [name for name in {**before, **tensors} if not _same(before.get(name), tensors.get(name))]
+    changed = [name for name in {**before, **tensors} if not same_values(before.get(name), tensors.get(name))]
     if changed:
         raise Failure(f"estimate changed {', '.join(changed)}; work on copies")
     after = _random_states(problem)
@@ -255,9 +256,3 @@ def _random_states(problem: Problem) -> dict[str, object]:
 def _tensors(problem: Problem, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All tensors that an estimator sees, by name."""
     return {**problem.tensors(), **{f"noise {k!r}": v for k, v in noise.items()}}
-
-
-def _same(one: Tensor | None, two: Tensor | None) -> bool:
-    if one is None or two is None or one.shape != two.shape:
-        return False
-    return torch.equal(one.nan_to_num(), two.nan_to_num())
