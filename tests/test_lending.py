@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from public_estimators import mezo
 from torch import Tensor, nn
 
 import fgvar
-from fgvar.analysis.lending import Loan, ours
+from fgvar.analysis.lending import Loan, ours, same_values
 from fgvar.testing import default_problems, from_function
 from fgvar.testing.mutants import MUTANTS
 
@@ -17,18 +18,7 @@ Gradients = dict[str, Tensor]
 RELU = default_problems()["relu"]
 
 
-def mezo(problem: fgvar.Problem, generator: torch.Generator, step: float = 1e-3) -> Gradients:
-    """Weights are moved in place, and back up to rounding, as trainers do."""
-    u = {k: torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for k, p in problem.params.items()}
-
-    def moved(by: float) -> Tensor:
-        for k, p in problem.params.items():
-            p.add_(u[k], alpha=by * step)
-        return problem.loss()
-
-    ahead, behind = moved(1), moved(-2)
-    moved(1)
-    return {k: (ahead - behind) / (2 * step) * v for k, v in u.items()}
+MEZO = mezo(in_place=True)  # back up to rounding, as trainers do
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -39,7 +29,7 @@ def test_measure_names_the_draw_that_moved_a_parameter_and_keeps_the_caller_s(dt
         r"estimator 'MeZO' changed parameter 'layer0.weight' in place by draw \d+, so that later draws would be"
     )
     with pytest.raises(ValueError, match=sentence):
-        fgvar.measure({"MeZO": from_function(mezo)}, problem, draws=64)
+        fgvar.measure({"MeZO": MEZO}, problem, draws=64)
     assert all(torch.equal(p, before[k]) for k, p in problem.params.items())
 
 
@@ -77,14 +67,14 @@ def test_a_run_keeps_its_parameters_from_the_estimator() -> None:
     """Trained by an estimator that moves weights in place, and by the same one at copies: the same bits."""
 
     def at_copies(problem: fgvar.Problem, generator: torch.Generator) -> Gradients:
-        return mezo(problem.clone(), generator)
+        return MEZO.function(problem.clone(), generator)
 
     digits = fgvar.data.load("digits")
     model = fgvar.networks.MLP(64, width=4, depth=1, classes=10, seed=0)
     data = (digits, fgvar.data.load("digits", "test"))
     one, two = (
         fgvar.train(model, from_function(f), data, fgvar.Schedule(epochs=1, batch=512), seed=0).params
-        for f in (mezo, at_copies)
+        for f in (MEZO.function, at_copies)
     )
     assert all(torch.equal(value, two[k]) for k, value in one.items())
 
@@ -249,3 +239,14 @@ def test_a_clone_has_tensors_of_its_own() -> None:
     )
     for name, value in other.tensors().items():
         assert value.data_ptr() != problem.tensors()[name].data_ptr(), name
+
+
+def test_a_number_in_place_of_nan_is_a_change() -> None:
+    one, nan = torch.tensor([1.0, 0.0]), torch.tensor([1.0, torch.nan])
+    assert same_values(one, one.clone())
+    assert same_values(nan, nan.clone())
+    assert same_values(torch.tensor([1, 2]), torch.tensor([1, 2]))
+    assert not same_values(one, nan)
+    assert not same_values(torch.tensor([torch.inf]), torch.tensor([torch.finfo(torch.float32).max]))
+    assert not same_values(one, one.double())
+    assert not same_values(one, None)

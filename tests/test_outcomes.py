@@ -376,6 +376,29 @@ def test_a_function_s_declared_variance_is_held_against_draws() -> None:
         CHECKS["variance"](from_function(noisy, variance=lambda problem: declared(problem, 0.2)), LINEAR)
 
 
+def test_a_wrong_number_of_directions_is_refuted_whatever_the_power_and_undecided_without() -> None:
+    """One direction declared as 40; and as 1, with draws that would not see half of that."""
+
+    def one(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, Tensor]:
+        u = normal(problem, generator)
+        return times(torch.func.jvp(problem.loss, (problem.params,), (u,))[1], u)
+
+    with pytest.raises(AssertionError, match=r"that of 40 independent directions of 6 weights is 0\.125 to 0\.175"):
+        CHECKS["directions"](from_function(one, directions=40), LINEAR, draws=1024)
+    row = CHECKS["directions"](from_function(one, directions=1), LINEAR, draws=64)[0]
+    assert row.outcome == "undecided"
+    assert "would not have caught a wrong number of directions" in row.note
+
+
+def test_a_pair_that_takes_some_of_the_examples_has_no_even_loss_to_try() -> None:
+    def part(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, Tensor]:
+        at = torch.randint(problem.batch_size, (3,), generator=generator)
+        return problem.rows(at).backprop()
+
+    row = CHECKS["antithetic"](from_function(part, antithetic=True), LINEAR)[0]
+    assert (row.outcome, "no even loss to try" in row.note) == ("not applicable", True)
+
+
 def test_wrong_declarations_of_functions() -> None:
     def f(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, Tensor]:
         return normal(problem, generator)

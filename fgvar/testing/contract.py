@@ -18,7 +18,7 @@ from fgvar.testing.laws import by_step, tolerance
 from fgvar.testing.means import MOVED, SPARE, Means, means
 from fgvar.testing.statistical import ASIDE
 from fgvar.testing.subject import Failure, NotApplicable, Subject, Undecided
-from fgvar.testing.trials import OWN_LOSS, difference, gap, own_loss, single, with_loss
+from fgvar.testing.trials import OWN_LOSS, difference, gap, own_loss, require_declared_noise, single, with_loss
 from fgvar.testing.verdict import MOST, advice, rounded
 
 NOISE_DRAWS = 8192
@@ -82,7 +82,7 @@ def pure(subject: Subject) -> str:
 
 def chunking(subject: Subject) -> str:
     """Noise is bit-identical and estimates agree to 1e-12 (float64; 1e-5 in float32), whatever the chunk."""
-    _require_declared_noise(subject)
+    require_declared_noise(subject)
     whole = subject.noise(range(5))
     for draw in range(5):
         for name, u in subject.noise(range(draw, draw + 1)).items():
@@ -132,7 +132,7 @@ def precision(subject: Subject) -> str:
 
 def noise(subject: Subject) -> str:
     """Every number has mean 0, variance 1 and its dtype's precision, and is uncorrelated with all others."""
-    _require_declared_noise(subject)
+    require_declared_noise(subject)
     drawn = subject.noise(range(_noise_draws(subject)), seed=1)
     if all(torch.equal(u, drawn[name][:64]) for name, u in subject.noise(range(64), seed=2).items()):
         raise Failure("another seed gives the same noise")
@@ -180,13 +180,6 @@ def non_finite(subject: Subject) -> str:
     if hidden := [name for name in seen if found and bool(found[name].isfinite().all())]:
         raise Failure(f"NaN loss gives a finite estimate of {hidden[0]!r}; replace nothing, so that the user is told")
     return "NaN loss shows" if found else "NaN loss is refused"
-
-
-def _require_declared_noise(subject: Subject, *, empty: bool = False) -> None:
-    if subject.opaque:
-        raise NotApplicable("needs declared noise; this function draws its own from a seed")
-    if not empty and subject.randomness.size == 0:
-        raise NotApplicable("needs no noise")
 
 
 def _noise_draws(subject: Subject) -> int:

@@ -7,10 +7,18 @@ import torch
 from torch import Tensor
 
 from fgvar.problem import Problem
-from fgvar.testing.subject import Failure, Subject
+from fgvar.testing.subject import Failure, NotApplicable, Subject
 
 OWN_LOSS = "its estimates are equal to the bit under 1000·L and −L: it has a loss of its own, not problem.losses"
 OWN_DRAWS = 4
+
+
+def require_declared_noise(subject: Subject, *, empty: bool = False) -> None:
+    """Not applicable to a function that draws its own noise, nor (unless ``empty``) to what needs none."""
+    if subject.opaque:
+        raise NotApplicable("needs declared noise; this function draws its own from a seed")
+    if not empty and subject.randomness.size == 0:
+        raise NotApplicable("needs no noise")
 
 
 def single(problem: Problem) -> Problem:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fgvar.testing.laws import claim, tolerance
 from fgvar.testing.subject import Failure, NotApplicable, Subject, Undecided
-from fgvar.testing.trials import OWN_LOSS, batch_axes, difference, own_loss, with_loss
+from fgvar.testing.trials import OWN_LOSS, batch_axes, difference, own_loss, require_declared_noise, with_loss
 
 ZERO_DRAWS = 8
 ROUNDING = 1e-2  # of an estimate: what no more is off by may be rounding over a small step
@@ -38,8 +38,7 @@ def linear_in_loss(subject: Subject) -> str:
 
 def batch_order(subject: Subject) -> str:
     """Examples in another order, with their own noise, give the same estimate, or one of the same mean."""
-    if subject.opaque:
-        raise NotApplicable("needs declared noise; this function draws its own from a seed")
+    require_declared_noise(subject, empty=True)
     problem = subject.problem
     n = problem.batch_size
     if n == 1:
