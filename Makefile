@@ -26,7 +26,7 @@ test: .venv/dev  ## the whole test suite
 
 soak: export OMP_NUM_THREADS = 1
 soak: .venv/dev  ## what may happen to a sweep, in earnest: kills, full disks, races, and its costs
-	$(PY) -m pytest -m soak --timeout 1200 --capture no tests/test_soak.py
+	$(PY) -m pytest -m soak --timeout 1200 --capture no tests/sweeps/test_soak.py
 
 bench: export OMP_NUM_THREADS = 2
 bench: .venv/dev  ## how fast it is, beside what else one would do; nothing else should run meanwhile

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from fgvar.errors import unknown
-from fgvar.forms import Answer, aligned, records, tabbed, visible
+from fgvar.measurement.text_tables import Answer, aligned, records, tabbed, visible
 
 if TYPE_CHECKING:
-    from fgvar.experiments.data import Images
+    from fgvar.data.images import Images
     from fgvar.networks import LocalMixer
 
 PROG = "fgvar"
@@ -105,9 +105,9 @@ class Measure:
 
     def answer(self) -> Answer:
         import fgvar
-        from fgvar.analysis.atomic import require_place
-        from fgvar.analysis.rows import rows, words
-        from fgvar.testing.named import named
+        from fgvar.measurement.report import rows, words
+        from fgvar.storage.atomic import require_place
+        from fgvar.testing.load_estimator import named
 
         if not self.scheme:
             raise ValueError("--scheme names none; give one or more, as --scheme LG-FG-A FG-A")
@@ -175,7 +175,7 @@ class Check:
 
     def answer(self) -> Answer:
         import fgvar
-        from fgvar.testing.named import named
+        from fgvar.testing.load_estimator import named
 
         report = fgvar.testing.check_estimator(
             named(self.estimator), checks=self.checks or None, level=self.level, draws=self.draws
@@ -196,7 +196,7 @@ class Open:
 
     def answer(self) -> Answer:
         import fgvar
-        from fgvar.analysis.rows import made_by, rows, words
+        from fgvar.measurement.report import made_by, rows, words
 
         dataset = fgvar.open_dataset(self.dataset)
         return Answer(f"{made_by(dataset)}\n\n{words(dataset, self.layer)}".lstrip(), rows(dataset, self.layer))
@@ -268,14 +268,14 @@ def _one_line(refusal: str) -> str:
 
 
 def _device(name: str) -> Any:
-    from fgvar.experiments.training import choose_device
+    from fgvar.training.train import choose_device
 
     return choose_device(name)
 
 
 def _mendable(own: list[str], measure: Callable[[], Any]) -> Any:
     """Its dataset; what somebody's estimator raises, or that memory is short, is theirs to mend."""
-    from fgvar.testing.named import where
+    from fgvar.testing.load_estimator import where
 
     try:
         return measure()

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from fgvar import conduct, guards
+from fgvar import problem_checks
 from fgvar.errors import NonFiniteError
-from fgvar.heads import LocalHead, headless
-from fgvar.map import OUTPUT, Map
+from fgvar.nn import purity
+from fgvar.nn.heads import LocalHead, headless
+from fgvar.nn.reach import OUTPUT, Map
 from fgvar.problem import Problem
 
 
@@ -123,7 +124,7 @@ class Contrastive(Problem):
         other = super().at(params)
         assert isinstance(other, Contrastive)
         if batch is not None:
-            guards.require_pair(batch)
+            problem_checks.require_pair(batch)
             other.weights = None
         if batch is not None and not batch[1].is_floating_point():
             self._refuse_coupled()
@@ -200,7 +201,7 @@ class Contrastive(Problem):
         try:
             self.keys = self._encode()
         except RuntimeError as error:
-            conduct.coach(error, self.second, self.dtype)
+            purity.coach(error, self.second, self.dtype)
             raise
         for end, keys in self.keys.items():
             if not keys.is_meta and not bool(keys.isfinite().all()):

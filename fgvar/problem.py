@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
-from fgvar import conduct, guards
-from fgvar.criteria import Loss, check_classes, check_heads, criterion, require_losses
-from fgvar.map import Map
-from fgvar.network import Network
-from fgvar.sites import require_module
+from fgvar import problem_checks
+from fgvar.loss_functions import Loss, check_classes, check_heads, criterion, require_losses
+from fgvar.nn import purity
+from fgvar.nn.instrumented import Network
+from fgvar.nn.reach import Map
+from fgvar.nn.sites import require_module
 
 
 class Problem:
@@ -54,18 +55,20 @@ class Problem:
 
     def __init__(self, module: nn.Module, loss: str | Loss, batch: tuple[Tensor, Tensor]) -> None:
         require_module(module)
-        guards.require_forward(module)
+        problem_checks.require_forward(module)
         self.loss_function: Loss = criterion(loss)
-        self.inputs, self.targets = guards.checked_batch(batch)
+        self.inputs, self.targets = problem_checks.checked_batch(batch)
         self.weights = None
-        guards.require_parameters(module)
+        problem_checks.require_parameters(module)
         self.params = {k: p.detach().clone() for k, p in module.named_parameters()}
         self.buffers = {k: b.detach().clone() for k, b in module.named_buffers()}
-        guards.require_one_device({**self.params, **self.buffers, "inputs": self.inputs, "targets": self.targets})
-        guards.refuse_coupled_or_random(module)
-        guards.require_finite("parameters", self.params)
+        problem_checks.require_one_device(
+            {**self.params, **self.buffers, "inputs": self.inputs, "targets": self.targets}
+        )
+        problem_checks.refuse_coupled_or_random(module)
+        problem_checks.require_finite("parameters", self.params)
         self.network = Network(module)
-        with conduct.undisturbed(self.device):
+        with purity.undisturbed(self.device):
             self.map, self.single = self._look(loss == "cross_entropy")
 
     @property
@@ -92,11 +95,11 @@ class Problem:
         """
         other = copy.copy(self)
         if params is not None:
-            guards.require_names(params, self.params)
+            problem_checks.require_names(params, self.params)
             # A model's own parameters would record a graph.
             other.params = {name: p.detach() if isinstance(p, nn.Parameter) else p for name, p in params.items()}
         if batch is not None:
-            guards.require_pair(batch)
+            problem_checks.require_pair(batch)
             (other.inputs, other.targets), other.weights = batch, None
         return other
 
@@ -142,7 +145,7 @@ class Problem:
             >>> bool((twice.rows(slice(2)).loss() / problem.loss()).isclose(torch.tensor(2.0)))
             True
         """
-        weights = guards.checked_weights(weights, next(iter(self.params.values())), self.batch_size)
+        weights = problem_checks.checked_weights(weights, next(iter(self.params.values())), self.batch_size)
         other = copy.copy(self)
         other.weights = weights if self.weights is None else self.weights * weights
         return other
@@ -181,7 +184,7 @@ class Problem:
         def one(leaves: Mapping[str, Tensor], *own: Any) -> Any:
             return function(self._of({name: leaf[None] for name, leaf in leaves.items()}), *own)
 
-        return conduct.at_once(one, self._leaves(), *beside)
+        return purity.at_once(one, self._leaves(), *beside)
 
     def _leaves(self) -> dict[str, Tensor]:
         """All that has the examples along its first axis."""
@@ -258,9 +261,9 @@ class Problem:
         try:
             first, single = self._mapped(tensors, one.inputs)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise ValueError(conduct.alone(error)) from error
-        conduct.require_derivative("network", lambda params: one.run(params)[0], self.params)
-        conduct.refuse_foreign(outputs)
+            raise ValueError(purity.alone(error)) from error
+        purity.require_derivative("network", lambda params: one.run(params)[0], self.params)
+        purity.refuse_foreign(outputs)
         if classification:
             check_classes(outputs, self.targets)
             check_heads(self.network.modules, found.ends.values(), self.targets)
@@ -268,25 +271,25 @@ class Problem:
         require_losses(losses, self.batch_size)
         if not losses.is_meta:
             self._require_independence(outputs, losses, first)
-        conduct.require_derivative("loss", lambda params: one.losses(one.run(params)[0]), self.params)
+        purity.require_derivative("loss", lambda params: one.losses(one.run(params)[0]), self.params)
         if found.ends:
             found.flow = single.flow = self.network.flow(single, tensors, self.params, one.inputs, one.losses)
         return found, single
 
     def _mapped(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, Map]:
         """Output and map of a pass that draws nothing and changes nothing; a graph shows what it does not own."""
-        with torch.enable_grad(), conduct.unchanged("network", tensors, "call module.eval()"):
+        with torch.enable_grad(), purity.unchanged("network", tensors, "call module.eval()"):
             try:
                 return self.network.map(tensors, inputs)
             except RuntimeError as error:
-                conduct.coach(error, inputs, self.dtype)
+                purity.coach(error, inputs, self.dtype)
                 raise
 
     def _held(self, outputs: Any) -> Tensor:
         """Losses of a call that draws nothing and changes nothing; a graph shows what the loss owns."""
-        given = {"targets": self.targets, **conduct.named("outputs", outputs)}
-        with torch.enable_grad(), conduct.unchanged("loss", given, "torch.where makes a new tensor"):
-            losses: Tensor = conduct.undrawn("loss", lambda: self.losses(outputs))
+        given = {"targets": self.targets, **purity.named("outputs", outputs)}
+        with torch.enable_grad(), purity.unchanged("loss", given, "torch.where makes a new tensor"):
+            losses: Tensor = purity.undrawn("loss", lambda: self.losses(outputs))
             return losses
 
     def _require_independence(self, outputs: Any, losses: Tensor, first: Any) -> None:
@@ -296,7 +299,7 @@ class Problem:
         one pass in all. And the first one alone, of which a pass is there.
         """
 
-        def again() -> conduct.Pass:
+        def again() -> purity.Pass:
             repeated = self.run(self.params)[0]
             return repeated, self.losses(repeated)
 
@@ -304,7 +307,7 @@ class Problem:
             halves = (slice(1, None, 2), slice(0, None, 2))[: self.batch_size - 1]  # of two, the first one is a half
             parts = [(slice(1), first), *((half, self.rows(half).run(self.params)[0]) for half in halves)]
             for which, among in parts:
-                conduct.require_same((outputs, losses), which, (among, self.rows(which).losses(among)), again)
+                purity.require_same((outputs, losses), which, (among, self.rows(which).losses(among)), again)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ import tyro
 import xarray as xr
 from matplotlib.figure import Figure
 
-from fgvar.analysis.atomic import replace, require_place
+from fgvar.storage.atomic import replace, require_place
 from figures import style, tabular
 
 Draw = Callable[..., Figure]  # (dataset, *, venue, columns)

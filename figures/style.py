@@ -25,9 +25,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 from tueplots import figsizes, fontsizes
 
-from fgvar.analysis.atomic import replace
-from fgvar.analysis.files import open_dataset
-from fgvar.analysis.measured import LABELS, lacking
+from fgvar.measurement.dataset_checks import LABELS, lacking
+from fgvar.measurement.files import open_dataset
+from fgvar.storage.atomic import replace
 
 Venue = Literal["iclr", "neurips", "icml", "jmlr"]
 Columns = Literal[1, 2]

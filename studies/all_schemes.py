@@ -44,7 +44,7 @@ class Config:
 
 def main(config: Config) -> None:
     import fgvar  # after the command line is parsed: --help needs no torch
-    from fgvar.analysis.atomic import require_place
+    from fgvar.storage.atomic import require_place
     from figures import all_schemes, command
 
     require_place(config.out)
@@ -78,7 +78,7 @@ def problem(
 ) -> tuple[Any, int]:
     """A LocalMixer after a little backprop, on a batch of digits; and how many steps it took."""
     import fgvar
-    from fgvar.experiments.training import steps_of
+    from fgvar.training.train import steps_of
 
     images, test = (fgvar.data.load("digits", split) for split in ("train", "test"))
     model = fgvar.networks.LocalMixer(
@@ -115,7 +115,6 @@ def family(estimator: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:  # what the user can mend, in one line

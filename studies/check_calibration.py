@@ -69,10 +69,8 @@ def main(config: Config) -> None:
     import torch
 
     import fgvar
-    from fgvar.analysis.atomic import require_place
-    from fgvar.analysis.dataset import provenance
-
-    sys.path.insert(0, str(ROOT))
+    from fgvar.measurement.dataset import provenance
+    from fgvar.storage.atomic import require_place
     from figures import calibration, command
 
     require_place(config.out)

@@ -19,7 +19,7 @@ from typing import Any
 
 import tyro
 
-from fgvar.experiments.options import Options, described
+from studies.common import Options, described
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMES = ("FG-W", "LG-FG-A")
@@ -45,7 +45,7 @@ def main(config: Config) -> None:
     import xarray as xr
 
     import fgvar  # after the command line is parsed: --help needs no torch
-    from fgvar.analysis.atomic import require_place
+    from fgvar.storage.atomic import require_place
     from figures import command, cost
 
     if config.run.smoke:
@@ -81,7 +81,7 @@ def cell(*, draws: int, batch: int, width: int, groups: int, repeats: int, seed:
     import xarray as xr
 
     import fgvar
-    from fgvar.analysis.dataset import provenance
+    from fgvar.measurement.dataset import provenance
     from studies.fused_losses import peak
 
     model = fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=2, patches=4, channels=width, groups=groups, seed=seed)
@@ -111,7 +111,6 @@ def cell(*, draws: int, batch: int, width: int, groups: int, repeats: int, seed:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:  # what the user can mend, in one line

@@ -20,7 +20,7 @@ from typing import Any
 
 import tyro
 
-from fgvar.experiments.options import Options, described
+from studies.common import Options, described
 
 ROOT = Path(__file__).resolve().parents[1]
 D = 160  # weights
@@ -62,7 +62,7 @@ def cell(*, directions: int, draws: int, batch: int, seed: int) -> Any:
     import torch
 
     import fgvar
-    from fgvar.analysis.dataset import ENDS
+    from fgvar.measurement.dataset import ENDS
 
     layer = torch.nn.Linear(16, 10, bias=False, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
@@ -131,7 +131,6 @@ def report(dataset: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:  # what the user can mend, in one line

@@ -19,7 +19,7 @@ from typing import Any
 
 import tyro
 
-from fgvar.experiments.options import Options, described
+from studies.common import Options, described
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS, DTYPES, SPACES = ("tanh", "relu", "mixer"), ("float32", "float64"), ("weights", "activities")
@@ -90,7 +90,7 @@ def cell(
     import torch
 
     import fgvar
-    from fgvar.analysis.dataset import provenance
+    from fgvar.measurement.dataset import provenance
 
     at = problem(network, dtype, seed=seed, **made)
     perturbed = {"weights": fgvar.WeightSpace(), "activities": fgvar.ActivitySpace()}[space]
@@ -128,7 +128,7 @@ def compared(at: Any, space: Any, steps: Array, draws: int, blocks: int, seed: i
     import xarray as xr
 
     import fgvar
-    from fgvar.analysis.draws import estimates, ranges
+    from fgvar.measurement.draws import estimates, ranges
 
     oracles = {"forward": fgvar.ForwardDifference, "central": fgvar.CentralDifference}
     exact = fgvar.Estimator(space)
@@ -208,7 +208,6 @@ def report(dataset: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:  # what the user can mend, in one line

@@ -24,7 +24,7 @@ from typing import Any
 
 import tyro
 
-from fgvar.experiments.options import Options, described
+from studies.common import Options, described
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = ("naive", "fused", "ordinary")
@@ -70,7 +70,7 @@ def cell(*, groups: int, seed: int, batch: int, patches: int, channels: int, cla
     import torch
     import xarray as xr
 
-    from fgvar.analysis.dataset import provenance
+    from fgvar.measurement.dataset import provenance
 
     its = ways(groups, seed, batch, patches, channels, classes)
     peaks = [peak(way) for way in its.values()]  # which warms them up, too
@@ -105,8 +105,8 @@ def ways(
     import torch
 
     import fgvar
-    from fgvar.heads import LocalHead, ReadOut, initialise
-    from fgvar.map import OUTPUT
+    from fgvar.nn.heads import LocalHead, ReadOut, initialise
+    from fgvar.nn.reach import OUTPUT
 
     class End(torch.nn.Module):
         """The end of a block, whose features are the inputs."""
@@ -148,7 +148,7 @@ def replicated(x: Any, linear: Callable[..., Any], bias: Any, y: Any) -> Any:
     import torch
     from torch.nn import functional
 
-    from fgvar.norms import layer_norm
+    from fgvar.nn.forward_mode import layer_norm
 
     batch, patches, groups, _ = x.shape
     adds = layer_norm(x) / patches  # to the pooled features
@@ -191,7 +191,6 @@ def report(dataset: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:  # what the user can mend, in one line

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import tyro
 
-from fgvar.experiments.options import Options, described
+from studies.common import Options, described
 
 ROOT = Path(__file__).resolve().parents[1]
 LOSSES = ("block", "block + patch + group")
@@ -66,7 +66,6 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:  # what the user can mend, in one line

@@ -19,7 +19,7 @@ from typing import Any
 
 import tyro
 
-from fgvar.experiments.options import Options, described
+from studies.common import Options, described
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,8 +70,8 @@ def main(config: Config) -> None:
 def cell(*, space: str, target: str, guess: str, draws: int, seed: int, **network: int) -> Any:
     """One place of the matrix, on a network of this seed."""
     import fgvar
-    from fgvar.analysis.dataset import ENDS
     from fgvar.errors import unknown
+    from fgvar.measurement.dataset import ENDS
     from studies import all_schemes
 
     matrix, name = fgvar.guess_matrix(), f"{space}/{target}/{guess}"
@@ -99,7 +99,6 @@ def report(dataset: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:  # what the user can mend, in one line

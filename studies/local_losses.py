@@ -21,7 +21,7 @@ from typing import Any
 
 import tyro
 
-from fgvar.experiments.options import Options, described
+from studies.common import Options, described
 
 ROOT = Path(__file__).resolve().parents[1]
 LOSSES = (
@@ -138,7 +138,7 @@ def measured(estimators: dict[str, Any], problem: Any, draws: int, seed: int) ->
     import torch
 
     import fgvar
-    from fgvar.analysis.dataset import ENDS
+    from fgvar.measurement.dataset import ENDS
 
     its = {"layer": "perturbed"}
     # In float32 the closed form takes the rounding behind narrow layer norms for credit that is missing.
@@ -187,7 +187,6 @@ def report(dataset: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:  # what the user can mend, in one line

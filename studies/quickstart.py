@@ -57,8 +57,8 @@ def main(config: Config) -> None:
     import xarray as xr
 
     import fgvar  # after the command line is parsed: --help needs no torch
-    from fgvar.analysis.atomic import require_place
-    from fgvar.experiments.training import log_steps, steps_of
+    from fgvar.storage.atomic import require_place
+    from fgvar.training.train import log_steps, steps_of
 
     require_place(config.out)
     if config.smoke:
@@ -113,7 +113,6 @@ def main(config: Config) -> None:
     dataset.attrs["configuration"] = repr(replace(config, out=Path("results") / config.out.name))
     print(report(dataset))
     print(fgvar.save(dataset, config.out))
-    sys.path.insert(0, str(ROOT))
     from figures import command, quickstart
 
     command.write(command.Config(config.out), quickstart.FIGURES)

@@ -27,7 +27,7 @@ from typing import Any
 
 import tyro
 
-from fgvar.experiments.options import Options, described
+from studies.common import Options, described
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMES = ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A")
@@ -56,7 +56,7 @@ def main(config: Config) -> None:
     import xarray as xr
 
     import fgvar  # after the command line is parsed: --help needs no torch
-    from fgvar.analysis.atomic import require_place
+    from fgvar.storage.atomic import require_place
     from figures import command, scaling
 
     if config.run.smoke:
@@ -93,7 +93,7 @@ def cell(*, network: str, width: int, depth: int, groups: int, epochs: int, batc
     import torch
 
     import fgvar
-    from fgvar.analysis.dataset import ENDS
+    from fgvar.measurement.dataset import ENDS
 
     images, test = (fgvar.data.load("digits", split) for split in ("train", "test"))
     x, y = images.sample(batch, seed=seed + 1)
@@ -157,7 +157,6 @@ def mlp(width: int, depth: int, seed: int, x: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:  # what the user can mend, in one line

@@ -27,7 +27,7 @@ from typing import Any
 
 import tyro
 
-from fgvar.experiments.options import Options, described
+from studies.common import Options, described
 
 ROOT = Path(__file__).resolve().parents[1]
 POPULATION = 3  # examples that batches are drawn from
@@ -83,7 +83,7 @@ def cell(*, cell: str, space: str, noise: str, draws: int, seed: int) -> Any:
     import xarray as xr
 
     import fgvar
-    from fgvar.analysis.dataset import provenance
+    from fgvar.measurement.dataset import provenance
     from fgvar.testing import covariance
 
     size, batch = (int(number) for number in cell.split(" × "))
@@ -167,7 +167,7 @@ def _drawn(draws: int, seed: int, estimator: Any, population: Any, expected: Any
     import numpy as np
     import torch
 
-    from fgvar.analysis.draws import estimates
+    from fgvar.measurement.draws import estimates
 
     batches = _batches(batch)
     generator = np.random.default_rng([seed, batch, expected.numel()])
@@ -186,7 +186,6 @@ def _drawn(draws: int, seed: int, estimator: Any, population: Any, expected: Any
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:  # what the user can mend, in one line

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import tyro
 
-from fgvar.analysis.atomic import require_place
+from fgvar.storage.atomic import require_place
 
 ROOT = Path(__file__).resolve().parents[1]
 # The paper's rows, the frozen trunk, and LG-FG-W with its published credit.
@@ -287,8 +287,8 @@ def schedule_of(config: Config, algorithm: str, data: str) -> Any:
 def run(config: Config, cell: Cell, out: Path, *, images: Any, test: Any) -> None:
     """One run, from its checkpoint if there is one; writes its dataset and prints a row."""
     import fgvar
-    from fgvar.experiments.distributed import join, world
-    from fgvar.experiments.training import log_steps, steps_of
+    from fgvar.training.distributed import join, world
+    from fgvar.training.train import log_steps, steps_of
 
     join()
     estimator = estimator_of(cell.algorithm)
@@ -369,7 +369,7 @@ def row(out: Path) -> Iterator[str]:
 def gather(folder: Path, out: Path) -> None:
     """One dataset of the errors of all finished runs, and one of their probes; figures, and the table in words."""
     import fgvar
-    from fgvar.experiments import tables
+    from studies import runs as tables
 
     more = out.with_stem(f"{out.stem}_probes")
     require_place(out)
@@ -394,7 +394,6 @@ def gather(folder: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:  # what the user can mend, in one line

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import tyro
 
-from fgvar.analysis.atomic import require_place
+from fgvar.storage.atomic import require_place
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_STOP = "-no-stop"
@@ -205,8 +205,8 @@ def settings(config: Config, cell: Any, *, images: Any) -> dict[str, Any]:
 def run(config: Config, cell: Any, out: Path, *, images: Any, test: Any) -> None:
     """One run and its read-out, from its checkpoint if there is one; writes its dataset and prints a row."""
     import fgvar
-    from fgvar.experiments.distributed import join, world
-    from fgvar.experiments.training import log_steps, steps_of
+    from fgvar.training.distributed import join, world
+    from fgvar.training.train import log_steps, steps_of
     from studies import table3
 
     join()
@@ -276,7 +276,7 @@ SETTINGS = ("examples", "readout_examples", "readout_epochs", "readout_lr", "rea
 def gather(folder: Path, out: Path) -> None:
     """One dataset of all finished runs, its figure, and the table in words."""
     import fgvar
-    from fgvar.experiments import tables
+    from studies import runs as tables
 
     require_place(out)
     runs = [fgvar.open_dataset(found) for found in sorted(folder.glob("*.nc"))]
@@ -294,7 +294,6 @@ def gather(folder: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     try:
         main(tyro.cli(Config, description=__doc__))
     except (ValueError, OSError) as error:  # what the user can mend, in one line

@@ -48,8 +48,8 @@ def main(config: Config) -> None:
     import xarray as xr
 
     import fgvar  # after the command line is parsed: --help needs no torch
-    from fgvar.analysis.atomic import require_place
-    from fgvar.analysis.dataset import provenance
+    from fgvar.measurement.dataset import provenance
+    from fgvar.storage.atomic import require_place
 
     require_place(config.out)
     wrong = [count for count in config.positions if not 1 <= count <= 256 or count & (count - 1)]
@@ -91,7 +91,6 @@ def main(config: Config) -> None:
     )
     print(report(dataset))
     print(fgvar.save(dataset, config.out))
-    sys.path.insert(0, str(ROOT))
     from figures import command, weight_sharing
 
     command.write(command.Config(config.out), weight_sharing.FIGURES)
@@ -108,7 +107,7 @@ def problem(kind: str, loss: str, positions: int, fan_out: int, seed: int) -> An
     from torch.nn import functional
 
     import fgvar
-    from fgvar.heads import ReadOut
+    from fgvar.nn.heads import ReadOut
 
     images, labels = fgvar.data.load("digits").sample(64, seed=seed, dtype=torch.float64)
     if kind == "linear":

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fgvar.estimators.losses import Losses, Terms
+from fgvar.nn.sites import Site
 from fgvar.problem import Problem
-from fgvar.sites import Site
 
 Plan = dict[str, tuple[bool, bool]]  # end → do its copies stay apart along patches, along groups?
 

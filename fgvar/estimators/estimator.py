@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fgvar.conduct import at_once
 from fgvar.estimators.combine import Combine, Frame, Mean
 from fgvar.estimators.guesses import Guess, Isotropic
 from fgvar.estimators.losses import GlobalLoss, Losses, gradient, gradient_and_loss
 from fgvar.estimators.noise import Gaussian, Leaf, Noise, Randomness
 from fgvar.estimators.oracles import Jvp, Oracle
 from fgvar.estimators.spaces import ActivitySpace, Space, WeightSpace
+from fgvar.nn.purity import at_once
 from fgvar.problem import Problem
 
 

@@ -8,7 +8,7 @@ from fgvar.estimators.guesses import NTK, EndToEnd, LocalGradient
 from fgvar.estimators.losses import GlobalLoss, LocalLosses
 from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.estimators.spaces import ActivitySpace, WeightSpace
-from fgvar.estimators.subspaces import ActivationSpan, TransposedWeights
+from fgvar.estimators.subspace_guesses import ActivationSpan, TransposedWeights
 
 GUESSES: dict[str, Estimator] = {
     "Gaussian": Estimator(noise=Gaussian(shared=False)),

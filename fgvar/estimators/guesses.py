@@ -11,8 +11,8 @@ from torch.func import grad
 from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses, observe
 from fgvar.estimators.noise import Stream
 from fgvar.estimators.spaces import Linearised, Space, Tensors
-from fgvar.heads import initial_std
-from fgvar.map import OUTPUT
+from fgvar.nn.heads import initial_std
+from fgvar.nn.reach import OUTPUT
 from fgvar.problem import Problem
 
 Shapes = dict[str, tuple[int, ...]]

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.func import grad
 from torch.utils._pytree import tree_map
 
-from fgvar.dual import at_rest, jvp
 from fgvar.errors import unknown
-from fgvar.map import OUTPUT
+from fgvar.nn.forward_mode import at_rest, jvp
+from fgvar.nn.reach import OUTPUT
 from fgvar.problem import Problem
 
 Terms = dict[str, Tensor]  # end → directional derivative of each loss copy [batch, patches or 1, groups or 1]
@@ -105,7 +105,7 @@ def observe_along(
     """`observe` at a point and along a direction from it, in a pass that an enclosing vjp follows through ``params``.
 
     ``place`` puts perturbed tensors among parameters and taps. The direction may move what modules return, too
-    (``push``: see `fgvar.network.Network.run`).
+    (``push``: see `fgvar.nn.instrumented.Network.run`).
     """
 
     def forward(tensors: Mapping[str, Tensor]) -> tuple[Terms, tuple[Tensor, Terms, dict[str, Tensor]]]:

@@ -8,11 +8,11 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from fgvar.dual import jvp
 from fgvar.errors import require_type
 from fgvar.estimators.losses import Terms
 from fgvar.estimators.spaces import Linearised, Tensors
-from fgvar.map import OUTPUT
+from fgvar.nn.forward_mode import jvp
+from fgvar.nn.reach import OUTPUT
 
 Function = Callable[[Tensors], dict[str, Tensor]]
 Pair = tuple[dict[str, Tensor], dict[str, Tensor]]

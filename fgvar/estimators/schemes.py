@@ -20,8 +20,8 @@ from fgvar.estimators.losses import GlobalLoss, LocalLosses
 from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.estimators.oracles import CentralDifference, ForwardDifference
 from fgvar.estimators.spaces import ActivitySpace, WeightSpace
-from fgvar.estimators.structured import LowRank, Orthogonal, Sparse
-from fgvar.estimators.subspaces import ActivationSpan, TransposedWeights
+from fgvar.estimators.structured_noise import LowRank, Orthogonal, Sparse
+from fgvar.estimators.subspace_guesses import ActivationSpan, TransposedWeights
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor
 from fgvar.errors import unknown
 from fgvar.estimators.credit import along_rows, along_site, credit, row_credit, row_plan, site_plan
 from fgvar.estimators.losses import Losses, Terms, gradient, observe, observe_along
-from fgvar.network import connected
+from fgvar.nn.instrumented import connected
+from fgvar.nn.sites import Site
+from fgvar.nn.skeleton import twice
 from fgvar.problem import Problem
-from fgvar.sites import Site
-from fgvar.skeleton import twice
 
 Tensors = Mapping[str, Tensor]
 

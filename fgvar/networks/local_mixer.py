@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from fgvar.errors import unknown
-from fgvar.heads import LocalHead, ReadOut, blank_linear, initialise
-from fgvar.linear import mapped
-from fgvar.norms import layer_norm
-from fgvar.sites import Site
+from fgvar.nn.forward_mode import layer_norm, mapped
+from fgvar.nn.heads import LocalHead, ReadOut, blank_linear, initialise
+from fgvar.nn.sites import Site
 
 PRESETS: dict[str, dict[str, Any]] = {
     "S/1/1": {"image_shape": (1, 28, 28), "classes": 10, "blocks": 1, "patches": 1, "channels": 256, "groups": 1},

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fgvar.errors import unknown
-from fgvar.heads import ReadOut, blank_linear, initialise
-from fgvar.sites import Site
+from fgvar.nn.heads import ReadOut, blank_linear, initialise
+from fgvar.nn.sites import Site
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "linear": nn.Identity}
 

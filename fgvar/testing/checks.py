@@ -10,11 +10,11 @@ import torch
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.problem import Problem
-from fgvar.testing import claims, contract, unbiasedness
+from fgvar.testing import declared_checks, required_checks, unbiasedness
 from fgvar.testing.problems import default_problems
 from fgvar.testing.report import FAILED, NOT_APPLICABLE, PASSED, UNDECIDED, Report, Row, said
 from fgvar.testing.statistical import Draws, check_draws, check_level
-from fgvar.testing.subject import MISFIT, Failure, NotApplicable, Subject, Undecided
+from fgvar.testing.subject import MISFIT, EstimatorUnderTest, Failure, NotApplicable, Undecided
 
 Problems = Problem | Mapping[str, Problem] | Sequence[Problem]
 
@@ -39,7 +39,7 @@ class Check:
     """
 
     name: str
-    function: Callable[[Subject], str]
+    function: Callable[[EstimatorUnderTest], str]
     required: bool = True
 
     @property
@@ -67,24 +67,24 @@ class Check:
 CHECKS = {
     check.name: check
     for check in (
-        Check("structure", contract.structure),
-        Check("deterministic", contract.deterministic),
-        Check("pure", contract.pure),
-        Check("chunking", contract.chunking),
-        Check("precision", contract.precision),
-        Check("noise", contract.noise),
-        Check("non_finite", contract.non_finite),
+        Check("structure", required_checks.structure),
+        Check("deterministic", required_checks.deterministic),
+        Check("pure", required_checks.pure),
+        Check("chunking", required_checks.chunking),
+        Check("precision", required_checks.precision),
+        Check("noise", required_checks.noise),
+        Check("non_finite", required_checks.non_finite),
         Check("linear_in_loss", unbiasedness.linear_in_loss),
         Check("batch_order", unbiasedness.batch_order),
         Check("zero_gradient", unbiasedness.zero_gradient),
         Check("unbiased", unbiasedness.unbiased),
         Check("scale", unbiasedness.scale),
-        Check("variance", claims.variance, required=False),
-        Check("directions", claims.directions, required=False),
-        Check("antithetic", claims.antithetic, required=False),
-        Check("shared_noise", claims.shared_noise, required=False),
-        Check("repr", claims.repr_round_trips, required=False),
-        Check("bias_order", claims.bias_order, required=False),
+        Check("variance", declared_checks.variance, required=False),
+        Check("directions", declared_checks.directions, required=False),
+        Check("antithetic", declared_checks.antithetic, required=False),
+        Check("shared_noise", declared_checks.shared_noise, required=False),
+        Check("repr", declared_checks.repr_round_trips, required=False),
+        Check("bias_order", declared_checks.bias_order, required=False),
     )
 }
 
@@ -140,7 +140,7 @@ def check_estimator(
     rows = []
     with _one_thread():
         for problem_name, problem in named.items():
-            whole, sound = Subject(estimator, problem, each, draws), True
+            whole, sound = EstimatorUnderTest(estimator, problem, each, draws), True
             for name in chosen:
                 outcome, note = _outcome(CHECKS[name], whole.fresh()) if sound else (NOT_APPLICABLE, UNSOUND)
                 rows.append(Row(name, problem_name, outcome, note, CHECKS[name].required))
@@ -212,7 +212,7 @@ class _Skipping:
             pytest.skip(rows[0].note)
 
 
-def _outcome(check: Check, subject: Subject) -> tuple[str, str]:
+def _outcome(check: Check, subject: EstimatorUnderTest) -> tuple[str, str]:
     try:
         _ = subject.randomness
         return PASSED, check.function(subject)

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
-from fgvar.heads import blank_linear
 from fgvar.networks import MLP, LocalMixer
+from fgvar.nn.heads import blank_linear
+from fgvar.nn.sites import with_sites
 from fgvar.problem import Problem
-from fgvar.sites import with_sites
 
 # Of tensors, in the order of their names: with them every gradient that is not 0 has about the same norm, so that an
 # estimate that doubles or turns any one of them is seen in the noise of all. Found by descent on the norms' spread.

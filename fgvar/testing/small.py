@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn.utils import skip_init
 
-from fgvar.heads import blank_linear
 from fgvar.networks import MLP, LocalMixer
 from fgvar.networks.local_mixer import GroupedLinear
-from fgvar.sites import with_sites
+from fgvar.nn.heads import blank_linear
+from fgvar.nn.sites import with_sites
 from fgvar.testing.problems import randomise
 
 IMAGE = (1, 4, 4)  # what convolutional networks and LocalMixers look at

@@ -15,13 +15,13 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from fgvar.analysis.draws import estimates, ranges
-from fgvar.analysis.moments import BUCKETS, References
 from fgvar.errors import NonFiniteError, require_integer
 from fgvar.estimators.estimator import GradientEstimator, require_estimator, require_problem
+from fgvar.measurement.draws import estimates, ranges
+from fgvar.measurement.moments import BUCKETS, References
 from fgvar.problem import Problem
-from fgvar.testing.blackbox import BlackBox
-from fgvar.testing.means import MOVED, Means, means
+from fgvar.testing.black_box import BlackBox
+from fgvar.testing.mean_tests import MOVED, Means, means
 from fgvar.testing.verdict import BLIND, MOST, TOTAL, Test, Verdict, rounded
 
 Draws = int | Literal["enough"]

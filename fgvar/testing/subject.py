@@ -1,4 +1,4 @@
-"""Subject: an estimator on one problem, asked so carefully that whatever it does wrong becomes a sentence."""
+"""An estimator under test, on one problem: asked so carefully that whatever it does wrong becomes a sentence."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,12 +8,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fgvar.analysis.draws import estimates, ranges
 from fgvar.estimators.estimator import Estimate, GradientEstimator
 from fgvar.estimators.noise import Leaf, Randomness
+from fgvar.measurement.draws import estimates, ranges
 from fgvar.problem import Problem
-from fgvar.testing import laws
-from fgvar.testing.laws import Mean
 from fgvar.testing.statistical import Draws, unbiased
 from fgvar.testing.verdict import Verdict
 
@@ -36,7 +34,7 @@ class NotApplicable(Exception):
 
 
 @dataclass
-class Subject:
+class EstimatorUnderTest:
     """An estimator and a problem of its own.
 
     Attributes:
@@ -52,12 +50,12 @@ class Subject:
     draws: Draws | None = None
     memo: dict[str, Any] = field(default_factory=dict)
 
-    def fresh(self) -> "Subject":
-        return Subject(self.estimator, self.problem.clone(), self.level, self.draws, self.memo)
+    def fresh(self) -> "EstimatorUnderTest":
+        return EstimatorUnderTest(self.estimator, self.problem.clone(), self.level, self.draws, self.memo)
 
-    def on(self, problem: Problem, estimator: GradientEstimator | None = None) -> "Subject":
+    def on(self, problem: Problem, estimator: GradientEstimator | None = None) -> "EstimatorUnderTest":
         """The same, or another, estimator on another problem."""
-        return Subject(self.estimator if estimator is None else estimator, problem, self.level, self.draws)
+        return EstimatorUnderTest(self.estimator if estimator is None else estimator, problem, self.level, self.draws)
 
     @property
     def opaque(self) -> bool:
@@ -83,7 +81,7 @@ class Subject:
 
     @cached_property
     def target(self) -> Gradients:
-        found = self._ask("target", lambda: self.estimator.target(self.problem))
+        found = self.ask("target", lambda: self.estimator.target(self.problem))
         self.require_gradient("the target", found)
         for name, value in found.items():
             if not bool(value.isfinite().all()):
@@ -115,7 +113,7 @@ class Subject:
         def sample() -> Gradients:
             return self.randomness.sample(seed, draws, dtype=self.problem.dtype, device=self.problem.device)
 
-        return self._ask("the noise", sample) if self.randomness.size else {}
+        return self.ask("the noise", sample) if self.randomness.size else {}
 
     @staticmethod
     def one(noise: Mapping[str, Tensor], index: int = 0) -> Gradients:
@@ -141,7 +139,7 @@ class Subject:
         """Estimates for a batch of noise, stacked."""
         count, chunk = len(next(iter(noise.values()))), chunk or self.chunk
         pieces = [_take(noise, window) for window in ranges(0, count, chunk)]
-        parts = self._ask("estimate", lambda: [estimates(self.estimator, self.problem, piece) for piece in pieces])
+        parts = self.ask("estimate", lambda: [estimates(self.estimator, self.problem, piece) for piece in pieces])
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def require_gradient(self, what: str, gradient: object) -> None:
@@ -165,34 +163,24 @@ class Subject:
                 if got != wanted:
                     raise Failure(f"{what} of {name!r} has {kind} {got}, expected {wanted}, that of the parameter")
 
-    # ---- its mean ----------------------------------------------------------------------------------------------
-
-    @property
-    def mean(self) -> Mean | None:
-        """Its expectation, exact or all but exact, and how it was found; None where it can only be drawn."""
-        if "mean" not in self.memo:
-            self.memo["mean"] = self._ask("estimate", lambda: laws.mean(self))
-        found: Mean | None = self.memo["mean"]
-        return found
-
-    @cached_property
-    def covariance(self) -> Gradients | None:
-        """Its exact covariance by parameter; None where there are too many numbers or it can only be drawn."""
-        return laws.covariance(self)
-
     def verdict(self, size: float = 1.0) -> Verdict:
         """The statistical verdict on bias and scale; drawn once for all checks of this problem."""
-        if "verdict" not in self.memo:
-            more: dict[str, Any] = {} if self.draws is None else {"draws": self.draws}
+        more: dict[str, Any] = {} if self.draws is None else {"draws": self.draws}
 
-            def drawn() -> Verdict:
-                return unbiased(self.estimator, self.problem, level=self.level, chunk=self.chunk, size=size, **more)
+        def drawn() -> Verdict:
+            return unbiased(self.estimator, self.problem, level=self.level, chunk=self.chunk, size=size, **more)
 
-            self.memo["verdict"] = self._ask("estimate", drawn)
-        verdict: Verdict = self.memo["verdict"]
-        return verdict
+        return self.once("verdict", lambda: self.ask("estimate", drawn))
 
-    def _ask(self, what: str, call: Callable[[], T]) -> T:
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """What ``compute`` returns, computed once for all checks of this estimator on this problem."""
+        if name not in self.memo:
+            self.memo[name] = compute()
+        found: T = self.memo[name]
+        return found
+
+    def ask(self, what: str, call: Callable[[], T]) -> T:
+        """What ``call`` returns; what it raises becomes a sentence."""
         try:
             return call()
         except (Failure, NotApplicable):

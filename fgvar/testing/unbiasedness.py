@@ -5,21 +5,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fgvar.testing.laws import claim, tolerance
-from fgvar.testing.subject import Failure, NotApplicable, Subject, Undecided
-from fgvar.testing.trials import OWN_LOSS, batch_axes, difference, own_loss, require_declared_noise, with_loss
+from fgvar.testing.comparisons import OWN_LOSS, batch_axes, difference, own_loss, require_declared_noise, with_loss
+from fgvar.testing.exact_moments import claim, mean, tolerance
+from fgvar.testing.subject import EstimatorUnderTest, Failure, NotApplicable, Undecided
 
 ZERO_DRAWS = 8
 ROUNDING = 1e-2  # of an estimate: what no more is off by may be rounding over a small step
 
 
-def linear_in_loss(subject: Subject) -> str:
+def linear_in_loss(subject: EstimatorUnderTest) -> str:
     """ĝ of 1000·L is 1000 ĝ of L, and ĝ of L + L² the sum of theirs: for the same noise, or else in the mean."""
     if own_loss(subject):
         raise NotApplicable(OWN_LOSS)
     one = subject.one(subject.noise(range(1)))
 
-    def changed(change: Callable[[Tensor], Tensor]) -> Subject:
+    def changed(change: Callable[[Tensor], Tensor]) -> EstimatorUnderTest:
         return subject.on(with_loss(subject.problem, change))
 
     large, both = changed(lambda loss: 1000 * loss), changed(lambda loss: loss + loss**2)
@@ -36,7 +36,7 @@ def linear_in_loss(subject: Subject) -> str:
     return "; ".join(notes) or f"1000·L and L + L² to {tolerance(subject):.1g}"
 
 
-def batch_order(subject: Subject) -> str:
+def batch_order(subject: EstimatorUnderTest) -> str:
     """Examples in another order, with their own noise, give the same estimate, or one of the same mean."""
     require_declared_noise(subject, empty=True)
     problem = subject.problem
@@ -56,7 +56,7 @@ def batch_order(subject: Subject) -> str:
     return f"{n} examples, rolled by one"
 
 
-def zero_gradient(subject: Subject) -> str:
+def zero_gradient(subject: EstimatorUnderTest) -> str:
     """Where the loss does not depend on anything, the estimate's mean is 0."""
     if own_loss(subject):
         raise NotApplicable(OWN_LOSS)
@@ -65,11 +65,11 @@ def zero_gradient(subject: Subject) -> str:
     found = [flat.estimate(flat.one(drawn, draw)) for draw in range(ZERO_DRAWS if drawn else 1)]
     if all(not bool(value.any()) for one in found for value in one.values()):
         return "every estimate is 0"
-    if flat.mean is not None:
-        worst = max(float(value.abs().max()) for value in flat.mean.gradient.values())
+    if (exact := mean(flat)) is not None:
+        worst = max(float(value.abs().max()) for value in exact.gradient.values())
         if worst > 1e-9 * subject.size:
-            raise Failure(f"a loss that is 0 everywhere has an estimate of mean {worst:.2g} ({flat.mean.how})")
-        return flat.mean.how
+            raise Failure(f"a loss that is 0 everywhere has an estimate of mean {worst:.2g} ({exact.how})")
+        return exact.how
     _ = flat.target  # whose own numbers may be none
     verdict = flat.verdict(size=sum(float(value.square().sum()) for value in subject.target.values()) ** 0.5)
     for kind in ("bias", "scale"):
@@ -80,37 +80,37 @@ def zero_gradient(subject: Subject) -> str:
     return str(verdict)
 
 
-def unbiased(subject: Subject) -> str:
+def unbiased(subject: EstimatorUnderTest) -> str:
     """E ĝ is the target: exactly where its noise can be enumerated, else by a statistical verdict."""
-    mean = subject.mean
-    if mean is None:
+    exact = mean(subject)
+    if exact is None:
         order = claim(subject.estimator, "bias_order")
         return _drawn(subject, "bias") + (f"; below that, it declares a bias of order step^{order}" if order else "")
     target = subject.target
-    off = {name: float((mean.gradient[name] - value).abs().max()) / subject.size for name, value in target.items()}
+    off = {name: float((exact.gradient[name] - value).abs().max()) / subject.size for name, value in target.items()}
     worst = max(off, key=lambda name: off[name])
-    if not off[worst] <= mean.allowed:
-        share = float((mean.gradient[worst] - target[worst]).norm() / target[worst].norm().clamp_min(1e-300))
-        raise Failure(f"E ĝ of {worst!r} is off its target by {share:.3g} of the target's norm ({mean.how})")
-    return f"{mean.how}, to {mean.allowed:.1g}"
+    if not off[worst] <= exact.allowed:
+        share = float((exact.gradient[worst] - target[worst]).norm() / target[worst].norm().clamp_min(1e-300))
+        raise Failure(f"E ĝ of {worst!r} is off its target by {share:.3g} of the target's norm ({exact.how})")
+    return f"{exact.how}, to {exact.allowed:.1g}"
 
 
-def scale(subject: Subject) -> str:
+def scale(subject: EstimatorUnderTest) -> str:
     """The slope ⟨E ĝ, g⟩/‖g‖² is 1 in every parameter, which a cosine cannot see."""
-    mean = subject.mean
-    if mean is None:
+    exact = mean(subject)
+    if exact is None:
         return _drawn(subject, "scale")
     for name, value in subject.target.items():
         length = float(value.double().square().sum())
         if length**0.5 <= 1e-6 * subject.size:
             continue
-        slope = float((mean.gradient[name] * value).sum()) / length
-        if not abs(slope - 1) <= mean.allowed * subject.size / length**0.5:
-            raise Failure(f"the slope of {name!r} is {slope:.6g}, expected 1 ({mean.how})")
-    return f"{mean.how}, to {mean.allowed:.1g}"
+        slope = float((exact.gradient[name] * value).sum()) / length
+        if not abs(slope - 1) <= exact.allowed * subject.size / length**0.5:
+            raise Failure(f"the slope of {name!r} is {slope:.6g}, expected 1 ({exact.how})")
+    return f"{exact.how}, to {exact.allowed:.1g}"
 
 
-def _drawn(subject: Subject, kind: str) -> str:
+def _drawn(subject: EstimatorUnderTest, kind: str) -> str:
     verdict = subject.verdict()
     if verdict.failed(kind):
         raise Failure(verdict.sentence(kind))
@@ -119,7 +119,7 @@ def _drawn(subject: Subject, kind: str) -> str:
     return str(verdict)
 
 
-def _in_the_mean(subject: Subject, what: str) -> str:
+def _in_the_mean(subject: EstimatorUnderTest, what: str) -> str:
     """What differs draw by draw can be right all the same: random rounding, noise that is added, weights by loss."""
     for check in (unbiased, scale):
         try:
@@ -131,7 +131,7 @@ def _in_the_mean(subject: Subject, what: str) -> str:
     return f"{what}, but not in the mean ({how})"
 
 
-def _hint(subject: Subject, off: float) -> str:
+def _hint(subject: EstimatorUnderTest, off: float) -> str:
     if off > ROUNDING or claim(subject.estimator, "step"):
         return ""
     return f" (as rounding over a step of {100 * torch.finfo(subject.problem.dtype).eps / off:.0e} is: declare step=)"

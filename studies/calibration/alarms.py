@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from fgvar.testing.means import Means, means
+from fgvar.testing.mean_tests import Means, means
 from fgvar.testing.statistical import DRAWS
 from studies.calibration.coverage import generator
 

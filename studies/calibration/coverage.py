@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from scipy import special
 
-from fgvar.analysis.drawn import Drawn
-from fgvar.analysis.intervals import Estimated
-from fgvar.analysis.moments import BLOCK, BUCKETS, Block, Moments, References, absorb, init
-from fgvar.analysis.paired import Measured, differences
-from fgvar.analysis.statistics import BY_REFERENCE, bias_test, snr, variance
-from fgvar.analysis.sums import Sums
+from fgvar.measurement.intervals import Estimated
+from fgvar.measurement.moments import BLOCK, BUCKETS, Block, Moments, References, absorb, init
+from fgvar.measurement.paired import Measured, differences
+from fgvar.measurement.sampled import Drawn
+from fgvar.measurement.statistics import BY_REFERENCE, bias_test, snr, variance
+from fgvar.measurement.sums import Sums
 from studies.calibration.laws import Law
 
 Array = Any

@@ -23,13 +23,13 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fgvar
-from fgvar import memory
-from fgvar.analysis.cost import Flops
-from fgvar.analysis.drawn import BUDGET, default_chunk
-from fgvar.experiments.going import Going
-from fgvar.experiments.gradients import gradient_of
-from fgvar.experiments.tasks import task_of
-from fgvar.norms import EPS
+from fgvar.measurement.cost import Flops
+from fgvar.measurement.sampled import BUDGET, default_chunk
+from fgvar.nn.forward_mode import EPS
+from fgvar.training import allocator
+from fgvar.training.gradients import gradient_of
+from fgvar.training.loop import Going
+from fgvar.training.objectives import task_of
 from tests.benchmarks.timing import Row, Work, in_a_process, interleaved, product_rate, ratio, seconds
 
 LONG = 10**6  # updates of a schedule whose end nobody sees
@@ -67,7 +67,7 @@ def steps() -> Iterator[Row]:
     for compiled in (False, True):
         how = "compiled" if compiled else "eager"
         problem = problem_of("M/8/16", 128)
-        with memory.kept():  # as in `train`
+        with allocator.kept():  # as in `train`
             times = interleaved({name: step(problem, scheme, compiled) for name, scheme in schemes.items()}, 7)
         yield Row(f"M/8/16, batch 128, {how}: LG-BP step", times["LG-BP"], unit="s")
         yield Row(f"{how}: LG-FG-A step, signs", times["LG-FG-A, signs"], unit="s")
@@ -150,7 +150,7 @@ def rate() -> Iterator[Row]:
     for preset, batch, goal in (("M/8/16", 128, 0.3), ("L/8/64", 16, 0.5)):
         problem, scheme = problem_of(preset, batch), fgvar.scheme("LG-FG-A", noise=fgvar.Rademacher())
         flops, limit = own_products(problem, scheme, one_draw(problem, scheme))
-        with memory.kept():
+        with allocator.kept():
             times = interleaved({"step": step(problem, scheme, compile=True)}, 5)["step"]
         yield Row(f"{preset}, batch {batch}: products of the step's own shapes", [limit / 1e9], unit="GF/s")
         yield Row(f"{preset}: compiled LG-FG-A step / those", [flops / t / limit for t in times], goal, at_most=False)
@@ -347,7 +347,7 @@ def probes() -> Iterator[Row]:
         small = problem.at(batch=(problem.inputs[:32], problem.targets[:32]))
         one = fgvar.Probe(table3.probed(), (small.inputs, small.targets), (1,), draws=32, route="both")
         works["probe"] = lambda one=one, small=small: one.measure(small, 1)
-        with memory.kept():
+        with allocator.kept():
             times = interleaved(works, 5)
         for epochs in (20, 100):
             run = 469 * epochs

@@ -1,0 +1,102 @@
+"""Spread of the data: how per-example gradients vary within a batch."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimator
+from fgvar.estimators.losses import Losses
+from fgvar.measurement.draws import PlainCalls, ranges
+from fgvar.measurement.intervals import Estimated
+from fgvar.measurement.lending import Loan, tensors_in
+from fgvar.measurement.moments import GROUPS
+from fgvar.problem import Problem
+
+PIECE = 1 << 12  # numbers of every example that are worked on at a time, so that they stay in the CPU's cache
+
+Gradient = Callable[[Problem], dict[str, Tensor]]
+
+
+class Spreads:
+    """Data variance of one problem, tr Cov(per-example gradient)/N by layer: of each gradient once, whoever asks.
+
+    Args:
+        problem: network, loss and batch.
+        chunk: examples whose gradients are computed at once (1: by plain calls).
+
+    Attributes:
+        plain: of the measurement that these belong to, the warning of what does not run under vmap.
+    """
+
+    def __init__(self, problem: Problem, chunk: int) -> None:
+        self.problem, self.chunk = problem, chunk
+        self.plain = PlainCalls()
+        self._backprop: np.ndarray | None = None
+        self._targets: list[tuple[Losses, np.ndarray]] = []
+
+    def of(self, estimator: GradientEstimator) -> Estimated:
+        """Of its target and of backprop, exact [references, layers]."""
+        if self._backprop is None:
+            self._backprop = self._spread(lambda one: one.backprop(), self.problem)
+        return Estimated.exact(np.stack([self._target(estimator), self._backprop]))
+
+    def _target(self, estimator: GradientEstimator) -> np.ndarray:
+        # Composed estimators of the same losses have the same target; of other types nothing is known.
+        if type(estimator) not in (Estimator, ExactGradient):
+            lent = Loan.of(type(estimator).__name__, estimator, self.problem).problem
+            return self._spread(estimator.target, lent)
+        losses: Losses = estimator.losses  # type: ignore[attr-defined]
+        known = next((value for other, value in self._targets if other == losses), None)
+        if known is None:
+            known = self._spread(estimator.target, self.problem)
+            self._targets.append((losses, known))
+        return known
+
+    def _spread(self, gradient: Gradient, problem: Problem) -> np.ndarray:
+        """NaN for a batch of one, and where examples are coupled, so that none has a gradient of its own."""
+        n = problem.batch_size
+        if n == 1 or problem.coupled:
+            return np.full(len(problem.params) + len(GROUPS), np.nan)
+        totals = {
+            name: torch.zeros(p.numel(), dtype=torch.float64, device=problem.device)
+            for name, p in problem.params.items()
+        }
+        squares = {name: total.new_zeros(()) for name, total in totals.items()}
+        for found in self._stacks(gradient, problem):
+            for name, total in totals.items():
+                _add(found[name].reshape(len(found[name]), -1), total, squares[name])
+        means = torch.stack([total @ total / n for total in totals.values()])
+        spread = ((torch.stack(list(squares.values())) - means).clamp_min(0) / (n - 1) / n).cpu().numpy()
+        perturbed = spread[[name in problem.perturbed for name in totals]].sum()
+        return np.array([*spread, perturbed, spread.sum()])
+
+    def _stacks(self, gradient: Gradient, problem: Problem) -> Iterator[dict[str, Tensor]]:
+        """The gradients of the examples, a chunk of them stacked; one by one where vmap cannot."""
+        what = "the gradient of one example"
+
+        def piece(numbers: range) -> dict[str, Tensor]:
+            part = problem.rows(slice(numbers.start, numbers.stop))
+            if len(numbers) > 1:
+                stacked: dict[str, Tensor] = part.per_example(lambda one: tensors_in(what, gradient(one)))
+                return stacked
+            return {name: g[None] for name, g in tensors_in(what, gradient(part)).items()}
+
+        n = problem.batch_size
+        chunk = min(self.chunk, n)
+        first = None
+        if chunk > 1:
+            first = self.plain.together(what, lambda: piece(range(chunk)), lambda: piece(range(1)))
+        for numbers in ranges(0, n, chunk if first else 1):
+            found, first = first or piece(numbers), None
+            yield found
+
+
+def _add(rows: Tensor, total: Tensor, square: Tensor) -> None:
+    """Add the sum of the rows, and that of all squares, in float64 without a copy of all."""
+    width = PIECE if rows.device.type == "cpu" else max(rows.shape[1], 1)
+    for piece, here in zip(rows.split(width, 1), total.split(width), strict=True):
+        precise = piece.double()
+        here += precise.sum(0)
+        square += precise.ravel() @ precise.ravel()

@@ -1,0 +1,138 @@
+"""Draws: noise in batches, sampled or enumerated, and the estimates made from it."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from fgvar.errors import unknown
+from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.noise import Randomness
+from fgvar.measurement.lending import gradient_in
+from fgvar.problem import Problem
+
+MOST = {"signs": 18, "hermite": 11}  # random numbers that are enumerated at most: 2^18 and 3^11 estimates
+METHODS = ("nodes", *MOST)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Enumeration:
+    """A finite set of noise values with their probabilities, given by number.
+
+    ``method="nodes"``: the 2d nodes ±√d·e_i over all d random numbers jointly, equally likely. Their mean is
+    uuᵀ = I, so the average of any estimator that is even and quadratic in u is its exact expectation under
+    *every* noise with E uuᵀ = I. ``method="signs"``: all 2^d sign vectors, the exact law under Rademacher
+    noise, whatever the estimator. ``method="hermite"``: −√3, 0, √3 with probabilities 1/6, 2/3, 1/6 in every
+    coordinate (three-point Gauss-Hermite), exact under Gaussian noise for every polynomial of degree up to 5
+    in each coordinate, hence for mean and covariance of a quadratic estimator.
+
+    Raises:
+        ValueError: an unknown method, no random number at all, or too many for it.
+
+    Example:
+        >>> from fgvar.estimators.noise import Gaussian, Leaf
+        >>> nodes = Enumeration(Randomness({"w": Leaf((2,), Gaussian())}), "nodes")
+        >>> nodes.take(range(4))["w"].pow(2).mean(0).round(decimals=9)
+        tensor([1., 1.], dtype=torch.float64)
+    """
+
+    randomness: Randomness
+    method: str = "nodes"
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(unknown("method", self.method, METHODS))
+        d = self.randomness.size
+        if d == 0:
+            raise ValueError("the estimator needs no noise: its only estimate is its expectation")
+        if d > MOST.get(self.method, d):
+            raise ValueError(
+                f"{d} random numbers have {self._base}^{d} values; at most {self._base}^{MOST[self.method]} are "
+                f"enumerated by {self.method!r}: take a smaller problem, or 'nodes' for a quadratic estimator"
+            )
+
+    @property
+    def _base(self) -> int:
+        return 2 if self.method == "signs" else 3
+
+    def __len__(self) -> int:
+        return int(2 * self.randomness.size if self.method == "nodes" else self._base**self.randomness.size)
+
+    def take(self, numbers: range, *, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+        """Noise values of these numbers, stacked along a new first axis."""
+        d, index = self.randomness.size, torch.arange(numbers.start, numbers.stop)
+        if self.method == "nodes":
+            flat = torch.zeros(len(index), d, dtype=dtype)
+            flat[torch.arange(len(index)), index // 2] = d**0.5 * (1 - 2 * (index % 2)).to(dtype)
+        elif self.method == "signs":
+            flat = self._digits(index).to(dtype) * 2 - 1
+        else:
+            flat = (self._digits(index).to(dtype) - 1) * 3**0.5
+        return self.randomness.unflatten(flat)
+
+    def probabilities(self, numbers: range) -> Tensor:
+        """Of the noise values of these numbers, in float64."""
+        if self.method != "hermite":
+            return torch.full((len(numbers),), 1 / len(self), dtype=torch.float64)
+        zeros = (self._digits(torch.arange(numbers.start, numbers.stop)) == 1).sum(1)
+        return (2 / 3) ** zeros.double() * (1 / 6) ** (self.randomness.size - zeros.double())
+
+    def _digits(self, index: Tensor) -> Tensor:
+        return index[:, None] // self._base ** torch.arange(self.randomness.size) % self._base
+
+
+def estimates(estimator: GradientEstimator, problem: Problem, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients for a batch of noise, stacked along a new first axis.
+
+    One vmap over the batch; a batch of one is a plain call, so that estimators that do not run under vmap
+    can be measured with ``chunk=1``.
+
+    Raises:
+        TypeError: what the estimator returned is no `Estimate` of a dict of tensors.
+    """
+    count = len(next(iter(noise.values())))
+    if count > 1:
+        stacked: dict[str, Tensor] = vmap(lambda one: gradient_in(estimator.estimate(problem, one)))(dict(noise))
+        return stacked
+    one = {name: u[0] for name, u in noise.items()}
+    return {name: g[None] for name, g in gradient_in(estimator.estimate(problem, one)).items()}
+
+
+@dataclass
+class PlainCalls:
+    """What of one measurement runs by plain calls alone: the first of it is told in a warning, once.
+
+    Attributes:
+        told: has there been a warning?
+    """
+
+    told: bool = False
+
+    def together(self, what: str, stacked: Callable[[], T], single: Callable[[], object]) -> T | None:
+        """What ``stacked`` returns, a vmap; None, and a warning, where only ``single``, a plain call, can be."""
+        try:
+            return stacked()
+        except Exception as error:
+            if "memory" in str(error):
+                raise
+        single()  # what a plain call raises, too, is not vmap's fault
+        if not self.told:
+            warnings.warn(
+                f"{what} does not run under torch.func.vmap (as .item() and an if on a tensor do not), so that it is "
+                "computed one by one, like all here that does not; chunk=1 says so without this warning",
+                stacklevel=2,
+            )
+        self.told = True
+        return None
+
+
+def ranges(start: int, stop: int, step: int) -> Iterator[range]:
+    """Consecutive ranges of at most ``step`` numbers."""
+    for first in range(start, stop, step):
+        yield range(first, min(first + step, stop))

@@ -1,0 +1,177 @@
+"""Forward mode: dual numbers, and layers whose derivative along a direction costs no more than it has to."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+EPS = 1e-5  # of every layer norm in the paper's networks
+
+_forward_mode = threading.RLock()
+
+
+def jvp(
+    function: Callable[..., Any], point: tuple[Any, ...], along: tuple[Any, ...], *, has_aux: bool = False
+) -> Any:
+    """`torch.func.jvp`, one thread at a time: torch counts its levels of forward mode for the whole process.
+
+    Two threads within it get errors, wrong derivatives or a crash.
+
+    Example:
+        >>> [float(x) for x in jvp(torch.square, (torch.tensor(3.0),), (torch.tensor(1.0),))]
+        [9.0, 6.0]
+    """
+    if torch.compiler.is_compiling():  # which traces the derivative, and knows no locks
+        return torch.func.jvp(function, point, along, has_aux=has_aux)
+    with _forward_mode:
+        return torch.func.jvp(function, point, along, has_aux=has_aux)
+
+
+def opened(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The value and the tangent of a tensor; no tangent where it has none, or inside a vmap inside a jvp."""
+    if torch._C._functorch.is_batchedtensor(x):
+        return x, None
+    dual = forward_ad.unpack_dual(x)
+    return dual.primal, dual.tangent
+
+
+def at_rest(value: Any) -> Any:
+    """A tensor without its tangent, and with its gradient; anything else as it is."""
+    return forward_ad.unpack_dual(value).primal if isinstance(value, Tensor) else value
+
+
+def pushed(output: Tensor, along: Tensor) -> Tensor:
+    """``output`` without its gradient, moving along a direction more: a dual number, where detach stops both."""
+    at, already = forward_ad.unpack_dual(output)
+    moves = along.contiguous() if already is None else already.detach() + along
+    return forward_ad.make_dual(at.detach().to(moves.dtype), moves)  # under autocast the direction is more precise
+
+
+def mapped(product: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``product(x, weight, bias)``, where no bias (None) makes it linear in x.
+
+    W(x + εu) + b = (Wx + b) + ε·Wu: where the input moves alone, its tangent is the product of the direction. Torch's
+    forward mode multiplies the input by the weight's tangent of zeros, too, eagerly and compiled.
+
+    Example:
+        >>> import torch
+        >>> x, u, w, b = torch.ones(1, 3), torch.tensor([[1.0, 0.0, 0.0]]), torch.full((2, 3), 2.0), torch.ones(2)
+        >>> torch.func.jvp(lambda x: mapped(functional.linear, x, w, b), (x,), (u,))[1]
+        tensor([[2., 2.]])
+    """
+    at, along = opened(x)
+    if along is None or any(opened(own)[1] is not None for own in (weight, bias) if own is not None):
+        return product(x, weight, bias)
+    value = product(at, weight, bias)
+    return forward_ad.make_dual(value, product(along, weight, None).to(value.dtype))  # autocast may keep one precise
+
+
+class Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return mapped(functional.linear, input, self.weight, self.bias)
+
+
+class _Convolution(_ConvNd):
+    def forward(self, input: Tensor) -> Tensor:
+        return mapped(self._conv_forward, input, self.weight, self.bias)
+
+
+class Conv1d(_Convolution, nn.Conv1d):
+    pass
+
+
+class Conv2d(_Convolution, nn.Conv2d):
+    pass
+
+
+class Conv3d(_Convolution, nn.Conv3d):
+    pass
+
+
+MAPPED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: Linear,
+    nn.Conv1d: Conv1d,
+    nn.Conv2d: Conv2d,
+    nn.Conv3d: Conv3d,
+}
+
+
+def map_linearly(module: nn.Module) -> None:
+    """Let torch's linear and convolutional layers in ``module`` compute by `mapped`; subclasses stay as they are."""
+    for child in module.modules():
+        if own := MAPPED.get(type(child)):
+            child.__class__ = own
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """Zero mean and unit variance over the last axis, without gain or bias.
+
+    y = r(x − x̄) has the Jacobian J = r(I − 11ᵀ/n − yyᵀ/n), which is symmetric: the kernel of the backward pass, Jᵀg,
+    computes the directional derivative Ju as well, in one pass where torch's own forward mode makes a dozen. (That
+    takes mean and r for constants, so that second derivatives through it are wrong; through this they are right.)
+
+    Shapes: any, of at least one axis.
+
+    Source: Ren et al. 2023, Sec. 5 (the norm); torch 2.13, ``native_layer_norm_backward`` (the kernel).
+
+    Example:
+        >>> x, u = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[1.0, 0.0, 0.0]])
+        >>> along = torch.func.jvp(layer_norm, (x,), (u,))[1]
+        >>> bool(torch.allclose(along, torch.func.vjp(layer_norm, x)[1](u)[0]))
+        True
+    """
+    shape = x.shape[-1:]
+    if torch.compiler.is_compiling():  # compilers take the plain norm apart themselves
+        return functional.layer_norm(x, shape, eps=EPS)
+    x = x.contiguous()  # once, where the kernels of forward, tangent and backward pass would each copy it
+    at, along = opened(x)
+    if along is None:
+        return functional.layer_norm(x, shape, eps=EPS)
+    normed, mean, r = torch.native_layer_norm(at, shape, None, None, EPS)
+    # Under autocast the norm may be in another precision than what it norms.
+    at, along = at.to(normed.dtype), along.to(normed.dtype)
+    moved = torch.ops.aten.native_layer_norm_backward(along, at, shape, mean, r, None, None, [True, False, False])[0]
+    return forward_ad.make_dual(normed, moved)
+
+
+def normed(length: Tensor, along: Tensor, dim: int) -> Tensor:
+    """g·v/‖v‖, with a norm for each index of axis ``dim`` (-1: one for all).
+
+    Example:
+        >>> import torch
+        >>> normed(torch.tensor([[2.0]]), torch.tensor([[3.0, 4.0]]), 0)
+        tensor([[1.2000, 1.6000]])
+    """
+    if dim == -1:
+        return along * (length / along.norm())
+    norms = along.movedim(dim, 0).reshape(along.shape[dim], -1).norm(dim=1)
+    return along * (length / norms.reshape(length.shape))
+
+
+class _Parametrization(_WeightNorm):
+    def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:
+        return normed(weight_g, weight_v, self.dim)
+
+
+class _Hook(WeightNorm):
+    def compute_weight(self, module: nn.Module) -> Tensor:
+        return normed(getattr(module, f"{self.name}_g"), getattr(module, f"{self.name}_v"), self.dim)
+
+
+def norm_plainly(module: nn.Module) -> None:
+    """Let torch's weight norm in ``module``, by parametrization or by the older hook, compute by `normed`."""
+    for child in module.modules():
+        if type(child) is _WeightNorm:
+            child.__class__ = _Parametrization
+        for hook in child._forward_pre_hooks.values():
+            if type(hook) is WeightNorm:
+                hook.__class__ = _Hook

@@ -1,0 +1,269 @@
+"""Local heads on anybody's network: classifiers behind chosen modules, with stops and group copies."""
+
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fgvar.errors import unknown
+from fgvar.nn.heads import LocalHead, initialise
+from fgvar.nn.instrumented import Network
+from fgvar.nn.purity import coach
+from fgvar.nn.sites import Site, apply_site, copied, inside, require_module
+from fgvar.problem_checks import require_one_device
+
+SIZES = ("out_features", "out_channels", "num_channels", "num_features", "embed_dim", "embedding_dim")
+AXES = {2: {"group_axis": 1}, 3: {"patch_axis": 1, "group_axis": 2}, 4: {"group_axis": 1}}  # of features with so many
+
+
+class BlockEnd(nn.Module):
+    """What `with_local_heads` hangs on a module: a head, and the layout in which it reads the module's output.
+
+    A hook hands the output to `read`. Called as a module it is the identity, since a Sequential calls all of
+    its children.
+
+    Example:
+        >>> BlockEnd("layer1", 8, classes=3, groups=2).read(torch.ones(5, 8, 4, 4)).shape
+        torch.Size([5, 8, 4, 4])
+    """
+
+    reads_features = True
+
+    def __init__(self, after: str, channels: int, classes: int, groups: int, ndim: int | None = None) -> None:
+        super().__init__()
+        self.after, self.channels, self.groups, self.ndim = after, channels, groups, ndim
+        self.axes: dict[str, int] = AXES.get(ndim or 0, {})  # along which a site just before it is its own copy's
+        self.head = LocalHead(channels, classes)
+
+    def forward(self, output: Tensor) -> Tensor:
+        return output
+
+    def read(self, output: Any) -> Tensor:
+        """The same output, after the head's end has seen it as [batch, patches, groups, channels / groups]."""
+        require_features(self.after, output)
+        if self.ndim not in (None, output.ndim):
+            raise ValueError(
+                f"module {self.after!r} returned shape {tuple(output.shape)}, but {self.ndim} axes for the example "
+                "batch; give with_local_heads inputs= like those of the problem"
+            )
+        if channels_of(output.shape) != self.channels:
+            raise ValueError(
+                f"module {self.after!r} returned {channels_of(output.shape)} channels (shape {tuple(output.shape)}), "
+                f"its local head was built for {self.channels}; pass with_local_heads an example batch, inputs=x[:1]"
+            )
+        rows = output[:, None] if output.ndim == 2 else output
+        rows = output.flatten(2).transpose(1, 2) if output.ndim == 4 else rows
+        features: Tensor = self.head.end(rows.unflatten(2, (self.groups, -1))).flatten(2)
+        if output.ndim == 4:
+            features = features.transpose(1, 2)
+        return features.reshape(output.shape)
+
+    def extra_repr(self) -> str:
+        return f"after={self.after!r}, groups={self.groups}"
+
+
+def with_local_heads(
+    module: nn.Module,
+    *,
+    after: Sequence[str],
+    classes: int,
+    groups: int = 1,
+    inputs: Tensor | None = None,
+    readout: str | Collection[str] = (),
+    head_init: str = "kaiming",
+    seed: int = 0,
+) -> nn.Module:
+    """A copy of ``module`` whose blocks end after the named modules, each with a `LocalHead` of its own.
+
+    The copy computes the same function and keeps every parameter's name, and the schemes of local losses
+    ("LG-FG-A", "LG-FG-W", "LG-BP", "L-BP") run on it: gradients stop at the named modules' outputs. (What is
+    led around a named module is not stopped; credit counts it.) Features are read as patches of channels:
+    ``[batch, channels]`` is one patch, ``[batch, tokens, channels]`` one patch a token,
+    ``[batch, channels, height, width]`` one patch a pixel. Combine with `with_sites`, in either order.
+
+    Args:
+        module: any network.
+        after: names of the modules that end a block; heads are used in the order of the forward pass.
+        classes: outputs of each head.
+        groups: channel groups, consecutive and equal: the head normalises within each.
+        inputs: an example batch. With it channels are read off a forward pass, and problems are found at once;
+            without, channels are those that the modules up to the end of the block declare (``out_features``,
+            …), and problems are found in the first forward pass. Only with it are the groups (and tokens) of the
+            named modules themselves credited apart, which lowers the variance; elsewhere copies are summed.
+        readout: names of modules that learn from their exact gradient, as heads do: the classifier at the end.
+            Without it the classifier is perturbed like all other modules.
+        head_init: of the heads: "kaiming", "constant" or "zero" (as in training: no gradient at first).
+        seed: of the heads' weights; the global random state is neither read nor moved.
+
+    Raises:
+        ValueError: an unknown or repeated name, a network that has local heads already, channels that do not
+            fall into groups, a module that is not called or called twice, an output without a batch axis or
+            with another number of axes.
+        TypeError: what is no network to follow (see `with_sites`), numbers that are no integers, inputs that are no
+            tensor, a module that returns no tensor.
+
+    Source: Ren et al. 2023, Sec. 4 and Fig. 3.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+        >>> blocks = with_local_heads(net, after=("1", "3"), classes=3, groups=2, readout="4")
+        >>> [name for name, child in blocks.named_modules() if isinstance(child, LocalHead)]
+        ['1.local.head', '3.local.head']
+    """
+    require_module(module)
+    for what, names in (("after", after), ("readout", readout)):
+        if not isinstance(names, str | Iterable):
+            raise TypeError(f"{what} is {names!r}, expected names of modules")
+    readout = (readout,) if isinstance(readout, str) else tuple(readout)
+    after = after if isinstance(after, str) else tuple(after)
+    _check_names(module, after, readout)
+    for what, number in (("classes", classes), ("groups", groups), ("seed", seed)):
+        if not isinstance(number, Integral) or isinstance(number, bool):
+            raise TypeError(f"{what} is {number!r}, expected an integer")
+        if number < 1 and what != "seed":
+            raise ValueError(f"{what} is {number}, expected at least 1")
+    shapes = dict.fromkeys(after) if inputs is None else _shapes(module, after, inputs)
+    channels = {name: channels_of(shape) if shape else _declared(module, name) for name, shape in shapes.items()}
+    _check_groups(channels, groups)
+    network = copied(module)
+    for child in network.modules():
+        if getattr(child, "group_rows", False):
+            setattr(child, "group_rows", False)  # noqa: B010 (said of other features than these heads read)
+    for name in readout:
+        setattr(network.get_submodule(name), "learns_exactly", True)  # noqa: B010 (a flag, not a module)
+    like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    generator = torch.Generator().manual_seed(seed)
+    for name, shape in shapes.items():
+        end = BlockEnd(name, channels[name], classes, groups, len(shape) if shape else None)
+        initialise(end.head.linear, head_init, generator)
+        _attach(network.get_submodule(name), end.to(like.device, like.dtype))
+    if inputs is not None:
+        _look(network, inputs)
+    return network
+
+
+def channels_of(shape: Sequence[int]) -> int:
+    """The size of a layout's channel axis: the second of four, else the last."""
+    return shape[1] if len(shape) == 4 else shape[-1]
+
+
+def require_features(name: str, output: Any) -> None:
+    """Raise where a module's output is not a tensor that a local head can read."""
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"module {name!r} returned {type(output).__name__}, expected one tensor with the batch axis first; name "
+            "a module in after= that returns the features alone"
+        )
+    if output.ndim not in (2, 3, 4):
+        raise ValueError(
+            f"module {name!r} returned shape {tuple(output.shape)}, expected [batch, channels], [batch, tokens, "
+            "channels] or [batch, channels, height, width]; name a module in after= that returns such features"
+        )
+
+
+def _check_names(module: nn.Module, after: Sequence[str], readout: Collection[str]) -> None:
+    if isinstance(after, str):
+        raise TypeError(f"after is the text {after!r}, expected a sequence of names: ({after!r},)")
+    if not after:
+        raise ValueError("after is empty, expected the names of the modules that end a block")
+    if present := [name for name, child in module.named_modules() if isinstance(child, LocalHead)]:
+        raise ValueError(
+            f"{type(module).__name__} has local heads already ({present[0]!r}, …); call with_local_heads on a "
+            "network without, naming all blocks at once in after="
+        )
+    modules = {name: child for name, child in module.named_modules(remove_duplicate=False) if name}
+    for name in (*after, *readout):
+        if name not in modules:
+            raise ValueError(unknown("module", name, modules))
+    seen: dict[int, str] = {}
+    for name in after:
+        other = seen.setdefault(id(modules[name]), name)
+        if name in after[: after.index(other)] or list(after).count(name) > 1 or other != name:
+            raise ValueError(f"after names one module twice ({other!r} and {name!r}); a block ends once")
+        if inside(name, readout):
+            raise ValueError(f"module {name!r} belongs to the read-out {readout}, which comes after all blocks")
+
+
+def _check_groups(channels: dict[str, int], groups: int) -> None:
+    for name, size in channels.items():
+        if size % groups:
+            raise ValueError(
+                f"{size} channels of module {name!r} do not divide into {groups} groups; choose groups= that divides"
+            )
+        if size == groups:
+            raise ValueError(
+                f"one channel per group ({size} channels of module {name!r}, {groups} groups) is constant after "
+                "layer norm, so the head is blind; use fewer groups"
+            )
+
+
+def _declared(module: nn.Module, name: str) -> int:
+    """The channels that the last module up to the end of block ``name`` declares, in order of registration."""
+    found = None
+    reached = False
+    for path, child in module.named_modules():
+        if reached and not inside(path, [name]):
+            break
+        reached = reached or path == name
+        sizes = [size for key in SIZES if isinstance(size := getattr(child, key, None), int)]
+        shape = getattr(child, "normalized_shape", None)
+        sizes += shape[-1:] if isinstance(shape, tuple) else ()
+        found = sizes[0] if sizes else found
+    if found is None:
+        raise ValueError(
+            f"no module up to {name!r} declares its number of channels (out_features, out_channels, …); pass "
+            "with_local_heads an example batch, inputs=x[:1]"
+        )
+    return found
+
+
+def _look(module: nn.Module, inputs: Tensor) -> dict[str, list[Any]]:
+    """The visits of one forward pass, which finds what is wrong with ends."""
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"inputs is {type(inputs).__name__}, expected a tensor of examples: torch.as_tensor(…)")
+    tensors = {k: v.detach() for k, v in (*module.named_parameters(), *module.named_buffers())}
+    require_one_device({**tensors, "inputs": inputs})
+    dtype = next((v.dtype for v in tensors.values() if v.is_floating_point()), inputs.dtype)
+    with torch.no_grad():
+        try:
+            return Network(module).map(tensors, inputs)[1].visits
+        except RuntimeError as error:
+            coach(error, inputs, dtype)
+            raise
+
+
+def _shapes(module: nn.Module, after: Sequence[str], inputs: Tensor) -> dict[str, tuple[int, ...] | None]:
+    visits = _look(module, inputs)
+    found: dict[str, tuple[int, ...] | None] = {}
+    for name in after:
+        calls = visits.get(name, [])
+        if len(calls) != 1:
+            raise ValueError(
+                f"module {name!r} is called {len(calls)} times in one forward pass, expected once; name a module in "
+                "after= that ends one block"
+            )
+        shape = calls[0].shape
+        require_features(name, shape if shape is None else torch.empty(shape, device="meta"))
+        found[name] = shape
+    return found
+
+
+def _attach(module: nn.Module, end: BlockEnd) -> None:
+    """Hang a block's end on a module, after its site, which learns along which axes the copies lie."""
+    hooks = [getattr(hook, "func", None) for hook in module._forward_hooks.values()]
+    if hooks == [apply_site]:
+        site = module.site
+        assert isinstance(site, Site)
+        site.patch_axis, site.group_axis = end.axes.get("patch_axis"), end.axes.get("group_axis")
+    name = next(name for name in ("local", *(f"local{i}" for i in range(1, 99))) if not hasattr(module, name))
+    module.add_module(name, end)
+    module.register_forward_hook(partial(_read, name))
+
+
+def _read(name: str, module: nn.Module, _inputs: Any, output: Any) -> Tensor:
+    end = getattr(module, name)
+    features: Tensor = end.read(output)
+    return features

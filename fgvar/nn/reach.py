@@ -1,0 +1,90 @@
+"""Map: what one forward pass tells of a network: its sites, its local ends, and what reaches which end."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from torch import nn
+
+from fgvar.nn.heads import LocalHead
+from fgvar.nn.sites import sites_of
+
+OUTPUT = "output"  # the last place where a loss can be read, after all local ends
+AFTER_ALL = 1 << 60
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One call of one module in a forward pass: the ticks at which it began and ended, and its output."""
+
+    entered: int
+    left: int
+    shape: tuple[int, ...] | None
+
+
+class Map:
+    """What one forward pass told of a network: its sites, its local ends, and what reaches which end.
+
+    ``sites`` are the activities that can be perturbed, in the order of their calls, with their whole shapes;
+    ``ends`` are the block ends that have a local head (end → head), in that order too; ``batch_size`` is that
+    of the pass; ``flow`` is what `Network.flow` says, for a network with ends.
+
+    Raises:
+        ValueError: an end that the pass reaches not once, or whose features carry no batch axis.
+    """
+
+    def __init__(self, module: nn.Module, recording: list[tuple[str, Visit]], batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.visits: dict[str, list[Visit]] = {}
+        for name, visit in recording:
+            self.visits.setdefault(name, []).append(visit)
+        self.flow: dict[str, tuple[str, ...]] = {}
+        heads = {f"{k}.end": k for k, v in module.named_modules() if isinstance(v, LocalHead)}
+        self.ends = {name: heads[name] for name, _ in recording if name in heads}
+        sites = set(sites_of(module))
+        self.sites = {name: self.visits[name][0].shape or () for name, _ in recording if name in sites}
+        for end, head in heads.items():
+            visits = self.visits.get(end, [])
+            if len(visits) != 1:
+                raise ValueError(
+                    f"the features of local head {head!r} are read {len(visits)} times in one forward pass, expected "
+                    "once; put the head after a module that is called, and only once"
+                )
+            if (visits[0].shape or ())[:1] != (batch_size,):
+                raise ValueError(
+                    f"the features of local head {head!r} have shape {visits[0].shape}, expected the batch axis "
+                    f"({batch_size}) first; put the head after a module that keeps examples along the first axis"
+                )
+
+    def reached(self, name: str, cuts: Collection[str]) -> tuple[tuple[str, ...], str | None]:
+        """The ends that module ``name`` influences when gradients stop at ``cuts``, and its *own* end.
+
+        The own end is the first one after the module, where the module's declared separation of patches and
+        groups holds; None where it is called more than once or encloses an end.
+        """
+        ticks = {end: self.visits[end][0].entered for end in self.ends} | {OUTPUT: AFTER_ALL}
+        while name and name not in self.visits:  # a module used without being called counts as its parent
+            name = name.rpartition(".")[0]
+        visits = self.visits[name] if name else [Visit(-1, AFTER_ALL - 1, None)]
+        reached: dict[str, None] = {}
+        for visit in visits:
+            for end, tick in ticks.items():
+                if tick > visit.entered:
+                    reached[end] = None
+                if tick > visit.left and end in cuts:
+                    break
+        after = next(end for end, tick in ticks.items() if tick > visits[0].left)
+        first = next(iter(reached))
+        return tuple(reached), after if len(visits) == 1 and first == after else None
+
+    def influenced(self, name: str, cuts: Collection[str]) -> set[str]:
+        """The ends, and OUTPUT, that a parameter or site leads to when gradients stop at ``cuts``."""
+        if not self.ends:
+            return {OUTPUT}
+        found: set[str] = set()
+        waiting = list(self.flow[name])
+        while waiting:
+            end = waiting.pop()
+            if end not in found:
+                found.add(end)
+                waiting += () if end in cuts else self.flow.get(end, ())
+        return found

@@ -1,0 +1,240 @@
+"""Sweeps: grids of cells, each computed once and kept in a file of its own."""
+
+import contextlib
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from tqdm.auto import tqdm
+
+from fgvar.measurement.files import save
+from fgvar.storage import locks
+from fgvar.storage.atomic import require_place
+from fgvar.sweeps.cells import (
+    Cell,
+    Folder,
+    Function,
+    Outcome,
+    check_call,
+    function_name,
+    key_of,
+)
+from fgvar.sweeps.grid import checked_axes, consolidated, points
+from fgvar.sweeps.running import outcome, threads_of_cells
+
+WAIT = 0.2  # seconds between two looks at whether another driver has ended
+
+
+def sweep(
+    cell: Function,
+    axes: Mapping[str, Sequence[Any]],
+    *,
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    config: Mapping[str, Any] | None = None,
+    seed: int | Sequence[int] | None = None,
+    version: str = "",
+    threads: int = 1,
+    workers: int = 0,
+    scheduler: str | None = None,
+    shard: str = "0/1",
+    timeout: float | None = None,
+    compute: bool = True,
+) -> xr.Dataset:
+    """Compute a function on a grid: every cell once, whatever is killed, fails or is added later.
+
+    A cell is called by keywords, ``cell(width=16, scheme="FG-W", draws=512, seed=0)``, and returns a dataset. What it
+    returns is a function of them, ``version`` and ``threads``: their hash is the cell's identity. A cell that the
+    folder has is not computed again, so that values, axes (formerly in ``config``) and seeds that are added cost the
+    new cells alone. Draws of different seeds are independent: more draws are more seeds, whose mean has the standard
+    error √(Σ se²)/seeds.
+
+    Args:
+        cell: of a module, or of a script. It draws from no state outside of its arguments.
+        axes: name → values, text or numbers.
+        folder: of the cells' files. Any number of processes may share it, and sweeps over other axes. A second driver
+            of the same part of the same cells waits for the first to end, or to be killed, and goes on from there.
+        out: the consolidated netCDF file, of one sweep at a time. Default: ``sweep.nc`` in the folder.
+        config: further arguments, the same for all cells, as JSON can hold them.
+        seed: an argument ``seed`` of all cells; several are one more axis.
+        version: of the cell's code: another one computes all cells again.
+        threads: that a cell computes with.
+        workers: processes on this machine; 0 computes in this one, or with a ``timeout`` in one beside it.
+        scheduler: address of a dask cluster to compute on instead, as "tcp://node:8786".
+        shard: "i/n" computes the i-th of n parts, from 0, and consolidates what all have finished.
+        timeout: seconds after which a cell's process is killed.
+        compute: False only consolidates what there is.
+
+    Returns:
+        The cells' variables over the axes and their own dimensions, which have the labels of all cells: what a cell
+        lacks is NaN. ``status`` is done, failed, "timed out", died or missing, with a ``traceback``; ``cell_seconds``
+        is its wall time. Cells that failed are tried again by the next sweep.
+
+    Raises:
+        ValueError: an axis or setting that the cell does not take, or lacks; anything out of its range; an ``out``
+            that is the folder.
+        TypeError: values that are not text or numbers.
+        OSError: the folder or ``out`` cannot be written, before anything is computed, or is another sweep's that is
+            going on; or it cannot be written any more, after the last cell was kept.
+        ModuleNotFoundError: workers or a scheduler without ``pip install fgvar[workers]``.
+
+    Example:
+        >>> import tempfile, xarray as xr
+        >>> def cell(width, seed):
+        ...     return xr.Dataset({"square": ("unit", [float(width**2 + seed)] * width)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     found = sweep(cell, {"width": (1, 2)}, seed=(0, 1), folder=folder)
+        >>> found["square"].sel(seed=1).values
+        array([[ 2., nan],
+               [ 5.,  5.]])
+    """
+    part, parts = _shard(shard)
+    if workers < 0 or (workers and scheduler is not None):
+        raise ValueError(
+            f"workers is {workers} and scheduler {scheduler!r}, expected workers of at least 0, or a scheduler alone"
+        )
+    if threads < 1 or (timeout is not None and not timeout > 0):
+        raise ValueError(f"threads is {threads} and timeout {timeout}, expected at least 1, and seconds above 0")
+    config, axes = dict(config or {}), dict(axes)
+    given = [*axes, *config, *(() if seed is None else ("seed",))]
+    if twice := {name for name in given if given.count(name) > 1}:
+        raise ValueError(
+            f"{', '.join(sorted(twice))} given twice, as an axis, in config= or by seed=; give each once"
+        )
+    if isinstance(seed, int):
+        config["seed"] = seed
+    elif seed is not None:
+        axes["seed"] = seed
+    grid = checked_axes(axes)
+    check_call(cell, grid, config)
+    cells = [
+        Cell(place, arguments := at | config, key_of(cell, arguments, version, threads)) for place, at in points(grid)
+    ]
+    mine = {each.key for each in sorted(cells, key=lambda each: each.key)[part::parts]}
+    folder = Path(folder)
+    out = Path(out or folder / "sweep.nc")
+    if out.resolve() in (folder.resolve(), (folder / "cells").resolve()):
+        raise ValueError(f"out is {out}, the folder of the cells; give it a name of its own, as {out}.nc")
+    attrs = {"sweep": function_name(cell), "sweep_version": version, "threads": threads}
+    attrs |= {f"config_{name}": value if isinstance(value, str) else repr(value) for name, value in config.items()}
+    require_place(out)
+    with Folder(folder / "cells") as kept, contextlib.ExitStack() as held:
+        work = hashlib.sha256(repr((grid, attrs, [each.key for each in cells])).encode()).hexdigest()[:32]
+        held.enter_context(_of_one_sweep(out, work))
+        if compute:
+            held.enter_context(_in_turn(kept.path / f".{work}.{part}-{parts}.lock", shard))
+        found = {each: kept.read(each) for each in cells}
+        todo = [each for each, it in found.items() if each.key in mine and (it is None or it.status != "done")]
+        if compute and todo:
+            # Another driver may have been faster.
+            wanted = (each for each in todo if not kept.has(each))
+            running = _run(cell, wanted, workers, scheduler, threads, timeout)
+            with contextlib.closing(running), tqdm(total=len(todo), desc="cells", unit="cell") as bar:
+                for each, it in running:
+                    kept.write(each, it)
+                    found[each] = it
+                    bar.update()
+                    if it.status != "done":
+                        bar.write(f"{each}: {it.status}: {_line(it)}", file=sys.stderr)
+        while True:
+            dataset = consolidated(grid, found, attrs)
+            _save(dataset, out)
+            # Whoever ends last has seen the cells of all.
+            open_ones = [each for each, it in found.items() if it is None or it.status != "done"]
+            new = {each: kept.read(each) for each in open_ones if kept.has(each)}
+            if not any(new.values()):
+                return dataset
+            found |= new
+
+
+def _run(
+    function: Function,
+    cells: Iterable[Cell],
+    workers: int,
+    scheduler: str | None,
+    threads: int,
+    timeout: float | None,
+) -> Generator[tuple[Cell, Outcome], None, None]:
+    """What comes of the cells: here, in a process beside this one, or on workers."""
+    if workers or scheduler is not None:
+        try:
+            from fgvar.sweeps import cluster as dask
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"{error}: workers need pip install 'fgvar[workers]'") from error
+        yield from dask.run(function, cells, workers=workers, scheduler=scheduler, threads=threads, timeout=timeout)
+    elif timeout is not None:
+        import cloudpickle
+
+        from fgvar.sweeps.process import CellProcess
+
+        with CellProcess(cloudpickle.dumps(function), threads) as process:
+            for cell in cells:
+                yield cell, process.run(cell.arguments, timeout)
+    else:
+        with threads_of_cells(threads):
+            for cell in cells:
+                yield cell, outcome(function, cell.arguments)
+
+
+@contextlib.contextmanager
+def _of_one_sweep(out: Path, work: str) -> Iterator[None]:
+    """Share the consolidated file with other drivers of this sweep, and with no other sweep."""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locks.together(locks.beside(out), work))
+        except locks.Held as holder:
+            raise BlockingIOError(
+                f"{out} is being written by a sweep of other cells, begun by {holder}; wait for its end, or give "
+                "another out="
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _in_turn(lock: Path, shard: str) -> Iterator[None]:
+    """Wait until no other driver computes this part of the cells, however it ends."""
+    with contextlib.ExitStack() as held:
+        told = False
+        while True:
+            try:
+                held.enter_context(locks.alone(lock))
+                break
+            except locks.Held as holder:
+                if str(holder) == locks.me():
+                    raise BlockingIOError(
+                        f"this process computes these cells already (shard {shard}); give each sweep a shard of its "
+                        "own, as 0/2 and 1/2, or begin one after the other"
+                    ) from None
+                if not told:
+                    print(f"{holder} computes these cells (shard {shard}): waiting for its end", file=sys.stderr)
+                told = True
+                time.sleep(WAIT)
+        yield
+
+
+def _save(dataset: xr.Dataset, out: Path) -> None:
+    try:
+        save(dataset, out)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{error.strerror or error}; all cells are kept: make room and sweep again"
+        ) from error
+
+
+def _line(told: Outcome) -> str:
+    """An exception stands below its traceback, other ends above."""
+    lines = told.traceback.strip().splitlines()
+    return lines[-1 if told.status == "failed" else 0]
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """The i and n of "i/n"."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ValueError(f"shard is {text!r}, expected i/n with 0 ≤ i < n, as 0/4, 1/4, 2/4 and 3/4 of four jobs")
+    return int(index), int(count)

@@ -1,0 +1,199 @@
+"""Exact expectations and covariances of estimators, by enumerating their noise."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fgvar.errors import unknown
+from fgvar.estimators.estimator import GradientEstimator, require_estimator, require_problem
+from fgvar.estimators.noise import Gaussian, Leaf, Randomness
+from fgvar.measurement.draws import Enumeration, estimates, ranges
+from fgvar.problem import Problem
+
+Gradients = dict[str, Tensor]
+
+
+def expectation(
+    estimator: GradientEstimator, problem: Problem, *, method: str = "nodes", chunk: int = 256
+) -> dict[str, Tensor]:
+    """E ĝ given the batch, exactly: the average over an enumeration of the noise.
+
+    Args:
+        estimator: any gradient estimator.
+        problem: best in float64, and small: the cost is 2d estimates ("nodes"), 2^d ("signs") or 3^d
+            ("hermite") for d random numbers.
+        method: "nodes" (any noise with E uuᵀ = I, for estimators that are even and quadratic in it, as every
+            composed scheme with the `Jvp` oracle is; others are refused), "signs" (any estimator, under
+            Rademacher noise) or "hermite" (polynomials of degree 4 in the noise, under Gaussian noise).
+        chunk: estimates computed at once; 1 means plain calls, without vmap.
+
+    Returns:
+        A dict like ``problem.params``, in float64.
+
+    Raises:
+        ValueError: an estimator that is not quadratic, with "nodes"; see `Enumeration`.
+
+    Example:
+        >>> from fgvar.estimators.schemes import scheme
+        >>> x, y = torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 1])
+        >>> problem = Problem(torch.nn.Linear(3, 2, dtype=torch.float64), "cross_entropy", (x, y))
+        >>> mean, target = expectation(scheme("FG-W"), problem), problem.backprop()
+        >>> bool(torch.allclose(mean["weight"], target["weight"], rtol=0, atol=1e-12))
+        True
+    """
+    require_estimator("estimator", estimator)
+    require_problem(problem)
+    enumeration = Enumeration(estimator.randomness(problem), method)
+    if method == "nodes":
+        require_quadratic(estimator, problem, chunk=chunk)
+    total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in problem.params.items()}
+    for weights, gradients in _enumerated(enumeration, estimator, problem, chunk):
+        for name, gradient in gradients.items():
+            total[name] += torch.tensordot(weights, gradient.double(), dims=1)
+    return total
+
+
+def covariance(
+    estimator: GradientEstimator, problem: Problem, *, method: str = "polarisation", chunk: int = 256
+) -> dict[str, Tensor]:
+    """Cov(ĝ given the batch), exactly, for each parameter: [entries, entries] in float64.
+
+    Args:
+        estimator: any gradient estimator.
+        problem: best in float64, and small.
+        method: "polarisation" evaluates an even, quadratic estimator ĝ = uᵀSu at all e_k and e_k + e_l, which
+            gives S, and takes the fourth moments from the noise's kurtosis κ (independent coordinates):
+            Cov = Σ_k (κ_k − 1) S_kk S_kk + 4 Σ_{k<l} S_kl S_kl, d(d + 1)/2 estimates for d random numbers.
+            "signs" (2^d estimates) is exact for any estimator under Rademacher noise; "hermite" (3^d) for
+            quadratic ones under Gaussian noise.
+        chunk: estimates computed at once; 1 means plain calls, without vmap.
+
+    Raises:
+        ValueError: an unknown method; an estimator that is not quadratic, or noise without a kurtosis, with
+            "polarisation"; see `Enumeration`.
+
+    Example:
+        >>> from fgvar.estimators.schemes import scheme
+        >>> x, y = torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 1])
+        >>> problem = Problem(torch.nn.Linear(3, 2, bias=False, dtype=torch.float64), "cross_entropy", (x, y))
+        >>> square = problem.backprop()["weight"].square().sum()
+        >>> bool(covariance(scheme("FG-W"), problem)["weight"].trace().isclose((6 + 1) * square))
+        True
+    """
+    require_estimator("estimator", estimator)
+    require_problem(problem)
+    if method == "polarisation":
+        return _polarised(estimator, problem, chunk)
+    if method not in ("signs", "hermite"):
+        raise ValueError(unknown("method", method, ("polarisation", "signs", "hermite")))
+    enumeration = Enumeration(estimator.randomness(problem), method)
+    shift = {name: g.double().flatten() for name, g in estimator.target(problem).items()}
+    first = {name: torch.zeros_like(g) for name, g in shift.items()}
+    second = {name: torch.outer(g, g) * 0 for name, g in shift.items()}
+    for weights, gradients in _enumerated(enumeration, estimator, problem, chunk):
+        for name, gradient in gradients.items():
+            rows = gradient.double().flatten(1) - shift[name]
+            first[name] += weights @ rows
+            second[name] += rows.T @ (weights[:, None] * rows)
+    return {name: second[name] - torch.outer(mean, mean) for name, mean in first.items()}
+
+
+def require_quadratic(estimator: GradientEstimator, problem: Problem, *, seed: int = 0, chunk: int = 256) -> None:
+    """Raise a ValueError where an estimate is not an even, quadratic function of its noise (plus a constant).
+
+    Evenness, the parallelogram law and homogeneity are tried at random points and at scales from 1/1000 to
+    1000, where a clipped, normalised or finite difference shows.
+    """
+    randomness = estimator.randomness(problem)
+    u, v = _points(randomness, problem, seed)
+    scales = (1e-3, 1e3)
+    rows = torch.stack([0 * u, u, -u, v, u + v, u - v, *(s * u for s in scales)])
+    found = evaluated(estimator, problem, randomness, rows, chunk)
+    eps = torch.finfo(problem.dtype).eps
+    # Rounding is relative to the largest numbers on the way: some parameters are dead.
+    size = max(float((g[1:6] - g[0]).abs().max()) for g in found.values())
+    constant = max(float(g[0].abs().max()) for g in found.values())
+    for name, g in found.items():
+        _, plus, minus, other, total, difference, *scaled = g - g[0]
+        residuals = {
+            "ĝ(u) = ĝ(−u)": plus - minus,
+            "ĝ(u + v) + ĝ(u − v) = 2 ĝ(u) + 2 ĝ(v)": total + difference - 2 * plus - 2 * other,
+        } | {f"ĝ({s:g} u) = {s**2:g} ĝ(u)": (x / s**2 - plus) for s, x in zip(scales, scaled, strict=True)}
+        for identity, residual in residuals.items():
+            allowed = eps**0.5 * size + 10 * eps * constant / min(scales) ** 2
+            if not float(residual.abs().max()) <= allowed:
+                raise ValueError(
+                    f"the estimate of {name!r} is not an even, quadratic function of its noise ({identity} is off "
+                    f"by {float(residual.abs().max()) / max(size, 1e-300):.1g} of its size), so that a few nodes "
+                    "cannot replace its law; use method='signs' under Rademacher noise, or "
+                    "fgvar.testing.unbiased, which draws"
+                )
+
+
+def _polarised(estimator: GradientEstimator, problem: Problem, chunk: int) -> Gradients:
+    randomness = estimator.randomness(problem)
+    if randomness.size == 0:
+        return {name: torch.zeros(p.numel(), p.numel(), dtype=torch.float64) for name, p in problem.params.items()}
+    kurtosis = torch.cat(
+        [torch.full((leaf.size,), _kurtosis(name, leaf.noise)) for name, leaf in randomness.leaves.items()]
+    )
+    require_quadratic(estimator, problem, chunk=chunk)
+    d = randomness.size
+    basis = torch.eye(d, dtype=torch.float64, device=problem.device)
+    constant = {k: g[0] for k, g in evaluated(estimator, problem, randomness, basis[:1] * 0, chunk).items()}
+    diagonal = {k: g - constant[k] for k, g in evaluated(estimator, problem, randomness, basis, chunk).items()}
+    weights = (kurtosis.to(problem.device) - 1)[:, None]
+    found = {name: s.T @ (weights * s) for name, s in diagonal.items()}
+    pairs = torch.triu_indices(d, d, offset=1, device=problem.device)
+    for numbers in _bar(pairs.shape[1], chunk):
+        one, two = pairs[:, numbers.start : numbers.stop]
+        for name, g in evaluated(estimator, problem, randomness, basis[one] + basis[two], chunk).items():
+            twice = g - constant[name] - diagonal[name][one] - diagonal[name][two]
+            found[name] += twice.T @ twice
+    return found
+
+
+def _kurtosis(name: str, noise: object) -> float:
+    kurtosis = getattr(noise, "kurtosis", None)
+    if kurtosis is None:
+        raise ValueError(
+            f"the noise of leaf {name!r}, {noise!r}, declares no kurtosis, so that its fourth moments are unknown; "
+            "give it one, or use method='signs' under Rademacher noise"
+        )
+    return float(kurtosis)
+
+
+def _enumerated(
+    enumeration: Enumeration, estimator: GradientEstimator, problem: Problem, chunk: int
+) -> Iterator[tuple[Tensor, Gradients]]:
+    for numbers in _bar(len(enumeration), chunk):
+        noise = enumeration.take(numbers, dtype=problem.dtype)
+        noise = {name: u.to(problem.device) for name, u in noise.items()}
+        yield enumeration.probabilities(numbers).to(problem.device), estimates(estimator, problem, noise)
+
+
+def evaluated(
+    estimator: GradientEstimator, problem: Problem, randomness: Randomness, rows: Tensor, chunk: int
+) -> Gradients:
+    """Estimates for rows of random numbers, flat, in float64: [rows, entries] for each parameter."""
+    parts = [
+        estimates(estimator, problem, randomness.unflatten(rows[numbers.start : numbers.stop].to(problem.dtype)))
+        for numbers in ranges(0, len(rows), chunk)
+    ]
+    return {
+        name: torch.cat([part[name].double().reshape(len(part[name]), -1) for part in parts]) for name in parts[0]
+    }
+
+
+def _points(randomness: Randomness, problem: Problem, seed: int) -> Tensor:
+    """Two points in general position, where the noise's own law may not be: two sign vectors can be opposite."""
+    general = Randomness({name: Leaf(leaf.shape, Gaussian()) for name, leaf in randomness.leaves.items()})
+    noise = general.sample(seed, [0, 1], dtype=problem.dtype, device=problem.device)
+    return torch.cat([u.flatten(1) for u in noise.values()], dim=1)
+
+
+def _bar(count: int, chunk: int) -> Iterator[range]:
+    windows = list(ranges(0, count, chunk))
+    yield from tqdm(windows, desc="enumerating", unit="chunk", delay=1, leave=False, disable=None)

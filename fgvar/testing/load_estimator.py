@@ -1,0 +1,144 @@
+"""Estimators by name: schemes, and anybody's own in a module or a file."""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import fgvar
+from fgvar.errors import unknown
+from fgvar.estimators.estimator import GradientEstimator, require_estimator
+from fgvar.estimators.schemes import SCHEMES, scheme
+from fgvar.testing.black_box import from_function
+
+T = TypeVar("T")
+
+
+def named(name: str) -> GradientEstimator:
+    """The estimator of a scheme's name, of ``module:name`` or of ``path/to/file.py:name``.
+
+    The name in a module is that of an estimator; of a class or a function that makes one without arguments; or of
+    a function of (problem, generator), as `from_function` takes it. Modules are looked for in the working
+    directory, too.
+
+    Raises:
+        ValueError: an unknown scheme or name, or what makes no estimator.
+        FileNotFoundError: no such file.
+        ImportError: no such module, or one that does not import, with the line where it stops.
+
+    Example:
+        >>> named("fgvar.testing.mutants.lookalikes:TWINS")
+        Traceback (most recent call last):
+        ...
+        ValueError: 'fgvar.testing.mutants.lookalikes:TWINS' is dict, expected randomness, estimate and target methods
+    """
+    if name in SCHEMES:
+        return scheme(name)
+    place, _, attribute = name.rpartition(":")
+    if not (place and attribute):
+        near = difflib.get_close_matches(name, SCHEMES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"unknown scheme {name!r}{hint} (see `fgvar schemes`); your own is module:name or path/to/file.py:name"
+        )
+    module = _from_file(Path(place)) if place.endswith(".py") else _module(place)
+    if not hasattr(module, attribute):
+        raise ValueError(unknown(f"name in {place}", attribute, _own(module)))
+    found = _made(name, getattr(module, attribute))
+    try:
+        require_estimator(name, found)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    return found
+
+
+def where(error: BaseException) -> str:
+    """Type, message and innermost line of an error, the library's own lines left out."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    libraries = (str(Path(fgvar.__file__).parent), *(sysconfig.get_path(p) for p in ("stdlib", "purelib", "platlib")))
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((*libraries, "<frozen"))
+    ]
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {lines[0]}{place if not isinstance(error, SyntaxError) else ''}"
+
+
+def _own(module: ModuleType) -> list[str]:
+    """What a module defines that could be meant."""
+    return [name for name, found in vars(module).items() if getattr(found, "__module__", None) == module.__name__]
+
+
+def _made(name: str, found: Any) -> Any:
+    """An estimator as it is, or what a class or a function makes."""
+    if not isinstance(found, type) and isinstance(found, GradientEstimator):
+        return found
+    if not callable(found):
+        return found
+    kind = "class" if isinstance(found, type) else "function"
+    parameters = inspect.signature(found).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if not needed:
+        return _ran(f"{name} makes no estimator", found, ValueError)
+    if kind == "function" and len(needed) == 2:
+        return from_function(found)
+    more = "" if kind == "class" else ", or a function of (problem, generator)"
+    raise ValueError(
+        f"{name} is a {kind} that needs {', '.join(needed)}; name an estimator, or what makes one without any{more}"
+    )
+
+
+def _from_file(path: Path) -> ModuleType:
+    """The module of a file, whatever else has its name; its neighbours can be imported from it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; give module:name or path/to/file.py:name")
+    key = str(path.resolve())
+    if key in sys.modules:
+        return sys.modules[key]
+    spec = importlib.util.spec_from_file_location(key, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    _look_in(path.parent)
+    sys.modules[key] = module  # dataclasses look for it
+    try:
+        _ran(f"{path} does not import", lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
+    except ImportError:
+        del sys.modules[key]
+        raise
+    return module
+
+
+def _module(place: str) -> ModuleType:
+    """An installed module, or one of the working directory."""
+    _look_in(Path())
+    try:
+        known = importlib.util.find_spec(place.partition(".")[0]) is not None
+    except ValueError:  # no name at all, or a module that does not know where it is from
+        known = place in sys.modules
+    if not known:
+        raise ImportError(
+            f"no module {place}, installed or in the working directory; of a file: path/to/file.py:name"
+        )
+    return _ran(f"{place} does not import", lambda: importlib.import_module(place))
+
+
+def _look_in(folder: Path) -> None:
+    if (name := str(folder.resolve())) not in sys.path:
+        sys.path.insert(0, name)
+
+
+def _ran(what: str, function: Callable[[], T], kind: type[Exception] = ImportError) -> T:
+    """What somebody's code returns; whatever it raises, or that it exits, is one error with the line."""
+    try:
+        return function()
+    except (Exception, SystemExit) as error:
+        raise kind(f"{what}: {where(error)}") from error

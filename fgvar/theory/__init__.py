@@ -1,0 +1,6 @@
+"""Closed forms of means and variances, and what decides between perturbing weights and activities."""
+
+from fgvar.theory.activity_ratio import ActivityRatio, activity_ratio
+from fgvar.theory.closed_forms import mean, no_closed_form, trace, variance
+
+__all__ = ["ActivityRatio", "activity_ratio", "mean", "no_closed_form", "trace", "variance"]

@@ -1,0 +1,298 @@
+"""Theory: mean and variance of perturbation estimators in closed form, without a single draw.
+
+A weight's estimate is a quadratic form ĝ_w = uᵀMu with M = Σ_k e_k X_k c_kᵀ over the perturbed numbers k:
+X_k = ∂z_k/∂w is what w moves, c_k the gradient, by all perturbed numbers, of the loss terms that credit k. For
+independent coordinates of kurtosis κ
+
+    E ĝ_w = Σ_k X_k c_kk,        Var ĝ_w = ‖M‖² + tr M² + (κ − 3) Σ_k M_kk².
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fgvar.estimators.combine import Mean
+from fgvar.estimators.credit import site_plan
+from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimator
+from fgvar.estimators.guesses import Isotropic
+from fgvar.estimators.losses import gradient
+from fgvar.estimators.oracles import Jvp, Replay
+from fgvar.estimators.spaces import ActivitySpace, WeightSpace
+from fgvar.problem import Problem
+from fgvar.theory import quadratic_forms, site_jacobians
+from fgvar.theory.credit_vectors import SiteCredit, Transpose, Vectors, site_credits, weight_credits
+from fgvar.theory.linear_layers import Layer, recognise
+
+BUDGET = 1 << 30  # bytes
+
+
+def mean(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET) -> dict[str, Tensor]:
+    """E ĝ given the batch, exactly: the target, unless the credit is incomplete (``credit="published"``).
+
+    Args:
+        estimator: a composed `Estimator` with the `Jvp` oracle, or an `ExactGradient`.
+        problem: network, loss and batch.
+        budget: bytes that examples worked on at once may take.
+
+    Returns:
+        A dict like ``problem.params``; gradients of the batch mean.
+
+    Raises:
+        ValueError: an estimator without a closed form (see `variance`).
+
+    Source: E ĝ_w = tr M, see the module's head; Ren et al. 2023, Sec. 3.
+
+    Example:
+        >>> from fgvar.estimators.schemes import scheme
+        >>> x, y = torch.ones(2, 3), torch.tensor([0, 1])
+        >>> problem = Problem(torch.nn.Linear(3, 2), "cross_entropy", (x, y))
+        >>> bool(torch.allclose(mean(scheme("FG-W"), problem)["weight"], problem.backprop()["weight"]))
+        True
+    """
+    composed = _composed(estimator, problem)
+    if composed is None:
+        return estimator.target(problem)
+    if isinstance(composed.space, WeightSpace):
+        heads = {name: value for name, value in problem.params.items() if name in problem.network.exact}
+        found = {**_weight_space(composed, problem, budget)[0], **gradient(composed.losses, problem, heads)}
+        return {name: found[name] for name in problem.params}
+    total = {name: torch.zeros_like(value) for name, value in problem.params.items()}
+    for part in _parts(problem, budget):
+        transpose = Transpose(composed.space, composed.losses, part)
+        credited = {
+            site: torch.zeros_like(transpose.mask[site]) if found is None else found.diagonal
+            for site, found in site_credits(transpose, shared=False).items()
+        }
+        share = part.batch_size / problem.batch_size
+        for name, value in transpose.here.backward(credited).items():
+            total[name] = total[name] + share * value
+    return total
+
+
+def variance(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET) -> dict[str, Tensor]:
+    """Var ĝ of every weight given the batch, exactly; 0 for heads, which learn exactly.
+
+    Covers both spaces, shared and independent noise, masking, every loss and credit, subsets of sites and
+    tied weights. The mean of K directions has 1/K of the variance; antithetic pairs repeat one estimate.
+    Weight perturbation, and activity perturbation where linear layers and convolutions reach their site as
+    themselves, elementwise or through a layer norm, cost O(groups) backward passes (O(patches · groups) where
+    patches mix after a site); other modules need the Jacobian of their site by each parameter.
+
+    Args:
+        estimator: a composed `Estimator` with the `Jvp` oracle, or an `ExactGradient`.
+        problem: network, loss and batch. In float64 good to 1e-9 of a tensor's largest variance, but for tensors
+            which a layer norm cancels all but for rounding, like a 1 × 1 token layer; in float32 to about 1e-5.
+        budget: bytes that local Jacobians, and examples worked on at once, may take. With activity noise
+            *shared* by the batch all examples are worked on at once, whatever the budget.
+
+    Returns:
+        A dict like ``problem.params``, in gradient².
+
+    Raises:
+        ValueError: an estimator without a closed form (finite differences, dependent coordinates, a class of
+            your own): draw with ``fgvar.measure`` or enumerate with ``fgvar.testing``; a local Jacobian
+            beyond the budget, naming site and module; a site that mixes copies which it declares apart.
+
+    Source: Ren et al. 2023, Sec. 3 and Table 1, for one linear layer; the quadratic form in general.
+
+    Example:
+        >>> from fgvar.estimators.schemes import scheme
+        >>> x, y = torch.ones(1, 3), torch.tensor([0])
+        >>> problem = Problem(torch.nn.Linear(3, 2, bias=False), "cross_entropy", (x, y))
+        >>> square = problem.backprop()["weight"].square().sum()
+        >>> round(float(variance(scheme("FG-W"), problem)["weight"].sum() / square), 4)  # d + 1
+        7.0
+    """
+    composed = _composed(estimator, problem)
+    if composed is None:
+        return {name: torch.zeros_like(value) for name, value in problem.params.items()}
+    if isinstance(composed.space, WeightSpace):
+        found = _weight_space(composed, problem, budget)[1]
+    else:
+        found = _activity_variance(composed, problem, budget)
+    return {
+        name: found[name] / composed.noise.directions if name in found else torch.zeros_like(value)
+        for name, value in problem.params.items()
+    }
+
+
+def trace(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET) -> dict[str, Tensor]:
+    """tr Cov(ĝ) of every parameter tensor: `variance`, summed over its entries.
+
+    Example:
+        >>> from fgvar.estimators.schemes import scheme
+        >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
+        >>> {name: value.ndim for name, value in trace(scheme("FG-W"), problem).items()}
+        {'weight': 0, 'bias': 0}
+    """
+    return {name: value.sum() for name, value in variance(estimator, problem, budget=budget).items()}
+
+
+def no_closed_form(estimator: GradientEstimator, problem: Problem) -> str | None:
+    """Why this estimator has no closed form on this problem; None where it has one."""
+    kind = type(estimator)
+    if isinstance(estimator, ExactGradient) and kind is ExactGradient:
+        return None
+    if not isinstance(estimator, Estimator) or kind is not Estimator:
+        return f"{kind.__name__} is not a composed fgvar.Estimator"
+    if type(estimator.oracle) not in (Jvp, Replay):
+        return f"{estimator.oracle!r} is not quadratic in the noise"
+    if type(estimator.guess) is not Isotropic:
+        return f"the guess {estimator.guess!r} shapes the noise"
+    if type(estimator.combine) is not Mean:
+        return f"{estimator.combine!r} is not the mean of the directions' estimates"
+    if not estimator.space.together:
+        return f"{estimator.space!r} perturbs one tensor at a time"
+    if getattr(estimator.noise, "kurtosis", None) is None:
+        return f"{type(estimator.noise).__name__} noise states no kurtosis of independent coordinates"
+    if type(estimator.space) not in (WeightSpace, ActivitySpace):
+        return f"{type(estimator.space).__name__} is a space of its own"
+    if problem.coupled and estimator.space.per_example:
+        return "the loss couples the examples, so that activities are credited with all terms"
+    return None
+
+
+def _kurtosis(estimator: Estimator) -> float:
+    return float(getattr(estimator.noise, "kurtosis"))  # noqa: B009 (stated by laws of independent numbers alone)
+
+
+def _composed(estimator: GradientEstimator, problem: Problem) -> Estimator | None:
+    """The estimator where it needs noise, after all checks; None for an exact gradient."""
+    if reason := no_closed_form(estimator, problem):
+        raise ValueError(
+            f"no closed form: {reason}; draw instead (fgvar.measure), or enumerate small problems "
+            "(fgvar.testing.expectation)"
+        )
+    estimator.randomness(problem)
+    return estimator if isinstance(estimator, Estimator) else None
+
+
+def _weight_space(estimator: Estimator, problem: Problem, budget: int) -> tuple[Vectors, Vectors]:
+    """Mean and variance for one direction: |c_w|² + (κ − 2) c_ww², for the batch or the mean over examples."""
+    excess = _kurtosis(estimator) - 2
+    if estimator.shared:
+        own, squares = weight_credits(Transpose(estimator.space, estimator.losses, problem))
+        return own, {name: squares[name] + excess * c.square() for name, c in own.items()}
+
+    def one(example: Problem) -> tuple[Vectors, Vectors]:
+        own, squares = weight_credits(Transpose(estimator.space, estimator.losses, example))
+        return own, {name: squares[name] + excess * c.square() for name, c in own.items()}
+
+    n, means, spreads = problem.batch_size, dict[str, Tensor](), dict[str, Tensor]()
+    for part in _parts(problem, budget):
+        own, spread = part.per_example(one)
+        means = {name: means.get(name, 0) + c.sum(0) / n for name, c in own.items()}
+        spreads = {name: spreads.get(name, 0) + v.sum(0) / n**2 for name, v in spread.items()}
+    return means, spreads
+
+
+def _activity_variance(estimator: Estimator, problem: Problem, budget: int) -> dict[str, Tensor]:
+    if problem.device.type == "meta":
+        raise ValueError("activity perturbation has its closed form in values, and the meta device holds none")
+    n = problem.batch_size
+    total = {name: torch.zeros_like(problem.params[name]) for name in problem.perturbed}
+    for part in [problem] if estimator.shared else _parts(problem, budget):
+        for name, value in _Sites(estimator, part, budget).variances().items():
+            total[name] = total[name] + value / n**2
+    return total
+
+
+class _Sites:
+    """Activity perturbation of some examples: plans what to use for each parameter, then computes."""
+
+    def __init__(self, estimator: Estimator, problem: Problem, budget: int) -> None:
+        self.problem, self.budget, self.kurtosis = problem, budget, _kurtosis(estimator)
+        self.transpose = Transpose(estimator.space, estimator.losses, problem)
+        self.sites = tuple(self.transpose.here.point)
+        self.plans = {site: site_plan(problem, estimator.losses, site) for site in self.sites}
+        self.linked = site_jacobians.links(problem, self.sites)
+        self.shared = estimator.shared
+        pairs = problem.batch_size // 2 + 1 if estimator.shared else 1
+        # A pair and its mirror image give the same.
+        self.shifts = {d: 1 if d in (0, problem.batch_size - d) else 2 for d in range(pairs)}
+        self.layers: list[tuple[Layer, quadratic_forms.Arrangement]] = []
+        for layer in recognise(problem, self.sites, self.linked).values():
+            plan = self.plans[layer.site]
+            shape = self.transpose.classes(plan)[1:] if plan else (1, 1)
+            arrangement = quadratic_forms.arrange(problem, layer, *shape)
+            if arrangement is not None:
+                self.layers.append((layer, arrangement))
+
+    def variances(self) -> dict[str, Tensor]:
+        """N² times the variance of every perturbed parameter."""
+        known = {name for layer, _ in self.layers for name in layer.parameters(self.problem).values()}
+        rest = {name: sites for name, sites in self.linked.parameters.items() if name not in known}
+        sizes = {name: self._bytes(name, sites) for name, sites in rest.items()}
+        found = {name: self._from_jacobian(name, sites, sizes[name]) for name, sites in rest.items()}
+        credits = site_credits(self.transpose, shared=self.shared) if self.layers else {}
+        for layer, arrangement in self.layers:
+            found |= self._from_layer(layer, arrangement, credits[layer.site])
+        return found
+
+    def _from_layer(
+        self, layer: Layer, arrangement: quadratic_forms.Arrangement, credit: SiteCredit | None
+    ) -> dict[str, Tensor]:
+        names = layer.parameters(self.problem)
+        total = {name: torch.zeros_like(self.problem.params[name]) for name in names.values()}
+        if credit is None:
+            return total
+        mask = self.transpose.mask[layer.site]
+        for shift, times in self.shifts.items():
+            found = quadratic_forms.quadratic(
+                self.problem, layer, arrangement, credit, mask, self.kurtosis, shift, self.budget
+            )
+            for kind, name in names.items():
+                total[name] = total[name] + times * found[kind].reshape(total[name].shape)
+        return {name: value.clamp_min(0) for name, value in total.items()}
+
+    def _bytes(self, name: str, sites: tuple[str, ...]) -> int:
+        """Bytes of the local Jacobian of one example (of all, where noise is shared), checked."""
+        item, weights = self.problem.params[name].element_size(), self.problem.params[name].numel()
+        numbers = sum(self.transpose.mask[site][0].numel() for site in sites)
+        classes = sum(math.prod(self.transpose.classes(self.plans[site])[1:]) for site in sites if self.plans[site])
+        each = item * (3 * weights * numbers + 2 * weights * classes**2 + classes * numbers)
+        needed = each * (self.problem.batch_size if self.shared else 1)
+        if needed > self.budget:
+            owner = " and ".join(repr(owner) for owner in self.problem.network.owners[name])
+            raise ValueError(
+                f"the Jacobian of site {', '.join(sites)} ({numbers} numbers) by {name!r} of module {owner} takes "
+                f"{needed} bytes, expected at most budget={self.budget}: what this module moves is not a linear "
+                "layer, convolution or norm that reaches one site as itself or through a layer norm. Put a site "
+                "right after it (with_sites), raise budget=, take a smaller problem, or draw: fgvar.measure(…)"
+            )
+        return each
+
+    def _from_jacobian(self, name: str, sites: tuple[str, ...], each: int) -> Tensor:
+        weights = self.problem.params[name]
+        total = torch.zeros(weights.numel(), dtype=weights.dtype, device=weights.device)
+        found = site_jacobians.classes(self.transpose, {site: self.plans[site] for site in sites}) if sites else None
+        if found is None:
+            return total.reshape(weights.shape)
+        mask = torch.cat([self.transpose.mask[site].flatten(1) for site in sites], 1)
+        n = self.problem.batch_size
+        at_once = n if self.shared else max(1, self.budget // each)
+        for start in range(0, n, at_once):
+            part = slice(start, start + at_once)
+            batch = self.problem.rows(part)
+            columns = max(1, self.budget // (4 * batch.batch_size * _activity_bytes(self.problem)))
+            rows = site_jacobians.local_jacobian(batch, name, sites, self.sites, columns) * mask[part, :, None]
+            some = site_jacobians.Classes(found.members, found.gradients[part], found.gram[part, part])
+            for shift, times in self.shifts.items():
+                total = total + times * site_jacobians.quadratic(rows, some, self.kurtosis, shift)
+        return total.clamp_min(0).reshape(weights.shape)
+
+
+def _activity_bytes(problem: Problem) -> int:
+    """Bytes of all modules' outputs for one example."""
+    shapes = [visit.shape[1:] for visits in problem.map.visits.values() for visit in visits if visit.shape]
+    return problem.inputs[0].element_size() * sum(math.prod(shape) for shape in shapes) or 1
+
+
+def _parts(problem: Problem, budget: int) -> Iterator[Problem]:
+    """The problem in parts whose forward and backward passes, and gradients, keep to the budget."""
+    parameters = sum(p.numel() * p.element_size() for p in problem.params.values())
+    at_once = max(1, budget // (8 * _activity_bytes(problem) + 4 * parameters))
+    for start in range(0, problem.batch_size, at_once):
+        yield problem.rows(slice(start, start + at_once))

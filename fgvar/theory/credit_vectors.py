@@ -1,0 +1,224 @@
+"""Credits transposed: the gradient, by everything that is perturbed, of the loss terms that credit a number.
+
+Every estimate is a quadratic form uᵀMu. A perturbed number k enters it as X_k u_k (c_k·u), where c_k·u is the
+directional derivative that credits k; here are the vectors c_k. They come from transposing the very maps that
+the estimator differentiates, adds and lays out, so that no rule of credit is written twice. Numbers of one
+site fall into *classes* (patch, group) that share their c.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fgvar.estimators.credit import Plan, along_rows, along_site, credit, row_credit, row_plan, site_plan
+from fgvar.estimators.losses import Losses, Terms, observe
+from fgvar.estimators.spaces import Space
+from fgvar.nn.sites import Site
+from fgvar.problem import Problem
+
+Vectors = dict[str, Tensor]  # perturbed tensor → numbers of its shape
+CreditOf = Callable[[Terms, Plan], Tensor | None]
+
+
+class Transpose:
+    """Loss terms of one batch, pulled back to the perturbed tensors; ``passes`` counts the backward passes."""
+
+    def __init__(self, space: Space, losses: Losses, problem: Problem) -> None:
+        self.losses, self.problem, self.passes = losses, problem, 0
+        self.here = space.linearise(problem, losses)
+        # Noise on a masked number is not applied: it enters no derivative, and no estimate.
+        self.mask = self.here.direction({k: torch.ones_like(v) for k, v in self.here.point.items()})
+        values = self._observe(self.here.point)
+        still = {k: torch.zeros_like(v) for k, v in values.items()}
+        self.still, self._to_tangents = torch.func.vjp(lambda t: losses.terms(problem, values, t), still)[:2]
+        self._to_point: dict[str, Callable[..., tuple[Vectors]]] = {}
+
+    def classes(self, plan: Plan, of: CreditOf = credit) -> tuple[int, ...]:
+        """Shape of the credit by this plan."""
+        found = of(self.still, plan)
+        assert found is not None
+        return tuple(found.shape)
+
+    def seeds(self, plan: Plan, seed: Tensor, of: CreditOf = credit) -> Terms:
+        """Σ seed·credit as Σ seeds·terms, for the ends of the plan."""
+        seeds = torch.func.vjp(lambda terms: of(terms, plan), self.still)[1](seed)[0]
+        return {end: seeds[end] for end in plan}
+
+    def pull(self, seeds: Terms) -> Vectors:
+        """Gradient of Σ seeds·terms by the perturbed numbers: one backward pass an end."""
+        tangents = self._to_tangents({end: seeds.get(end, zero) for end, zero in self.still.items()})[0]
+        total = {name: torch.zeros_like(mask) for name, mask in self.mask.items()}
+        for end in seeds:
+            if end not in self._to_point:
+                self._to_point[end] = torch.func.vjp(lambda t, end=end: self._observe(t)[end], self.here.point)[1]
+            self.passes += 1
+            found = self._to_point[end](tangents[end])[0]
+            total = {name: value + self.mask[name] * found[name] for name, value in total.items()}
+        return total
+
+    def _observe(self, tensors: Mapping[str, Tensor]) -> Terms:
+        return observe(self.losses, self.problem, *self.here.place(tensors))
+
+
+def weight_credits(transpose: Transpose) -> tuple[Vectors, Vectors]:
+    """For every perturbed weight w: its own entry c_ww of the gradient that credits it, and all of |c_w|²."""
+    problem, params = transpose.problem, transpose.here.point
+    own = {name: torch.zeros_like(value) for name, value in params.items()}
+    squares = dict(own)
+    for plan, names in _by_plan({name: row_plan(problem, transpose.losses, name) for name in params}):
+        if not plan:
+            continue
+        size = transpose.classes(plan, row_credit)[0]
+        for one in torch.eye(size, dtype=problem.dtype, device=problem.device):
+            c = transpose.pull(transpose.seeds(plan, one, row_credit))
+            square = torch.stack([value.square().sum() for value in c.values()]).sum()
+            for name in names:
+                rows = along_rows(one, params[name])
+                own[name] = own[name] + rows * c[name]
+                squares[name] = squares[name] + rows * square
+    return own, squares
+
+
+@dataclass(frozen=True)
+class SiteCredit:
+    """Credit of one site's numbers. The c of class j, at this site and in class i, is later + (own if i = j).
+
+    Attributes:
+        later: [batch, *site], what all classes have in common; None for 0.
+        own: [batch, *site], each class's own part within the class.
+        gram: c_j·c_j over *all* perturbed numbers, [batch, patches or 1, groups or 1], or between each two
+            examples, [batch, batch, …].
+    """
+
+    later: Tensor | None
+    own: Tensor
+    gram: Tensor
+
+    @property
+    def diagonal(self) -> Tensor:
+        """c_kk: how the loss that credits a number moves with the number itself."""
+        return self.own if self.later is None else self.own + self.later
+
+    def products(self, shift: int) -> Tensor:
+        """c_j of each example times c_j of the example ``shift`` further on, [batch, patches or 1, groups or 1]."""
+        if self.gram.ndim == 3:
+            return self.gram
+        n = torch.arange(len(self.gram), device=self.gram.device)
+        return self.gram[n, n.roll(-shift)]
+
+
+def site_credits(transpose: Transpose, *, shared: bool) -> dict[str, SiteCredit | None]:
+    """Credit of every perturbed site, in O(groups) backward passes where sites keep patches apart.
+
+    None where no loss term is reached. ``shared`` asks for products between examples.
+
+    Raises:
+        ValueError: a site that declares patches or groups apart which it mixes.
+    """
+    plans = {site: site_plan(transpose.problem, transpose.losses, site) for site in transpose.here.point}
+    found: dict[str, SiteCredit | None] = {}
+    for plan, sites in _by_plan(plans):
+        found |= _credits(transpose, plans, plan, sites, shared) if plan else dict.fromkeys(sites)
+    return found
+
+
+def class_gradients(transpose: Transpose, plan: Plan) -> Iterator[tuple[Tensor, Vectors]]:
+    """Every class of a plan, as 0/1 [1, patches or 1, groups or 1], and its c: one pass a class and end."""
+    shape = transpose.classes(plan)
+    for one in _one_hot(transpose, shape):
+        yield one, transpose.pull(transpose.seeds(plan, one.expand(shape)))
+
+
+def _credits(
+    transpose: Transpose, plans: Mapping[str, Plan], plan: Plan, sites: list[str], shared: bool
+) -> dict[str, SiteCredit | None]:
+    problem = transpose.problem
+    shape = transpose.classes(plan)
+    _, patches, groups = shape
+    apart = [end for end in plan if patches * groups > 1 and any(plan[end])] or list(plan)
+    joint = [end for end in plan if end not in apart]
+    touched = [site for site, own in plans.items() if apart[0] in own]
+    together = patches > 1 and all(plans[site][apart[0]][0] for site in touched)
+
+    def pulled(seed: Tensor, ends: list[str]) -> Vectors:
+        seeds = transpose.seeds(plan, seed.expand(shape))
+        return transpose.pull({end: seeds[end] for end in ends})
+
+    def products(a: Vectors, b: Vectors, by_patch: bool) -> Tensor:
+        """⟨a, b⟩ of each example, or of each two: [batch, (batch,) patches or 1]."""
+        total = torch.zeros((), dtype=problem.dtype, device=problem.device)
+        for site in touched if by_patch else plans:
+            x, y = (_rows(problem, site, v[site], by_patch) for v in (a, b))
+            total = total + (torch.einsum("npk,mpk->nmp", x, y) if shared else (x * y).sum(2))
+        return total
+
+    later = pulled(_one_hot(transpose, shape)[0], joint) if joint else None
+    classes = _one_hot(transpose, shape)
+    if together:
+        classes = classes.reshape(patches, groups, 1, patches, groups).sum(0)
+    own = {site: torch.zeros_like(transpose.mask[site]) for site in sites}
+    total = {site: torch.zeros_like(transpose.mask[site]) for site in touched}
+    grams = []
+    for chosen in classes:
+        c = pulled(chosen, apart)
+        for site in sites:
+            inside = c[site] * along_site(problem, site, chosen)
+            _require_apart(problem, site, inside, c[site])
+            own[site] = own[site] + inside
+        gram = products(c, c, together)
+        if later:
+            cross = products(later, c, together)
+            gram = gram + cross + (cross.transpose(0, 1) if shared else cross)
+        grams.append(gram)
+        if together:
+            total = {site: value + c[site] for site, value in total.items()}
+    if together:
+        # Patches that do not mix: each keeps the factor that its own term was given.
+        factor = torch.linspace(1, 2, patches, dtype=problem.dtype, device=problem.device).reshape(1, -1, 1)
+        c = pulled(factor.expand(1, patches, groups), apart)
+        for site, value in total.items():
+            _require_apart(problem, site, value * along_site(problem, site, factor), c[site])
+    stacked = torch.stack(grams, -1).reshape(*grams[0].shape[:-1], patches, groups)
+    if later:
+        stacked = stacked + products(later, later, False)[..., None]
+    return {site: SiteCredit(later[site] if later else None, own[site], stacked) for site in sites}
+
+
+def _one_hot(transpose: Transpose, shape: tuple[int, ...]) -> Tensor:
+    """Every class, [classes, 1, patches or 1, groups or 1]."""
+    _, patches, groups = shape
+    problem = transpose.problem
+    return torch.eye(patches * groups, dtype=problem.dtype, device=problem.device).reshape(-1, 1, patches, groups)
+
+
+def _rows(problem: Problem, name: str, value: Tensor, by_patch: bool) -> Tensor:
+    """[batch, patches or 1, the rest] of a site's numbers."""
+    site = problem.network.modules[name]
+    assert isinstance(site, Site)
+    if not by_patch or site.patch_axis is None:
+        return value.reshape(len(value), 1, -1)
+    return value.movedim(site.patch_axis, 1).flatten(2) if value.ndim > 2 else value[..., None]
+
+
+def _require_apart(problem: Problem, name: str, expected: Tensor, found: Tensor) -> None:
+    """Raise where a site's numbers move copies of the loss that its axes promise they do not."""
+    if found.is_meta:
+        return
+    tolerance = torch.finfo(problem.dtype).eps ** 0.6
+    if float((found - expected).abs().max()) > tolerance * float(found.abs().max()):
+        site = problem.network.modules[name]
+        raise ValueError(
+            f"site {name!r} declares that its patches or groups influence their own copy of the loss alone "
+            f"({site.extra_repr()}), but they influence others, so its credit is incomplete and the closed form "
+            "does not hold; correct the site's patch_axis and group_axis, or draw: fgvar.measure(…)"
+        )
+
+
+def _by_plan(plans: Mapping[str, Plan]) -> list[tuple[Plan, list[str]]]:
+    """Names that are credited alike, together."""
+    found: dict[tuple[object, ...], tuple[Plan, list[str]]] = {}
+    for name, plan in plans.items():
+        found.setdefault(tuple(plan.items()), (plan, []))[1].append(name)
+    return list(found.values())

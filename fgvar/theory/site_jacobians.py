@@ -1,0 +1,136 @@
+"""Jacobians: what a weight moves at the sites, X_k = ∂z_k/∂w, with the network cut at every perturbed site.
+
+Exact for whatever lies between two sites, at the price of one row (or column) a number: the reference for
+`fgvar.theory.linear_layers`, which knows the common modules and needs no Jacobian.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import vjp, vmap
+
+from fgvar.estimators.credit import Plan, along_site
+from fgvar.nn.forward_mode import jvp
+from fgvar.problem import Problem
+from fgvar.theory.credit_vectors import Transpose, class_gradients
+
+
+@dataclass(frozen=True)
+class Links:
+    """Which sites each perturbed parameter, and the output of each module that is called once, reaches."""
+
+    parameters: dict[str, tuple[str, ...]]
+    modules: dict[str, tuple[str, ...]]
+
+
+def links(problem: Problem, sites: Collection[str]) -> Links:
+    """Which parameters and modules lead to which sites, without passing another site."""
+    owners = {owner for name in problem.perturbed for owner in problem.network.owners[name]}
+    called = [name for name, visits in problem.map.visits.items() if name in owners and len(visits) == 1]
+    called = [name for name in called if problem.map.visits[name][0].shape]
+    weights = {name: problem.params[name].clone().requires_grad_() for name in problem.perturbed}
+    zero = torch.zeros((), dtype=problem.dtype, device=problem.device)
+    shifts = {name: zero.clone().requires_grad_() for name in called}
+    values, _ = problem.probe({**problem.params, **weights}, shifts, cut=sites)
+    reached: dict[str, list[str]] = {}
+    sources = {**{f"w{name}": w for name, w in weights.items()}, **{f"m{name}": s for name, s in shifts.items()}}
+    for site in sites:
+        if values[site].requires_grad:
+            found = torch.autograd.grad(
+                values[site].sum(), list(sources.values()), allow_unused=True, retain_graph=True
+            )
+            for name, gradient in zip(sources, found, strict=True):
+                if gradient is not None:
+                    reached.setdefault(name, []).append(site)
+    return Links(
+        {name: tuple(reached.get(f"w{name}", ())) for name in weights},
+        {name: tuple(reached.get(f"m{name}", ())) for name in called},
+    )
+
+
+def local_jacobian(
+    problem: Problem, name: str, reached: Collection[str], cut: Collection[str], at_once: int
+) -> Tensor:
+    """∂(numbers at the ``reached`` sites, in order)/∂parameter of every example: [batch, numbers, weights]."""
+    numbers = sum(math.prod(problem.map.sites[site][1:]) for site in reached)
+    point = problem.params[name]
+    columns = torch.eye(point.numel(), dtype=point.dtype, device=point.device).reshape(-1, *point.shape)
+    rows = torch.eye(numbers, dtype=point.dtype, device=point.device)
+
+    def one(example: Problem) -> Tensor:
+        def sites(parameter: Tensor) -> Tensor:
+            values = example.run({**problem.params, name: parameter}, cut=cut)[1]
+            return torch.cat([values[site].flatten() for site in reached])
+
+        if len(columns) <= numbers:
+            moved: Tensor = vmap(lambda step: jvp(sites, (point,), (step,))[1], chunk_size=at_once)(columns)
+            return moved.T
+        back = vjp(sites, point)[1]
+        pulled: Tensor = vmap(lambda row: back(row)[0], chunk_size=at_once)(rows)
+        return pulled.flatten(1)
+
+    stacked: Tensor = problem.per_example(one)
+    return stacked
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Credit of the numbers of some sites, class by class and without any assumption on who moves whom.
+
+    Attributes:
+        members: for every class the positions of its numbers among all of the sites' numbers.
+        gradients: c of every class, at those numbers alone [batch, classes, numbers].
+        gram: c_j·c_j over all perturbed numbers, [batch, batch, classes].
+    """
+
+    members: list[Tensor]
+    gradients: Tensor
+    gram: Tensor
+
+
+def classes(transpose: Transpose, plans: Mapping[str, Plan]) -> Classes | None:
+    """Credit of the sites in ``plans``; None where no term reaches them."""
+    problem = transpose.problem
+    members, gradients, grams = [], [], []
+    start = 0
+    for site, plan in plans.items():
+        size = transpose.mask[site][0].numel()
+        for chosen, c in class_gradients(transpose, plan) if plan else ():
+            inside = along_site(problem, site, chosen).expand(1, *transpose.mask[site].shape[1:]).flatten()
+            members.append(start + inside.nonzero()[:, 0])
+            gradients.append(torch.cat([c[other].flatten(1) for other in plans], dim=1))
+            whole = torch.cat([value.flatten(1) for value in c.values()], dim=1)
+            grams.append(whole @ whole.T)
+        start += size
+    return Classes(members, torch.stack(gradients, 1), torch.stack(grams, -1)) if members else None
+
+
+def quadratic(rows: Tensor, credit: Classes, kurtosis: float, shift: int) -> Tensor:
+    """‖M‖² + tr M² + (κ − 3) Σ M_kk² of every weight, summed over pairs of each example and one ``shift`` on.
+
+    Args:
+        rows: X, masked, [batch, numbers, weights].
+        credit: of the same numbers.
+        kurtosis: E u⁴.
+        shift: distance between the examples of a pair.
+    """
+    n = torch.arange(len(rows), device=rows.device)
+    m = n.roll(-shift)
+    own = torch.zeros_like(rows[:, :, 0])
+    products = torch.zeros_like(own)
+    for j, inside in enumerate(credit.members):
+        own[:, inside] = credit.gradients[:, j, inside]
+        products[:, inside] = credit.gram[n, m, j][:, None]
+    weights = products + (kurtosis - 3) * own * own[m]
+    total = torch.einsum("nk,nkw->w", weights, rows * rows[m])
+    pulled = _pulled(rows, credit.gradients[m], credit.members)
+    other = pulled if shift == 0 else _pulled(rows[m], credit.gradients, credit.members)
+    return total + (pulled * other.transpose(1, 2)).sum((0, 1, 2))
+
+
+def _pulled(rows: Tensor, gradients: Tensor, members: list[Tensor]) -> Tensor:
+    """Σ_{k in i} X_k c_{j,k}: [batch, classes i, classes j, weights]."""
+    return torch.stack([gradients[:, :, inside] @ rows[:, inside] for inside in members], dim=1)

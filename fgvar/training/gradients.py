@@ -1,0 +1,78 @@
+"""The gradient that a run follows: by autocast or compiled, and watched for numbers that are none."""
+
+import types
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from fgvar.errors import NonFiniteError
+from fgvar.estimators.estimator import GradientEstimator
+from fgvar.measurement.lending import ours
+from fgvar.problem import Problem
+
+Told = tuple[dict[str, Tensor], Tensor | None]  # gradient, and the batch's loss where the estimator tells it
+Gradient = Callable[[dict[str, Tensor], tuple[Tensor, Tensor], dict[str, Tensor]], Told]
+
+
+def gradient_of(problem: Problem, estimator: GradientEstimator, autocast: bool, compile: bool) -> Gradient:
+    """The estimate as a function of tensors alone: parameters, batch and noise."""
+
+    lend = not ours(estimator)
+
+    def gradient(params: dict[str, Tensor], batch: tuple[Tensor, Tensor], noise: dict[str, Tensor]) -> Told:
+        here = problem.at(params, batch)
+        # What moves tensors in place, and back up to rounding, would train by its rounding; buffers would stay moved.
+        found = estimator.estimate(here.clone() if lend else here, noise)
+        return found.gradient, found.loss
+
+    followed: Gradient = compiled(gradient) if compile else gradient
+    return torch.autocast(problem.device.type, dtype=torch.bfloat16)(followed) if autocast else followed
+
+
+def compiled(function: Gradient) -> Gradient:
+    """Compiled for shapes that stay, with a code object of its own.
+
+    Dynamo keeps its results by code object: of many runs in one process, later ones would be compiled for any shape
+    at all, and those after the eighth not at all. All that a run is compiled for stays as it is, but for its tensors:
+    the guards of everything else, which take a sixth of a small step, are left out.
+    """
+    code = function.__code__.replace()
+    own = types.FunctionType(code, function.__globals__, closure=function.__closure__)
+    filtered = getattr(torch.compiler, "keep_tensor_guards_unsafe", None)  # since torch 2.8
+    return torch.compile(own, dynamic=False, options={"guard_filter_fn": filtered} if filtered else None)
+
+
+class Watch:
+    """Remembers on the device which parameter's gradient was first non-finite, and when."""
+
+    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+        self.names = names
+        self.first = torch.full((len(names),), -1, dtype=torch.int64, device=device)
+
+    def see(self, step: int, gradient: Mapping[str, Tensor]) -> None:
+        if not self.names:
+            return
+        # The extremes are NaN where anything is: one pass, where isfinite().all() makes three.
+        lows, highs = zip(*(torch.aminmax(gradient[name]) for name in self.names), strict=True)
+        finite = torch.stack(lows).isfinite() & torch.stack(highs).isfinite()
+        self.first = torch.where(finite | (self.first >= 0), self.first, step)
+
+    def read(self) -> None:
+        """Raise where it has seen something: the only moment that waits for the device."""
+        if self.first.is_meta:
+            return
+        bad = {step: name for name, step in zip(self.names, self.first.tolist(), strict=True) if step >= 0}
+        if bad:
+            step = min(bad)
+            raise NonFiniteError(
+                f"the gradient of {bad[step]!r} held NaN or infinity at step {step}; lower the learning rate"
+            )
+
+
+def require_finite(params: Mapping[str, Tensor], step: int) -> None:
+    """Raise where an update has overflowed: no gradient has seen that yet."""
+    finite = torch.stack([value.isfinite().all() for value in params.values()])
+    if not bool(finite.all()):
+        name = next(name for name, fine in zip(params, finite.tolist(), strict=True) if not fine)
+        raise NonFiniteError(f"{name!r} holds NaN or infinity after {step} updates; lower the learning rate")

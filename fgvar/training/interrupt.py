@@ -1,0 +1,44 @@
+"""Ctrl-C: a run ends after the step that it is making, so that no checkpoint holds half of one."""
+
+import signal
+import threading
+import time
+from typing import Any
+
+import torch
+
+from fgvar.training.distributed import anyone, world
+
+TWICE = 1.0  # seconds in which further signals count as the same: torchrun and the terminal may both send one
+EVERY = 16  # steps between the questions that several processes ask each other
+
+
+class Interrupt:
+    """While entered, the first Ctrl-C asks for an end and a later one forces it."""
+
+    def __init__(self) -> None:
+        self.asked: float | None = None
+        self.before: Any = None
+
+    def __enter__(self) -> "Interrupt":
+        # Only the main thread may handle signals; a background job that ignores Ctrl-C goes on ignoring it.
+        main = threading.current_thread() is threading.main_thread()
+        if main and callable(signal.getsignal(signal.SIGINT)):
+            self.before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+
+    def ends(self, step: int, device: torch.device) -> bool:
+        """Is this step the last? All processes get the same answer."""
+        if world()[1] == 1:
+            return self.asked is not None
+        return step % EVERY == 0 and anyone(self.asked is not None, device)
+
+    def _ask(self, *_: object) -> None:
+        now = time.monotonic()
+        if self.asked is not None and now - self.asked > TWICE:
+            raise KeyboardInterrupt
+        self.asked = self.asked or now

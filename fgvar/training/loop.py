@@ -1,0 +1,158 @@
+"""A run on its way: everything that changes, and the next step."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fgvar.data.images import Images
+from fgvar.errors import NonFiniteError
+from fgvar.estimators.estimator import GradientEstimator
+from fgvar.measurement.lending import require_randomness
+from fgvar.problem import Problem
+from fgvar.training.distributed import averaged, from_first, world
+from fgvar.training.gradients import Gradient, Watch
+from fgvar.training.interrupt import Interrupt
+from fgvar.training.objectives import Task
+from fgvar.training.probes import Probe
+from fgvar.training.schedule import Optimiser, Schedule
+
+AHEAD = 1 << 20  # random numbers that are drawn at once, for several updates where each needs few
+LOSS = ""  # beside gradients by parameter, none of which has this name
+
+Logger = Callable[[int, Mapping[str, float]], None]  # (updates made, name → value)
+
+
+class Keeper(Protocol):
+    """Who writes checkpoints (`Kept`)."""
+
+    def store(self) -> None: ...
+
+    def store_now_and_then(self) -> None: ...
+
+
+class Going:
+    """All that a checkpoint has to hold, and how it goes on from there."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        estimator: GradientEstimator,
+        schedule: Schedule,
+        total: int,
+        seed: int,
+        gradient: Gradient,
+        probe: Probe | None,
+        task: Task,
+    ) -> None:
+        self.problem, self.estimator, self.schedule, self.total, self.seed = problem, estimator, schedule, total, seed
+        self.gradient, self.probe, self.task = gradient, probe, task
+        self.randomness = require_randomness("estimator", estimator.randomness(problem))
+        self.params = {key: value.clone() for key, value in problem.params.items()}
+        from_first(self.params)
+        learns = getattr(estimator, "learns", None)
+        self.learning = tuple(self.params) if learns is None else tuple(learns(problem))
+        self.optimiser = Optimiser(schedule, problem, {key: self.params[key] for key in self.learning}, total)
+        self.watch = Watch(self.learning, problem.device)
+        self.ahead: dict[int, dict[str, Tensor]] = {}  # update → its noise
+        self.step = 0
+        self.curves: list[tuple[float, ...]] = []
+        self.probes: list[xr.Dataset] = []
+        self.losses = torch.full((total,), torch.nan, dtype=problem.dtype, device=problem.device)
+
+    def run(
+        self,
+        images: Images,
+        test: Images,
+        name: str,
+        kept: Keeper | None,
+        logger: Logger | None,
+        interrupt: Interrupt,
+    ) -> None:
+        """From the present step to the last."""
+        per_epoch = self.total // self.schedule.epochs
+        shown = None if world()[0] == 0 else True
+        with tqdm(total=self.total, initial=self.step, desc=name, unit="step", disable=shown) as bar:
+            self._show(bar)
+            if self.step == 0:
+                self.look()
+            # As many rows as epochs have ended: where it was stopped just before, the evaluation comes first.
+            for epoch in range(len(self.curves) - 1, self.schedule.epochs):
+                for batch in self._batches(images, epoch, self.step - epoch * per_epoch):
+                    self.update(batch)
+                    bar.update()
+                    self.look()
+                    if interrupt.ends(self.step, self.problem.device):
+                        if kept is not None:
+                            kept.store()
+                        raise KeyboardInterrupt
+                    if kept is not None:
+                        kept.store_now_and_then()
+                self.watch.read()
+                self.curves.append(self.task.evaluate(self.problem, self.params, images, test))
+                self._show(bar)
+                row = dict(zip(self.task.curves, self.curves[-1], strict=True))
+                if not np.isfinite(row["loss"]):
+                    raise NonFiniteError(
+                        f"the loss after epoch {epoch + 1} (step {self.step}) is NaN or infinity; "
+                        "lower the learning rate"
+                    )
+                if logger is not None and world()[0] == 0:
+                    logger(self.step, row)
+
+    def _show(self, bar: tqdm) -> None:
+        (loss, *_, error), (*_, name) = self.curves[-1], self.task.curves
+        bar.set_postfix({"loss": f"{loss:.3f}", name: f"{error:.1%}"}, refresh=False)
+
+    def _batches(self, images: Images, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        rank, processes = world()
+        return images.batches(
+            self.schedule.batch, seed=self.seed, epoch=epoch, device=self.problem.device, dtype=self.problem.dtype,
+            part=(rank, processes), start=start,
+        )  # fmt: skip
+
+    def update(self, batch: tuple[Tensor, Tensor]) -> None:
+        """One step along the estimate."""
+        noise = self._noise()
+        gradient, loss = self.gradient(self.params, self.task.training(batch, self._draw(self.step)), noise)
+        told = {} if loss is None else {LOSS: loss.detach().to(self.problem.dtype)}
+        found = averaged({key: gradient[key] for key in self.learning} | told)
+        if told:
+            self.losses[self.step] = found.pop(LOSS)
+        self.watch.see(self.step, found)
+        for key, value in found.items():
+            # Fused optimisers read the memory of a transposed gradient as it lies.
+            self.params[key].grad = value.contiguous()
+        self.optimiser.step(self.step)
+        self.step += 1
+
+    def _draw(self, step: int) -> int:
+        """Number of the draw that this process takes in this update."""
+        rank, processes = world()
+        return step * processes + rank
+
+    def _noise(self) -> dict[str, Tensor]:
+        """Of the next update. Small draws come several at once, from as many threads as large ones.
+
+        Always the same several, from wherever a run goes on: matrix products may round by where their factors lie.
+        """
+        if self.step not in self.ahead:
+            several = min(max(AHEAD // max(self.randomness.size, 1), 1), 16)
+            steps = range(self.step - self.step % several, self.step - self.step % several + several)
+            found = self.randomness.sample(
+                self.seed, map(self._draw, steps), dtype=self.problem.dtype, device=self.problem.device
+            )
+            self.ahead = {step: {key: u[i] for key, u in found.items()} for i, step in enumerate(steps)}
+        return self.ahead.pop(self.step)
+
+    def look(self) -> None:
+        """Probe, where it is time to."""
+        if self.probe is None or self.step not in self.probe.steps:
+            return
+        self.watch.read()
+        frozen = self.problem.at({key: value.clone() for key, value in self.params.items()}, self.probe.batch)
+        self.probes.append(self.probe.measure(frozen, self.step))

@@ -1,0 +1,113 @@
+"""Probes: gradients measured during a run, which never change it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from fgvar.errors import unknown
+from fgvar.estimators.estimator import GradientEstimator
+from fgvar.measurement.closed import check_route
+from fgvar.measurement.data_variance import Spreads
+from fgvar.measurement.dataset import ENDS
+from fgvar.measurement.measure import check_arguments, measured
+from fgvar.measurement.sampled import BUDGET, examples_at_once
+from fgvar.problem import Problem
+from fgvar.training.checkpoint import described, fingerprint
+
+
+@dataclass(frozen=True)
+class Probe:
+    """When and how gradients are measured during a run. Probing has its own random streams and batch.
+
+    Args:
+        estimators: what to measure, at the run's own parameters.
+        batch: inputs and targets of the fixed probe batch (in a run with views, one pair of them is made of it).
+        steps: after how many updates (0: before training; a zero head then has no trunk gradient).
+        draws: see `measure`.
+        seed: of the probes' noise.
+        route: "drawn"; "exact"; or "both": what has a closed form from it, with error 0, and the rest (cosines,
+            tests of bias) from draws.
+
+    Raises:
+        ValueError: an unknown route.
+    """
+
+    estimators: Mapping[str, GradientEstimator]
+    batch: tuple[Tensor, Tensor]
+    steps: Sequence[int]
+    draws: int = 128
+    seed: int = 0
+    route: str = "drawn"
+
+    def __post_init__(self) -> None:
+        routes = ("drawn", "exact", "both")
+        if self.route not in routes:
+            raise ValueError(unknown("route", self.route, routes))
+
+    def check(self, problem: Problem, last: int) -> None:
+        """Raise where these estimators cannot be measured on this problem, or not within ``last`` steps."""
+        check_arguments(self.estimators, self.draws, None, self.seed)
+        if outside := [step for step in self.steps if not 0 <= step <= last]:
+            raise ValueError(f"the probe's step {outside[0]} is none of the run's, which are 0 … {last}")
+        for estimator in self.estimators.values():
+            estimator.randomness(problem)
+        for route in self.routes:
+            check_route(route, self.estimators, problem, keep_draws=False)
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """Those that `measure` takes."""
+        return ("drawn", "exact") if self.route == "both" else (self.route,)
+
+    @property
+    def identity(self) -> str:
+        """All that its results depend on, in words and a hash."""
+        estimators = {name: described(estimator) for name, estimator in self.estimators.items()}
+        batch = fingerprint(dict(zip("xy", self.batch, strict=True)))
+        return (
+            f"{estimators} at {list(self.steps)}, {self.draws} draws, seed {self.seed}, {self.route}, batch {batch}"
+        )
+
+    def measure(self, problem: Problem, step: int) -> xr.Dataset:
+        """The measurement at the problem's parameters, over ``step``."""
+        spreads = Spreads(problem, examples_at_once(problem, BUDGET))  # which do not depend on the route
+        found = [
+            measured(self.estimators, problem, spreads, draws=self.draws, seed=self.seed, route=route)
+            for route in self.routes
+        ]
+        whole = found[0]
+        if len(found) > 1:
+            for name in (f"{name}{end}" for name in EXACT for end in ("", *ENDS)):
+                if name in whole:  # a squared bias has no lower end
+                    whole[name] = found[1][name]
+            whole.attrs |= {"route": "both", "exact": ", ".join(EXACT)}
+        return whole.rename({"loss": "probe_loss"}).expand_dims(step=[step])
+
+
+EXACT = (
+    "variance",
+    "relative_variance",
+    "snr",
+    "slope",
+    "sq_bias",
+    "efficiency",
+)
+
+
+def log_steps(count: int, last: int) -> tuple[int, ...]:
+    """About ``count`` distinct steps from 1 to ``last``, evenly spaced in the logarithm.
+
+    Example:
+        >>> log_steps(4, 1000)
+        (1, 10, 100, 1000)
+    """
+    return tuple(sorted({round(step) for step in np.geomspace(1, max(last, 1), count)}))
+
+
+def moved(batch: tuple[Tensor, Tensor], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The batch on another device, its inputs in another type."""
+    return batch[0].to(device, dtype), batch[1].to(device)

@@ -1,0 +1,195 @@
+"""Complete training runs, whose gradients are measured on the way."""
+
+import contextlib
+import copy
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from fgvar.data.augmentation import Views
+from fgvar.data.images import Images
+from fgvar.estimators.estimator import GradientEstimator, require_estimator
+from fgvar.loss_functions import Loss
+from fgvar.measurement.dataset import describe, provenance
+from fgvar.nn.sites import require_module
+from fgvar.problem_checks import require_parameters, usable_device
+from fgvar.training import allocator
+from fgvar.training.checkpoint import described_images
+from fgvar.training.checkpointer import Kept
+from fgvar.training.distributed import join, local_rank, world
+from fgvar.training.gradients import gradient_of
+from fgvar.training.interrupt import Interrupt
+from fgvar.training.loop import Going, Logger
+from fgvar.training.objectives import task_of
+from fgvar.training.probes import Probe, log_steps, moved
+from fgvar.training.schedule import Schedule
+
+__all__ = ["Probe", "Run", "Schedule", "choose_device", "log_steps", "steps_of", "train"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its curves and probes, and the parameters it ended with."""
+
+    dataset: xr.Dataset
+    params: dict[str, Tensor] = field(repr=False)
+
+
+def steps_of(schedule: Schedule, examples: int) -> int:
+    """Number of updates of a run on ``examples`` training examples."""
+    return schedule.epochs * (examples // (schedule.batch * world()[1]))
+
+
+def train(
+    module: nn.Module,
+    estimator: GradientEstimator,
+    data: tuple[Images, Images],
+    schedule: Schedule,
+    *,
+    loss: str | Loss = "cross_entropy",
+    views: Views | None = None,
+    seed: int = 0,
+    probe: Probe | None = None,
+    device: torch.device | str = "auto",
+    name: str = "",
+    checkpoint: str | Path | None = None,
+    resume: bool = True,
+    autocast: bool = False,
+    compile: bool = False,
+    logger: Logger | None = None,
+) -> Run:
+    """Train a network by any gradient estimator, to the end of its schedule.
+
+    An estimator that has ``learns(problem)``, names of parameters, leaves all others exactly as they are
+    (`FrozenTrunk`). Started by torchrun, every process takes batches and noise of its own, and gradients are
+    averaged: n processes make steps of n batches. On Linux memory that a step frees stays with the process until the
+    run has ended (`fgvar.training.allocator.kept`).
+
+    Args:
+        module: the network, not changed: training starts from a copy of its parameters.
+        estimator: its estimates are the gradients that the optimiser follows.
+        data: train and test split.
+        schedule: optimiser and length.
+        loss: see `Problem`; an `InfoNCE` learns without labels, to tell each image's two views from the others'.
+        views: for `InfoNCE`: every update sees two new views of its batch. What is learned are the features under
+            the read-out (see `Contrastive`); `read_out` then trains a classifier of them.
+        seed: of data order, of the noise (step k takes draw k) and of the views.
+        probe: what to measure on the way, with InfoNCE on one pair of views of its batch; it never changes the run.
+        device: "auto" takes CUDA where there is one.
+        name: shown in the progress bar.
+        checkpoint: a file from which the run goes on, if it is there, and where it is kept: every ten seconds, on
+            Ctrl-C and at the end. Killed at any moment and started again, it ends with the same bits. What belongs
+            to another run (data, network, estimator, any setting above) is refused, and what a run that is going on
+            writes; of an estimator's settings those count that its ``repr`` shows. Where one cannot be written, a
+            warning names the last good one, and the run goes on.
+        resume: False starts anew and writes over the checkpoint.
+        autocast: matrix products in bfloat16; parameters stay in their own type.
+        compile: of the estimate, by torch.compile: half a minute once, then several times as fast on small networks.
+        logger: called at the end of each epoch, ``lambda step, values: [writer.add_scalar(k, v, step) for k, v in
+            values.items()]`` for TensorBoard.
+
+    Returns:
+        ``loss``, ``train_error`` and ``test_error`` over ``epoch`` (0: before training; with InfoNCE ``loss``,
+        ``test_loss``, ``train_retrieval_error`` and ``test_retrieval_error``), ``batch_loss`` over ``update`` (of its
+        batch, before it; only of estimators that tell it), and the probes' measurements over ``step``, in one
+        dataset; and the final parameters.
+
+    Raises:
+        TypeError: no module, estimator, data or schedule.
+        ValueError: a device that is not there, fewer training examples than one batch, a problem that the estimator
+            does not fit, `InfoNCE` without views or views without it; a checkpoint that is truncated or of another
+            run.
+        OSError: the checkpoint's place cannot be written, before any training, or another run has it.
+        NonFiniteError: NaN or infinity in a gradient or loss, naming the parameter and the step; the checkpoint
+            before it stays.
+    """
+    require_module(module)
+    require_parameters(module)
+    require_estimator(name or "estimator", estimator)
+    _require_arguments(data, schedule)
+    task = task_of(loss, views, seed, schedule.batch)
+    join()
+    where = choose_device(device)
+    module = copy.deepcopy(module).to(where)
+    total = steps_of(schedule, len(data[0]))
+    if total == 0:
+        raise ValueError(
+            f"{len(data[0])} training examples are fewer than one batch of {schedule.batch * world()[1]}"
+        )
+    dtype = next(module.parameters()).dtype
+    images, test = (_near(split, where) for split in data)
+    problem = task.problem(module, task.fixed(images.sample(schedule.batch, seed=seed, device=where, dtype=dtype)))
+    if probe is not None:
+        probe = replace(probe, batch=task.fixed(moved(probe.batch, where, dtype)))
+        probe.check(task.problem(module, probe.batch), total)
+    gradient = gradient_of(problem, estimator, autocast, compile)
+    going = Going(problem, estimator, schedule, total, seed, gradient, probe, task)
+    keeping: contextlib.AbstractContextManager[Kept | None] = contextlib.nullcontext()
+    if checkpoint is not None:
+        ways = {**task.identity, "autocast": str(autocast), "compile": str(compile)}
+        ways |= dict(zip(("train", "test"), map(described_images, data), strict=True))
+        keeping = Kept(Path(checkpoint), going, ways)
+    with keeping as kept:
+        if kept is not None and resume:
+            kept.restore()
+        with allocator.kept(), Interrupt() as interrupt:
+            if not going.curves:
+                going.curves.append(task.evaluate(problem, going.params, images, test))
+            going.run(images, test, name or "training", kept, logger, interrupt)
+        if kept is not None:
+            kept.store()
+    return Run(_dataset(going, images), going.params)
+
+
+def _require_arguments(data: object, schedule: object) -> None:
+    """Raise a TypeError where these are no data to train and test with, or no schedule."""
+    if not isinstance(data, tuple | list) or len(data) != 2 or not all(isinstance(one, Images) for one in data):
+        kinds = f" of {', '.join(type(one).__name__ for one in data)}" if isinstance(data, tuple | list) else ""
+        raise TypeError(
+            f"data is {type(data).__name__}{kinds}, expected a pair (train, test) of fgvar.data.Images, as "
+            'fgvar.data.load("digits"), fgvar.data.load("digits", "test")'
+        )
+    if not isinstance(schedule, Schedule):
+        kind = f"the class {schedule.__name__}" if isinstance(schedule, type) else type(schedule).__name__
+        raise TypeError(f"schedule is {kind}, expected an instance: fgvar.Schedule(epochs=20, batch=64)")
+
+
+def _near(images: Images, device: torch.device) -> Images:
+    """On the device, where the pixels take less than a quarter of its free memory."""
+    if device.type != "cuda" or images.pixels.numel() > torch.cuda.mem_get_info(device)[0] // 4:
+        return images
+    return images.to(device)
+
+
+def choose_device(device: torch.device | str) -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one (of torchrun, each process's), else the CPU."""
+    if device == "auto":
+        device = f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
+    return usable_device("device", device)
+
+
+def _dataset(going: Going, images: Images) -> xr.Dataset:
+    curves = going.task.curves
+    rows = zip(curves, zip(*going.curves, strict=True), strict=True)
+    dataset = xr.Dataset(
+        {key: ("epoch", list(column)) for key, column in rows}, coords={"epoch": range(going.schedule.epochs + 1)}
+    )
+    for key, (long_name, units) in curves.items():
+        dataset[key].attrs = {"long_name": long_name, "units": units}
+    losses = going.losses.cpu().numpy()
+    if not np.isnan(losses).all():
+        attrs = {"long_name": "mean loss of an update's batch, before the update", "units": "loss"}
+        dataset["batch_loss"] = ("update", losses, attrs)
+        dataset["update"] = range(going.total)
+    if going.probes:
+        dataset = dataset.merge(xr.concat(going.probes, "step"), compat="no_conflicts", combine_attrs="override")
+        dataset.attrs = dict(going.probes[0].attrs)
+    dataset.attrs |= {f"train_{key}": value for key, value in asdict(going.schedule).items()}
+    dataset.attrs |= {"train_estimator": repr(going.estimator), "train_seed": going.seed, "data": images.name}
+    dataset.attrs |= {f"train_{key}": value for key, value in going.task.identity.items()}
+    dataset.attrs |= provenance(going.problem.device, going.problem.dtype)
+    return describe(dataset)

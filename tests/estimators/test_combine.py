@@ -1,0 +1,221 @@
+"""Combining directions: projections against least squares, their scales exactly, shams, and Replay."""
+
+import pytest
+import torch
+from cases import CASES, mixer, randn
+from hypothesis import assume, given, settings
+from torch import Tensor
+
+import fgvar
+from fgvar.measurement.draws import Enumeration, estimates
+from fgvar.testing import covariance, expectation, strategies
+
+
+def rows(tensors: dict[str, Tensor], names: tuple[str, ...]) -> Tensor:
+    return torch.cat([tensors[name].flatten(1) for name in names], 1)
+
+
+def drawn(estimator, problem: fgvar.Problem, draws: int = 3) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    noise = estimator.randomness(problem).sample(0, range(draws), dtype=torch.float64)
+    return noise, estimates(estimator, problem, noise)
+
+
+# ---- projections ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", ["none", "norm", "mean"])
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_projection_is_least_squares(scale: str, antithetic: bool) -> None:
+    problem = CASES["mlp_relu"]()
+    noise = fgvar.Gaussian(directions=5, antithetic=antithetic)
+    estimator = fgvar.scheme("FG-W", noise=noise, combine=fgvar.Projection(scale))
+    u, found = drawn(estimator, problem)
+    names = problem.perturbed
+    target = torch.cat([estimator.target(problem)[k].flatten() for k in names])
+    d = len(target)
+    for draw in range(3):
+        span = torch.stack([torch.cat([u[k][draw, i].flatten() for k in names]) for i in range(5)], 1)
+        projected = span @ torch.linalg.lstsq(span, target[:, None]).solution
+        factor = {"none": 1, "norm": (d / 5) ** 0.5, "mean": d / 5}[scale]
+        torch.testing.assert_close(rows(found, names)[draw], factor * projected[:, 0], rtol=1e-9, atol=1e-12)
+
+
+def test_projection_in_activity_space_is_each_example_s_own() -> None:
+    problem = CASES["mlp_relu"]()
+    space = fgvar.ActivitySpace(mask_inactive=False)
+    estimator = fgvar.Estimator(space, fgvar.Gaussian(directions=4), combine=fgvar.Projection())
+    u, found = drawn(estimator, problem, 1)
+    sites = tuple(problem.map.sites)
+    taps = {site: torch.zeros(4, 6, dtype=torch.float64) for site in sites}
+    credits = torch.func.grad(lambda t: problem.losses(problem.run(problem.params, t)[0]).sum())(taps)
+    projected = {site: torch.zeros_like(tap) for site, tap in taps.items()}
+    for n in range(4):
+        span = torch.stack([torch.cat([u[s][0, k, n] for s in sites]) for k in range(4)], 1)
+        own = torch.cat([credits[s][n] for s in sites])
+        both = span @ torch.linalg.lstsq(span, own[:, None]).solution[:, 0]
+        for site, piece in zip(sites, both.split(6), strict=True):
+            projected[site][n] = piece
+    here = space.linearise(problem, fgvar.GlobalLoss())
+    for name, value in here.backward(projected).items():
+        torch.testing.assert_close(found[name][0], value, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("losses", [fgvar.GlobalLoss(), fgvar.LocalLosses()])
+@pytest.mark.parametrize("space", [fgvar.WeightSpace(), fgvar.ActivitySpace()], ids=["weights", "activities"])
+@pytest.mark.parametrize("scale", ["none", "mean", "norm"])
+def test_enough_directions_span_everything(losses, space, scale: str) -> None:
+    """As many directions as numbers give the gradient itself, whatever the copies and masks."""
+    problem = mixer(blocks=1, channels=4, groups=2)
+    numbers = sum(value.numel() for value in (problem.params[k] for k in problem.perturbed))
+    estimator = fgvar.Estimator(space, fgvar.Gaussian(directions=numbers), losses, combine=fgvar.Projection(scale))
+    _, found = drawn(estimator, problem, 1)
+    for name, value in estimator.target(problem).items():
+        torch.testing.assert_close(found[name][0], value, rtol=0, atol=1e-8)
+
+
+def signs(estimator, problem: fgvar.Problem) -> tuple[dict[str, Tensor], float]:
+    """Mean and mean squared length of the perturbed part over all sign vectors."""
+    enumeration = Enumeration(estimator.randomness(problem), "signs")
+    found = estimates(estimator, problem, enumeration.take(range(len(enumeration)), dtype=torch.float64))
+    square = sum(found[name].square().flatten(1).sum(1).mean() for name in problem.perturbed)
+    return {name: g.mean(0) for name, g in found.items()}, float(square)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_scales_of_a_projection_are_exact_over_sign_vectors(together: bool) -> None:
+    """K = 1: E ĝ = ∇/d ("none"), E‖ĝ‖² = ‖∇‖² ("norm"), E ĝ = ∇ ("mean"); d of each tensor where it moves alone."""
+    problem = CASES["linear"]()  # 6 weights and 2 biases
+    target = problem.backprop()
+    square = sum(float(g.square().sum()) for g in target.values())
+    sizes = {"weight": 6, "bias": 2} if not together else {"weight": 8, "bias": 8}
+    words = {"space": fgvar.WeightSpace(together=together), "noise": fgvar.Rademacher()}
+    for combine, factor in (
+        (fgvar.Projection(), lambda d: 1 / d),
+        (fgvar.Normalised(), lambda d: 1 / d),
+        (fgvar.Projection("norm"), lambda d: d**-0.5),
+        (fgvar.Projection("mean"), lambda _: 1),
+    ):
+        mean, length = signs(fgvar.Estimator(combine=combine, **words), problem)
+        for name, g in target.items():
+            torch.testing.assert_close(mean[name], factor(sizes[name]) * g, rtol=0, atol=1e-12)
+        if combine == fgvar.Projection("norm"):
+            assert length == pytest.approx(square, rel=1e-10)
+        if combine == fgvar.Normalised() and together:
+            assert length == pytest.approx(square / 8, rel=1e-10), "variance (1/d − 1/d²)‖∇‖²"
+
+
+def test_normalised_is_the_mean_of_projections() -> None:
+    problem = CASES["mlp_relu"]()
+    estimator = fgvar.scheme("FG-W", noise=fgvar.Gaussian(directions=3), combine=fgvar.Normalised())
+    u, found = drawn(estimator, problem, 1)
+    target, names = estimator.target(problem), problem.perturbed
+    each = []
+    for k in range(3):
+        direction = torch.cat([u[name][0, k].flatten() for name in names])
+        along = sum(float((u[name][0, k] * target[name]).sum()) for name in names)
+        each.append(along * direction / direction.square().sum())
+    torch.testing.assert_close(rows(found, names)[0], torch.stack(each).mean(0), rtol=0, atol=1e-12)
+
+
+def test_one_tensor_at_a_time_leaves_out_the_noise_of_the_others() -> None:
+    """Unbiased all the same, and tr Cov of a tensor of d numbers is (d + 1)‖∇‖² of its own."""
+    problem = CASES["linear"]()
+    estimator = fgvar.Estimator(fgvar.WeightSpace(together=False))
+    mean, spread = expectation(estimator, problem), covariance(estimator, problem)
+    for name, g in estimator.target(problem).items():
+        torch.testing.assert_close(mean[name], g, rtol=0, atol=1e-12)
+        expected = (g.numel() + 1) * float(g.square().sum())
+        assert float(spread[name].trace()) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("losses", [fgvar.GlobalLoss(), fgvar.LocalLosses()])
+def test_one_site_at_a_time_is_unbiased(losses) -> None:
+    problem = mixer()
+    estimator = fgvar.Estimator(fgvar.ActivitySpace(together=False), losses=losses)
+    mean = expectation(estimator, problem)
+    for name, g in estimator.target(problem).items():
+        torch.testing.assert_close(mean[name], g, rtol=0, atol=1e-10)
+
+
+# ---- shams ---------------------------------------------------------------------------------------------------
+
+
+def test_a_sham_has_no_mean_and_the_same_size() -> None:
+    problem = mixer(batch=3)
+    sham = fgvar.scheme("LG-FG-A", combine=fgvar.Sham())
+    mean = expectation(sham, problem)
+    target = sham.target(problem)
+    for name in problem.params:
+        expected = target[name] if name in problem.network.exact else 0 * target[name]
+        torch.testing.assert_close(mean[name], expected, rtol=0, atol=1e-12)
+    across = fgvar.scheme("FG-W", noise=fgvar.Gaussian(directions=3), combine=fgvar.Sham(across="directions"))
+    mean = expectation(across, problem)
+    assert max(float(mean[name].abs().max()) for name in problem.perturbed) < 1e-12
+    ds = fgvar.measure({"sham": sham, "real": fgvar.scheme("LG-FG-A")}, problem, draws=512)
+    sizes = ds["variance"].sel(layer="perturbed")
+    assert 0.5 < float(sizes.sel(estimator="sham") / sizes.sel(estimator="real")) < 2
+
+
+def test_sham_errors() -> None:
+    with pytest.raises(ValueError, match="unknown axis to shuffle across 'example'; did you mean 'examples'"):
+        fgvar.Sham(across="example")
+    problem = CASES["linear"]()
+    for estimator in (
+        fgvar.scheme("FG-W", combine=fgvar.Sham()),
+        fgvar.scheme("FG-A", combine=fgvar.Sham(across="directions")),
+    ):
+        with pytest.raises(ValueError, match="has one of them to shuffle, expected at least two"):
+            drawn(estimator, problem)
+    with pytest.raises(ValueError, match="unknown scale 'norms'; did you mean 'norm'"):
+        fgvar.Projection("norms")
+
+
+# ---- replay --------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(pair=strategies.pairs())
+def test_replay_is_jvp_under_the_same_noise(pair) -> None:
+    """Masks, copies, shared and independent noise, directions: to 1e-10 of the largest entry."""
+    estimator, problem = pair
+    assume(isinstance(estimator, fgvar.Estimator))
+    assert_replayed(estimator, problem)
+
+
+@pytest.mark.parametrize("credit", ["unbiased", "published"])
+@pytest.mark.parametrize("together", [True, False])
+def test_replay_of_local_losses(credit: str, together: bool) -> None:
+    losses = fgvar.LocalLosses(credit=credit)
+    for space in (fgvar.WeightSpace(together=together), fgvar.ActivitySpace(together=together)):
+        noise = fgvar.Gaussian(directions=2)
+        assert_replayed(fgvar.Estimator(space, noise, losses), mixer(blocks=2, channels=12, groups=3, batch=3))
+        assert_replayed(fgvar.Estimator(space, noise, fgvar.LocalLosses(stop=False)), mixer(blocks=3))
+
+
+def assert_replayed(estimator: fgvar.Estimator, problem: fgvar.Problem) -> None:
+    replay = fgvar.Estimator(**{**vars(estimator), "oracle": fgvar.Replay()})
+    assert repr(replay.randomness(problem)) == repr(estimator.randomness(problem))
+    _, found = drawn(replay, problem)
+    _, expected = drawn(fgvar.Estimator(**{**vars(estimator), "oracle": fgvar.Jvp()}), problem)
+    for name, value in expected.items():
+        size = max(float(value.abs().max()), 1.0)
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-10 * size, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_replayed_draws_cost_no_further_pass() -> None:
+    """The gradients are computed once for all draws of a chunk, outside of its vmap."""
+    from fgvar.measurement.cost import Flops
+
+    problem = mixer()
+    estimator = fgvar.scheme("LG-FG-A", oracle=fgvar.Replay())
+
+    def flops(draws: int) -> int:
+        noise = estimator.randomness(problem).sample(0, range(draws), dtype=torch.float64)
+        with Flops() as counted:
+            estimates(estimator, problem, noise)
+        return counted.count
+
+    here = fgvar.ActivitySpace().linearise(problem, estimator.losses)
+    with Flops() as pullback:
+        here.backward({site: randn(*value.shape) for site, value in here.point.items()})
+    assert flops(9) - flops(1) <= 8 * pullback.count * 1.01

@@ -1,0 +1,64 @@
+"""Everything that a training step and a measurement do runs on the meta device: no stray tensor, no host sync."""
+
+import pytest
+import torch
+
+import fgvar
+from fgvar.measurement.draws import estimates
+from fgvar.measurement.moments import References, init, update
+from fgvar.training.objectives import Supervised
+from fgvar.training.train import Going, gradient_of
+
+NAMES = ("BP", "L-BP", "LG-BP", "FG-W", "FG-A", "LG-FG-W", "LG-FG-A")
+
+
+@pytest.fixture(scope="module")
+def problem() -> fgvar.Problem:
+    model = fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=2, patches=2, channels=8, groups=2).to("meta")
+    batch = torch.empty(4, 1, 8, 8, device="meta"), torch.empty(4, dtype=torch.int64, device="meta")
+    return fgvar.Problem(model, "cross_entropy", batch)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_estimate_target_moments(problem: fgvar.Problem, name: str) -> None:
+    estimator = fgvar.scheme(name)
+    randomness = estimator.randomness(problem)
+    target = estimator.target(problem)
+    references = References.of(target, problem.backprop(), problem.perturbed)
+    if randomness.size:
+        noise = randomness.sample(0, range(16), device="meta")
+        gradients = estimates(estimator, problem, noise)
+    else:
+        gradients = {k: g[None] for k, g in estimator.estimate(problem, {}).gradient.items()}
+    moments, features = update(init(references), references, gradients)
+    for tensor in (*target.values(), *gradients.values(), moments.within, features):
+        assert tensor.is_meta
+    for key, value in problem.params.items():
+        assert gradients[key].shape[1:] == value.shape
+
+
+@pytest.mark.parametrize("noise", [fgvar.Gaussian(shared=False), fgvar.Rademacher(shared=True)])
+@pytest.mark.parametrize("space", [fgvar.WeightSpace(), fgvar.ActivitySpace()])
+def test_every_noise(problem: fgvar.Problem, space, noise) -> None:
+    estimator = fgvar.Estimator(space, noise)
+    one = {k: u[0] for k, u in estimator.randomness(problem).sample(0, [0], device="meta").items()}
+    assert all(g.is_meta for g in estimator.estimate(problem, one).gradient.values())
+
+
+@pytest.mark.parametrize("name", ["BP", "LG-FG-A", "FG-W"])
+def test_one_training_step(problem: fgvar.Problem, name: str) -> None:
+    estimator, schedule = fgvar.scheme(name), fgvar.Schedule()
+    gradient = gradient_of(problem, estimator, autocast=False, compile=False)
+    going = Going(
+        problem,
+        estimator,
+        schedule,
+        total=10,
+        seed=0,
+        gradient=gradient,
+        probe=None,
+        task=Supervised("cross_entropy"),
+    )
+    going.update((problem.inputs, problem.targets))
+    assert going.step == 1
+    assert all(value.is_meta and value.grad is not None and value.grad.is_meta for value in going.params.values())

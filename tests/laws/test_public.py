@@ -1,0 +1,223 @@
+"""The public face: names, lazy imports, who may import whom, and the README's examples."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fgvar
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "fgvar").rglob("*.py"))
+
+# Each file may import those before it.
+ORDER = (
+    "fgvar.errors",
+    "fgvar",
+    "fgvar.measurement.text_tables",
+    "fgvar.storage",
+    "fgvar.storage.foreign",
+    "fgvar.storage.locks",
+    "fgvar.storage.atomic",
+    "fgvar.storage.packing",
+    "fgvar.nn",
+    "fgvar.nn.forward_mode",
+    "fgvar.nn.purity",
+    "fgvar.nn.sites",
+    "fgvar.nn.heads",
+    "fgvar.nn.reach",
+    "fgvar.nn.skeleton",
+    "fgvar.nn.instrumented",
+    "fgvar.networks.local_mixer",
+    "fgvar.networks.mlp",
+    "fgvar.networks",
+    "fgvar.problem_checks",
+    "fgvar.nn.local_heads",
+    "fgvar.loss_functions",
+    "fgvar.problem",
+    "fgvar.contrastive",
+    "fgvar.estimators",
+    "fgvar.estimators.losses",
+    "fgvar.estimators.credit",
+    "fgvar.estimators.noise",
+    "fgvar.estimators.spaces",
+    "fgvar.estimators.combine",
+    "fgvar.estimators.guesses",
+    "fgvar.estimators.oracles",
+    "fgvar.estimators.estimator",
+    "fgvar.estimators.feedback",
+    "fgvar.estimators.structured_noise",
+    "fgvar.estimators.controls",
+    "fgvar.estimators.subspace_guesses",
+    "fgvar.estimators.guess_matrix",
+    "fgvar.estimators.schemes",
+    "fgvar.theory.credit_vectors",
+    "fgvar.theory.site_jacobians",
+    "fgvar.theory.linear_layers",
+    "fgvar.theory.activity_ratio",
+    "fgvar.theory.quadratic_forms",
+    "fgvar.theory.closed_forms",
+    "fgvar.theory",
+    "fgvar.measurement",
+    "fgvar.measurement.cost",
+    "fgvar.measurement.dataset_checks",
+    "fgvar.measurement.files",
+    "fgvar.measurement.dataset",
+    "fgvar.measurement.lending",
+    "fgvar.measurement.draws",
+    "fgvar.measurement.moments",
+    "fgvar.measurement.intervals",
+    "fgvar.measurement.data_variance",
+    "fgvar.measurement.report",
+    "fgvar.measurement.sums",
+    "fgvar.measurement.statistics",
+    "fgvar.measurement.closed",
+    "fgvar.measurement.sampled",
+    "fgvar.measurement.paired",
+    "fgvar.measurement.measure",
+    "fgvar.data.augmentation",
+    "fgvar.data.sources",
+    "fgvar.data.images",
+    "fgvar.data",
+    "fgvar.training",
+    "fgvar.training.allocator",
+    "fgvar.training.distributed",
+    "fgvar.training.checkpoint",
+    "fgvar.training.evaluation",
+    "fgvar.training.gradients",
+    "fgvar.training.interrupt",
+    "fgvar.training.objectives",
+    "fgvar.training.probes",
+    "fgvar.training.schedule",
+    "fgvar.training.loop",
+    "fgvar.training.checkpointer",
+    "fgvar.training.train",
+    "fgvar.training.linear_probe",
+    "fgvar.sweeps",
+    "fgvar.sweeps.cells",
+    "fgvar.sweeps.grid",
+    "fgvar.sweeps.running",
+    "fgvar.sweeps.process",
+    "fgvar.sweeps.cluster",
+    "fgvar.sweeps.sweep",
+    "fgvar.testing",
+    "fgvar.testing.black_box",
+    "fgvar.testing.enumeration",
+    "fgvar.testing.line_quadrature",
+    "fgvar.testing.load_estimator",
+    "fgvar.testing.mean_tests",
+    "fgvar.testing.mutants.broken_words",
+    "fgvar.testing.mutants.broken_estimates",
+    "fgvar.testing.problems",
+    "fgvar.testing.mutants.lookalikes",
+    "fgvar.testing.mutants",
+    "fgvar.testing.small",
+    "fgvar.testing.strategies",
+    "fgvar.testing.verdict",
+    "fgvar.testing.statistical",
+    "fgvar.testing.subject",
+    "fgvar.testing.comparisons",
+    "fgvar.testing.exact_moments",
+    "fgvar.testing.report",
+    "fgvar.testing.required_checks",
+    "fgvar.testing.sampled_checks",
+    "fgvar.testing.declared_checks",
+    "fgvar.testing.unbiasedness",
+    "fgvar.testing.checks",
+    "fgvar.cli",
+    "fgvar.__main__",
+)
+XARRAY = (
+    "fgvar.storage.foreign",
+    "fgvar.storage.packing",
+    "fgvar.measurement.dataset_checks",
+    "fgvar.measurement.files",
+    "fgvar.measurement.dataset",
+    "fgvar.measurement.report",
+    "fgvar.measurement.measure",
+    "fgvar.training.probes",
+    "fgvar.training.loop",
+    "fgvar.training.train",
+    "fgvar.sweeps.cells",
+    "fgvar.sweeps.grid",
+    "fgvar.sweeps.running",
+    "fgvar.sweeps.sweep",
+)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (submodules & set(ORDER)) or {node.module}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_who_may_import_whom(path: Path) -> None:
+    name, found = module_name(path), imports(path)
+    ours = {other for other in found if other.split(".")[0] == "fgvar"}
+    if not name.startswith("fgvar.testing"):
+        assert not any(other.startswith(("hypothesis", "pytest")) for other in found)
+    assert name in ORDER, f"{name} has no place in the order of layers yet"
+    later = [other for other in ours if other in ORDER and ORDER.index(other) > ORDER.index(name)]
+    assert not later, f"{name} imports {later}, which stand above it"
+    if name not in XARRAY:
+        assert "xarray" not in found
+
+
+def test_every_public_name_loads_and_is_documented() -> None:
+    for name in fgvar.__all__:
+        assert getattr(fgvar, name).__doc__, name
+    assert set(fgvar.__all__) <= set(dir(fgvar))
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_import_is_lazy() -> None:
+    assert run("import fgvar, sys; print('torch' in sys.modules, 'numpy' in sys.modules)").split() == [
+        "False",
+        "False",
+    ]
+
+
+STUDIES = {path.name for path in (ROOT / "studies").glob("*.py")} - {"common.py", "runs.py"}
+
+
+@pytest.mark.parametrize("study", sorted(STUDIES))
+def test_help_of_a_study_needs_no_torch(study: str) -> None:
+    code = (
+        f"import sys, runpy; sys.argv = ['{study}', '--help']\n"
+        f"try: runpy.run_path('studies/{study}', run_name='__main__')\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    assert run(code).split()[-1] == "False"
+
+
+def test_examples_of_the_readme_run(tmp_path, monkeypatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_nobody_touches_the_global_random_state(path: Path) -> None:
+    text = path.read_text()
+    assert not re.search(r"torch\.(manual_seed|seed|set_rng_state)\(|np\.random\.(seed|rand|randn|normal)\(", text)
+    for call in re.findall(r"torch\.rand\w*\([^)]*(?:\)[^)]*)?\)", text):
+        assert "generator=" in call or ">>>" in text[: text.index(call)].splitlines()[-1], call

@@ -1,0 +1,150 @@
+"""Schedules and their options: rates, optimisers, factors, autocast, compiled steps."""
+
+import functools
+
+import pytest
+import torch
+
+import fgvar
+from fgvar.training.gradients import gradient_of
+
+
+@pytest.fixture(scope="module")
+def data():
+    train, test = (fgvar.data.load("digits", split) for split in ("train", "test"))
+    return train.subset(range(128)), test.subset(range(64))
+
+
+def mixer(head_init: str = "zero", blocks: int = 2) -> fgvar.networks.LocalMixer:
+    return fgvar.networks.LocalMixer(
+        (1, 8, 8), 10, blocks=blocks, patches=2, channels=16, groups=4, head_init=head_init, seed=1
+    )
+
+
+def test_rates() -> None:
+    linear = fgvar.Schedule(epochs=10, lr=1.0)
+    assert [linear.rate(step, 10) for step in (0, 5, 9)] == pytest.approx([1, 0.5, 0.1])
+    cosine = fgvar.Schedule(epochs=10, lr=1.0, decay="cosine", warmup=2)
+    rates = [cosine.rate(step, 20) for step in range(20)]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1])
+    assert rates[4] == pytest.approx(1)
+    assert rates[12] == pytest.approx(0.5)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    constant = fgvar.Schedule(epochs=10, lr=0.3, decay="constant", warmup=1)
+    assert {constant.rate(step, 20) for step in range(2, 20)} == {0.3}
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_factors_and_decay_are_those_of_a_plain_loop(data, optimiser: str) -> None:
+    """Local heads and read-out at their own rates; weight decay on weights only: against torch, group by group.
+
+    In float64, where the gradient of a bias that a norm cancels, 1e-18, stays below the 1e-8 that Adam adds to its
+    denominator: it moves by 1e-10 of a step at most.
+    """
+    schedule = fgvar.Schedule(1, 32, 0.01, 0.8, 1e-2, optimiser=optimiser, head_factor=0.5, readout_factor=0.1)
+    model = mixer("kaiming").double()
+    run = fgvar.train(model, fgvar.scheme("LG-BP"), data, schedule, seed=3)
+    problem = fgvar.Problem(model, "cross_entropy", data[0].sample(32, seed=3, dtype=torch.float64))
+    params = {name: value.clone().requires_grad_() for name, value in problem.params.items()}
+    factor = {name: 0.5 if ".head." in name else 0.1 if name.startswith("readout") else 1 for name in params}
+    groups = [
+        {"params": [value], "weight_decay": 1e-2 if value.ndim > 1 else 0.0, "lr": 0.0, "name": name}
+        for name, value in params.items()
+    ]
+    torch_one = (
+        torch.optim.SGD(groups, momentum=0.8) if optimiser == "sgd" else torch.optim.Adam(groups, betas=(0.8, 0.999))
+    )
+    for step, batch in enumerate(data[0].batches(32, seed=3, epoch=0, dtype=torch.float64)):
+        here = problem.at({name: value.detach() for name, value in params.items()}, batch)
+        for name, value in fgvar.scheme("LG-BP").target(here).items():
+            params[name].grad = value
+        for group in torch_one.param_groups:
+            group["lr"] = 0.01 * factor[group["name"]] * (1 - step / 4)
+        torch_one.step()
+    for name, value in params.items():
+        torch.testing.assert_close(run.params[name], value.detach(), rtol=1e-12, atol=1e-10)
+
+
+def test_a_frozen_trunk_stays_exactly_as_it_was(data) -> None:
+    """Weight decay included; its heads learn."""
+    model = mixer()
+    run = fgvar.train(model, fgvar.scheme("frozen"), data, fgvar.Schedule(2, 32, weight_decay=0.1))
+    for name, value in model.named_parameters():
+        learns = name.startswith("readout") or ".head." in name
+        assert torch.equal(run.params[name], value) != learns, name
+    assert run.dataset["loss"][-1] < run.dataset["loss"][0]
+
+
+def test_the_logger_sees_every_epoch(data) -> None:
+    seen: list = []
+    run = fgvar.train(
+        mixer(),
+        fgvar.scheme("BP"),
+        data,
+        fgvar.Schedule(2, 32),
+        logger=lambda step, values: seen.append((step, values)),
+    )
+    assert [step for step, _ in seen] == [4, 8]
+    assert seen[-1][1]["test_error"] == float(run.dataset["test_error"][-1])
+
+
+@pytest.mark.parametrize("name", ["BP", "LG-FG-A", "FG-W"])
+def test_autocast_keeps_the_parameters_type_and_trains(data, name: str) -> None:
+    run = fgvar.train(mixer(), fgvar.scheme(name), data, fgvar.Schedule(3, 32, 0.05), autocast=True)
+    plain = fgvar.train(mixer(), fgvar.scheme(name), data, fgvar.Schedule(3, 32, 0.05))
+    assert all(value.dtype == torch.float32 for value in run.params.values())
+    assert any(not torch.equal(value, plain.params[key]) for key, value in run.params.items()), "it changed nothing"
+    assert run.dataset["loss"][-1] < run.dataset["loss"][0]
+    assert abs(float(run.dataset["loss"][-1] - plain.dataset["loss"][-1])) < 0.2
+
+
+@pytest.mark.parametrize("name", ["LG-FG-A"])
+def test_a_compiled_estimate_is_the_eager_one(name: str) -> None:
+    """One whole graph, on two blocks with cut sites, where forward-mode derivatives could get lost in tracing.
+
+    Traced and differentiated ahead of time, but run by eager kernels: generating code would take half a minute.
+    Held against the largest gradient: that of a bias which a layer norm cancels is rounding.
+    """
+    torch._dynamo.reset()
+    x, y = fgvar.data.load("digits").sample(8, seed=0, dtype=torch.float64)
+    problem, estimator = fgvar.Problem(mixer("kaiming").double(), "cross_entropy", (x, y)), fgvar.scheme(name)
+    noise = {key: u[0] for key, u in estimator.randomness(problem).sample(0, [0], dtype=torch.float64).items()}
+    eager = gradient_of(problem, estimator, autocast=False, compile=False)
+    compiled = torch.compile(eager, backend="aot_eager", fullgraph=True)
+    (found, _), (expected, _) = (each(problem.params, (x, y), noise) for each in (compiled, eager))
+    scale = max(float(value.abs().max()) for value in expected.values())
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=1e-13 * scale, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"optimiser": "SGD"}, "unknown optimiser 'SGD'"),
+        ({"decay": "linea"}, "unknown decay 'linea'; did you mean 'linear'"),
+        ({"warmup": 20}, "warmup is 20 epochs, expected at least 0 and less than epochs=20"),
+        ({"lr": -1.0}, "lr > 0"),
+        ({"readout_factor": -0.1}, "factors ≥ 0"),
+    ],
+)
+def test_errors(words, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fgvar.Schedule(**words)
+
+
+def test_unknown_probe_route(data) -> None:
+    with pytest.raises(ValueError, match="unknown route 'exat'; did you mean 'exact'"):
+        fgvar.Probe({"BP": fgvar.scheme("BP")}, data[0].sample(4, seed=0), (1,), route="exat")
+
+
+def test_every_run_of_a_process_is_compiled_for_its_own_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo counts compilations by code object: shared by all runs, it gave up after the eighth, silently."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for size in (3, 4, 5):
+            net = torch.nn.Linear(size, 2)
+            problem = fgvar.Problem(net, "cross_entropy", (torch.randn(6, size), torch.zeros(6, dtype=torch.int64)))
+            gradient = gradient_of(problem, fgvar.scheme("BP"), autocast=False, compile=True)
+            found, _ = gradient(problem.params, (problem.inputs, problem.targets), {})
+            torch.testing.assert_close(found, dict(problem.backprop()))
