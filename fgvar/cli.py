@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from fgvar.errors import unknown
-from fgvar.measurement.text_tables import Answer, aligned, records, tabbed, visible
+from fgvar.measurement.text_tables import Answer, format_table, to_json, to_tsv, visible
 
 if TYPE_CHECKING:
     from fgvar.data.images import Images
@@ -35,12 +35,12 @@ class Output:
     plain: bool = False
     """Tab-separated, with a header line and all digits."""
     json: bool = False
-    """A list of records, missing numbers as null."""
+    """A list of to_json, missing numbers as null."""
 
     def form(self, answer: Answer) -> str:
         if self.json:
-            return records(answer.rows)
-        return tabbed(answer.rows) if self.plain else answer.text
+            return to_json(answer.rows)
+        return to_tsv(answer.rows) if self.plain else answer.text
 
 
 Printed = tyro.conf.OmitArgPrefixes[Output]
@@ -61,11 +61,11 @@ class Schemes:
                 "line": found.line,
                 "source": found.source,
                 "cost": found.cost,
-                "biased": found.biased or "no",
+                "biased": found.bias_reason or "no",
             }
             for found in fgvar.schemes()
         ]
-        return Answer(aligned(rows), rows)
+        return Answer(format_table(rows), rows)
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ class Measure:
 
     def answer(self) -> Answer:
         import fgvar
-        from fgvar.measurement.report import rows, words
+        from fgvar.measurement.report import rows, to_text
         from fgvar.storage.atomic import require_place
-        from fgvar.testing.load_estimator import named
+        from fgvar.testing.load_estimator import load_estimator
 
         if not self.scheme:
             raise ValueError("--scheme names none; give one or more, as --scheme LG-FG-A FG-A")
@@ -115,7 +115,7 @@ class Measure:
             raise ValueError(f"--scheme names {twice[0]} twice; name it once")
         if self.out is not None:  # before any computing
             require_place(self.out)
-        estimators = {name: named(name) for name in self.scheme}
+        estimators = {name: load_estimator(name) for name in self.scheme}
         images = fgvar.data.load(self.data)
         device = _device(self.device)
         batch = images.sample(self.batch, seed=self.seed, device=device)
@@ -134,7 +134,7 @@ class Measure:
         )
         configuration = replace(self, data=images.name, out=None, output=Output())
         dataset.attrs |= {"network": self.network, "data": images.name, "configuration": repr(configuration)}
-        answer = Answer(words(dataset, self.layer), rows(dataset, self.layer))
+        answer = Answer(to_text(dataset, self.layer), rows(dataset, self.layer))
         if self.out is not None:
             try:
                 print(fgvar.save(dataset, self.out))
@@ -175,10 +175,10 @@ class Check:
 
     def answer(self) -> Answer:
         import fgvar
-        from fgvar.testing.load_estimator import named
+        from fgvar.testing.load_estimator import load_estimator
 
         report = fgvar.testing.check_estimator(
-            named(self.estimator), checks=self.checks or None, level=self.level, draws=self.draws
+            load_estimator(self.estimator), checks=self.checks or None, level=self.level, draws=self.draws
         )
         rows = [{"check": r.check, "problem": r.problem, "outcome": r.outcome, "note": r.note} for r in report.rows]
         return Answer(str(report), rows, 0 if report.passed else 1)
@@ -196,10 +196,12 @@ class Open:
 
     def answer(self) -> Answer:
         import fgvar
-        from fgvar.measurement.report import made_by, rows, words
+        from fgvar.measurement.report import provenance_line, rows, to_text
 
         dataset = fgvar.open_dataset(self.dataset)
-        return Answer(f"{made_by(dataset)}\n\n{words(dataset, self.layer)}".lstrip(), rows(dataset, self.layer))
+        return Answer(
+            f"{provenance_line(dataset)}\n\n{to_text(dataset, self.layer)}".lstrip(), rows(dataset, self.layer)
+        )
 
 
 Command = Schemes | Measure | Check | Open

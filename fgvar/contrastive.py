@@ -14,7 +14,7 @@ from fgvar import problem_checks
 from fgvar.errors import NonFiniteError
 from fgvar.nn import purity
 from fgvar.nn.heads import LocalHead, headless
-from fgvar.nn.reach import OUTPUT, Map
+from fgvar.nn.reach import OUTPUT, ForwardTrace
 from fgvar.problem import Problem
 
 
@@ -197,7 +197,7 @@ class Contrastive(Problem):
         self.inputs, self.targets = torch.cat([self.inputs, self.second]), self.targets.repeat(2)
         self.keys = {}
 
-    def _look(self, classification: bool) -> tuple[Map, Map]:
+    def _dry_run(self, classification: bool) -> tuple[ForwardTrace, ForwardTrace]:
         try:
             self.keys = self._encode()
         except RuntimeError as error:
@@ -212,7 +212,7 @@ class Contrastive(Problem):
         if not self.criterion.stop_gradient:
             # The network itself has to keep examples apart: seen here with the keys stopped.
             self.inputs, self.targets = torch.cat([self.inputs, self.second]), self.targets.repeat(2)
-        found = super()._look(classification)
+        found = super()._dry_run(classification)
         self.coupled = not self.criterion.stop_gradient
         return found
 

@@ -12,7 +12,7 @@ from fgvar import problem_checks
 from fgvar.loss_functions import Loss, check_classes, check_heads, criterion, require_losses
 from fgvar.nn import purity
 from fgvar.nn.instrumented import Network
-from fgvar.nn.reach import Map
+from fgvar.nn.reach import ForwardTrace
 from fgvar.nn.sites import require_module
 
 
@@ -49,8 +49,8 @@ class Problem:
     inputs: Tensor
     targets: Tensor
     weights: Tensor | None  # of the examples' losses, [batch]; None are ones
-    map: Map
-    single: Map  # of the first example alone
+    trace: ForwardTrace
+    single_trace: ForwardTrace  # of the first example alone
     coupled = False  # does a loss term depend on other examples than its own?
 
     def __init__(self, module: nn.Module, loss: str | Loss, batch: tuple[Tensor, Tensor]) -> None:
@@ -69,7 +69,7 @@ class Problem:
         problem_checks.require_finite("parameters", self.params)
         self.network = Network(module)
         with purity.undisturbed(self.device):
-            self.map, self.single = self._look(loss == "cross_entropy")
+            self.trace, self.single_trace = self._dry_run(loss == "cross_entropy")
 
     @property
     def batch_size(self) -> int:
@@ -204,23 +204,23 @@ class Problem:
         *,
         watch: Collection[str] = (),
         cut: Collection[str] = (),
-        push: Mapping[str, Tensor] | None = None,
-        put: Mapping[str, Tensor] | None = None,
+        add_tangent: Mapping[str, Tensor] | None = None,
+        replace: Mapping[str, Tensor] | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
         """Forward pass with sites perturbed by ``taps``: output and watched values (see `Network.run`)."""
         tensors = {**self.buffers, **params, **{f"{site}.tap": u for site, u in (taps or {}).items()}}
-        return self.network.run(tensors, self.inputs, watch=watch, cut=cut, push=push, put=put)
+        return self.network.run(tensors, self.inputs, watch=watch, cut=cut, add_tangent=add_tangent, replace=replace)
 
-    def probe(
+    def shift_outputs(
         self,
         params: Mapping[str, Tensor],
         shifts: Mapping[str, Tensor],
         *,
         cut: Collection[str] = (),
-        put: Mapping[str, Tensor] | None = None,
+        replace: Mapping[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, tuple[Any, Any]]]:
         """Values at ``cut`` with the outputs of modules shifted; inputs and outputs of those modules."""
-        return self.network.probe({**self.buffers, **params}, self.inputs, shifts, cut=cut, put=put)
+        return self.network.shift_outputs({**self.buffers, **params}, self.inputs, shifts, cut=cut, replace=replace)
 
     def losses(self, outputs: Any) -> Tensor:
         """Per-example loss [batch] of outputs of the network or of a local head, times the example's weight."""
@@ -233,13 +233,13 @@ class Problem:
 
     def logits(self, params: Mapping[str, Tensor], end: str, features: Tensor) -> Tensor:
         """What the local head at ``end`` says of the features there: [batch, classes]."""
-        head = self.map.ends[end]
+        head = self.trace.ends[end]
         prefix = f"{head}."
         own = {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
         found: Tensor = functional_call(self.network.modules[head], own, (features,))
         return found
 
-    def right(self, outputs: Any) -> Tensor | None:
+    def correct(self, outputs: Any) -> Tensor | None:
         """Is the largest output the target's? [batch]; None where targets are no classes."""
         if self.targets.is_floating_point() or not isinstance(outputs, Tensor) or outputs.ndim != 2:
             return None
@@ -254,12 +254,12 @@ class Problem:
         gradient: dict[str, Tensor] = grad(self.loss)(self.params)
         return gradient
 
-    def _look(self, classification: bool) -> tuple[Map, Map]:
+    def _dry_run(self, classification: bool) -> tuple[ForwardTrace, ForwardTrace]:
         """Maps of the batch and of its first example alone, and checks of all that a pass and the loss do."""
         one, tensors = self.example(0), {**self.buffers, **self.params}
-        outputs, found = self._mapped(tensors, self.inputs)
+        outputs, found = self._traced(tensors, self.inputs)
         try:
-            first, single = self._mapped(tensors, one.inputs)
+            first, single = self._traced(tensors, one.inputs)
         except (RuntimeError, ValueError, IndexError) as error:
             raise ValueError(purity.alone(error)) from error
         purity.require_derivative("network", lambda params: one.run(params)[0], self.params)
@@ -273,14 +273,16 @@ class Problem:
             self._require_independence(outputs, losses, first)
         purity.require_derivative("loss", lambda params: one.losses(one.run(params)[0]), self.params)
         if found.ends:
-            found.flow = single.flow = self.network.flow(single, tensors, self.params, one.inputs, one.losses)
+            found.direct_edges = single.direct_edges = self.network.direct_edges(
+                single, tensors, self.params, one.inputs, one.losses
+            )
         return found, single
 
-    def _mapped(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, Map]:
+    def _traced(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, ForwardTrace]:
         """Output and map of a pass that draws nothing and changes nothing; a graph shows what it does not own."""
         with torch.enable_grad(), purity.unchanged("network", tensors, "call module.eval()"):
             try:
-                return self.network.map(tensors, inputs)
+                return self.network.trace(tensors, inputs)
             except RuntimeError as error:
                 purity.coach(error, inputs, self.dtype)
                 raise

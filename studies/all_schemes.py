@@ -57,7 +57,7 @@ def main(config: Config) -> None:
     dataset = dataset.sel(layer=["perturbed", "total"]).drop_vars("seconds")
     dataset = dataset.assign_coords(
         family=("estimator", [family(one) for one in schemes.values()]),
-        biased=("estimator", [one.biased for one in schemes.values()]),
+        biased=("estimator", [one.bias_reason for one in schemes.values()]),
     )
     dataset.attrs |= {
         "study": "all_schemes",
@@ -107,7 +107,7 @@ def family(estimator: Any) -> str:
         return "exact"
     if isinstance(estimator, fgvar.FeedbackAlignment | fgvar.DirectFeedback):
         return "feedback"
-    if type(estimator).__module__ == controls.__name__ or isinstance(estimator.combine, fgvar.Sham):
+    if type(estimator).__module__ == controls.__name__ or isinstance(estimator.combine, fgvar.ShuffledCredit):
         return "control"
     if not isinstance(estimator.guess, fgvar.Isotropic) or isinstance(estimator.combine, fgvar.Normalised):
         return "guess"

@@ -110,7 +110,7 @@ def cell(*, network: str, width: int, depth: int, groups: int, epochs: int, batc
     drawn = fgvar.measure(schemes, problem, draws=draws, seed=seed)
     numbers = {
         "weights": sum(problem.params[name].numel() for name in problem.perturbed),
-        "activities": sum(math.prod(shape[1:]) for shape in problem.map.sites.values()),
+        "activities": sum(math.prod(shape[1:]) for shape in problem.trace.sites.values()),
     }
     found = exact[["relative_variance", "snr"]].merge(
         drawn[["cosine", *(f"cosine{end}" for end in ENDS), "cosine_null"]]

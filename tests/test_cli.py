@@ -65,7 +65,7 @@ def test_schemes_are_listed_in_three_forms(run) -> None:
     records = json.loads(run("schemes", "--json")[1])
     for found, row, record in zip(listed, rows, records, strict=True):
         expected = {"name": found.name, "line": found.line, "source": found.source, "cost": found.cost}
-        assert record == {**expected, "biased": found.biased or "no"}
+        assert record == {**expected, "biased": found.bias_reason or "no"}
         assert row == {key: str(value) for key, value in record.items()}
 
 

@@ -164,7 +164,7 @@ def test_measure(stop: bool) -> None:
     ds = fgvar.measure(estimators, problem, draws=64, seed=0)
     assert float(ds["loss"]) == pytest.approx(float(problem.loss()))
     assert float(ds["accuracy"]) == pytest.approx(
-        float(problem.right(problem.run(problem.params)[0]).double().mean())
+        float(problem.correct(problem.run(problem.params)[0]).double().mean())
     )
     assert ds["relative_variance"].sel(layer="total").min() > 1
     assert ds["bias_p"].sel(layer="total", reference="target").min() > 1e-6

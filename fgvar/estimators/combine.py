@@ -11,42 +11,48 @@ from torch import Tensor
 from torch.func import vmap
 
 from fgvar.errors import unknown
-from fgvar.estimators.losses import Terms
+from fgvar.estimators.losses import LossTerms
 from fgvar.estimators.spaces import Linearised, Tensors
 
 
 @dataclass(frozen=True)
-class Frame:
+class Directions:
     """The directions that an estimate is made of, as the loss terms see them.
 
     Attributes:
-        here: the linearised space.
+        linearised: the linearised space.
         directions: perturbed tensor → [directions, …].
         draws: how many draws of the noise they are.
-        lines: how many of these draws are not the opposite of another one.
-        parts: into how many directions each draw falls, each with some of the tensors.
+        independent: how many of these draws are not the opposite of another one.
+        blocks: into how many directions each draw falls, each with some of the tensors.
     """
 
-    here: Linearised
+    linearised: Linearised
     directions: dict[str, Tensor] = field(repr=False)
     draws: int
-    lines: int
-    parts: int = 1
+    independent: int
+    blocks: int = 1
 
     @classmethod
-    def of(cls, here: Linearised, draws: dict[str, Tensor], *, together: bool, antithetic: bool) -> Frame:
+    def of(
+        cls, linearised: Linearised, draws: dict[str, Tensor], *, per_tensor: bool, antithetic: bool
+    ) -> Directions:
         """Draws [draws, …], and with ``antithetic`` their opposites, as directions: whole, or a tensor each."""
         lines = len(next(iter(draws.values())))
         if antithetic:
             draws = {name: torch.cat([u, -u]) for name, u in draws.items()}
         count = lines * (2 if antithetic else 1)
-        return cls(here, draws, count, lines) if together else cls(here, _alone(draws), count, lines, len(draws))
+        return (
+            cls(linearised, _alone(draws), count, lines, len(draws))
+            if per_tensor
+            else cls(linearised, draws, count, lines)
+        )
 
-    def norms(self, terms: Terms) -> Terms:
+    def norms(self, terms: LossTerms) -> LossTerms:
         """|u|² of each direction over the numbers that each term credits, like ``terms``."""
         return self._onto_terms(terms, {name: u.square() for name, u in self.directions.items()})
 
-    def gram(self, terms: Terms) -> Terms:
+    def gram(self, terms: LossTerms) -> LossTerms:
         """Inner products of each two directions over the numbers that each term credits: [directions, *terms]."""
         rows = [
             self._onto_terms(terms, {name: u * u[k] for name, u in self.directions.items()})
@@ -54,22 +60,22 @@ class Frame:
         ]
         return {end: torch.stack([row[end] for row in rows]) for end in terms}
 
-    def numbers(self, terms: Terms) -> Terms:
+    def numbers(self, terms: LossTerms) -> LossTerms:
         """How many numbers each term credits along each direction, like ``terms``."""
-        ones = {name: torch.ones_like(value) for name, value in self.here.point.items()}
-        mask = {name: (u != 0).to(u.dtype)[None] for name, u in self.here.direction(ones).items()}
-        found = self._onto_terms(terms, mask if self.parts == 1 else _alone(mask))
+        ones = {name: torch.ones_like(value) for name, value in self.linearised.point.items()}
+        mask = {name: (u != 0).to(u.dtype)[None] for name, u in self.linearised.direction(ones).items()}
+        found = self._onto_terms(terms, mask if self.blocks == 1 else _alone(mask))
         return {end: t.repeat(self.draws, 1, 1, 1) for end, t in found.items()}
 
-    def _onto_terms(self, terms: Terms, numbers: Tensors) -> Terms:
+    def _onto_terms(self, terms: LossTerms, numbers: Tensors) -> LossTerms:
         """The transpose of credit: sums of ``numbers`` [directions, …] over what each term credits."""
-        point = self.here.point
+        point = self.linearised.point
 
-        def credited(one: Terms) -> dict[str, Tensor]:
-            return {name: c.expand(point[name].shape) for name, c in self.here.credit(one).items()}
+        def credited(one: LossTerms) -> dict[str, Tensor]:
+            return {name: c.expand(point[name].shape) for name, c in self.linearised.credit(one).items()}
 
         transpose = torch.func.vjp(credited, {end: torch.zeros_like(t[0]) for end, t in terms.items()})[1]
-        found: Terms = vmap(lambda one: transpose(one)[0])(dict(numbers))
+        found: LossTerms = vmap(lambda one: transpose(one)[0])(dict(numbers))
         return found
 
 
@@ -87,10 +93,10 @@ class Combine(Protocol):
     """Derivatives along directions → the coefficients with which the directions add up to the estimate."""
 
     @property
-    def biased(self) -> str:
+    def bias_reason(self) -> str:
         """Why E ĝ is not the target under isotropic noise; empty where it is."""
 
-    def __call__(self, terms: Terms, frame: Frame) -> Terms:
+    def __call__(self, terms: LossTerms, directions: Directions) -> LossTerms:
         """From and to end → [directions, batch or 1, patches or 1, groups or 1]."""
 
 
@@ -105,10 +111,10 @@ class Mean:
         Mean()
     """
 
-    biased: ClassVar[str] = ""
+    bias_reason: ClassVar[str] = ""
 
-    def __call__(self, terms: Terms, frame: Frame) -> Terms:
-        return {end: c / frame.draws for end, c in terms.items()}
+    def __call__(self, terms: LossTerms, directions: Directions) -> LossTerms:
+        return {end: c / directions.draws for end, c in terms.items()}
 
 
 @dataclass(frozen=True)
@@ -119,18 +125,18 @@ class Normalised:
     over d numbers E ĝ = ∇/d, and tr Cov(ĝ) = (1/d − 1/d²)‖∇‖² for one loss. |u|² runs over the numbers that
     the derivative credits: each example's own for activities.
 
-    Source: Fournier et al. 2023, who project every tensor alone: ``together=False`` of the spaces.
+    Source: Fournier et al. 2023, who project every tensor alone: ``per_tensor=True`` of the spaces.
 
     Example:
-        >>> Normalised().biased
+        >>> Normalised().bias_reason
         'projections shrink: E ĝ = ∇/d for an isotropic guess'
     """
 
-    biased: ClassVar[str] = "projections shrink: E ĝ = ∇/d for an isotropic guess"
+    bias_reason: ClassVar[str] = "projections shrink: E ĝ = ∇/d for an isotropic guess"
 
-    def __call__(self, terms: Terms, frame: Frame) -> Terms:
-        norms = frame.norms(terms)
-        return {end: torch.where(norms[end] > 0, c / norms[end], 0) / frame.draws for end, c in terms.items()}
+    def __call__(self, terms: LossTerms, directions: Directions) -> LossTerms:
+        norms = directions.norms(terms)
+        return {end: torch.where(norms[end] > 0, c / norms[end], 0) / directions.draws for end, c in terms.items()}
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ class Projection:
     Source: Flügel et al. 2024 (arXiv 2410.17764).
 
     Example:
-        >>> Projection(scale="mean").biased
+        >>> Projection(scale="mean").bias_reason
         ''
     """
 
@@ -164,25 +170,27 @@ class Projection:
             raise ValueError(unknown("scale", self.scale, self.SCALES))
 
     @property
-    def biased(self) -> str:
+    def bias_reason(self) -> str:
         return "" if self.scale == "mean" else "projections shrink: E ĝ = K/d ∇ for isotropic noise"
 
-    def __call__(self, terms: Terms, frame: Frame) -> Terms:
-        grams = frame.gram(terms)
+    def __call__(self, terms: LossTerms, directions: Directions) -> LossTerms:
+        grams = directions.gram(terms)
         found = {}
         for end, c in terms.items():
             gram, right = grams[end].movedim((0, 1), (-2, -1)), c.movedim(0, -1)
             solved = torch.linalg.pinv(gram, hermitian=True) @ right[..., None]
             found[end] = solved[..., 0].movedim(-1, 0)
         if power := self.SCALES[self.scale]:
-            numbers = frame.numbers(terms)
+            numbers = directions.numbers(terms)
             # More directions than numbers span no more than the numbers.
-            found = {end: w * (numbers[end] / frame.lines).clamp_min(1) ** power for end, w in found.items()}
+            found = {
+                end: w * (numbers[end] / directions.independent).clamp_min(1) ** power for end, w in found.items()
+            }
         return found
 
 
 @dataclass(frozen=True)
-class Sham:
+class ShuffledCredit:
     """A control: every direction is credited with the derivative of another one, or of another example.
 
     All else, noise, sizes, cost, is as without it, but nothing is learnt: with independent noise E ĝ = 0. What
@@ -196,28 +204,28 @@ class Sham:
         ValueError: an unknown ``across``; on use, nothing to shuffle (a direction and its opposite are one).
 
     Example:
-        >>> Sham(across="directions").combine
+        >>> ShuffledCredit(across="directions").combine
         Mean()
     """
 
     combine: Any = Mean()
     across: str = "examples"
 
-    biased: ClassVar[str] = "a control: E ĝ = 0"
+    bias_reason: ClassVar[str] = "a control: E ĝ = 0"
     AXES: ClassVar[dict[str, int]] = {"directions": 0, "examples": 1}
 
     def __post_init__(self) -> None:
         if self.across not in self.AXES:
             raise ValueError(unknown("axis to shuffle across", self.across, self.AXES))
 
-    def __call__(self, terms: Terms, frame: Frame) -> Terms:
+    def __call__(self, terms: LossTerms, directions: Directions) -> LossTerms:
         axis = self.AXES[self.across]
         for t in terms.values():
             # The opposite of a direction has the opposite derivative: nobody else's.
-            if (frame.lines * frame.parts if axis == 0 else t.shape[axis]) < 2:
+            if (directions.independent * directions.blocks if axis == 0 else t.shape[axis]) < 2:
                 raise ValueError(
-                    f"Sham(across={self.across!r}) has one of them to shuffle, expected at least two; take a batch "
-                    "of examples in activity space, or noise with directions= and across='directions'"
+                    f"ShuffledCredit(across={self.across!r}) has one of them to shuffle, expected at least two; take a "
+                    "batch of examples in activity space, or noise with directions= and across='directions'"
                 )
-        shuffled: Callable[[Terms, Frame], Terms] = self.combine
-        return shuffled({end: t.roll(1, axis) for end, t in terms.items()}, frame)
+        shuffled: Callable[[LossTerms, Directions], LossTerms] = self.combine
+        return shuffled({end: t.roll(1, axis) for end, t in terms.items()}, directions)

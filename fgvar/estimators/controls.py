@@ -23,14 +23,14 @@ class FrozenTrunk:
     Source: the paper's FG-W row on MNIST, 9.25 % (Ren et al. 2023, Table 3), is what a frozen trunk reaches.
 
     Example:
-        >>> FrozenTrunk().biased
+        >>> FrozenTrunk().bias_reason
         'a control: the trunk has no gradient'
     """
 
     losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
 
     @property
-    def biased(self) -> str:
+    def bias_reason(self) -> str:
         return "a control: the trunk has no gradient"
 
     def randomness(self, problem: Problem) -> Randomness:
@@ -79,12 +79,12 @@ class Minibatch:
             raise ValueError(f"size is {self.size}, expected at least 1 example")
 
     @property
-    def biased(self) -> str:
+    def bias_reason(self) -> str:
         return ""
 
     def randomness(self, problem: Problem) -> Randomness:
         self.losses.check(problem)
-        return Randomness({"minibatch": Leaf((self.size, problem.batch_size), Coordinate(), lead=1)})
+        return Randomness({"minibatch": Leaf((self.size, problem.batch_size), Coordinate(), batch_dims=1)})
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         # A coordinate ±√N e_n chooses example n; its square weighs it N, so that the weights' mean is 1.
@@ -107,19 +107,19 @@ class MatchedNoise:
 
     Example:
         >>> from fgvar.estimators.schemes import scheme
-        >>> MatchedNoise(scheme("FG-A")).biased
+        >>> MatchedNoise(scheme("FG-A")).bias_reason
         ''
     """
 
     like: GradientEstimator
 
     @property
-    def biased(self) -> str:
+    def bias_reason(self) -> str:
         return ""
 
     def randomness(self, problem: Problem) -> Randomness:
         own = self.like.randomness(problem).leaves
-        pairs = {f"{which}.{k}": replace(leaf, joint=which + leaf.joint) for which in "ab" for k, leaf in own.items()}
+        pairs = {f"{which}.{k}": replace(leaf, group=which + leaf.group) for which in "ab" for k, leaf in own.items()}
         noise = {f"u.{name}": Leaf(tuple(value.shape), Gaussian()) for name, value in problem.params.items()}
         return Randomness({**pairs, **noise})
 
@@ -145,14 +145,14 @@ class IsotropicNull:
     The cosine that chance gives in each layer, and what following pure noise of that length does to training.
 
     Example:
-        >>> IsotropicNull().biased
+        >>> IsotropicNull().bias_reason
         'a control: E ĝ = 0'
     """
 
     losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
 
     @property
-    def biased(self) -> str:
+    def bias_reason(self) -> str:
         return "a control: E ĝ = 0"
 
     def randomness(self, problem: Problem) -> Randomness:

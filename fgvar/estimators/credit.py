@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fgvar.estimators.losses import Losses, Terms
+from fgvar.estimators.losses import Losses, LossTerms
 from fgvar.nn.sites import Site
 from fgvar.problem import Problem
 
 Plan = dict[str, tuple[bool, bool]]  # end → do its copies stay apart along patches, along groups?
 
 
-def crediting(
+def credit_plan(
     losses: Losses, problem: Problem, name: str, modules: Sequence[str], *, patches: bool, groups: bool
 ) -> Plan:
     """The active ends that a parameter or site influences, and along which axes the copies there stay apart.
@@ -21,14 +21,14 @@ def crediting(
     independent.
     """
     cuts = losses.cuts(problem)
-    own = problem.map.reached(modules[0], cuts)[1] if len(modules) == 1 else None
-    influenced = problem.map.influenced(name, cuts)
+    own = problem.trace.ends_after(modules[0], cuts)[1] if len(modules) == 1 else None
+    influenced = problem.trace.losses_reached(name, cuts)
     return {
         end: (patches and end == own, groups and end == own) for end in losses.active(problem) if end in influenced
     }
 
 
-def credit(terms: Terms, plan: Plan) -> Tensor | None:
+def credit(terms: LossTerms, plan: Plan) -> Tensor | None:
     """The derivatives [batch, patches or 1, groups or 1] that credit by this plan: linear in ``terms``.
 
     The sum over every end of the plan, and over the copies that it does not keep apart. None where no term
@@ -50,12 +50,12 @@ def site_plan(problem: Problem, losses: Losses, name: str) -> Plan:
     site = problem.network.modules[name]
     assert isinstance(site, Site)
     patches, groups = site.patch_axis is not None, site.group_axis is not None
-    return crediting(losses, problem, name, [name], patches=patches, groups=groups)
+    return credit_plan(losses, problem, name, [name], patches=patches, groups=groups)
 
 
-def along_site(problem: Problem, name: str, c: Tensor) -> Tensor:
+def broadcast_over_site(problem: Problem, name: str, c: Tensor) -> Tensor:
     """``c`` [batch, patches or 1, groups or 1] laid along a site's patch and group axes, to broadcast with it."""
-    site, shape = problem.network.modules[name], problem.map.sites[name]
+    site, shape = problem.network.modules[name], problem.trace.sites[name]
     assert isinstance(site, Site)
     view = [c.shape[0]] + [1] * (len(shape) - 1)
     axes = [axis for axis, size in ((site.patch_axis, c.shape[1]), (site.group_axis, c.shape[2])) if size > 1]
@@ -73,16 +73,16 @@ def row_plan(problem: Problem, losses: Losses, name: str) -> Plan:
     """How the entries of a parameter are credited when weights are perturbed."""
     owners = problem.network.owners[name]
     apart = all(losses.group_rows(problem.network.modules.get(owner)) for owner in owners)
-    return crediting(losses, problem, name, owners, patches=False, groups=apart)
+    return credit_plan(losses, problem, name, owners, patches=False, groups=apart)
 
 
-def row_credit(terms: Terms, plan: Plan) -> Tensor | None:
+def row_credit(terms: LossTerms, plan: Plan) -> Tensor | None:
     """The batch mean of a parameter's credit, [1] or one number for each group of its rows."""
     c = credit(terms, plan)
     return None if c is None else c.mean(0).flatten()
 
 
-def along_rows(c: Tensor, v: Tensor) -> Tensor:
+def broadcast_over_rows(c: Tensor, v: Tensor) -> Tensor:
     """``c`` [1 or groups] laid along the first axis of ``v``, to broadcast with it."""
     rows = c.repeat_interleave(v.shape[0] // len(c)) if len(c) > 1 else c
     return rows.reshape(-1, *[1] * (v.ndim - 1)) if v.ndim else rows[0]

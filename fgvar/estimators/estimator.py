@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fgvar.estimators.combine import Combine, Frame, Mean
+from fgvar.estimators.combine import Combine, Directions, Mean
 from fgvar.estimators.guesses import Guess, Isotropic
 from fgvar.estimators.losses import GlobalLoss, Losses, gradient, gradient_and_loss
 from fgvar.estimators.noise import Gaussian, Leaf, Noise, Randomness
@@ -71,7 +71,7 @@ class Estimator:
     u ~ noise, shaped by the guess, on the space; c = oracle(losses, u), how each credited loss term moves along
     u; the estimate is pullback(c · u), combined over directions. With the default guess and combination its
     mean is the gradient of the losses, its ``target``, and its variance is in closed form in `fgvar.theory`;
-    ``biased`` says where it is not. Parameters of heads and read-outs are not perturbed: they get their exact
+    ``bias_reason`` says where it is not. Parameters of heads and read-outs are not perturbed: they get their exact
     gradient (Ren et al. 2023, Sec. 5).
 
     Gradients are of batch means, in a dict like ``problem.params``.
@@ -97,11 +97,11 @@ class Estimator:
     # What tells a word from another one put in its place.
     WORDS: ClassVar[dict[str, tuple[str, ...]]] = {
         "space": ("linearise", "per_example"),
-        "noise": ("fill", "directions"),
+        "noise": ("sample", "directions"),
         "losses": ("cuts", "total"),
         "oracle": ("terms", "bias_order"),
         "guess": ("direction", "shapes"),
-        "combine": ("__call__", "biased"),
+        "combine": ("__call__", "bias_reason"),
     }
 
     def __post_init__(self) -> None:
@@ -119,11 +119,13 @@ class Estimator:
         return not self.space.per_example if self.noise.shared is None else self.noise.shared
 
     @property
-    def biased(self) -> str:
+    def bias_reason(self) -> str:
         """Why its mean is not its target; empty where it is."""
         steps = "" if self.oracle.bias_order is None else f"of order step^{self.oracle.bias_order}"
         spans = "" if getattr(self.noise, "spans_evenly", False) else getattr(self.combine, "uneven", "")
-        return "; ".join(reason for reason in (self.guess.biased, self.combine.biased, spans, steps) if reason)
+        return "; ".join(
+            reason for reason in (self.guess.bias_reason, self.combine.bias_reason, spans, steps) if reason
+        )
 
     @property
     def _each_alone(self) -> bool:
@@ -170,18 +172,20 @@ class Estimator:
         """
         kinds = type(self.space), type(self.guess), type(self.oracle)
         simple = kinds in ((WeightSpace, Isotropic, Jvp), (ActivitySpace, Isotropic, Jvp))
-        single = self.noise.directions == 1 and not self.noise.antithetic and self.space.together
+        single = self.noise.directions == 1 and not self.noise.antithetic and not self.space.per_tensor
         return simple and single and not getattr(self.space, "relu_after", None)
 
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         along = {name: u[0] for name, u in noise.items()} if self._one_pass else None
-        here = self.space.linearise(problem, self.losses, *(() if along is None else (along,)))
-        draws = _each(lambda own: self.guess.direction(problem, self.losses, here, own), noise)
-        frame = Frame.of(here, draws, together=self.space.together, antithetic=self.noise.antithetic)
-        terms, losses = _each(lambda direction: self.oracle.terms(here, direction), frame.directions)
-        credit = _each(here.credit, self.combine(terms, frame))
-        credited = {name: _summed(credit[name], u) for name, u in frame.directions.items()}
-        found = here.backward(credited)
+        linearised = self.space.linearise(problem, self.losses, *(() if along is None else (along,)))
+        draws = _each(lambda own: self.guess.direction(problem, self.losses, linearised, own), noise)
+        directions = Directions.of(
+            linearised, draws, per_tensor=self.space.per_tensor, antithetic=self.noise.antithetic
+        )
+        terms, losses = _each(lambda direction: self.oracle.terms(linearised, direction), directions.directions)
+        credit = _each(linearised.credit, self.combine(terms, directions))
+        credited = {name: _summed(credit[name], u) for name, u in directions.directions.items()}
+        found = linearised.backward(credited)
         return Estimate({name: found[name] for name in problem.params}, losses.mean())
 
 
@@ -212,7 +216,7 @@ class ExactGradient:
     losses: Losses = GlobalLoss(heads=False)  # noqa: RUF009 (frozen)
 
     @property
-    def biased(self) -> str:
+    def bias_reason(self) -> str:
         return ""
 
     def randomness(self, problem: Problem) -> Randomness:

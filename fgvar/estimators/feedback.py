@@ -42,7 +42,7 @@ class FeedbackAlignment:
     seed: int = 0
 
     @property
-    def biased(self) -> str:
+    def bias_reason(self) -> str:
         return "the error returns through random weights"
 
     def randomness(self, problem: Problem) -> Randomness:
@@ -94,7 +94,7 @@ class DirectFeedback:
     seed: int = 0
 
     @property
-    def biased(self) -> str:
+    def bias_reason(self) -> str:
         return "the error is projected at random"
 
     def randomness(self, problem: Problem) -> Randomness:
@@ -123,13 +123,13 @@ class DirectFeedback:
         (NumPy's draws are outside: what is left of a function around them it would compile in pieces, inside of
         transforms where it cannot.)
         """
-        here = self.space.linearise(problem, GlobalLoss())
+        linearised = self.space.linearise(problem, GlobalLoss())
         error = grad(lambda y: problem.losses(y).sum())(outputs.detach()).reshape(problem.batch_size, -1)
         sent = {
             site: (error @ back[site] / error.shape[1] ** 0.5).reshape(value.shape)
-            for site, value in here.point.items()
+            for site, value in linearised.point.items()
         }
-        found = here.backward(here.direction(sent))
+        found = linearised.backward(linearised.direction(sent))
         return Estimate({name: found[name] for name in problem.params}, problem.losses(outputs).mean())
 
     def target(self, problem: Problem) -> dict[str, Tensor]:

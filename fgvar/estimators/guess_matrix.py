@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from fgvar.estimators.combine import Normalised
 from fgvar.estimators.estimator import Estimator, GradientEstimator
-from fgvar.estimators.guesses import NTK, EndToEnd, LocalGradient
+from fgvar.estimators.guesses import NTK, BackpropGradient, LocalGradient
 from fgvar.estimators.losses import GlobalLoss, LocalLosses
 from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.estimators.spaces import ActivitySpace, WeightSpace
@@ -17,7 +17,7 @@ GUESSES: dict[str, Estimator] = {
     "NTK": Estimator(noise=Gaussian(shared=False), guess=NTK()),
     "transposed": Estimator(noise=Gaussian(shared=False), guess=TransposedWeights()),
     "span": Estimator(noise=Gaussian(shared=False), guess=ActivationSpan()),
-    "global": Estimator(noise=Gaussian(shared=False), guess=EndToEnd()),
+    "global": Estimator(noise=Gaussian(shared=False), guess=BackpropGradient()),
 }
 
 
@@ -39,7 +39,7 @@ def guess_matrix(*, local: bool = True) -> dict[str, GradientEstimator]:
     guesses = {k: v for k, v in GUESSES.items() if local or not isinstance(v.guess, LocalGradient | NTK)}
     return {
         f"{label}/{target}/{guess}": replace(estimator, space=space, losses=losses, combine=Normalised())
-        for label, space in (("weight", WeightSpace(together=False)), ("activity", ActivitySpace(together=False)))
+        for label, space in (("weight", WeightSpace(per_tensor=True)), ("activity", ActivitySpace(per_tensor=True)))
         for target, losses in targets.items()
         for guess, estimator in guesses.items()
     }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad
 
-from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses, observe
+from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses, forward_terms
 from fgvar.estimators.noise import Stream
 from fgvar.estimators.spaces import Linearised, Space, Tensors
 from fgvar.nn.heads import initial_std
@@ -22,7 +22,7 @@ class Guess(Protocol):
     """What a direction is made of."""
 
     @property
-    def biased(self) -> str:
+    def bias_reason(self) -> str:
         """Why E ĝ is not the target; empty where it is."""
 
     def check(self, problem: Problem) -> None:
@@ -31,8 +31,10 @@ class Guess(Protocol):
     def shapes(self, problem: Problem, space: Space, losses: Losses, examples: int) -> Shapes:
         """Shape of each tensor of noise that one direction needs (of one example, where noise is independent)."""
 
-    def direction(self, problem: Problem, losses: Losses, here: Linearised, noise: Tensors) -> dict[str, Tensor]:
-        """Noise → direction, of the shapes of ``here.point``."""
+    def direction(
+        self, problem: Problem, losses: Losses, linearised: Linearised, noise: Tensors
+    ) -> dict[str, Tensor]:
+        """Noise → direction, of the shapes of ``linearised.point``."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +42,22 @@ class Isotropic:
     """The noise itself: nothing is known. E uuᵀ = I, so that E c·u = ∇.
 
     Example:
-        >>> Isotropic().biased
+        >>> Isotropic().bias_reason
         ''
     """
 
-    biased: ClassVar[str] = ""
+    bias_reason: ClassVar[str] = ""
 
     def check(self, problem: Problem) -> None:
         """Every network has directions."""
 
-    def shapes(self, problem: Problem, space: Space, losses: Losses, examples: int) -> Shapes:  # noqa: ARG002
+    def shapes(self, problem: Problem, space: Space, losses: Losses, examples: int) -> Shapes:
         return space.shapes(problem)
 
-    def direction(self, problem: Problem, losses: Losses, here: Linearised, noise: Tensors) -> dict[str, Tensor]:  # noqa: ARG002
-        return here.direction(noise)
+    def direction(
+        self, problem: Problem, losses: Losses, linearised: Linearised, noise: Tensors
+    ) -> dict[str, Tensor]:
+        return linearised.direction(noise)
 
 
 @dataclass(frozen=True)
@@ -70,20 +74,22 @@ class LocalGradient:
     Source: Fournier et al. 2023 (guess: local).
 
     Example:
-        >>> LocalGradient().biased
+        >>> LocalGradient().bias_reason
         'a guess without noise never leaves its line'
     """
 
-    biased: ClassVar[str] = "a guess without noise never leaves its line"
+    bias_reason: ClassVar[str] = "a guess without noise never leaves its line"
 
     def check(self, problem: Problem) -> None:
         LocalLosses().check(problem)
 
-    def shapes(self, problem: Problem, space: Space, losses: Losses, examples: int) -> Shapes:  # noqa: ARG002
+    def shapes(self, problem: Problem, space: Space, losses: Losses, examples: int) -> Shapes:
         return {}
 
-    def direction(self, problem: Problem, losses: Losses, here: Linearised, noise: Tensors) -> dict[str, Tensor]:  # noqa: ARG002
-        return _local_gradient(problem, here, problem.params)
+    def direction(
+        self, problem: Problem, losses: Losses, linearised: Linearised, noise: Tensors
+    ) -> dict[str, Tensor]:
+        return _local_gradient(problem, linearised, problem.params)
 
 
 @dataclass(frozen=True)
@@ -107,48 +113,52 @@ class NTK:
 
     seed: int = 0
 
-    biased: ClassVar[str] = LocalGradient.biased
+    bias_reason: ClassVar[str] = LocalGradient.bias_reason
 
     def check(self, problem: Problem) -> None:
         LocalLosses().check(problem)
 
-    def shapes(self, problem: Problem, space: Space, losses: Losses, examples: int) -> Shapes:  # noqa: ARG002
+    def shapes(self, problem: Problem, space: Space, losses: Losses, examples: int) -> Shapes:
         return {}
 
-    def direction(self, problem: Problem, losses: Losses, here: Linearised, noise: Tensors) -> dict[str, Tensor]:  # noqa: ARG002
-        heads = tuple(f"{head}." for head in problem.map.ends.values())
+    def direction(
+        self, problem: Problem, losses: Losses, linearised: Linearised, noise: Tensors
+    ) -> dict[str, Tensor]:
+        heads = tuple(f"{head}." for head in problem.trace.ends.values())
         frozen = {
             name: drawn(problem, name, self.seed) if value.ndim > 1 else torch.zeros_like(value)
             for name, value in problem.params.items()
             if name.startswith(heads)
         }
-        return _local_gradient(problem, here, {**problem.params, **frozen})
+        return _local_gradient(problem, linearised, {**problem.params, **frozen})
 
 
 @dataclass(frozen=True)
-class EndToEnd:
+class BackpropGradient:
     """The end-to-end gradient: with `Normalised`, the best that any guess can do; with `GlobalLoss`, exact.
 
     Source: Fournier et al. 2023 (guess: global).
 
     Example:
-        >>> EndToEnd()
-        EndToEnd()
+        >>> BackpropGradient()
+        BackpropGradient()
     """
 
-    biased: ClassVar[str] = "a guess without noise never leaves its line: the gradient's own for the global loss"
+    bias_reason: ClassVar[str] = "a guess without noise never leaves its line: the gradient's own for the global loss"
 
     def check(self, problem: Problem) -> None:
         """Every network has an output."""
 
-    def shapes(self, problem: Problem, space: Space, losses: Losses, examples: int) -> Shapes:  # noqa: ARG002
+    def shapes(self, problem: Problem, space: Space, losses: Losses, examples: int) -> Shapes:
         return {}
 
-    def direction(self, problem: Problem, losses: Losses, here: Linearised, noise: Tensors) -> dict[str, Tensor]:  # noqa: ARG002
+    def direction(
+        self, problem: Problem, losses: Losses, linearised: Linearised, noise: Tensors
+    ) -> dict[str, Tensor]:
         def objective(tensors: Tensors) -> Tensor:
-            return observe(GlobalLoss(), problem, *here.place(tensors))[OUTPUT].sum()
+            return forward_terms(GlobalLoss(), problem, *linearised.bind(tensors))[OUTPUT].sum()
 
-        found: dict[str, Tensor] = grad(objective)(dict(here.point))
+        found: dict[str, Tensor] = grad(objective)(dict(linearised.point))
         return found
 
 
@@ -164,14 +174,14 @@ def owner(problem: Problem, name: str) -> nn.Module:
     return problem.network.modules.get(problem.network.owners[name][0], problem.network.skeleton)
 
 
-def _local_gradient(problem: Problem, here: Linearised, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _local_gradient(problem: Problem, linearised: Linearised, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gradient of all local losses, stopped between blocks, by the perturbed tensors."""
     losses = LocalLosses(patch=False, group=False)
 
     def objective(tensors: Tensors) -> Tensor:
-        values = observe(losses, problem, *here.place(tensors))
+        values = forward_terms(losses, problem, *linearised.bind(tensors))
         each = [problem.local_losses(params, end, values[end]).sum() for end in values if end != OUTPUT]
         return torch.stack(each).sum()
 
-    found: dict[str, Tensor] = grad(objective)(dict(here.point))
+    found: dict[str, Tensor] = grad(objective)(dict(linearised.point))
     return found

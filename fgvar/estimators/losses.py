@@ -12,11 +12,11 @@ from torch.func import grad
 from torch.utils._pytree import tree_map
 
 from fgvar.errors import unknown
-from fgvar.nn.forward_mode import at_rest, jvp
+from fgvar.nn.forward_mode import jvp, primal
 from fgvar.nn.reach import OUTPUT
 from fgvar.problem import Problem
 
-Terms = dict[str, Tensor]  # end → directional derivative of each loss copy [batch, patches or 1, groups or 1]
+LossTerms = dict[str, Tensor]  # end → directional derivative of each loss copy [batch, patches or 1, groups or 1]
 
 
 class Losses(Protocol):
@@ -36,11 +36,11 @@ class Losses(Protocol):
         problem: Problem,
         values: Mapping[str, Tensor],
         tangents: Mapping[str, Tensor],
-        slopes: Mapping[str, Tensor] | None = None,
-    ) -> Terms:
-        """Directional derivatives of the loss copies from those of what `observe` returned.
+        loss_gradients: Mapping[str, Tensor] | None = None,
+    ) -> LossTerms:
+        """Directional derivatives of the loss copies from those of what `forward_terms` returned.
 
-        ``slopes``: gradients of `total` by the values at the active ends, where a pass has them already.
+        ``loss_gradients``: gradients of `total` by the values at the active ends, where a pass has them already.
         """
 
     def group_rows(self, module: object) -> bool:
@@ -52,46 +52,46 @@ class Losses(Protocol):
         """The scalar whose gradient is the target, from the output and the values at all ends."""
 
 
-def observe(
+def forward_terms(
     losses: Losses,
     problem: Problem,
     params: Mapping[str, Tensor],
     taps: Mapping[str, Tensor],
-    still: Mapping[str, Tensor] | None = None,
-) -> Terms:
+    unperturbed: Mapping[str, Tensor] | None = None,
+) -> LossTerms:
     """What the oracle differentiates: features at the active ends, and the output's per-example loss.
 
-    ``still`` is what was observed unperturbed: what follows a cut gets it. Derivatives stop at cuts by themselves,
+    ``unperturbed`` are the terms there: what follows a cut gets them. Derivatives stop at cuts by themselves,
     but a difference sees all that moves.
     """
     cuts = losses.cuts(problem)
-    put = {cut: still[cut] for cut in cuts} if still else None
-    return _observed(losses, problem, *problem.run(params, taps, watch=problem.map.ends, cut=cuts, put=put))
+    replace = {cut: unperturbed[cut] for cut in cuts} if unperturbed else None
+    return _observed(losses, problem, *problem.run(params, taps, watch=problem.trace.ends, cut=cuts, replace=replace))
 
 
-def _observed(losses: Losses, problem: Problem, outputs: Any, values: Mapping[str, Tensor]) -> Terms:
+def _observed(losses: Losses, problem: Problem, outputs: Any, values: Mapping[str, Tensor]) -> LossTerms:
     ends = [end for end in losses.active(problem) if end != OUTPUT]
     return {**{end: values[end] for end in ends}, OUTPUT: problem.losses(outputs)}
 
 
-class Pass(NamedTuple):
+class JvpTerms(NamedTuple):
     """What one forward pass along a direction has seen.
 
     Attributes:
-        values, tangents: of what `observe` returns.
+        values, tangents: of what `forward_terms` returns.
         total: the scalar whose gradient is the target.
-        slopes: its gradients by the values at the active ends.
+        loss_gradients: its gradients by the values at the active ends.
         watched: unperturbed values of the modules that were asked for.
     """
 
-    values: Terms
-    tangents: Terms
+    values: LossTerms
+    tangents: LossTerms
     total: Tensor
-    slopes: Terms
+    loss_gradients: LossTerms
     watched: dict[str, Tensor]
 
 
-def observe_along(
+def jvp_terms(
     losses: Losses,
     problem: Problem,
     params: Mapping[str, Tensor],
@@ -100,33 +100,37 @@ def observe_along(
     direction: Mapping[str, Tensor],
     *,
     watch: Collection[str] = (),
-    push: Mapping[str, Tensor] | None = None,
-) -> Pass:
-    """`observe` at a point and along a direction from it, in a pass that an enclosing vjp follows through ``params``.
+    add_tangent: Mapping[str, Tensor] | None = None,
+) -> JvpTerms:
+    """`forward_terms` at a point and along a direction from it; an enclosing vjp follows the pass through ``params``.
 
     ``place`` puts perturbed tensors among parameters and taps. The direction may move what modules return, too
     (``push``: see `fgvar.nn.instrumented.Network.run`).
     """
 
-    def forward(tensors: Mapping[str, Tensor]) -> tuple[Terms, tuple[Tensor, Terms, dict[str, Tensor]]]:
+    def forward(tensors: Mapping[str, Tensor]) -> tuple[LossTerms, tuple[Tensor, LossTerms, dict[str, Tensor]]]:
         outputs, values = problem.run(
-            *place(tensors), watch=(*watch, *problem.map.ends), cut=losses.cuts(problem), push=push
+            *place(tensors), watch=(*watch, *problem.trace.ends), cut=losses.cuts(problem), add_tangent=add_tangent
         )
         observed = _observed(losses, problem, outputs, values)
-        plain = {end: at_rest(values[end]) for end in problem.map.ends}
+        plain = {end: primal(values[end]) for end in problem.trace.ends}
 
         def objective(features: Mapping[str, Tensor]) -> Tensor:
-            return losses.total(problem, params, tree_map(at_rest, outputs), {**plain, **features})
+            return losses.total(problem, params, tree_map(primal, outputs), {**plain, **features})
 
         active = {end: plain[end] for end in observed if end != OUTPUT}
-        total, slopes = _value_and_slopes(objective, active)
-        return observed, (total, slopes, {name: values[name] for name in (*watch, *(push or ()))})
+        total, loss_gradients = _value_and_gradients(objective, active)
+        return observed, (total, loss_gradients, {name: values[name] for name in (*watch, *(add_tangent or ()))})
 
-    values, tangents, (total, slopes, watched) = jvp(forward, (dict(point),), (dict(direction),), has_aux=True)
-    return Pass(values, tangents, total, slopes, watched)
+    values, tangents, (total, loss_gradients, watched) = jvp(
+        forward, (dict(point),), (dict(direction),), has_aux=True
+    )
+    return JvpTerms(values, tangents, total, loss_gradients, watched)
 
 
-def _value_and_slopes(objective: Callable[[Mapping[str, Tensor]], Tensor], at: Terms) -> tuple[Tensor, Terms]:
+def _value_and_gradients(
+    objective: Callable[[Mapping[str, Tensor]], Tensor], at: LossTerms
+) -> tuple[Tensor, LossTerms]:
     """A scalar function and its gradients, in a pass whose value an enclosing vjp goes on to differentiate."""
     if not at:
         return objective(at), {}
@@ -146,8 +150,8 @@ def gradient_and_loss(
 
     def objective(some: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         whole = {**problem.params, **some}
-        outputs, values = problem.run(whole, watch=tuple(problem.map.ends), cut=losses.cuts(problem))
-        total = losses.total(problem, whole, outputs, {end: values[end] for end in problem.map.ends})
+        outputs, values = problem.run(whole, watch=tuple(problem.trace.ends), cut=losses.cuts(problem))
+        total = losses.total(problem, whole, outputs, {end: values[end] for end in problem.trace.ends})
         return total, problem.losses(outputs).mean()
 
     found: tuple[dict[str, Tensor], Tensor] = grad(objective, has_aux=True)(dict(params))
@@ -185,8 +189,8 @@ class GlobalLoss:
         problem: Problem,  # noqa: ARG002
         values: Mapping[str, Tensor],  # noqa: ARG002
         tangents: Mapping[str, Tensor],
-        slopes: Mapping[str, Tensor] | None = None,  # noqa: ARG002
-    ) -> Terms:
+        loss_gradients: Mapping[str, Tensor] | None = None,  # noqa: ARG002
+    ) -> LossTerms:
         return {OUTPUT: tangents[OUTPUT][:, None, None]}
 
     def group_rows(self, module: object) -> bool:  # noqa: ARG002
@@ -240,7 +244,7 @@ class LocalLosses:
             raise ValueError(unknown("credit", self.credit, self.CREDITS))
 
     def check(self, problem: Problem) -> None:
-        if not problem.map.ends:
+        if not problem.trace.ends:
             raise ValueError(
                 "the network has no local heads, so it has no local losses; give it some "
                 "(fgvar.with_local_heads(net, after=…), fgvar.networks.LocalMixer), or use a scheme with the global "
@@ -248,11 +252,11 @@ class LocalLosses:
             )
 
     def cuts(self, problem: Problem) -> tuple[str, ...]:
-        ends = tuple(problem.map.ends)
+        ends = tuple(problem.trace.ends)
         return ends if self.block and self.stop else ends[-1:]
 
     def active(self, problem: Problem) -> tuple[str, ...]:
-        ends = tuple(problem.map.ends)
+        ends = tuple(problem.trace.ends)
         return (*(ends if self.block else ends[-1:]), OUTPUT)
 
     def terms(
@@ -260,14 +264,14 @@ class LocalLosses:
         problem: Problem,
         values: Mapping[str, Tensor],
         tangents: Mapping[str, Tensor],
-        slopes: Mapping[str, Tensor] | None = None,
-    ) -> Terms:
+        loss_gradients: Mapping[str, Tensor] | None = None,
+    ) -> LossTerms:
         terms = {OUTPUT: tangents[OUTPUT][:, None, None]}
         for end in self.active(problem)[:-1]:
             slope = (
                 grad(lambda x, end=end: problem.local_losses(problem.params, end, x).mean())(values[end])
-                if not slopes
-                else slopes[end]
+                if not loss_gradients
+                else loss_gradients[end]
             )
             term = problem.batch_size * (slope * tangents[end]).sum(3)
             term = term if self.patch else term.sum(1, keepdim=True)

@@ -27,14 +27,14 @@ class Law(Protocol):
     A law of other numbers, such as indices, states the dtype of its tensors as an attribute ``dtype``.
     """
 
-    def fill(self, stream: "Stream", shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    def sample(self, stream: "Stream", shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """One draw of the given shape."""
 
 
 class JointLaw(Law, Protocol):
     """A law of all numbers of one direction together, over all leaves that have it."""
 
-    def join(self, rows: Tensor) -> Tensor:
+    def couple(self, rows: Tensor) -> Tensor:
         """What was filled, [directions, examples, numbers] or without the leading ones, by the law."""
 
 
@@ -83,7 +83,7 @@ class Gaussian:
     def __post_init__(self) -> None:
         check_directions(self.directions)
 
-    def fill(self, stream: "Stream", shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    def sample(self, stream: "Stream", shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.normal(shape, dtype, device)
 
 
@@ -119,7 +119,7 @@ class Rademacher:
         """Two sign vectors can be parallel."""
         return self.directions == 1
 
-    def fill(self, stream: "Stream", shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    def sample(self, stream: "Stream", shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.signs(shape, dtype, device)
 
 
@@ -135,14 +135,14 @@ class Leaf:
     Attributes:
         shape: of the tensor, leading axes included.
         noise: its law.
-        lead: how many leading axes number directions and examples, each with numbers of its own.
-        joint: leaves of a joint law are one direction together with those of the same law and name here.
+        batch_dims: how many leading axes number directions and examples, each with numbers of its own.
+        group: leaves of a joint law are one direction together with those of the same law and name here.
     """
 
     shape: tuple[int, ...]
     noise: Law
-    lead: int = 0
-    joint: str = ""
+    batch_dims: int = 0
+    group: str = ""
 
     @property
     def size(self) -> int:
@@ -154,14 +154,14 @@ class Leaf:
 
     def draw(self, seed: int, name: str, number: int, out: Tensor) -> None:
         """Write draw number ``number`` into ``out``, before leaves of a joint law are joined."""
-        if not (self.lead and getattr(self.noise, "one_by_one", False)):
-            found = self.noise.fill(Stream(seed, name, number, [out]), self.shape, out.dtype, out.device)
+        if not (self.batch_dims and getattr(self.noise, "one_by_one", False)):
+            found = self.noise.sample(Stream(seed, name, number, [out]), self.shape, out.dtype, out.device)
             if found is not out:
                 out.copy_(found)
             return
-        lead, shape = self.shape[: self.lead], self.shape[self.lead :]
+        lead, shape = self.shape[: self.batch_dims], self.shape[self.batch_dims :]
         for index, one in enumerate(out.reshape(int(np.prod(lead)), *shape)):
-            one.copy_(self.noise.fill(Stream(seed, f"{name}[{index}]", number), shape, out.dtype, out.device))
+            one.copy_(self.noise.sample(Stream(seed, f"{name}[{index}]", number), shape, out.dtype, out.device))
 
 
 @dataclass(frozen=True)
@@ -259,14 +259,14 @@ class Randomness:
         """Leaves that are one direction together."""
         found: dict[tuple[JointLaw, str], list[str]] = {}
         for name, leaf in self.leaves.items():
-            if hasattr(leaf.noise, "join"):
-                found.setdefault((cast(JointLaw, leaf.noise), leaf.joint), []).append(name)
+            if hasattr(leaf.noise, "couple"):
+                found.setdefault((cast(JointLaw, leaf.noise), leaf.group), []).append(name)
         return found
 
     def _join(self, law: JointLaw, drawn: dict[str, Tensor]) -> None:
         """Make one draw follow its joint law: of a stack of draws the last bits would depend on its size."""
-        rows = [value.reshape(*value.shape[: self.leaves[name].lead], -1) for name, value in drawn.items()]
-        joint = law.join(torch.cat(rows, dim=-1))
+        rows = [value.reshape(*value.shape[: self.leaves[name].batch_dims], -1) for name, value in drawn.items()]
+        joint = law.couple(torch.cat(rows, dim=-1))
         for value, piece in zip(drawn.values(), joint.split([row.shape[-1] for row in rows], dim=-1), strict=True):
             value.copy_(piece.reshape(value.shape))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fgvar.errors import require_type
-from fgvar.estimators.losses import Terms
+from fgvar.estimators.losses import LossTerms
 from fgvar.estimators.spaces import Linearised, Tensors
 from fgvar.nn.forward_mode import jvp
 from fgvar.nn.reach import OUTPUT
@@ -23,7 +23,7 @@ class Oracle(Protocol):
 
     bias_order: ClassVar[int | None]  # E ĝ − ∇ = O(step^order) under symmetric noise; None: no bias
 
-    def terms(self, here: Linearised, direction: Tensors) -> tuple[Terms, Tensor]:
+    def terms(self, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
         """How each loss term moves along ``direction``, and the batch-mean loss of the output."""
 
 
@@ -33,21 +33,21 @@ class Derivative(Protocol):
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair: ...
 
 
-def derived(derivative: Derivative, here: Linearised, direction: Tensors) -> tuple[Terms, Tensor]:
+def derived(derivative: Derivative, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
     """The terms of an oracle that differentiates what is observed on a forward pass."""
-    values, tangents = here.carried or derivative(here.observe, here.point, direction)
-    return here.terms(values, tangents), values[OUTPUT].mean()
+    values, tangents = linearised.precomputed_jvp or derivative(linearised.forward_terms, linearised.point, direction)
+    return linearised.terms(values, tangents), values[OUTPUT].mean()
 
 
-def differenced(difference: Derivative, here: Linearised, direction: Tensors) -> tuple[Terms, Tensor]:
+def differenced(difference: Derivative, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
     """The same for differences, with everything behind a stop-gradient held where it is unperturbed."""
-    start = here.observe(here.point)
+    start = linearised.forward_terms(linearised.point)
 
-    def function(tensors: Tensors) -> Terms:
-        return start if tensors is here.point else here.observe(tensors, start)
+    def function(tensors: Tensors) -> LossTerms:
+        return start if tensors is linearised.point else linearised.forward_terms(tensors, start)
 
-    values, tangents = difference(function, here.point, direction)
-    return here.terms(values, tangents), start[OUTPUT].mean()
+    values, tangents = difference(function, linearised.point, direction)
+    return linearised.terms(values, tangents), start[OUTPUT].mean()
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Jvp:
 
     bias_order: ClassVar[int | None] = None
 
-    def terms(self, here: Linearised, direction: Tensors) -> tuple[Terms, Tensor]:
-        return derived(self, here, direction)
+    def terms(self, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
+        return derived(self, linearised, direction)
 
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
         value, derivative = jvp(function, (dict(point),), (dict(direction),))
@@ -97,8 +97,8 @@ class ForwardDifference:
     def __post_init__(self) -> None:
         _check_step(self.step)
 
-    def terms(self, here: Linearised, direction: Tensors) -> tuple[Terms, Tensor]:
-        return differenced(self, here, direction)
+    def terms(self, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
+        return differenced(self, linearised, direction)
 
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
         value = function(point)
@@ -130,8 +130,8 @@ class CentralDifference:
     def __post_init__(self) -> None:
         _check_step(self.step)
 
-    def terms(self, here: Linearised, direction: Tensors) -> tuple[Terms, Tensor]:
-        return differenced(self, here, direction)
+    def terms(self, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
+        return differenced(self, linearised, direction)
 
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
         ahead, behind = (function(_moved(point, direction, s)) for s in (self.step, -self.step))
@@ -154,25 +154,30 @@ class Replay:
 
     bias_order: ClassVar[int | None] = None
 
-    def terms(self, here: Linearised, direction: Tensors) -> tuple[Terms, Tensor]:
-        values, to_point = torch.func.vjp(here.observe, dict(here.point))[:2]
+    def terms(self, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
+        values, to_point = torch.func.vjp(linearised.forward_terms, dict(linearised.point))[:2]
         still = {name: torch.zeros_like(value) for name, value in values.items()}
-        zeros, to_tangents = torch.func.vjp(lambda tangents: here.terms(values, tangents), still)[:2]
+        zeros, to_tangents = torch.func.vjp(lambda tangents: linearised.terms(values, tangents), still)[:2]
 
-        def gradient(seeds: Terms) -> Tensors:
+        def gradient(seeds: LossTerms) -> Tensors:
             found: Tensors = to_point(to_tangents({**zeros, **seeds})[0])[0]
             return found
 
-        terms = {end: self._copies(here, direction, end, zero, gradient) for end, zero in zeros.items()}
+        terms = {end: self._copies(linearised, direction, end, zero, gradient) for end, zero in zeros.items()}
         return terms, values[OUTPUT].mean()
 
     def _copies(
-        self, here: Linearised, direction: Tensors, end: str, zero: Tensor, gradient: Callable[[Terms], Tensors]
+        self,
+        linearised: Linearised,
+        direction: Tensors,
+        end: str,
+        zero: Tensor,
+        gradient: Callable[[LossTerms], Tensors],
     ) -> Tensor:
         """Derivatives of one end's copies: one pass for each copy that a tensor's numbers move together."""
         kinds: dict[tuple[bool, bool], list[str]] = {}
         for name in direction:
-            if (apart := here.apart(name, end)) is not None:
+            if (apart := linearised.granularity(name, end)) is not None:
                 kinds.setdefault(apart, []).append(name)
         total, (batch, patches, groups) = zero, zero.shape
         for (by_patch, by_group), names in kinds.items():
@@ -181,16 +186,16 @@ class Replay:
             for one in torch.eye(mixed[0] * mixed[1], dtype=zero.dtype, device=zero.device).reshape(-1, 1, *mixed):
                 found = gradient({end: one.expand(zero.shape)})
                 for name in names:
-                    total = total + one * _gathered(here, name, found[name], direction[name], kept)
+                    total = total + one * _gathered(linearised, name, found[name], direction[name], kept)
         return total
 
 
-def _gathered(here: Linearised, name: str, gradient: Tensor, direction: Tensor, kept: Tensor) -> Tensor:
+def _gathered(linearised: Linearised, name: str, gradient: Tensor, direction: Tensor, kept: Tensor) -> Tensor:
     """Sums of products of entries in the shape of ``kept``: the transpose of laying that along the tensor."""
     if kept.numel() == 1:  # of all of them: one pass, which writes no product
         return torch.dot(gradient.reshape(-1), direction.reshape(-1)).reshape(kept.shape)
     products = gradient * direction
-    lay = torch.func.vjp(lambda c: here.lay(name, c).expand(products.shape), kept)[1]
+    lay = torch.func.vjp(lambda c: linearised.broadcast(name, c).expand(products.shape), kept)[1]
     sums: Tensor = lay(products)[0]
     return sums
 

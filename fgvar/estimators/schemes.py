@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fgvar.errors import unknown
-from fgvar.estimators.combine import Normalised, Projection, Sham
+from fgvar.estimators.combine import Normalised, Projection, ShuffledCredit
 from fgvar.estimators.controls import FrozenTrunk, IsotropicNull, MatchedNoise, Minibatch
 from fgvar.estimators.estimator import Estimator, ExactGradient
 from fgvar.estimators.feedback import DirectFeedback, FeedbackAlignment
 from fgvar.estimators.guesses import (
     NTK,
-    EndToEnd,
+    BackpropGradient,
     Guess,
     Isotropic,
     LocalGradient,
@@ -44,14 +44,14 @@ class Scheme:
     make: Callable[[], Any]
 
     @property
-    def biased(self) -> str:
+    def bias_reason(self) -> str:
         """Why its mean is not the gradient of its losses; empty where it is."""
-        reason: str = self.make().biased
+        reason: str = self.make().bias_reason
         return reason
 
 
 def _guess(guess: Guess) -> Estimator:
-    return Estimator(ActivitySpace(together=False), guess=guess, combine=Normalised())
+    return Estimator(ActivitySpace(per_tensor=True), guess=guess, combine=Normalised())
 
 
 _MAKE: dict[str, Callable[[], Any]] = {
@@ -82,10 +82,10 @@ _MAKE: dict[str, Callable[[], Any]] = {
     "orthogonalised-guess": lambda: Estimator(ActivitySpace(), guess=TransposedWeights("newton-schulz")),
     "SVD-guess": lambda: Estimator(ActivitySpace(), guess=TransposedWeights("svd")),
     "span-guess": lambda: Estimator(WeightSpace(), guess=ActivationSpan()),
-    "backprop-guess": lambda: _guess(EndToEnd()),
+    "backprop-guess": lambda: _guess(BackpropGradient()),
     "minibatch": lambda: Minibatch(),
     "frozen": lambda: FrozenTrunk(),
-    "sham": lambda: Estimator(ActivitySpace(), combine=Sham()),
+    "sham": lambda: Estimator(ActivitySpace(), combine=ShuffledCredit()),
     "matched-noise": lambda: MatchedNoise(Estimator(ActivitySpace())),
     "isotropic-null": lambda: IsotropicNull(),
 }
@@ -133,7 +133,7 @@ def schemes() -> tuple[Scheme, ...]:
     """All names that `scheme` takes, with a line, a source, a cost and what is known of their bias.
 
     Example:
-        >>> [found.name for found in schemes() if not found.biased][:3]
+        >>> [found.name for found in schemes() if not found.bias_reason][:3]
         ['BP', 'L-BP', 'LG-BP']
     """
     return tuple(SCHEMES.values())

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fgvar.errors import unknown
-from fgvar.estimators.credit import along_rows, along_site, credit, row_credit, row_plan, site_plan
-from fgvar.estimators.losses import Losses, Terms, gradient, observe, observe_along
+from fgvar.estimators.credit import broadcast_over_rows, broadcast_over_site, credit, row_credit, row_plan, site_plan
+from fgvar.estimators.losses import Losses, LossTerms, forward_terms, gradient, jvp_terms
 from fgvar.nn.instrumented import connected
 from fgvar.nn.sites import Site
 from fgvar.nn.skeleton import twice
@@ -26,33 +26,33 @@ class Linearised:
 
     Attributes:
         point: the perturbed tensors, unperturbed.
-        place: perturbed tensors → (parameters, taps) to run the network with.
-        observe: perturbed tensors → what an oracle differentiates; and, for differences, what was observed
-            unperturbed (see `observe`).
+        bind: perturbed tensors → (parameters, taps) to run the network with.
+        forward_terms: perturbed tensors → what an oracle differentiates; and, for differences, what was observed
+            unperturbed (see `forward_terms`).
         terms: (values, tangents) of that → derivatives of the loss copies that the space tells apart,
             end → [batch or 1, patches or 1, groups or 1]; linear in the tangents.
         direction: noise of the shapes of ``point``, with a batch axis or one for all examples → direction.
         from_sites: the same for noise at all sites, carried to the perturbed tensors by local VJPs.
         credit: terms → what credits each perturbed number, to broadcast with ``point``; linear.
-        apart: (perturbed tensor, end) → do the copies there stay apart along patches, along groups? None where
+        granularity: (perturbed tensor, end) → do the copies there stay apart along patches, along groups? None where
             the tensor does not influence that end's loss.
-        lay: (perturbed tensor, [batch or 1, patches or 1, groups or 1]) → laid along it, to broadcast.
+        broadcast: (perturbed tensor, [batch or 1, patches or 1, groups or 1]) → laid along it, to broadcast.
         backward: credited noise, of the shapes of ``point`` → gradient of all parameters (batch mean): the
             perturbed ones' estimate, the heads' exact gradient.
-        carried: values and tangents of what is observed, along the noise that the space was linearised with.
+        precomputed_jvp: values and tangents of what is observed, along the noise that the space was linearised with.
     """
 
     point: dict[str, Tensor]
-    place: Callable[[Tensors], tuple[Tensors, Tensors]]
-    observe: Callable[..., Terms]
-    terms: Callable[[Tensors, Tensors], Terms]
+    bind: Callable[[Tensors], tuple[Tensors, Tensors]]
+    forward_terms: Callable[..., LossTerms]
+    terms: Callable[[Tensors, Tensors], LossTerms]
     direction: Callable[[Tensors], dict[str, Tensor]]
     from_sites: Callable[[Tensors], dict[str, Tensor]]
-    credit: Callable[[Terms], dict[str, Tensor]]
-    apart: Callable[[str, str], tuple[bool, bool] | None]
-    lay: Callable[[str, Tensor], Tensor]
+    credit: Callable[[LossTerms], dict[str, Tensor]]
+    granularity: Callable[[str, str], tuple[bool, bool] | None]
+    broadcast: Callable[[str, Tensor], Tensor]
     backward: Callable[[Tensors], dict[str, Tensor]]
-    carried: tuple[Terms, Terms] | None = None
+    precomputed_jvp: tuple[LossTerms, LossTerms] | None = None
 
 
 class Space(Protocol):
@@ -61,8 +61,8 @@ class Space(Protocol):
     per_example: ClassVar[bool]  # is every perturbed number one example's own?
 
     @property
-    def together(self) -> bool:
-        """Does one direction move all perturbed tensors at once?"""
+    def per_tensor(self) -> bool:
+        """Is every perturbed tensor moved alone, by a direction of its own?"""
 
     def check(self, problem: Problem) -> None:
         """Raise where this space cannot estimate the gradient of every perturbed parameter."""
@@ -82,17 +82,17 @@ class WeightSpace:
     parameters and one loss. With local losses a block's weights are credited by the block's terms alone.
 
     Args:
-        together: move all tensors at once (one directional derivative), or each alone (one each, which leaves
-            the noise of the others out).
+        per_tensor: move each tensor alone (one directional derivative each, which leaves the noise of the others
+            out) in place of all at once (one).
 
     Source: Ren et al. 2023, eq. 2; Baydin et al. 2022.
 
     Example:
         >>> WeightSpace()
-        WeightSpace(together=True)
+        WeightSpace(per_tensor=False)
     """
 
-    together: bool = True
+    per_tensor: bool = False
 
     per_example: ClassVar[bool] = False
 
@@ -106,49 +106,47 @@ class WeightSpace:
     def linearise(self, problem: Problem, losses: Losses, along: Tensors | None = None) -> Linearised:
         heads = {name: value for name, value in problem.params.items() if name in problem.network.exact}
         point = {name: problem.params[name] for name in problem.perturbed}
-        carried, slopes = None, {}
+        carried, loss_gradients = None, {}
         exact = lambda: gradient(losses, problem, heads)  # noqa: E731 (which one pass replaces)
         if along is not None and heads:
 
-            def once(some: Tensors) -> tuple[Tensor, tuple[tuple[Terms, Terms], Terms]]:
+            def once(some: Tensors) -> tuple[Tensor, tuple[tuple[LossTerms, LossTerms], LossTerms]]:
                 params = {**problem.params, **some}
-                seen = observe_along(
-                    losses, problem, params, lambda weights: ({**params, **weights}, {}), point, along
-                )
-                return seen.total, ((seen.values, seen.tangents), seen.slopes)
+                seen = jvp_terms(losses, problem, params, lambda weights: ({**params, **weights}, {}), point, along)
+                return seen.total, ((seen.values, seen.tangents), seen.loss_gradients)
 
-            total, back, (carried, slopes) = cast(Any, torch.func.vjp(once, heads, has_aux=True))
+            total, back, (carried, loss_gradients) = cast(Any, torch.func.vjp(once, heads, has_aux=True))
             exact = lambda: back(torch.ones_like(total))[0]  # noqa: E731
 
         def place(weights: Tensors) -> tuple[Tensors, Tensors]:
             return {**problem.params, **weights}, {}
 
-        def terms(values: Tensors, tangents: Tensors) -> Terms:
+        def terms(values: Tensors, tangents: Tensors) -> LossTerms:
             # A weight is credited by the whole batch, and by all patches.
-            each = losses.terms(problem, values, tangents, slopes)
+            each = losses.terms(problem, values, tangents, loss_gradients)
             return {end: t.mean(0, keepdim=True).sum(1, keepdim=True) for end, t in each.items()}
 
-        def credited(found: Terms, name: str) -> Tensor:
+        def credited(found: LossTerms, name: str) -> Tensor:
             c = row_credit(found, row_plan(problem, losses, name))
-            return along_rows(point[name].new_zeros(1) if c is None else c, point[name])
+            return broadcast_over_rows(point[name].new_zeros(1) if c is None else c, point[name])
 
         def from_sites(noise: Tensors) -> dict[str, Tensor]:
-            here = ActivitySpace().linearise(problem, losses)
-            found = here.backward(here.direction(noise))
+            linearised = ActivitySpace().linearise(problem, losses)
+            found = linearised.backward(linearised.direction(noise))
             return {name: found[name] for name in point}
 
         return Linearised(
             point=point,
-            place=place,
-            observe=lambda weights, still=None: observe(losses, problem, *place(weights), still),
+            bind=place,
+            forward_terms=lambda weights, still=None: forward_terms(losses, problem, *place(weights), still),
             terms=terms,
             direction=dict,
             from_sites=from_sites,
             credit=lambda found: {name: credited(found, name) for name in point},
-            apart=lambda name, end: (False, False) if end in row_plan(problem, losses, name) else None,
-            lay=lambda name, c: along_rows(c.flatten(), point[name]),
+            granularity=lambda name, end: (False, False) if end in row_plan(problem, losses, name) else None,
+            broadcast=lambda name, c: broadcast_over_rows(c.flatten(), point[name]),
             backward=lambda credited: {**credited, **exact()},
-            carried=carried,
+            precomputed_jvp=carried,
         )
 
 
@@ -167,7 +165,7 @@ class ActivitySpace:
         relu_after: for networks that declare none: site → name of the module whose zeros mark inactive units.
             That its gradient is 0 there is taken on trust: where the loss (or a local head's) sees the site past
             that module too, or the module is no ReLU, masking is biased, which `fgvar.testing` finds.
-        together: move all sites at once (one directional derivative), or each alone (one each).
+        per_tensor: move each site alone (one directional derivative each) in place of all at once (one).
 
     Raises:
         ValueError: no site, an unknown one, one that is called twice or carries no batch axis; parameters
@@ -183,44 +181,44 @@ class ActivitySpace:
     mask_inactive: bool = True
     sites: tuple[str, ...] | None = None
     relu_after: Mapping[str, str] | None = None
-    together: bool = True
+    per_tensor: bool = False
 
     per_example: ClassVar[bool] = True
 
     def check(self, problem: Problem) -> None:
-        if not problem.map.sites:
+        if not problem.trace.sites:
             raise ValueError("the network has no site to perturb; wrap it: fgvar.Problem(fgvar.with_sites(net), …)")
         for site in (*(self.sites or ()), *(self.relu_after or {})):
-            if site not in problem.map.sites:
-                raise ValueError(unknown("site", site, problem.map.sites))
+            if site not in problem.trace.sites:
+                raise ValueError(unknown("site", site, problem.trace.sites))
         for site in self._names(problem):
-            shape = problem.map.sites[site]
-            if len(problem.map.visits[site]) > 1:
+            shape = problem.trace.sites[site]
+            if len(problem.trace.visits[site]) > 1:
                 raise ValueError(twice(site))
             # The first axis may be as long as the batch by chance: it has to follow the batch.
-            if shape[:1] != (problem.map.batch_size,) or problem.single.sites[site] != (1, *shape[1:]):
+            if shape[:1] != (problem.trace.batch_size,) or problem.single_trace.sites[site] != (1, *shape[1:]):
                 raise ValueError(
-                    f"site {site!r} has shape {shape}, expected the batch axis ({problem.map.batch_size}) first; "
+                    f"site {site!r} has shape {shape}, expected the batch axis ({problem.trace.batch_size}) first; "
                     "choose other sites with with_sites(sites=…)"
                 )
         for site, relu in self._relus(problem).items():
-            if relu not in problem.map.visits:
-                raise ValueError(unknown(f"module (the ReLU of site {site!r})", relu, problem.map.visits))
-            if len(problem.map.visits[relu]) > 1:
+            if relu not in problem.trace.visits:
+                raise ValueError(unknown(f"module (the ReLU of site {site!r})", relu, problem.trace.visits))
+            if len(problem.trace.visits[relu]) > 1:
                 raise ValueError(twice(relu))
-            inactive = problem.map.visits[relu][0].shape
-            if inactive != problem.map.sites[site]:
+            inactive = problem.trace.visits[relu][0].shape
+            if inactive != problem.trace.sites[site]:
                 raise ValueError(
-                    f"site {site!r} has shape {problem.map.sites[site]}, the ReLU {relu!r} named for it {inactive}"
+                    f"site {site!r} has shape {problem.trace.sites[site]}, the ReLU {relu!r} named for it {inactive}"
                 )
         self._require_coverage(problem)
 
     def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
-        return {site: problem.map.sites[site][1:] for site in self._names(problem)}
+        return {site: problem.trace.sites[site][1:] for site in self._names(problem)}
 
     def linearise(self, problem: Problem, losses: Losses, along: Tensors | None = None) -> Linearised:
         n, sites, relus = problem.batch_size, self._names(problem), self._relus(problem)
-        ends, shapes = tuple(problem.map.ends), {site: (n, *problem.map.sites[site][1:]) for site in sites}
+        ends, shapes = tuple(problem.trace.ends), {site: (n, *problem.trace.sites[site][1:]) for site in sites}
 
         def whole(noise: Tensors) -> dict[str, Tensor]:
             return {site: u if u.ndim == len(shapes[site]) else u.expand(shapes[site]) for site, u in noise.items()}
@@ -234,19 +232,19 @@ class ActivitySpace:
             else:
                 # Taps of zeros would be read and added: what moves is pushed, and nothing moves beside.
                 still = {"": torch.zeros((), dtype=problem.dtype, device=problem.device)}
-                seen = observe_along(
+                seen = jvp_terms(
                     losses, problem, params, lambda _: (params, {}), still, still,
-                    watch=tuple(relus.values()), push=whole(along),
+                    watch=tuple(relus.values()), add_tangent=whole(along),
                 )  # fmt: skip
                 values, total = seen.watched, seen.total
-                carried = (seen.values, seen.tangents), seen.slopes
+                carried = (seen.values, seen.tangents), seen.loss_gradients
             return ({site: values[site] for site in sites}, total), (
                 {s: values[r] for s, r in relus.items()},
                 carried,
             )
 
         # torch annotates a pair, which is what vjp returns without has_aux.
-        (z, total), vjps, (outputs, (carried, slopes)) = cast(
+        (z, total), vjps, (outputs, (carried, loss_gradients)) = cast(
             Any, torch.func.vjp(activities, problem.params, has_aux=True)
         )
 
@@ -262,14 +260,14 @@ class ActivitySpace:
             summed: dict[str, Tensor] = vjps(({s: credited[s] for s in sites}, n * torch.ones_like(total)))[0]
             return {name: value / n for name, value in summed.items()}
 
-        def terms(values: Tensors, tangents: Tensors) -> Terms:
-            each = losses.terms(problem, values, tangents, slopes)
+        def terms(values: Tensors, tangents: Tensors) -> LossTerms:
+            each = losses.terms(problem, values, tangents, loss_gradients)
             # Where examples are coupled, an activity moves the terms of all of them.
             return {end: t.sum(0, keepdim=True) for end, t in each.items()} if problem.coupled else each
 
-        def credited(terms: Terms, site: str) -> Tensor:
+        def credited(terms: LossTerms, site: str) -> Tensor:
             c = credit(terms, site_plan(problem, losses, site))
-            return along_site(problem, site, z[site].new_zeros(n, 1, 1) if c is None else c)
+            return broadcast_over_site(problem, site, z[site].new_zeros(n, 1, 1) if c is None else c)
 
         # Along given noise nothing is differentiated at the point any more: shapes are enough, and take no memory.
         point = {
@@ -278,20 +276,20 @@ class ActivitySpace:
         }
         return Linearised(
             point=point,
-            place=lambda taps: (problem.params, taps),
-            observe=lambda taps, still=None: observe(losses, problem, problem.params, taps, still),
+            bind=lambda taps: (problem.params, taps),
+            forward_terms=lambda taps, still=None: forward_terms(losses, problem, problem.params, taps, still),
             terms=terms,
             direction=direction,
             from_sites=lambda noise: direction({site: noise[site] for site in sites}),
             credit=lambda terms: {site: credited(terms, site) for site in sites},
-            apart=lambda site, end: site_plan(problem, losses, site).get(end),
-            lay=lambda site, c: along_site(problem, site, c),
+            granularity=lambda site, end: site_plan(problem, losses, site).get(end),
+            broadcast=lambda site, c: broadcast_over_site(problem, site, c),
             backward=backward,
-            carried=carried or None,
+            precomputed_jvp=carried or None,
         )
 
     def _names(self, problem: Problem) -> tuple[str, ...]:
-        return tuple(site for site in problem.map.sites if self.sites is None or site in self.sites)
+        return tuple(site for site in problem.trace.sites if self.sites is None or site in self.sites)
 
     def _relus(self, problem: Problem) -> dict[str, str]:
         if not self.mask_inactive:
@@ -310,7 +308,7 @@ class ActivitySpace:
         weights = {name: value.clone().requires_grad_() for name, value in problem.params.items()}
         if not problem.perturbed:
             raise ValueError("all parameters belong to heads, which learn exactly: nothing is left to perturb")
-        names, ends = self._names(problem), tuple(problem.map.ends)
+        names, ends = self._names(problem), tuple(problem.trace.ends)
         outputs, values = problem.run({**problem.params, **weights}, watch=ends, cut=names)
         through = connected([values[name] for name in names], weights)
         past = connected([problem.losses(outputs), *(values[end] for end in ends)], weights)

@@ -38,10 +38,10 @@ class Sphere:
     def __post_init__(self) -> None:
         check_directions(self.directions)
 
-    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.normal(shape, dtype, device)
 
-    def join(self, rows: Tensor) -> Tensor:
+    def couple(self, rows: Tensor) -> Tensor:
         return rows * (rows.shape[-1] ** 0.5 / torch.linalg.vector_norm(rows, dim=-1, keepdim=True))
 
 
@@ -71,10 +71,10 @@ class Coordinate:
     def __post_init__(self) -> None:
         check_directions(self.directions)
 
-    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.normal(shape, dtype, device)
 
-    def join(self, rows: Tensor) -> Tensor:
+    def couple(self, rows: Tensor) -> Tensor:
         # The largest of independent normals is at a uniform place, with a uniform sign.
         chosen = torch.nn.functional.one_hot(rows.abs().argmax(-1), rows.shape[-1]).to(rows.dtype)
         return chosen * rows.sign() * rows.shape[-1] ** 0.5
@@ -96,7 +96,7 @@ class Orthogonal:
 
     Example:
         >>> from fgvar.estimators.noise import Leaf, Randomness
-        >>> u = Randomness({"w": Leaf((2, 3), Orthogonal(2), lead=1)}).sample(seed=0, draws=[0])["w"][0]
+        >>> u = Randomness({"w": Leaf((2, 3), Orthogonal(2), batch_dims=1)}).sample(seed=0, draws=[0])["w"][0]
         >>> bool(torch.allclose(u @ u.T, 3 * torch.eye(2), atol=1e-5))
         True
     """
@@ -109,20 +109,20 @@ class Orthogonal:
     def __post_init__(self) -> None:
         check_directions(self.directions)
 
-    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.normal(shape, dtype, device)
 
-    def join(self, rows: Tensor) -> Tensor:
+    def couple(self, rows: Tensor) -> Tensor:
         numbers = rows.shape[-1]
         if self.directions > numbers:
             raise ValueError(f"{self.directions} directions cannot be orthogonal among {numbers} perturbed numbers")
-        frame = rows if self.directions > 1 else rows.unsqueeze(0)
-        frame = frame.movedim(0, -1)  # [examples, numbers, directions]
-        q, r = torch.linalg.qr(frame)
-        # QR fixes signs its own way; with those of R's diagonal the frame is uniform.
+        directions = rows if self.directions > 1 else rows.unsqueeze(0)
+        directions = directions.movedim(0, -1)  # [examples, numbers, directions]
+        q, r = torch.linalg.qr(directions)
+        # QR fixes signs its own way; with those of R's diagonal the directions is uniform.
         q = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
-        frame = (q * numbers**0.5).movedim(-1, 0)
-        return frame if self.directions > 1 else frame.squeeze(0)
+        directions = (q * numbers**0.5).movedim(-1, 0)
+        return directions if self.directions > 1 else directions.squeeze(0)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Sparse:
     def kurtosis(self) -> float:
         return 3 / self.density
 
-    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         normal, uniform = stream.normal((2, *shape), torch.float64, device)
         kept = torch.special.ndtr(uniform) < self.density
         return (normal * kept / self.density**0.5).to(dtype)
@@ -195,7 +195,7 @@ class LowRank:
 
     one_by_one: ClassVar[bool] = True  # a matrix for each direction and example
 
-    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         if len(shape) < 2:
             return stream.normal(shape, dtype, device)
         rows, columns = shape[0], math.prod(shape[1:])

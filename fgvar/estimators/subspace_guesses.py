@@ -42,7 +42,7 @@ class TransposedWeights:
     orthogonal: str = "none"
     rank: int | None = None
 
-    biased: ClassVar[str] = "E ĝ = BBᵀ∇ for directions u = Bε"
+    bias_reason: ClassVar[str] = "E ĝ = BBᵀ∇ for directions u = Bε"
     WAYS: ClassVar[tuple[str, ...]] = ("none", "svd", "newton-schulz")
 
     def __post_init__(self) -> None:
@@ -54,14 +54,16 @@ class TransposedWeights:
     def check(self, problem: Problem) -> None:
         ActivitySpace().check(problem)
 
-    def shapes(self, problem: Problem, space: Space, losses: Losses, examples: int) -> Shapes:  # noqa: ARG002
-        outputs = {name: (problem.map.visits[name][0].shape or ())[1:] for name in self._layers(problem)}
+    def shapes(self, problem: Problem, space: Space, losses: Losses, examples: int) -> Shapes:
+        outputs = {name: (problem.trace.visits[name][0].shape or ())[1:] for name in self._layers(problem)}
         heads = {head: (_classes(problem, head),) for head in self._heads(problem, losses).values()}
-        last = {site: problem.map.sites[site][1:] for site in self._last(problem, losses)}
+        last = {site: problem.trace.sites[site][1:] for site in self._last(problem, losses)}
         return {**{f"after.{name}": shape for name, shape in {**outputs, **heads}.items()}, **last}
 
-    def direction(self, problem: Problem, losses: Losses, here: Linearised, noise: Tensors) -> dict[str, Tensor]:
-        sites, layers = tuple(problem.map.sites), self._layers(problem)
+    def direction(
+        self, problem: Problem, losses: Losses, linearised: Linearised, noise: Tensors
+    ) -> dict[str, Tensor]:
+        sites, layers = tuple(problem.trace.sites), self._layers(problem)
         heads = self._heads(problem, losses)
         params = {name: self._orthogonalised(problem, name) for name in problem.params}
         values = problem.run(problem.params, watch=sites)[1]
@@ -69,7 +71,7 @@ class TransposedWeights:
         def following(activities: Tensors) -> Tensor:
             still = next(iter(activities.values())).new_zeros(1)
             cuts = {*losses.cuts(problem), *heads}
-            ends, called = problem.probe(params, dict.fromkeys(layers, still), cut=cuts, put=activities)
+            ends, called = problem.shift_outputs(params, dict.fromkeys(layers, still), cut=cuts, replace=activities)
             outputs = {f"after.{name}": called[name][1] for name in layers}
             for end, head in heads.items():
                 outputs[f"after.{head}"] = problem.logits(params, end, ends[end])
@@ -78,28 +80,28 @@ class TransposedWeights:
         found = grad(following)(values)
         for site in self._last(problem, losses):
             found[site] = noise[site].expand_as(found[site])
-        return here.from_sites(found)
+        return linearised.from_sites(found)
 
     @staticmethod
     def _layers(problem: Problem) -> tuple[str, ...]:
         """Modules that own weights and are called behind a site: each reads some activities."""
         owners = {owner for owners in problem.network.owners.values() for owner in owners}
-        first = min(problem.map.visits[site][0].left for site in problem.map.sites)
-        shaped = {name: visits[0].shape is not None for name, visits in problem.map.visits.items()}
-        calls = {name: visits[0].entered for name, visits in problem.map.visits.items() if len(visits) == 1}
+        first = min(problem.trace.visits[site][0].left for site in problem.trace.sites)
+        shaped = {name: visits[0].shape is not None for name, visits in problem.trace.visits.items()}
+        calls = {name: visits[0].entered for name, visits in problem.trace.visits.items() if len(visits) == 1}
         return tuple(name for name, entered in calls.items() if name in owners and entered > first and shaped[name])
 
     def _last(self, problem: Problem, losses: Losses) -> tuple[str, ...]:
         """Sites that no layer reads, such as the logits."""
         readers = [
-            problem.map.visits[name][0].entered for name in (*self._layers(problem), *self._heads(problem, losses))
+            problem.trace.visits[name][0].entered for name in (*self._layers(problem), *self._heads(problem, losses))
         ]
-        return tuple(s for s in problem.map.sites if problem.map.visits[s][0].left > max(readers, default=-1))
+        return tuple(s for s in problem.trace.sites if problem.trace.visits[s][0].left > max(readers, default=-1))
 
     @staticmethod
     def _heads(problem: Problem, losses: Losses) -> dict[str, str]:
         """End → local head, where its loss trains the trunk."""
-        return {end: problem.map.ends[end] for end in losses.active(problem) if end != OUTPUT}
+        return {end: problem.trace.ends[end] for end in losses.active(problem) if end != OUTPUT}
 
     def _orthogonalised(self, problem: Problem, name: str) -> Tensor:
         weight = problem.params[name]
@@ -130,23 +132,25 @@ class ActivationSpan:
         ActivationSpan()
     """
 
-    biased: ClassVar[str] = TransposedWeights.biased
+    bias_reason: ClassVar[str] = TransposedWeights.bias_reason
 
     def check(self, problem: Problem) -> None:
         ActivitySpace().check(problem)
 
-    def shapes(self, problem: Problem, space: Space, losses: Losses, examples: int) -> Shapes:  # noqa: ARG002
+    def shapes(self, problem: Problem, space: Space, losses: Losses, examples: int) -> Shapes:
         if space.per_example:
             return dict.fromkeys(space.shapes(problem), (examples,))
-        return {site: (examples, *shape[1:]) for site, shape in problem.map.sites.items()}
+        return {site: (examples, *shape[1:]) for site, shape in problem.trace.sites.items()}
 
-    def direction(self, problem: Problem, losses: Losses, here: Linearised, noise: Tensors) -> dict[str, Tensor]:  # noqa: ARG002
-        if set(here.point) <= set(problem.params):
-            return here.from_sites(noise)
+    def direction(
+        self, problem: Problem, losses: Losses, linearised: Linearised, noise: Tensors
+    ) -> dict[str, Tensor]:
+        if set(linearised.point) <= set(problem.params):
+            return linearised.from_sites(noise)
         values = problem.run(problem.params, watch=tuple(noise))[1]
-        active = here.direction(values)
+        active = linearised.direction(values)
         mixed = {site: u @ active[site].flatten(1) / u.shape[-1] ** 0.5 for site, u in noise.items()}
-        return here.direction(
+        return linearised.direction(
             {site: m.reshape(*noise[site].shape[:-1], *active[site].shape[1:]) for site, m in mixed.items()}
         )
 

@@ -19,7 +19,7 @@ PIECE = 1 << 12  # numbers of every example that are worked on at a time, so tha
 Gradient = Callable[[Problem], dict[str, Tensor]]
 
 
-class Spreads:
+class DataVariance:
     """Data variance of one problem, tr Cov(per-example gradient)/N by layer: of each gradient once, whoever asks.
 
     Args:

@@ -11,7 +11,7 @@ LABELS = {"estimator": (), "layer": (), "reference": REFERENCES}  # dim → labe
 
 
 def lacking(dataset: xr.Dataset, needed: Mapping[str, Iterable[str]], text: Iterable[str] = ()) -> list[str]:
-    """What a dataset lacks, in words, of these variables: name → dims that it has, among others.
+    """What a dataset lacks, in to_text, of these variables: name → dims that it has, among others.
 
     Args:
         dataset: anybody's.
@@ -45,7 +45,7 @@ def lacking(dataset: xr.Dataset, needed: Mapping[str, Iterable[str]], text: Iter
 
 
 def lacking_of_measurement(dataset: xr.Dataset) -> list[str]:
-    """What a dataset lacks, in words, to be summed up as a measurement."""
+    """What a dataset lacks, in to_text, to be summed up as a measurement."""
     return lacking(dataset, _needed(dataset))
 
 

@@ -15,7 +15,7 @@ from fgvar.estimators.estimator import GradientEstimator, require_estimator, req
 from fgvar.measurement import moments as streaming
 from fgvar.measurement.closed import check_route, exact_statistics
 from fgvar.measurement.cost import cost
-from fgvar.measurement.data_variance import Spreads
+from fgvar.measurement.data_variance import DataVariance
 from fgvar.measurement.dataset import FLAGS, RATIOS, REFERENCES, describe, provenance
 from fgvar.measurement.intervals import Array, Estimated
 from fgvar.measurement.lending import Loan, require_randomness, tensors_in
@@ -95,7 +95,7 @@ def measure(
         raise ValueError(
             f"paired=True compares estimators with the first one, and {list(estimators)} is alone; give at least two"
         )
-    spreads = Spreads(problem, examples_at_once(problem, budget) if chunk is None else chunk)
+    spreads = DataVariance(problem, examples_at_once(problem, budget) if chunk is None else chunk)
     return measured(
         estimators, problem, spreads, draws=draws, seed=seed, chunk=chunk, budget=budget, noise_device=noise_device,
         keep_draws=keep_draws, route=route, paired=paired,
@@ -105,7 +105,7 @@ def measure(
 def measured(
     estimators: Mapping[str, GradientEstimator],
     problem: Problem,
-    spreads: Spreads,
+    spreads: DataVariance,
     *,
     draws: int,
     seed: int,
@@ -169,7 +169,7 @@ def measured(
     dataset["cosine_null"] = ("layer", [cosine_null(size) for size in _sizes(problem)])
     dataset["size"] = ("layer", _sizes(problem))
     dataset["loss"] = ((), float(problem.losses(outputs).mean()))
-    if (right := problem.right(outputs)) is not None:
+    if (right := problem.correct(outputs)) is not None:
         dataset["accuracy"] = ((), float(right.double().mean()))
     if paired:
         dataset = dataset.assign_coords(baseline=next(iter(estimators)))

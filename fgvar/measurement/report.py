@@ -12,7 +12,7 @@ from fgvar.errors import unknown
 from fgvar.measurement.dataset import summary
 from fgvar.measurement.dataset_checks import TO_A_REFERENCE as MEASURED
 from fgvar.measurement.dataset_checks import lacking_of_measurement, more_dims
-from fgvar.measurement.text_tables import Row, aligned, cell, visible
+from fgvar.measurement.text_tables import Row, cell, format_table, visible
 
 CURVES = ("loss", "train_error", "test_error")  # of a training run, over epochs
 MADE_BY = ("study", "data", "network", "route", "draws", "seed", "batch_size", "device", "dtype", "commit")
@@ -42,11 +42,11 @@ def rows(dataset: xr.Dataset, layers: Sequence[str] = ()) -> list[Row]:
     return _existing(_flat(dataset.isel(step=-1) if dataset.sizes.get("step") else dataset))
 
 
-def words(dataset: xr.Dataset, layers: Sequence[str] = ()) -> str:
+def to_text(dataset: xr.Dataset, layers: Sequence[str] = ()) -> str:
     """The same for a person: the last epoch of training runs, then a `summary` of every measurement.
 
     Example:
-        >>> print(words(xr.Dataset({"loss": ("epoch", [2.0, 1.5])}, {"epoch": [0, 1]})))
+        >>> print(to_text(xr.Dataset({"loss": ("epoch", [2.0, 1.5])}, {"epoch": [0, 1]})))
         last epoch
         epoch  loss
             1   1.5
@@ -55,7 +55,9 @@ def words(dataset: xr.Dataset, layers: Sequence[str] = ()) -> str:
     parts = []
     if _trained(dataset):
         runs = [name for name, v in dataset.variables.items() if not {*v.dims} & {*MEASURED, "step"}]
-        parts.append("last epoch\n" + aligned(_existing(_flat(dataset[runs].drop_vars("step", errors="ignore")))))
+        parts.append(
+            "last epoch\n" + format_table(_existing(_flat(dataset[runs].drop_vars("step", errors="ignore"))))
+        )
     if _measured(dataset):
         last = dataset.isel(step=[-1]) if "step" in dataset.dims else dataset
         for place, one in _cells(last):
@@ -63,15 +65,15 @@ def words(dataset: xr.Dataset, layers: Sequence[str] = ()) -> str:
             tables = [summary(one, layer=str(name)) for name in one["layer"].values]
             parts += ["\n".join([heading, tables[0]] if heading else tables[:1]), *tables[1:]]
     if not parts:
-        parts = [_axes(dataset)] * bool(dataset.dims) + [aligned(overview(dataset)) or "no variables"]
+        parts = [_axes(dataset)] * bool(dataset.dims) + [format_table(overview(dataset)) or "no variables"]
     return "\n\n".join(parts)
 
 
-def made_by(dataset: xr.Dataset) -> str:
+def provenance_line(dataset: xr.Dataset) -> str:
     """What made a dataset, as far as it says so.
 
     Example:
-        >>> made_by(xr.Dataset(attrs={"draws": 64, "study": "quickstart"}))
+        >>> provenance_line(xr.Dataset(attrs={"draws": 64, "study": "quickstart"}))
         'study quickstart, draws 64'
     """
     said = {name: visible(str(dataset.attrs.get(name, ""))) for name in MADE_BY}

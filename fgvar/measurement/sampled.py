@@ -170,7 +170,7 @@ def examples_at_once(problem: Problem, budget: int) -> int:
 
 def _sizes(problem: Problem) -> tuple[int, int]:
     """Numbers of activations, at every layer of the network, and of parameters."""
-    visits = itertools.chain.from_iterable(problem.map.visits.values())
+    visits = itertools.chain.from_iterable(problem.trace.visits.values())
     activities = sum(int(np.prod(visit.shape)) for visit in visits if visit.shape)
     return activities, sum(p.numel() for p in problem.params.values())
 

@@ -22,11 +22,11 @@ def visible(text: str) -> str:
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
-def aligned(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[Row]) -> str:
     """Columns for the eye: numbers rounded and to the right, text to the left.
 
     Example:
-        >>> print(aligned([{"scheme": "BP", "cost": 2.9}, {"scheme": "FG-W", "cost": 31.8012}]))
+        >>> print(format_table([{"scheme": "BP", "cost": 2.9}, {"scheme": "FG-W", "cost": 31.8012}]))
         scheme  cost
         BP       2.9
         FG-W    31.8
@@ -47,11 +47,11 @@ def cell(value: Any) -> str:
     return "–" if value is None else visible(str(value))
 
 
-def tabbed(rows: Sequence[Row]) -> str:
+def to_tsv(rows: Sequence[Row]) -> str:
     r"""A header line and a line for each row, tab-separated, with all digits; what is missing is "nan".
 
     Example:
-        >>> tabbed([{"scheme": "BP", "cost": 1 / 3}, {"scheme": "FG-W", "cost": None}])
+        >>> to_tsv([{"scheme": "BP", "cost": 1 / 3}, {"scheme": "FG-W", "cost": None}])
         'scheme\tcost\nBP\t0.3333333333333333\nFG-W\tnan'
     """
     lines = [list(rows[0]) if rows else [], *([*row.values()] for row in rows)]
@@ -60,11 +60,11 @@ def tabbed(rows: Sequence[Row]) -> str:
     )
 
 
-def records(rows: Sequence[Row]) -> str:
+def to_json(rows: Sequence[Row]) -> str:
     """A JSON list of objects, one a line; numbers that JSON lacks (NaN, infinity) are null.
 
     Example:
-        >>> print(records([{"scheme": "BP", "bias_z": float("nan")}]))
+        >>> print(to_json([{"scheme": "BP", "bias_z": float("nan")}]))
         [{"scheme": "BP", "bias_z": null}]
     """
     finite = [{name: None if _lacking(value) else value for name, value in row.items()} for row in rows]

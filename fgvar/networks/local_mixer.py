@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fgvar.errors import unknown
-from fgvar.nn.forward_mode import layer_norm, mapped
+from fgvar.nn.forward_mode import layer_norm, linear_jvp
 from fgvar.nn.heads import LocalHead, ReadOut, blank_linear, initialise
 from fgvar.nn.sites import Site
 
@@ -37,7 +37,7 @@ class GroupedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(groups, fan_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        return mapped(_by_group, x, self.weight, self.bias)
+        return linear_jvp(_by_group, x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         groups, fan_out, fan_in = self.weight.shape

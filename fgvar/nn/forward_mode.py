@@ -36,7 +36,7 @@ def jvp(
         return torch.func.jvp(function, point, along, has_aux=has_aux)
 
 
-def opened(x: Tensor) -> tuple[Tensor, Tensor | None]:
+def unpack_dual(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """The value and the tangent of a tensor; no tangent where it has none, or inside a vmap inside a jvp."""
     if torch._C._functorch.is_batchedtensor(x):
         return x, None
@@ -44,19 +44,19 @@ def opened(x: Tensor) -> tuple[Tensor, Tensor | None]:
     return dual.primal, dual.tangent
 
 
-def at_rest(value: Any) -> Any:
+def primal(value: Any) -> Any:
     """A tensor without its tangent, and with its gradient; anything else as it is."""
     return forward_ad.unpack_dual(value).primal if isinstance(value, Tensor) else value
 
 
-def pushed(output: Tensor, along: Tensor) -> Tensor:
+def add_tangent(output: Tensor, along: Tensor) -> Tensor:
     """``output`` without its gradient, moving along a direction more: a dual number, where detach stops both."""
     at, already = forward_ad.unpack_dual(output)
     moves = along.contiguous() if already is None else already.detach() + along
     return forward_ad.make_dual(at.detach().to(moves.dtype), moves)  # under autocast the direction is more precise
 
 
-def mapped(product: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear_jvp(product: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``product(x, weight, bias)``, where no bias (None) makes it linear in x.
 
     W(x + εu) + b = (Wx + b) + ε·Wu: where the input moves alone, its tangent is the product of the direction. Torch's
@@ -65,11 +65,11 @@ def mapped(product: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
     Example:
         >>> import torch
         >>> x, u, w, b = torch.ones(1, 3), torch.tensor([[1.0, 0.0, 0.0]]), torch.full((2, 3), 2.0), torch.ones(2)
-        >>> torch.func.jvp(lambda x: mapped(functional.linear, x, w, b), (x,), (u,))[1]
+        >>> torch.func.jvp(lambda x: linear_jvp(functional.linear, x, w, b), (x,), (u,))[1]
         tensor([[2., 2.]])
     """
-    at, along = opened(x)
-    if along is None or any(opened(own)[1] is not None for own in (weight, bias) if own is not None):
+    at, along = unpack_dual(x)
+    if along is None or any(unpack_dual(own)[1] is not None for own in (weight, bias) if own is not None):
         return product(x, weight, bias)
     value = product(at, weight, bias)
     return forward_ad.make_dual(value, product(along, weight, None).to(value.dtype))  # autocast may keep one precise
@@ -77,12 +77,12 @@ def mapped(product: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
 
 class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        return mapped(functional.linear, input, self.weight, self.bias)
+        return linear_jvp(functional.linear, input, self.weight, self.bias)
 
 
 class _Convolution(_ConvNd):
     def forward(self, input: Tensor) -> Tensor:
-        return mapped(self._conv_forward, input, self.weight, self.bias)
+        return linear_jvp(self._conv_forward, input, self.weight, self.bias)
 
 
 class Conv1d(_Convolution, nn.Conv1d):
@@ -97,7 +97,7 @@ class Conv3d(_Convolution, nn.Conv3d):
     pass
 
 
-MAPPED: dict[type[nn.Module], type[nn.Module]] = {
+LINEAR_JVP: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: Linear,
     nn.Conv1d: Conv1d,
     nn.Conv2d: Conv2d,
@@ -105,10 +105,10 @@ MAPPED: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def map_linearly(module: nn.Module) -> None:
-    """Let torch's linear and convolutional layers in ``module`` compute by `mapped`; subclasses stay as they are."""
+def use_linear_jvp(module: nn.Module) -> None:
+    """Let torch's linear and convolutional layers in ``module`` use `linear_jvp`; subclasses stay as they are."""
     for child in module.modules():
-        if own := MAPPED.get(type(child)):
+        if own := LINEAR_JVP.get(type(child)):
             child.__class__ = own
 
 
@@ -133,7 +133,7 @@ def layer_norm(x: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # compilers take the plain norm apart themselves
         return functional.layer_norm(x, shape, eps=EPS)
     x = x.contiguous()  # once, where the kernels of forward, tangent and backward pass would each copy it
-    at, along = opened(x)
+    at, along = unpack_dual(x)
     if along is None:
         return functional.layer_norm(x, shape, eps=EPS)
     normed, mean, r = torch.native_layer_norm(at, shape, None, None, EPS)
@@ -143,12 +143,12 @@ def layer_norm(x: Tensor) -> Tensor:
     return forward_ad.make_dual(normed, moved)
 
 
-def normed(length: Tensor, along: Tensor, dim: int) -> Tensor:
+def weight_norm(length: Tensor, along: Tensor, dim: int) -> Tensor:
     """g·v/‖v‖, with a norm for each index of axis ``dim`` (-1: one for all).
 
     Example:
         >>> import torch
-        >>> normed(torch.tensor([[2.0]]), torch.tensor([[3.0, 4.0]]), 0)
+        >>> weight_norm(torch.tensor([[2.0]]), torch.tensor([[3.0, 4.0]]), 0)
         tensor([[1.2000, 1.6000]])
     """
     if dim == -1:
@@ -159,16 +159,16 @@ def normed(length: Tensor, along: Tensor, dim: int) -> Tensor:
 
 class _Parametrization(_WeightNorm):
     def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:
-        return normed(weight_g, weight_v, self.dim)
+        return weight_norm(weight_g, weight_v, self.dim)
 
 
 class _Hook(WeightNorm):
     def compute_weight(self, module: nn.Module) -> Tensor:
-        return normed(getattr(module, f"{self.name}_g"), getattr(module, f"{self.name}_v"), self.dim)
+        return weight_norm(getattr(module, f"{self.name}_g"), getattr(module, f"{self.name}_v"), self.dim)
 
 
-def norm_plainly(module: nn.Module) -> None:
-    """Let torch's weight norm in ``module``, by parametrization or by the older hook, compute by `normed`."""
+def use_plain_weight_norm(module: nn.Module) -> None:
+    """Let torch's weight norm in ``module``, by parametrization or by the older hook, compute by `weight_norm`."""
     for child in module.modules():
         if type(child) is _WeightNorm:
             child.__class__ = _Parametrization

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fgvar.nn.forward_mode import map_linearly, norm_plainly
+from fgvar.nn.forward_mode import use_linear_jvp, use_plain_weight_norm
 from fgvar.nn.purity import undrawn
-from fgvar.nn.reach import OUTPUT, Map
+from fgvar.nn.reach import OUTPUT, ForwardTrace
 from fgvar.nn.sites import copied, exact_modules, inside
 from fgvar.nn.skeleton import OfThread, Skeleton
 
@@ -25,8 +25,8 @@ class Network:
     def __init__(self, module: nn.Module) -> None:
         self.owners, self.aliases = _owners(module)
         blank = copied(module).to("meta")
-        map_linearly(blank)
-        norm_plainly(blank)
+        use_linear_jvp(blank)
+        use_plain_weight_norm(blank)
         called = {name for name, _ in blank.named_modules() if name}
         plain = {name for owners in self.owners.values() for name in owners} & called
         self._skeletons = OfThread(partial(Skeleton, blank, sorted(plain)))
@@ -59,31 +59,33 @@ class Network:
         *,
         watch: Collection[str] = (),
         cut: Collection[str] = (),
-        push: Mapping[str, Tensor] | None = None,
-        put: Mapping[str, Tensor] | None = None,
+        add_tangent: Mapping[str, Tensor] | None = None,
+        replace: Mapping[str, Tensor] | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
-        """The output, and what the modules in ``watch``, ``cut``, ``push`` and ``put`` returned.
+        """The output, and what the modules in ``watch``, ``cut``, ``add_tangent`` and ``replace`` returned.
 
-        Gradients and tangents stop after the modules in ``cut``. After those in ``push`` gradients stop, while the
-        tangent of an enclosing jvp passes and has the direction given there added. Values are handed out uncut. What
-        follows a module in ``put`` gets the tensor given there instead. A module named here that is called twice is
-        a ValueError.
+        Gradients and tangents stop after the modules in ``cut``. After those in ``add_tangent`` gradients stop, while
+        the tangent of an enclosing jvp passes and has the direction given there added. Values are handed out uncut.
+        What follows a module in ``replace`` gets the tensor given there instead. A module named here that is called
+        twice is a ValueError.
         """
         here = self._here
-        here.watch, here.cut, here.push, here.put, here.values = watch, cut, push or {}, put or {}, {}
+        here.watch, here.cut, here.values = watch, cut, {}
+        here.add_tangent, here.replace = add_tangent or {}, replace or {}
         try:
             return self._call(tensors, inputs), here.values
         finally:
-            here.watch, here.cut, here.push, here.put, here.values = (), (), {}, {}, {}
+            here.watch, here.cut, here.values = (), (), {}
+            here.add_tangent, here.replace = {}, {}
 
-    def probe(
+    def shift_outputs(
         self,
         tensors: Mapping[str, Tensor],
         inputs: Tensor,
         shifts: Mapping[str, Tensor],
         *,
         cut: Collection[str] = (),
-        put: Mapping[str, Tensor] | None = None,
+        replace: Mapping[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, tuple[Any, Any]]]:
         """Values at the cuts with ``shifts`` added to what modules return; those modules' inputs and outputs.
 
@@ -92,11 +94,11 @@ class Network:
         here = self._here
         here.shifts, here.probed = shifts, {}
         try:
-            return self.run(tensors, inputs, cut=cut, put=put)[1], here.probed
+            return self.run(tensors, inputs, cut=cut, replace=replace)[1], here.probed
         finally:
             here.shifts, here.probed = {}, {}
 
-    def map(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, Map]:
+    def trace(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, ForwardTrace]:
         """Output and map of one forward pass. Drawing random numbers on the way is a ValueError."""
         kept = inputs.clone()
         before = kept._version
@@ -106,11 +108,11 @@ class Network:
         finally:
             self._here.recording = None
         self.writes = self.writes or kept._version != before
-        return output, Map(self.skeleton, recording, len(inputs))
+        return output, ForwardTrace(self.skeleton, recording, len(inputs))
 
-    def flow(
+    def direct_edges(
         self,
-        found: Map,
+        found: ForwardTrace,
         tensors: Mapping[str, Tensor],
         params: Collection[str],
         inputs: Tensor,

@@ -141,7 +141,7 @@ def with_local_heads(
         initialise(end.head.linear, head_init, generator)
         _attach(network.get_submodule(name), end.to(like.device, like.dtype))
     if inputs is not None:
-        _look(network, inputs)
+        _dry_run(network, inputs)
     return network
 
 
@@ -220,7 +220,7 @@ def _declared(module: nn.Module, name: str) -> int:
     return found
 
 
-def _look(module: nn.Module, inputs: Tensor) -> dict[str, list[Any]]:
+def _dry_run(module: nn.Module, inputs: Tensor) -> dict[str, list[Any]]:
     """The visits of one forward pass, which finds what is wrong with ends."""
     if not isinstance(inputs, Tensor):
         raise TypeError(f"inputs is {type(inputs).__name__}, expected a tensor of examples: torch.as_tensor(…)")
@@ -229,14 +229,14 @@ def _look(module: nn.Module, inputs: Tensor) -> dict[str, list[Any]]:
     dtype = next((v.dtype for v in tensors.values() if v.is_floating_point()), inputs.dtype)
     with torch.no_grad():
         try:
-            return Network(module).map(tensors, inputs)[1].visits
+            return Network(module).trace(tensors, inputs)[1].visits
         except RuntimeError as error:
             coach(error, inputs, dtype)
             raise
 
 
 def _shapes(module: nn.Module, after: Sequence[str], inputs: Tensor) -> dict[str, tuple[int, ...] | None]:
-    visits = _look(module, inputs)
+    visits = _dry_run(module, inputs)
     found: dict[str, tuple[int, ...] | None] = {}
     for name in after:
         calls = visits.get(name, [])

@@ -1,4 +1,4 @@
-"""Map: what one forward pass tells of a network: its sites, its local ends, and what reaches which end."""
+"""ForwardTrace: what one forward pass tells of a network: its sites, its local ends, and what reaches which end."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ class Visit:
     shape: tuple[int, ...] | None
 
 
-class Map:
+class ForwardTrace:
     """What one forward pass told of a network: its sites, its local ends, and what reaches which end.
 
     ``sites`` are the activities that can be perturbed, in the order of their calls, with their whole shapes;
     ``ends`` are the block ends that have a local head (end → head), in that order too; ``batch_size`` is that
-    of the pass; ``flow`` is what `Network.flow` says, for a network with ends.
+    of the pass; ``direct_edges`` is what `Network.direct_edges` says, for a network with ends.
 
     Raises:
         ValueError: an end that the pass reaches not once, or whose features carry no batch axis.
@@ -37,7 +37,7 @@ class Map:
         self.visits: dict[str, list[Visit]] = {}
         for name, visit in recording:
             self.visits.setdefault(name, []).append(visit)
-        self.flow: dict[str, tuple[str, ...]] = {}
+        self.direct_edges: dict[str, tuple[str, ...]] = {}
         heads = {f"{k}.end": k for k, v in module.named_modules() if isinstance(v, LocalHead)}
         self.ends = {name: heads[name] for name, _ in recording if name in heads}
         sites = set(sites_of(module))
@@ -55,7 +55,7 @@ class Map:
                     f"({batch_size}) first; put the head after a module that keeps examples along the first axis"
                 )
 
-    def reached(self, name: str, cuts: Collection[str]) -> tuple[tuple[str, ...], str | None]:
+    def ends_after(self, name: str, cuts: Collection[str]) -> tuple[tuple[str, ...], str | None]:
         """The ends that module ``name`` influences when gradients stop at ``cuts``, and its *own* end.
 
         The own end is the first one after the module, where the module's declared separation of patches and
@@ -76,15 +76,15 @@ class Map:
         first = next(iter(reached))
         return tuple(reached), after if len(visits) == 1 and first == after else None
 
-    def influenced(self, name: str, cuts: Collection[str]) -> set[str]:
+    def losses_reached(self, name: str, cuts: Collection[str]) -> set[str]:
         """The ends, and OUTPUT, that a parameter or site leads to when gradients stop at ``cuts``."""
         if not self.ends:
             return {OUTPUT}
         found: set[str] = set()
-        waiting = list(self.flow[name])
+        waiting = list(self.direct_edges[name])
         while waiting:
             end = waiting.pop()
             if end not in found:
                 found.add(end)
-                waiting += () if end in cuts else self.flow.get(end, ())
+                waiting += () if end in cuts else self.direct_edges.get(end, ())
         return found

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
-from fgvar.nn.forward_mode import pushed
+from fgvar.nn.forward_mode import add_tangent
 from fgvar.nn.reach import Visit
 
 
@@ -36,8 +36,8 @@ class Skeleton:
             child._forward_hooks.clear()
         self.watch: Collection[str] = ()
         self.cut: Collection[str] = ()
-        self.push: Mapping[str, Tensor] = {}
-        self.put: Mapping[str, Tensor] = {}
+        self.add_tangent: Mapping[str, Tensor] = {}
+        self.replace: Mapping[str, Tensor] = {}
         self.values: dict[str, Tensor] = {}
         self.shifts: Mapping[str, Tensor] = {}
         self.probed: dict[str, tuple[Any, Any]] = {}
@@ -87,15 +87,15 @@ class Skeleton:
         if name in self.feedback:
             back = functional_call(self.plain[name], dict(self.feedback[name]), *self.fed.pop(name))
             output = tree_map(lambda x, y: x + (y - y.detach()) if isinstance(x, Tensor) else x, output, back)
-        if not any(name in named for named in (self.watch, self.cut, self.push, self.put)):
+        if not any(name in named for named in (self.watch, self.cut, self.add_tangent, self.replace)):
             return output
         if name in self.values:
             raise ValueError(twice(name))
         self.values[name] = output
-        if name in self.put:
-            return self.put[name]
-        if name in self.push:
-            return pushed(output, self.push[name])
+        if name in self.replace:
+            return self.replace[name]
+        if name in self.add_tangent:
+            return add_tangent(output, self.add_tangent[name])
         if name not in self.cut:
             return output
         stopped = output.detach()

@@ -23,7 +23,7 @@ class Seed:
 
     dtype: ClassVar[torch.dtype] = torch.int64
 
-    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.full(tuple(shape), stream.integer(), dtype=dtype, device=device)
 
 

@@ -21,7 +21,7 @@ from fgvar.testing.black_box import from_function
 T = TypeVar("T")
 
 
-def named(name: str) -> GradientEstimator:
+def load_estimator(name: str) -> GradientEstimator:
     """The estimator of a scheme's name, of ``module:name`` or of ``path/to/file.py:name``.
 
     The name in a module is that of an estimator; of a class or a function that makes one without arguments; or of
@@ -34,10 +34,10 @@ def named(name: str) -> GradientEstimator:
         ImportError: no such module, or one that does not import, with the line where it stops.
 
     Example:
-        >>> named("fgvar.testing.mutants.lookalikes:TWINS")
+        >>> load_estimator("fgvar.testing.mutants:LOOKALIKES")
         Traceback (most recent call last):
         ...
-        ValueError: 'fgvar.testing.mutants.lookalikes:TWINS' is dict, expected randomness, estimate and target methods
+        ValueError: 'fgvar.testing.mutants:LOOKALIKES' is dict, expected randomness, estimate and target methods
     """
     if name in SCHEMES:
         return scheme(name)

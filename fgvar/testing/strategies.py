@@ -149,7 +149,7 @@ def problems(*, max_batch: int = 3, network: Strategy[nn.Module] | None = None) 
         >>> from hypothesis import given
         >>> @given(problems(network=networks(local_heads=True)))
         ... def test_every_local_mixer_has_local_ends(problem):
-        ...     assert problem.map.ends
+        ...     assert problem.trace.ends
     """
     _check_bounds(max_batch=max_batch)
     chosen = networks() if network is None else network
@@ -206,7 +206,7 @@ def pairs(
     """
 
     def fitting(problem: Problem) -> Strategy[tuple[Estimator, Problem]]:
-        words = _losses(local=None if problem.map.ends else False)
+        words = _losses(local=None if problem.trace.ends else False)
         return st.tuples(estimators(noise=noise, losses=words, oracle=oracle), st.just(problem))
 
     return (problems() if problem is None else problem).flatmap(fitting)

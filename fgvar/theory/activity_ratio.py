@@ -104,7 +104,7 @@ def _modules(problem: Problem) -> dict[str, dict[str, str]]:
         and "weight" in parameters
         and parameters.keys() <= {"weight", "bias"}
         and not isinstance(problem.network.skeleton.get_submodule(module), NORMS)
-        and (not module or len(problem.map.visits.get(module, ())) == 1)
+        and (not module or len(problem.trace.visits.get(module, ())) == 1)
     }
 
 

@@ -22,7 +22,7 @@ from fgvar.estimators.oracles import Jvp, Replay
 from fgvar.estimators.spaces import ActivitySpace, WeightSpace
 from fgvar.problem import Problem
 from fgvar.theory import quadratic_forms, site_jacobians
-from fgvar.theory.credit_vectors import SiteCredit, Transpose, Vectors, site_credits, weight_credits
+from fgvar.theory.credit_vectors import CreditVjp, SiteCredit, Vectors, site_credits, weight_credits
 from fgvar.theory.linear_layers import Layer, recognise
 
 BUDGET = 1 << 30  # bytes
@@ -60,13 +60,13 @@ def mean(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET
         return {name: found[name] for name in problem.params}
     total = {name: torch.zeros_like(value) for name, value in problem.params.items()}
     for part in _parts(problem, budget):
-        transpose = Transpose(composed.space, composed.losses, part)
+        transpose = CreditVjp(composed.space, composed.losses, part)
         credited = {
             site: torch.zeros_like(transpose.mask[site]) if found is None else found.diagonal
             for site, found in site_credits(transpose, shared=False).items()
         }
         share = part.batch_size / problem.batch_size
-        for name, value in transpose.here.backward(credited).items():
+        for name, value in transpose.linearised.backward(credited).items():
             total[name] = total[name] + share * value
     return total
 
@@ -143,7 +143,7 @@ def no_closed_form(estimator: GradientEstimator, problem: Problem) -> str | None
         return f"the guess {estimator.guess!r} shapes the noise"
     if type(estimator.combine) is not Mean:
         return f"{estimator.combine!r} is not the mean of the directions' estimates"
-    if not estimator.space.together:
+    if estimator.space.per_tensor:
         return f"{estimator.space!r} perturbs one tensor at a time"
     if getattr(estimator.noise, "kurtosis", None) is None:
         return f"{type(estimator.noise).__name__} noise states no kurtosis of independent coordinates"
@@ -173,11 +173,11 @@ def _weight_space(estimator: Estimator, problem: Problem, budget: int) -> tuple[
     """Mean and variance for one direction: |c_w|² + (κ − 2) c_ww², for the batch or the mean over examples."""
     excess = _kurtosis(estimator) - 2
     if estimator.shared:
-        own, squares = weight_credits(Transpose(estimator.space, estimator.losses, problem))
+        own, squares = weight_credits(CreditVjp(estimator.space, estimator.losses, problem))
         return own, {name: squares[name] + excess * c.square() for name, c in own.items()}
 
     def one(example: Problem) -> tuple[Vectors, Vectors]:
-        own, squares = weight_credits(Transpose(estimator.space, estimator.losses, example))
+        own, squares = weight_credits(CreditVjp(estimator.space, estimator.losses, example))
         return own, {name: squares[name] + excess * c.square() for name, c in own.items()}
 
     n, means, spreads = problem.batch_size, dict[str, Tensor](), dict[str, Tensor]()
@@ -204,8 +204,8 @@ class _Sites:
 
     def __init__(self, estimator: Estimator, problem: Problem, budget: int) -> None:
         self.problem, self.budget, self.kurtosis = problem, budget, _kurtosis(estimator)
-        self.transpose = Transpose(estimator.space, estimator.losses, problem)
-        self.sites = tuple(self.transpose.here.point)
+        self.transpose = CreditVjp(estimator.space, estimator.losses, problem)
+        self.sites = tuple(self.transpose.linearised.point)
         self.plans = {site: site_plan(problem, estimator.losses, site) for site in self.sites}
         self.linked = site_jacobians.links(problem, self.sites)
         self.shared = estimator.shared
@@ -286,7 +286,7 @@ class _Sites:
 
 def _activity_bytes(problem: Problem) -> int:
     """Bytes of all modules' outputs for one example."""
-    shapes = [visit.shape[1:] for visits in problem.map.visits.values() for visit in visits if visit.shape]
+    shapes = [visit.shape[1:] for visits in problem.trace.visits.values() for visit in visits if visit.shape]
     return problem.inputs[0].element_size() * sum(math.prod(shape) for shape in shapes) or 1
 
 

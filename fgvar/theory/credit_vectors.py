@@ -12,25 +12,33 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fgvar.estimators.credit import Plan, along_rows, along_site, credit, row_credit, row_plan, site_plan
-from fgvar.estimators.losses import Losses, Terms, observe
+from fgvar.estimators.credit import (
+    Plan,
+    broadcast_over_rows,
+    broadcast_over_site,
+    credit,
+    row_credit,
+    row_plan,
+    site_plan,
+)
+from fgvar.estimators.losses import Losses, LossTerms, forward_terms
 from fgvar.estimators.spaces import Space
 from fgvar.nn.sites import Site
 from fgvar.problem import Problem
 
 Vectors = dict[str, Tensor]  # perturbed tensor → numbers of its shape
-CreditOf = Callable[[Terms, Plan], Tensor | None]
+CreditOf = Callable[[LossTerms, Plan], Tensor | None]
 
 
-class Transpose:
+class CreditVjp:
     """Loss terms of one batch, pulled back to the perturbed tensors; ``passes`` counts the backward passes."""
 
     def __init__(self, space: Space, losses: Losses, problem: Problem) -> None:
         self.losses, self.problem, self.passes = losses, problem, 0
-        self.here = space.linearise(problem, losses)
+        self.linearised = space.linearise(problem, losses)
         # Noise on a masked number is not applied: it enters no derivative, and no estimate.
-        self.mask = self.here.direction({k: torch.ones_like(v) for k, v in self.here.point.items()})
-        values = self._observe(self.here.point)
+        self.mask = self.linearised.direction({k: torch.ones_like(v) for k, v in self.linearised.point.items()})
+        values = self._observe(self.linearised.point)
         still = {k: torch.zeros_like(v) for k, v in values.items()}
         self.still, self._to_tangents = torch.func.vjp(lambda t: losses.terms(problem, values, t), still)[:2]
         self._to_point: dict[str, Callable[..., tuple[Vectors]]] = {}
@@ -41,41 +49,43 @@ class Transpose:
         assert found is not None
         return tuple(found.shape)
 
-    def seeds(self, plan: Plan, seed: Tensor, of: CreditOf = credit) -> Terms:
+    def seeds(self, plan: Plan, seed: Tensor, of: CreditOf = credit) -> LossTerms:
         """Σ seed·credit as Σ seeds·terms, for the ends of the plan."""
         seeds = torch.func.vjp(lambda terms: of(terms, plan), self.still)[1](seed)[0]
         return {end: seeds[end] for end in plan}
 
-    def pull(self, seeds: Terms) -> Vectors:
+    def pull(self, seeds: LossTerms) -> Vectors:
         """Gradient of Σ seeds·terms by the perturbed numbers: one backward pass an end."""
         tangents = self._to_tangents({end: seeds.get(end, zero) for end, zero in self.still.items()})[0]
         total = {name: torch.zeros_like(mask) for name, mask in self.mask.items()}
         for end in seeds:
             if end not in self._to_point:
-                self._to_point[end] = torch.func.vjp(lambda t, end=end: self._observe(t)[end], self.here.point)[1]
+                self._to_point[end] = torch.func.vjp(lambda t, end=end: self._observe(t)[end], self.linearised.point)[
+                    1
+                ]
             self.passes += 1
             found = self._to_point[end](tangents[end])[0]
             total = {name: value + self.mask[name] * found[name] for name, value in total.items()}
         return total
 
-    def _observe(self, tensors: Mapping[str, Tensor]) -> Terms:
-        return observe(self.losses, self.problem, *self.here.place(tensors))
+    def _observe(self, tensors: Mapping[str, Tensor]) -> LossTerms:
+        return forward_terms(self.losses, self.problem, *self.linearised.bind(tensors))
 
 
-def weight_credits(transpose: Transpose) -> tuple[Vectors, Vectors]:
+def weight_credits(vjp: CreditVjp) -> tuple[Vectors, Vectors]:
     """For every perturbed weight w: its own entry c_ww of the gradient that credits it, and all of |c_w|²."""
-    problem, params = transpose.problem, transpose.here.point
+    problem, params = vjp.problem, vjp.linearised.point
     own = {name: torch.zeros_like(value) for name, value in params.items()}
     squares = dict(own)
-    for plan, names in _by_plan({name: row_plan(problem, transpose.losses, name) for name in params}):
+    for plan, names in _by_plan({name: row_plan(problem, vjp.losses, name) for name in params}):
         if not plan:
             continue
-        size = transpose.classes(plan, row_credit)[0]
+        size = vjp.classes(plan, row_credit)[0]
         for one in torch.eye(size, dtype=problem.dtype, device=problem.device):
-            c = transpose.pull(transpose.seeds(plan, one, row_credit))
+            c = vjp.pull(vjp.seeds(plan, one, row_credit))
             square = torch.stack([value.square().sum() for value in c.values()]).sum()
             for name in names:
-                rows = along_rows(one, params[name])
+                rows = broadcast_over_rows(one, params[name])
                 own[name] = own[name] + rows * c[name]
                 squares[name] = squares[name] + rows * square
     return own, squares
@@ -109,7 +119,7 @@ class SiteCredit:
         return self.gram[n, n.roll(-shift)]
 
 
-def site_credits(transpose: Transpose, *, shared: bool) -> dict[str, SiteCredit | None]:
+def site_credits(vjp: CreditVjp, *, shared: bool) -> dict[str, SiteCredit | None]:
     """Credit of every perturbed site, in O(groups) backward passes where sites keep patches apart.
 
     None where no loss term is reached. ``shared`` asks for products between examples.
@@ -117,25 +127,25 @@ def site_credits(transpose: Transpose, *, shared: bool) -> dict[str, SiteCredit 
     Raises:
         ValueError: a site that declares patches or groups apart which it mixes.
     """
-    plans = {site: site_plan(transpose.problem, transpose.losses, site) for site in transpose.here.point}
+    plans = {site: site_plan(vjp.problem, vjp.losses, site) for site in vjp.linearised.point}
     found: dict[str, SiteCredit | None] = {}
     for plan, sites in _by_plan(plans):
-        found |= _credits(transpose, plans, plan, sites, shared) if plan else dict.fromkeys(sites)
+        found |= _credits(vjp, plans, plan, sites, shared) if plan else dict.fromkeys(sites)
     return found
 
 
-def class_gradients(transpose: Transpose, plan: Plan) -> Iterator[tuple[Tensor, Vectors]]:
+def class_gradients(vjp: CreditVjp, plan: Plan) -> Iterator[tuple[Tensor, Vectors]]:
     """Every class of a plan, as 0/1 [1, patches or 1, groups or 1], and its c: one pass a class and end."""
-    shape = transpose.classes(plan)
-    for one in _one_hot(transpose, shape):
-        yield one, transpose.pull(transpose.seeds(plan, one.expand(shape)))
+    shape = vjp.classes(plan)
+    for one in _one_hot(vjp, shape):
+        yield one, vjp.pull(vjp.seeds(plan, one.expand(shape)))
 
 
 def _credits(
-    transpose: Transpose, plans: Mapping[str, Plan], plan: Plan, sites: list[str], shared: bool
+    vjp: CreditVjp, plans: Mapping[str, Plan], plan: Plan, sites: list[str], shared: bool
 ) -> dict[str, SiteCredit | None]:
-    problem = transpose.problem
-    shape = transpose.classes(plan)
+    problem = vjp.problem
+    shape = vjp.classes(plan)
     _, patches, groups = shape
     apart = [end for end in plan if patches * groups > 1 and any(plan[end])] or list(plan)
     joint = [end for end in plan if end not in apart]
@@ -143,8 +153,8 @@ def _credits(
     together = patches > 1 and all(plans[site][apart[0]][0] for site in touched)
 
     def pulled(seed: Tensor, ends: list[str]) -> Vectors:
-        seeds = transpose.seeds(plan, seed.expand(shape))
-        return transpose.pull({end: seeds[end] for end in ends})
+        seeds = vjp.seeds(plan, seed.expand(shape))
+        return vjp.pull({end: seeds[end] for end in ends})
 
     def products(a: Vectors, b: Vectors, by_patch: bool) -> Tensor:
         """⟨a, b⟩ of each example, or of each two: [batch, (batch,) patches or 1]."""
@@ -154,17 +164,17 @@ def _credits(
             total = total + (torch.einsum("npk,mpk->nmp", x, y) if shared else (x * y).sum(2))
         return total
 
-    later = pulled(_one_hot(transpose, shape)[0], joint) if joint else None
-    classes = _one_hot(transpose, shape)
+    later = pulled(_one_hot(vjp, shape)[0], joint) if joint else None
+    classes = _one_hot(vjp, shape)
     if together:
         classes = classes.reshape(patches, groups, 1, patches, groups).sum(0)
-    own = {site: torch.zeros_like(transpose.mask[site]) for site in sites}
-    total = {site: torch.zeros_like(transpose.mask[site]) for site in touched}
+    own = {site: torch.zeros_like(vjp.mask[site]) for site in sites}
+    total = {site: torch.zeros_like(vjp.mask[site]) for site in touched}
     grams = []
     for chosen in classes:
         c = pulled(chosen, apart)
         for site in sites:
-            inside = c[site] * along_site(problem, site, chosen)
+            inside = c[site] * broadcast_over_site(problem, site, chosen)
             _require_apart(problem, site, inside, c[site])
             own[site] = own[site] + inside
         gram = products(c, c, together)
@@ -179,17 +189,17 @@ def _credits(
         factor = torch.linspace(1, 2, patches, dtype=problem.dtype, device=problem.device).reshape(1, -1, 1)
         c = pulled(factor.expand(1, patches, groups), apart)
         for site, value in total.items():
-            _require_apart(problem, site, value * along_site(problem, site, factor), c[site])
+            _require_apart(problem, site, value * broadcast_over_site(problem, site, factor), c[site])
     stacked = torch.stack(grams, -1).reshape(*grams[0].shape[:-1], patches, groups)
     if later:
         stacked = stacked + products(later, later, False)[..., None]
     return {site: SiteCredit(later[site] if later else None, own[site], stacked) for site in sites}
 
 
-def _one_hot(transpose: Transpose, shape: tuple[int, ...]) -> Tensor:
+def _one_hot(vjp: CreditVjp, shape: tuple[int, ...]) -> Tensor:
     """Every class, [classes, 1, patches or 1, groups or 1]."""
     _, patches, groups = shape
-    problem = transpose.problem
+    problem = vjp.problem
     return torch.eye(patches * groups, dtype=problem.dtype, device=problem.device).reshape(-1, 1, patches, groups)
 
 

@@ -104,7 +104,7 @@ def _rounds(problem: Problem, linked: Links) -> Iterator[dict[str, str]]:
 
 def _probe(problem: Problem, sites: Collection[str], candidates: dict[str, str]) -> dict[str, Layer]:
     still = {name: torch.zeros((), dtype=problem.dtype, device=problem.device) for name in candidates}
-    _, seen = problem.probe(problem.params, still, cut=sites)
+    _, seen = problem.shift_outputs(problem.params, still, cut=sites)
     forms = {name: form for name in candidates if (form := linear_form(problem, name, *seen[name]))}
     if not forms:
         return {}
@@ -136,7 +136,7 @@ def _moved(
     """Derivatives of the sites' values along directions in parameters and modules' outputs."""
 
     def values(some: dict[str, Tensor], shifted: dict[str, Tensor]) -> dict[str, Tensor]:
-        return problem.probe({**problem.params, **some}, shifted, cut=sites)[0]
+        return problem.shift_outputs({**problem.params, **some}, shifted, cut=sites)[0]
 
     point = {name: problem.params[name] for name in weights}, {k: torch.zeros_like(v) for k, v in shifts.items()}
     tangents: dict[str, Tensor] = jvp(values, point, (weights, shifts))[1]

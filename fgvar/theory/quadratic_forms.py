@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fgvar.estimators.credit import along_site
+from fgvar.estimators.credit import broadcast_over_site
 from fgvar.nn.sites import Site
 from fgvar.problem import Problem
 from fgvar.theory.credit_vectors import SiteCredit
@@ -53,7 +53,7 @@ def arrange(problem: Problem, layer: Layer, patches: int, groups: int) -> Arrang
 
     def label(*axes: int) -> Tensor:
         numbers = torch.arange(math.prod(axes), device=one.device).reshape(1, *axes)
-        return one * (along_site(problem, layer.site, numbers) if math.prod(axes) > 1 else 0)
+        return one * (broadcast_over_site(problem, layer.site, numbers) if math.prod(axes) > 1 else 0)
 
     slots = [(label(1, groups) == group).to(layer.scale.dtype) for group in range(groups if across else 0)]
     block = torch.zeros_like(one)
@@ -102,7 +102,7 @@ def quadratic(
     scale = layer.scale * mask
     sums = _Sums(layer, arrangement, shift)
     own = credit.diagonal
-    products = along_site(problem, layer.site, credit.products(shift))
+    products = broadcast_over_site(problem, layer.site, credit.products(shift))
     sums.squares(scale * other(scale) * (products + (kurtosis - 3) * own * other(own)))
 
     def pulled(vector: Tensor, *, here: bool) -> Tensor:

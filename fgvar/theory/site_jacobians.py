@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from fgvar.estimators.credit import Plan, along_site
+from fgvar.estimators.credit import Plan, broadcast_over_site
 from fgvar.nn.forward_mode import jvp
 from fgvar.problem import Problem
-from fgvar.theory.credit_vectors import Transpose, class_gradients
+from fgvar.theory.credit_vectors import CreditVjp, class_gradients
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Links:
 def links(problem: Problem, sites: Collection[str]) -> Links:
     """Which parameters and modules lead to which sites, without passing another site."""
     owners = {owner for name in problem.perturbed for owner in problem.network.owners[name]}
-    called = [name for name, visits in problem.map.visits.items() if name in owners and len(visits) == 1]
-    called = [name for name in called if problem.map.visits[name][0].shape]
+    called = [name for name, visits in problem.trace.visits.items() if name in owners and len(visits) == 1]
+    called = [name for name in called if problem.trace.visits[name][0].shape]
     weights = {name: problem.params[name].clone().requires_grad_() for name in problem.perturbed}
     zero = torch.zeros((), dtype=problem.dtype, device=problem.device)
     shifts = {name: zero.clone().requires_grad_() for name in called}
-    values, _ = problem.probe({**problem.params, **weights}, shifts, cut=sites)
+    values, _ = problem.shift_outputs({**problem.params, **weights}, shifts, cut=sites)
     reached: dict[str, list[str]] = {}
     sources = {**{f"w{name}": w for name, w in weights.items()}, **{f"m{name}": s for name, s in shifts.items()}}
     for site in sites:
@@ -55,7 +55,7 @@ def local_jacobian(
     problem: Problem, name: str, reached: Collection[str], cut: Collection[str], at_once: int
 ) -> Tensor:
     """∂(numbers at the ``reached`` sites, in order)/∂parameter of every example: [batch, numbers, weights]."""
-    numbers = sum(math.prod(problem.map.sites[site][1:]) for site in reached)
+    numbers = sum(math.prod(problem.trace.sites[site][1:]) for site in reached)
     point = problem.params[name]
     columns = torch.eye(point.numel(), dtype=point.dtype, device=point.device).reshape(-1, *point.shape)
     rows = torch.eye(numbers, dtype=point.dtype, device=point.device)
@@ -91,15 +91,15 @@ class Classes:
     gram: Tensor
 
 
-def classes(transpose: Transpose, plans: Mapping[str, Plan]) -> Classes | None:
+def classes(vjp: CreditVjp, plans: Mapping[str, Plan]) -> Classes | None:
     """Credit of the sites in ``plans``; None where no term reaches them."""
-    problem = transpose.problem
+    problem = vjp.problem
     members, gradients, grams = [], [], []
     start = 0
     for site, plan in plans.items():
-        size = transpose.mask[site][0].numel()
-        for chosen, c in class_gradients(transpose, plan) if plan else ():
-            inside = along_site(problem, site, chosen).expand(1, *transpose.mask[site].shape[1:]).flatten()
+        size = vjp.mask[site][0].numel()
+        for chosen, c in class_gradients(vjp, plan) if plan else ():
+            inside = broadcast_over_site(problem, site, chosen).expand(1, *vjp.mask[site].shape[1:]).flatten()
             members.append(start + inside.nonzero()[:, 0])
             gradients.append(torch.cat([c[other].flatten(1) for other in plans], dim=1))
             whole = torch.cat([value.flatten(1) for value in c.values()], dim=1)

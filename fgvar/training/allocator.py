@@ -13,14 +13,14 @@ NEVER = -1
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def keep_freed_memory() -> Iterator[None]:
     """Within, freed memory stays with the process: without, every step would fault all of its pages in again.
 
     That of the main thread, and for the C library that Linux mostly has (glibc); elsewhere nothing changes.
     Afterwards memory goes back to the system as ever, when more is freed. No number depends on it.
 
     Example:
-        >>> with kept():
+        >>> with keep_freed_memory():
         ...     total = sum(range(4))
     """
     library = _glibc()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fgvar.data.images import Images
 from fgvar.storage.atomic import replace
-from fgvar.training.distributed import of_first
+from fgvar.training.distributed import broadcast_bytes
 
 MAGIC = b"fgvar checkpoint 5\n"  # another number is another format, or other noise for a run to go on with
 HASHED_PIXELS = 4096  # images of a split, evenly spaced, whose pixels are part of a run's identity
@@ -64,7 +64,7 @@ def restore(path: Path, identity: Mapping[str, str], device: torch.device) -> St
     Raises:
         ValueError: a file that is truncated, damaged or no checkpoint, or another run's, naming what differs.
     """
-    content = of_first(path.read_bytes() if path.exists() else None)
+    content = broadcast_bytes(path.read_bytes() if path.exists() else None)
     if content is None:
         return None
     if not content.startswith(MAGIC):

@@ -14,19 +14,19 @@ from fgvar.storage.packing import pack, unpack
 from fgvar.training.checkpoint import State, described, fingerprint, restore, store
 from fgvar.training.distributed import world
 from fgvar.training.gradients import require_finite
-from fgvar.training.loop import Going
+from fgvar.training.loop import TrainingLoop
 
 SECONDS = 10.0  # between checkpoints, or fifty times what one takes, if that is longer
 
 
-class Kept:
+class Checkpointer:
     """The checkpoint of a run, and what the run is told by. The first of several processes writes it.
 
     Raises:
         OSError: on entering, before any training: it cannot be written, or another run has it.
     """
 
-    def __init__(self, path: Path, going: Going, more: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, going: TrainingLoop, more: Mapping[str, str]) -> None:
         self.path, self.going = path, going
         self.last, self.pause = time.monotonic(), SECONDS
         self.packed: list[bytes] = []  # probes, each packed once
@@ -45,7 +45,7 @@ class Kept:
             **more,
         }
 
-    def __enter__(self) -> "Kept":
+    def __enter__(self) -> "Checkpointer":
         if world()[0] == 0:
             require_place(self.path)
             try:
@@ -66,7 +66,7 @@ class Kept:
         One that cannot be written is a warning, the first time: the run is worth more than its checkpoint.
         """
         going, began = self.going, time.monotonic()
-        going.watch.read()
+        going.monitor.check()
         require_finite(going.params, going.step)
         self.packed += map(pack, going.probes[len(self.packed) :])
         if world()[0] == 0:
@@ -90,7 +90,7 @@ class Kept:
         self.last = time.monotonic()
         self.pause = max(SECONDS, 50 * (self.last - began))
 
-    def store_now_and_then(self) -> None:
+    def maybe_save(self) -> None:
         if time.monotonic() - self.last >= self.pause:
             self.store()
 

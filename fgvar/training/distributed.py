@@ -46,14 +46,14 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
-def from_first(params: Mapping[str, Tensor]) -> None:
+def broadcast_params(params: Mapping[str, Tensor]) -> None:
     """Give every process the first one's values, in place."""
     if world()[1] > 1:
         for value in params.values():
             dist.broadcast(value, 0)
 
 
-def of_first(content: bytes | None) -> bytes | None:
+def broadcast_bytes(content: bytes | None) -> bytes | None:
     """The first process's bytes (or None), on all: what it alone has read."""
     rank, processes = world()
     if processes == 1:
@@ -70,7 +70,7 @@ def of_first(content: bytes | None) -> bytes | None:
     return buffer.cpu().numpy().tobytes()[1:]
 
 
-def anyone(asks: bool, device: torch.device) -> bool:
+def any_rank(asks: bool, device: torch.device) -> bool:
     """Does any process ask? All have to call this at the same step."""
     if world()[1] == 1:
         return asks

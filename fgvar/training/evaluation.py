@@ -18,7 +18,7 @@ def means(problem: Problem, params: Mapping[str, Tensor], batches: Iterable[Batc
         here = problem.at(params, batch)
         with torch.no_grad():
             outputs = here.run(params)[0]
-            losses, right = here.losses(outputs).double(), here.right(outputs)
+            losses, right = here.losses(outputs).double(), here.correct(outputs)
         loss = losses.sum()
         wrong = loss * torch.nan if right is None else (~right).double().sum()
         found.append(torch.stack([loss, wrong, torch.full_like(loss, len(losses))]))

@@ -11,8 +11,10 @@ from fgvar.estimators.estimator import GradientEstimator
 from fgvar.measurement.lending import ours
 from fgvar.problem import Problem
 
-Told = tuple[dict[str, Tensor], Tensor | None]  # gradient, and the batch's loss where the estimator tells it
-Gradient = Callable[[dict[str, Tensor], tuple[Tensor, Tensor], dict[str, Tensor]], Told]
+GradientAndLoss = tuple[
+    dict[str, Tensor], Tensor | None
+]  # gradient, and the batch's loss where the estimator tells it
+Gradient = Callable[[dict[str, Tensor], tuple[Tensor, Tensor], dict[str, Tensor]], GradientAndLoss]
 
 
 def gradient_of(problem: Problem, estimator: GradientEstimator, autocast: bool, compile: bool) -> Gradient:
@@ -20,7 +22,9 @@ def gradient_of(problem: Problem, estimator: GradientEstimator, autocast: bool, 
 
     lend = not ours(estimator)
 
-    def gradient(params: dict[str, Tensor], batch: tuple[Tensor, Tensor], noise: dict[str, Tensor]) -> Told:
+    def gradient(
+        params: dict[str, Tensor], batch: tuple[Tensor, Tensor], noise: dict[str, Tensor]
+    ) -> GradientAndLoss:
         here = problem.at(params, batch)
         # What moves tensors in place, and back up to rounding, would train by its rounding; buffers would stay moved.
         found = estimator.estimate(here.clone() if lend else here, noise)
@@ -43,14 +47,14 @@ def compiled(function: Gradient) -> Gradient:
     return torch.compile(own, dynamic=False, options={"guard_filter_fn": filtered} if filtered else None)
 
 
-class Watch:
+class NonFiniteMonitor:
     """Remembers on the device which parameter's gradient was first non-finite, and when."""
 
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
         self.names = names
         self.first = torch.full((len(names),), -1, dtype=torch.int64, device=device)
 
-    def see(self, step: int, gradient: Mapping[str, Tensor]) -> None:
+    def update(self, step: int, gradient: Mapping[str, Tensor]) -> None:
         if not self.names:
             return
         # The extremes are NaN where anything is: one pass, where isfinite().all() makes three.
@@ -58,7 +62,7 @@ class Watch:
         finite = torch.stack(lows).isfinite() & torch.stack(highs).isfinite()
         self.first = torch.where(finite | (self.first >= 0), self.first, step)
 
-    def read(self) -> None:
+    def check(self) -> None:
         """Raise where it has seen something: the only moment that waits for the device."""
         if self.first.is_meta:
             return

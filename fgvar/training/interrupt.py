@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fgvar.training.distributed import anyone, world
+from fgvar.training.distributed import any_rank, world
 
 TWICE = 1.0  # seconds in which further signals count as the same: torchrun and the terminal may both send one
 EVERY = 16  # steps between the questions that several processes ask each other
@@ -35,7 +35,7 @@ class Interrupt:
         """Is this step the last? All processes get the same answer."""
         if world()[1] == 1:
             return self.asked is not None
-        return step % EVERY == 0 and anyone(self.asked is not None, device)
+        return step % EVERY == 0 and any_rank(self.asked is not None, device)
 
     def _ask(self, *_: object) -> None:
         now = time.monotonic()

@@ -14,8 +14,8 @@ from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.measurement.lending import require_randomness
 from fgvar.problem import Problem
-from fgvar.training.distributed import averaged, from_first, world
-from fgvar.training.gradients import Gradient, Watch
+from fgvar.training.distributed import averaged, broadcast_params, world
+from fgvar.training.gradients import Gradient, NonFiniteMonitor
 from fgvar.training.interrupt import Interrupt
 from fgvar.training.objectives import Task
 from fgvar.training.probes import Probe
@@ -28,14 +28,14 @@ Logger = Callable[[int, Mapping[str, float]], None]  # (updates made, name → v
 
 
 class Keeper(Protocol):
-    """Who writes checkpoints (`Kept`)."""
+    """Who writes checkpoints (`Checkpointer`)."""
 
     def store(self) -> None: ...
 
-    def store_now_and_then(self) -> None: ...
+    def maybe_save(self) -> None: ...
 
 
-class Going:
+class TrainingLoop:
     """All that a checkpoint has to hold, and how it goes on from there."""
 
     def __init__(
@@ -53,11 +53,11 @@ class Going:
         self.gradient, self.probe, self.task = gradient, probe, task
         self.randomness = require_randomness("estimator", estimator.randomness(problem))
         self.params = {key: value.clone() for key, value in problem.params.items()}
-        from_first(self.params)
+        broadcast_params(self.params)
         learns = getattr(estimator, "learns", None)
         self.learning = tuple(self.params) if learns is None else tuple(learns(problem))
         self.optimiser = Optimiser(schedule, problem, {key: self.params[key] for key in self.learning}, total)
-        self.watch = Watch(self.learning, problem.device)
+        self.monitor = NonFiniteMonitor(self.learning, problem.device)
         self.ahead: dict[int, dict[str, Tensor]] = {}  # update → its noise
         self.step = 0
         self.curves: list[tuple[float, ...]] = []
@@ -79,20 +79,20 @@ class Going:
         with tqdm(total=self.total, initial=self.step, desc=name, unit="step", disable=shown) as bar:
             self._show(bar)
             if self.step == 0:
-                self.look()
+                self.probe_if_due()
             # As many rows as epochs have ended: where it was stopped just before, the evaluation comes first.
             for epoch in range(len(self.curves) - 1, self.schedule.epochs):
                 for batch in self._batches(images, epoch, self.step - epoch * per_epoch):
                     self.update(batch)
                     bar.update()
-                    self.look()
+                    self.probe_if_due()
                     if interrupt.ends(self.step, self.problem.device):
                         if kept is not None:
                             kept.store()
                         raise KeyboardInterrupt
                     if kept is not None:
-                        kept.store_now_and_then()
-                self.watch.read()
+                        kept.maybe_save()
+                self.monitor.check()
                 self.curves.append(self.task.evaluate(self.problem, self.params, images, test))
                 self._show(bar)
                 row = dict(zip(self.task.curves, self.curves[-1], strict=True))
@@ -118,12 +118,12 @@ class Going:
     def update(self, batch: tuple[Tensor, Tensor]) -> None:
         """One step along the estimate."""
         noise = self._noise()
-        gradient, loss = self.gradient(self.params, self.task.training(batch, self._draw(self.step)), noise)
+        gradient, loss = self.gradient(self.params, self.task.train_batch(batch, self._draw(self.step)), noise)
         told = {} if loss is None else {LOSS: loss.detach().to(self.problem.dtype)}
         found = averaged({key: gradient[key] for key in self.learning} | told)
         if told:
             self.losses[self.step] = found.pop(LOSS)
-        self.watch.see(self.step, found)
+        self.monitor.update(self.step, found)
         for key, value in found.items():
             # Fused optimisers read the memory of a transposed gradient as it lies.
             self.params[key].grad = value.contiguous()
@@ -149,10 +149,10 @@ class Going:
             self.ahead = {step: {key: u[i] for key, u in found.items()} for i, step in enumerate(steps)}
         return self.ahead.pop(self.step)
 
-    def look(self) -> None:
+    def probe_if_due(self) -> None:
         """Probe, where it is time to."""
         if self.probe is None or self.step not in self.probe.steps:
             return
-        self.watch.read()
+        self.monitor.check()
         frozen = self.problem.at({key: value.clone() for key, value in self.params.items()}, self.probe.batch)
         self.probes.append(self.probe.measure(frozen, self.step))

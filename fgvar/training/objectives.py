@@ -37,10 +37,10 @@ class Task(Protocol):
     def problem(self, module: nn.Module, batch: Batch) -> Problem:
         """The network and loss on such a batch."""
 
-    def training(self, batch: Batch, draw: int) -> Batch:
+    def train_batch(self, batch: Batch, draw: int) -> Batch:
         """What problems take of a batch of images and labels, in the update with this number."""
 
-    def fixed(self, batch: Batch) -> Batch:
+    def eval_batch(self, batch: Batch) -> Batch:
         """The same of a batch that stays."""
 
     def evaluate(
@@ -69,10 +69,10 @@ class Supervised:
     def problem(self, module: nn.Module, batch: Batch) -> Problem:
         return Problem(module, self.loss, batch)
 
-    def training(self, batch: Batch, draw: int) -> Batch:  # noqa: ARG002
+    def train_batch(self, batch: Batch, draw: int) -> Batch:  # noqa: ARG002
         return batch
 
-    def fixed(self, batch: Batch) -> Batch:
+    def eval_batch(self, batch: Batch) -> Batch:
         return batch
 
     def evaluate(
@@ -121,10 +121,10 @@ class SelfSupervised:
     def problem(self, module: nn.Module, batch: Batch) -> Problem:
         return Contrastive(module, self.loss, batch)
 
-    def training(self, batch: Batch, draw: int) -> Batch:
+    def train_batch(self, batch: Batch, draw: int) -> Batch:
         return self._views(batch, TRAINING, draw)
 
-    def fixed(self, batch: Batch) -> Batch:
+    def eval_batch(self, batch: Batch) -> Batch:
         return self._views(batch, PROBE)
 
     def evaluate(

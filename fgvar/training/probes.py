@@ -11,7 +11,7 @@ from torch import Tensor
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.measurement.closed import check_route
-from fgvar.measurement.data_variance import Spreads
+from fgvar.measurement.data_variance import DataVariance
 from fgvar.measurement.dataset import ENDS
 from fgvar.measurement.measure import check_arguments, measured
 from fgvar.measurement.sampled import BUDGET, examples_at_once
@@ -74,7 +74,7 @@ class Probe:
 
     def measure(self, problem: Problem, step: int) -> xr.Dataset:
         """The measurement at the problem's parameters, over ``step``."""
-        spreads = Spreads(problem, examples_at_once(problem, BUDGET))  # which do not depend on the route
+        spreads = DataVariance(problem, examples_at_once(problem, BUDGET))  # which do not depend on the route
         found = [
             measured(self.estimators, problem, spreads, draws=self.draws, seed=self.seed, route=route)
             for route in self.routes

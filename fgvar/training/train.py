@@ -19,11 +19,11 @@ from fgvar.nn.sites import require_module
 from fgvar.problem_checks import require_parameters, usable_device
 from fgvar.training import allocator
 from fgvar.training.checkpoint import described_images
-from fgvar.training.checkpointer import Kept
+from fgvar.training.checkpointer import Checkpointer
 from fgvar.training.distributed import join, local_rank, world
 from fgvar.training.gradients import gradient_of
 from fgvar.training.interrupt import Interrupt
-from fgvar.training.loop import Going, Logger
+from fgvar.training.loop import Logger, TrainingLoop
 from fgvar.training.objectives import task_of
 from fgvar.training.probes import Probe, log_steps, moved
 from fgvar.training.schedule import Schedule
@@ -67,7 +67,7 @@ def train(
     An estimator that has ``learns(problem)``, names of parameters, leaves all others exactly as they are
     (`FrozenTrunk`). Started by torchrun, every process takes batches and noise of its own, and gradients are
     averaged: n processes make steps of n batches. On Linux memory that a step frees stays with the process until the
-    run has ended (`fgvar.training.allocator.kept`).
+    run has ended (`fgvar.training.allocator.keep_freed_memory`).
 
     Args:
         module: the network, not changed: training starts from a copy of its parameters.
@@ -122,21 +122,23 @@ def train(
         )
     dtype = next(module.parameters()).dtype
     images, test = (_near(split, where) for split in data)
-    problem = task.problem(module, task.fixed(images.sample(schedule.batch, seed=seed, device=where, dtype=dtype)))
+    problem = task.problem(
+        module, task.eval_batch(images.sample(schedule.batch, seed=seed, device=where, dtype=dtype))
+    )
     if probe is not None:
-        probe = replace(probe, batch=task.fixed(moved(probe.batch, where, dtype)))
+        probe = replace(probe, batch=task.eval_batch(moved(probe.batch, where, dtype)))
         probe.check(task.problem(module, probe.batch), total)
     gradient = gradient_of(problem, estimator, autocast, compile)
-    going = Going(problem, estimator, schedule, total, seed, gradient, probe, task)
-    keeping: contextlib.AbstractContextManager[Kept | None] = contextlib.nullcontext()
+    going = TrainingLoop(problem, estimator, schedule, total, seed, gradient, probe, task)
+    keeping: contextlib.AbstractContextManager[Checkpointer | None] = contextlib.nullcontext()
     if checkpoint is not None:
         ways = {**task.identity, "autocast": str(autocast), "compile": str(compile)}
         ways |= dict(zip(("train", "test"), map(described_images, data), strict=True))
-        keeping = Kept(Path(checkpoint), going, ways)
+        keeping = Checkpointer(Path(checkpoint), going, ways)
     with keeping as kept:
         if kept is not None and resume:
             kept.restore()
-        with allocator.kept(), Interrupt() as interrupt:
+        with allocator.keep_freed_memory(), Interrupt() as interrupt:
             if not going.curves:
                 going.curves.append(task.evaluate(problem, going.params, images, test))
             going.run(images, test, name or "training", kept, logger, interrupt)
@@ -172,7 +174,7 @@ def choose_device(device: torch.device | str) -> torch.device:
     return usable_device("device", device)
 
 
-def _dataset(going: Going, images: Images) -> xr.Dataset:
+def _dataset(going: TrainingLoop, images: Images) -> xr.Dataset:
     curves = going.task.curves
     rows = zip(curves, zip(*going.curves, strict=True), strict=True)
     dataset = xr.Dataset(

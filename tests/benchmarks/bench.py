@@ -28,7 +28,7 @@ from fgvar.measurement.sampled import BUDGET, default_chunk
 from fgvar.nn.forward_mode import EPS
 from fgvar.training import allocator
 from fgvar.training.gradients import gradient_of
-from fgvar.training.loop import Going
+from fgvar.training.loop import TrainingLoop
 from fgvar.training.objectives import task_of
 from tests.benchmarks.timing import Row, Work, in_a_process, interleaved, product_rate, ratio, seconds
 
@@ -48,7 +48,7 @@ def step(problem: fgvar.Problem, scheme: fgvar.GradientEstimator, compile: bool)
     schedule = fgvar.Schedule(epochs=1, lr=1e-4, batch=problem.batch_size)
     task = task_of("cross_entropy", None, 0, problem.batch_size)
     gradient = gradient_of(problem, scheme, autocast=False, compile=compile)
-    going = Going(problem, scheme, schedule, LONG, 0, gradient, None, task)
+    going = TrainingLoop(problem, scheme, schedule, LONG, 0, gradient, None, task)
     return lambda: going.update((problem.inputs, problem.targets))
 
 
@@ -67,7 +67,7 @@ def steps() -> Iterator[Row]:
     for compiled in (False, True):
         how = "compiled" if compiled else "eager"
         problem = problem_of("M/8/16", 128)
-        with allocator.kept():  # as in `train`
+        with allocator.keep_freed_memory():  # as in `train`
             times = interleaved({name: step(problem, scheme, compiled) for name, scheme in schemes.items()}, 7)
         yield Row(f"M/8/16, batch 128, {how}: LG-BP step", times["LG-BP"], unit="s")
         yield Row(f"{how}: LG-FG-A step, signs", times["LG-FG-A, signs"], unit="s")
@@ -150,7 +150,7 @@ def rate() -> Iterator[Row]:
     for preset, batch, goal in (("M/8/16", 128, 0.3), ("L/8/64", 16, 0.5)):
         problem, scheme = problem_of(preset, batch), fgvar.scheme("LG-FG-A", noise=fgvar.Rademacher())
         flops, limit = own_products(problem, scheme, one_draw(problem, scheme))
-        with allocator.kept():
+        with allocator.keep_freed_memory():
             times = interleaved({"step": step(problem, scheme, compile=True)}, 5)["step"]
         yield Row(f"{preset}, batch {batch}: products of the step's own shapes", [limit / 1e9], unit="GF/s")
         yield Row(f"{preset}: compiled LG-FG-A step / those", [flops / t / limit for t in times], goal, at_most=False)
@@ -232,9 +232,14 @@ def by_torch_alone(work: Work) -> Work:
     """The same by torch's own layers, as in a network that somebody writes without fgvar."""
     plain: dict[str, Callable[..., Tensor]] = {
         "layer_norm": lambda x: functional.layer_norm(x, x.shape[-1:], eps=EPS),
-        "mapped": lambda product, x, weight, bias: product(x, weight, bias),
+        "linear_jvp": lambda product, x, weight, bias: product(x, weight, bias),
     }
-    places = ("heads.layer_norm", "networks.local_mixer.layer_norm", "linear.mapped", "networks.local_mixer.mapped")
+    places = (
+        "heads.layer_norm",
+        "networks.local_mixer.layer_norm",
+        "linear.linear_jvp",
+        "networks.local_mixer.linear_jvp",
+    )
 
     def plainly() -> object:
         with ExitStack() as replaced:
@@ -347,7 +352,7 @@ def probes() -> Iterator[Row]:
         small = problem.at(batch=(problem.inputs[:32], problem.targets[:32]))
         one = fgvar.Probe(table3.probed(), (small.inputs, small.targets), (1,), draws=32, route="both")
         works["probe"] = lambda one=one, small=small: one.measure(small, 1)
-        with allocator.kept():
+        with allocator.keep_freed_memory():
             times = interleaved(works, 5)
         for epochs in (20, 100):
             run = 469 * epochs

@@ -45,7 +45,7 @@ def test_projection_in_activity_space_is_each_example_s_own() -> None:
     space = fgvar.ActivitySpace(mask_inactive=False)
     estimator = fgvar.Estimator(space, fgvar.Gaussian(directions=4), combine=fgvar.Projection())
     u, found = drawn(estimator, problem, 1)
-    sites = tuple(problem.map.sites)
+    sites = tuple(problem.trace.sites)
     taps = {site: torch.zeros(4, 6, dtype=torch.float64) for site in sites}
     credits = torch.func.grad(lambda t: problem.losses(problem.run(problem.params, t)[0]).sum())(taps)
     projected = {site: torch.zeros_like(tap) for site, tap in taps.items()}
@@ -81,14 +81,14 @@ def signs(estimator, problem: fgvar.Problem) -> tuple[dict[str, Tensor], float]:
     return {name: g.mean(0) for name, g in found.items()}, float(square)
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_scales_of_a_projection_are_exact_over_sign_vectors(together: bool) -> None:
+@pytest.mark.parametrize("per_tensor", [False, True])
+def test_scales_of_a_projection_are_exact_over_sign_vectors(per_tensor: bool) -> None:
     """K = 1: E ĝ = ∇/d ("none"), E‖ĝ‖² = ‖∇‖² ("norm"), E ĝ = ∇ ("mean"); d of each tensor where it moves alone."""
     problem = CASES["linear"]()  # 6 weights and 2 biases
     target = problem.backprop()
     square = sum(float(g.square().sum()) for g in target.values())
-    sizes = {"weight": 6, "bias": 2} if not together else {"weight": 8, "bias": 8}
-    words = {"space": fgvar.WeightSpace(together=together), "noise": fgvar.Rademacher()}
+    sizes = {"weight": 6, "bias": 2} if per_tensor else {"weight": 8, "bias": 8}
+    words = {"space": fgvar.WeightSpace(per_tensor=per_tensor), "noise": fgvar.Rademacher()}
     for combine, factor in (
         (fgvar.Projection(), lambda d: 1 / d),
         (fgvar.Normalised(), lambda d: 1 / d),
@@ -100,7 +100,7 @@ def test_scales_of_a_projection_are_exact_over_sign_vectors(together: bool) -> N
             torch.testing.assert_close(mean[name], factor(sizes[name]) * g, rtol=0, atol=1e-12)
         if combine == fgvar.Projection("norm"):
             assert length == pytest.approx(square, rel=1e-10)
-        if combine == fgvar.Normalised() and together:
+        if combine == fgvar.Normalised() and not per_tensor:
             assert length == pytest.approx(square / 8, rel=1e-10), "variance (1/d − 1/d²)‖∇‖²"
 
 
@@ -120,7 +120,7 @@ def test_normalised_is_the_mean_of_projections() -> None:
 def test_one_tensor_at_a_time_leaves_out_the_noise_of_the_others() -> None:
     """Unbiased all the same, and tr Cov of a tensor of d numbers is (d + 1)‖∇‖² of its own."""
     problem = CASES["linear"]()
-    estimator = fgvar.Estimator(fgvar.WeightSpace(together=False))
+    estimator = fgvar.Estimator(fgvar.WeightSpace(per_tensor=True))
     mean, spread = expectation(estimator, problem), covariance(estimator, problem)
     for name, g in estimator.target(problem).items():
         torch.testing.assert_close(mean[name], g, rtol=0, atol=1e-12)
@@ -131,7 +131,7 @@ def test_one_tensor_at_a_time_leaves_out_the_noise_of_the_others() -> None:
 @pytest.mark.parametrize("losses", [fgvar.GlobalLoss(), fgvar.LocalLosses()])
 def test_one_site_at_a_time_is_unbiased(losses) -> None:
     problem = mixer()
-    estimator = fgvar.Estimator(fgvar.ActivitySpace(together=False), losses=losses)
+    estimator = fgvar.Estimator(fgvar.ActivitySpace(per_tensor=True), losses=losses)
     mean = expectation(estimator, problem)
     for name, g in estimator.target(problem).items():
         torch.testing.assert_close(mean[name], g, rtol=0, atol=1e-10)
@@ -142,13 +142,15 @@ def test_one_site_at_a_time_is_unbiased(losses) -> None:
 
 def test_a_sham_has_no_mean_and_the_same_size() -> None:
     problem = mixer(batch=3)
-    sham = fgvar.scheme("LG-FG-A", combine=fgvar.Sham())
+    sham = fgvar.scheme("LG-FG-A", combine=fgvar.ShuffledCredit())
     mean = expectation(sham, problem)
     target = sham.target(problem)
     for name in problem.params:
         expected = target[name] if name in problem.network.exact else 0 * target[name]
         torch.testing.assert_close(mean[name], expected, rtol=0, atol=1e-12)
-    across = fgvar.scheme("FG-W", noise=fgvar.Gaussian(directions=3), combine=fgvar.Sham(across="directions"))
+    across = fgvar.scheme(
+        "FG-W", noise=fgvar.Gaussian(directions=3), combine=fgvar.ShuffledCredit(across="directions")
+    )
     mean = expectation(across, problem)
     assert max(float(mean[name].abs().max()) for name in problem.perturbed) < 1e-12
     ds = fgvar.measure({"sham": sham, "real": fgvar.scheme("LG-FG-A")}, problem, draws=512)
@@ -158,11 +160,11 @@ def test_a_sham_has_no_mean_and_the_same_size() -> None:
 
 def test_sham_errors() -> None:
     with pytest.raises(ValueError, match="unknown axis to shuffle across 'example'; did you mean 'examples'"):
-        fgvar.Sham(across="example")
+        fgvar.ShuffledCredit(across="example")
     problem = CASES["linear"]()
     for estimator in (
-        fgvar.scheme("FG-W", combine=fgvar.Sham()),
-        fgvar.scheme("FG-A", combine=fgvar.Sham(across="directions")),
+        fgvar.scheme("FG-W", combine=fgvar.ShuffledCredit()),
+        fgvar.scheme("FG-A", combine=fgvar.ShuffledCredit(across="directions")),
     ):
         with pytest.raises(ValueError, match="has one of them to shuffle, expected at least two"):
             drawn(estimator, problem)
@@ -183,10 +185,10 @@ def test_replay_is_jvp_under_the_same_noise(pair) -> None:
 
 
 @pytest.mark.parametrize("credit", ["unbiased", "published"])
-@pytest.mark.parametrize("together", [True, False])
-def test_replay_of_local_losses(credit: str, together: bool) -> None:
+@pytest.mark.parametrize("per_tensor", [False, True])
+def test_replay_of_local_losses(credit: str, per_tensor: bool) -> None:
     losses = fgvar.LocalLosses(credit=credit)
-    for space in (fgvar.WeightSpace(together=together), fgvar.ActivitySpace(together=together)):
+    for space in (fgvar.WeightSpace(per_tensor=per_tensor), fgvar.ActivitySpace(per_tensor=per_tensor)):
         noise = fgvar.Gaussian(directions=2)
         assert_replayed(fgvar.Estimator(space, noise, losses), mixer(blocks=2, channels=12, groups=3, batch=3))
         assert_replayed(fgvar.Estimator(space, noise, fgvar.LocalLosses(stop=False)), mixer(blocks=3))

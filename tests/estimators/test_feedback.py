@@ -84,7 +84,7 @@ def test_feedback_through_the_transposes_is_backpropagation(build) -> None:
         }
         for owner in {path.rpartition(".")[0] for path in whole}
     }
-    for name in ("BP", "L-BP", "LG-BP") if problem.map.ends else ("BP",):
+    for name in ("BP", "L-BP", "LG-BP") if problem.trace.ends else ("BP",):
         exact = fgvar.scheme(name)
         with problem.network.feedback(weights):
             found = exact.target(problem)
@@ -97,7 +97,7 @@ def test_feedback_through_the_transposes_is_backpropagation(build) -> None:
 def test_on_any_network_with_sites(build, name: str) -> None:
     """What nothing follows learns exactly; the loss is the same; another seed gives another gradient."""
     problem = build()
-    if name in ("L-FA", "LG-FA") and not problem.map.ends:
+    if name in ("L-FA", "LG-FA") and not problem.trace.ends:
         with pytest.raises(ValueError, match="no local heads"):
             fgvar.scheme(name).randomness(problem)
         return
@@ -111,7 +111,7 @@ def test_on_any_network_with_sites(build, name: str) -> None:
     assert float((found[first] - target[first]).abs().max()) > 1e-6
     assert not torch.equal(found[first], other[first])
     torch.testing.assert_close(estimate(estimator, problem)[first], found[first], rtol=0, atol=0)
-    assert estimator.biased
+    assert estimator.bias_reason
     ds = fgvar.measure({name: estimator}, problem, draws=2).sel(estimator=name)
     assert float(ds["variance"].sel(layer="total")) < 1e-12, "rounding at most"
     assert bool(ds["cosine"].sel(layer="perturbed").notnull().all())

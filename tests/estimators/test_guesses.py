@@ -37,15 +37,15 @@ def sequential() -> fgvar.Problem:
 # ---- guesses that need no noise ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("per_tensor", [False, True])
 @pytest.mark.parametrize("space", [fgvar.WeightSpace, fgvar.ActivitySpace])
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_perfect_guess_gives_the_gradient_itself(space, together: bool, shared: bool) -> None:
+def test_a_perfect_guess_gives_the_gradient_itself(space, per_tensor: bool, shared: bool) -> None:
     """The end-to-end gradient for the global target, the local one for local losses."""
     problem = mixer()
-    words = {"space": space(together=together), "noise": fgvar.Gaussian(shared=shared), "combine": NORMALISED}
+    words = {"space": space(per_tensor=per_tensor), "noise": fgvar.Gaussian(shared=shared), "combine": NORMALISED}
     for losses, guess in (
-        (fgvar.GlobalLoss(), fgvar.EndToEnd()),
+        (fgvar.GlobalLoss(), fgvar.BackpropGradient()),
         (fgvar.LocalLosses(patch=False, group=False), fgvar.LocalGradient()),
     ):
         estimator = fgvar.Estimator(losses=losses, guess=guess, **words)
@@ -57,7 +57,7 @@ def test_projections_of_weights_are_those_of_every_example_and_tensor() -> None:
     """Fournier et al.: (t·g/|g|²) g for each example and parameter tensor, then the batch mean."""
     problem = mixer()
     estimator = fgvar.Estimator(
-        fgvar.WeightSpace(together=False),
+        fgvar.WeightSpace(per_tensor=True),
         fgvar.Gaussian(shared=False),
         guess=fgvar.LocalGradient(),
         combine=NORMALISED,
@@ -79,7 +79,7 @@ def test_projections_of_weights_are_those_of_every_example_and_tensor() -> None:
 
 def test_projections_of_activities_go_through_the_local_vjp() -> None:
     problem = CASES["mlp_relu"]()
-    guess = fgvar.Estimator(fgvar.ActivitySpace(together=False), combine=NORMALISED)
+    guess = fgvar.Estimator(fgvar.ActivitySpace(per_tensor=True), combine=NORMALISED)
     noise = {k: u[0] for k, u in guess.randomness(problem).sample(1, [0], dtype=torch.float64).items()}
     sites = {name: torch.zeros(4, 6, dtype=torch.float64) for name in ("site0", "site1")}
     credits = torch.func.grad(lambda t: problem.losses(problem.run(problem.params, t)[0]).sum())(sites)
@@ -141,7 +141,7 @@ def test_the_bias_of_shaped_noise_is_enumerated(guess, space, shared: bool) -> N
     estimator = fgvar.Estimator(space, fgvar.Gaussian(shared=shared), guess=guess)
     mean, target = expectation(estimator, problem), estimator.target(problem)
     assert max(float((mean[k] - target[k]).abs().max()) for k in problem.perturbed) > 1e-3
-    assert estimator.biased
+    assert estimator.bias_reason
     if shared or space.per_example:
         close(mean, _by_columns(estimator, problem), 1e-10)
 
@@ -258,13 +258,13 @@ def test_errors() -> None:
     for guess in (fgvar.TransposedWeights(), fgvar.ActivationSpan()):
         with pytest.raises(ValueError, match="no site to perturb"):
             fgvar.Estimator(guess=guess).randomness(plain)
-    many = fgvar.Estimator(noise=fgvar.Gaussian(directions=3), guess=fgvar.EndToEnd())
-    with pytest.raises(ValueError, match=r"EndToEnd\(\) needs no noise, so that 3 directions would be one"):
+    many = fgvar.Estimator(noise=fgvar.Gaussian(directions=3), guess=fgvar.BackpropGradient())
+    with pytest.raises(ValueError, match=r"BackpropGradient\(\) needs no noise, so that 3 directions would be one"):
         many.randomness(sequential())
     for words, reason in (
-        ({"guess": fgvar.EndToEnd()}, "shapes the noise"),
+        ({"guess": fgvar.BackpropGradient()}, "shapes the noise"),
         ({"combine": fgvar.Projection()}, "is not the mean of the directions' estimates"),
-        ({"space": fgvar.WeightSpace(together=False)}, "perturbs one tensor at a time"),
+        ({"space": fgvar.WeightSpace(per_tensor=True)}, "perturbs one tensor at a time"),
     ):
         with pytest.raises(ValueError, match=f"no closed form: .*{reason}"):
             fgvar.theory.variance(replace(fgvar.Estimator(), **words), sequential())

@@ -64,7 +64,7 @@ def test_chunks_join_to_the_whole(seed: int, chunk: int) -> None:
 
 def test_threads_make_the_same_numbers(monkeypatch) -> None:
     """Leaves of a joint law, too, which are joined after they were drawn."""
-    leaves = {**LEAVES, **{k: Leaf((2, 3), fgvar.Orthogonal(2), lead=1) for k in "ab"}}
+    leaves = {**LEAVES, **{k: Leaf((2, 3), fgvar.Orthogonal(2), batch_dims=1) for k in "ab"}}
     alone = Randomness(leaves).sample(3, [0, 5])
     monkeypatch.setattr(noise_module, "THREADED", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
@@ -77,7 +77,7 @@ def test_errors_of_a_law_come_through(monkeypatch, threaded: int) -> None:
     """An IndexError, too, which ends the work of a thread when it is no law's."""
 
     class Broken(Gaussian):
-        def fill(self, *_: object) -> torch.Tensor:
+        def sample(self, *_: object) -> torch.Tensor:
             raise IndexError("of the law")
 
     monkeypatch.setattr(noise_module, "THREADED", threaded)
@@ -421,7 +421,7 @@ def test_a_law_may_ask_its_stream_twice() -> None:
     """Numbers are written into the sample's memory: what is asked for second must not overwrite what came first."""
 
     class Product:
-        def fill(self, stream, shape, dtype, device):
+        def sample(self, stream, shape, dtype, device):
             return stream.normal(shape, dtype, device) * stream.signs(shape, dtype, device)
 
     found = Randomness({"w": Leaf((8,), Product())}).sample(seed=3, draws=[5])["w"][0]

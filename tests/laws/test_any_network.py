@@ -158,8 +158,8 @@ def test_attention_is_one_site_as_a_whole() -> None:
     inner = ["1.self_attn", "1.linear1", "1.linear2", "1.norm1", "1.norm2"]
     assert sites_of(wrapped) == ["0.site", *(f"{name}.site" for name in inner), "3.site"]
     problem = problem_of(wrapped, encoder)
-    assert set(problem.map.sites) == set(sites_of(wrapped))  # all of them are called
-    assert problem.map.sites["1.self_attn.site"] == (2, 2, 4)
+    assert set(problem.trace.sites) == set(sites_of(wrapped))  # all of them are called
+    assert problem.trace.sites["1.self_attn.site"] == (2, 2, 4)
     assert sites_of(fgvar.with_sites(fixed(encoder()), types=(nn.Linear,))) == [
         "0.site", "1.linear1.site", "1.linear2.site", "3.site",
     ]  # fmt: skip

@@ -14,7 +14,7 @@ import fgvar
 from fgvar.testing import from_function
 from fgvar.training import checkpointer
 from fgvar.training.gradients import gradient_of
-from fgvar.training.loop import Going
+from fgvar.training.loop import TrainingLoop
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 SCHEDULE = fgvar.Schedule(epochs=2, batch=32, lr=0.05)
@@ -147,9 +147,9 @@ def test_training_by_autocast_keeps_parameters_whole(name: str, device: str) -> 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_training_step_never_waits_for_the_device(name: str, monkeypatch) -> None:
     """Eagerly; the CPU has no such mode, and the meta device (tests/laws/test_meta.py) stands for it there."""
-    update = Going.update
+    update = TrainingLoop.update
 
-    def watched(self: Going, *arguments: object) -> None:
+    def watched(self: TrainingLoop, *arguments: object) -> None:
         if self.step == 0:  # libraries are loaded
             return update(self, *arguments)
         torch.cuda.set_sync_debug_mode("error")
@@ -158,7 +158,7 @@ def test_a_training_step_never_waits_for_the_device(name: str, monkeypatch) -> N
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(Going, "update", watched)
+    monkeypatch.setattr(TrainingLoop, "update", watched)
     fgvar.train(network("cpu"), fgvar.scheme(name), splits(), replace(SCHEDULE, epochs=1), device="cuda")
 
 

@@ -74,7 +74,7 @@ def test_the_ends_of_blocks_may_be_any_iterable() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"noise": "Gaussian"}, "noise is 'Gaussian' without fill, directions, expected one like Gaussian"),
+        ({"noise": "Gaussian"}, "noise is 'Gaussian' without sample, directions, expected one like Gaussian"),
         ({"noise": fgvar.Gaussian}, r"noise is the class Gaussian, expected an instance: Gaussian\(…\)"),
         ({"space": fgvar.Gaussian()}, "space is Gaussian.* expected one like WeightSpace"),
         ({"oracle": fgvar.GlobalLoss()}, "oracle is GlobalLoss.* without bias_order"),
@@ -103,14 +103,16 @@ def test_projections_on_parallel_sign_vectors_are_biased_and_say_so() -> None:
     signs = replace(normal, noise=fgvar.Rademacher(directions=2))
     mean = expectation(signs, problem, method="signs")["weight"]
     torch.testing.assert_close(mean, 0.75 * problem.backprop()["weight"], rtol=0, atol=1e-12)
-    assert (normal.biased, replace(signs, noise=fgvar.Rademacher()).biased) == ("", "")
-    assert "span less" in signs.biased
+    assert (normal.bias_reason, replace(signs, noise=fgvar.Rademacher()).bias_reason) == ("", "")
+    assert "span less" in signs.bias_reason
 
 
 def test_a_sham_does_not_shuffle_a_direction_with_its_opposite() -> None:
     """−c for −u would be the estimate with the other sign."""
     problem = CASES["linear"]()
-    estimator = fgvar.Estimator(noise=fgvar.Gaussian(antithetic=True), combine=fgvar.Sham(across="directions"))
+    estimator = fgvar.Estimator(
+        noise=fgvar.Gaussian(antithetic=True), combine=fgvar.ShuffledCredit(across="directions")
+    )
     noise = {k: u[0] for k, u in estimator.randomness(problem).sample(0, [0], dtype=torch.float64).items()}
     with pytest.raises(ValueError, match="one of them to shuffle"):
         estimator.estimate(problem, noise)

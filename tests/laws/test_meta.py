@@ -7,7 +7,7 @@ import fgvar
 from fgvar.measurement.draws import estimates
 from fgvar.measurement.moments import References, init, update
 from fgvar.training.objectives import Supervised
-from fgvar.training.train import Going, gradient_of
+from fgvar.training.train import TrainingLoop, gradient_of
 
 NAMES = ("BP", "L-BP", "LG-BP", "FG-W", "FG-A", "LG-FG-W", "LG-FG-A")
 
@@ -49,7 +49,7 @@ def test_every_noise(problem: fgvar.Problem, space, noise) -> None:
 def test_one_training_step(problem: fgvar.Problem, name: str) -> None:
     estimator, schedule = fgvar.scheme(name), fgvar.Schedule()
     gradient = gradient_of(problem, estimator, autocast=False, compile=False)
-    going = Going(
+    going = TrainingLoop(
         problem,
         estimator,
         schedule,

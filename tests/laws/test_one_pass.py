@@ -69,7 +69,7 @@ def test_coupled_examples(space, monkeypatch) -> None:
     [
         {"noise": fgvar.Gaussian(directions=2)},
         {"noise": fgvar.Gaussian(antithetic=True)},
-        {"space": fgvar.WeightSpace(together=False)},
+        {"space": fgvar.WeightSpace(per_tensor=True)},
         {"oracle": fgvar.CentralDifference()},
         {"oracle": fgvar.Replay()},
         {"guess": fgvar.LocalGradient()},

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import fgvar
 from fgvar.errors import NonFiniteError
-from fgvar.measurement.data_variance import Spreads
+from fgvar.measurement.data_variance import DataVariance
 from fgvar.testing import covariance, expectation
 
 W = torch.tensor([0.25, 3.0, 1.0, 0.5], dtype=torch.float64)
@@ -165,9 +165,9 @@ def test_data_variance_is_that_of_a_loop(chunk: int) -> None:
     """tr Cov(w_n ∇ℓ_n)/N; with weights unsliced it is another number."""
     weighted, each = linear(), torch.stack(by_hand())
     expected = float(each.var(0).sum() / 4)
-    _, backprop = Spreads(weighted, chunk).of(fgvar.scheme("FG-W")).value
+    _, backprop = DataVariance(weighted, chunk).of(fgvar.scheme("FG-W")).value
     np.testing.assert_allclose(backprop[-1], expected, rtol=1e-12)
-    assert abs(expected / float(Spreads(plain(), chunk).of(fgvar.scheme("FG-W")).value[1, -1]) - 1) > 0.1
+    assert abs(expected / float(DataVariance(plain(), chunk).of(fgvar.scheme("FG-W")).value[1, -1]) - 1) > 0.1
 
 
 def test_data_variance_by_hand() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fgvar
-from fgvar.measurement.data_variance import Spreads
+from fgvar.measurement.data_variance import DataVariance
 from fgvar.testing import check_estimator, covariance, expectation, from_function, unbiased
 
 X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 1, 0])
@@ -112,7 +112,7 @@ def test_networks_that_vmap_cannot_are_measured_by_plain_calls_with_one_warning(
         )
     plain = fgvar.Problem(nn.Sequential(nn.Linear(3, 2)), "cross_entropy", (X, Y)).at(problem.params)
     torch.testing.assert_close(
-        torch.tensor(Spreads(plain, 4).of(fgvar.scheme("FG-W")).value),
+        torch.tensor(DataVariance(plain, 4).of(fgvar.scheme("FG-W")).value),
         torch.tensor(found["data_variance"].values[0]),
     )
 

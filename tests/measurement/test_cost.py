@@ -51,8 +51,8 @@ def estimated(name: str, problem: fgvar.Problem) -> Callable[[], object]:
 
 def total(problem: fgvar.Problem, params: dict[str, Tensor], taps: dict[str, Tensor], cut: tuple[str, ...]) -> Tensor:
     """The losses of all heads and of the read-out, and the values at the cuts, behind which gradients stop."""
-    outputs, values = problem.run(params, taps, cut=(*cut, *problem.map.ends))
-    local = [problem.local_losses(params, end, values[end]).mean() for end in problem.map.ends]
+    outputs, values = problem.run(params, taps, cut=(*cut, *problem.trace.ends))
+    local = [problem.local_losses(params, end, values[end]).mean() for end in problem.trace.ends]
     return problem.losses(outputs).mean() + torch.stack([*local, *(values[site].sum() for site in cut)]).sum()
 
 
@@ -61,14 +61,14 @@ def by_hand(name: str, problem: fgvar.Problem) -> None:
 
     The two share the unperturbed pass.
     """
-    sites = tuple(problem.map.sites)
+    sites = tuple(problem.trace.sites)
     with forward_ad.dual_level(), torch.no_grad():
         if name.endswith("W"):
             moved = {k: forward_ad.make_dual(p, torch.ones_like(p)) for k, p in problem.params.items()}
             perturbed = {k: v if k in problem.perturbed else problem.params[k] for k, v in moved.items()}
             total(problem, perturbed, {}, ())
         else:
-            zeros = {site: torch.zeros(shape, dtype=problem.dtype) for site, shape in problem.map.sites.items()}
+            zeros = {site: torch.zeros(shape, dtype=problem.dtype) for site, shape in problem.trace.sites.items()}
             taps = {site: forward_ad.make_dual(z, torch.ones_like(z)) for site, z in zeros.items()}
             total(problem, problem.params, taps, ())
     heads = name.endswith("W")

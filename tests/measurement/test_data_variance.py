@@ -7,7 +7,7 @@ from cases import mixer
 
 import fgvar
 from fgvar.measurement import data_variance
-from fgvar.measurement.data_variance import Spreads
+from fgvar.measurement.data_variance import DataVariance
 
 
 def by_hand(gradient, problem: fgvar.Problem) -> dict[str, float]:
@@ -22,7 +22,7 @@ def by_hand(gradient, problem: fgvar.Problem) -> dict[str, float]:
 def test_it_is_that_of_examples_one_by_one(chunk: int, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_variance, "PIECE", piece)
     problem, estimator = mixer(batch=5), fgvar.scheme("LG-FG-A")
-    its = Spreads(problem, chunk).of(estimator)
+    its = DataVariance(problem, chunk).of(estimator)
     target, backprop = its.value
     for found, gradient in ((target, estimator.target), (backprop, lambda one: one.backprop())):
         expected = by_hand(gradient, problem)
@@ -37,14 +37,14 @@ def test_it_is_that_of_examples_one_by_one(chunk: int, piece: int, monkeypatch: 
 def test_estimators_of_the_same_losses_share_their_target_s(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four schemes, two targets and backprop: three gradients; an estimator of another type has one of its own."""
     computed = []
-    once = Spreads._spread
-    monkeypatch.setattr(Spreads, "_spread", lambda self, *one: computed.append(one) or once(self, *one))
-    problem, spreads = mixer(batch=3), Spreads(mixer(batch=3), 16)
+    once = DataVariance._spread
+    monkeypatch.setattr(DataVariance, "_spread", lambda self, *one: computed.append(one) or once(self, *one))
+    problem, spreads = mixer(batch=3), DataVariance(mixer(batch=3), 16)
     schemes = {name: fgvar.scheme(name) for name in ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A")}
     found = {name: spreads.of(scheme).value for name, scheme in schemes.items()}
     assert len(computed) == 3
     for name, scheme in schemes.items():
-        np.testing.assert_array_equal(found[name], Spreads(problem, 16).of(scheme).value)
+        np.testing.assert_array_equal(found[name], DataVariance(problem, 16).of(scheme).value)
     computed.clear()
     spreads.of(fgvar.scheme("frozen"))
     spreads.of(fgvar.scheme("frozen"))

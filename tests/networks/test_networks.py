@@ -237,14 +237,14 @@ def test_forward_is_the_papers(blocks: int, patches: int, groups: int) -> None:
     model = mixer(blocks=blocks, patches=patches, groups=groups, seed=blocks)
     images = inputs_of(model)
     problem = fgvar.Problem(model, lambda outputs, _: outputs.sum(1), (images, torch.zeros(3)))
-    outputs, values = problem.run(problem.params, watch=tuple(problem.map.ends))
+    outputs, values = problem.run(problem.params, watch=tuple(problem.trace.ends))
     with torch.no_grad():
         torch.testing.assert_close(outputs, model(images), rtol=0, atol=1e-12)
         for n, image in enumerate(images):
             logits, heads = naive_forward(model, image)
             torch.testing.assert_close(outputs[n], logits, rtol=0, atol=1e-12)
-            for end, expected in zip(problem.map.ends, heads, strict=True):
-                ours = model.get_submodule(problem.map.ends[end])(values[end])[n]
+            for end, expected in zip(problem.trace.ends, heads, strict=True):
+                ours = model.get_submodule(problem.trace.ends[end])(values[end])[n]
                 torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
 
 

@@ -125,14 +125,14 @@ def test_activations(reference: Reference) -> None:
         for index, kind in enumerate(kinds):
             names[f"state_block_{block}.prenorm_{index}"] = f"block{block}.{kind}"
             names[f"state_block_{block}.post_{index}"] = f"block{block}.{kind}_relu"
-    watched = [*names.values(), "readout.linear", *(f"{end}" for end in problem.map.ends)]
+    watched = [*names.values(), "readout.linear", *(f"{end}" for end in problem.trace.ends)]
     outputs, values = problem.run(problem.params, watch=watched)
     for key, name in names.items():
         value, expected = values[name], reference[key]
         # Ours returns tokens first after the token layer's ReLU.
         value = value.transpose(1, 2) if name.endswith("token_relu") else value
         torch.testing.assert_close(value.reshape(expected.shape), expected, rtol=0, atol=TOLERANCE)
-    for block, end in enumerate(problem.map.ends):
+    for block, end in enumerate(problem.trace.ends):
         features = values[end]
         normed = torch.nn.functional.layer_norm(features, features.shape[-1:], eps=1e-5)
         expected = reference[f"state_block_{block}.pre_pred"]
@@ -145,8 +145,8 @@ def test_activations(reference: Reference) -> None:
 def test_loss_copies(reference: Reference) -> None:
     """Every (patch, group) copy has the value of the ordinary loss; stored divided by the batch size."""
     problem = reference.problem
-    _, values = problem.run(problem.params, watch=tuple(problem.map.ends))
-    for block, end in enumerate(problem.map.ends):
+    _, values = problem.run(problem.params, watch=tuple(problem.trace.ends))
+    for block, end in enumerate(problem.trace.ends):
         copies = reference[f"local_loss_{block}"]
         ours = problem.local_losses(problem.params, end, values[end]) / reference.batch
         torch.testing.assert_close(ours[:, None, None].expand(copies.shape), copies, rtol=0, atol=TOLERANCE)
@@ -156,10 +156,10 @@ def test_loss_copies(reference: Reference) -> None:
 def test_directional_derivatives_of_the_copies(reference: Reference, kind: str) -> None:
     estimator = scheme("LG-FG-A" if kind == "act" else "LG-FG-W")
     noise = reference.noise("A" if kind == "act" else "W")
-    here = estimator.space.linearise(reference.problem, estimator.losses)
-    values, tangents = fgvar.Jvp()(here.observe, here.point, here.direction(noise))
+    linearised = estimator.space.linearise(reference.problem, estimator.losses)
+    values, tangents = fgvar.Jvp()(linearised.forward_terms, linearised.point, linearised.direction(noise))
     terms = estimator.losses.terms(reference.problem, values, tangents)
-    for block, end in enumerate(reference.problem.map.ends):
+    for block, end in enumerate(reference.problem.trace.ends):
         expected = reference[f"jvp_{kind}_{block}"]
         torch.testing.assert_close(terms[end] / reference.batch, expected, rtol=0, atol=TOLERANCE)
 

@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, jvp, vmap
 import fgvar
 from fgvar.measurement.cost import Flops
 from fgvar.networks.local_mixer import GroupedLinear
-from fgvar.nn.forward_mode import MAPPED, map_linearly
+from fgvar.nn.forward_mode import LINEAR_JVP, use_linear_jvp
 from fgvar.nn.instrumented import Network
 
 
@@ -26,7 +26,7 @@ def drawn(layer: nn.Module) -> nn.Module:
 
 def ours(layer: nn.Module) -> nn.Module:
     found = copy.deepcopy(layer)
-    map_linearly(found)
+    use_linear_jvp(found)
     return found
 
 
@@ -98,7 +98,7 @@ def test_a_tangent_costs_one_product(name: str, vmapped: bool) -> None:
     with Flops() as forward:
         own(X)
     assert products(own) == 2 * forward.count
-    assert products(plain) == 3 * forward.count, "torch multiplies by no zeros any more: mapped is not needed"
+    assert products(plain) == 3 * forward.count, "torch multiplies by no zeros any more: linear_jvp is not needed"
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
@@ -107,7 +107,7 @@ def test_convolutions_of_all_dimensions(dimensions: int) -> None:
     x, u = torch.randn(2, 3, 4, *[4] * dimensions, dtype=torch.float64)
     found, expected = jvp(ours(plain), (x,), (u,)), jvp(plain, (x,), (u,))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    assert type(ours(plain)) is MAPPED[type(plain)]
+    assert type(ours(plain)) is LINEAR_JVP[type(plain)]
 
 
 def test_layers_of_other_types_stay() -> None:
@@ -116,8 +116,8 @@ def test_layers_of_other_types_stay() -> None:
 
     network = nn.Sequential(nn.Linear(2, 2), Mine(2, 2), nn.Conv2d(1, 1, 1))
     kept = pickle.loads(pickle.dumps(ours(network[0])))
-    assert type(kept) is MAPPED[nn.Linear]
-    assert [type(each) for each in Network(network).skeleton] == [MAPPED[nn.Linear], Mine, MAPPED[nn.Conv2d]]
+    assert type(kept) is LINEAR_JVP[nn.Linear]
+    assert [type(each) for each in Network(network).skeleton] == [LINEAR_JVP[nn.Linear], Mine, LINEAR_JVP[nn.Conv2d]]
     assert [type(each) for each in network] == [nn.Linear, Mine, nn.Conv2d], "the user's own is left alone"
 
 

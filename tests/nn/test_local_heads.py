@@ -77,7 +77,7 @@ def test_it_can_be_copied_and_pickled(sites_first: bool) -> None:
     ours, x = blocks(encoder, sites_first=sites_first), inputs_of(encoder)
     for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         assert torch.equal(twin(x), ours(x))
-        assert list(problem_of(twin, encoder).map.ends) == ["0.local.head.end", "1.local.head.end"]
+        assert list(problem_of(twin, encoder).trace.ends) == ["0.local.head.end", "1.local.head.end"]
 
 
 def test_heads_get_no_sites_and_names_that_do_not_clash() -> None:
@@ -89,7 +89,7 @@ def test_heads_get_no_sites_and_names_that_do_not_clash() -> None:
     for both in (fgvar.with_sites(heads(after=("0", "2"))), heads(fgvar.with_sites(mlp()), after=("0", "2"))):
         sites = {name for name, m in both.named_modules() if isinstance(m, fgvar.Site)}
         assert sites == {"0.site", "2.site", "4.site", "0.local.head.end", "2.local.head.end"}
-        assert set(fgvar.Problem(both, "cross_entropy", (randn(2, 3).float(), labels(2, 3))).map.sites) == {
+        assert set(fgvar.Problem(both, "cross_entropy", (randn(2, 3).float(), labels(2, 3))).trace.sites) == {
             "0.site", "2.site", "4.site",
         }  # fmt: skip
     with pytest.raises(ValueError, match="has sites already"):
@@ -132,7 +132,7 @@ def test_layouts(build, after: str, shape: tuple[int, ...]) -> None:
 def test_heads_stand_in_the_order_of_the_forward_pass() -> None:
     ours = heads(after=("3", "1")).double()
     problem = fgvar.Problem(ours, "cross_entropy", (randn(2, 3), labels(2, 3)))
-    assert list(problem.map.ends) == ["1.local.head.end", "3.local.head.end"]
+    assert list(problem.trace.ends) == ["1.local.head.end", "3.local.head.end"]
 
 
 def test_channels_are_those_that_the_block_declares() -> None:

@@ -156,7 +156,7 @@ def test_a_site_stands_after_its_whole_module() -> None:
     assert torch.equal(values["site"], outputs)
     assert torch.equal(problem.params["scale"] * values["body.2.site"], outputs)
     assert torch.equal(values["body.2"], values["body.2.site"])  # a module's output includes its site
-    assert problem.map.sites == {"body.0.site": (3, 5), "body.2.site": (3, 3), "site": (3, 3)}
+    assert problem.trace.sites == {"body.0.site": (3, 5), "body.2.site": (3, 3), "site": (3, 3)}
 
 
 def test_wrapped_networks_can_be_copied_and_pickled() -> None:
@@ -248,7 +248,7 @@ def three_blocks() -> fgvar.Problem:
 
 
 def test_map_lists_sites_and_ends_in_the_order_of_their_calls(three_blocks: fgvar.Problem) -> None:
-    found = three_blocks.map
+    found = three_blocks.trace
     kinds = [("channel", "grouped")] + 2 * [("token", "channel", "grouped")]
     assert list(found.sites) == [f"block{b}.{kind}_site" for b in range(3) for kind in kinds[b]]
     assert found.sites["block1.token_site"] == found.sites["block1.channel_site"] == (2, 4, 6)
@@ -285,14 +285,14 @@ def test_map_lists_sites_and_ends_in_the_order_of_their_calls(three_blocks: fgva
     ],
 )
 def test_ends_that_a_module_reaches(three_blocks, name: str, cuts: tuple, ends: tuple, own: str | None) -> None:
-    assert three_blocks.map.reached(name, cuts) == (ends, own)
+    assert three_blocks.trace.ends_after(name, cuts) == (ends, own)
 
 
 @pytest.mark.parametrize("cuts", [(), ENDS, ENDS[-1:], ENDS[:1]])
 def test_reached_ends_are_those_that_move(three_blocks: fgvar.Problem, cuts: tuple[str, ...]) -> None:
     """Against a derivative along each site's tap and each module's weight, exactly zero or not."""
     problem = three_blocks
-    taps = {f"{site}.tap": torch.zeros(shape, dtype=torch.float64) for site, shape in problem.map.sites.items()}
+    taps = {f"{site}.tap": torch.zeros(shape, dtype=torch.float64) for site, shape in problem.trace.sites.items()}
     for key, value in {**taps, **{k: p for k, p in problem.params.items() if ".head." not in k}}.items():
         if key.endswith("token.bias"):
             continue  # dead: the layer norm after it cancels what it moves
@@ -304,17 +304,17 @@ def test_reached_ends_are_those_that_move(three_blocks: fgvar.Problem, cuts: tup
 
         tangents = jvp(observe, (value,), (randn(*value.shape, seed=3),))[1]
         moving = tuple(end for end, tangent in tangents.items() if tangent.any())
-        assert problem.map.reached(key.rpartition(".")[0], cuts)[0] == moving, key
+        assert problem.trace.ends_after(key.rpartition(".")[0], cuts)[0] == moving, key
 
 
 def test_a_module_called_twice_has_no_end_of_its_own() -> None:
     problem = problem_of(plain(Across))
     ends = ("head0.end", "head1.end")
-    assert list(problem.map.ends) == list(ends)
-    assert len(problem.map.visits["map"]) == 2
-    assert problem.map.reached("map", ends) == (ends, None)
-    assert problem.map.reached("map", ()) == ((*ends, OUTPUT), None)
-    assert problem.map.reached("last", ends) == ((OUTPUT,), OUTPUT)
+    assert list(problem.trace.ends) == list(ends)
+    assert len(problem.trace.visits["map"]) == 2
+    assert problem.trace.ends_after("map", ends) == (ends, None)
+    assert problem.trace.ends_after("map", ()) == ((*ends, OUTPUT), None)
+    assert problem.trace.ends_after("last", ends) == ((OUTPUT,), OUTPUT)
 
 
 # ---- tied weights, repeated modules, raw parameters --------------------------------------------------------
@@ -383,7 +383,7 @@ def test_a_site_without_a_batch_axis_is_refused_where_sizes_coincide_too() -> No
             return self.last(torch.tanh(x @ weight.T))
 
     problem = problem_of(fgvar.with_sites(plain(Made)), batch=3)
-    assert problem.map.sites["maker.site"] == (3, 4)
+    assert problem.trace.sites["maker.site"] == (3, 4)
     with pytest.raises(ValueError, match=r"maker\.site.*batch axis"):
         fgvar.scheme("FG-A").randomness(problem)
 

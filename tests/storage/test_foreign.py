@@ -14,8 +14,8 @@ import fgvar
 from fgvar.cli import main
 from fgvar.measurement.dataset import ranged
 from fgvar.measurement.dataset_checks import lacking
-from fgvar.measurement.report import made_by, rows, words
-from fgvar.measurement.text_tables import aligned, records, tabbed, visible
+from fgvar.measurement.report import provenance_line, rows, to_text
+from fgvar.measurement.text_tables import format_table, to_json, to_tsv, visible
 from figures import layers, style
 
 NAMES = {"estimator": ["BP", "FG-W"], "reference": ["target", "backprop"], "layer": ["perturbed", "weight"]}
@@ -65,7 +65,7 @@ def test_what_is_no_measurement_is_no_summary_but_an_overview(name: str) -> None
     dataset = change(measurement())
     with pytest.raises(ValueError, match=f"the dataset is no measurement, as it .*{what}"):
         fgvar.summary(dataset)
-    assert "variable" in words(dataset)
+    assert "variable" in to_text(dataset)
     assert {row["variable"] for row in rows(dataset)} == {*dataset.data_vars}
 
 
@@ -77,19 +77,19 @@ def test_other_wrong_input_of_a_summary() -> None:
         ValueError, match=r"of several measurements, over 'seed'; choose one, as dataset\.isel\(seed=0"
     ):
         fgvar.summary(several)
-    assert fgvar.summary(several.isel(seed=0)) in words(several)
+    assert fgvar.summary(several.isel(seed=0)) in to_text(several)
     one = measurement()
     one["bias_p"] = one["bias_p"].expand_dims(seed=[0, 1])
     with pytest.raises(ValueError, match="of several measurements, over 'seed'"):
         fgvar.summary(one)
-    assert words(one).count("layer 'perturbed'") == 2
+    assert to_text(one).count("layer 'perturbed'") == 2
     with pytest.raises(ValueError, match="unknown layer 'wieght'; did you mean 'weight'"):
         fgvar.summary(measurement(), layer="wieght")
 
 
 def test_a_flag_of_another_type_does_no_harm() -> None:
     assert fgvar.summary(measurement()).count("0.50 ± 0.98") == 6
-    assert words(measurement()) == fgvar.summary(measurement())
+    assert to_text(measurement()) == fgvar.summary(measurement())
 
 
 ODD = {
@@ -117,11 +117,11 @@ ODD = {
 def test_any_dataset_is_told_in_every_form(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert words(ODD[name])
+        assert to_text(ODD[name])
         found = rows(ODD[name])
-    tabbed(found)
-    json.loads(records(found))
-    made_by(ODD[name])
+    to_tsv(found)
+    json.loads(to_json(found))
+    provenance_line(ODD[name])
 
 
 # ---- columns -----------------------------------------------------------------------------------------------------
@@ -196,8 +196,8 @@ def test_control_characters_are_shown_and_not_sent(tmp_path, capsys) -> None:
 
 def test_forms_show_control_characters() -> None:
     row = [{f"a{EVIL}": EVIL, "b": 1.0}]
-    assert printable(aligned(row) + tabbed(row) + records(row))
-    assert json.loads(records(row)) == row
+    assert printable(format_table(row) + to_tsv(row) + to_json(row))
+    assert json.loads(to_json(row)) == row
 
 
 # ---- figures -----------------------------------------------------------------------------------------------------

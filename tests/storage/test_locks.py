@@ -151,7 +151,7 @@ def test_a_second_run_on_a_checkpoint_is_refused(tmp_path, monkeypatch) -> None:
     assert lock == locks.beside(link)
     with another(f"alone(Path({str(lock)!r}))") as one:
         with monkeypatch.context() as patch:
-            patch.setattr(train.Going, "update", lambda *_: pytest.fail("it must not train"))
+            patch.setattr(train.TrainingLoop, "update", lambda *_: pytest.fail("it must not train"))
             for where in (path, link):
                 with pytest.raises(
                     BlockingIOError,
@@ -166,7 +166,7 @@ def test_a_second_run_on_a_checkpoint_is_refused(tmp_path, monkeypatch) -> None:
 
 
 def test_a_place_without_a_checkpoint_is_refused_before_training(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(train.Going, "update", lambda *_: pytest.fail("it must not train"))
+    monkeypatch.setattr(train.TrainingLoop, "update", lambda *_: pytest.fail("it must not train"))
     os.mkfifo(tmp_path / "pipe")
     for path, what in (
         (tmp_path, "is a folder, expected"),
@@ -181,10 +181,12 @@ def test_a_full_disk_is_one_warning_and_the_run_is_returned(tmp_path, monkeypatc
     """Checkpoints of steps 5 to 8 fail, or all from the start; those after it are tried again."""
     path, calls = tmp_path / "run.checkpoint", []
     whole = fgvar.train(**arguments())
-    going: list[train.Going] = []
-    update = train.Going.update
-    monkeypatch.setattr(train.Going, "update", lambda self, batch: (going.append(self), update(self, batch))[1])
-    monkeypatch.setattr(train.Kept, "store_now_and_then", train.Kept.store)
+    going: list[train.TrainingLoop] = []
+    update = train.TrainingLoop.update
+    monkeypatch.setattr(
+        train.TrainingLoop, "update", lambda self, batch: (going.append(self), update(self, batch))[1]
+    )
+    monkeypatch.setattr(train.Checkpointer, "maybe_save", train.Checkpointer.store)
     fsync = os.fsync
 
     def full(number: int) -> None:

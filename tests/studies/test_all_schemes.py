@@ -42,7 +42,7 @@ def test_smoke(tmp_path, capsys, monkeypatch) -> None:
 
 
 def test_the_stored_dataset_has_all_schemes(stored: xr.Dataset) -> None:
-    names = {scheme.name: scheme.biased for scheme in fgvar.schemes()}
+    names = {scheme.name: scheme.bias_reason for scheme in fgvar.schemes()}
     assert list(stored["estimator"].values) == list(names)
     assert {name: stored["biased"].sel(estimator=name).item() for name in names} == names
     assert np.isfinite(stored[["cosine", "cosine_se"]].sel(layer="perturbed").to_array()).all()
@@ -100,7 +100,7 @@ def test_what_is_drawn(stored: xr.Dataset, venue: style.Venue, columns: style.Co
     cosines = [points[name].get_xdata()[0] for name in names]
     assert cosines == sorted(cosines, reverse=True)
     for scheme in fgvar.schemes():
-        assert (points[scheme.name].get_markerfacecolor() == "white") == bool(scheme.biased), scheme.name
+        assert (points[scheme.name].get_markerfacecolor() == "white") == bool(scheme.bias_reason), scheme.name
 
 
 def test_captions_say_how_numbers_came(stored: xr.Dataset) -> None:

@@ -99,7 +99,7 @@ class Halved:
 
     kurtosis: float = 3.0
 
-    def fill(self, stream: Any, shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def sample(self, stream: Any, shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
         found: Tensor = stream.normal(shape, torch.float32, device).bfloat16().to(dtype)
         return found
 

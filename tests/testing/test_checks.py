@@ -184,7 +184,7 @@ class Law:
     def __init__(self, seed: Any = None, draw: Any = None) -> None:
         self.seed, self.draw = seed, draw
 
-    def fill(self, stream: Any, shape: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    def sample(self, stream: Any, shape: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         seed = stream.seed if self.seed is None else self.seed
         draw = stream.draw if self.draw is None else self.draw(stream.draw)
         return replace(stream, seed=seed, draw=draw).normal(shape, dtype, device)

@@ -6,7 +6,7 @@ import pytest
 
 import fgvar
 from fgvar.testing import CHECKS, check_estimator, default_problems
-from fgvar.testing.mutants import MUTANTS, TWINS, Mutant, Twin
+from fgvar.testing.mutants import LOOKALIKES, MUTANTS, Lookalike, Mutant
 
 PROBLEMS = default_problems()
 INSIDE = re.compile(r"Traceback|File \"|raised \w+(Error|Exception)")
@@ -19,8 +19,8 @@ def test_every_mutant_is_caught_by_the_check_that_is_meant_for_it(mutant: Mutant
     assert not INSIDE.search(str(caught.value)), caught.value
 
 
-@pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
-def test_every_twin_passes(twin: Twin) -> None:
+@pytest.mark.parametrize("twin", LOOKALIKES.values(), ids=LOOKALIKES)
+def test_every_twin_passes(twin: Lookalike) -> None:
     report = check_estimator(twin.estimator, twin.problem())
     assert report.passed, report
     assert {"structure", "unbiased", "scale"} <= {row.check for row in report.rows if row.outcome == "passed"}
@@ -30,9 +30,9 @@ def test_every_check_catches_a_mutant() -> None:
     assert {mutant.caught_by for mutant in MUTANTS.values()} == set(CHECKS)
 
 
-@pytest.mark.parametrize("registry", [MUTANTS, TWINS], ids=["mutants", "twins"])
+@pytest.mark.parametrize("registry", [MUTANTS, LOOKALIKES], ids=["mutants", "twins"])
 def test_every_entry_says_in_a_sentence_what_it_is(registry) -> None:
     for entry in registry.values():
-        said = entry.defect if isinstance(entry, Mutant) else entry.looks
+        said = entry.defect if isinstance(entry, Mutant) else entry.suspicion
         assert said.endswith(".")
         assert isinstance(entry.estimator, fgvar.GradientEstimator)

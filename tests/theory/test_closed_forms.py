@@ -296,7 +296,7 @@ def test_layers_of_networks_that_with_sites_made_are_recognised() -> None:
     """What a module returns is watched ahead of the site that stands in its own output."""
     net = nn.Sequential(nn.Conv1d(2, 4, 2), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(12, 3)).double()
     problem = fgvar.Problem(fgvar.with_sites(net), "cross_entropy", (randn(2, 2, 4), labels(2, 3)))
-    sites = tuple(problem.map.sites)
+    sites = tuple(problem.trace.sites)
     found = implementation.recognise(problem, sites, site_jacobians.links(problem, sites))
     assert {name: layer.site for name, layer in found.items()} == {k: f"{k}.site" for k in ("0", "1", "3")}
     assert_exact(fgvar.Estimator(fgvar.ActivitySpace()), problem)
@@ -305,7 +305,7 @@ def test_layers_of_networks_that_with_sites_made_are_recognised() -> None:
 def test_a_layer_that_reaches_its_site_otherwise_is_not_recognised() -> None:
     softmax = Stack(nn.Linear(4, 6), lambda y: torch.softmax(y, -1))
     problem = fgvar.Problem(softmax, "cross_entropy", (randn(2, 4), labels(2, 3)))
-    sites = tuple(problem.map.sites)
+    sites = tuple(problem.trace.sites)
     assert not implementation.recognise(problem, sites, site_jacobians.links(problem, sites))
     assert_exact(fgvar.Estimator(fgvar.ActivitySpace()), problem)
 
@@ -342,13 +342,13 @@ def test_no_number_depends_on_how_many_examples_are_worked_on_at_once(budget: in
 def test_backward_passes_grow_with_groups_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not with width, batch, patches, or the number of draws that they replace."""
     counted: list[int] = []
-    pull = credit_vectors.Transpose.pull
+    pull = credit_vectors.CreditVjp.pull
 
-    def counting(self: credit_vectors.Transpose, seeds: dict[str, Tensor]) -> dict[str, Tensor]:
+    def counting(self: credit_vectors.CreditVjp, seeds: dict[str, Tensor]) -> dict[str, Tensor]:
         counted.append(len(seeds))
         return pull(self, seeds)
 
-    monkeypatch.setattr(credit_vectors.Transpose, "pull", counting)
+    monkeypatch.setattr(credit_vectors.CreditVjp, "pull", counting)
 
     def passes(name: str, **sizes: int) -> int:
         counted.clear()

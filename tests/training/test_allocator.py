@@ -20,7 +20,7 @@ def faults():
 
 faults()
 without = faults()
-with allocator.kept():
+with allocator.keep_freed_memory():
     faults()
     print(without, faults())
 """
@@ -37,10 +37,10 @@ def test_freed_memory_is_taken_again_without_page_faults() -> None:
 def test_elsewhere_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(allocator, "_glibc", lambda: asked.append("library"))
-    with allocator.kept():
+    with allocator.keep_freed_memory():
         assert asked == ["library"]
 
 
 def test_an_error_passes() -> None:
-    with pytest.raises(KeyError), allocator.kept():
+    with pytest.raises(KeyError), allocator.keep_freed_memory():
         raise KeyError

@@ -70,14 +70,14 @@ def after(owner: object, method: str, when, act) -> None:
 
 def instead(name: str, at_step: int, act) -> None:
     """Let ``act(original, *arguments)`` stand for a call of ``os.<name>`` by the checkpoint of that step or later."""
-    now, original, store = [0], getattr(os, name), train.Kept.store
+    now, original, store = [0], getattr(os, name), train.Checkpointer.store
 
     def following(self):
         now[0] = self.going.step
         store(self)
         now[0] = 0
 
-    train.Kept.store = following
+    train.Checkpointer.store = following
     setattr(os, name, lambda *a: act(original, *a) if now[0] >= at_step else original(*a))
 
 
@@ -93,15 +93,15 @@ def replaced(original, *paths) -> None:
 
 # Sixteen steps in four epochs, probed after 1, 6 and 16: where each run ends that goes on from the one before.
 ENDS = {
-    "first update": lambda: after(train.Going, "update", lambda going: going.step == 1, kill),
-    "within an epoch": lambda: after(train.Going, "update", lambda going: going.step == 3, kill),
-    "after a probe": lambda: after(train.Going, "look", lambda going: going.step == 6, kill),
+    "first update": lambda: after(train.TrainingLoop, "update", lambda going: going.step == 1, kill),
+    "within an epoch": lambda: after(train.TrainingLoop, "update", lambda going: going.step == 3, kill),
+    "after a probe": lambda: after(train.TrainingLoop, "probe_if_due", lambda going: going.step == 6, kill),
     "half of a checkpoint": lambda: instead("fsync", 7, halved),
     "before it is in place": lambda: instead("replace", 8, lambda *_: kill()),
     "once it is": lambda: instead("replace", 9, replaced),
-    "last of an epoch": lambda: after(train.Going, "update", lambda going: going.step == 12, kill),
+    "last of an epoch": lambda: after(train.TrainingLoop, "update", lambda going: going.step == 12, kill),
     "Ctrl-C": lambda: after(
-        train.Going, "update", lambda going: going.step == 14, lambda: os.kill(os.getpid(), signal.SIGINT)
+        train.TrainingLoop, "update", lambda going: going.step == 14, lambda: os.kill(os.getpid(), signal.SIGINT)
     ),
     "to the end": lambda: None,
 }
@@ -116,7 +116,7 @@ PAIRS = {
 
 
 def resumed_until(stop, folder: Path, own) -> None:
-    train.Kept.store_now_and_then = lambda self: self.store()
+    train.Checkpointer.maybe_save = lambda self: self.store()
     stop()
     on_disk(fgvar.train(**own(), checkpoint=folder / "run.checkpoint"), str(folder / "run"))
 
@@ -199,7 +199,7 @@ def test_killed_stopped_and_started_again_it_ends_with_the_same_bits(tmp_path, u
 def test_a_finished_run_is_not_repeated(tmp_path, undisturbed, finished, monkeypatch) -> None:
     path = tmp_path / "run.checkpoint"
     path.write_bytes(finished)
-    monkeypatch.setattr(train.Going, "update", lambda *_: pytest.fail("it was finished"))
+    monkeypatch.setattr(train.TrainingLoop, "update", lambda *_: pytest.fail("it was finished"))
     again = fgvar.train(**arguments(), checkpoint=path)
     on_disk(again, str(tmp_path / "again"))
     assert_same(undisturbed, tmp_path, "again")
@@ -308,19 +308,19 @@ def test_an_unknown_file_is_refused_and_runs_no_code(tmp_path) -> None:
 
 
 def test_a_run_that_breaks_leaves_its_last_good_checkpoint(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(train.Kept, "store_now_and_then", train.Kept.store)
-    path, update = tmp_path / "run.checkpoint", train.Going.update
+    monkeypatch.setattr(train.Checkpointer, "maybe_save", train.Checkpointer.store)
+    path, update = tmp_path / "run.checkpoint", train.TrainingLoop.update
 
-    def poisoned(self: train.Going, batch) -> None:
+    def poisoned(self: train.TrainingLoop, batch) -> None:
         if self.step == 9:
             self.params["block0.channel.weight"].data[0, 0] = torch.nan
         update(self, batch)
 
-    monkeypatch.setattr(train.Going, "update", poisoned)
+    monkeypatch.setattr(train.TrainingLoop, "update", poisoned)
     with pytest.raises(fgvar.NonFiniteError, match=r"held NaN or infinity at step 9"):
         fgvar.train(**(arguments() | {"probe": None}), checkpoint=path)
     assert content_of(path)["step"] == 9
-    monkeypatch.setattr(train.Going, "update", update)
+    monkeypatch.setattr(train.TrainingLoop, "update", update)
     run = fgvar.train(**(arguments() | {"probe": None}), checkpoint=path)
     assert all(bool(value.isfinite().all()) for value in run.params.values())
     assert np.isfinite(run.dataset["loss"]).all()
@@ -328,7 +328,7 @@ def test_a_run_that_breaks_leaves_its_last_good_checkpoint(tmp_path, monkeypatch
 
 def test_an_update_that_overflows_is_not_kept(tmp_path, monkeypatch) -> None:
     """Its gradient was finite: the weights are looked at before they are kept."""
-    monkeypatch.setattr(train.Kept, "store_now_and_then", train.Kept.store)
+    monkeypatch.setattr(train.Checkpointer, "maybe_save", train.Checkpointer.store)
     path = tmp_path / "run.checkpoint"
     schedule = fgvar.Schedule(epochs=2, batch=16, lr=1e38, momentum=0, decay="constant", warmup=1)
     with pytest.raises(fgvar.NonFiniteError, match=r"NaN or infinity"):

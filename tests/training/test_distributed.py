@@ -105,15 +105,15 @@ def at_step(number: int, act):
     """A checkpoint at every step, and ``act()`` after the update of that number."""
     from fgvar.training import train
 
-    def acting(self: train.Going, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    def acting(self: train.TrainingLoop, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
         update(self, batch)
         if self.step == number:
             act()
 
-    update = train.Going.update
+    update = train.TrainingLoop.update
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Kept, "store_now_and_then", train.Kept.store)
-        patch.setattr(train.Going, "update", acting)
+        patch.setattr(train.Checkpointer, "maybe_save", train.Checkpointer.store)
+        patch.setattr(train.TrainingLoop, "update", acting)
         yield
 
 

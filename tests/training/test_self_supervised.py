@@ -65,14 +65,19 @@ def test_backprop_equals_a_plain_loop(data) -> None:
 def test_views_are_new_in_every_step_and_the_same_for_one_step(data) -> None:
     task = SelfSupervised(fgvar.InfoNCE(), VIEWS, seed=3, batch=16)
     batch = data[0].batch(range(16))
-    pairs = [task.training(batch, 0), task.training(batch, 1), task.fixed(batch), *task._batches(problem(), data[0])]
+    pairs = [
+        task.train_batch(batch, 0),
+        task.train_batch(batch, 1),
+        task.eval_batch(batch),
+        *task._batches(problem(), data[0]),
+    ]
     for i, (one, two) in enumerate(pairs):
         assert not torch.equal(one, two)
         assert all(not torch.equal(one, other) for other, _ in pairs[:i])
-    for again, first in zip((task.training(batch, 1), task.fixed(batch)), pairs[1:3], strict=True):
+    for again, first in zip((task.train_batch(batch, 1), task.eval_batch(batch)), pairs[1:3], strict=True):
         assert all(torch.equal(x, y) for x, y in zip(again, first, strict=True))
     other = dataclasses.replace(task, seed=4)
-    assert not torch.equal(other.training(batch, 0)[0], pairs[0][0])
+    assert not torch.equal(other.train_batch(batch, 0)[0], pairs[0][0])
     fixed = next(iter(other._batches(problem(), data[0])))
     assert torch.equal(fixed[0], pairs[3][0]), "curves of other seeds are of the same views"
 

@@ -14,9 +14,9 @@ from fgvar.estimators.schemes import scheme
 from fgvar.estimators.spaces import ActivitySpace, WeightSpace
 from fgvar.testing.mutants import broken_estimates as estimates
 from fgvar.testing.mutants import broken_words as words
-from fgvar.testing.mutants.lookalikes import TWINS, Twin
+from fgvar.testing.mutants.lookalikes import LOOKALIKES, Lookalike
 
-__all__ = ["MUTANTS", "TWINS", "Mutant", "Twin"]
+__all__ = ["LOOKALIKES", "MUTANTS", "Lookalike", "Mutant"]
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ _MUTANTS = (
         shows_on="mixer",
     ),
     Mutant(
-        "wrong-reference", estimates.EndToEnd(_WEIGHTS, losses=_LOCAL), "unbiased",
+        "wrong-reference", estimates.BackpropGradient(_WEIGHTS, losses=_LOCAL), "unbiased",
         "Local losses are held against the end-to-end gradient: what locality costs is called noise.",
         shows_on="mixer",
     ),

@@ -110,7 +110,7 @@ class Unmasked(Broken):
         return replace(self.right, space=replace(self.space, mask_inactive=False)).estimate(problem, noise)
 
 
-class EndToEnd(Broken):
+class BackpropGradient(Broken):
     """Local losses held against the end-to-end gradient."""
 
     def target(self, problem: Problem) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses, Terms
+from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses, LossTerms
 from fgvar.estimators.noise import Gaussian, Rademacher, Stream
 from fgvar.estimators.oracles import CentralDifference, Function, Jvp, Pair, derived
 from fgvar.estimators.spaces import ActivitySpace, Linearised, Tensors, WeightSpace
@@ -25,8 +25,8 @@ class ClippedJvp:
     limit: float = 5.0
     bias_order: ClassVar[int | None] = None
 
-    def terms(self, here: Linearised, direction: Tensors) -> tuple[Terms, Tensor]:
-        return derived(self, here, direction)
+    def terms(self, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
+        return derived(self, linearised, direction)
 
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
         value, derivative = Jvp()(function, point, direction)
@@ -39,8 +39,8 @@ class UphillJvp:
 
     bias_order: ClassVar[int | None] = None
 
-    def terms(self, here: Linearised, direction: Tensors) -> tuple[Terms, Tensor]:
-        return derived(self, here, direction)
+    def terms(self, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
+        return derived(self, linearised, direction)
 
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
         return Jvp()(function, point, {name: -u for name, u in direction.items()})
@@ -52,8 +52,8 @@ class SilentJvp:
 
     bias_order: ClassVar[int | None] = None
 
-    def terms(self, here: Linearised, direction: Tensors) -> tuple[Terms, Tensor]:
-        return derived(self, here, direction)
+    def terms(self, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
+        return derived(self, linearised, direction)
 
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
         value, derivative = Jvp()(function, point, direction)
@@ -79,50 +79,50 @@ class SecretDifference(CentralDifference):
 class Bits(Rademacher):
     """0 or 1 instead of −1 or 1."""
 
-    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        return (super().fill(stream, shape, dtype, device) + 1) / 2
+    def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return (super().sample(stream, shape, dtype, device) + 1) / 2
 
 
 class UnitSphere(Sphere):
     """Directions of length 1 instead of √d."""
 
-    def join(self, rows: Tensor) -> Tensor:
+    def couple(self, rows: Tensor) -> Tensor:
         return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
 
 
 class Flat(Gaussian):
     """Signs that pass for normal numbers."""
 
-    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.signs(shape, dtype, device)
 
 
 class HalfPrecision(Gaussian):
     """Drawn in bfloat16, then cast."""
 
-    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        return super().fill(stream, shape, torch.bfloat16, device).to(dtype)
+    def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return super().sample(stream, shape, torch.bfloat16, device).to(dtype)
 
 
 class Truncated(Gaussian):
     """Normal numbers cut off at ±3."""
 
-    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        return super().fill(stream, shape, dtype, device).clamp(-3, 3)
+    def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return super().sample(stream, shape, dtype, device).clamp(-3, 3)
 
 
 class ByShape(Gaussian):
     """A stream for every shape, instead of for every tensor."""
 
-    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        return super().fill(replace(stream, name=str(tuple(shape))), shape, dtype, device)
+    def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return super().sample(replace(stream, name=str(tuple(shape))), shape, dtype, device)
 
 
 class Reseeded(Gaussian):
     """A generator that is seeded anew before every draw."""
 
-    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        return super().fill(replace(stream, draw=0), shape, dtype, device)
+    def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return super().sample(replace(stream, draw=0), shape, dtype, device)
 
 
 class Running(Gaussian):
@@ -130,8 +130,8 @@ class Running(Gaussian):
 
     calls: ClassVar[Any] = itertools.count()
 
-    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        return super().fill(replace(stream, draw=next(self.calls)), shape, dtype, device)
+    def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return super().sample(replace(stream, draw=next(self.calls)), shape, dtype, device)
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------
@@ -140,14 +140,14 @@ class Running(Gaussian):
 class BatchMean(GlobalLoss):
     """Every example gets the batch's mean derivative."""
 
-    def terms(self, problem: Problem, *seen: Any) -> Terms:
+    def terms(self, problem: Problem, *seen: Any) -> LossTerms:
         return {end: t.mean(0, keepdim=True).expand_as(t) for end, t in super().terms(problem, *seen).items()}
 
 
 class FirstExample(GlobalLoss):
     """Every example gets the first one's derivative."""
 
-    def terms(self, problem: Problem, *seen: Any) -> Terms:
+    def terms(self, problem: Problem, *seen: Any) -> LossTerms:
         return {end: t[:1].expand_as(t) for end, t in super().terms(problem, *seen).items()}
 
 
@@ -157,7 +157,7 @@ class Reaveraged(GlobalLoss):
 
     power: int = -1
 
-    def terms(self, problem: Problem, *seen: Any) -> Terms:
+    def terms(self, problem: Problem, *seen: Any) -> LossTerms:
         factor = float(problem.batch_size) ** self.power
         return {end: t * factor for end, t in super().terms(problem, *seen).items()}
 
@@ -165,8 +165,8 @@ class Reaveraged(GlobalLoss):
 class LaterTerms(LocalLosses):
     """Every end's copies get the derivatives of all later ends added."""
 
-    def terms(self, problem: Problem, *seen: Any) -> Terms:
-        found: Terms = {}
+    def terms(self, problem: Problem, *seen: Any) -> LossTerms:
+        found: LossTerms = {}
         later: Tensor | float = 0.0
         for end, t in reversed(super().terms(problem, *seen).items()):
             found[end] = t + later
@@ -184,11 +184,11 @@ class HalfScaled(WeightSpace):
     sigma: float = 0.1
 
     def linearise(self, problem: Problem, losses: Losses, along: Tensors | None = None) -> Linearised:  # noqa: ARG002
-        here = super().linearise(problem, losses)
+        linearised = super().linearise(problem, losses)
         return replace(
-            here,
+            linearised,
             direction=lambda noise: {name: self.sigma * u for name, u in noise.items()},
-            backward=lambda credited: here.backward({name: u / self.sigma for name, u in credited.items()}),
+            backward=lambda credited: linearised.backward({name: u / self.sigma for name, u in credited.items()}),
         )
 
 
@@ -196,10 +196,10 @@ class WrongSlot(ActivitySpace):
     """The bias' gradient in the weight's place."""
 
     def linearise(self, problem: Problem, losses: Losses, along: Tensors | None = None) -> Linearised:  # noqa: ARG002
-        here = super().linearise(problem, losses)
+        linearised = super().linearise(problem, losses)
 
         def backward(credited: Tensors) -> dict[str, Tensor]:
-            found = here.backward(credited)
+            found = linearised.backward(credited)
             biases = {name: found.get(name.removesuffix("weight") + "bias") for name in problem.perturbed}
             misplaced = {
                 name: bias[..., None].expand_as(found[name]).clone()
@@ -208,4 +208,4 @@ class WrongSlot(ActivitySpace):
             }
             return {**found, **misplaced}
 
-        return replace(here, backward=backward)
+        return replace(linearised, backward=backward)

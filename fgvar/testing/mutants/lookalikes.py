@@ -22,25 +22,25 @@ from fgvar.testing.problems import default_problems, randn, randomise
 
 
 @dataclass(frozen=True)
-class Twin:
+class Lookalike:
     """A right estimator that looks wrong: every check must pass, or have nothing to test.
 
     Attributes:
-        name: what it is called in `TWINS`.
+        name: what it is called in `LOOKALIKES`.
         estimator: the estimator.
-        looks: why it is suspected.
+        suspicion: why it is suspected.
         problem: builds the problem on which it is.
 
     Example:
         >>> from fgvar.testing import check_estimator
-        >>> twin = TWINS["one-number"]
+        >>> twin = LOOKALIKES["one-number"]
         >>> check_estimator(twin.estimator, twin.problem()).failures
         ()
     """
 
     name: str
     estimator: GradientEstimator
-    looks: str
+    suspicion: str
     problem: Callable[[], Problem]
 
 
@@ -53,7 +53,7 @@ class Uniform:
     antithetic: bool = False
     kurtosis: ClassVar[float] = 1.8
 
-    def fill(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         uniform = torch.special.ndtr(stream.normal(shape, torch.float64, device))
         return (12**0.5 * (uniform - 0.5)).to(dtype)
 
@@ -112,64 +112,64 @@ def _default(name: str) -> Callable[[], Problem]:
 
 _ACTIVITIES = ActivitySpace()
 _TWINS = (
-    Twin(
+    Lookalike(
         "backprop", scheme("BP"), "It has no variance at all.", _default("mixer"),
     ),
-    Twin(
+    Lookalike(
         "one-number", Estimator(noise=Rademacher()), "d − 1 = 0: every estimate is the gradient.", one_number,
     ),
-    Twin(
+    Lookalike(
         "one-gaussian-number", Estimator(), "With one number the noise is the only factor: a χ² law.", one_number,
     ),
-    Twin(
+    Lookalike(
         "many-directions", Estimator(noise=Gaussian(directions=64)), "Next to no variance.", _default("linear"),
     ),
-    Twin(
+    Lookalike(
         "wide", Estimator(), "Hundreds of times more variance than gradient.", wide,
     ),
-    Twin(
+    Lookalike(
         "masked-dead-units", Estimator(_ACTIVITIES), "Whole tensors of noise go unused.", dead_units,
     ),
-    Twin(
+    Lookalike(
         "unmasked-dead-units", Estimator(ActivitySpace(mask_inactive=False)),
         "Units without gradient get noise.", dead_units,
     ),
-    Twin(
+    Lookalike(
         "shared-activities", Estimator(_ACTIVITIES, Gaussian(shared=True)),
         "The trap of shared activity noise, avoided by per-example derivatives.", _default("relu"),
     ),
-    Twin(
+    Lookalike(
         "independent-weights", Estimator(WeightSpace(), Rademacher(shared=False, directions=2)),
         "Every example perturbs the weights its own way.", _default("linear"),
     ),
-    Twin(
+    Lookalike(
         "uniform", Estimator(_ACTIVITIES, Uniform(shared=True)),
         "Noise that is neither normal nor signs, and heads whose variance is 0 but for rounding.", _default("relu"),
     ),
-    Twin(
+    Lookalike(
         "coordinate", Estimator(noise=Coordinate()), "Almost all noise is 0.", _default("linear"),
     ),
-    Twin(
+    Lookalike(
         "sphere", Estimator(_ACTIVITIES, Sphere()), "Its numbers depend on each other.", _default("linear"),
     ),
-    Twin(
+    Lookalike(
         "antithetic", Estimator(noise=Gaussian(antithetic=True)),
         "With the exact derivative, a pair repeats one estimate.", _default("linear"),
     ),
-    Twin(
+    Lookalike(
         "by-hand", Spsa(), "A protocol of its own: divides by the noise, and is biased by step².", _default("linear"),
     ),
-    Twin(
+    Lookalike(
         "differences", Estimator(_ACTIVITIES, Rademacher(antithetic=True), oracle=CentralDifference(1e-4)),
         "A finite difference, whose bias is below what rounding shows.", _default("linear"),
     ),
-    Twin(
+    Lookalike(
         "all-terms", Estimator(WeightSpace(), losses=LocalLosses(stop=False)),
         "Every weight is credited by all later blocks.", _default("mixer"),
     ),
-    Twin(
+    Lookalike(
         "idle-heads", Estimator(losses=GlobalLoss(heads=False)), "Heads with gradient 0.", _default("mixer"),
     ),
 )  # fmt: skip
 
-TWINS = {twin.name: twin for twin in _TWINS}
+LOOKALIKES = {twin.name: twin for twin in _TWINS}
