@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import grad
 
 from fgvar import problem_checks
 from fgvar.loss_functions import Loss, check_classes, check_heads, criterion, require_losses
@@ -197,6 +197,12 @@ class Problem:
         vars(other).update(leaves)
         return other
 
+    def with_feedback(self, weights: Mapping[str, Mapping[str, Tensor]]) -> "Problem":
+        """The problem whose gradients return through modules by other weights (see `Network.with_feedback`)."""
+        other = copy.copy(self)
+        other.network = self.network.with_feedback(weights)
+        return other
+
     def run(
         self,
         params: Mapping[str, Tensor],
@@ -236,8 +242,7 @@ class Problem:
         head = self.trace.ends[end]
         prefix = f"{head}."
         own = {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
-        found: Tensor = functional_call(self.network.modules[head], own, (features,))
-        return found
+        return self.network.logits(head, own, features)
 
     def correct(self, outputs: Any) -> Tensor | None:
         """Is the largest output the target's? [batch]; None where targets are no classes."""

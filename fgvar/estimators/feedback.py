@@ -61,8 +61,7 @@ class FeedbackAlignment:
             # A module may use parameters of its children without calling them.
             inside = (path for path in whole if path.startswith(f"{owner}."))
             weights[owner] = {path.removeprefix(f"{owner}."): whole[path] for path in inside}
-        with problem.network.feedback(weights):
-            return Estimate(*gradient_and_loss(self.losses, problem, problem.params))
+        return Estimate(*gradient_and_loss(self.losses, problem.with_feedback(weights), problem.params))
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return gradient(self.losses, problem, problem.params)

@@ -12,9 +12,9 @@ from torch import Tensor
 from fgvar.errors import unknown
 from fgvar.estimators.credit import broadcast_over_rows, broadcast_over_site, credit, row_credit, row_plan, site_plan
 from fgvar.estimators.losses import Losses, LossTerms, forward_terms, gradient, jvp_terms
+from fgvar.nn.forward_pass import called_twice
 from fgvar.nn.instrumented import connected
 from fgvar.nn.sites import Site
-from fgvar.nn.skeleton import twice
 from fgvar.problem import Problem
 
 Tensors = Mapping[str, Tensor]
@@ -194,7 +194,7 @@ class ActivitySpace:
         for site in self._names(problem):
             shape = problem.trace.sites[site]
             if len(problem.trace.visits[site]) > 1:
-                raise ValueError(twice(site))
+                raise ValueError(called_twice(site))
             # The first axis may be as long as the batch by chance: it has to follow the batch.
             if shape[:1] != (problem.trace.batch_size,) or problem.single_trace.sites[site] != (1, *shape[1:]):
                 raise ValueError(
@@ -205,7 +205,7 @@ class ActivitySpace:
             if relu not in problem.trace.visits:
                 raise ValueError(unknown(f"module (the ReLU of site {site!r})", relu, problem.trace.visits))
             if len(problem.trace.visits[relu]) > 1:
-                raise ValueError(twice(relu))
+                raise ValueError(called_twice(relu))
             inactive = problem.trace.visits[relu][0].shape
             if inactive != problem.trace.sites[site]:
                 raise ValueError(

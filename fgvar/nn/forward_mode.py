@@ -1,13 +1,15 @@
 """Forward mode: dual numbers, and layers whose derivative along a direction costs no more than it has to."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -175,3 +177,49 @@ def use_plain_weight_norm(module: nn.Module) -> None:
         for hook in child._forward_pre_hooks.values():
             if type(hook) is WeightNorm:
                 hook.__class__ = _Hook
+
+
+class _PlainAttention:
+    """How many threads are within `plain_attention`, and how the choice before is put back."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.threads = 0
+        self.undo: Callable[[], object] = lambda: None
+
+
+_plain_attention = _PlainAttention()
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Within, attention computes in plain operations: its fused kernels have no forward-mode derivative.
+
+    The choice of kernels belongs to the process: the first thread to come in makes it, the last to leave undoes it.
+    """
+    state = _plain_attention
+    with state.lock:
+        if not state.threads:
+            state.undo = _choose_plain_attention()
+        state.threads += 1
+    try:
+        yield
+    finally:
+        with state.lock:
+            state.threads -= 1
+            if not state.threads:
+                state.undo()
+
+
+def _choose_plain_attention() -> Callable[[], object]:
+    """Choose the plain kernels; what is returned puts back the choice before."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    kernels = sdpa_kernel(SDPBackend.MATH)
+    torch.backends.mha.set_fastpath_enabled(False)
+    kernels.__enter__()
+
+    def undo() -> None:
+        kernels.__exit__(None, None, None)
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+    return undo

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from fgvar.nn.heads import LocalHead
 from fgvar.nn.sites import sites_of
@@ -19,6 +19,24 @@ class Visit:
     entered: int
     left: int
     shape: tuple[int, ...] | None
+
+
+class CallRecorder:
+    """Notes the `visits` of all modules, each where its call ends, by a clock that ticks at every begin and end."""
+
+    def __init__(self) -> None:
+        self.visits: list[tuple[str, Visit]] = []
+        self._entered: list[int] = []  # when the calls that are going on began, outermost first
+        self._clock = 0
+
+    def enter(self) -> None:
+        self._entered.append(self._clock)
+        self._clock += 1
+
+    def leave(self, name: str, output: object) -> None:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else None
+        self.visits.append((name, Visit(self._entered.pop(), self._clock, shape)))
+        self._clock += 1
 
 
 class ForwardTrace:

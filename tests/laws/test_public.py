@@ -29,6 +29,7 @@ ORDER = (
     "fgvar.nn.sites",
     "fgvar.nn.heads",
     "fgvar.nn.reach",
+    "fgvar.nn.forward_pass",
     "fgvar.nn.skeleton",
     "fgvar.nn.instrumented",
     "fgvar.networks.local_mixer",
