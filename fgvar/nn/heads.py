@@ -7,6 +7,7 @@ from torch.nn.utils import skip_init
 from fgvar.errors import unknown
 from fgvar.nn.forward_mode import layer_norm
 from fgvar.nn.sites import Site, copied, require_module
+from fgvar.nn.traits import Traits
 
 
 def blank_linear(fan_in: int, fan_out: int) -> nn.Linear:
@@ -25,7 +26,7 @@ class ReadOut(nn.Module):
         torch.Size([2, 3])
     """
 
-    learns_exactly = True
+    fgvar_traits = Traits(learns_exactly=True)
 
     def __init__(self, channels: int, classes: int, *, norm: bool = True) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class LocalHead(nn.Module):
         torch.Size([2, 3])
     """
 
-    learns_exactly = True
+    fgvar_traits = Traits(learns_exactly=True)
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ from fgvar.nn.heads import LocalHead, initialise
 from fgvar.nn.instrumented import Network
 from fgvar.nn.purity import coach
 from fgvar.nn.sites import Site, apply_site, copied, inside, require_module
+from fgvar.nn.traits import declare, traits_of
 from fgvar.problem_checks import require_one_device
 
 SIZES = ("out_features", "out_channels", "num_channels", "num_features", "embed_dim", "embedding_dim")
@@ -30,12 +31,11 @@ class BlockEnd(nn.Module):
         torch.Size([5, 8, 4, 4])
     """
 
-    reads_features = True
-
     def __init__(self, after: str, channels: int, classes: int, groups: int, ndim: int | None = None) -> None:
         super().__init__()
         self.after, self.channels, self.groups, self.ndim = after, channels, groups, ndim
-        self.axes: dict[str, int] = AXES.get(ndim or 0, {})  # along which a site just before it is its own copy's
+        # Along which a number of a site just before it moves its own copy of the loss alone.
+        declare(self, feature_axes=AXES.get(ndim or 0, {}))
         self.head = LocalHead(channels, classes)
 
     def forward(self, output: Tensor) -> Tensor:
@@ -130,10 +130,10 @@ def with_local_heads(
     _check_groups(channels, groups)
     network = copied(module)
     for child in network.modules():
-        if getattr(child, "group_rows", False):
-            setattr(child, "group_rows", False)  # noqa: B010 (said of other features than these heads read)
+        if traits_of(child).group_rows:
+            declare(child, group_rows=False)  # which held of other features than these heads read
     for name in readout:
-        setattr(network.get_submodule(name), "learns_exactly", True)  # noqa: B010 (a flag, not a module)
+        declare(network.get_submodule(name), learns_exactly=True)
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(seed)
     for name, shape in shapes.items():
@@ -257,7 +257,8 @@ def _attach(module: nn.Module, end: BlockEnd) -> None:
     if hooks == [apply_site]:
         site = module.site
         assert isinstance(site, Site)
-        site.patch_axis, site.group_axis = end.axes.get("patch_axis"), end.axes.get("group_axis")
+        axes = traits_of(end).feature_axes or {}
+        site.patch_axis, site.group_axis = axes.get("patch_axis"), axes.get("group_axis")
     name = next(name for name in ("local", *(f"local{i}" for i in range(1, 99))) if not hasattr(module, name))
     module.add_module(name, end)
     module.register_forward_hook(partial(_read, name))

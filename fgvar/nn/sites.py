@@ -13,6 +13,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fgvar.errors import unknown
+from fgvar.nn.traits import traits_of
 
 WHOLE = (nn.MultiheadAttention,)  # modules that use their children's parameters without calling the children
 
@@ -107,11 +108,13 @@ def with_sites(
         )
     for name, child in chosen.items():
         # Features are read after the site, in whichever order the two were attached.
-        end = next((other for other in child.children() if getattr(other, "reads_features", False)), None)
-        axes = getattr(end, "axes", {}) if len(child._forward_hooks) == 1 else {}
-        child.add_module("site", Site(**axes))
+        declared = (traits_of(other).feature_axes for other in child.children())
+        axes = next((axes for axes in declared if axes is not None), None)
+        # The axes are those of the output as its reader gets it, which another hook may have changed before.
+        known = axes or {} if len(child._forward_hooks) == 1 else {}
+        child.add_module("site", Site(patch_axis=known.get("patch_axis"), group_axis=known.get("group_axis")))
         if type(child).forward is not nn.Sequential.forward:  # which calls the site itself: its last child
-            child.register_forward_hook(partial(apply_site, name), prepend=end is not None)
+            child.register_forward_hook(partial(apply_site, name), prepend=axes is not None)
     return instrumented
 
 
@@ -168,7 +171,7 @@ def sites_of(module: nn.Module) -> list[str]:
 
 def exact_modules(module: nn.Module) -> list[str]:
     """Names of the modules in ``module`` that learn exactly: their parameters are never perturbed."""
-    return [name for name, child in module.named_modules() if getattr(child, "learns_exactly", False)]
+    return [name for name, child in module.named_modules() if traits_of(child).learns_exactly]
 
 
 def inside(name: str, modules: Collection[str]) -> bool:

@@ -26,6 +26,7 @@ ORDER = (
     "fgvar.nn",
     "fgvar.nn.forward_mode",
     "fgvar.nn.purity",
+    "fgvar.nn.traits",
     "fgvar.nn.sites",
     "fgvar.nn.heads",
     "fgvar.nn.reach",
