@@ -1,10 +1,9 @@
 """Contrastive: two views of each example, told apart from those of the others (InfoNCE)."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +115,7 @@ class Contrastive(Problem):
         self.second = views[1].detach()
         super().__init__(headless(module), loss, (views[0], torch.arange(len(views[0]), device=views[0].device)))
 
-    def at(self, params: Mapping[str, Tensor] | None = None, batch: tuple[Tensor, Tensor] | None = None) -> "Problem":
+    def at(self, params: Mapping[str, Tensor] | None = None, batch: tuple[Tensor, Tensor] | None = None) -> Self:
         """The same network with other parameters, or another batch: a pair of views, as the constructor takes it.
 
         Both bring new keys, at the price of a forward pass; nothing is checked. For other queries see `with_queries`.
@@ -125,7 +124,6 @@ class Contrastive(Problem):
             TypeError: a batch that is no pair of tensors, or whose second one holds integers.
         """
         other = super().at(params)
-        assert isinstance(other, Contrastive)
         if batch is not None:
             _, second = problem_checks.require_pair(batch)
             if not second.is_floating_point():
@@ -141,23 +139,19 @@ class Contrastive(Problem):
             other.keys = other._encode()
         return other
 
-    def with_queries(self, queries: Tensor, numbers: Tensor) -> "Contrastive":
+    def with_queries(self, queries: Tensor, numbers: Tensor) -> Self:
         """The same keys and other queries: first views [batch, …], and the number of each one's own key [batch].
 
         Raises:
             ValueError: there is no stop of the gradient, so that queries are keys, too.
         """
         self._refuse_coupled()
-        other = copy.copy(self)
-        other.inputs, other.targets, other.weights = queries, numbers, None
-        return other
+        return self._with(inputs=queries, targets=numbers, weights=None)
 
-    def to(self, dtype: torch.dtype) -> "Problem":
+    def to(self, dtype: torch.dtype) -> Self:
         """The problem, keys included, in another floating-point precision."""
-        other = super().to(dtype)
-        assert isinstance(other, Contrastive)
-        other.second, other.keys = self.second.to(dtype), {end: k.to(dtype) for end, k in self.keys.items()}
-        return other
+        keys = {end: key.to(dtype) for end, key in self.keys.items()}
+        return super().to(dtype)._with(second=self.second.to(dtype), keys=keys)
 
     def losses(self, outputs: Any) -> Tensor:
         """Per-query loss [batch] of features at the output."""
@@ -169,8 +163,8 @@ class Contrastive(Problem):
 
     def correct(self, outputs: Any) -> Tensor:
         """Is a query's own key the one most like it? [batch]"""
-        found: Tensor = self.criterion.similarity(*self._pair(OUTPUT, outputs)).argmax(1)
-        return found == self.targets
+        most_like: Tensor = self.criterion.similarity(*self._pair(OUTPUT, outputs)).argmax(1)
+        return most_like == self.targets
 
     def features(self, images: Tensor, params: Mapping[str, Tensor] | None = None) -> Tensor:
         """The frozen features [batch, width] of images, on which a linear read-out is trained afterwards."""
@@ -203,7 +197,7 @@ class Contrastive(Problem):
         heads = {f"{name}.end": name for name, child in self.network.modules.items() if isinstance(child, LocalHead)}
         with torch.no_grad():
             output, values = self.network.run({**self.buffers, **self.params}, self.second, watch=heads)
-            ends = {end: self.network.logits(heads[end], {}, features) for end, features in values.items()}
+            ends = {end: self.network.logits(heads[end], self.params, features) for end, features in values.items()}
             return {k: unit(_rows(v)).detach() for k, v in {**ends, OUTPUT: output}.items()}
 
     def _couple(self) -> None:
@@ -226,9 +220,9 @@ class Contrastive(Problem):
         if not self.criterion.stop_gradient:
             # The network itself has to keep examples apart: seen here with the keys stopped.
             self.inputs, self.targets = torch.cat([self.inputs, self.second]), self.targets.repeat(2)
-        found = super()._dry_run(classification)
+        traces = super()._dry_run(classification)
         self.coupled = not self.criterion.stop_gradient
-        return found
+        return traces
 
 
 def _rows(represented: Any) -> Tensor:

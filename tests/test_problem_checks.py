@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import labels, randn
-from guarded import Calls, X, Y, assert_measured, net, problem
+from refusals import Calls, X, Y, assert_measured, net, problem
 from torch import Tensor, nn
 from torch.nn import functional
 

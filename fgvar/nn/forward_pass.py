@@ -35,7 +35,7 @@ class OutputShifts:
     def add(self, name: str, inputs: tuple[Any, ...], output: Any) -> Any:
         if name not in self.shifts:
             return output
-        self.calls[name] = (inputs[0] if inputs else None, output)
+        self.calls[name] = (inputs[0] if inputs else None, output)  # no input: all were given by keyword
         return output + self.shifts[name]
 
 
@@ -57,6 +57,7 @@ class Feedback:
     def enter(self, name: str, inputs: Any, keywords: Any) -> Any:
         if name not in self.weights:
             return None
+        # The module itself gets them detached: its own Jacobian is then no way back, and only the copy's is.
         self._arguments[name] = inputs, keywords
         return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, (inputs, keywords))
 
@@ -112,13 +113,14 @@ class ForwardPass:
         """What follows a module gets, given its output. A module with a name here, called again, is a ValueError."""
         if self.recorder is not None:
             self.recorder.leave(name, output)
+        # Ahead of the cut: feedback is part of how the module differentiates, and a cut stops that, too.
         if self.feedback is not None:
             output = self.feedback.leave(name, output)
         if name not in self._named:
             return output
         if name in self.values:
             raise ValueError(called_twice(name))
-        self.values[name] = output
+        self.values[name] = output  # uncut, so that the local VJP of a layer runs from here to the cut before
         return self._handed_on(name, output)
 
     def _handed_on(self, name: str, output: Any) -> Any:

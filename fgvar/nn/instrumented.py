@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fgvar.nn.forward_mode import use_linear_jvp, use_plain_weight_norm
 from fgvar.nn.forward_pass import Feedback, ForwardPass, OutputShifts
-from fgvar.nn.purity import undrawn
+from fgvar.nn.purity import coach, undrawn
 from fgvar.nn.reach import OUTPUT, CallRecorder, ForwardTrace
 from fgvar.nn.sites import copied, exact_modules, inside
 from fgvar.nn.skeleton import OfThread, Skeleton
@@ -32,9 +32,11 @@ class Network:
 
     def __init__(self, module: nn.Module) -> None:
         self.owners, self.aliases = _owners(module)
+        # Without values: a pass gets all tensors as arguments, and a skeleton a thread costs no memory.
         blank = copied(module).to("meta")
         use_linear_jvp(blank)
         use_plain_weight_norm(blank)
+        # named_modules lists a shared module under one name, while its parameters' owners have several.
         called = {name for name, _ in blank.named_modules() if name}
         with_parameters = {name for owners in self.owners.values() for name in owners} & called
         self._skeletons = OfThread(partial(Skeleton, blank, sorted(with_parameters)))
@@ -42,6 +44,7 @@ class Network:
         self.writes = False
         self.costs: dict[str, float] = {}
         heads = exact_modules(module)
+        # A parameter that a head shares with the trunk moves the trunk, so that it is perturbed.
         self.exact = frozenset(
             name for name, owners in self.owners.items() if all(inside(owner, heads) for owner in owners)
         )
@@ -66,7 +69,7 @@ class Network:
 
         Forward, and by their own parameters, the modules do as ever.
         """
-        other = copy.copy(self)
+        other = copy.copy(self)  # skeletons are shared: each pass brings its own feedback
         other._feedback_weights = weights
         return other
 
@@ -108,17 +111,29 @@ class Network:
         self._call(forward, tensors, inputs)
         return forward.values, shifted.calls
 
-    def logits(self, head: str, tensors: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        """What a local head makes of features, with its own parameters: [batch, classes]."""
-        return self._skeleton.call_head(ForwardPass(feedback=self._feedback()), head, tensors, features)
+    def logits(self, head: str, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """What a local head makes of features, with those of the parameters that are its own: [batch, classes]."""
+        prefix = f"{head}."
+        own = {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
+        return self._skeleton.call_head(ForwardPass(feedback=self._feedback()), head, own, features)
 
     def trace(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, ForwardTrace]:
-        """Output and trace of one forward pass. Drawing random numbers on the way is a ValueError."""
-        own = inputs.clone()  # of which a version number tells whether it was written to
-        before = own._version
+        """Output and trace of one forward pass.
+
+        Raises:
+            ValueError: random numbers are drawn on the way, inputs are of another dtype than the network takes, or
+                something in the network cannot be differentiated.
+        """
+        clone = inputs.clone()  # torch counts the writes to it
+        before = clone._version
         recorder = CallRecorder()
-        output = undrawn("network", lambda: self._call(ForwardPass(recorder=recorder), tensors, own))
-        self.writes = self.writes or own._version != before
+        try:
+            output = undrawn("network", lambda: self._call(ForwardPass(recorder=recorder), tensors, clone))
+        except RuntimeError as error:
+            ordered = (tensors[name] for name in (*self.owners, *tensors))  # parameters first
+            coach(error, inputs, next((t.dtype for t in ordered if t.is_floating_point()), inputs.dtype))
+            raise
+        self.writes = self.writes or clone._version != before
         return output, ForwardTrace(self.skeleton, recorder.visits, len(inputs))
 
     def direct_edges(
@@ -166,6 +181,7 @@ def connected(outputs: Collection[Tensor], sources: Mapping[str, Tensor]) -> set
     with_graph = [output for output in outputs if output.requires_grad]
     if not with_graph:
         return set()
+    # One scalar, hence one backward pass. A gradient of zeros is a connection, too: where there is none, it is None.
     total = torch.stack([output.sum() for output in with_graph]).sum()
     found = torch.autograd.grad(total, list(sources.values()), allow_unused=True, retain_graph=True)
     return {name for name, gradient in zip(sources, found, strict=True) if gradient is not None}
@@ -173,7 +189,7 @@ def connected(outputs: Collection[Tensor], sources: Mapping[str, Tensor]) -> set
 
 def _owners(module: nn.Module) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
     """For each parameter the modules that own it, and for each further name of a tied one its first name."""
-    names = {id(p): name for name, p in module.named_parameters()}
+    names = {id(p): name for name, p in module.named_parameters()}  # which lists a tied one by its first name alone
     owners: dict[str, list[str]] = {}
     aliases: dict[str, str] = {}
     for path, parameter in module.named_parameters(remove_duplicate=False):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cases import randn
-from guarded import Calls, X, Y, assert_measured, net, of_each, problem
+from refusals import Calls, X, Y, assert_measured, net, of_each, problem
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint

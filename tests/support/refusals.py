@@ -1,4 +1,4 @@
-"""What the tests of guards share: a small network, a problem of anything, and what being right means."""
+"""What the tests of refusals share: a small network, a problem of anything, and what being right means."""
 
 from collections.abc import Callable
 
