@@ -13,7 +13,7 @@ from fgvar.nn.forward_pass import Feedback, ForwardPass, OutputShifts
 from fgvar.nn.purity import coach, undrawn
 from fgvar.nn.reach import OUTPUT, CallRecorder, ForwardTrace
 from fgvar.nn.sites import copied, exact_modules, inside
-from fgvar.nn.skeleton import OfThread, Skeleton
+from fgvar.nn.skeleton import PerThread, Skeleton
 
 
 class Network:
@@ -39,7 +39,7 @@ class Network:
         # named_modules lists a shared module under one name, while its parameters' owners have several.
         called = {name for name, _ in blank.named_modules() if name}
         with_parameters = {name for owners in self.owners.values() for name in owners} & called
-        self._skeletons = OfThread(partial(Skeleton, blank, sorted(with_parameters)))
+        self._skeletons = PerThread(partial(Skeleton, blank, sorted(with_parameters)))
         self._feedback_weights: Mapping[str, Mapping[str, Tensor]] = {}
         self.writes = False
         self.costs: dict[str, float] = {}

@@ -210,7 +210,7 @@ def _declared(module: nn.Module, name: str) -> int:
     """The channels that the last module up to the end of block ``name`` declares, in order of registration."""
     # Registration stands in for the order of calls, which no one knows without a pass. A wrong guess is found by the
     # first one (`BlockEnd.read`).
-    found = None
+    channels = None
     reached = False
     for path, child in module.named_modules():
         if reached and not inside(path, [name]):
@@ -220,13 +220,13 @@ def _declared(module: nn.Module, name: str) -> int:
         sizes = [size for key in SIZES if isinstance(size := getattr(child, key, None), int)]
         shape = getattr(child, "normalized_shape", None)
         sizes += shape[-1:] if isinstance(shape, tuple) else ()
-        found = sizes[0] if sizes else found
-    if found is None:
+        channels = sizes[0] if sizes else channels
+    if channels is None:
         raise ValueError(
             f"no module up to {name!r} declares its number of channels (out_features, out_channels, …); pass "
             "with_local_heads an example batch, inputs=x[:1]"
         )
-    return found
+    return channels
 
 
 def _dry_run(module: nn.Module, inputs: Tensor) -> dict[str, list[Any]]:
@@ -241,7 +241,7 @@ def _dry_run(module: nn.Module, inputs: Tensor) -> dict[str, list[Any]]:
 
 def _shapes(module: nn.Module, after: Sequence[str], inputs: Tensor) -> dict[str, tuple[int, ...] | None]:
     visits = _dry_run(module, inputs)
-    found: dict[str, tuple[int, ...] | None] = {}
+    shapes: dict[str, tuple[int, ...] | None] = {}
     for name in after:
         calls = visits.get(name, [])
         if len(calls) != 1:
@@ -252,8 +252,8 @@ def _shapes(module: nn.Module, after: Sequence[str], inputs: Tensor) -> dict[str
         shape = calls[0].shape
         # The shape is all that is looked at; None stands for an output that is no tensor.
         require_features(name, shape if shape is None else torch.empty(shape, device="meta"))
-        found[name] = shape
-    return found
+        shapes[name] = shape
+    return shapes
 
 
 def _attach(module: nn.Module, end: BlockEnd) -> None:

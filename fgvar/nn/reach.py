@@ -103,12 +103,12 @@ class ForwardTrace:
         """The ends, and OUTPUT, that a parameter or site leads to when gradients stop at ``cuts``."""
         if not self.ends:  # no edges have been looked for: there is one loss
             return {OUTPUT}
-        found: set[str] = set()
+        reached: set[str] = set()
         waiting = list(self.direct_edges[name])
         while waiting:
             end = waiting.pop()
-            if end not in found:
-                found.add(end)
+            if end not in reached:
+                reached.add(end)
                 # What reaches an end goes on from there, unless gradients stop at it. From OUTPUT nothing goes on.
                 waiting += () if end in cuts else self.direct_edges.get(end, ())
-        return found
+        return reached

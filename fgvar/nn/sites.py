@@ -204,7 +204,7 @@ def _chosen(
                 f"module {name!r} is never called: {owner!r} ({type(modules[owner]).__name__}) uses its parameters "
                 f"itself; name {owner!r} in sites="
             )
-    found = {}
+    chosen = {}
     for name, child in modules.items():
         if inside(name, (*exact, *makers)) or (name not in indivisible and inside(name, indivisible)):
             continue
@@ -215,8 +215,8 @@ def _chosen(
         else:  # a parametrized module's own parameters lie in its parametrizations
             wanted = is_parametrized(child) or next(child.parameters(recurse=False), None) is not None
         if wanted:
-            found[name] = child
-    return found
+            chosen[name] = child
+    return chosen
 
 
 def apply_site(name: str, module: nn.Module, _inputs: Any, output: Any) -> Any:

@@ -70,11 +70,11 @@ class Skeleton:
         return output if self._pass is None else self._pass.leave(name, output)
 
 
-class OfThread:
+class PerThread:
     """One value for each thread that asks, made by ``make`` on its first use there. Copies start without any.
 
     Example:
-        >>> lists = OfThread(list)
+        >>> lists = PerThread(list)
         >>> lists.value is lists.value
         True
     """
@@ -85,10 +85,10 @@ class OfThread:
 
     @property
     def value(self) -> Any:
-        found = getattr(self._local, "value", None)
-        if found is None:
-            found = self._local.value = self.make()
-        return found
+        value = getattr(self._local, "value", None)
+        if value is None:
+            value = self._local.value = self.make()
+        return value
 
     def __reduce__(self) -> tuple[Any, ...]:  # what belongs to threads can be neither copied nor pickled
-        return OfThread, (self.make,)
+        return PerThread, (self.make,)

@@ -48,12 +48,12 @@ def traits_of(module: object) -> Traits:
     Raises:
         TypeError: a declaration that is no `Traits`.
     """
-    found = getattr(module, ATTRIBUTE, NONE_DECLARED)
-    if not isinstance(found, Traits):
+    declared = getattr(module, ATTRIBUTE, NONE_DECLARED)
+    if not isinstance(declared, Traits):
         raise TypeError(
-            f"{ATTRIBUTE} of {type(module).__name__} is {type(found).__name__}, expected fgvar.networks.Traits(…)"
+            f"{ATTRIBUTE} of {type(module).__name__} is {type(declared).__name__}, expected fgvar.networks.Traits(…)"
         )
-    return found
+    return declared
 
 
 def declare(module: nn.Module, **traits: Any) -> None:
