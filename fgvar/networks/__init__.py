@@ -2,6 +2,7 @@
 
 from fgvar.networks.local_mixer import LocalMixer
 from fgvar.networks.mlp import MLP
+from fgvar.nn.sites import Site
 from fgvar.nn.traits import Traits
 
-__all__ = ["MLP", "LocalMixer", "Traits"]
+__all__ = ["MLP", "LocalMixer", "Site", "Traits"]

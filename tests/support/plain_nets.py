@@ -81,7 +81,7 @@ builds = pytest.mark.parametrize("build", BUILDS, ids=lambda b: getattr(b, "__na
 
 
 def sites_of(net: nn.Module) -> list[str]:
-    return [name for name, module in net.named_modules() if isinstance(module, fgvar.Site)]
+    return [name for name, module in net.named_modules() if isinstance(module, fgvar.networks.Site)]
 
 
 def problem_of(net: nn.Module, batch: int = 3) -> fgvar.Problem:
