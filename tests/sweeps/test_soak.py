@@ -33,7 +33,7 @@ def expected(tmp_path_factory) -> xr.Dataset:
 
 def start(*code: object) -> "subprocess.Popen[bytes]":
     """A python process that has the cells imported."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
     command = [sys.executable, "-c", f"import sweeping, sys; {' '.join(map(str, code))}"]
     return subprocess.Popen(
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
