@@ -201,13 +201,15 @@ PLANNED = 256  # in place of exit code 0, which pebble takes for a planned end: 
 
 
 class _Process(SpawnProcess):
-    """One that does not run the driver's script again: functions of a script are pickled by value."""
+    """One that dask's daemonic workers, too, may start, and that does not run the driver's script again."""
 
     starting = threading.Lock()
 
     def start(self) -> None:
         with self.starting:
-            prepare = spawn.get_preparation_data
+            prepare, config = spawn.get_preparation_data, multiprocessing.current_process()._config  # type: ignore[attr-defined]
+            daemon = config.pop("daemon", None)  # multiprocessing would refuse; this one ends with its starter anyway
+            # Functions of a script are pickled by value.
             spawn.get_preparation_data = lambda name: {
                 key: value for key, value in prepare(name).items() if not key.startswith("init_main")
             }
@@ -215,6 +217,8 @@ class _Process(SpawnProcess):
                 super().start()
             finally:
                 spawn.get_preparation_data = prepare
+                if daemon is not None:
+                    config["daemon"] = daemon
 
     def kill_all(self) -> None:
         """And what it has started."""

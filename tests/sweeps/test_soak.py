@@ -71,6 +71,7 @@ def kill_at_random(folder: Path, luck: random.Random, how: dict[str, float]) -> 
     children = processes_of(one)
     whom = luck.choice(["driver", "process"]) if children else "driver"
     there = len(list((folder / "cells").glob("*.cell")))
+    assert there, "it had begun"
     if whom == "driver":
         one.kill()
         one.wait()
