@@ -17,6 +17,8 @@ import fgvar
 
 AXES = {"scheme": ("FG-W", "FG-A", "LG-FG-A"), "width": (1, 2, 3, 4)}
 SEEDS = (0, 1)
+ROOT = Path(__file__).resolve().parents[2]
+HERE = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])}
 
 
 def ragged(scheme: str, width: int, seed: int, log: str = "", seconds: float = 0.0) -> xr.Dataset:
@@ -113,3 +115,13 @@ def assert_same(found: xr.Dataset, expected: xr.Dataset) -> None:
         if variable.dtype.kind not in "OU":  # text, which a file has as another type
             assert found[name].dtype == variable.dtype
             assert found[name].values.tobytes() == variable.values.tobytes()
+
+
+def run(code: str) -> str:
+    """What a script or a line of code prints."""
+    what = [code] if code.endswith(".py") else ["-c", code]
+    done = subprocess.run(
+        [sys.executable, *what], capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | HERE
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
