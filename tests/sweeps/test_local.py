@@ -5,12 +5,16 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import cloudpickle
 import psutil
 import pytest
 from sweeping import HERE, ROOT, run, trouble
 
 import fgvar
+from fgvar.sweeps.local import CellProcess
 
 LONG = 100.0  # seconds that no cell takes, however busy the machine is
 
@@ -67,26 +71,41 @@ def test_a_cell_that_hangs_in_c_ends_with_a_killed_driver(tmp_path) -> None:
     driver = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, env=os.environ | HERE, stderr=subprocess.DEVNULL
     )
-    while not (tmp_path / "log").exists():
-        assert driver.poll() is None
-        time.sleep(0.05)
+    pid = pid_in(tmp_path / "log")
     driver.kill()
     driver.wait()
-    assert gone(int((tmp_path / "log").read_text()))
+    assert gone(pid)
+
+
+def test_closing_ends_what_a_process_runs(tmp_path) -> None:
+    process, arguments = CellProcess(cloudpickle.dumps(trouble), 1), {"kind": "hangs in C", "log": f"{tmp_path}/log"}
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(process.run, arguments, None)
+        pid = pid_in(tmp_path / "log")
+        process.close()
+        assert running.result().status == "died"
+    assert gone(pid)
+
+
+def pid_in(log: Path) -> int:
+    """Of the cell that writes there when it is in."""
+    while not (log.exists() and log.read_text().endswith("\n")):
+        time.sleep(0.05)
+    return int(log.read_text())
 
 
 def test_processes_do_not_run_the_script_again(tmp_path) -> None:
     """Which may have no guard, and whose function is pickled by value."""
     script = tmp_path / "script.py"
     script.write_text(f"""
-import fgvar, xarray
+import fgvar, sys, xarray
 print("once")
 def cell(number):
     return xarray.Dataset({{"value": number}})
 found = fgvar.sweep(cell, {{"number": (1, 2, 3)}}, folder={str(tmp_path)!r}, workers=2)
-print(*found["value"].values)
+print(*found["value"].values, "distributed" in sys.modules)
 """)
-    assert run(str(script)) == "once\n1 2 3\n"
+    assert run(str(script)) == "once\n1 2 3 False\n"
 
 
 def test_a_process_without_the_function_says_so(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import xarray as xr
 from sweeping import AXES, SEEDS, assert_same, drive, ragged, run, trivial, trouble
 
 import fgvar
+from fgvar import sweeps
 from fgvar.sweeps import cells
 from studies.common import Options
 
@@ -288,6 +290,14 @@ def test_cells_that_disagree_about_a_variable(tmp_path) -> None:
         ValueError, match=r"'a' is float64 over \('x',\) in the cell number=1, and float64 over \(\) in"
     ):
         fgvar.sweep(cell, {"number": (0, 1)}, folder=tmp_path)
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.delattr(sweeps, "cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "fgvar.sweeps.cluster", raising=False)
+    monkeypatch.setitem(sys.modules, "distributed", None)  # import then fails
+    with pytest.raises(ModuleNotFoundError, match=r"distributed.*a scheduler needs pip install 'fgvar\[cluster\]'"):
+        fgvar.sweep(trivial, {"a": (1,), "b": (2,)}, folder=tmp_path, scheduler="tcp://127.0.0.1:1")
 
 
 def test_an_address_without_a_scheduler(tmp_path) -> None:
