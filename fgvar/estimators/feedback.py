@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.func import grad
 
+from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.estimator import Estimate
 from fgvar.estimators.guesses import drawn
 from fgvar.estimators.losses import GlobalLoss, Losses, gradient, gradient_and_loss
 from fgvar.estimators.noise import Randomness, Stream
-from fgvar.estimators.spaces import ActivitySpace
 from fgvar.problem import Problem
 
 

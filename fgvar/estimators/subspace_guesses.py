@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from fgvar.errors import unknown
+from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.guesses import Shapes, owner
 from fgvar.estimators.losses import Losses
-from fgvar.estimators.spaces import ActivitySpace, Linearised, Space, Tensors
+from fgvar.estimators.spaces import Linearised, Space, Tensors
 from fgvar.nn.reach import OUTPUT
 from fgvar.problem import Problem
 
