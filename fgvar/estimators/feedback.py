@@ -11,7 +11,8 @@ from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.estimator import Estimate
 from fgvar.estimators.guesses import drawn
 from fgvar.estimators.losses import GlobalLoss, Losses, gradient, gradient_and_loss
-from fgvar.estimators.noise import Randomness, Stream
+from fgvar.estimators.random_streams import Stream
+from fgvar.estimators.randomness import Randomness
 from fgvar.problem import Problem
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses, LossTerms
-from fgvar.estimators.noise import Gaussian, Rademacher, Stream
+from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.estimators.oracles import CentralDifference, Function, Jvp, Pair, derived
+from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.spaces import Linearised, Tensors, TermsAndLoss
 from fgvar.estimators.structured_noise import Sphere
 from fgvar.estimators.weight_space import WeightSpace
