@@ -61,9 +61,6 @@ class LinearisedActivities:
             for site, u in _of_every_example(self.problem, noise).items()
         }
 
-    def from_sites(self, noise: Tensors) -> dict[str, Tensor]:
-        return self.direction({site: noise[site] for site in self.sites})
-
     def credit(self, terms: LossTerms) -> dict[str, Tensor]:
         return {
             name: broadcast_over_site(site, sum_terms(terms, self.plans[name]), self.point[name].shape)
@@ -188,7 +185,8 @@ class ActivitySpace:
 
         (z, total), pullback, carried = cast(Any, torch.func.vjp(forward, problem.params, has_aux=True))
         relu_outputs, values, tangents, loss_gradients = carried
-        # Along given noise nothing is differentiated at the point any more: shapes are enough, and take no memory.
+        # Along given noise nothing is differentiated at the point any more. Who still reads it (`Directions`) counts
+        # and lays out: shapes are enough, and take no memory.
         point = {site: value.new_zeros(()).expand_as(value) for site, value in z.items()}
         plans = site_plans(problem, losses, sites)
         found = LinearisedActivities(

@@ -39,17 +39,13 @@ class Linearised(Protocol):
     def direction(self, noise: Tensors) -> dict[str, Tensor]:
         """Noise of the shapes of ``point``, with a batch axis or one for all examples → direction."""
 
-    def from_sites(self, noise: Tensors) -> dict[str, Tensor]:
-        """Noise at all sites → direction, carried to the perturbed tensors by local VJPs."""
-
     def credit(self, terms: LossTerms) -> dict[str, Tensor]:
         """Loss terms → what credits each perturbed number, to broadcast with ``point``; linear."""
 
     def granularity(self, name: str, end: str) -> tuple[bool, bool] | None:
         """Does each number of a tensor move one copy of an end's loss alone, along patches, along groups?
 
-        None where the tensor does not influence that loss. Not the same as being credited apart: published credit
-        leaves out copies that rows do move.
+        None where it moves none. Credit by one copy alone (``plans``) does not imply it: credit may be incomplete.
         """
 
     def broadcast(self, name: str, c: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, cast, final
 import torch
 from torch import Tensor
 
-from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.credit import Plan, broadcast_over_rows, row_plans, sum_terms
 from fgvar.estimators.losses import Losses, LossTerms, forward_terms, gradient, jvp_terms
 from fgvar.estimators.spaces import Linearised, Tensors, TermsAndLoss
@@ -48,18 +47,13 @@ class LinearisedWeights:
     def direction(self, noise: Tensors) -> dict[str, Tensor]:
         return dict(noise)
 
-    def from_sites(self, noise: Tensors) -> dict[str, Tensor]:
-        sites = ActivitySpace().linearise(self.problem, self.losses)
-        found = sites.backward(sites.direction(noise))
-        return {name: found[name] for name in self.point}
-
     def credit(self, terms: LossTerms) -> dict[str, Tensor]:
         return {
             name: broadcast_over_rows(sum_terms(terms, plan), self.point[name]) for name, plan in self.plans.items()
         }
 
     def granularity(self, name: str, end: str) -> tuple[bool, bool] | None:
-        # A weight moves all positions that it acts on, and, past its own group's norm, copies that do not credit it.
+        # Rows that published credit keeps to their own group's copy move the other groups' copies, too.
         return (False, False) if end in self.plans[name] else None
 
     def broadcast(self, name: str, c: Tensor) -> Tensor:
