@@ -109,6 +109,7 @@ class WeightSpace:
             values, tangents = jvp(linearised.forward_terms, (linearised.point,), (dict(noise),))
             return linearised, (linearised.loss_terms(values, tangents), values[OUTPUT].mean())
 
+        # Differentiated by the heads, the pass that carries the direction gives their exact gradient, too.
         def forward(some: Tensors) -> tuple[Tensor, tuple[LossTerms, LossTerms, LossTerms]]:
             params = {**problem.params, **some}
             seen = jvp_terms(

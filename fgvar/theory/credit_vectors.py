@@ -62,7 +62,7 @@ def weight_credits(vjp: CreditVjp) -> tuple[Vectors, Vectors]:
     own = {name: torch.zeros_like(value) for name, value in vjp.linearised.point.items()}
     squares = dict(own)
     for plan, names in _by_plan(vjp.linearised.plans):
-        for one, c in class_gradients(vjp, plan) if plan else ():
+        for one, c in class_gradients(vjp, plan):
             square = torch.stack([value.square().sum() for value in c.values()]).sum()
             for name in names:
                 rows = vjp.linearised.broadcast(name, one)
@@ -116,7 +116,7 @@ def site_credits(vjp: CreditVjp, *, shared: bool) -> dict[str, SiteCredit | None
 def class_gradients(vjp: CreditVjp, plan: Plan) -> Iterator[tuple[Tensor, Vectors]]:
     """Every class of a plan, as 0/1 [1, patches or 1, groups or 1], and its c: one pass a class and end."""
     shape = vjp.classes(plan)
-    for one in _one_hot(vjp, shape):
+    for one in _one_hot(vjp, shape) if plan else ():
         yield one, vjp.pull(vjp.seeds(plan, one.expand(shape)))
 
 

@@ -95,14 +95,13 @@ def classes(vjp: CreditVjp, sites: Collection[str]) -> Classes | None:
     members, gradients, grams = [], [], []
     start = 0
     for site in sites:
-        plan, size = vjp.linearised.plans[site], vjp.mask[site][0].numel()
-        for chosen, c in class_gradients(vjp, plan) if plan else ():
+        for chosen, c in class_gradients(vjp, vjp.linearised.plans[site]):
             inside = vjp.linearised.broadcast(site, chosen).expand(1, *vjp.mask[site].shape[1:]).flatten()
             members.append(start + inside.nonzero()[:, 0])
             gradients.append(torch.cat([c[other].flatten(1) for other in sites], dim=1))
             whole = torch.cat([value.flatten(1) for value in c.values()], dim=1)
             grams.append(whole @ whole.T)
-        start += size
+        start += vjp.mask[site][0].numel()
     return Classes(members, torch.stack(gradients, 1), torch.stack(grams, -1)) if members else None
 
 
