@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
+from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.combine import Normalised
 from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.estimators.guesses import NTK, BackpropGradient, LocalGradient
 from fgvar.estimators.losses import GlobalLoss, LocalLosses
 from fgvar.estimators.noise import Rademacher
-from fgvar.estimators.spaces import ActivitySpace, WeightSpace
 from fgvar.estimators.subspace_guesses import ActivationSpan, TransposedWeights
+from fgvar.estimators.weight_space import WeightSpace
 
 GUESSES: dict[str, Estimator] = {
     "Gaussian": Estimator(shared=False),

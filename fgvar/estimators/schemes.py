@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fgvar.errors import unknown
+from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.combine import Normalised, Projection, ShuffledCredit
 from fgvar.estimators.controls import FrozenTrunk, IsotropicNull, MatchedNoise, Minibatch
 from fgvar.estimators.estimator import Estimator, ExactGradient
@@ -19,9 +20,9 @@ from fgvar.estimators.guesses import (
 from fgvar.estimators.losses import GlobalLoss, LocalLosses
 from fgvar.estimators.noise import Rademacher
 from fgvar.estimators.oracles import CentralDifference, ForwardDifference
-from fgvar.estimators.spaces import ActivitySpace, WeightSpace
 from fgvar.estimators.structured_noise import LowRank, Orthogonal, Sparse
 from fgvar.estimators.subspace_guesses import ActivationSpan, TransposedWeights
+from fgvar.estimators.weight_space import WeightSpace
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.estimators.oracles import Replay
 from fgvar.estimators.randomness import Randomness
-from fgvar.estimators.spaces import WeightSpace
+from fgvar.estimators.weight_space import WeightSpace
 from fgvar.measurement import moments as streaming
 from fgvar.measurement.draws import PlainCalls, estimates, ranges
 from fgvar.measurement.intervals import Array, Estimated

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.combine import Mean
-from fgvar.estimators.credit import site_plan
 from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimator
 from fgvar.estimators.guesses import Isotropic
 from fgvar.estimators.losses import gradient
 from fgvar.estimators.oracles import Jvp, Replay
-from fgvar.estimators.spaces import ActivitySpace, WeightSpace
+from fgvar.estimators.weight_space import WeightSpace
 from fgvar.problem import Problem
 from fgvar.theory import quadratic_forms, site_jacobians
 from fgvar.theory.credit_vectors import CreditVjp, SiteCredit, Vectors, site_credits, weight_credits
@@ -206,7 +206,7 @@ class _Sites:
         self.problem, self.budget, self.kurtosis = problem, budget, _kurtosis(estimator)
         self.transpose = CreditVjp(estimator.space, estimator.losses, problem)
         self.sites = tuple(self.transpose.linearised.point)
-        self.plans = {site: site_plan(problem, estimator.losses, site) for site in self.sites}
+        self.plans = self.transpose.linearised.plans
         self.linked = site_jacobians.links(problem, self.sites)
         self.shared = estimator.shares_noise
         pairs = problem.batch_size // 2 + 1 if estimator.shares_noise else 1
@@ -238,10 +238,10 @@ class _Sites:
         total = {name: torch.zeros_like(self.problem.params[name]) for name in names.values()}
         if credit is None:
             return total
-        mask = self.transpose.mask[layer.site]
+        linearised, mask = self.transpose.linearised, self.transpose.mask[layer.site]
         for shift, times in self.shifts.items():
             found = quadratic_forms.quadratic(
-                self.problem, layer, arrangement, credit, mask, self.kurtosis, shift, self.budget
+                layer, arrangement, credit, linearised, mask, self.kurtosis, shift, self.budget
             )
             for kind, name in names.items():
                 total[name] = total[name] + times * found[kind].reshape(total[name].shape)
@@ -267,7 +267,7 @@ class _Sites:
     def _from_jacobian(self, name: str, sites: tuple[str, ...], each: int) -> Tensor:
         weights = self.problem.params[name]
         total = torch.zeros(weights.numel(), dtype=weights.dtype, device=weights.device)
-        found = site_jacobians.classes(self.transpose, {site: self.plans[site] for site in sites}) if sites else None
+        found = site_jacobians.classes(self.transpose, sites) if sites else None
         if found is None:
             return total.reshape(weights.shape)
         mask = torch.cat([self.transpose.mask[site].flatten(1) for site in sites], 1)

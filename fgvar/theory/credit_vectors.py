@@ -12,46 +12,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fgvar.estimators.credit import (
-    Plan,
-    broadcast_over_rows,
-    broadcast_over_site,
-    credit,
-    row_credit,
-    row_plan,
-    site_plan,
-)
-from fgvar.estimators.losses import Losses, LossTerms, forward_terms
+from fgvar.estimators.credit import Plan, sum_terms
+from fgvar.estimators.losses import Losses, LossTerms
 from fgvar.estimators.spaces import Space
 from fgvar.nn.sites import Site
 from fgvar.problem import Problem
 
 Vectors = dict[str, Tensor]  # perturbed tensor → numbers of its shape
-CreditOf = Callable[[LossTerms, Plan], Tensor | None]
 
 
 class CreditVjp:
     """Loss terms of one batch, pulled back to the perturbed tensors; ``passes`` counts the backward passes."""
 
     def __init__(self, space: Space, losses: Losses, problem: Problem) -> None:
-        self.losses, self.problem, self.passes = losses, problem, 0
+        self.problem, self.passes = problem, 0
         self.linearised = space.linearise(problem, losses)
         # Noise on a masked number is not applied: it enters no derivative, and no estimate.
         self.mask = self.linearised.direction({k: torch.ones_like(v) for k, v in self.linearised.point.items()})
-        values = self._observe(self.linearised.point)
+        values = self.linearised.forward_terms(self.linearised.point)
         still = {k: torch.zeros_like(v) for k, v in values.items()}
-        self.still, self._to_tangents = torch.func.vjp(lambda t: losses.terms(problem, values, t), still)[:2]
+        self.still, self._to_tangents = torch.func.vjp(lambda t: self.linearised.loss_terms(values, t), still)[:2]
         self._to_point: dict[str, Callable[..., tuple[Vectors]]] = {}
 
-    def classes(self, plan: Plan, of: CreditOf = credit) -> tuple[int, ...]:
+    def classes(self, plan: Plan) -> tuple[int, ...]:
         """Shape of the credit by this plan."""
-        found = of(self.still, plan)
-        assert found is not None
-        return tuple(found.shape)
+        return tuple(sum_terms(self.still, plan).shape)
 
-    def seeds(self, plan: Plan, seed: Tensor, of: CreditOf = credit) -> LossTerms:
+    def seeds(self, plan: Plan, seed: Tensor) -> LossTerms:
         """Σ seed·credit as Σ seeds·terms, for the ends of the plan."""
-        seeds = torch.func.vjp(lambda terms: of(terms, plan), self.still)[1](seed)[0]
+        seeds = torch.func.vjp(lambda terms: sum_terms(terms, plan), self.still)[1](seed)[0]
         return {end: seeds[end] for end in plan}
 
     def pull(self, seeds: LossTerms) -> Vectors:
@@ -60,32 +49,23 @@ class CreditVjp:
         total = {name: torch.zeros_like(mask) for name, mask in self.mask.items()}
         for end in seeds:
             if end not in self._to_point:
-                self._to_point[end] = torch.func.vjp(lambda t, end=end: self._observe(t)[end], self.linearised.point)[
-                    1
-                ]
+                observe = lambda t, end=end: self.linearised.forward_terms(t)[end]  # noqa: E731
+                self._to_point[end] = torch.func.vjp(observe, self.linearised.point)[1]
             self.passes += 1
             found = self._to_point[end](tangents[end])[0]
             total = {name: value + self.mask[name] * found[name] for name, value in total.items()}
         return total
 
-    def _observe(self, tensors: Mapping[str, Tensor]) -> LossTerms:
-        return forward_terms(self.losses, self.problem, *self.linearised.bind(tensors))
-
 
 def weight_credits(vjp: CreditVjp) -> tuple[Vectors, Vectors]:
     """For every perturbed weight w: its own entry c_ww of the gradient that credits it, and all of |c_w|²."""
-    problem, params = vjp.problem, vjp.linearised.point
-    own = {name: torch.zeros_like(value) for name, value in params.items()}
+    own = {name: torch.zeros_like(value) for name, value in vjp.linearised.point.items()}
     squares = dict(own)
-    for plan, names in _by_plan({name: row_plan(problem, vjp.losses, name) for name in params}):
-        if not plan:
-            continue
-        size = vjp.classes(plan, row_credit)[0]
-        for one in torch.eye(size, dtype=problem.dtype, device=problem.device):
-            c = vjp.pull(vjp.seeds(plan, one, row_credit))
+    for plan, names in _by_plan(vjp.linearised.plans):
+        for one, c in class_gradients(vjp, plan):
             square = torch.stack([value.square().sum() for value in c.values()]).sum()
             for name in names:
-                rows = broadcast_over_rows(one, params[name])
+                rows = vjp.linearised.broadcast(name, one)
                 own[name] = own[name] + rows * c[name]
                 squares[name] = squares[name] + rows * square
     return own, squares
@@ -127,24 +107,21 @@ def site_credits(vjp: CreditVjp, *, shared: bool) -> dict[str, SiteCredit | None
     Raises:
         ValueError: a site that declares patches or groups apart which it mixes.
     """
-    plans = {site: site_plan(vjp.problem, vjp.losses, site) for site in vjp.linearised.point}
     found: dict[str, SiteCredit | None] = {}
-    for plan, sites in _by_plan(plans):
-        found |= _credits(vjp, plans, plan, sites, shared) if plan else dict.fromkeys(sites)
+    for plan, sites in _by_plan(vjp.linearised.plans):
+        found |= _credits(vjp, plan, sites, shared) if plan else dict.fromkeys(sites)
     return found
 
 
 def class_gradients(vjp: CreditVjp, plan: Plan) -> Iterator[tuple[Tensor, Vectors]]:
     """Every class of a plan, as 0/1 [1, patches or 1, groups or 1], and its c: one pass a class and end."""
     shape = vjp.classes(plan)
-    for one in _one_hot(vjp, shape):
+    for one in _one_hot(vjp, shape) if plan else ():
         yield one, vjp.pull(vjp.seeds(plan, one.expand(shape)))
 
 
-def _credits(
-    vjp: CreditVjp, plans: Mapping[str, Plan], plan: Plan, sites: list[str], shared: bool
-) -> dict[str, SiteCredit | None]:
-    problem = vjp.problem
+def _credits(vjp: CreditVjp, plan: Plan, sites: list[str], shared: bool) -> dict[str, SiteCredit | None]:
+    problem, plans, broadcast = vjp.problem, vjp.linearised.plans, vjp.linearised.broadcast
     shape = vjp.classes(plan)
     _, patches, groups = shape
     apart = [end for end in plan if patches * groups > 1 and any(plan[end])] or list(plan)
@@ -174,7 +151,7 @@ def _credits(
     for chosen in classes:
         c = pulled(chosen, apart)
         for site in sites:
-            inside = c[site] * broadcast_over_site(problem, site, chosen)
+            inside = c[site] * broadcast(site, chosen)
             _require_apart(problem, site, inside, c[site])
             own[site] = own[site] + inside
         gram = products(c, c, together)
@@ -189,7 +166,7 @@ def _credits(
         factor = torch.linspace(1, 2, patches, dtype=problem.dtype, device=problem.device).reshape(1, -1, 1)
         c = pulled(factor.expand(1, patches, groups), apart)
         for site, value in total.items():
-            _require_apart(problem, site, value * broadcast_over_site(problem, site, factor), c[site])
+            _require_apart(problem, site, value * broadcast(site, factor), c[site])
     stacked = torch.stack(grams, -1).reshape(*grams[0].shape[:-1], patches, groups)
     if later:
         stacked = stacked + products(later, later, False)[..., None]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fgvar.estimators.credit import broadcast_over_site
+from fgvar.estimators.spaces import Linearised
 from fgvar.nn.sites import Site
 from fgvar.problem import Problem
 from fgvar.theory.credit_vectors import SiteCredit
@@ -53,7 +54,7 @@ def arrange(problem: Problem, layer: Layer, patches: int, groups: int) -> Arrang
 
     def label(*axes: int) -> Tensor:
         numbers = torch.arange(math.prod(axes), device=one.device).reshape(1, *axes)
-        return one * (broadcast_over_site(problem, layer.site, numbers) if math.prod(axes) > 1 else 0)
+        return one * (broadcast_over_site(site, numbers, shape) if math.prod(axes) > 1 else 0)
 
     slots = [(label(1, groups) == group).to(layer.scale.dtype) for group in range(groups if across else 0)]
     block = torch.zeros_like(one)
@@ -81,10 +82,10 @@ def _segments(labels: Tensor) -> "Segments | Literal[False]":
 
 
 def quadratic(
-    problem: Problem,
     layer: Layer,
     arrangement: Arrangement,
     credit: SiteCredit,
+    linearised: Linearised,
     mask: Tensor,
     kurtosis: float,
     shift: int,
@@ -102,7 +103,7 @@ def quadratic(
     scale = layer.scale * mask
     sums = _Sums(layer, arrangement, shift)
     own = credit.diagonal
-    products = broadcast_over_site(problem, layer.site, credit.products(shift))
+    products = linearised.broadcast(layer.site, credit.products(shift))
     sums.squares(scale * other(scale) * (products + (kurtosis - 3) * own * other(own)))
 
     def pulled(vector: Tensor, *, here: bool) -> Tensor:

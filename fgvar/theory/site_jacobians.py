@@ -5,14 +5,13 @@ Exact for whatever lies between two sites, at the price of one row (or column) a
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from fgvar.estimators.credit import Plan, broadcast_over_site
 from fgvar.nn.forward_mode import jvp
 from fgvar.problem import Problem
 from fgvar.theory.credit_vectors import CreditVjp, class_gradients
@@ -91,20 +90,18 @@ class Classes:
     gram: Tensor
 
 
-def classes(vjp: CreditVjp, plans: Mapping[str, Plan]) -> Classes | None:
-    """Credit of the sites in ``plans``; None where no term reaches them."""
-    problem = vjp.problem
+def classes(vjp: CreditVjp, sites: Collection[str]) -> Classes | None:
+    """Credit of these sites; None where no term reaches them."""
     members, gradients, grams = [], [], []
     start = 0
-    for site, plan in plans.items():
-        size = vjp.mask[site][0].numel()
-        for chosen, c in class_gradients(vjp, plan) if plan else ():
-            inside = broadcast_over_site(problem, site, chosen).expand(1, *vjp.mask[site].shape[1:]).flatten()
+    for site in sites:
+        for chosen, c in class_gradients(vjp, vjp.linearised.plans[site]):
+            inside = vjp.linearised.broadcast(site, chosen).expand(1, *vjp.mask[site].shape[1:]).flatten()
             members.append(start + inside.nonzero()[:, 0])
-            gradients.append(torch.cat([c[other].flatten(1) for other in plans], dim=1))
+            gradients.append(torch.cat([c[other].flatten(1) for other in sites], dim=1))
             whole = torch.cat([value.flatten(1) for value in c.values()], dim=1)
             grams.append(whole @ whole.T)
-        start += size
+        start += vjp.mask[site][0].numel()
     return Classes(members, torch.stack(gradients, 1), torch.stack(grams, -1)) if members else None
 
 

@@ -49,6 +49,8 @@ ORDER = (
     "fgvar.estimators.randomness",
     "fgvar.estimators.noise",
     "fgvar.estimators.spaces",
+    "fgvar.estimators.activity_space",
+    "fgvar.estimators.weight_space",
     "fgvar.estimators.combine",
     "fgvar.estimators.guesses",
     "fgvar.estimators.oracles",

@@ -7,12 +7,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.estimator import Estimate, Estimator
 from fgvar.estimators.losses import LocalLosses
 from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.oracles import Tensors
 from fgvar.estimators.randomness import Leaf, Randomness
-from fgvar.estimators.spaces import ActivitySpace
 from fgvar.problem import Problem
 from fgvar.testing.mutants.broken_words import LaterTerms
 from fgvar.theory import closed_forms
