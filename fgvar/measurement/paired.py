@@ -71,9 +71,9 @@ def differences(one: Measured, baseline: Measured) -> Values:
     found = {}
     for name, value in values.items():
         error = spreads[name].error
-        whole = interval(n, value, error, spreads[name].skewness).known(still | (error == 0))
+        whole = interval(n, value, error, spreads[name].skewness).exact_where(still | (error == 0))
         # A single number's cosine is 1 or −1, and one that has not been seen yet has no interval.
-        found[name] = whole.unbounded((one.sizes < 2) & ~still & (error > 0)) if name == "cosine" else whole
+        found[name] = whole.without_interval((one.sizes < 2) & ~still & (error > 0)) if name == "cosine" else whole
     return found
 
 

@@ -7,16 +7,16 @@ import numpy as np
 from scipy import special
 
 from fgvar.measurement.intervals import (
-    CARRIED,
     MINIMUM,
+    MINIMUM_EFFECTIVE,
     MINIMUM_TESTED,
     Array,
     Estimated,
-    arms,
+    hall_quantiles,
+    inflate_standard_error,
     interval,
     p_value,
     skewness,
-    widened,
 )
 from fgvar.measurement.moments import Moments, References
 from fgvar.measurement.sums import Sums
@@ -48,7 +48,7 @@ def statistics(moments: Moments, references: References) -> dict[str, Estimated]
 def variance(sums: Sums) -> Estimated:
     """tr Cov(ĝ), unbiased, with Hall's interval of the mean of ‖ĝ − E ĝ‖²."""
     found = interval(sums.n, sums.trace, sums.variance_error, sums.scatter.skewness)
-    return found.within(0, np.inf)
+    return found.clipped(0, np.inf)
 
 
 def sq_bias(sums: Sums, reference: int) -> Estimated:
@@ -75,8 +75,8 @@ def sq_bias(sums: Sums, reference: int) -> Estimated:
 def snr(sums: Sums) -> Estimated:
     """‖E ĝ‖²/tr Cov(ĝ), numerator and denominator each unbiased; the error by the delta method.
 
-    The interval holds the R with (R − R̂)² ≤ x² (c/tr² + 4Rv/n): c as for `sq_bias`, x Hall's arms, and v the variance
-    of a draw's influence on √R, which stays finite at 0, where the interval then begins ("at most").
+    The interval holds the R with (R − R̂)² ≤ x² (c/tr² + 4Rv/n): c as for `sq_bias`, x Hall's quantiles, and v the
+    variance of a draw's influence on √R, which stays finite at 0, where the interval then begins ("at most").
     """
     n, trace, scatter = sums.n, sums.trace, sums.scatter
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -91,7 +91,7 @@ def snr(sums: Sums) -> Estimated:
         most = np.sqrt(sums.trace_square) / trace / n
         across = np.where(value > 0, np.clip(seen, 0, most), 0)
         low, high = _ratio_ends(sums, value, across)
-    return Estimated(value, error, low, high).unbounded(sums.sizes < 2)
+    return Estimated(value, error, low, high).without_interval(sums.sizes < 2)
 
 
 def _ratio_ends(sums: Sums, value: Array, least: Array) -> tuple[Array, Array]:
@@ -107,9 +107,9 @@ def _ratio_ends(sums: Sums, value: Array, least: Array) -> tuple[Array, Array]:
     constant = 2 * sums.trace_square / (n * (n - 1)) / trace**2
     linear = 4 * np.maximum(value, 0) * spread
     skew = skew * (linear / (linear + constant)) ** 1.5
-    spread = widened(n, np.sqrt(spread), skew) ** 2
+    spread = inflate_standard_error(n, np.sqrt(spread), skew) ** 2
     ends = []
-    for arm in arms(n, skew):
+    for arm in hall_quantiles(n, skew):
         half = 2 * arm**2 * spread
         ends.append((value + half, np.sqrt(np.maximum(half**2 + 2 * value * half + arm**2 * constant, 0))))
     return np.maximum(ends[0][0] - ends[0][1], 0), np.maximum(ends[1][0] + ends[1][1], 0)
@@ -130,7 +130,7 @@ def cosine(sums: Sums, reference: int) -> Estimated:
     A single number's cosine is 1 or −1, and one that has not been seen yet has no interval: NaN.
     """
     found = interval(sums.n, sums.mean[:, 3 + reference], *sums.feature(3 + reference))
-    return found.within(-1, 1).unbounded(sums.sizes < 2)
+    return found.clipped(-1, 1).without_interval(sums.sizes < 2)
 
 
 def efficiency(sums: Sums, reference: int) -> Estimated:
@@ -156,12 +156,12 @@ def efficiency(sums: Sums, reference: int) -> Estimated:
         error = np.sqrt((2 * root * error) ** 2 + 2 * (inner_variance / scale / n) ** 2)
     least = np.where(ends.low * ends.high > 0, np.minimum(ends.low**2, ends.high**2), ends.low * 0)
     found = Estimated(value, error, least, np.maximum(ends.low**2, ends.high**2))
-    return found.within(0, 1).unbounded(sums.sizes < 2)
+    return found.clipped(0, 1).without_interval(sums.sizes < 2)
 
 
 def bias_z(sums: Sums, reference: int) -> Estimated:
     """Largest |z| of the bias over the random projections (no standard error: its p-value is `bias_p`)."""
-    return Estimated.alone(bias_test(sums, reference)[0])
+    return Estimated.without_error(bias_test(sums, reference)[0])
 
 
 def bias_p(sums: Sums, reference: int) -> Estimated:
@@ -170,7 +170,7 @@ def bias_p(sums: Sums, reference: int) -> Estimated:
     NaN below 64 draws, and where fewer than 10 of them carry any projection (n/γ² of its skewness γ).
     """
     p = bias_test(sums, reference)[1]
-    return Estimated.alone(p if sums.n >= MINIMUM_TESTED else np.full_like(p, np.nan))
+    return Estimated.without_error(p if sums.n >= MINIMUM_TESTED else np.full_like(p, np.nan))
 
 
 BY_REFERENCE = {
@@ -213,7 +213,7 @@ def bias_test(sums: Sums, reference: int) -> tuple[Array, Array]:
     error = np.sqrt(np.where(live, centred, np.nan) / (n - 1) / n)
     skew = skewness(sums.projected / n, sums.projected_square / n, sums.projected_cube / n)
     # A few rare events that a sample holds may all be small ones, and the large ones may be still to come.
-    tested = live & (n >= CARRIED * skew**2)
+    tested = live & (n >= MINIMUM_EFFECTIVE * skew**2)
     count = tested.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         z = np.where(live, np.abs(mean) / error, -np.inf).max(1)

@@ -12,7 +12,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from fgvar.measurement.lending import same_values
+from fgvar.measurement.mutation_guard import same_values
 from fgvar.problem import Problem
 from fgvar.testing.comparisons import OWN_LOSS, difference, gap, own_loss, require_declared_noise, single, with_loss
 from fgvar.testing.exact_moments import by_step, tolerance

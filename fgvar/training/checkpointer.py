@@ -49,8 +49,8 @@ class Checkpointer:
         if world()[0] == 0:
             require_place(self.path)
             try:
-                self.entered.enter_context(locks.alone(locks.beside(self.path)))
-            except locks.Held as holder:
+                self.entered.enter_context(locks.exclusive(locks.lock_path(self.path)))
+            except locks.LockHeld as holder:
                 raise BlockingIOError(
                     f"{self.path} is the checkpoint of a run that is going on, by {holder}; wait for its end, stop "
                     "it, or give another checkpoint= path"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator
-from fgvar.measurement.lending import ours
+from fgvar.measurement.mutation_guard import is_builtin
 from fgvar.problem import Problem
 
 GradientAndLoss = tuple[
@@ -20,7 +20,7 @@ Gradient = Callable[[dict[str, Tensor], tuple[Tensor, Tensor], dict[str, Tensor]
 def gradient_of(problem: Problem, estimator: GradientEstimator, autocast: bool, compile: bool) -> Gradient:
     """The estimate as a function of tensors alone: parameters, batch and noise."""
 
-    lend = not ours(estimator)
+    lend = not is_builtin(estimator)
 
     def gradient(
         params: dict[str, Tensor], batch: tuple[Tensor, Tensor], noise: dict[str, Tensor]

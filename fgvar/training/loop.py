@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from fgvar.data.images import Images
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator
-from fgvar.measurement.lending import require_randomness
+from fgvar.measurement.protocol_checks import require_randomness
 from fgvar.problem import Problem
 from fgvar.training.distributed import averaged, broadcast_params, world
 from fgvar.training.gradients import Gradient, NonFiniteMonitor
@@ -51,7 +51,7 @@ class TrainingLoop:
     ) -> None:
         self.problem, self.estimator, self.schedule, self.total, self.seed = problem, estimator, schedule, total, seed
         self.gradient, self.probe, self.task = gradient, probe, task
-        self.randomness = require_randomness("estimator", estimator.randomness(problem))
+        self.randomness = require_randomness(estimator.randomness(problem), "estimator")
         self.params = {key: value.clone() for key, value in problem.params.items()}
         broadcast_params(self.params)
         learns = getattr(estimator, "learns", None)
