@@ -17,7 +17,7 @@ from fgvar.measurement.dataset import ENDS
 from fgvar.measurement.measure import measure_unchecked
 from fgvar.measurement.sampled import examples_at_once
 from fgvar.problem import Problem
-from fgvar.training.checkpoint import described, fingerprint
+from fgvar.training.identity import described, fingerprint
 
 
 @dataclass(frozen=True)
