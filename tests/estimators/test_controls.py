@@ -84,7 +84,7 @@ def test_joint_noise_stays_two_directions_when_matched() -> None:
 
 
 def test_matched_noise_of_matched_noise_keeps_the_names_apart() -> None:
-    """Names of leaves are part of what is drawn: of an estimator's own "w" there are "a.w" and "b.w", at any depth."""
+    """Names of leaves are part of what is drawn: of a leaf "w" there are "a.w" and "b.w", at any depth."""
     problem = CASES["mlp_relu"]()
     inner = fgvar.MatchedNoise(fgvar.scheme("FG-W"))
     names = [*inner.randomness(problem).leaves]
