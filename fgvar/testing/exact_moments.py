@@ -10,7 +10,7 @@ from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.estimators.structured_noise import Coordinate, LowRank, Orthogonal, Sparse, Sphere
 from fgvar.testing import enumeration as enumerated
 from fgvar.testing.line_quadrature import line_mean
-from fgvar.testing.subject import EstimatorUnderTest
+from fgvar.testing.under_test import EstimatorUnderTest
 
 Gradients = dict[str, Tensor]
 

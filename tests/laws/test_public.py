@@ -120,7 +120,7 @@ ORDER = (
     "fgvar.testing.strategies",
     "fgvar.testing.verdict",
     "fgvar.testing.statistical",
-    "fgvar.testing.subject",
+    "fgvar.testing.under_test",
     "fgvar.testing.comparisons",
     "fgvar.testing.exact_moments",
     "fgvar.testing.report",
