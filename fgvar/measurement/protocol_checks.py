@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import Estimate
-from fgvar.estimators.noise import Leaf, Randomness
+from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.problem import Problem
 
 

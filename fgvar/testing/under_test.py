@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fgvar.estimators.estimator import GradientEstimator
-from fgvar.estimators.noise import Randomness
+from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.draws import estimates, ranges
 from fgvar.measurement.protocol_checks import require_estimate, require_mapping, require_randomness
 from fgvar.problem import Problem
