@@ -1,4 +1,4 @@
-"""Statistics: bias, variance and direction of an estimator from its moments, each with its error and interval.
+"""Statistics: estimate bias, variance and direction of an estimator from its moments, with errors and intervals.
 
 Everything here is in plain float64 arrays, one number a layer.
 """
@@ -60,15 +60,17 @@ def sq_bias(sums: Sums, reference: int) -> Estimated:
     """
     n, value = sums.n, sums.square_mean[:, reference] - sums.trace / sums.n
     linear, constant = sums.parts(reference)
+    # ‖mean − r‖² is too large by tr Cov/n, the noise of the mean itself; the difference may well be negative.
     error = np.sqrt(np.maximum(linear, -FLOOR * constant) + constant)
     limit = np.full_like(value, np.nan)
     if n >= MINIMUM:
+        # Not from the estimated bᵀΣb, which is as uncertain as the bias: from the most that it can be.
         tau, least = sums.trace_square, np.maximum(value, 0)
         half = 2 * Z**2 * np.sqrt(tau) / n
         limit = least + half + np.sqrt(half**2 + 2 * least * half + Z**2 * 2 * tau / (n * (n - 1)))
-        its, length = slope(sums, reference), sums.products[:, reference]
-        one = length * np.maximum((its.low - 1) ** 2, (its.high - 1) ** 2)
-        limit = np.where((sums.sizes < 2) & (length > 0), one, limit)
+        scale, length = slope(sums, reference), sums.products[:, reference]
+        farther = length * np.maximum((scale.low - 1) ** 2, (scale.high - 1) ** 2)
+        limit = np.where((sums.sizes < 2) & (length > 0), farther, limit)
     return Estimated(value, error, np.full_like(value, np.nan), limit)
 
 
@@ -99,6 +101,7 @@ def _ratio_ends(sums: Sums, value: Array, least: Array) -> tuple[Array, Array]:
     n, trace = sums.n, sums.trace
     root, length = np.sqrt(np.maximum(value, 0)), np.sqrt(sums.products[:, 0])
     scale = 1 + sums.mean[:, 1] / length**2
+    # Influence of a draw on √R = ‖E ĝ‖/√tr Cov, as a weighted sum of its features ‖D‖² and ⟨D, target⟩.
     weights = np.zeros_like(sums.mean)
     weights[:, 0] = -root / trace / 2
     weights[:, 1] = np.sign(scale) / (length * np.sqrt(trace)) + root * (scale - 1) / trace
@@ -147,6 +150,7 @@ def efficiency(sums: Sums, reference: int) -> Estimated:
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = sums.products[:, reference] * energy
         value, root = (inner**2 - inner_variance / n) / scale, inner / np.sqrt(scale)
+        # Influence of a draw on the root: of ⟨ĝ, r⟩ and of ‖ĝ‖² = ‖D‖² + 2⟨D, target⟩ + ‖target‖².
         weights = np.zeros_like(sums.mean)
         weights[:, 1 + reference] = 1 / np.sqrt(scale)
         weights[:, 0] -= root / energy / 2
@@ -218,5 +222,6 @@ def bias_test(sums: Sums, reference: int) -> tuple[Array, Array]:
     with np.errstate(invalid="ignore", divide="ignore"):
         z = np.where(live, np.abs(mean) / error, -np.inf).max(1)
         p = np.where(tested, p_value(n, mean, error, skew), 1).min(1)
+    # 1 − (1 − p)^count, as expm1 and log1p keep what is far below rounding of 1.
     p = -np.expm1(count * np.log1p(-np.minimum(p, 1 - 1e-16)))
     return np.where(live.any(1), z, np.nan), np.where(count > 0, p, np.nan)
