@@ -11,7 +11,7 @@ import torch
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.measurement.intervals import Estimated
-from fgvar.measurement.moments import References
+from fgvar.measurement.references import References
 from fgvar.measurement.statistics import BY_REFERENCE
 from fgvar.problem import Problem
 from fgvar.theory import closed_forms

@@ -13,9 +13,9 @@ from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimat
 from fgvar.estimators.losses import Losses
 from fgvar.measurement.draws import VmapFallback, ranges
 from fgvar.measurement.intervals import Estimated
-from fgvar.measurement.moments import GROUPS
 from fgvar.measurement.mutation_guard import MutationGuard
 from fgvar.measurement.protocol_checks import tensors_in
+from fgvar.measurement.references import GROUPS
 from fgvar.problem import Problem
 
 PIECE = 1 << 12  # numbers of every example that are worked on at a time, so that they stay in the CPU's cache

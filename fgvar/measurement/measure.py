@@ -14,17 +14,17 @@ import xarray as xr
 from torch import Tensor
 
 from fgvar.estimators.estimator import GradientEstimator, require_problem
-from fgvar.measurement import moments as streaming
 from fgvar.measurement.arguments import BUDGET, Settings, check_arguments, check_noise_device
 from fgvar.measurement.closed import check_route, exact_statistics
 from fgvar.measurement.cost import cost
 from fgvar.measurement.data_variance import DataVariance
 from fgvar.measurement.dataset import FLAGS, RATIOS, REFERENCES, describe, provenance
 from fgvar.measurement.intervals import Array, Estimated
-from fgvar.measurement.moments import FEATURES, References
+from fgvar.measurement.moments import FEATURES
 from fgvar.measurement.mutation_guard import MutationGuard
 from fgvar.measurement.paired import Measured, differences
 from fgvar.measurement.protocol_checks import require_finite_gradient, require_randomness, tensors_in
+from fgvar.measurement.references import GROUPS, References
 from fgvar.measurement.sampled import drawn_statistics, examples_at_once
 from fgvar.measurement.statistics import ERRORS, NOT_OF_ONE, cosine_null
 from fgvar.problem import Problem
@@ -112,7 +112,7 @@ def measure_unchecked(
     """`measure` without its checks, with data variances that another route of the same problem may know already."""
     backprop, outputs = problem.backprop(), problem.run(problem.params)[0]
     require_finite_gradient("backprop", problem, backprop)
-    labels = {"reference": list(REFERENCES), "layer": [*problem.params, *streaming.GROUPS]}
+    labels = {"reference": list(REFERENCES), "layer": [*problem.params, *GROUPS]}
     rows: list[xr.Dataset] = []
     baseline: Measured | None = None
     for name, estimator in estimators.items():

@@ -12,67 +12,15 @@ import torch
 from torch import Tensor
 
 from fgvar.errors import NonFiniteError
-from fgvar.estimators.random_streams import Stream
+from fgvar.measurement.references import BUCKETS, References
 
 # Draws a block. Fixed, so that no sum depends on how many draws are computed at once; enough for an unbiased tr Σ² of
 # each block, and few enough that its Gram matrix costs less than the estimates.
 BLOCK = 16
 PIECE = 1 << 15  # numbers of every draw that are worked on at a time, so that they stay in the CPU's cache
-BUCKETS = 16  # random projections a layer, for the z of the bias
 FEATURES = ("square", "along_target", "along_backprop", "cosine_target", "cosine_backprop")
-GROUPS = ("perturbed", "total")  # layers that are sums over parameters
 # In units of tr Σ²/(draws before), what the noise of M adds to the covariances `within` a block.
 LAG = torch.tensor([2.0, -1.0, -1.0, -1.0], dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class References:
-    """What estimates are compared with: two gradients, and the signs of the random projections.
-
-    Attributes:
-        target, backprop: flat float64 tensor of every parameter.
-        signs: fixed random signs of every parameter, the same on every device.
-        members: which parameters each of `GROUPS` sums, 0/1 [2, parameters].
-    """
-
-    target: dict[str, Tensor]
-    backprop: dict[str, Tensor]
-    signs: dict[str, Tensor]
-    members: Tensor
-
-    @staticmethod
-    def of(target: Mapping[str, Tensor], backprop: Mapping[str, Tensor], perturbed: tuple[str, ...]) -> "References":
-        device = next(iter(target.values())).device
-        cpu = torch.device("cpu")
-        members = [[float(name in perturbed) for name in target], [1.0] * len(target)]
-        # Float64 whatever the network computes in: of 10⁵ draws a bias is sought far below one draw's rounding.
-        return References(
-            target={k: v.detach().double().flatten() for k, v in target.items()},
-            backprop={k: v.detach().double().flatten() for k, v in backprop.items()},
-            # Made on the CPU for every device, by a stream of no run's seed: z-scores of two runs can be compared.
-            signs={
-                k: Stream(0, f"projection of {k}", 0).signs((v.numel(),), torch.float64, cpu).to(device)
-                for k, v in target.items()
-            },
-            members=torch.tensor(members, dtype=torch.float64, device=device),
-        )
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (*self.target, *GROUPS)
-
-    def grouped(self, by_parameter: list[Tensor]) -> Tensor:
-        """Additive numbers of every parameter, [layers, …]: the parameters', then the groups' sums."""
-        stacked = torch.stack(by_parameter)
-        return torch.cat([stacked, torch.tensordot(self.members, stacked, dims=1)])
-
-    def projected(self, name: str, rows: Tensor, at: slice = slice(None)) -> Tensor:
-        """Signed sums of every 16th entry (of a piece), [rows, BUCKETS]: projections with disjoint supports."""
-        signed = rows * self.signs[name][at]
-        even = signed.shape[1] // BUCKETS * BUCKETS
-        sums = signed[:, :even].reshape(len(rows), -1, BUCKETS).sum(1)
-        sums[:, : signed.shape[1] - even] += signed[:, even:]  # the last entries, which fill no row of 16
-        return sums
 
 
 @dataclass(frozen=True)
@@ -183,11 +131,10 @@ def block(moments: Moments, references: References, gradients: Mapping[str, Tens
         pieces = range(0, numbers, PIECE if target.device.type == "cpu" else max(numbers, 1))
         gram, projected, sums = target.new_zeros(m + 3, m + 3), target.new_zeros(m, BUCKETS), torch.empty_like(target)
         for at in (slice(first, min(first + pieces.step, numbers)) for first in pieces):
-            # Deviations from the target, not estimates: a good estimator's are small, and squares of them lose nothing.
+            # Deviations from the target, not estimates: a good estimator's are small, and their squares lose nothing.
             frame = target.new_empty(m + 3, at.stop - at.start)
             frame[:m].copy_(rows[:, at]).sub_(target[at])  # faster than a subtraction that converts
-            # M is the mean of the draws before, so that it is independent of this block's: products with D − M have
-            # the mean that they should have, and no draw enters its own centre.
+            # M, the mean of the draws before, is independent of this block's: no draw enters its own centre.
             torch.div(moments.deviation[name][at], before, out=frame[m])
             frame[m + 1], frame[m + 2] = target[at], references.backprop[name][at]
             gram += frame @ frame.T
@@ -248,7 +195,6 @@ def merge(one: Moments, other: Moments) -> Moments:
 
 
 def _add(one: Moments, other: Moments, deviation: dict[str, Tensor]) -> Moments:
-    # Deviations are added by the caller: merging adds two dicts, absorbing a block's sums to one.
     sums = {f.name: getattr(one, f.name) + getattr(other, f.name) for f in fields(Moments) if f.name != "deviation"}
     return Moments(deviation=deviation, **sums)
 

@@ -22,9 +22,10 @@ from fgvar.measurement import moments as streaming
 from fgvar.measurement.arguments import Settings
 from fgvar.measurement.draws import VmapFallback, estimates, ranges
 from fgvar.measurement.intervals import Array, Estimated
-from fgvar.measurement.moments import BLOCK, References
+from fgvar.measurement.moments import BLOCK
 from fgvar.measurement.mutation_guard import MutationGuard
 from fgvar.measurement.protocol_checks import gradient_in, require_like
+from fgvar.measurement.references import References
 from fgvar.measurement.statistics import statistics
 from fgvar.problem import Problem
 

@@ -18,7 +18,8 @@ from fgvar.measurement.intervals import (
     p_value,
     skewness,
 )
-from fgvar.measurement.moments import Moments, References
+from fgvar.measurement.moments import Moments
+from fgvar.measurement.references import References
 from fgvar.measurement.sums import Sums
 
 Z = 1.96  # of a normal law, 97.5 % on either side

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fgvar.measurement.intervals import Array, Scatter, skewness, variance_error
-from fgvar.measurement.moments import Moments, References
+from fgvar.measurement.moments import Moments
+from fgvar.measurement.references import References
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from fgvar.errors import NonFiniteError, require_integer
 from fgvar.estimators.estimator import GradientEstimator, require_estimator, require_problem
 from fgvar.measurement.draws import estimates, ranges
-from fgvar.measurement.moments import BUCKETS, References
+from fgvar.measurement.references import BUCKETS, References
 from fgvar.problem import Problem
 from fgvar.testing.black_box import BlackBox
 from fgvar.testing.mean_tests import MIN_MOVED, MeanTest, mean_test

@@ -5,7 +5,8 @@ import torch
 
 import fgvar
 from fgvar.measurement.draws import estimates
-from fgvar.measurement.moments import References, init, update
+from fgvar.measurement.moments import init, update
+from fgvar.measurement.references import References
 from fgvar.training.objectives import Supervised
 from fgvar.training.train import RunConfig, TrainingLoop, gradient_of
 

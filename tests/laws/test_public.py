@@ -74,6 +74,7 @@ ORDER = (
     "fgvar.measurement.mutation_guard",
     "fgvar.measurement.protocol_checks",
     "fgvar.measurement.draws",
+    "fgvar.measurement.references",
     "fgvar.measurement.moments",
     "fgvar.measurement.arguments",
     "fgvar.measurement.intervals",

@@ -11,7 +11,8 @@ from scipy import stats
 import fgvar
 from fgvar.measurement.dataset import FLAGS, ranged
 from fgvar.measurement.intervals import Estimated, Scatter, hall_quantiles, inflate_standard_error, interval, p_value
-from fgvar.measurement.moments import References, init, update
+from fgvar.measurement.moments import init, update
+from fgvar.measurement.references import References
 from fgvar.measurement.statistics import Z, statistics
 from studies.calibration import coverage, laws
 

@@ -12,9 +12,10 @@ from fgvar.measurement.arguments import Settings
 from fgvar.measurement.dataset import ENDS, FLAGS, VARIABLES
 from fgvar.measurement.draws import VmapFallback
 from fgvar.measurement.intervals import Estimated
-from fgvar.measurement.moments import BLOCK, FEATURES, References, absorb, block, init
+from fgvar.measurement.moments import BLOCK, FEATURES, absorb, block, init
 from fgvar.measurement.mutation_guard import MutationGuard
 from fgvar.measurement.paired import DIFFERENCES, Measured, differences
+from fgvar.measurement.references import References
 from fgvar.measurement.sampled import Drawn, drawn_statistics
 from fgvar.measurement.statistics import statistics
 
