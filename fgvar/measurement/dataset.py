@@ -1,4 +1,4 @@
-"""Datasets: the labelled form of every result, its names, units and provenance."""
+"""Datasets: describe every result by names, units and provenance, and sum it up in a table."""
 
 import platform
 from collections.abc import Callable

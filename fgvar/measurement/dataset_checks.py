@@ -1,4 +1,4 @@
-"""What a dataset has to hold, whoever wrote it, before its numbers are taken by name."""
+"""Dataset checks: tell what a dataset lacks, whoever wrote it, before its numbers are taken by name."""
 
 from collections.abc import Iterable, Mapping
 
@@ -33,15 +33,18 @@ def missing_from(dataset: xr.Dataset, needed: Mapping[str, Iterable[str]], text:
             found.append(f"numbers in {name!r}")
     used = dict.fromkeys(dim for name in needed if name in dataset for dim in dataset[name].dims)
     found += [f"values along {dim!r}" for dim in used if dim not in LABELS and not dataset.sizes[dim]]
-    for dim in [dim for dim in LABELS if dim in used]:
-        labels = dataset[dim].values.tolist()
-        if dim not in dataset.coords or not labels or not all(isinstance(label, str) for label in labels):
-            found.append(f"names along {dim!r}")
-        elif len(set(labels)) < len(labels):
-            found.append(f"a name of its own for each along {dim!r}")
-        elif absent := [label for label in LABELS[dim] if label not in labels]:
-            found.append(f"{', '.join(map(repr, absent))} along {dim!r}")
-    return found
+    return found + [missing for dim in LABELS if dim in used for missing in _missing_labels(dataset, dim)]
+
+
+def _missing_labels(dataset: xr.Dataset, dim: str) -> list[str]:
+    """What the labels along a dim lack, to be chosen by name."""
+    labels = dataset[dim].values.tolist()
+    if dim not in dataset.coords or not labels or not all(isinstance(label, str) for label in labels):
+        return [f"names along {dim!r}"]
+    if len(set(labels)) < len(labels):
+        return [f"a name of its own for each along {dim!r}"]
+    absent = [label for label in LABELS[dim] if label not in labels]
+    return [f"{', '.join(map(repr, absent))} along {dim!r}"] if absent else []
 
 
 def missing_for_measurement(dataset: xr.Dataset) -> list[str]:

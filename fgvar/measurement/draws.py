@@ -1,4 +1,4 @@
-"""Draws: noise in batches, sampled or enumerated, and the estimates made from it."""
+"""Draws: enumerate noise, and make estimates of a batch of it, by vmap where that runs."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping

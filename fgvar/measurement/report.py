@@ -1,4 +1,4 @@
-"""Any dataset as rows for other programs, and in words for a first look."""
+"""Reports: turn any dataset into rows for other programs, and into text for a first look."""
 
 import functools
 import operator

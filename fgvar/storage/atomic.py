@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all: the one way in which results and checkpoints get onto a disk."""
+"""Atomic files: write one whole or not at all, the one way in which results and checkpoints get onto a disk."""
 
 import contextlib
 import os

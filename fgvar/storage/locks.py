@@ -1,4 +1,4 @@
-"""Locks between processes: a file stands, and is locked, while somebody works; however that ends, the lock is gone.
+"""Locks between processes: hold one, exclusive or shared, while work is done; however that ends, the lock is gone.
 
 The locks are the kernel's (``flock``), so that a killed process holds none. Where a platform or a file system has no
 such locks, everybody gets one.

@@ -1,4 +1,4 @@
-"""Black boxes: estimators that draw their own noise, given as a function of a generator."""
+"""Black boxes: make an estimator of a function that draws its own noise from a generator."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The checks by name, all of them on one estimator, and their pytest face."""
+"""Checks: run them by name, all on one estimator, and as tests of pytest."""
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the checks try an estimator on, and how they compare: changed problems, axes of the batch, differences."""
+"""Comparisons: change problems, find the axes of the batch, and measure differences, for the checks."""
 
 from collections.abc import Callable, Mapping
 

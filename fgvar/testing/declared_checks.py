@@ -1,4 +1,4 @@
-"""What an estimator declares of itself, held against what it does; where it declares nothing, not applicable.
+"""Declared checks: hold what an estimator declares of itself against what it does; not applicable without.
 
 A declaration is an attribute of the estimator, or of its ``noise`` or ``oracle``: ``directions``,
 ``antithetic``, ``shared``, ``bias_order`` with ``step``, and a method ``variance(problem)``, the variance of

@@ -1,4 +1,4 @@
-"""Tests that means are what they should be, with the size of the error that they would have caught."""
+"""Mean tests: test that means are what they should be, and tell the smallest error that they would have caught."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The contract of every gradient estimator: what it returns, what it leaves alone, and what its noise is.
+"""Required checks: hold every estimator to its contract: what it returns, what it leaves alone, what its noise is.
 
 Each check takes an `EstimatorUnderTest` and returns how it passed, or raises `Failure`, `Undecided` or
 `NotApplicable`, with a sentence. That its mean is the target is in `fgvar.testing.unbiasedness`.

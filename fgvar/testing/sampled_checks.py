@@ -1,4 +1,4 @@
-"""What is declared and cannot be enumerated, held against drawn estimates: variance, directions, antithetic pairs."""
+"""Sampled checks: hold what is declared, and cannot be enumerated, against drawn estimates."""
 
 import torch
 from torch import Tensor

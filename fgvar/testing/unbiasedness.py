@@ -1,4 +1,4 @@
-"""The mean of a gradient estimator is its target: of any loss, in any order of the batch, exactly or by a verdict."""
+"""Unbiasedness: checks that E ĝ is the target, of any loss, in any order of the batch, exactly or by a verdict."""
 
 from collections.abc import Callable
 

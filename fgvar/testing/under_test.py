@@ -1,4 +1,4 @@
-"""An estimator under test, on one problem: asked so carefully that whatever it does wrong becomes a sentence."""
+"""The estimator under test: asks it on one problem so carefully that whatever it does wrong becomes a sentence."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
