@@ -25,7 +25,7 @@ from fgvar.training.gradients import require_finite
 from fgvar.training.identity import described, fingerprint
 from fgvar.training.loop import TrainingLoop
 
-MAGIC = b"fgvar checkpoint 5\n"  # another number is another format, or other noise for a run to go on with
+MAGIC = b"fgvar checkpoint 6\n"  # another number is another format, or other noise for a run to go on with
 SECONDS = 10.0  # between checkpoints, or fifty times what one takes, if that is longer
 
 
