@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-Row = dict[str, Any]  # column → text, number or None; all rows of a table have the same columns
+TableRow = dict[str, Any]  # column → text, number or None; all rows of a table have the same columns
 
 
 def visible(text: str) -> str:
@@ -22,7 +22,7 @@ def visible(text: str) -> str:
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
-def format_table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[TableRow]) -> str:
     """Columns for the eye: numbers rounded and to the right, text to the left.
 
     Example:
@@ -47,7 +47,7 @@ def cell(value: Any) -> str:
     return "–" if value is None else visible(str(value))
 
 
-def to_tsv(rows: Sequence[Row]) -> str:
+def to_tsv(rows: Sequence[TableRow]) -> str:
     r"""A header line and a line for each row, tab-separated, with all digits; what is missing is "nan".
 
     Example:
@@ -60,14 +60,14 @@ def to_tsv(rows: Sequence[Row]) -> str:
     )
 
 
-def to_json(rows: Sequence[Row]) -> str:
+def to_json(rows: Sequence[TableRow]) -> str:
     """A JSON list of objects, one a line; numbers that JSON lacks (NaN, infinity) are null.
 
     Example:
         >>> print(to_json([{"scheme": "BP", "bias_z": float("nan")}]))
         [{"scheme": "BP", "bias_z": null}]
     """
-    finite = [{name: None if _lacking(value) else value for name, value in row.items()} for row in rows]
+    finite = [{name: None if _is_non_finite(value) else value for name, value in row.items()} for row in rows]
     lines = [re.sub(r"[^ -~]", _escaped, json.dumps(row, ensure_ascii=False, default=str)) for row in finite]
     return "[" + ",\n ".join(lines) + "]"
 
@@ -77,11 +77,11 @@ def _escaped(sign: re.Match[str]) -> str:
     return sign[0] if sign[0].isprintable() else json.dumps(sign[0])[1:-1]
 
 
-def _lacking(value: Any) -> bool:
+def _is_non_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-class Answer(NamedTuple):
+class CommandResult(NamedTuple):
     """What a command found.
 
     Attributes:
@@ -92,6 +92,6 @@ class Answer(NamedTuple):
     """
 
     text: str
-    rows: list[Row]
+    rows: list[TableRow]
     status: int = 0
     failure: str = ""

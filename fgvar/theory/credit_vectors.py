@@ -1,4 +1,4 @@
-"""Credits transposed: the gradient, by everything that is perturbed, of the loss terms that credit a number.
+"""Credit vectors: pull back, to everything that is perturbed, the loss terms that credit a number.
 
 Every estimate is a quadratic form uᵀMu. A perturbed number k enters it as X_k u_k (c_k·u), where c_k·u is the
 directional derivative that credits k; here are the vectors c_k. They come from transposing the very maps that
@@ -41,12 +41,14 @@ class CreditVjp:
     def seeds(self, plan: Plan, seed: Tensor) -> LossTerms:
         """Σ seed·credit as Σ seeds·terms, for the ends of the plan."""
         seeds = torch.func.vjp(lambda terms: sum_terms(terms, plan), self.still)[1](seed)[0]
+        # Ends outside of the plan have seeds of 0, and would cost a backward pass each.
         return {end: seeds[end] for end in plan}
 
     def pull(self, seeds: LossTerms) -> Vectors:
         """Gradient of Σ seeds·terms by the perturbed numbers: one backward pass an end."""
         tangents = self._to_tangents({end: seeds.get(end, zero) for end, zero in self.still.items()})[0]
         total = {name: torch.zeros_like(mask) for name, mask in self.mask.items()}
+        # A pullback an end, made when it is first needed: one of all ends would run every pass each time.
         for end in seeds:
             if end not in self._to_point:
                 observe = lambda t, end=end: self.linearised.forward_terms(t)[end]  # noqa: E731
@@ -63,6 +65,7 @@ def weight_credits(vjp: CreditVjp) -> tuple[Vectors, Vectors]:
     squares = dict(own)
     for plan, names in _by_plan(vjp.linearised.plans):
         for one, c in class_gradients(vjp, plan):
+            # All weights that are credited alike share their c: of it they need |c|², and each its own entry.
             square = torch.stack([value.square().sum() for value in c.values()]).sum()
             for name in names:
                 rows = vjp.linearised.broadcast(name, one)
@@ -95,6 +98,7 @@ class SiteCredit:
         """c_j of each example times c_j of the example ``shift`` further on, [batch, patches or 1, groups or 1]."""
         if self.gram.ndim == 3:
             return self.gram
+        # Example n with n + shift: the diagonal of that offset, of every class.
         n = torch.arange(len(self.gram), device=self.gram.device)
         return self.gram[n, n.roll(-shift)]
 
@@ -124,8 +128,12 @@ def _credits(vjp: CreditVjp, plan: Plan, sites: list[str], shared: bool) -> dict
     problem, plans, broadcast = vjp.problem, vjp.linearised.plans, vjp.linearised.broadcast
     shape = vjp.classes(plan)
     _, patches, groups = shape
+    # Copies that stay apart give each class a c of its own, at a pass each; all other ends of the plan add the same
+    # to every class, `later`, at one pass. Where none stays apart there is one class, and all of it is its own.
     apart = [end for end in plan if patches * groups > 1 and any(plan[end])] or list(plan)
     joint = [end for end in plan if end not in apart]
+    # Where no site mixes the patches on the way to that end, the c of different patches do not overlap: one pass
+    # carries those of all patches, and each is read off at its own.
     touched = [site for site, own in plans.items() if apart[0] in own]
     together = patches > 1 and all(plans[site][apart[0]][0] for site in touched)
 
@@ -133,6 +141,8 @@ def _credits(vjp: CreditVjp, plan: Plan, sites: list[str], shared: bool) -> dict
         seeds = vjp.seeds(plan, seed.expand(shape))
         return vjp.pull({end: seeds[end] for end in ends})
 
+    # The variance needs the vectors c only by their products: Gram matrices of credit, a number for two classes,
+    # where the vectors themselves have an entry for every perturbed number.
     def products(a: Vectors, b: Vectors, by_patch: bool) -> Tensor:
         """⟨a, b⟩ of each example, or of each two: [batch, (batch,) patches or 1]."""
         total = torch.zeros((), dtype=problem.dtype, device=problem.device)
@@ -141,6 +151,7 @@ def _credits(vjp: CreditVjp, plan: Plan, sites: list[str], shared: bool) -> dict
             total = total + (torch.einsum("npk,mpk->nmp", x, y) if shared else (x * y).sum(2))
         return total
 
+    # The same for every class: that of the first.
     later = pulled(_one_hot(vjp, shape)[0], joint) if joint else None
     classes = _one_hot(vjp, shape)
     if together:
@@ -155,6 +166,7 @@ def _credits(vjp: CreditVjp, plan: Plan, sites: list[str], shared: bool) -> dict
             _require_apart(problem, site, inside, c[site])
             own[site] = own[site] + inside
         gram = products(c, c, together)
+        # |own + later|² = |own|² + 2 own·later + |later|², the last of them below, once for all classes.
         if later:
             cross = products(later, c, together)
             gram = gram + cross + (cross.transpose(0, 1) if shared else cross)
@@ -193,6 +205,7 @@ def _require_apart(problem: Problem, name: str, expected: Tensor, found: Tensor)
     """Raise where a site's numbers move copies of the loss that its axes promise they do not."""
     if found.is_meta:
         return
+    # Between rounding and any credit that matters: a promise that is broken shows at the size of the credit itself.
     tolerance = torch.finfo(problem.dtype).eps ** 0.6
     if float((found - expected).abs().max()) > tolerance * float(found.abs().max()):
         site = problem.network.modules[name]
@@ -205,6 +218,7 @@ def _require_apart(problem: Problem, name: str, expected: Tensor, found: Tensor)
 
 def _by_plan(plans: Mapping[str, Plan]) -> list[tuple[Plan, list[str]]]:
     """Names that are credited alike, together."""
+    # By their ends, in order, and along which axes the copies stay apart: what is equal there shares its passes.
     found: dict[tuple[object, ...], tuple[Plan, list[str]]] = {}
     for name, plan in plans.items():
         found.setdefault(tuple(plan.items()), (plan, []))[1].append(name)

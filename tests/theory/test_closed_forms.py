@@ -17,7 +17,7 @@ from fgvar.measurement.draws import estimates
 from fgvar.networks.local_mixer import GroupedLinear
 from fgvar.nn.heads import LocalHead, ReadOut
 from fgvar.testing import covariance, expectation
-from fgvar.testing.statistical import means
+from fgvar.testing.statistical import mean_test
 from fgvar.testing.strategies import pairs
 from fgvar.theory import closed_forms as implementation
 from fgvar.theory import credit_vectors, site_jacobians
@@ -397,7 +397,7 @@ def test_drawn_and_exact_routes_agree_within_errors() -> None:
 @settings(max_examples=6)
 @given(pair=pairs())
 def test_drawn_variances_agree_on_drawn_problems(pair) -> None:
-    """Skewness-corrected means of 2,048 squared deviations at 1e-6 an example: `Means` of the testing kit.
+    """Skewness-corrected means of 2,048 squared deviations at 1e-6 an example: `MeanTest` of the testing kit.
 
     Drawn once and for all (Hypothesis is derandomised). Where the noise is a single sign there is nothing to see.
     """
@@ -408,7 +408,7 @@ def test_drawn_variances_agree_on_drawn_problems(pair) -> None:
     squares = torch.stack([(drawn[k] - mean[k]).flatten(1).square().sum(1) for k in trace], dim=1)
     expected = torch.stack(list(trace.values()))
     size = float(torch.stack([g.square().sum() for g in mean.values()]).sum())
-    found = means(squares, expected, level=1e-6, rounding=1e-20 + 1e-12 * size)
+    found = mean_test(squares, expected, level=1e-6, rounding=1e-20 + 1e-12 * size)
     assert found.passed, (found, squares.mean(0) / expected)
 
 
