@@ -15,7 +15,7 @@ _NAMES = {
     # estimators: the words of the sentence, and the field's names
     "scheme": "fgvar.estimators.schemes",
     "schemes": "fgvar.estimators.schemes",
-    "guess_matrix": "fgvar.estimators.guess_matrix",
+    "guess_matrix": "fgvar.estimators.schemes",
     "Estimator": "fgvar.estimators.estimator",
     "ExactGradient": "fgvar.estimators.estimator",
     "GradientEstimator": "fgvar.estimators.estimator",

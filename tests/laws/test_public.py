@@ -52,7 +52,6 @@ ORDER = (
     "fgvar.estimators.structured_noise",
     "fgvar.estimators.controls",
     "fgvar.estimators.subspace_guesses",
-    "fgvar.estimators.guess_matrix",
     "fgvar.estimators.schemes",
     "fgvar.theory.credit_vectors",
     "fgvar.theory.site_jacobians",
@@ -206,13 +205,44 @@ def test_help_of_a_study_needs_no_torch(study: str) -> None:
     assert run(code).split()[-1] == "False"
 
 
-def test_examples_of_the_readme_run(tmp_path, monkeypatch) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert blocks
+READMES = [
+    ROOT / "README.md",
+    *(path for top in ("fgvar", "studies", "tests") for path in (ROOT / top).rglob("README.md")),
+]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", READMES, ids=name_of)
+def test_examples_of_a_readme_run(path: Path, tmp_path, monkeypatch) -> None:
+    """In order, and in one namespace: what an example defines the next one may use."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL):
+        exec(compile(block, name_of(path), "exec"), names)
+
+
+def anchors(path: Path) -> set[str]:
+    """Of a document's headings, as GitHub makes them."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL), flags=re.MULTILINE
+    )
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", READMES, ids=name_of)
+def test_links_of_a_readme_lead_somewhere(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), f"{name_of(path)}: {link}"
+        assert not anchor or anchor in anchors(target), f"{name_of(path)}: {link}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 12_000
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
