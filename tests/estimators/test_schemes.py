@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import mixer, randn
+from guarded import says, with_sites
 
 import fgvar
 from fgvar.cli import main
@@ -97,3 +98,16 @@ def test_errors() -> None:
         fgvar.scheme("BP", noise=fgvar.Gaussian())
     with pytest.raises(ValueError, match="credit='published' chooses among copies of local losses; DFA has none"):
         fgvar.scheme("DFA", credit="published")
+
+
+@pytest.mark.parametrize("name", ["L-BP", "LG-BP", "LG-FG-W", "LG-FG-A"])
+def test_local_schemes_need_local_heads(name: str) -> None:
+    message = says("no local heads, so it has no local losses", "LocalMixer", r"global loss \(FG-W, FG-A\)")
+    with pytest.raises(ValueError, match=message):
+        fgvar.scheme(name).randomness(with_sites())
+
+
+@pytest.mark.parametrize("name", ["FG-W", "FG-A", "BP"])
+def test_credit_needs_local_losses(name: str) -> None:
+    with pytest.raises(ValueError, match=says("credit='published'", "copies of local losses", f"{name} has none")):
+        fgvar.scheme(name, credit="published")

@@ -181,6 +181,20 @@ def test_every_public_name_loads_and_is_documented() -> None:
     assert set(fgvar.__all__) <= set(dir(fgvar))
 
 
+@pytest.mark.parametrize("name", ["measur", "__wrapped__"])
+def test_a_misspelt_public_name_is_an_attribute_error(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"module 'fgvar'.*{name}"):
+        getattr(fgvar, name)
+    assert not hasattr(fgvar, name)
+
+
+def test_a_misspelt_public_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(AttributeError, match="unknown name 'with_site'; did you mean 'with_sites'"):
+        _ = fgvar.with_site
+    with pytest.raises(ImportError, match="mesure"):
+        from fgvar import mesure  # noqa: F401
+
+
 def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
