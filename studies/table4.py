@@ -178,14 +178,14 @@ def loss_of(config: Config, algorithm: str) -> Any:
     """The row's InfoNCE."""
     import fgvar
 
-    return fgvar.InfoNCE(config.temperature, stop_gradient=not algorithm.endswith(NO_STOP))
+    return fgvar.contrastive.InfoNCE(config.temperature, stop_gradient=not algorithm.endswith(NO_STOP))
 
 
 def views_of(config: Config, images: Any) -> Any:
     """The views of every run."""
     import fgvar
 
-    return fgvar.Views((config.crop, 1.0), config.flip, config.colour, images.mean, images.std)
+    return fgvar.data.Views((config.crop, 1.0), config.flip, config.colour, images.mean, images.std)
 
 
 def settings(config: Config, cell: Any, *, images: Any) -> dict[str, Any]:

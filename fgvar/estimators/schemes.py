@@ -11,7 +11,7 @@ from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimat
 from fgvar.estimators.feedback import DirectFeedback, FeedbackAlignment
 from fgvar.estimators.guesses import NTK, BackpropGradient, Guess, Isotropic, LocalGradient
 from fgvar.estimators.losses import GlobalLoss, LocalLosses
-from fgvar.estimators.noise import Gaussian, Rademacher
+from fgvar.estimators.noise import Rademacher
 from fgvar.estimators.oracles import CentralDifference, ForwardDifference
 from fgvar.estimators.spaces import ActivitySpace, WeightSpace
 from fgvar.estimators.structured_noise import LowRank, Orthogonal, Sparse
@@ -92,13 +92,13 @@ _TABLE = (
     # other noise, more directions
     Scheme("sparse-FG-W", Estimator(W, Sparse(0.1)),
            "weight perturbation of a tenth of the weights", "common practice", 3.1),
-    Scheme("multi-FG-W", Estimator(W, Gaussian(directions=16)),
+    Scheme("multi-FG-W", Estimator(W, directions=16),
            "mean over 16 directions", "Flügel et al. 2024", 31.7),
-    Scheme("projected-FG-W", Estimator(W, Gaussian(directions=16), combine=Projection()),
+    Scheme("projected-FG-W", Estimator(W, directions=16, combine=Projection()),
            "orthogonal projection on 16 directions", "Flügel et al. 2024", 31.7),
-    Scheme("normed-FG-W", Estimator(W, Gaussian(directions=16), combine=Projection("norm")),
+    Scheme("normed-FG-W", Estimator(W, directions=16, combine=Projection("norm")),
            "the same with the gradient's expected norm", "Flügel et al. 2024", 31.7),
-    Scheme("orthogonal-FG-W", Estimator(W, Orthogonal(16)),
+    Scheme("orthogonal-FG-W", Estimator(W, Orthogonal(), directions=16),
            "mean over 16 orthogonal directions", "common practice", 31.7),
     # guesses of the gradient
     Scheme("random-guess", _guess(Isotropic()), "projection on a normal guess", "Fournier et al. 2023", 7.4),
@@ -150,7 +150,7 @@ def scheme(name: str, *, credit: str | None = None, **words: Any) -> GradientEst
         name: one of `schemes`.
         credit: "unbiased" (default) or "published", for "LG-FG-W": what `LocalLosses` does with it.
         words: other words for the sentence: ``noise=``, ``space=``, ``losses=``, ``oracle=``, ``guess=``,
-            ``combine=``; or another field of the estimator, such as ``seed=`` of feedback.
+            ``combine=``; or another field of the estimator, such as ``directions=``, or ``seed=`` of feedback.
 
     Raises:
         ValueError: an unknown name, a word that the scheme does not have, credit without local losses.
@@ -158,7 +158,7 @@ def scheme(name: str, *, credit: str | None = None, **words: Any) -> GradientEst
     Example:
         >>> from fgvar.estimators.noise import Rademacher
         >>> scheme("FG-W", noise=Rademacher()).noise
-        Rademacher(shared=None, directions=1, antithetic=False)
+        Rademacher()
     """
     if name not in SCHEMES:
         raise ValueError(unknown("scheme", name, SCHEMES))
@@ -175,13 +175,13 @@ def scheme(name: str, *, credit: str | None = None, **words: Any) -> GradientEst
 
 
 _GUESSES: Mapping[str, Estimator] = {
-    "Gaussian": Estimator(noise=Gaussian(shared=False)),
-    "Rademacher": Estimator(noise=Rademacher(shared=False)),
-    "local": Estimator(noise=Gaussian(shared=False), guess=LocalGradient()),
-    "NTK": Estimator(noise=Gaussian(shared=False), guess=NTK()),
-    "transposed": Estimator(noise=Gaussian(shared=False), guess=TransposedWeights()),
-    "span": Estimator(noise=Gaussian(shared=False), guess=ActivationSpan()),
-    "global": Estimator(noise=Gaussian(shared=False), guess=BackpropGradient()),
+    "Gaussian": Estimator(shared=False),
+    "Rademacher": Estimator(noise=Rademacher(), shared=False),
+    "local": Estimator(shared=False, guess=LocalGradient()),
+    "NTK": Estimator(shared=False, guess=NTK()),
+    "transposed": Estimator(shared=False, guess=TransposedWeights()),
+    "span": Estimator(shared=False, guess=ActivationSpan()),
+    "global": Estimator(shared=False, guess=BackpropGradient()),
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fgvar
 from fgvar.errors import NonFiniteError
-from fgvar.estimators.noise import Leaf, Randomness
+from fgvar.estimators.randomness import Leaf, Randomness
 
 
 @pytest.mark.parametrize("draws", [1, 0, -3])
