@@ -231,13 +231,19 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def masked(text: str) -> list[str]:
+    """Its lines without numbers, whose last digits vary with the machine, and with single blanks."""
+    return [" ".join(re.sub(r"-?\d[\d.]*(e-?\d+)?", "#", line).split()) for line in text.splitlines()]
+
+
 @pytest.mark.parametrize("path", READMES, ids=name_of)
-def test_examples_of_a_readme_run(path: Path, tmp_path, monkeypatch) -> None:
+def test_examples_of_a_readme_run_and_print_what_it_shows(path: Path, tmp_path, monkeypatch, capsys) -> None:
     """In order, and in one namespace: what an example defines the next one may use."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL):
+    for block, shown in re.findall(r"```python\n(.*?)```\n\n((?:    [^\n]*\n)*)", path.read_text(), flags=re.DOTALL):
         exec(compile(block, name_of(path), "exec"), names)
+        assert set(masked(shown)) <= set(masked(capsys.readouterr().out)), name_of(path)
 
 
 def anchors(path: Path) -> set[str]:
