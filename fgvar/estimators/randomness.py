@@ -21,9 +21,9 @@ class Law(Protocol):
 
     It asks the stream once, and nothing else, for random numbers: a stream that is asked again begins with the same
     bits. It may declare, as attributes of its class: ``isotropic = True`` (E uuᵀ = I exactly: means of quadratic
-    estimates are enumerated), ``kurtosis`` (E u⁴ of independent numbers: variances have closed forms), ``spans_evenly``
-    (as `Gaussian`), ``one_by_one`` (a stream for each direction and example), and ``dtype``, that of its tensors, where
-    they are of other numbers, such as indices.
+    estimates are enumerated), ``kurtosis`` (E u⁴ of independent numbers: variances have closed forms),
+    ``spans_evenly`` (as `Gaussian`), ``one_by_one`` (a stream for each direction and example), and ``dtype``, that of
+    its tensors, where they are of other numbers, such as indices.
     """
 
     def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
