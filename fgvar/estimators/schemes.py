@@ -1,7 +1,7 @@
 """Schemes: the field's names for sentences in the design's words, and every guess crossed with every target."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol
 
 from fgvar.errors import unknown
@@ -163,9 +163,10 @@ def scheme(name: str, *, credit: str | None = None, **words: Any) -> GradientEst
     if name not in SCHEMES:
         raise ValueError(unknown("scheme", name, SCHEMES))
     estimator = SCHEMES[name].estimator
+    valid = [field.name for field in fields(estimator)]
     for word in words:
-        if word not in estimator.__dataclass_fields__:
-            raise ValueError(unknown(f"word of {name}", word, estimator.__dataclass_fields__))
+        if word not in valid:
+            raise ValueError(unknown(f"word of {name}", word, valid))
     if credit is not None:
         losses = words.get("losses", getattr(estimator, "losses", None))
         if not isinstance(losses, LocalLosses):
