@@ -101,8 +101,7 @@ ORDER = (
     "fgvar.sweeps",
     "fgvar.sweeps.cells",
     "fgvar.sweeps.grid",
-    "fgvar.sweeps.running",
-    "fgvar.sweeps.process",
+    "fgvar.sweeps.local",
     "fgvar.sweeps.cluster",
     "fgvar.sweeps.sweep",
     "fgvar.testing",
@@ -145,7 +144,7 @@ XARRAY = (
     "fgvar.training.train",
     "fgvar.sweeps.cells",
     "fgvar.sweeps.grid",
-    "fgvar.sweeps.running",
+    "fgvar.sweeps.local",
     "fgvar.sweeps.sweep",
 )
 

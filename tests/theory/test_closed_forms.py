@@ -5,11 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from cases import CASES, labels, mixer, randn
+from cases import CASES, has_gradient, labels, mixer, randn
 from exact import TOLERANCE, assert_exact, assert_same
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_unbiased import has_gradient
 from torch import Tensor, nn
 
 import fgvar
