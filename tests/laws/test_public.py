@@ -276,6 +276,14 @@ def test_links_of_a_readme_lead_somewhere(path: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{name_of(path)}: {link}"
 
 
+def test_every_study_has_its_paragraph_and_picture() -> None:
+    text = (ROOT / "studies" / "README.md").read_text()
+    for name in STUDIES:
+        assert f"`{name}`" in text, name
+    for picture in (ROOT / "figures" / "data").glob("*.png"):
+        assert f"../figures/data/{picture.name})" in text, picture.name
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_bytes()) <= 12_000
 
