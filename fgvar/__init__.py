@@ -55,7 +55,7 @@ _SUBJECTS = {
         "BackpropGradient": "fgvar.estimators.guesses",
         "TransposedWeights": "fgvar.estimators.subspace_guesses",
         "ActivationSpan": "fgvar.estimators.subspace_guesses",
-        "guess_matrix": "fgvar.estimators.guess_matrix",
+        "guess_matrix": "fgvar.estimators.schemes",
     },
     "oracles": {
         "ForwardDifference": "fgvar.estimators.oracles",

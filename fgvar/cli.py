@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from fgvar.errors import unknown
-from fgvar.measurement.text_tables import CommandResult, format_table, to_json, to_tsv, visible
+from fgvar.measurement.text_tables import CommandResult, format_table, to_json, to_markdown, to_tsv, visible
 
 if TYPE_CHECKING:
     from fgvar.data.images import Images
@@ -35,12 +35,15 @@ class Output:
     plain: bool = False
     """Tab-separated, with a header line and all digits."""
     json: bool = False
-    """A list of to_json, missing numbers as null."""
+    """A list of records, missing numbers as null."""
+    markdown: bool = False
+    """A table in Markdown."""
 
     def form(self, answer: CommandResult) -> str:
-        if self.json:
-            return to_json(answer.rows)
-        return to_tsv(answer.rows) if self.plain else answer.text
+        for asked, written in ((self.json, to_json), (self.plain, to_tsv), (self.markdown, to_markdown)):
+            if asked:
+                return written(answer.rows)
+        return answer.text
 
 
 Printed = tyro.conf.OmitArgPrefixes[Output]
@@ -254,8 +257,8 @@ def _options(kind: Any, prog: str, arguments: Sequence[str], **about: Any) -> Co
             raise
         raise ValueError(f"{_one_line(refusal.getvalue())}; see {prog} --help") from None
     command: Command = found
-    if command.output.plain and command.output.json:
-        raise ValueError("--plain and --json are two forms of one output; give one of them")
+    if command.output.plain + command.output.json + command.output.markdown > 1:
+        raise ValueError("--plain, --json and --markdown are forms of one output; give one of them")
     return command
 
 

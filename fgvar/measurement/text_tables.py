@@ -1,4 +1,4 @@
-"""Rows in three forms: columns for the eye; tab-separated and JSON for other programs.
+"""Rows in four forms: columns for the eye, Markdown for documents; tab-separated and JSON for other programs.
 
 In all of them characters that a terminal would obey, as those that a foreign file brings along, are shown, not sent.
 """
@@ -45,6 +45,23 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return "–" if math.isnan(value) else f"{value:.4g}"
     return "–" if value is None else visible(str(value))
+
+
+def to_markdown(rows: Sequence[TableRow]) -> str:
+    r"""A table in Markdown: numbers rounded and to the right, text to the left.
+
+    Example:
+        >>> print(to_markdown([{"scheme": "BP", "cost": 2.9}, {"scheme": "FG-W", "cost": 31.8012}]))
+        | scheme | cost |
+        |---|---:|
+        | BP | 2.9 |
+        | FG-W | 31.8 |
+    """
+    names = list(rows[0]) if rows else []
+    rule = ["---:" if any(isinstance(row[name], int | float) for row in rows) else "---" for name in names]
+    lines = [names, *([cell(value) for value in row.values()] for row in rows)]
+    head, *rest = ("| " + " | ".join(text.replace("|", r"\|") for text in line) + " |" for line in lines)
+    return "\n".join([head, f"|{'|'.join(rule)}|", *rest])
 
 
 def to_tsv(rows: Sequence[TableRow]) -> str:

@@ -382,18 +382,15 @@ def start() -> Iterator[Row]:
     yield Row("python -m fgvar --help", [in_a_process(["-m", "fgvar", "--help"]) for _ in range(5)], 0.5, unit="s")
 
 
-ALL = {
-    each.__name__: each
-    for each in (start, noise, steps, twins, rate, epoch, measure, profiles, replicated, exact, probes)
-}
+PARTS = (start, noise, steps, twins, rate, epoch, measure, profiles, replicated, exact, probes)
+ALL = {part.__name__: part for part in PARTS}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(ALL), default=list(ALL))
-    print(
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    )
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name in parser.parse_args().only:
         for row in ALL[name]():
             print(row, flush=True)

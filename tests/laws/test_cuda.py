@@ -39,7 +39,7 @@ def splits() -> tuple[fgvar.data.Images, fgvar.data.Images]:
 
 
 # Backward weights and networks at initialisation are drawn on the device, by its own generator.
-SAME = [found.name for found in fgvar.schemes() if not any(w in repr(found.make()) for w in ("Feedback", "NTK"))]
+SAME = [found.name for found in fgvar.schemes() if not any(w in repr(found.estimator) for w in ("Feedback", "NTK"))]
 
 
 @pytest.mark.cuda

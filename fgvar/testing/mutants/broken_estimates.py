@@ -1,7 +1,7 @@
 """Broken estimates: composed estimators with a defect that no word can have. They declare what the right one does."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
@@ -23,7 +23,7 @@ class Broken(Estimator):
 
     @property
     def right(self) -> Estimator:
-        return Estimator(*(getattr(self, name) for name in Estimator.__dataclass_fields__))
+        return Estimator(*(getattr(self, field.name) for field in fields(Estimator)))
 
     def variance(self, problem: Problem) -> dict[str, Tensor]:
         return closed_forms.variance(self.right, problem)
