@@ -65,13 +65,13 @@ def test_a_scratch_folder_does_not_count(tmp_path) -> None:
     [
         (lambda number: number, {"number": (1,)}, {"scratch": "s"}, "has no parameter 'scratch' for its folder; add"),
         (lambda **found: found, {"number": (1,)}, {"scratch": "s"}, "has no parameter 'scratch' for its folder; add"),
-        (lambda scratch, number: (scratch, number), {"number": (1,)}, {}, "needs 'scratch'; give scratch=, a folder in which"),
         (
             lambda scratch: scratch,
-            {"scratch": ("a",)},
-            {"scratch": "s"},
-            "scratch given twice, as an axis",
+            {},
+            {},
+            "needs 'scratch'; give scratch=, a folder in which every cell gets its own",
         ),
+        (lambda scratch: scratch, {"scratch": ("a",)}, {"scratch": "s"}, "scratch given twice, as an axis"),
     ],
 )
 def test_what_is_refused(tmp_path, cell, axes, given, what: str) -> None:
