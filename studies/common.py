@@ -118,14 +118,16 @@ def by_point(dataset: Any, along: str) -> Any:
     return found.assign_coords(point=range(found.sizes["point"]))
 
 
-def publish(dataset: Any, config: Any, figure: ModuleType, report: str | None = None) -> None:
-    """Save the dataset with its study and configuration, print the report (default: the table), draw the figures."""
+def publish(dataset: Any, config: Any, figure: ModuleType, report: str = "") -> None:
+    """Save the dataset with its study and configuration, print the report (or the table), draw the figures."""
     import fgvar
     from figures import command
 
     dataset.attrs |= {"study": Path(figure.PAGE.source).stem, "configuration": described(config)}
     table = getattr(figure, "table", None)
-    print(table(dataset).to_string() if report is None and table else report)
+    if table and not report:
+        report = table(dataset).to_string()
+    print(report, end="\n" if report else "")
     out = fgvar.save(dataset, place(config))
     print(out)
     command.write(command.Config(out), figure.FIGURES, table)
