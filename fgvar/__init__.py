@@ -1,95 +1,124 @@
 """fgvar: how good is a gradient estimator? Bias, variance and cosine to the true gradient, with errors."""
 
 import importlib
+import sys
+import types
 from typing import Any
 
 # Names load on first use, so that `import fgvar` and command lines that only print help need no torch.
 _NAMES = {
     # what is differentiated
     "Problem": "fgvar.problem",
-    "Contrastive": "fgvar.contrastive",
-    "InfoNCE": "fgvar.contrastive",
-    "Site": "fgvar.nn.sites",
     "with_sites": "fgvar.nn.sites",
     "with_local_heads": "fgvar.nn.local_heads",
-    # estimators: the words of the sentence, and the field's names
+    # estimators: the field's names, the sentence and its first words
     "scheme": "fgvar.estimators.schemes",
     "schemes": "fgvar.estimators.schemes",
-    "guess_matrix": "fgvar.estimators.guess_matrix",
     "Estimator": "fgvar.estimators.estimator",
+    "Estimate": "fgvar.estimators.estimator",
     "ExactGradient": "fgvar.estimators.estimator",
     "GradientEstimator": "fgvar.estimators.estimator",
-    "Estimate": "fgvar.estimators.estimator",
-    "FeedbackAlignment": "fgvar.estimators.feedback",
-    "DirectFeedback": "fgvar.estimators.feedback",
-    "FrozenTrunk": "fgvar.estimators.controls",
-    "Minibatch": "fgvar.estimators.controls",
-    "MatchedNoise": "fgvar.estimators.controls",
-    "IsotropicNull": "fgvar.estimators.controls",
+    "Randomness": "fgvar.estimators.randomness",
+    "Leaf": "fgvar.estimators.randomness",
     "WeightSpace": "fgvar.estimators.spaces",
     "ActivitySpace": "fgvar.estimators.spaces",
-    "Gaussian": "fgvar.estimators.noise",
-    "Rademacher": "fgvar.estimators.noise",
-    "Sphere": "fgvar.estimators.structured_noise",
-    "Coordinate": "fgvar.estimators.structured_noise",
-    "Orthogonal": "fgvar.estimators.structured_noise",
-    "Sparse": "fgvar.estimators.structured_noise",
-    "LowRank": "fgvar.estimators.structured_noise",
-    "Randomness": "fgvar.estimators.noise",
-    "Leaf": "fgvar.estimators.noise",
     "GlobalLoss": "fgvar.estimators.losses",
     "LocalLosses": "fgvar.estimators.losses",
-    "Isotropic": "fgvar.estimators.guesses",
-    "LocalGradient": "fgvar.estimators.guesses",
-    "NTK": "fgvar.estimators.guesses",
-    "BackpropGradient": "fgvar.estimators.guesses",
-    "TransposedWeights": "fgvar.estimators.subspace_guesses",
-    "ActivationSpan": "fgvar.estimators.subspace_guesses",
-    "Mean": "fgvar.estimators.combine",
-    "Projection": "fgvar.estimators.combine",
-    "Normalised": "fgvar.estimators.combine",
-    "ShuffledCredit": "fgvar.estimators.combine",
+    "Gaussian": "fgvar.estimators.noise",
+    "Rademacher": "fgvar.estimators.noise",
     "Jvp": "fgvar.estimators.oracles",
-    "ForwardDifference": "fgvar.estimators.oracles",
-    "CentralDifference": "fgvar.estimators.oracles",
-    "Replay": "fgvar.estimators.oracles",
-    # results
+    # measurements, training runs and grids of either
     "measure": "fgvar.measurement.measure",
     "summary": "fgvar.measurement.dataset",
     "save": "fgvar.measurement.files",
     "open_dataset": "fgvar.measurement.files",
-    # training
     "train": "fgvar.training.train",
-    "read_out": "fgvar.training.linear_probe",
-    "Views": "fgvar.data.augmentation",
     "Schedule": "fgvar.training.schedule",
     "Probe": "fgvar.training.probes",
-    # grids of measurements and runs
+    "read_out": "fgvar.training.linear_probe",
     "sweep": "fgvar.sweeps.sweep",
     # errors
     "NonFiniteError": "fgvar.errors",
 }
-_MODULES = {
-    "data": "fgvar.data.images",
-    "networks": "fgvar.networks",
-    "testing": "fgvar.testing",
-    "theory": "fgvar.theory.closed_forms",
+_SUBJECTS = {
+    "noise": {
+        "Sphere": "fgvar.estimators.structured_noise",
+        "Coordinate": "fgvar.estimators.structured_noise",
+        "Orthogonal": "fgvar.estimators.structured_noise",
+        "Sparse": "fgvar.estimators.structured_noise",
+        "LowRank": "fgvar.estimators.structured_noise",
+    },
+    "guesses": {
+        "Isotropic": "fgvar.estimators.guesses",
+        "LocalGradient": "fgvar.estimators.guesses",
+        "NTK": "fgvar.estimators.guesses",
+        "BackpropGradient": "fgvar.estimators.guesses",
+        "TransposedWeights": "fgvar.estimators.subspace_guesses",
+        "ActivationSpan": "fgvar.estimators.subspace_guesses",
+        "guess_matrix": "fgvar.estimators.guess_matrix",
+    },
+    "oracles": {
+        "ForwardDifference": "fgvar.estimators.oracles",
+        "CentralDifference": "fgvar.estimators.oracles",
+        "Replay": "fgvar.estimators.oracles",
+    },
+    "combine": {
+        "Mean": "fgvar.estimators.combine",
+        "Projection": "fgvar.estimators.combine",
+        "Normalised": "fgvar.estimators.combine",
+        "ShuffledCredit": "fgvar.estimators.combine",
+    },
+    "feedback": {
+        "FeedbackAlignment": "fgvar.estimators.feedback",
+        "DirectFeedback": "fgvar.estimators.feedback",
+    },
+    "controls": {
+        "FrozenTrunk": "fgvar.estimators.controls",
+        "Minibatch": "fgvar.estimators.controls",
+        "MatchedNoise": "fgvar.estimators.controls",
+        "IsotropicNull": "fgvar.estimators.controls",
+    },
 }
+_MODULES = ("contrastive", "data", "networks", "testing", "theory")
 
-__all__ = [*_NAMES, *_MODULES]
+__all__ = ["__version__", *_NAMES, *_SUBJECTS, *_MODULES]
+
+
+class _Subject(types.ModuleType):
+    """The public names of one subject, wherever in the package they are defined."""
+
+    def __init__(self, name: str, names: dict[str, str]) -> None:
+        super().__init__(f"fgvar.{name}", f"The public names of {name}: {', '.join(names)}.")
+        self.__all__ = list(names)
+        self._names = names
+
+    def __getattr__(self, name: str) -> Any:
+        return _load(self, name, self._names)
+
+    def __dir__(self) -> list[str]:
+        return sorted(self.__all__)
+
+
+def _load(module: types.ModuleType, name: str, names: dict[str, str]) -> Any:
+    if name not in names:
+        from fgvar.errors import unknown
+
+        raise AttributeError(f"module {module.__name__!r}: {unknown('name', name, module.__all__)}")
+    found = getattr(importlib.import_module(names[name]), name)
+    setattr(module, name, found)
+    return found
+
+
+for _name, _members in _SUBJECTS.items():
+    sys.modules[f"fgvar.{_name}"] = globals()[_name] = _Subject(_name, _members)
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        found = importlib.import_module(_MODULES[name])
-    elif name in _NAMES:
-        found = getattr(importlib.import_module(_NAMES[name]), name)
-    else:
-        from fgvar.errors import unknown
-
-        raise AttributeError(f"module 'fgvar': {unknown('name', name, __all__)}")
-    globals()[name] = found
-    return found
+        return importlib.import_module(f"fgvar.{name}")
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("fgvar")
+    return _load(sys.modules["fgvar"], name, _NAMES)
 
 
 def __dir__() -> list[str]:

@@ -17,6 +17,8 @@ from fgvar.nn.heads import LocalHead, headless
 from fgvar.nn.reach import OUTPUT, ForwardTrace
 from fgvar.problem import Problem
 
+__all__ = ["Contrastive", "InfoNCE"]
+
 
 @dataclass(frozen=True)
 class InfoNCE:
@@ -87,7 +89,7 @@ class Contrastive(Problem):
     Args:
         module: as for `Problem`.
         loss: an `InfoNCE`.
-        views: two batches of images of the same shape, such as `fgvar.Views` makes: image i of one belongs to
+        views: two batches of images of the same shape, such as `fgvar.data.Views` makes: image i of one belongs to
             image i of the other.
 
     Raises:
@@ -110,7 +112,9 @@ class Contrastive(Problem):
 
     def __init__(self, module: nn.Module, loss: InfoNCE, views: tuple[Tensor, Tensor]) -> None:
         if not isinstance(loss, InfoNCE):
-            raise TypeError(f"the loss of a contrastive problem is {type(loss).__name__}, expected fgvar.InfoNCE(…)")
+            raise TypeError(
+                f"the loss of a contrastive problem is {type(loss).__name__}, expected fgvar.contrastive.InfoNCE(…)"
+            )
         self.criterion = loss
         _check_views(views)
         self.second = views[1].detach()

@@ -96,11 +96,13 @@ def family(estimator: Any) -> str:
 
     if isinstance(estimator, fgvar.ExactGradient):
         return "exact"
-    if isinstance(estimator, fgvar.FeedbackAlignment | fgvar.DirectFeedback):
+    if isinstance(estimator, fgvar.feedback.FeedbackAlignment | fgvar.feedback.DirectFeedback):
         return "feedback"
-    if type(estimator).__module__ == controls.__name__ or isinstance(estimator.combine, fgvar.ShuffledCredit):
+    if type(estimator).__module__ == controls.__name__ or isinstance(estimator.combine, fgvar.combine.ShuffledCredit):
         return "control"
-    if not isinstance(estimator.guess, fgvar.Isotropic) or isinstance(estimator.combine, fgvar.Normalised):
+    if not isinstance(estimator.guess, fgvar.guesses.Isotropic) or isinstance(
+        estimator.combine, fgvar.combine.Normalised
+    ):
         return "guess"
     return "activities" if isinstance(estimator.space, fgvar.ActivitySpace) else "weights"
 

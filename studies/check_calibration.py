@@ -180,7 +180,7 @@ def coordinate_job(seed: int, runs: int) -> tuple[Array, Array]:
 
     import fgvar
 
-    estimator = fgvar.scheme("FG-W", noise=fgvar.Coordinate())
+    estimator = fgvar.scheme("FG-W", noise=fgvar.noise.Coordinate())
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(4, size, dtype=torch.float64, generator=generator) for size in (99, 100))
     verdicts = [fgvar.testing.unbiased(estimator, linear(x, y), seed=seed + run) for run in range(runs)]

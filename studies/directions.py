@@ -75,15 +75,15 @@ def estimators(count: int) -> dict[str, Any]:
     """The kinds with K directions."""
     import fgvar
 
-    gaussian, orthogonal = fgvar.Gaussian(directions=count), fgvar.Orthogonal(count)
+    gaussian, orthogonal = fgvar.Gaussian(), fgvar.noise.Orthogonal()
     words = {
-        "mean": (gaussian, fgvar.Mean()),
-        "orthogonal mean": (orthogonal, fgvar.Mean()),
-        "projection": (gaussian, fgvar.Projection()),
-        "projection, length corrected": (gaussian, fgvar.Projection("norm")),
+        "mean": (gaussian, fgvar.combine.Mean()),
+        "orthogonal mean": (orthogonal, fgvar.combine.Mean()),
+        "projection": (gaussian, fgvar.combine.Projection()),
+        "projection, length corrected": (gaussian, fgvar.combine.Projection("norm")),
     }
     return {
-        kind: fgvar.scheme("FG-W", noise=noise, combine=combine, oracle=fgvar.Replay())
+        kind: fgvar.scheme("FG-W", noise=noise, combine=combine, oracle=fgvar.oracles.Replay(), directions=count)
         for kind, (noise, combine) in words.items()
     }
 

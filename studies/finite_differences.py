@@ -117,7 +117,7 @@ def compared(at: Any, space: Any, steps: Array, draws: int, blocks: int, seed: i
     import fgvar
     from fgvar.measurement.draws import estimates, ranges
 
-    oracles = {"forward": fgvar.ForwardDifference, "central": fgvar.CentralDifference}
+    oracles = {"forward": fgvar.oracles.ForwardDifference, "central": fgvar.oracles.CentralDifference}
     exact = fgvar.Estimator(space)
     others = [[fgvar.Estimator(space, oracle=oracle(float(h))) for h in steps] for oracle in oracles.values()]
     randomness = exact.randomness(at)

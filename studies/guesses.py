@@ -4,9 +4,9 @@ Question   A forward gradient projects a target gradient on a guess of it. What 
            buy, for the global and for the local target, in weights and in activities?
 Claim      Guesses that know the network come closer to backprop than isotropic noise does: directions of the next
            layer's weights somewhat, the local losses' gradient most (on average over seeds), short of the gradient.
-Shown      `fgvar.guess_matrix()`: cosines of the projection, of every example and tensor alone, to its target and to
-           backprop, on LocalMixers after a few steps of backprop (`all_schemes.py`); drawn, means over seeds
-           (network, batch and noise). Guesses without noise are evaluated once for a seed.
+Shown      `fgvar.guesses.guess_matrix()`: cosines of the projection, of every example and tensor alone, to its
+           target and to backprop, on LocalMixers after a few steps of backprop (`all_schemes.py`); drawn, means
+           over seeds (network, batch and noise). Guesses without noise are evaluated once for a seed.
 Cost       About three minutes on one core, half of it on two (--workers 2); --smoke: seconds.
 Run        python studies/guesses.py            writes results/guesses.nc, .pdf and .png
 Full size  python studies/guesses.py --blocks 4 --channels 512 --groups 16 --epochs 20 --draws 2048   (not done here)
@@ -62,7 +62,7 @@ def cell(*, space: str, target: str, guess: str, draws: int, seed: int, **networ
     from fgvar.measurement.dataset import ENDS
     from studies import all_schemes
 
-    matrix, name = fgvar.guess_matrix(), f"{space}/{target}/{guess}"
+    matrix, name = fgvar.guesses.guess_matrix(), f"{space}/{target}/{guess}"
     if name not in matrix:
         raise ValueError(unknown("place of the guess matrix", name, matrix))
     at, steps = all_schemes.problem(**network, seed=seed)

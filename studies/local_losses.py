@@ -135,7 +135,7 @@ def measured(estimators: dict[str, Any], problem: Any, draws: int, seed: int) ->
     # In float32 the closed form takes the rounding behind narrow layer norms for credit that is missing.
     exact = fgvar.measure(estimators, problem.to(torch.float64), route="exact").sel(its, drop=True)
     replayed = {
-        name: replace(one, oracle=fgvar.Replay()) if isinstance(one, fgvar.Estimator) else one
+        name: replace(one, oracle=fgvar.oracles.Replay()) if isinstance(one, fgvar.Estimator) else one
         for name, one in estimators.items()
     }
     drawn = fgvar.measure(replayed, problem, draws=draws, seed=seed).sel(its, drop=True)

@@ -88,7 +88,7 @@ def cell(*, network: str, width: int, depth: int, groups: int, epochs: int, batc
         params = fgvar.train(model, backprop, (images, test), schedule, seed=seed, device="cpu").params
     # In double precision the exact route is sure of itself on ill-conditioned networks, too.
     problem = fgvar.Problem(model, "cross_entropy", (x, y)).at(params).to(torch.float64)
-    schemes = {name: fgvar.scheme(name, oracle=fgvar.Replay()) for name in SCHEMES}
+    schemes = {name: fgvar.scheme(name, oracle=fgvar.oracles.Replay()) for name in SCHEMES}
     exact = fgvar.measure(schemes, problem, route="exact")
     drawn = fgvar.measure(schemes, problem, draws=draws, seed=seed)
     numbers = {

@@ -80,9 +80,7 @@ def cell(*, cell: str, space: str, noise: str, draws: int, seed: int) -> Any:
     gradients = _gradients(population)
     expected = gradients.mean(0)
     v, s = float((gradients - expected).square().mean()), float(expected.square().mean())
-    estimator = fgvar.scheme(
-        "FG-W" if space == "weight" else "FG-A", noise=fgvar.Gaussian(shared=noise == "shared"), **_words(space)
-    )
+    estimator = fgvar.scheme("FG-W" if space == "weight" else "FG-A", shared=noise == "shared", **_words(space))
     entries = size * size
     d = entries if space == "weight" else size
     table = (d + 2) / batch * v + (d + 1) * s / (1 if noise == "shared" else batch)

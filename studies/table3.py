@@ -222,7 +222,9 @@ def probed() -> dict[str, Any]:
     """The schemes that every run is probed by. Draws cost them inner products alone, where they draw at all."""
     import fgvar
 
-    return {name: fgvar.scheme(name, **({"oracle": fgvar.Replay()} if "FG" in name else {})) for name in PROBED}
+    return {
+        name: fgvar.scheme(name, **({"oracle": fgvar.oracles.Replay()} if "FG" in name else {})) for name in PROBED
+    }
 
 
 # ---- all runs together ---------------------------------------------------------------------------------------

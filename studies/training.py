@@ -35,9 +35,7 @@ def train_all(cell: Cell, grids: Sequence[Grid], run: Options, folder: Path) -> 
     join()
     rank, processes = world()
     if processes > 1 and (run.workers or run.scheduler or run.timeout):
-        raise ValueError(
-            "torchrun's processes train each run together; leave out --workers, --scheduler and --timeout"
-        )
+        raise ValueError("torchrun's processes train each run together; leave out --workers, --scheduler, --timeout")
     if rank:
         _follow(cell)
         return False

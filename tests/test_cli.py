@@ -17,7 +17,7 @@ SMALL = ("measure", "--network", "M/1/16", "--channels", "32", "--groups", "4", 
 MINE = """
 import fgvar
 
-scaled = fgvar.Estimator(combine=fgvar.Normalised())
+scaled = fgvar.Estimator(combine=fgvar.combine.Normalised())
 
 def doubled(problem, generator):
     return {name: 2 * g for name, g in problem.backprop().items()}

@@ -36,7 +36,7 @@ def test_what_is_no_network_to_follow(kind: str, call: str) -> None:
         "Problem": lambda: problem(module),
         "with_sites": lambda: fgvar.with_sites(module),
         "with_local_heads": lambda: fgvar.with_local_heads(module, after=("0",), classes=2),
-        "Contrastive": lambda: fgvar.Contrastive(module, fgvar.InfoNCE(), (X, X)),
+        "Contrastive": lambda: fgvar.contrastive.Contrastive(module, fgvar.contrastive.InfoNCE(), (X, X)),
     }
     with pytest.raises(TypeError, match=message):
         calls[call]()
@@ -100,7 +100,10 @@ def test_weight_norm_is_measured(norm: Callable[..., nn.Module], dim: int | None
     """Torch's own operation has no forward mode; its values, and autograd's gradients, are the same."""
     module = nn.Sequential(norm(nn.Linear(3, 4), dim=dim), nn.Tanh(), nn.Linear(4, 2)).double()
     wrapped = fgvar.with_sites(module)
-    assert [name for name, child in wrapped.named_modules() if isinstance(child, fgvar.Site)] == ["0.site", "2.site"]
+    assert [name for name, child in wrapped.named_modules() if isinstance(child, fgvar.networks.Site)] == [
+        "0.site",
+        "2.site",
+    ]
     torch.testing.assert_close(wrapped(X), module(X), rtol=0, atol=1e-14)
     torch.testing.assert_close(problem(wrapped).run(problem(wrapped).params)[0], module(X), rtol=0, atol=1e-14)
     assert_measured(wrapped, *(("FG-W", "FG-A") if dim is not None else ()))  # enumerations take no single numbers
@@ -179,11 +182,13 @@ def test_other_views_are_two_tensors() -> None:
     images = randn(3, 1, 4, 4)
     model = fgvar.networks.LocalMixer((1, 4, 4), 3, blocks=1, patches=2, channels=8, groups=2).double()
     with pytest.raises(ValueError, match=r"inputs are torch\.float32, the network's parameters torch\.float64"):
-        fgvar.Contrastive(model, fgvar.InfoNCE(), (images.float(), images.float()))
+        fgvar.contrastive.Contrastive(model, fgvar.contrastive.InfoNCE(), (images.float(), images.float()))
     with pytest.raises(TypeError, match=r"temperature is '0\.1', expected a number"):
-        fgvar.InfoNCE(temperature="0.1")
+        fgvar.contrastive.InfoNCE(temperature="0.1")
     with pytest.raises(TypeError, match=r"batch is tuple of ndarray and ndarray, expected a pair"):
-        fgvar.Contrastive(model, fgvar.InfoNCE(), (images, images)).at(batch=(images.numpy(), images.numpy()))
+        fgvar.contrastive.Contrastive(model, fgvar.contrastive.InfoNCE(), (images, images)).at(
+            batch=(images.numpy(), images.numpy())
+        )
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")

@@ -224,8 +224,8 @@ class ShuffledCredit:
             # The opposite of a direction has the opposite derivative: nobody else's.
             if (directions.independent * directions.blocks if axis == 0 else t.shape[axis]) < 2:
                 raise ValueError(
-                    f"ShuffledCredit(across={self.across!r}) has one of them to shuffle, expected at least two; take a "
-                    "batch of examples in activity space, or noise with directions= and across='directions'"
+                    f"ShuffledCredit(across={self.across!r}) has one of them to shuffle, expected at least two; "
+                    "take a batch of examples in activity space, or several directions= and across='directions'"
                 )
         shuffled: Callable[[LossTerms, Directions], LossTerms] = self.combine
         return shuffled({end: t.roll(1, axis) for end, t in terms.items()}, directions)

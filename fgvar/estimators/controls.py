@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fgvar.estimators.estimator import Estimate, GradientEstimator
 from fgvar.estimators.losses import GlobalLoss, Losses, gradient
-from fgvar.estimators.noise import Gaussian, Leaf, Randomness
+from fgvar.estimators.noise import Gaussian
+from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.estimators.structured_noise import Coordinate
 from fgvar.problem import Problem
 

@@ -12,8 +12,9 @@ from torch.utils._pytree import tree_map
 from fgvar.estimators.combine import Combine, Directions, Mean
 from fgvar.estimators.guesses import Guess, Isotropic
 from fgvar.estimators.losses import GlobalLoss, Losses, gradient, gradient_and_loss
-from fgvar.estimators.noise import Gaussian, Leaf, Noise, Randomness
+from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.oracles import Jvp, Oracle
+from fgvar.estimators.randomness import Law, Leaf, Randomness
 from fgvar.estimators.spaces import ActivitySpace, Space, WeightSpace
 from fgvar.nn.purity import at_once
 from fgvar.problem import Problem
@@ -43,6 +44,12 @@ class GradientEstimator(Protocol):
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
         """The gradient that the estimator should be unbiased for."""
+
+
+def require_directions(directions: object) -> None:
+    """Raise a ValueError where there are fewer directions than 1."""
+    if not isinstance(directions, int) or directions < 1:
+        raise ValueError(f"directions is {directions!r}, expected an integer of at least 1")
 
 
 def require_estimator(name: str, candidate: object) -> None:
@@ -76,6 +83,17 @@ class Estimator:
 
     Gradients are of batch means, in a dict like ``problem.params``.
 
+    Args:
+        space, noise, losses, oracle, guess, combine: the words.
+        shared: one draw for the whole batch; None takes the custom of the space (weights yes, activities no).
+        directions: independent directions, the mean of whose estimates is the estimate: variance / directions.
+        antithetic: pair every direction u with −u. Their estimates differ only by the error of finite
+            differences: with the `Jvp` oracle, which has none, a pair repeats one estimate.
+
+    Raises:
+        TypeError: a word that is none.
+        ValueError: fewer than 1 direction.
+
     Example:
         >>> import torch
         >>> from fgvar.estimators.spaces import WeightSpace
@@ -88,16 +106,19 @@ class Estimator:
     """
 
     space: Space = WeightSpace()  # noqa: RUF009 (frozen)
-    noise: Noise = Gaussian()  # noqa: RUF009 (frozen)
+    noise: Law = Gaussian()  # noqa: RUF009 (frozen)
     losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
     oracle: Oracle = Jvp()  # noqa: RUF009 (frozen)
     guess: Guess = Isotropic()  # noqa: RUF009 (frozen)
     combine: Combine = Mean()  # noqa: RUF009 (frozen)
+    shared: bool | None = None
+    directions: int = 1
+    antithetic: bool = False
 
     # What tells a word from another one put in its place.
     WORDS: ClassVar[dict[str, tuple[str, ...]]] = {
         "space": ("linearise", "per_example"),
-        "noise": ("sample", "directions"),
+        "noise": ("sample",),
         "losses": ("cuts", "total"),
         "oracle": ("terms", "bias_order"),
         "guess": ("direction", "shapes"),
@@ -112,17 +133,24 @@ class Estimator:
             if missing := [part for part in parts if not hasattr(given, part)]:
                 default = type(self.__dataclass_fields__[word].default).__name__
                 raise TypeError(f"{word} is {given!r} without {', '.join(missing)}, expected one like {default}()")
+        require_directions(self.directions)
 
     @property
-    def shared(self) -> bool:
+    def shares_noise(self) -> bool:
         """Is one direction used for the whole batch?"""
-        return not self.space.per_example if self.noise.shared is None else self.noise.shared
+        return not self.space.per_example if self.shared is None else self.shared
+
+    @property
+    def stacks_directions(self) -> bool:
+        """Has its noise an axis of directions?"""
+        return self.directions > 1 or getattr(self.noise, "couples_directions", False)
 
     @property
     def bias_reason(self) -> str:
         """Why its mean is not its target; empty where it is."""
         steps = "" if self.oracle.bias_order is None else f"of order step^{self.oracle.bias_order}"
-        spans = "" if getattr(self.noise, "spans_evenly", False) else getattr(self.combine, "uneven", "")
+        even = getattr(self.noise, "spans_evenly", lambda directions: False)(self.directions)  # noqa: ARG005
+        spans = "" if even else getattr(self.combine, "uneven", "")
         return "; ".join(
             reason for reason in (self.guess.bias_reason, self.combine.bias_reason, spans, steps) if reason
         )
@@ -130,26 +158,26 @@ class Estimator:
     @property
     def _each_alone(self) -> bool:
         """Are the weights perturbed anew for every example, each a problem of its own?"""
-        return not self.shared and not self.space.per_example
+        return not self.shares_noise and not self.space.per_example
 
     def randomness(self, problem: Problem) -> Randomness:
         self.losses.check(problem)
         self.space.check(problem)
         self.guess.check(problem)
-        if problem.coupled and self.shared == self.space.per_example:
+        if problem.coupled and self.shares_noise == self.space.per_example:
             raise ValueError(
                 "the loss couples the examples, so that weights need one direction for the whole batch, and "
-                f"activities one for each example: use noise with shared={not self.shared}"
+                f"activities one for each example: use shared={not self.shares_noise}"
             )
         shapes = self.guess.shapes(problem, self.space, self.losses, 1 if self._each_alone else problem.batch_size)
-        k = self.noise.directions
+        k = self.directions
         if not shapes and k > 1:
             raise ValueError(f"{self.guess!r} needs no noise, so that {k} directions would be one; take 1")
-        lead = (*(() if k == 1 else (k,)), *(() if self.shared else (problem.batch_size,)))
+        lead = (*((k,) if self.stacks_directions else ()), *(() if self.shares_noise else (problem.batch_size,)))
         return Randomness({name: Leaf((*lead, *shape), self.noise, len(lead)) for name, shape in shapes.items()})
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
-        draws = {name: u if self.noise.directions > 1 else u[None] for name, u in noise.items()}
+        draws = {name: u if self.stacks_directions else u[None] for name, u in noise.items()}
         if not self._each_alone:
             return self._estimate(problem, draws)
 
@@ -172,16 +200,14 @@ class Estimator:
         """
         kinds = type(self.space), type(self.guess), type(self.oracle)
         simple = kinds in ((WeightSpace, Isotropic, Jvp), (ActivitySpace, Isotropic, Jvp))
-        single = self.noise.directions == 1 and not self.noise.antithetic and not self.space.per_tensor
+        single = self.directions == 1 and not self.antithetic and not self.space.per_tensor
         return simple and single and not getattr(self.space, "relu_after", None)
 
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         along = {name: u[0] for name, u in noise.items()} if self._one_pass else None
         linearised = self.space.linearise(problem, self.losses, *(() if along is None else (along,)))
         draws = _each(lambda own: self.guess.direction(problem, self.losses, linearised, own), noise)
-        directions = Directions.of(
-            linearised, draws, per_tensor=self.space.per_tensor, antithetic=self.noise.antithetic
-        )
+        directions = Directions.of(linearised, draws, per_tensor=self.space.per_tensor, antithetic=self.antithetic)
         terms, losses = _each(lambda direction: self.oracle.terms(linearised, direction), directions.directions)
         credit = _each(linearised.credit, self.combine(terms, directions))
         credited = {name: _summed(credit[name], u) for name, u in directions.directions.items()}

@@ -10,7 +10,8 @@ from torch.func import grad
 from fgvar.estimators.estimator import Estimate
 from fgvar.estimators.guesses import drawn
 from fgvar.estimators.losses import GlobalLoss, Losses, gradient, gradient_and_loss
-from fgvar.estimators.noise import Randomness, Stream
+from fgvar.estimators.random_streams import Stream
+from fgvar.estimators.randomness import Randomness
 from fgvar.estimators.spaces import ActivitySpace
 from fgvar.problem import Problem
 

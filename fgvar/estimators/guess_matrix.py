@@ -6,18 +6,18 @@ from fgvar.estimators.combine import Normalised
 from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.estimators.guesses import NTK, BackpropGradient, LocalGradient
 from fgvar.estimators.losses import GlobalLoss, LocalLosses
-from fgvar.estimators.noise import Gaussian, Rademacher
+from fgvar.estimators.noise import Rademacher
 from fgvar.estimators.spaces import ActivitySpace, WeightSpace
 from fgvar.estimators.subspace_guesses import ActivationSpan, TransposedWeights
 
 GUESSES: dict[str, Estimator] = {
-    "Gaussian": Estimator(noise=Gaussian(shared=False)),
-    "Rademacher": Estimator(noise=Rademacher(shared=False)),
-    "local": Estimator(noise=Gaussian(shared=False), guess=LocalGradient()),
-    "NTK": Estimator(noise=Gaussian(shared=False), guess=NTK()),
-    "transposed": Estimator(noise=Gaussian(shared=False), guess=TransposedWeights()),
-    "span": Estimator(noise=Gaussian(shared=False), guess=ActivationSpan()),
-    "global": Estimator(noise=Gaussian(shared=False), guess=BackpropGradient()),
+    "Gaussian": Estimator(shared=False),
+    "Rademacher": Estimator(noise=Rademacher(), shared=False),
+    "local": Estimator(shared=False, guess=LocalGradient()),
+    "NTK": Estimator(shared=False, guess=NTK()),
+    "transposed": Estimator(shared=False, guess=TransposedWeights()),
+    "span": Estimator(shared=False, guess=ActivationSpan()),
+    "global": Estimator(shared=False, guess=BackpropGradient()),
 }
 
 

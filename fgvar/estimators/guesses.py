@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses, forward_terms
-from fgvar.estimators.noise import Stream
+from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.spaces import Linearised, Space, Tensors
 from fgvar.nn.heads import initial_std
 from fgvar.nn.reach import OUTPUT
@@ -66,7 +66,7 @@ class LocalGradient:
 
     One direction without noise, so that the estimate is deterministic and its bias exact: it is the part of the
     target at right angles to the guess. Of each example for activities, and for weights with
-    ``noise=Gaussian(shared=False)``; of the batch for weights with shared noise.
+    ``shared=False``; of the batch for weights with shared noise.
 
     Raises:
         ValueError: on use, a network without local heads.

@@ -17,7 +17,7 @@ from fgvar.estimators.guesses import (
     LocalGradient,
 )
 from fgvar.estimators.losses import GlobalLoss, LocalLosses
-from fgvar.estimators.noise import Gaussian, Rademacher
+from fgvar.estimators.noise import Rademacher
 from fgvar.estimators.oracles import CentralDifference, ForwardDifference
 from fgvar.estimators.spaces import ActivitySpace, WeightSpace
 from fgvar.estimators.structured_noise import LowRank, Orthogonal, Sparse
@@ -71,10 +71,10 @@ _MAKE: dict[str, Callable[[], Any]] = {
     "EGGROLL": lambda: Estimator(WeightSpace(), LowRank(1), oracle=CentralDifference()),
     "NP": lambda: Estimator(ActivitySpace(), oracle=ForwardDifference()),
     "sparse-FG-W": lambda: Estimator(WeightSpace(), Sparse(0.1)),
-    "multi-FG-W": lambda: Estimator(WeightSpace(), Gaussian(directions=16)),
-    "projected-FG-W": lambda: Estimator(WeightSpace(), Gaussian(directions=16), combine=Projection()),
-    "normed-FG-W": lambda: Estimator(WeightSpace(), Gaussian(directions=16), combine=Projection("norm")),
-    "orthogonal-FG-W": lambda: Estimator(WeightSpace(), Orthogonal(16)),
+    "multi-FG-W": lambda: Estimator(WeightSpace(), directions=16),
+    "projected-FG-W": lambda: Estimator(WeightSpace(), directions=16, combine=Projection()),
+    "normed-FG-W": lambda: Estimator(WeightSpace(), directions=16, combine=Projection("norm")),
+    "orthogonal-FG-W": lambda: Estimator(WeightSpace(), Orthogonal(), directions=16),
     "random-guess": lambda: _guess(Isotropic()),
     "local-guess": lambda: _guess(LocalGradient()),
     "NTK-guess": lambda: _guess(NTK()),
@@ -158,7 +158,7 @@ def scheme(name: str, *, credit: str | None = None, **words: Any) -> Any:
     Example:
         >>> from fgvar.estimators.noise import Rademacher
         >>> scheme("FG-W", noise=Rademacher()).noise
-        Rademacher(shared=None, directions=1, antithetic=False)
+        Rademacher()
     """
     if name not in SCHEMES:
         raise ValueError(unknown("scheme", name, SCHEMES))

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fgvar.estimators.noise import Stream, check_directions
+from fgvar.estimators.random_streams import Stream
 
 
 @dataclass(frozen=True)
@@ -17,26 +17,15 @@ class Sphere:
 
     For one scalar loss, tr Cov(ĝ) = (d − 1)‖∇‖²: as little as Rademacher noise, in every basis.
 
-    Args:
-        shared, directions, antithetic: as of `Gaussian`.
-
-    Raises:
-        ValueError: fewer than 1 direction.
-
     Example:
-        >>> from fgvar.estimators.noise import Leaf, Randomness
+        >>> from fgvar.estimators.randomness import Leaf, Randomness
         >>> u = Randomness({"w": Leaf((3,), Sphere()), "b": Leaf((1,), Sphere())}).sample(seed=0, draws=[0])
         >>> round(float(u["w"].square().sum() + u["b"].square().sum()), 5)
         4.0
     """
 
-    shared: bool | None = None
-    directions: int = 1
-    antithetic: bool = False
-    spans_evenly: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_directions(self.directions)
+    def spans_evenly(self, directions: int) -> bool:  # noqa: ARG002
+        return True
 
     def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.normal(shape, dtype, device)
@@ -51,25 +40,12 @@ class Coordinate:
 
     For one scalar loss, tr Cov(ĝ) = (d − 1)‖∇‖². One estimate is the gradient's entry i, d times too large.
 
-    Args:
-        shared, directions, antithetic: as of `Gaussian`.
-
-    Raises:
-        ValueError: fewer than 1 direction.
-
     Example:
-        >>> from fgvar.estimators.noise import Leaf, Randomness
+        >>> from fgvar.estimators.randomness import Leaf, Randomness
         >>> u = Randomness({"w": Leaf((4,), Coordinate())}).sample(seed=0, draws=[0])["w"]
         >>> u.abs().sort().values
         tensor([[0., 0., 0., 2.]])
     """
-
-    shared: bool | None = None
-    directions: int = 1
-    antithetic: bool = False
-
-    def __post_init__(self) -> None:
-        check_directions(self.directions)
 
     def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.normal(shape, dtype, device)
@@ -82,47 +58,38 @@ class Coordinate:
 
 @dataclass(frozen=True)
 class Orthogonal:
-    """K orthogonal directions of length √d, uniform among all such frames of the d numbers perturbed together.
+    """Orthogonal directions of length √d, all K of an estimate: uniform among such frames in its d numbers.
 
     For one scalar loss the mean of their estimates is d/K times the projection of ∇ on a random K-dimensional
     subspace: tr Cov(ĝ) = (d/K − 1)‖∇‖², and 0 for K = d.
 
-    Args:
-        directions: K, at most the number of perturbed numbers.
-        shared, antithetic: as of `Gaussian`.
-
     Raises:
-        ValueError: fewer than 1 direction, or more than there are numbers.
+        ValueError: on use, more directions than there are numbers.
 
     Example:
-        >>> from fgvar.estimators.noise import Leaf, Randomness
-        >>> u = Randomness({"w": Leaf((2, 3), Orthogonal(2), batch_dims=1)}).sample(seed=0, draws=[0])["w"][0]
+        >>> from fgvar.estimators.randomness import Leaf, Randomness
+        >>> u = Randomness({"w": Leaf((2, 3), Orthogonal(), batch_dims=1)}).sample(seed=0, draws=[0])["w"][0]
         >>> bool(torch.allclose(u @ u.T, 3 * torch.eye(2), atol=1e-5))
         True
     """
 
-    directions: int = 1
-    shared: bool | None = None
-    antithetic: bool = False
-    spans_evenly: ClassVar[bool] = True
+    couples_directions: ClassVar[bool] = True  # its leaves have an axis of directions, also where there is one alone
 
-    def __post_init__(self) -> None:
-        check_directions(self.directions)
+    def spans_evenly(self, directions: int) -> bool:  # noqa: ARG002
+        return True
 
     def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.normal(shape, dtype, device)
 
     def couple(self, rows: Tensor) -> Tensor:
-        numbers = rows.shape[-1]
-        if self.directions > numbers:
-            raise ValueError(f"{self.directions} directions cannot be orthogonal among {numbers} perturbed numbers")
-        directions = rows if self.directions > 1 else rows.unsqueeze(0)
-        directions = directions.movedim(0, -1)  # [examples, numbers, directions]
+        directions = (rows if rows.ndim > 1 else rows[None]).movedim(0, -1)  # [examples, numbers, directions]
+        numbers, count = directions.shape[-2:]
+        if count > numbers:
+            raise ValueError(f"{count} directions cannot be orthogonal among {numbers} perturbed numbers")
         q, r = torch.linalg.qr(directions)
-        # QR fixes signs its own way; with those of R's diagonal the directions is uniform.
+        # QR fixes signs its own way; with those of R's diagonal the frame is uniform.
         q = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
-        directions = (q * numbers**0.5).movedim(-1, 0)
-        return directions if self.directions > 1 else directions.squeeze(0)
+        return (q * numbers**0.5).movedim(-1, 0).reshape(rows.shape)
 
 
 @dataclass(frozen=True)
@@ -131,10 +98,9 @@ class Sparse:
 
     Args:
         density: share of the numbers that are perturbed.
-        shared, directions, antithetic: as of `Gaussian`.
 
     Raises:
-        ValueError: a density outside of (0, 1], or fewer than 1 direction.
+        ValueError: a density outside of (0, 1].
 
     Example:
         >>> Sparse(0.25).kurtosis
@@ -142,12 +108,8 @@ class Sparse:
     """
 
     density: float
-    shared: bool | None = None
-    directions: int = 1
-    antithetic: bool = False
 
     def __post_init__(self) -> None:
-        check_directions(self.directions)
         if not 0 < self.density <= 1:
             raise ValueError(f"density is {self.density!r}, expected a share above 0 and at most 1")
 
@@ -169,27 +131,22 @@ class LowRank:
 
     Args:
         rank: of each matrix.
-        shared, directions, antithetic: as of `Gaussian`.
 
     Raises:
-        ValueError: a rank, or directions, below 1.
+        ValueError: a rank below 1.
 
     Source: Sarkar et al. 2025 (EGGROLL).
 
     Example:
-        >>> from fgvar.estimators.noise import Leaf, Randomness
+        >>> from fgvar.estimators.randomness import Leaf, Randomness
         >>> u = Randomness({"w": Leaf((4, 5), LowRank(2))}).sample(seed=0, draws=[0])["w"]
         >>> int(torch.linalg.matrix_rank(u[0]))
         2
     """
 
     rank: int = 1
-    shared: bool | None = None
-    directions: int = 1
-    antithetic: bool = False
 
     def __post_init__(self) -> None:
-        check_directions(self.directions)
         if self.rank < 1:
             raise ValueError(f"rank is {self.rank!r}, expected at least 1")
 

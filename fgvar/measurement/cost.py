@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fgvar.estimators.estimator import GradientEstimator
-from fgvar.estimators.noise import Randomness
+from fgvar.estimators.randomness import Randomness
 from fgvar.problem import Problem
 
 

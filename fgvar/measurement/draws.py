@@ -11,7 +11,7 @@ from torch.func import vmap
 
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator
-from fgvar.estimators.noise import Randomness
+from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.lending import gradient_in
 from fgvar.problem import Problem
 
@@ -36,7 +36,8 @@ class Enumeration:
         ValueError: an unknown method, no random number at all, or too many for it.
 
     Example:
-        >>> from fgvar.estimators.noise import Gaussian, Leaf
+        >>> from fgvar.estimators.noise import Gaussian
+        >>> from fgvar.estimators.randomness import Leaf
         >>> nodes = Enumeration(Randomness({"w": Leaf((2,), Gaussian())}), "nodes")
         >>> nodes.take(range(4))["w"].pow(2).mean(0).round(decimals=9)
         tensor([1., 1.], dtype=torch.float64)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fgvar.errors import NonFiniteError
-from fgvar.estimators.noise import Stream
+from fgvar.estimators.random_streams import Stream
 
 BLOCK = 16  # draws a block
 PIECE = 1 << 15  # numbers of every draw that are worked on at a time, so that they stay in the CPU's cache

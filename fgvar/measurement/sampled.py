@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator
-from fgvar.estimators.noise import Randomness
 from fgvar.estimators.oracles import Replay
+from fgvar.estimators.randomness import Randomness
 from fgvar.estimators.spaces import WeightSpace
 from fgvar.measurement import moments as streaming
 from fgvar.measurement.draws import PlainCalls, estimates, ranges

@@ -2,5 +2,6 @@
 
 from fgvar.networks.local_mixer import LocalMixer
 from fgvar.networks.mlp import MLP
+from fgvar.nn.sites import Site
 
-__all__ = ["MLP", "LocalMixer"]
+__all__ = ["MLP", "LocalMixer", "Site"]

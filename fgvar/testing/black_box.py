@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fgvar.estimators.estimator import Estimate
-from fgvar.estimators.noise import Leaf, Randomness, Stream, check_directions
+from fgvar.estimators.estimator import Estimate, require_directions
+from fgvar.estimators.random_streams import Stream
+from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.problem import Problem
 
 Gradient = Callable[[Problem], Mapping[str, Tensor]]
@@ -108,7 +109,7 @@ def from_function(
                 f"{what} is {type(given).__name__}, expected a function problem -> dict like problem.params"
             )
     if directions is not None:
-        check_directions(directions)
+        require_directions(directions)
     if step is not None and not (isinstance(step, Real) and 0 < step < math.inf):
         raise ValueError(f"step is {step!r}, expected a positive number")
     return BlackBox(function, Problem.backprop if target is None else target, directions, antithetic, step, variance)

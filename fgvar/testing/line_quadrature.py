@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fgvar.estimators.estimator import GradientEstimator
-from fgvar.estimators.noise import Gaussian, Rademacher, Randomness
+from fgvar.estimators.noise import Gaussian, Rademacher
+from fgvar.estimators.randomness import Randomness
 from fgvar.problem import Problem
 from fgvar.testing.enumeration import Gradients, evaluated
 

@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from fgvar.estimators.estimator import Estimator
 from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses
-from fgvar.estimators.noise import Gaussian, Noise, Rademacher
+from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.estimators.oracles import Jvp, Oracle
+from fgvar.estimators.randomness import Law
 from fgvar.estimators.spaces import ActivitySpace, Space, WeightSpace
 from fgvar.problem import Loss, Problem
 from fgvar.testing import small
@@ -100,27 +101,15 @@ def losses(*, local: bool | None = None) -> Strategy[Losses]:
     return locally if local else everywhere if local is False else st.one_of(everywhere, locally)
 
 
-def noises(*, max_directions: int = 2) -> Strategy[Noise]:
-    """The word for noise: `Gaussian` and `Rademacher`, shared or not, several directions, antithetic or not.
-
-    Args:
-        max_directions: directions of one estimate.
-
-    Raises:
-        ValueError: fewer than 1 direction.
+def noises() -> Strategy[Law]:
+    """The word for noise: `Gaussian` and `Rademacher`.
 
     Example:
         >>> from hypothesis import find
-        >>> find(noises(), lambda word: word.directions > 1)
-        Gaussian(shared=None, directions=2, antithetic=False)
+        >>> find(noises(), lambda law: law.kurtosis == 1)
+        Rademacher()
     """
-    _check_bounds(max_directions=max_directions)
-    words = {
-        "shared": st.sampled_from([None, True, False]),
-        "directions": st.integers(1, max_directions),
-        "antithetic": st.booleans(),
-    }
-    return st.one_of(st.builds(Gaussian, **words), st.builds(Rademacher, **words))
+    return st.sampled_from([Gaussian(), Rademacher()])
 
 
 def spaces() -> Strategy[Space]:
@@ -159,35 +148,44 @@ def problems(*, max_batch: int = 3, network: Strategy[nn.Module] | None = None) 
 def estimators(
     *,
     space: Strategy[Space] | None = None,
-    noise: Strategy[Noise] | None = None,
+    noise: Strategy[Law] | None = None,
     losses: Strategy[Losses] | None = None,
     oracle: Strategy[Oracle] | None = None,
+    max_directions: int = 2,
 ) -> Strategy[Estimator]:
-    """Composed, unbiased estimators. They fit every problem of `problems`: by default their loss is global.
+    """Composed, unbiased estimators, noise shared or not, antithetic or not. They fit every problem of `problems`.
 
     Args:
         space, noise, losses, oracle: strategies for the words; default `spaces()`, `noises()`,
             ``losses(local=False)`` and the exact derivative, `Jvp`. Local losses need problems with local
             heads: `pairs` draws both.
+        max_directions: directions of one estimate.
+
+    Raises:
+        ValueError: fewer than 1 direction.
 
     Example:
         >>> from hypothesis import find
         >>> find(estimators(), lambda estimator: True) == Estimator()
         True
     """
+    _check_bounds(max_directions=max_directions)
     return st.builds(
         Estimator,
         spaces() if space is None else space,
         noises() if noise is None else noise,
         _losses(local=False) if losses is None else losses,
         st.just(Jvp()) if oracle is None else oracle,
+        shared=st.sampled_from([None, True, False]),
+        directions=st.integers(1, max_directions),
+        antithetic=st.booleans(),
     )
 
 
 def pairs(
     *,
     problem: Strategy[Problem] | None = None,
-    noise: Strategy[Noise] | None = None,
+    noise: Strategy[Law] | None = None,
     oracle: Strategy[Oracle] | None = None,
 ) -> Strategy[tuple[Estimator, Problem]]:
     """An estimator and a problem that it fits: its losses are local or global where there are local heads.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fgvar.estimators.estimator import Estimate, GradientEstimator
-from fgvar.estimators.noise import Leaf, Randomness
+from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.measurement.draws import estimates, ranges
 from fgvar.problem import Problem
 from fgvar.testing.statistical import Draws, unbiased

@@ -113,7 +113,7 @@ def variance(estimator: GradientEstimator, problem: Problem, *, budget: int = BU
     else:
         found = _activity_variance(composed, problem, budget)
     return {
-        name: found[name] / composed.noise.directions if name in found else torch.zeros_like(value)
+        name: found[name] / composed.directions if name in found else torch.zeros_like(value)
         for name, value in problem.params.items()
     }
 
@@ -172,7 +172,7 @@ def _composed(estimator: GradientEstimator, problem: Problem) -> Estimator | Non
 def _weight_space(estimator: Estimator, problem: Problem, budget: int) -> tuple[Vectors, Vectors]:
     """Mean and variance for one direction: |c_w|² + (κ − 2) c_ww², for the batch or the mean over examples."""
     excess = _kurtosis(estimator) - 2
-    if estimator.shared:
+    if estimator.shares_noise:
         own, squares = weight_credits(CreditVjp(estimator.space, estimator.losses, problem))
         return own, {name: squares[name] + excess * c.square() for name, c in own.items()}
 
@@ -193,7 +193,7 @@ def _activity_variance(estimator: Estimator, problem: Problem, budget: int) -> d
         raise ValueError("activity perturbation has its closed form in values, and the meta device holds none")
     n = problem.batch_size
     total = {name: torch.zeros_like(problem.params[name]) for name in problem.perturbed}
-    for part in [problem] if estimator.shared else _parts(problem, budget):
+    for part in [problem] if estimator.shares_noise else _parts(problem, budget):
         for name, value in _Sites(estimator, part, budget).variances().items():
             total[name] = total[name] + value / n**2
     return total
@@ -208,8 +208,8 @@ class _Sites:
         self.sites = tuple(self.transpose.linearised.point)
         self.plans = {site: site_plan(problem, estimator.losses, site) for site in self.sites}
         self.linked = site_jacobians.links(problem, self.sites)
-        self.shared = estimator.shared
-        pairs = problem.batch_size // 2 + 1 if estimator.shared else 1
+        self.shared = estimator.shares_noise
+        pairs = problem.batch_size // 2 + 1 if estimator.shares_noise else 1
         # A pair and its mirror image give the same.
         self.shifts = {d: 1 if d in (0, problem.batch_size - d) else 2 for d in range(pairs)}
         self.layers: list[tuple[Layer, quadratic_forms.Arrangement]] = []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fgvar.estimators.noise import Stream
+from fgvar.estimators.random_streams import Stream
 from fgvar.nn.forward_mode import jvp
 from fgvar.problem import Problem
 from fgvar.theory.site_jacobians import Links

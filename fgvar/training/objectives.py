@@ -153,7 +153,7 @@ def task_of(loss: str | Loss, views: Views | None, seed: int, batch: int) -> Tas
     if isinstance(loss, InfoNCE) != (views is not None):
         raise ValueError(
             f"loss={described(loss)} and views={views!r} do not belong together: InfoNCE compares two views of each "
-            "image (views=fgvar.Views(…)), and no other loss has any"
+            "image (views=fgvar.data.Views(…)), and no other loss has any"
         )
     if isinstance(loss, InfoNCE):
         assert views is not None

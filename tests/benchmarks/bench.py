@@ -260,11 +260,11 @@ def measure() -> Iterator[Row]:
         scheme = fgvar.scheme(name)
         one_by_one = loop(scheme, problem, 8)
         works: dict[str, Callable[[], object]] = {"loop": by_torch_alone(one_by_one), "our loop": one_by_one}
-        for oracle in (fgvar.Jvp(), fgvar.Replay()):
+        for oracle in (fgvar.Jvp(), fgvar.oracles.Replay()):
             estimator = replace(scheme, oracle=oracle)
             works[repr(oracle)] = lambda e=estimator: fgvar.measure({"one": e}, problem, draws=256)
         times = interleaved(works, 3)
-        for oracle, least in ((fgvar.Jvp(), 2.0), (fgvar.Replay(), goal)):
+        for oracle, least in ((fgvar.Jvp(), 2.0), (fgvar.oracles.Replay(), goal)):
             yield Row(
                 f"M/8/16, batch 8, {name}: loop / measure by {type(oracle).__name__}, 256 draws",
                 ratio(times, "loop", repr(oracle), 32), least, at_most=False,
@@ -317,7 +317,7 @@ def profiles() -> Iterator[Row]:
         step(problem_of("M/8/16", 128), fgvar.scheme("LG-FG-A", noise=fgvar.Rademacher()), False),
     )
     problem = problem_of("M/8/16", 8)
-    for name, oracle in itertools.product(("FG-W", "FG-A"), (fgvar.Jvp(), fgvar.Replay())):
+    for name, oracle in itertools.product(("FG-W", "FG-A"), (fgvar.Jvp(), fgvar.oracles.Replay())):
         estimator = fgvar.scheme(name, oracle=oracle)
         yield from shares(
             f"measure {name} by {type(oracle).__name__}",

@@ -138,7 +138,7 @@ def test_settings_are_checked(settings: dict[str, Any], match: str) -> None:
 
 def test_arguments_are_checked() -> None:
     with pytest.raises(TypeError, match=r"generator is int, expected torch\.Generator"):
-        fgvar.Views()(images(), 0)
+        fgvar.data.Views()(images(), 0)
     with pytest.raises(ValueError, match=r"expected \[batch, channels, height, width\]"):
         Views()(images()[0], generator())
     with pytest.raises(TypeError, match="expected floating point"):

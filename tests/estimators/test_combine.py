@@ -1,5 +1,7 @@
 """Combining directions: projections against least squares, their scales exactly, shams, and Replay."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import CASES, mixer, randn
@@ -27,8 +29,7 @@ def drawn(estimator, problem: fgvar.Problem, draws: int = 3) -> tuple[dict[str, 
 @pytest.mark.parametrize("antithetic", [False, True])
 def test_projection_is_least_squares(scale: str, antithetic: bool) -> None:
     problem = CASES["mlp_relu"]()
-    noise = fgvar.Gaussian(directions=5, antithetic=antithetic)
-    estimator = fgvar.scheme("FG-W", noise=noise, combine=fgvar.Projection(scale))
+    estimator = fgvar.scheme("FG-W", directions=5, antithetic=antithetic, combine=fgvar.combine.Projection(scale))
     u, found = drawn(estimator, problem)
     names = problem.perturbed
     target = torch.cat([estimator.target(problem)[k].flatten() for k in names])
@@ -43,7 +44,7 @@ def test_projection_is_least_squares(scale: str, antithetic: bool) -> None:
 def test_projection_in_activity_space_is_each_example_s_own() -> None:
     problem = CASES["mlp_relu"]()
     space = fgvar.ActivitySpace(mask_inactive=False)
-    estimator = fgvar.Estimator(space, fgvar.Gaussian(directions=4), combine=fgvar.Projection())
+    estimator = fgvar.Estimator(space, directions=4, combine=fgvar.combine.Projection())
     u, found = drawn(estimator, problem, 1)
     sites = tuple(problem.trace.sites)
     taps = {site: torch.zeros(4, 6, dtype=torch.float64) for site in sites}
@@ -67,7 +68,7 @@ def test_enough_directions_span_everything(losses, space, scale: str) -> None:
     """As many directions as numbers give the gradient itself, whatever the copies and masks."""
     problem = mixer(blocks=1, channels=4, groups=2)
     numbers = sum(value.numel() for value in (problem.params[k] for k in problem.perturbed))
-    estimator = fgvar.Estimator(space, fgvar.Gaussian(directions=numbers), losses, combine=fgvar.Projection(scale))
+    estimator = fgvar.Estimator(space, losses=losses, directions=numbers, combine=fgvar.combine.Projection(scale))
     _, found = drawn(estimator, problem, 1)
     for name, value in estimator.target(problem).items():
         torch.testing.assert_close(found[name][0], value, rtol=0, atol=1e-8)
@@ -90,23 +91,23 @@ def test_scales_of_a_projection_are_exact_over_sign_vectors(per_tensor: bool) ->
     sizes = {"weight": 6, "bias": 2} if per_tensor else {"weight": 8, "bias": 8}
     words = {"space": fgvar.WeightSpace(per_tensor=per_tensor), "noise": fgvar.Rademacher()}
     for combine, factor in (
-        (fgvar.Projection(), lambda d: 1 / d),
-        (fgvar.Normalised(), lambda d: 1 / d),
-        (fgvar.Projection("norm"), lambda d: d**-0.5),
-        (fgvar.Projection("mean"), lambda _: 1),
+        (fgvar.combine.Projection(), lambda d: 1 / d),
+        (fgvar.combine.Normalised(), lambda d: 1 / d),
+        (fgvar.combine.Projection("norm"), lambda d: d**-0.5),
+        (fgvar.combine.Projection("mean"), lambda _: 1),
     ):
         mean, length = signs(fgvar.Estimator(combine=combine, **words), problem)
         for name, g in target.items():
             torch.testing.assert_close(mean[name], factor(sizes[name]) * g, rtol=0, atol=1e-12)
-        if combine == fgvar.Projection("norm"):
+        if combine == fgvar.combine.Projection("norm"):
             assert length == pytest.approx(square, rel=1e-10)
-        if combine == fgvar.Normalised() and not per_tensor:
+        if combine == fgvar.combine.Normalised() and not per_tensor:
             assert length == pytest.approx(square / 8, rel=1e-10), "variance (1/d − 1/d²)‖∇‖²"
 
 
 def test_normalised_is_the_mean_of_projections() -> None:
     problem = CASES["mlp_relu"]()
-    estimator = fgvar.scheme("FG-W", noise=fgvar.Gaussian(directions=3), combine=fgvar.Normalised())
+    estimator = fgvar.scheme("FG-W", directions=3, combine=fgvar.combine.Normalised())
     u, found = drawn(estimator, problem, 1)
     target, names = estimator.target(problem), problem.perturbed
     each = []
@@ -142,15 +143,13 @@ def test_one_site_at_a_time_is_unbiased(losses) -> None:
 
 def test_a_sham_has_no_mean_and_the_same_size() -> None:
     problem = mixer(batch=3)
-    sham = fgvar.scheme("LG-FG-A", combine=fgvar.ShuffledCredit())
+    sham = fgvar.scheme("LG-FG-A", combine=fgvar.combine.ShuffledCredit())
     mean = expectation(sham, problem)
     target = sham.target(problem)
     for name in problem.params:
         expected = target[name] if name in problem.network.exact else 0 * target[name]
         torch.testing.assert_close(mean[name], expected, rtol=0, atol=1e-12)
-    across = fgvar.scheme(
-        "FG-W", noise=fgvar.Gaussian(directions=3), combine=fgvar.ShuffledCredit(across="directions")
-    )
+    across = fgvar.scheme("FG-W", directions=3, combine=fgvar.combine.ShuffledCredit(across="directions"))
     mean = expectation(across, problem)
     assert max(float(mean[name].abs().max()) for name in problem.perturbed) < 1e-12
     ds = fgvar.measure({"sham": sham, "real": fgvar.scheme("LG-FG-A")}, problem, draws=512)
@@ -160,16 +159,16 @@ def test_a_sham_has_no_mean_and_the_same_size() -> None:
 
 def test_sham_errors() -> None:
     with pytest.raises(ValueError, match="unknown axis to shuffle across 'example'; did you mean 'examples'"):
-        fgvar.ShuffledCredit(across="example")
+        fgvar.combine.ShuffledCredit(across="example")
     problem = CASES["linear"]()
     for estimator in (
-        fgvar.scheme("FG-W", combine=fgvar.ShuffledCredit()),
-        fgvar.scheme("FG-A", combine=fgvar.ShuffledCredit(across="directions")),
+        fgvar.scheme("FG-W", combine=fgvar.combine.ShuffledCredit()),
+        fgvar.scheme("FG-A", combine=fgvar.combine.ShuffledCredit(across="directions")),
     ):
         with pytest.raises(ValueError, match="has one of them to shuffle, expected at least two"):
             drawn(estimator, problem)
     with pytest.raises(ValueError, match="unknown scale 'norms'; did you mean 'norm'"):
-        fgvar.Projection("norms")
+        fgvar.combine.Projection("norms")
 
 
 # ---- replay --------------------------------------------------------------------------------------------------
@@ -189,13 +188,13 @@ def test_replay_is_jvp_under_the_same_noise(pair) -> None:
 def test_replay_of_local_losses(credit: str, per_tensor: bool) -> None:
     losses = fgvar.LocalLosses(credit=credit)
     for space in (fgvar.WeightSpace(per_tensor=per_tensor), fgvar.ActivitySpace(per_tensor=per_tensor)):
-        noise = fgvar.Gaussian(directions=2)
-        assert_replayed(fgvar.Estimator(space, noise, losses), mixer(blocks=2, channels=12, groups=3, batch=3))
-        assert_replayed(fgvar.Estimator(space, noise, fgvar.LocalLosses(stop=False)), mixer(blocks=3))
+        two = fgvar.Estimator(space, losses=losses, directions=2)
+        assert_replayed(two, mixer(blocks=2, channels=12, groups=3, batch=3))
+        assert_replayed(replace(two, losses=fgvar.LocalLosses(stop=False)), mixer(blocks=3))
 
 
 def assert_replayed(estimator: fgvar.Estimator, problem: fgvar.Problem) -> None:
-    replay = fgvar.Estimator(**{**vars(estimator), "oracle": fgvar.Replay()})
+    replay = fgvar.Estimator(**{**vars(estimator), "oracle": fgvar.oracles.Replay()})
     assert repr(replay.randomness(problem)) == repr(estimator.randomness(problem))
     _, found = drawn(replay, problem)
     _, expected = drawn(fgvar.Estimator(**{**vars(estimator), "oracle": fgvar.Jvp()}), problem)
@@ -209,7 +208,7 @@ def test_replayed_draws_cost_no_further_pass() -> None:
     from fgvar.measurement.cost import Flops
 
     problem = mixer()
-    estimator = fgvar.scheme("LG-FG-A", oracle=fgvar.Replay())
+    estimator = fgvar.scheme("LG-FG-A", oracle=fgvar.oracles.Replay())
 
     def flops(draws: int) -> int:
         noise = estimator.randomness(problem).sample(0, range(draws), dtype=torch.float64)

@@ -19,14 +19,14 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: floa
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_minibatch_has_the_batch_s_gradient_as_mean(losses, size: int) -> None:
     problem = mixer(batch=4)
-    estimator = fgvar.Minibatch(size, losses)
+    estimator = fgvar.controls.Minibatch(size, losses)
     close(expectation(estimator, problem), estimator.target(problem))
 
 
 def test_a_minibatch_has_the_data_variance() -> None:
     """(1/N) Σ‖g_n − ḡ‖² for one example: over the nodes of its noise, which are its whole law."""
     problem = mixer(batch=4)
-    estimator = fgvar.Minibatch()
+    estimator = fgvar.controls.Minibatch()
     nodes = Enumeration(estimator.randomness(problem), "nodes")
     found = estimates(estimator, problem, nodes.take(range(len(nodes)), dtype=torch.float64))
     each = problem.per_example(estimator.target)
@@ -34,7 +34,7 @@ def test_a_minibatch_has_the_data_variance() -> None:
         expected = (each[name] - each[name].mean(0)).square().flatten(1).sum(1).mean()
         variance = (found[name] - found[name].mean(0)).square().flatten(1).sum(1).mean()
         torch.testing.assert_close(variance, expected, rtol=1e-10, atol=1e-14)
-    ds = fgvar.measure({"one": fgvar.Minibatch(), "four": fgvar.Minibatch(4)}, problem, draws=1024)
+    ds = fgvar.measure({"one": fgvar.controls.Minibatch(), "four": fgvar.controls.Minibatch(4)}, problem, draws=1024)
     drawn = ds["variance"].sel(layer="total")
     ratio = float(drawn.sel(estimator="one") / drawn.sel(estimator="four"))
     error = ratio * float(((ds["variance_se"].sel(layer="total") / drawn) ** 2).sum() ** 0.5)
@@ -44,7 +44,7 @@ def test_a_minibatch_has_the_data_variance() -> None:
 
 def test_a_frozen_trunk_learns_at_its_heads_alone() -> None:
     problem = mixer()
-    found = fgvar.FrozenTrunk().estimate(problem, {}).gradient
+    found = fgvar.controls.FrozenTrunk().estimate(problem, {}).gradient
     exact = fgvar.scheme("FG-W").target(problem)
     for name in problem.params:
         expected = exact[name] if name in problem.network.exact else 0 * exact[name]
@@ -56,7 +56,7 @@ def test_a_frozen_trunk_learns_at_its_heads_alone() -> None:
 def test_matched_noise_has_the_target_as_mean_and_the_variance(like: str) -> None:
     """5.5 standard errors of 2,048 draws, 26 comparisons: false alarms 1e-6; a variance 40 % off would be seen."""
     problem, estimator = mixer(), fgvar.scheme(like)
-    matched = fgvar.MatchedNoise(estimator)
+    matched = fgvar.controls.MatchedNoise(estimator)
     expected = fgvar.theory.trace(estimator, problem)
     ds = fgvar.measure({"matched": matched}, problem, draws=2048).sel(estimator="matched")
     live = [name for name in problem.perturbed if name != "block1.token.bias"]
@@ -74,7 +74,7 @@ def test_matched_noise_has_the_target_as_mean_and_the_variance(like: str) -> Non
 def test_joint_noise_stays_two_directions_when_matched() -> None:
     """Both estimates that matched noise is made of have a sphere of their own."""
     problem = CASES["mlp_relu"]()
-    matched = fgvar.MatchedNoise(fgvar.scheme("FG-W", noise=fgvar.Sphere()))
+    matched = fgvar.controls.MatchedNoise(fgvar.scheme("FG-W", noise=fgvar.noise.Sphere()))
     noise = matched.randomness(problem).sample(0, [0], dtype=torch.float64)
     d = sum(problem.params[name].numel() for name in problem.perturbed)
     for which in "ab":
@@ -85,7 +85,7 @@ def test_joint_noise_stays_two_directions_when_matched() -> None:
 
 def test_the_isotropic_null_knows_nothing() -> None:
     problem = CASES["mlp_relu"]()
-    null = fgvar.IsotropicNull()
+    null = fgvar.controls.IsotropicNull()
     noise = null.randomness(problem).sample(0, range(2), dtype=torch.float64)
     one, opposite = (null.estimate(problem, {k: s * u[0] for k, u in noise.items()}).gradient for s in (1, -1))
     for name in problem.perturbed:
@@ -99,4 +99,4 @@ def test_the_isotropic_null_knows_nothing() -> None:
 
 def test_errors() -> None:
     with pytest.raises(ValueError, match="size is 0, expected at least 1 example"):
-        fgvar.Minibatch(0)
+        fgvar.controls.Minibatch(0)

@@ -59,7 +59,7 @@ def test_feedback_alignment_is_what_its_papers_say(seed: int) -> None:
 
 def test_direct_feedback_is_what_its_paper_says() -> None:
     problem = CASES["mlp_relu"]()
-    from fgvar.estimators.noise import Stream
+    from fgvar.estimators.random_streams import Stream
 
     found = estimate(fgvar.scheme("DFA", seed=2), problem)
     values = problem.run(problem.params, watch=("site0", "site1", "act0"))
@@ -141,7 +141,7 @@ def test_the_gradient_afterwards_is_as_before() -> None:
 def test_direct_feedback_compiles() -> None:
     """torch.compile traced the estimate in pieces around NumPy's draws, and failed inside of a transform."""
     problem = mixer(blocks=1, batch=3)
-    estimator = fgvar.DirectFeedback()
+    estimator = fgvar.feedback.DirectFeedback()
     compiled = torch.compile(lambda params: estimator.estimate(problem.at(params), {}).gradient, backend="eager")
     found, expected = compiled(problem.params), estimator.estimate(problem, {}).gradient
     assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-12

@@ -11,7 +11,7 @@ import fgvar
 from fgvar.estimators.subspace_guesses import _newton_schulz, _svd
 from fgvar.testing import expectation
 
-NORMALISED = fgvar.Normalised()
+NORMALISED = fgvar.combine.Normalised()
 
 
 def one(estimator, problem: fgvar.Problem, draw: int = 0) -> dict[str, Tensor]:
@@ -43,10 +43,10 @@ def sequential() -> fgvar.Problem:
 def test_a_perfect_guess_gives_the_gradient_itself(space, per_tensor: bool, shared: bool) -> None:
     """The end-to-end gradient for the global target, the local one for local losses."""
     problem = mixer()
-    words = {"space": space(per_tensor=per_tensor), "noise": fgvar.Gaussian(shared=shared), "combine": NORMALISED}
+    words = {"space": space(per_tensor=per_tensor), "shared": shared, "combine": NORMALISED}
     for losses, guess in (
-        (fgvar.GlobalLoss(), fgvar.BackpropGradient()),
-        (fgvar.LocalLosses(patch=False, group=False), fgvar.LocalGradient()),
+        (fgvar.GlobalLoss(), fgvar.guesses.BackpropGradient()),
+        (fgvar.LocalLosses(patch=False, group=False), fgvar.guesses.LocalGradient()),
     ):
         estimator = fgvar.Estimator(losses=losses, guess=guess, **words)
         assert estimator.randomness(problem).size == 0
@@ -58,8 +58,8 @@ def test_projections_of_weights_are_those_of_every_example_and_tensor() -> None:
     problem = mixer()
     estimator = fgvar.Estimator(
         fgvar.WeightSpace(per_tensor=True),
-        fgvar.Gaussian(shared=False),
-        guess=fgvar.LocalGradient(),
+        shared=False,
+        guess=fgvar.guesses.LocalGradient(),
         combine=NORMALISED,
     )
     local = fgvar.scheme("LG-BP", losses=fgvar.LocalLosses(patch=False, group=False))
@@ -95,7 +95,9 @@ def test_projections_of_activities_go_through_the_local_vjp() -> None:
 
 def test_frozen_heads_are_the_seed_s_own_and_never_learn() -> None:
     problem = mixer()
-    first, again, other = (one(fgvar.scheme("NTK-guess", guess=fgvar.NTK(seed)), problem) for seed in (0, 0, 1))
+    first, again, other = (
+        one(fgvar.scheme("NTK-guess", guess=fgvar.guesses.NTK(seed)), problem) for seed in (0, 0, 1)
+    )
     close(first, again, 0)
     assert any(not torch.equal(first[k], other[k]) for k in problem.perturbed)
     moved = problem.at({k: v + 1.0 if ".head." in k else v for k, v in problem.params.items()})
@@ -111,7 +113,7 @@ def test_frozen_heads_are_the_seed_s_own_and_never_learn() -> None:
 def test_transposed_weights_are_mask_times_transpose_times_noise() -> None:
     problem = sequential()
     space = fgvar.ActivitySpace(relu_after={"0.site": "1"})
-    estimator = fgvar.Estimator(space, guess=fgvar.TransposedWeights())
+    estimator = fgvar.Estimator(space, guess=fgvar.guesses.TransposedWeights())
     leaves = estimator.randomness(problem).leaves
     assert {name: leaf.shape for name, leaf in leaves.items()} == {
         "after.2": (3, 4), "after.4": (3, 2), "4.site": (3, 2),
@@ -132,13 +134,16 @@ def test_transposed_weights_are_mask_times_transpose_times_noise() -> None:
     )
 
 
-@pytest.mark.parametrize("guess", [fgvar.TransposedWeights(), fgvar.TransposedWeights("svd"), fgvar.ActivationSpan()])
+@pytest.mark.parametrize(
+    "guess",
+    [fgvar.guesses.TransposedWeights(), fgvar.guesses.TransposedWeights("svd"), fgvar.guesses.ActivationSpan()],
+)
 @pytest.mark.parametrize("space", [fgvar.WeightSpace(), fgvar.ActivitySpace()], ids=["weights", "activities"])
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_bias_of_shaped_noise_is_enumerated(guess, space, shared: bool) -> None:
     """E ĝ = pullback(BBᵀ∇), with B found column by column: not the target, and the kit says by how much."""
     problem = sequential()
-    estimator = fgvar.Estimator(space, fgvar.Gaussian(shared=shared), guess=guess)
+    estimator = fgvar.Estimator(space, shared=shared, guess=guess)
     mean, target = expectation(estimator, problem), estimator.target(problem)
     assert max(float((mean[k] - target[k]).abs().max()) for k in problem.perturbed) > 1e-3
     assert estimator.bias_reason
@@ -165,21 +170,21 @@ def test_a_perfect_subspace_has_no_bias() -> None:
     """Orthogonal square weights behind identities: BBᵀ = 1, and the estimate is unbiased after all."""
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4)).double()
     problem = fgvar.Problem(fgvar.with_sites(net), "mse", (randn(2, 3), randn(2, 4, seed=1)))
-    estimator = fgvar.Estimator(fgvar.ActivitySpace(), guess=fgvar.TransposedWeights("svd"))
+    estimator = fgvar.Estimator(fgvar.ActivitySpace(), guess=fgvar.guesses.TransposedWeights("svd"))
     close(expectation(estimator, problem), estimator.target(problem), 1e-10)
 
 
 def test_the_span_of_activations_holds_the_gradient_of_weights() -> None:
     """Every direction is Σ ε_n x_nᵀ, so the part of it at right angles to all inputs is 0."""
     problem = sequential()
-    estimator = fgvar.Estimator(fgvar.WeightSpace(), guess=fgvar.ActivationSpan())
+    estimator = fgvar.Estimator(fgvar.WeightSpace(), guess=fgvar.guesses.ActivationSpan())
     here = estimator.space.linearise(problem, estimator.losses)
     noise = {k: u[0] for k, u in estimator.randomness(problem).sample(0, [0], dtype=torch.float64).items()}
     assert noise["0.site"].shape == (3, 5), "noise of every example, though the direction is one"
     found = estimator.guess.direction(problem, estimator.losses, here, noise)
     expected = noise["0.site"].T @ problem.inputs / 3
     torch.testing.assert_close(found["0.weight"], expected, rtol=0, atol=1e-14)
-    mixed = fgvar.Estimator(fgvar.ActivitySpace(), guess=fgvar.ActivationSpan())
+    mixed = fgvar.Estimator(fgvar.ActivitySpace(), guess=fgvar.guesses.ActivationSpan())
     here = mixed.space.linearise(problem, mixed.losses)
     noise = {k: u[0] for k, u in mixed.randomness(problem).sample(0, [0], dtype=torch.float64).items()}
     z = problem.run(problem.params, watch=("2.site",))[1]["2.site"]
@@ -209,7 +214,7 @@ def test_orthogonalised_matrices(shape: tuple[int, ...]) -> None:
 
 
 def test_the_whole_matrix_runs_from_one_call() -> None:
-    matrix = fgvar.guess_matrix()
+    matrix = fgvar.guesses.guess_matrix()
     assert len(matrix) == 7 * 2 * 2
     ds = fgvar.measure(matrix, mixer(batch=1), draws=4)
     cosine = ds["cosine"].sel(layer="perturbed", reference="target")
@@ -227,7 +232,7 @@ def test_the_matrix_on_anybodys_network_with_local_heads() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     blocks = fgvar.with_local_heads(net, after=("1", "3"), classes=2, groups=2, readout="4")
     problem = fgvar.Problem(fgvar.with_sites(blocks), "cross_entropy", (randn(1, 3, seed=9), labels(1, 2)))
-    matrix = fgvar.guess_matrix()
+    matrix = fgvar.guesses.guess_matrix()
     found = {name: one(estimator, problem) for name, estimator in matrix.items()}
     assert all(bool(g.isfinite().all()) for gradients in found.values() for g in gradients.values())
     for name in ("weight/local/local", "activity/local/local", "weight/global/global", "activity/global/global"):
@@ -237,7 +242,7 @@ def test_the_matrix_on_anybodys_network_with_local_heads() -> None:
 
 
 def test_the_matrix_without_heads() -> None:
-    matrix = fgvar.guess_matrix(local=False)
+    matrix = fgvar.guesses.guess_matrix(local=False)
     assert len(matrix) == 5 * 2
     assert fgvar.measure(matrix, sequential(), draws=2)["variance"].sizes["estimator"] == 10
 
@@ -247,23 +252,23 @@ def test_the_matrix_without_heads() -> None:
 
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"unknown way to orthogonalise 'SVD' .*svd"):
-        fgvar.TransposedWeights("SVD")
+        fgvar.guesses.TransposedWeights("SVD")
     with pytest.raises(ValueError, match="rank=3 with orthogonal='none': expected a rank ≥ 1 with 'svd'"):
-        fgvar.TransposedWeights(rank=3)
+        fgvar.guesses.TransposedWeights(rank=3)
     with pytest.raises(ValueError, match="no local heads"):
-        fgvar.Estimator(guess=fgvar.LocalGradient()).randomness(sequential())
+        fgvar.Estimator(guess=fgvar.guesses.LocalGradient()).randomness(sequential())
     with pytest.raises(ValueError, match="no local heads"):
-        fgvar.Estimator(guess=fgvar.NTK()).randomness(sequential())
+        fgvar.Estimator(guess=fgvar.guesses.NTK()).randomness(sequential())
     plain = fgvar.Problem(nn.Linear(3, 2), "mse", (torch.ones(2, 3), torch.ones(2, 2)))
-    for guess in (fgvar.TransposedWeights(), fgvar.ActivationSpan()):
+    for guess in (fgvar.guesses.TransposedWeights(), fgvar.guesses.ActivationSpan()):
         with pytest.raises(ValueError, match="no site to perturb"):
             fgvar.Estimator(guess=guess).randomness(plain)
-    many = fgvar.Estimator(noise=fgvar.Gaussian(directions=3), guess=fgvar.BackpropGradient())
+    many = fgvar.Estimator(directions=3, guess=fgvar.guesses.BackpropGradient())
     with pytest.raises(ValueError, match=r"BackpropGradient\(\) needs no noise, so that 3 directions would be one"):
         many.randomness(sequential())
     for words, reason in (
-        ({"guess": fgvar.BackpropGradient()}, "shapes the noise"),
-        ({"combine": fgvar.Projection()}, "is not the mean of the directions' estimates"),
+        ({"guess": fgvar.guesses.BackpropGradient()}, "shapes the noise"),
+        ({"combine": fgvar.combine.Projection()}, "is not the mean of the directions' estimates"),
         ({"space": fgvar.WeightSpace(per_tensor=True)}, "perturbs one tensor at a time"),
     ):
         with pytest.raises(ValueError, match=f"no closed form: .*{reason}"):

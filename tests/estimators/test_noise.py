@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import fgvar
-import fgvar.estimators.noise as noise_module
-from fgvar.estimators.noise import BLOCK, FEW, Gaussian, Leaf, Noise, Rademacher, Randomness, Stream
+import fgvar.estimators.randomness as randomness_module
+from fgvar.estimators.noise import Gaussian, Rademacher
+from fgvar.estimators.random_streams import BLOCK, FEW, Stream
+from fgvar.estimators.randomness import Law, Leaf, Randomness
 from fgvar.measurement.draws import Enumeration, ranges
 
 NOISES = [Gaussian(), Rademacher()]
@@ -29,9 +31,7 @@ seeds = st.integers(0, 2**70)
 draw_lists = st.lists(st.integers(0, 2**40), min_size=1, max_size=6)
 
 
-def one(
-    noise: Noise, *, seed: int = 0, draw: int = 0, name: str = "w", shape: tuple[int, ...] = (64,)
-) -> torch.Tensor:
+def one(noise: Law, *, seed: int = 0, draw: int = 0, name: str = "w", shape: tuple[int, ...] = (64,)) -> torch.Tensor:
     return Randomness({name: Leaf(shape, noise)}).sample(seed, [draw], dtype=torch.float64)[name][0]
 
 
@@ -64,15 +64,15 @@ def test_chunks_join_to_the_whole(seed: int, chunk: int) -> None:
 
 def test_threads_make_the_same_numbers(monkeypatch) -> None:
     """Leaves of a joint law, too, which are joined after they were drawn."""
-    leaves = {**LEAVES, **{k: Leaf((2, 3), fgvar.Orthogonal(2), batch_dims=1) for k in "ab"}}
+    leaves = {**LEAVES, **{k: Leaf((2, 3), fgvar.noise.Orthogonal(), batch_dims=1) for k in "ab"}}
     alone = Randomness(leaves).sample(3, [0, 5])
-    monkeypatch.setattr(noise_module, "THREADED", 0)
+    monkeypatch.setattr(randomness_module, "THREADED", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     together = Randomness(leaves).sample(3, [0, 5])
     assert all(torch.equal(together[name], alone[name]) for name in leaves)
 
 
-@pytest.mark.parametrize("threaded", [0, noise_module.THREADED])
+@pytest.mark.parametrize("threaded", [0, randomness_module.THREADED])
 def test_errors_of_a_law_come_through(monkeypatch, threaded: int) -> None:
     """An IndexError, too, which ends the work of a thread when it is no law's."""
 
@@ -80,7 +80,7 @@ def test_errors_of_a_law_come_through(monkeypatch, threaded: int) -> None:
         def sample(self, *_: object) -> torch.Tensor:
             raise IndexError("of the law")
 
-    monkeypatch.setattr(noise_module, "THREADED", threaded)
+    monkeypatch.setattr(randomness_module, "THREADED", threaded)
     with pytest.raises(IndexError, match="of the law"):
         Randomness({"a": Leaf((3,), Gaussian()), "b": Leaf((3,), Broken())}).sample(0, [0, 1])
 
@@ -101,7 +101,7 @@ def test_more_draws_extend_fewer() -> None:
 
 
 @noises
-def test_seeds_names_and_draws_all_differ(noise: Noise) -> None:
+def test_seeds_names_and_draws_all_differ(noise: Law) -> None:
     """All of 12 × 12 × 5 streams: as texts, some of their keys are permutations or prefixes of each other."""
     numbers, names = [0, 1, 2, 3, 10, 11, 12, 100, 101, 110, 111, 112], ["w", "w.w", "1/w", "/", ""]
     keys = list(itertools.product(numbers, names, numbers))
@@ -111,7 +111,7 @@ def test_seeds_names_and_draws_all_differ(noise: Noise) -> None:
 
 @noises
 @pytest.mark.parametrize("power", [31, 32, 33, 63, 64, 128])
-def test_seeds_and_draws_keep_their_high_bits(noise: Noise, power: int) -> None:
+def test_seeds_and_draws_keep_their_high_bits(noise: Law, power: int) -> None:
     """torch's CPU generator keeps 32 bits of its seed: manual_seed(s) and manual_seed(s + 2**32) are one stream."""
     for base in (0, 5):
         assert not torch.equal(one(noise, seed=base), one(noise, seed=base + 2**power))
@@ -134,7 +134,7 @@ def test_streams_whose_torch_generators_coincide_differ() -> None:
 
 
 @noises
-def test_global_generators_are_neither_read_nor_moved(noise: Noise) -> None:
+def test_global_generators_are_neither_read_nor_moved(noise: Law) -> None:
     torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     first = one(noise, shape=(1000,))
     assert torch.equal(torch.get_rng_state(), torch_state)
@@ -161,7 +161,7 @@ def test_leaves_are_shared_or_independent_by_the_custom_of_the_space(shared: boo
     problem = CASES["mlp_relu"]()
     batch = (problem.batch_size,)
     for space, custom in ((fgvar.WeightSpace(), True), (fgvar.ActivitySpace(), False)):
-        estimator = fgvar.Estimator(space, Gaussian(shared=shared))
+        estimator = fgvar.Estimator(space, shared=shared)
         lead = () if (custom if shared is None else shared) else batch
         shapes = {name: leaf.shape for name, leaf in estimator.randomness(problem).leaves.items()}
         if isinstance(space, fgvar.WeightSpace):
@@ -180,7 +180,7 @@ def test_size_counts_the_random_numbers_of_one_draw() -> None:
 @noises
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (8,), (9,), (2, 3, 5)])
-def test_shape_and_dtype_are_those_asked_for(noise: Noise, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_shape_and_dtype_are_those_asked_for(noise: Law, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     u = Randomness({"w": Leaf(shape, noise)}).sample(0, [0, 1], dtype=dtype)["w"]
     assert u.dtype == dtype
     assert u.shape == (2, *shape)
@@ -190,7 +190,7 @@ def test_shape_and_dtype_are_those_asked_for(noise: Noise, dtype: torch.dtype, s
 @noises
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", [11, FEW + 1])
-def test_numbers_are_the_same_in_every_dtype(noise: Noise, dtype: torch.dtype, size: int) -> None:
+def test_numbers_are_the_same_in_every_dtype(noise: Law, dtype: torch.dtype, size: int) -> None:
     leaves = Randomness({"u": Leaf((size,), noise)})
     assert torch.equal(leaves.sample(0, range(3), dtype=dtype)["u"], leaves.sample(0, range(3))["u"].to(dtype))
 
@@ -216,7 +216,7 @@ def test_processors_with_longer_vectors_make_the_same_bits() -> None:
     """Normal numbers made by AVX-512 and without it."""
     code = (
         "import hashlib, numpy, torch\n"
-        "from fgvar.estimators.noise import Stream\n"
+        "from fgvar.estimators.random_streams import Stream\n"
         "numbers = Stream(0, 'u', 1).normal((100_001,), torch.float32, torch.device('cpu')).numpy()\n"
         "print(hashlib.sha256(numbers.tobytes()).hexdigest())\n"
         "print(*numpy.show_config(mode='dicts')['SIMD Extensions'].get('found', []))"
@@ -239,7 +239,7 @@ def test_processors_with_longer_vectors_make_the_same_bits() -> None:
 
 @noises
 @pytest.mark.parametrize("options", [{"device": "meta"}, {"device": "meta", "noise_device": "cpu"}])
-def test_noise_on_the_meta_device_has_shapes_only(noise: Noise, options: dict[str, str]) -> None:
+def test_noise_on_the_meta_device_has_shapes_only(noise: Law, options: dict[str, str]) -> None:
     u = Randomness({"w": Leaf((3, 5), noise)}).sample(0, range(4), dtype=torch.bfloat16, **options)["w"]
     assert u.is_meta
     assert u.shape == (4, 3, 5)
@@ -248,7 +248,7 @@ def test_noise_on_the_meta_device_has_shapes_only(noise: Noise, options: dict[st
 
 @pytest.mark.cuda
 @noises
-def test_on_cuda_draws_keep_the_same_promises(noise: Noise) -> None:
+def test_on_cuda_draws_keep_the_same_promises(noise: Law) -> None:
     leaves = Randomness({"w": Leaf((3, 5), noise)})
     whole = leaves.sample(0, range(6), device="cuda")["w"]
     assert whole.device.type == "cuda"
@@ -347,7 +347,7 @@ def test_signs_are_balanced_and_uncorrelated() -> None:
 
 
 @noises
-def test_kurtosis_is_the_fourth_moment(noise: Noise) -> None:
+def test_kurtosis_is_the_fourth_moment(noise: Law) -> None:
     """Within six standard errors of a million Gaussian numbers' fourth moment, 0.0098 each: false alarms < 1e-8."""
     u = one(noise, shape=(1_000_000,))
     assert u.pow(4).mean().item() == pytest.approx(noise.kurtosis, abs=6 * math.sqrt(96 / u.numel()))

@@ -7,16 +7,16 @@ import torch
 from cases import CASES
 
 import fgvar
-from fgvar.estimators.noise import Leaf, Randomness
+from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.measurement.draws import Enumeration, estimates
 from fgvar.testing import CHECKS, check_estimator, default_problems
 
 LAWS = {
-    "sphere": fgvar.Sphere(),
-    "coordinate": fgvar.Coordinate(),
-    "orthogonal": fgvar.Orthogonal(2),
-    "sparse": fgvar.Sparse(0.5),
-    "low-rank": fgvar.LowRank(2),
+    "sphere": fgvar.noise.Sphere(),
+    "coordinate": fgvar.noise.Coordinate(),
+    "orthogonal": fgvar.noise.Orthogonal(),
+    "sparse": fgvar.noise.Sparse(0.5),
+    "low-rank": fgvar.noise.LowRank(2),
 }
 
 
@@ -33,7 +33,7 @@ def rows(randomness: Randomness, draws: int, seed: int = 0) -> torch.Tensor:
 )
 def test_zero_mean_and_identity(law, shared, space) -> None:
     """4096 draws against E u = 0 and E uuᵀ = I, Bonferroni at 1e-7 in all: the noise check of the kit."""
-    estimator = fgvar.Estimator(space, type(law)(**{**vars(law), "shared": shared}))
+    estimator = fgvar.Estimator(space, law, shared=shared, directions=2 if law == fgvar.noise.Orthogonal() else 1)
     CHECKS["noise"](estimator, {"linear": default_problems()["linear"]}, level=4e-7)
 
 
@@ -48,9 +48,9 @@ def test_schemes_stay_unbiased_and_keep_the_contract(law) -> None:
 
 def test_spheres_have_one_radius_over_all_leaves() -> None:
     problem = CASES["mlp_relu"]()
-    shared = rows(fgvar.scheme("FG-W", noise=fgvar.Sphere()).randomness(problem), 5)
+    shared = rows(fgvar.scheme("FG-W", noise=fgvar.noise.Sphere()).randomness(problem), 5)
     torch.testing.assert_close(shared.square().sum(1), torch.full((5,), float(shared.shape[1])).double())
-    own = fgvar.scheme("FG-A", noise=fgvar.Sphere(directions=2)).randomness(problem)
+    own = fgvar.scheme("FG-A", noise=fgvar.noise.Sphere(), directions=2).randomness(problem)
     noise = own.sample(0, range(5), dtype=torch.float64)
     square = sum(u.square().sum(-1) for u in noise.values())  # of each draw, direction and example
     assert square.shape == (5, 2, 4)
@@ -58,7 +58,7 @@ def test_spheres_have_one_radius_over_all_leaves() -> None:
 
 
 def test_coordinates_are_one_number_each() -> None:
-    u = rows(fgvar.scheme("FG-W", noise=fgvar.Coordinate()).randomness(CASES["linear"]()), 200)
+    u = rows(fgvar.scheme("FG-W", noise=fgvar.noise.Coordinate()).randomness(CASES["linear"]()), 200)
     d = u.shape[1]
     assert ((u != 0).sum(1) == 1).all()
     torch.testing.assert_close(u.abs().max(1).values, torch.full((200,), math.sqrt(d)).double())
@@ -67,7 +67,7 @@ def test_coordinates_are_one_number_each() -> None:
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_directions_are_orthogonal(shared: bool) -> None:
-    estimator = fgvar.scheme("FG-A", noise=fgvar.Orthogonal(4, shared=shared))
+    estimator = fgvar.scheme("FG-A", noise=fgvar.noise.Orthogonal(), shared=shared, directions=4)
     noise = estimator.randomness(CASES["mlp_relu"]()).sample(0, range(3), dtype=torch.float64)
     frame = torch.cat(list(noise.values()), dim=-1)  # [draws, K, (examples), 12]
     frame = frame if shared else frame.movedim(1, 2)
@@ -78,25 +78,26 @@ def test_directions_are_orthogonal(shared: bool) -> None:
 def test_as_many_orthogonal_directions_as_numbers_have_no_variance() -> None:
     """d/K - 1 = 0: every estimate is the gradient."""
     problem = CASES["linear"]()
-    estimator = fgvar.scheme("FG-W", noise=fgvar.Orthogonal(8))
+    estimator = fgvar.scheme("FG-W", noise=fgvar.noise.Orthogonal(), directions=8)
     noise = {k: u[0] for k, u in estimator.randomness(problem).sample(0, [0], dtype=torch.float64).items()}
     for name, g in estimator.estimate(problem, noise).gradient.items():
         torch.testing.assert_close(g, estimator.target(problem)[name], rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize(
-    ("noise", "expected"),
+    ("noise", "directions", "expected"),
     [
-        (fgvar.Sphere(), lambda d: d - 1),
-        (fgvar.Orthogonal(4), lambda d: d / 4 - 1),
-        (fgvar.Sparse(0.5), lambda d: d - 2 + 6),
+        (fgvar.noise.Sphere(), 1, lambda d: d - 1),
+        (fgvar.noise.Orthogonal(), 4, lambda d: d / 4 - 1),
+        (fgvar.noise.Sparse(0.5), 1, lambda d: d - 2 + 6),
     ],
     ids=["sphere", "orthogonal", "sparse"],
 )
-def test_total_variance_of_one_loss(noise, expected) -> None:
+def test_total_variance_of_one_loss(noise, directions, expected) -> None:
     """Within 6 standard errors over 2048 draws: false alarms below 1e-8 each, caught are errors of three tenths."""
     problem = CASES["mlp_relu"]()
-    ds = fgvar.measure({"FG-W": fgvar.scheme("FG-W", noise=noise)}, problem, draws=2048, seed=3)
+    scheme = fgvar.scheme("FG-W", noise=noise, directions=directions)
+    ds = fgvar.measure({"FG-W": scheme}, problem, draws=2048, seed=3)
     found = ds.sel(layer="perturbed", estimator="FG-W")
     d = int(found["size"])
     assert abs(float(found["relative_variance"]) - expected(d)) < 6 * float(found["relative_variance_se"])
@@ -106,7 +107,7 @@ def test_total_variance_of_one_loss(noise, expected) -> None:
 def test_coordinate_variance_is_exact_over_its_law() -> None:
     """The nodes ±√d·e_i are the whole law of this noise: the mean of squares over them is exact."""
     problem = CASES["linear"]()
-    estimator = fgvar.scheme("FG-W", noise=fgvar.Coordinate())
+    estimator = fgvar.scheme("FG-W", noise=fgvar.noise.Coordinate())
     nodes = Enumeration(estimator.randomness(problem), "nodes")
     target = estimator.target(problem)
     found = estimates(estimator, problem, nodes.take(range(len(nodes))))
@@ -116,7 +117,7 @@ def test_coordinate_variance_is_exact_over_its_law() -> None:
 
 
 def test_low_rank_matrices_have_their_rank_and_vectors_are_plain() -> None:
-    estimator = fgvar.scheme("FG-W", noise=fgvar.LowRank(2, shared=False, directions=2))
+    estimator = fgvar.scheme("FG-W", noise=fgvar.noise.LowRank(2), shared=False, directions=2)
     noise = estimator.randomness(CASES["mlp_relu"]()).sample(0, [0], dtype=torch.float64)
     ranks = torch.linalg.matrix_rank(noise["layer0.weight"][0])
     assert ranks.tolist() == [[2] * 4] * 2
@@ -125,18 +126,23 @@ def test_low_rank_matrices_have_their_rank_and_vectors_are_plain() -> None:
 
 def test_errors() -> None:
     with pytest.raises(ValueError, match="density is 0, expected a share above 0"):
-        fgvar.Sparse(0)
+        fgvar.noise.Sparse(0)
     with pytest.raises(ValueError, match="rank is 0, expected at least 1"):
-        fgvar.LowRank(0)
-    for law in (fgvar.Sphere, fgvar.Coordinate, fgvar.Orthogonal):
-        with pytest.raises(ValueError, match="directions is 0, expected an integer of at least 1"):
-            law(directions=0)
+        fgvar.noise.LowRank(0)
+    with pytest.raises(ValueError, match="directions is 0, expected an integer of at least 1"):
+        fgvar.Estimator(noise=fgvar.noise.Sphere(), directions=0)
     with pytest.raises(ValueError, match="9 directions cannot be orthogonal among 8 perturbed numbers"):
-        fgvar.scheme("FG-W", noise=fgvar.Orthogonal(9)).randomness(CASES["linear"]()).sample(0, [0])
+        fgvar.scheme("FG-W", noise=fgvar.noise.Orthogonal(), directions=9).randomness(CASES["linear"]()).sample(
+            0, [0]
+        )
 
 
 def test_joint_laws_join_leaves_of_equal_law_alone() -> None:
-    leaves = {"a": Leaf((2,), fgvar.Sphere()), "b": Leaf((2,), fgvar.Sphere()), "c": Leaf((2,), fgvar.Gaussian())}
+    leaves = {
+        "a": Leaf((2,), fgvar.noise.Sphere()),
+        "b": Leaf((2,), fgvar.noise.Sphere()),
+        "c": Leaf((2,), fgvar.Gaussian()),
+    }
     noise = Randomness(leaves).sample(0, [0], dtype=torch.float64)
     assert float(noise["a"].square().sum() + noise["b"].square().sum()) == pytest.approx(4)
     alone = Randomness({"c": leaves["c"]}).sample(0, [0], dtype=torch.float64)

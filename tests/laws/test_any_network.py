@@ -17,7 +17,7 @@ builds = pytest.mark.parametrize("build", [conv, encoder, residual], ids=lambda 
 
 
 def sites_of(net: nn.Module) -> list[str]:
-    return [name for name, module in net.named_modules() if isinstance(module, fgvar.Site)]
+    return [name for name, module in net.named_modules() if isinstance(module, fgvar.networks.Site)]
 
 
 class Calls(nn.Module):

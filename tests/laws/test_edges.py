@@ -23,7 +23,7 @@ def test_a_correct_estimator_passes_on_a_problem_in_float32(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["LG-FG-W", "LG-FG-A"])
-@pytest.mark.parametrize("oracle", [fgvar.CentralDifference(1e-5), fgvar.ForwardDifference(1e-7)])
+@pytest.mark.parametrize("oracle", [fgvar.oracles.CentralDifference(1e-5), fgvar.oracles.ForwardDifference(1e-7)])
 def test_differences_stop_where_derivatives_stop(name: str, oracle) -> None:
     """What follows a stop-gradient is not moved by what comes before it."""
     problem = mixer()
@@ -74,7 +74,7 @@ def test_the_ends_of_blocks_may_be_any_iterable() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"noise": "Gaussian"}, "noise is 'Gaussian' without sample, directions, expected one like Gaussian"),
+        ({"noise": "Gaussian"}, "noise is 'Gaussian' without sample, expected one like Gaussian"),
         ({"noise": fgvar.Gaussian}, r"noise is the class Gaussian, expected an instance: Gaussian\(…\)"),
         ({"space": fgvar.Gaussian()}, "space is Gaussian.* expected one like WeightSpace"),
         ({"oracle": fgvar.GlobalLoss()}, "oracle is GlobalLoss.* without bias_order"),
@@ -99,20 +99,18 @@ def test_measure_takes_a_problem() -> None:
 def test_projections_on_parallel_sign_vectors_are_biased_and_say_so() -> None:
     """Two sign vectors of two numbers are parallel half of the time: E P = 3/4, for K/d = 1."""
     problem = fgvar.Problem(nn.Linear(2, 1, bias=False).double(), "mse", (randn(2, 2), randn(2, 1, seed=1)))
-    normal = fgvar.Estimator(noise=fgvar.Gaussian(directions=2), combine=fgvar.Projection("mean"))
-    signs = replace(normal, noise=fgvar.Rademacher(directions=2))
+    normal = fgvar.Estimator(directions=2, combine=fgvar.combine.Projection("mean"))
+    signs = replace(normal, noise=fgvar.Rademacher())
     mean = expectation(signs, problem, method="signs")["weight"]
     torch.testing.assert_close(mean, 0.75 * problem.backprop()["weight"], rtol=0, atol=1e-12)
-    assert (normal.bias_reason, replace(signs, noise=fgvar.Rademacher()).bias_reason) == ("", "")
+    assert (normal.bias_reason, replace(signs, directions=1).bias_reason) == ("", "")
     assert "span less" in signs.bias_reason
 
 
 def test_a_sham_does_not_shuffle_a_direction_with_its_opposite() -> None:
     """−c for −u would be the estimate with the other sign."""
     problem = CASES["linear"]()
-    estimator = fgvar.Estimator(
-        noise=fgvar.Gaussian(antithetic=True), combine=fgvar.ShuffledCredit(across="directions")
-    )
+    estimator = fgvar.Estimator(antithetic=True, combine=fgvar.combine.ShuffledCredit(across="directions"))
     noise = {k: u[0] for k, u in estimator.randomness(problem).sample(0, [0], dtype=torch.float64).items()}
     with pytest.raises(ValueError, match="one of them to shuffle"):
         estimator.estimate(problem, noise)

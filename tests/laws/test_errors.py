@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import fgvar
 from fgvar.errors import NonFiniteError, unknown
-from fgvar.estimators.noise import Leaf, Randomness
+from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.measurement.draws import Enumeration
 from fgvar.networks import MLP, LocalMixer
 from fgvar.nn.heads import ReadOut
@@ -130,7 +130,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(kind: str) -> None:
 
 
 def test_a_declared_relu_that_is_not_there_is_unknown() -> None:
-    site = nn.Sequential(nn.Linear(3, 2), fgvar.Site(relu="act")).double()
+    site = nn.Sequential(nn.Linear(3, 2), fgvar.networks.Site(relu="act")).double()
     with pytest.raises(ValueError, match=r"unknown module \(the ReLU of site '1'\) 'act' .*valid: 0, 1"):
         activities(problem(site))
 
@@ -535,7 +535,7 @@ def test_parameters_past_the_sites_are_named(sites: list[str], uncovered: str) -
 
 
 def test_parameters_on_a_way_around_a_site_are_named() -> None:
-    module = Wrapped(lambda m, x: m.site(m.layer(x)) + m.layer(x), site=fgvar.Site())
+    module = Wrapped(lambda m, x: m.site(m.layer(x)) + m.layer(x), site=fgvar.networks.Site())
     with pytest.raises(ValueError, match=says(r"\['layer.weight', 'layer.bias'\] reach the loss past the sites")):
         activities(problem(module))
 
@@ -550,7 +550,7 @@ def test_raw_parameters_after_the_sites_are_named() -> None:
 
 @pytest.mark.parametrize("name", ["FG-W", "FG-A"])
 def test_nothing_left_to_perturb(name: str) -> None:
-    heads = nn.Sequential(fgvar.Site(), ReadOut(3, 2)).double()
+    heads = nn.Sequential(fgvar.networks.Site(), ReadOut(3, 2)).double()
     with pytest.raises(ValueError, match=says("all parameters belong to heads", "nothing is left to perturb")):
         fgvar.scheme(name).randomness(problem(heads))
 
@@ -572,7 +572,9 @@ def test_masks_of_another_shape() -> None:
     message = says(r"site '2.site' has shape \(4, 2\)", r"ReLU '1' named for it \(4, 4\)")
     with pytest.raises(ValueError, match=message):
         activities(with_sites(), relu_after={"2.site": "1"})
-    declared = nn.Sequential(nn.Linear(3, 2), fgvar.Site(relu="2"), nn.Linear(2, 3), nn.Linear(3, 2)).double()
+    declared = nn.Sequential(
+        nn.Linear(3, 2), fgvar.networks.Site(relu="2"), nn.Linear(2, 3), nn.Linear(3, 2)
+    ).double()
     with pytest.raises(ValueError, match=says(r"site '1' has shape \(4, 2\)", r"ReLU '2' named for it \(4, 3\)")):
         activities(problem(declared))
 

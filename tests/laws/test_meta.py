@@ -37,10 +37,10 @@ def test_estimate_target_moments(problem: fgvar.Problem, name: str) -> None:
         assert gradients[key].shape[1:] == value.shape
 
 
-@pytest.mark.parametrize("noise", [fgvar.Gaussian(shared=False), fgvar.Rademacher(shared=True)])
+@pytest.mark.parametrize(("noise", "shared"), [(fgvar.Gaussian(), False), (fgvar.Rademacher(), True)])
 @pytest.mark.parametrize("space", [fgvar.WeightSpace(), fgvar.ActivitySpace()])
-def test_every_noise(problem: fgvar.Problem, space, noise) -> None:
-    estimator = fgvar.Estimator(space, noise)
+def test_every_noise(problem: fgvar.Problem, space, noise, shared) -> None:
+    estimator = fgvar.Estimator(space, noise, shared=shared)
     one = {k: u[0] for k, u in estimator.randomness(problem).sample(0, [0], device="meta").items()}
     assert all(g.is_meta for g in estimator.estimate(problem, one).gradient.values())
 

@@ -35,7 +35,7 @@ def test_activity_perturbation(shared: bool, mask: bool) -> None:
     net, x, y = network(), randn(6, 5, seed=20), labels(6, 3)
     problem = fgvar.Problem(fgvar.with_sites(net), "cross_entropy", (x, y))
     relus = {"0.site": "1", "2.site": "3"} if mask else None
-    estimator = fgvar.Estimator(fgvar.ActivitySpace(relu_after=relus), fgvar.Gaussian(shared=shared))
+    estimator = fgvar.Estimator(fgvar.ActivitySpace(relu_after=relus), shared=shared)
     noise = {k: u[0] for k, u in estimator.randomness(problem).sample(3, [5], dtype=torch.float64).items()}
     ours = estimator.estimate(problem, noise).gradient
     u = [noise[f"{index}.site"].expand(6, -1) for index in (0, 2, 4)]
@@ -48,7 +48,7 @@ def test_activity_perturbation(shared: bool, mask: bool) -> None:
 def test_independent_weight_noise_is_the_mean_over_examples() -> None:
     net, x, y = network(), randn(4, 5, seed=20), labels(4, 3)
     problem = fgvar.Problem(net, "cross_entropy", (x, y))
-    estimator = fgvar.scheme("FG-W", noise=fgvar.Gaussian(shared=False))
+    estimator = fgvar.scheme("FG-W", shared=False)
     noise = {k: u[0] for k, u in estimator.randomness(problem).sample(3, [5], dtype=torch.float64).items()}
     ours = estimator.estimate(problem, noise).gradient
     each = [

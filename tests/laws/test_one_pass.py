@@ -45,7 +45,7 @@ def test_on_the_named_problems(case: str, name: str, monkeypatch) -> None:
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("name", SCHEMES)
 def test_shared_and_independent_noise(name: str, shared: bool, monkeypatch) -> None:
-    both(fgvar.scheme(name, noise=fgvar.Rademacher(shared=shared)), mixer(batch=3), monkeypatch)
+    both(fgvar.scheme(name, noise=fgvar.Rademacher(), shared=shared), mixer(batch=3), monkeypatch)
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -58,21 +58,20 @@ def test_coupled_examples(space, monkeypatch) -> None:
     """A contrastive loss, whose keys move, too."""
     model = fgvar.networks.LocalMixer((1, 4, 4), 3, blocks=2, patches=2, channels=8, groups=2).double()
     views = tuple(torch.randn(3, 1, 4, 4, dtype=torch.float64) for _ in range(2))
-    noise = fgvar.Gaussian(shared=not space.per_example)
     for losses in (fgvar.GlobalLoss(), fgvar.LocalLosses()):
-        problem = fgvar.Contrastive(model, fgvar.InfoNCE(stop_gradient=False), views)
-        both(fgvar.Estimator(space, noise, losses), problem, monkeypatch)
+        problem = fgvar.contrastive.Contrastive(model, fgvar.contrastive.InfoNCE(stop_gradient=False), views)
+        both(fgvar.Estimator(space, losses=losses, shared=not space.per_example), problem, monkeypatch)
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        {"noise": fgvar.Gaussian(directions=2)},
-        {"noise": fgvar.Gaussian(antithetic=True)},
+        {"directions": 2},
+        {"antithetic": True},
         {"space": fgvar.WeightSpace(per_tensor=True)},
-        {"oracle": fgvar.CentralDifference()},
-        {"oracle": fgvar.Replay()},
-        {"guess": fgvar.LocalGradient()},
+        {"oracle": fgvar.oracles.CentralDifference()},
+        {"oracle": fgvar.oracles.Replay()},
+        {"guess": fgvar.guesses.LocalGradient()},
         {"space": fgvar.ActivitySpace(relu_after={"site0": "act0"})},
     ],
 )

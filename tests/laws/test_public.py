@@ -42,6 +42,8 @@ ORDER = (
     "fgvar.estimators",
     "fgvar.estimators.losses",
     "fgvar.estimators.credit",
+    "fgvar.estimators.random_streams",
+    "fgvar.estimators.randomness",
     "fgvar.estimators.noise",
     "fgvar.estimators.spaces",
     "fgvar.estimators.combine",

@@ -14,12 +14,12 @@ from fgvar.measurement.data_variance import DataVariance
 from fgvar.testing import covariance, expectation
 
 W = torch.tensor([0.25, 3.0, 1.0, 0.5], dtype=torch.float64)
-INDEPENDENT = {"noise": fgvar.Gaussian(shared=False)}
+INDEPENDENT = {"shared": False}
 SCHEMES = {
     "FG-W": fgvar.scheme("FG-W"),
     "FG-W, independent": fgvar.scheme("FG-W", **INDEPENDENT),
     "FG-A": fgvar.scheme("FG-A"),
-    "FG-A, shared": fgvar.scheme("FG-A", noise=fgvar.Gaussian(shared=True)),
+    "FG-A, shared": fgvar.scheme("FG-A", shared=True),
 }
 LOCAL = {
     "LG-FG-A": fgvar.scheme("LG-FG-A"),
@@ -222,7 +222,7 @@ def test_both_routes_tell_one_variance(name: str) -> None:
 def test_replay_repeats_it(name: str) -> None:
     estimator = {**SCHEMES, **LOCAL}[name]
     problem = local() if name in LOCAL else linear()
-    replayed = fgvar.Estimator(estimator.space, estimator.noise, estimator.losses, oracle=fgvar.Replay())
+    replayed = fgvar.Estimator(estimator.space, estimator.noise, estimator.losses, oracle=fgvar.oracles.Replay())
     noise = noise_of(estimator, problem)
     assert_close(replayed.estimate(problem, noise).gradient, estimator.estimate(problem, noise).gradient)
 
@@ -262,7 +262,7 @@ def test_a_minibatch_of_weighted_examples() -> None:
     problem = linear()
     for n in range(4):
         noise = {"minibatch": 2 * torch.eye(4, dtype=torch.float64)[n : n + 1]}
-        assert_close(fgvar.Minibatch(1).estimate(problem, noise).gradient, problem.example(n).backprop())
+        assert_close(fgvar.controls.Minibatch(1).estimate(problem, noise).gradient, problem.example(n).backprop())
 
 
 # ---- contrastive problems ----------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def test_a_minibatch_of_weighted_examples() -> None:
 def test_weights_of_queries(stop: bool) -> None:
     net = fgvar.networks.LocalMixer((1, 4, 4), 3, blocks=1, patches=2, channels=8, groups=2).double()
     views = randn(3, 1, 4, 4, seed=1), randn(3, 1, 4, 4, seed=2)
-    even = fgvar.Contrastive(net, fgvar.InfoNCE(stop_gradient=stop), views)
+    even = fgvar.contrastive.Contrastive(net, fgvar.contrastive.InfoNCE(stop_gradient=stop), views)
     w = torch.arange(1.0, even.batch_size + 1).double()
     problem = even.weighted(w)
     torch.testing.assert_close(problem.loss(), (w * even.losses(even.run(even.params)[0])).mean())

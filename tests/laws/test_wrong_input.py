@@ -120,9 +120,9 @@ def test_networks_that_vmap_cannot_are_measured_by_plain_calls_with_one_warning(
 @pytest.mark.parametrize(
     ("estimator", "route"),
     [
-        (fgvar.scheme("SPSA", noise=fgvar.Rademacher(directions=2)), "drawn"),
-        (fgvar.scheme("FG-W", noise=fgvar.Gaussian(shared=False)), "drawn"),
-        (fgvar.scheme("FG-W", noise=fgvar.Gaussian(shared=False)), "exact"),
+        (fgvar.scheme("SPSA", directions=2), "drawn"),
+        (fgvar.scheme("FG-W", shared=False), "drawn"),
+        (fgvar.scheme("FG-W", shared=False), "exact"),
     ],
 )
 @pytest.mark.parametrize("chunk", [1, None])
@@ -198,7 +198,7 @@ def test_steps_of_black_boxes(step: object) -> None:
 
 def test_steps_of_differences() -> None:
     with pytest.raises(TypeError, match="step is 'a', expected a positive number"):
-        fgvar.CentralDifference("a")
+        fgvar.oracles.CentralDifference("a")
 
 
 # ---- training and files ------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from fgvar.measurement.statistics import statistics
 
 ESTIMATORS = {
     "FG-A": fgvar.scheme("FG-A"),
-    "antithetic": fgvar.scheme("FG-A", noise=fgvar.Gaussian(antithetic=True)),
+    "antithetic": fgvar.scheme("FG-A", antithetic=True),
     "LG-FG-A": fgvar.scheme("LG-FG-A"),
     "LG-FG-W": fgvar.scheme("LG-FG-W"),
     "LG-BP": fgvar.scheme("LG-BP"),
@@ -113,7 +113,7 @@ def test_errors_of_common_noise_are_much_smaller() -> None:
         for index, p in enumerate(net.parameters()):
             p.copy_(0.5 * randn(*p.shape, seed=index))
     smooth = fgvar.Problem(fgvar.with_sites(net), "cross_entropy", (randn(3, 4), labels(3, 3)))
-    step = fgvar.scheme("FG-W", oracle=fgvar.CentralDifference(1e-3))
+    step = fgvar.scheme("FG-W", oracle=fgvar.oracles.CentralDifference(1e-3))
     credit = {"one": fgvar.scheme("LG-FG-W"), "two": fgvar.scheme("LG-FG-W", credit="published")}
     cases = ((smooth, {"one": fgvar.scheme("FG-W"), "two": step}, 1000), (mixer(batch=1), credit, 1.5))
     for problem, estimators, factor in cases:

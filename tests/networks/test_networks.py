@@ -94,7 +94,7 @@ def test_shapes_of_an_mlp(depth: int) -> None:
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if name.endswith("weight")}
     hidden = {f"layer{i}.weight": (7, 32 if i == 0 else 7) for i in range(depth)}
     assert shapes == {**hidden, "readout.linear.weight": (3, 7)}
-    assert [name for name, m in model.named_modules() if isinstance(m, fgvar.Site)] == [
+    assert [name for name, m in model.named_modules() if isinstance(m, fgvar.networks.Site)] == [
         f"site{i}" for i in range(depth)
     ]
     images = torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(0))

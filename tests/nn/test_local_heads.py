@@ -87,7 +87,7 @@ def test_heads_get_no_sites_and_names_that_do_not_clash() -> None:
     ours = heads(net, after=("0",))
     assert [name for name, m in ours.named_modules() if isinstance(m, LocalHead)] == ["0.local2.head"]
     for both in (fgvar.with_sites(heads(after=("0", "2"))), heads(fgvar.with_sites(mlp()), after=("0", "2"))):
-        sites = {name for name, m in both.named_modules() if isinstance(m, fgvar.Site)}
+        sites = {name for name, m in both.named_modules() if isinstance(m, fgvar.networks.Site)}
         assert sites == {"0.site", "2.site", "4.site", "0.local.head.end", "2.local.head.end"}
         assert set(fgvar.Problem(both, "cross_entropy", (randn(2, 3).float(), labels(2, 3))).trace.sites) == {
             "0.site", "2.site", "4.site",

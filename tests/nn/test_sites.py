@@ -88,7 +88,7 @@ builds = pytest.mark.parametrize("build", BUILDS, ids=lambda b: getattr(b, "__na
 
 
 def sites_of(net: nn.Module) -> list[str]:
-    return [name for name, module in net.named_modules() if isinstance(module, fgvar.Site)]
+    return [name for name, module in net.named_modules() if isinstance(module, fgvar.networks.Site)]
 
 
 def problem_of(net: nn.Module, batch: int = 3) -> fgvar.Problem:
@@ -109,7 +109,9 @@ def test_with_sites_keeps_the_function_and_every_name(build) -> None:
     again = fgvar.with_sites(plain(build))
     again.load_state_dict(net.state_dict())
     assert torch.equal(again(x), net(x))
-    assert [type(m) for m in wrapped.modules() if not isinstance(m, fgvar.Site)] == [type(m) for m in net.modules()]
+    assert [type(m) for m in wrapped.modules() if not isinstance(m, fgvar.networks.Site)] == [
+        type(m) for m in net.modules()
+    ]
 
 
 @builds
@@ -182,11 +184,11 @@ def test_a_tap_is_added() -> None:
 
 def test_an_untouched_site_is_the_identity() -> None:
     z = randn(3)
-    site = fgvar.Site()
+    site = fgvar.networks.Site()
     assert site(z) is z
     assert list(site.state_dict()) == []
     assert repr(site) == "Site()"
-    assert repr(fgvar.Site(relu="act", group_axis=2)) == "Site(relu='act', group_axis=2)"
+    assert repr(fgvar.networks.Site(relu="act", group_axis=2)) == "Site(relu='act', group_axis=2)"
 
 
 def test_derivatives_by_taps_are_those_by_the_activities() -> None:

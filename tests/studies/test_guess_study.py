@@ -40,7 +40,7 @@ def test_a_place_outside_of_the_matrix_is_told() -> None:
 def test_the_stored_dataset_is_the_whole_matrix(stored: xr.Dataset) -> None:
     assert (stored["status"] == "done").all()
     places = stored["cosine"].stack(place=("space", "target", "guess"))["place"].values
-    assert {"/".join(place) for place in places} == set(fgvar.guess_matrix())
+    assert {"/".join(place) for place in places} == set(fgvar.guesses.guess_matrix())
     assert np.isfinite(stored["cosine"]).all()
 
 

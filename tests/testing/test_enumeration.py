@@ -30,7 +30,7 @@ SPACES = [fgvar.WeightSpace(), fgvar.ActivitySpace()]
 @pytest.mark.parametrize(("noise", "method"), list(zip(NOISES, ["hermite", "signs"], strict=True)))
 @pytest.mark.parametrize("directions", [1, 2])
 def test_polarisation_equals_the_enumerated_law(space, shared, noise, method, directions) -> None:
-    estimator = fgvar.Estimator(space, noise(shared=shared, directions=directions))
+    estimator = fgvar.Estimator(space, noise(), shared=shared, directions=directions)
     problem = tiny(bias=False)
     if estimator.randomness(problem).size > 11:
         pytest.skip("too many numbers for 3^d")
@@ -70,7 +70,7 @@ class Clipped:
 
 @pytest.mark.parametrize(
     "oracle",
-    [Clipped(5.0), Clipped(1e-2), fgvar.ForwardDifference(), fgvar.CentralDifference(1e-2)],
+    [Clipped(5.0), Clipped(1e-2), fgvar.oracles.ForwardDifference(), fgvar.oracles.CentralDifference(1e-2)],
     ids=["clipped at 5", "clipped at 0.01", "forward", "central"],
 )
 def test_what_is_not_quadratic_is_refused(oracle) -> None:
@@ -90,7 +90,7 @@ def test_what_is_quadratic_is_not_refused(name: str) -> None:
 
 def test_finite_differences_under_gaussian_noise() -> None:
     """Three Gauss-Hermite points are exact up to degree 5: the error of a bias of order step is gone with it."""
-    estimator = fgvar.Estimator(oracle=fgvar.CentralDifference(1e-3))
+    estimator = fgvar.Estimator(oracle=fgvar.oracles.CentralDifference(1e-3))
     mean, target = expectation(estimator, tiny(), method="hermite"), estimator.target(tiny())
     for name, value in target.items():
         off = float((mean[name] - value).abs().max())

@@ -199,13 +199,19 @@ def test_finite_differences_are_evaluated_along_the_axes_of_their_noise(name: st
     assert report.passed, report
     exact = [row for row in report.rows if "points along the axes of its noise" in row.note]
     assert len(exact) >= 6, report
-    doubled = replace(Changed(oracle=fgvar.CentralDifference()), tensor="weight", factor=1.01)
+    doubled = replace(Changed(oracle=fgvar.oracles.CentralDifference()), tensor="weight", factor=1.01)
     with pytest.raises(AssertionError, match=r"the slope of 'weight' is 1\.01, expected 1 \(\d+ points along"):
         CHECKS["scale"](doubled, LINEAR)
 
 
 def test_fgvar_s_own_structured_noise_needs_no_drawing() -> None:
-    laws = (fgvar.Sphere(), fgvar.Coordinate(), fgvar.Orthogonal(2), fgvar.Sparse(0.3), fgvar.LowRank(1))
+    laws = (
+        fgvar.noise.Sphere(),
+        fgvar.noise.Coordinate(),
+        fgvar.noise.Orthogonal(),
+        fgvar.noise.Sparse(0.3),
+        fgvar.noise.LowRank(1),
+    )
     for law in laws:
         report = check_estimator(fgvar.scheme("FG-W", noise=law), checks=["unbiased", "scale"])
         assert report.passed, report
@@ -313,7 +319,7 @@ def test_nan_is_refused_by_any_exception(error: type[Exception]) -> None:
 
 
 def test_precision_is_not_applicable_where_float32_cannot_resolve_the_step() -> None:
-    tiny = fgvar.scheme("MeZO", oracle=fgvar.CentralDifference(1e-6))
+    tiny = fgvar.scheme("MeZO", oracle=fgvar.oracles.CentralDifference(1e-6))
     assert "float32 cannot resolve its step" in CHECKS["precision"](tiny, LINEAR)[0].note
     single = CHECKS["precision"](fgvar.scheme("FG-W"), LINEAR.to(torch.float32))[0]
     assert (single.outcome, single.note) == ("not applicable", "needs a problem in float64")
@@ -332,7 +338,7 @@ def test_a_function_that_is_wrong_in_float32_alone_is_caught_by_drawing() -> Non
 @pytest.mark.parametrize("step", [3e-5, 1e-4])
 def test_chunking_knows_the_step(step: float) -> None:
     for problem in (LINEAR, LINEAR.to(torch.float32)):
-        CHECKS["chunking"](fgvar.scheme("MeZO", oracle=fgvar.CentralDifference(step)), problem)
+        CHECKS["chunking"](fgvar.scheme("MeZO", oracle=fgvar.oracles.CentralDifference(step)), problem)
 
 
 # ---- what functions declare ------------------------------------------------------------------------------------

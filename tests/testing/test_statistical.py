@@ -96,7 +96,7 @@ class Wrong:
 
     @property
     def right(self) -> fgvar.Estimator:
-        return fgvar.scheme("FG-A", noise=fgvar.Rademacher(directions=64))
+        return fgvar.scheme("FG-A", noise=fgvar.Rademacher(), directions=64)
 
     def randomness(self, problem: fgvar.Problem) -> fgvar.Randomness:
         return self.right.randomness(problem)

@@ -21,7 +21,7 @@ def smallest(strategy, condition=lambda _: True):
 def test_a_network_shrinks_to_one_linear_layer_with_a_site() -> None:
     network = smallest(strategies.networks())
     assert isinstance(network, nn.Linear)
-    assert [type(child) for child in network.children()] == [fgvar.Site]
+    assert [type(child) for child in network.children()] == [fgvar.networks.Site]
 
 
 def test_a_problem_shrinks_to_one_linear_layer_and_one_example() -> None:
@@ -47,7 +47,7 @@ KINDS = {
     "tanh": lambda net: any(isinstance(child, nn.Tanh) for child in net.modules()),
     "ReLU": lambda net: any(isinstance(child, nn.ReLU) for child in net.modules()),
     "GELU": lambda net: any(isinstance(child, nn.GELU) for child in net.modules()),
-    "masked": lambda net: any(isinstance(child, fgvar.Site) and child.relu for child in net.modules()),
+    "masked": lambda net: any(isinstance(child, fgvar.networks.Site) and child.relu for child in net.modules()),
     "grouped": lambda net: any(hasattr(child, "group_rows") for child in net.modules()),
     "convolutional": lambda net: any(isinstance(child, nn.Conv2d) for child in net.modules()),
     "two hidden layers": lambda net: isinstance(net, nn.Sequential) and len(net) == 5,
@@ -88,9 +88,9 @@ def test_local_losses_are_drawn_where_there_are_heads() -> None:
 
 
 def test_words_stay_within_their_bounds() -> None:
-    @given(strategies.noises(max_directions=1), strategies.losses(local=True), strategies.losses(local=False))
-    def check(noise, local, everywhere) -> None:
-        assert noise.directions == 1
+    @given(strategies.estimators(max_directions=1), strategies.losses(local=True), strategies.losses(local=False))
+    def check(estimator, local, everywhere) -> None:
+        assert estimator.directions == 1
         assert isinstance(local, fgvar.LocalLosses)
         assert isinstance(everywhere, fgvar.GlobalLoss)
 

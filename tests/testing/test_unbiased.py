@@ -72,7 +72,7 @@ def test_sign_vectors_agree_with_nodes(space: fgvar.WeightSpace, shared: bool) -
     net = fgvar.with_sites(nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2)).double())
     batch = 1 if isinstance(space, fgvar.WeightSpace) and not shared else 2
     problem = fgvar.Problem(net, "cross_entropy", (randn(batch, 2), torch.arange(batch)))
-    assert_unbiased(fgvar.Estimator(space, fgvar.Rademacher(shared=shared)), problem, method="signs")
+    assert_unbiased(fgvar.Estimator(space, fgvar.Rademacher(), shared=shared), problem, method="signs")
 
 
 def test_batch_mean_derivative_with_shared_activity_noise_would_be_caught() -> None:
@@ -84,7 +84,7 @@ def test_batch_mean_derivative_with_shared_activity_noise_would_be_caught() -> N
             return {k: t.mean(0, keepdim=True).expand_as(t) for k, t in terms.items()}, loss
 
     problem = CASES["mlp_relu"]()
-    planted = fgvar.Estimator(fgvar.ActivitySpace(), fgvar.Gaussian(shared=True), oracle=BatchMean())
+    planted = fgvar.Estimator(fgvar.ActivitySpace(), shared=True, oracle=BatchMean())
     with pytest.raises(AssertionError, match="not close"):
         assert_unbiased(planted, problem)
 

@@ -139,7 +139,7 @@ def arguments() -> dict:
 
 def contrastive() -> dict:
     probe = dataclasses.replace(arguments()["probe"], route="drawn", steps=(1, 6))
-    return arguments() | {"loss": fgvar.InfoNCE(), "views": fgvar.Views(flip=0.0), "probe": probe}
+    return arguments() | {"loss": fgvar.contrastive.InfoNCE(), "views": fgvar.data.Views(flip=0.0), "probe": probe}
 
 
 def on_disk(run: train.Run, out: str) -> None:

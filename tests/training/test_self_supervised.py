@@ -12,7 +12,7 @@ from fgvar.data.augmentation import generator
 from fgvar.training import checkpoint, linear_probe, train
 from fgvar.training.objectives import SelfSupervised
 
-VIEWS = fgvar.Views(crop=(0.5, 1.0), flip=0.0)
+VIEWS = fgvar.data.Views(crop=(0.5, 1.0), flip=0.0)
 SCHEDULE = fgvar.Schedule(epochs=2, batch=16, lr=0.05)
 
 
@@ -33,7 +33,7 @@ def mixer(**settings) -> fgvar.networks.LocalMixer:
 
 def train(data, name: str = "LG-FG-A", *, stop: bool = True, **settings) -> train.Run:
     settings = {"views": VIEWS, "schedule": SCHEDULE, "device": "cpu", "seed": 3} | settings
-    loss = fgvar.InfoNCE(stop_gradient=stop)
+    loss = fgvar.contrastive.InfoNCE(stop_gradient=stop)
     return fgvar.train(mixer(), fgvar.scheme(name), data, loss=loss, **settings)
 
 
@@ -42,7 +42,14 @@ def test_backprop_equals_a_plain_loop(data) -> None:
     model = mixer().double()
     schedule = fgvar.Schedule(epochs=1, batch=16, lr=0.05, momentum=0.0, weight_decay=0.0, decay="constant")
     run = fgvar.train(
-        model, fgvar.scheme("BP"), data, schedule, loss=fgvar.InfoNCE(0.2), views=VIEWS, seed=3, device="cpu"
+        model,
+        fgvar.scheme("BP"),
+        data,
+        schedule,
+        loss=fgvar.contrastive.InfoNCE(0.2),
+        views=VIEWS,
+        seed=3,
+        device="cpu",
     )
     model.readout.linear = torch.nn.Identity()
     losses = []
@@ -63,7 +70,7 @@ def test_backprop_equals_a_plain_loop(data) -> None:
 
 
 def test_views_are_new_in_every_step_and_the_same_for_one_step(data) -> None:
-    task = SelfSupervised(fgvar.InfoNCE(), VIEWS, seed=3, batch=16)
+    task = SelfSupervised(fgvar.contrastive.InfoNCE(), VIEWS, seed=3, batch=16)
     batch = data[0].batch(range(16))
     pairs = [
         task.train_batch(batch, 0),
@@ -84,7 +91,7 @@ def test_views_are_new_in_every_step_and_the_same_for_one_step(data) -> None:
 
 def problem() -> fgvar.Problem:
     x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    return fgvar.Contrastive(mixer(), fgvar.InfoNCE(), (x, x.flip(3)))
+    return fgvar.contrastive.Contrastive(mixer(), fgvar.contrastive.InfoNCE(), (x, x.flip(3)))
 
 
 @pytest.mark.parametrize("stop", [True, False])
@@ -146,7 +153,7 @@ def finished(data, tmp_path_factory) -> bytes:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"views": fgvar.Views(crop=(0.4, 1.0), flip=0.0)}, r"its views is .*0\.5.*0\.4"),
+        ({"views": fgvar.data.Views(crop=(0.4, 1.0), flip=0.0)}, r"its views is .*0\.5.*0\.4"),
         ({"stop": False}, "its loss is .*stop_gradient=True.*stop_gradient=False"),
         ({"seed": 4}, "its seed is 3"),
     ],
@@ -189,7 +196,7 @@ def test_features_are_those_of_the_problem_standardised(data, monkeypatch) -> No
     seen: list = []
     monkeypatch.setattr(linear_probe, "train", lambda *arguments, **_: seen.append(arguments[2]))
     model, x = mixer(), data[1].batch(range(32))[0]
-    problem = fgvar.Contrastive(model, fgvar.InfoNCE(), (x, x.flip(3)))
+    problem = fgvar.contrastive.Contrastive(model, fgvar.contrastive.InfoNCE(), (x, x.flip(3)))
     changed = {name: value + 0.01 for name, value in problem.params.items()}
     fgvar.read_out(model, changed, data, device="cpu")
     train_split, test_split = seen[0]
@@ -221,7 +228,7 @@ def test_a_read_out_after_training_is_far_better_than_chance(digits) -> None:
 
 
 def test_errors(data) -> None:
-    with pytest.raises(ValueError, match=r"InfoNCE compares two views of each image \(views=fgvar\.Views"):
+    with pytest.raises(ValueError, match=r"InfoNCE compares two views of each image \(views=fgvar\.data\.Views"):
         train(data, views=None)
     with pytest.raises(ValueError, match=r"loss=cross_entropy and views=Views.* do not belong together"):
         fgvar.train(mixer(), fgvar.scheme("BP"), data, SCHEDULE, views=VIEWS)

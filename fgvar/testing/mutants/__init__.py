@@ -113,7 +113,7 @@ _MUTANTS = (
         "It draws from the global generator: the same noise gives another estimate at every call.",
     ),
     Mutant(
-        "one-noise-for-examples", estimates.OneForAll(_ACTIVITIES, Gaussian(shared=False)), "shared_noise",
+        "one-noise-for-examples", estimates.OneForAll(_ACTIVITIES, shared=False), "shared_noise",
         "Noise is declared independent, but all examples use the first one's: variance does not fall as 1/N.",
     ),
     Mutant(
@@ -156,15 +156,15 @@ _MUTANTS = (
     ),
     # directions
     Mutant(
-        "summed-directions", estimates.Summed(noise=Gaussian(directions=3)), "scale",
+        "summed-directions", estimates.Summed(directions=3), "scale",
         "The factor 1/K is missing: the mean is K times the gradient.",
     ),
     Mutant(
-        "repeated-direction", estimates.Repeated(noise=Gaussian(directions=3)), "directions",
+        "repeated-direction", estimates.Repeated(directions=3), "directions",
         "One of K directions is used K times: unbiased, but its variance does not fall as 1/K.",
     ),
     Mutant(
-        "unpaired", estimates.Unpaired(noise=Gaussian(antithetic=True)), "antithetic",
+        "unpaired", estimates.Unpaired(antithetic=True), "antithetic",
         "The pair's second direction is not the negative of the first: odd errors do not cancel.",
     ),
     # scale
@@ -199,7 +199,7 @@ _MUTANTS = (
     ),
     # credit
     Mutant(
-        "batch-mean", Estimator(_ACTIVITIES, Gaussian(shared=True), words.BatchMean()), "unbiased",
+        "batch-mean", Estimator(_ACTIVITIES, losses=words.BatchMean(), shared=True), "unbiased",
         "Shared activity noise with the batch's mean derivative: examples are credited with each other's losses.",
     ),
     Mutant(

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fgvar.estimators.estimator import Estimate, Estimator
 from fgvar.estimators.losses import LocalLosses
-from fgvar.estimators.noise import Gaussian, Leaf, Randomness
+from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.oracles import Tensors
+from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.estimators.spaces import ActivitySpace
 from fgvar.problem import Problem
 from fgvar.testing.mutants.broken_words import LaterTerms
@@ -22,7 +23,7 @@ class Broken(Estimator):
 
     @property
     def right(self) -> Estimator:
-        return Estimator(self.space, self.noise, self.losses, self.oracle)
+        return Estimator(*(getattr(self, name) for name in Estimator.__dataclass_fields__))
 
     def variance(self, problem: Problem) -> dict[str, Tensor]:
         return closed_forms.variance(self.right, problem)
@@ -38,14 +39,14 @@ class Summed(Broken):
     """The sum over directions instead of their mean."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
-        return perturbed(problem, super().estimate(problem, noise), lambda _, g: g * self.noise.directions)
+        return perturbed(problem, super().estimate(problem, noise), lambda _, g: g * self.directions)
 
 
 class Repeated(Broken):
     """The first of K directions, K times."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
-        if self.noise.directions > 1:
+        if self.directions > 1:
             noise = {name: u[:1].expand_as(u) for name, u in noise.items()}
         return super().estimate(problem, noise)
 
@@ -54,7 +55,7 @@ class OneForAll(Broken):
     """The first example's noise for every example."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
-        batch = int(self.noise.directions > 1)  # the axis after that of directions
+        batch = int(self.directions > 1)  # the axis after that of directions
         return super().estimate(problem, {name: u.narrow(batch, 0, 1).expand_as(u) for name, u in noise.items()})
 
 
@@ -70,9 +71,9 @@ class Unpaired(Broken):
     """An antithetic pair whose second direction is another one."""
 
     def estimate(self, problem: Problem, noise: Tensors) -> Estimate:
-        if not self.noise.antithetic:
+        if not self.antithetic:
             return super().estimate(problem, noise)
-        alone = replace(self.right, noise=Gaussian(self.noise.shared, self.noise.directions))
+        alone = replace(self.right, antithetic=False)
         other = {name: -u.roll(1, dims=-1) for name, u in noise.items()}
         one, two = alone.estimate(problem, noise), alone.estimate(problem, other)
         return Estimate({name: (g + two.gradient[name]) / 2 for name, g in one.gradient.items()})

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses, LossTerms
-from fgvar.estimators.noise import Gaussian, Rademacher, Stream
+from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.estimators.oracles import CentralDifference, Function, Jvp, Pair, derived
+from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.spaces import ActivitySpace, Linearised, Tensors, WeightSpace
 from fgvar.estimators.structured_noise import Sphere
 from fgvar.problem import Problem

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from fgvar.estimators.estimator import Estimate, Estimator, GradientEstimator
 from fgvar.estimators.losses import GlobalLoss, LocalLosses
-from fgvar.estimators.noise import Gaussian, Leaf, Rademacher, Randomness, Stream
+from fgvar.estimators.noise import Rademacher
 from fgvar.estimators.oracles import CentralDifference
+from fgvar.estimators.random_streams import Stream
+from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.estimators.schemes import scheme
 from fgvar.estimators.spaces import ActivitySpace, WeightSpace
 from fgvar.estimators.structured_noise import Coordinate, Sphere
@@ -122,7 +124,7 @@ _TWINS = (
         "one-gaussian-number", Estimator(), "With one number the noise is the only factor: a χ² law.", one_number,
     ),
     Lookalike(
-        "many-directions", Estimator(noise=Gaussian(directions=64)), "Next to no variance.", _default("linear"),
+        "many-directions", Estimator(directions=64), "Next to no variance.", _default("linear"),
     ),
     Lookalike(
         "wide", Estimator(), "Hundreds of times more variance than gradient.", wide,
@@ -135,15 +137,15 @@ _TWINS = (
         "Units without gradient get noise.", dead_units,
     ),
     Lookalike(
-        "shared-activities", Estimator(_ACTIVITIES, Gaussian(shared=True)),
+        "shared-activities", Estimator(_ACTIVITIES, shared=True),
         "The trap of shared activity noise, avoided by per-example derivatives.", _default("relu"),
     ),
     Lookalike(
-        "independent-weights", Estimator(WeightSpace(), Rademacher(shared=False, directions=2)),
+        "independent-weights", Estimator(WeightSpace(), Rademacher(), shared=False, directions=2),
         "Every example perturbs the weights its own way.", _default("linear"),
     ),
     Lookalike(
-        "uniform", Estimator(_ACTIVITIES, Uniform(shared=True)),
+        "uniform", Estimator(_ACTIVITIES, Uniform(), shared=True),
         "Noise that is neither normal nor signs, and heads whose variance is 0 but for rounding.", _default("relu"),
     ),
     Lookalike(
@@ -153,14 +155,14 @@ _TWINS = (
         "sphere", Estimator(_ACTIVITIES, Sphere()), "Its numbers depend on each other.", _default("linear"),
     ),
     Lookalike(
-        "antithetic", Estimator(noise=Gaussian(antithetic=True)),
+        "antithetic", Estimator(antithetic=True),
         "With the exact derivative, a pair repeats one estimate.", _default("linear"),
     ),
     Lookalike(
         "by-hand", Spsa(), "A protocol of its own: divides by the noise, and is biased by step².", _default("linear"),
     ),
     Lookalike(
-        "differences", Estimator(_ACTIVITIES, Rademacher(antithetic=True), oracle=CentralDifference(1e-4)),
+        "differences", Estimator(_ACTIVITIES, Rademacher(), antithetic=True, oracle=CentralDifference(1e-4)),
         "A finite difference, whose bias is below what rounding shows.", _default("linear"),
     ),
     Lookalike(

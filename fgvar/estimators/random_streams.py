@@ -1,0 +1,126 @@
+"""Random streams: the numbers of one (seed, leaf, draw), each made from these three alone, on any device."""
+
+import functools
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
+BLOCK = 1 << 17  # normal numbers made at once, in the cache
+ODD = 0x9E3779B1  # whose multiples below 2³² times it are all different modulo 2³²
+FEW = 5000  # normal numbers; fewer are drawn one by one before a block's dozen passes have been called
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The random numbers of one (seed, leaf, draw), on any device.
+
+    On the CPU they come from NumPy: torch's CPU generator keeps only 32 bits of its seed, so among 100,000
+    streams it would repeat one with probability 2/3.
+    """
+
+    seed: int
+    name: str
+    draw: int
+    buffers: list[Tensor] = field(default_factory=list)
+    """Where the numbers go that are asked for first, if in this shape and dtype; what is asked for later is new."""
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Standard normal numbers: on the CPU the same ones in every dtype, rounded to it from single precision."""
+        out = self._out(shape, dtype, device)
+        if device.type != "cpu":
+            return torch.randn(tuple(shape), generator=self._torch(device), out=out)
+        single = out if dtype == torch.float32 else torch.empty(tuple(shape), dtype=torch.float32)
+        if single.numel() < FEW:
+            self._numpy().standard_normal(out=single.numpy(), dtype=np.float32)
+        else:
+            _box_muller(self._numpy().bit_generator, single.numpy().reshape(-1))
+        return out.copy_(single) if single is not out else out
+
+    def signs(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        out = self._out(shape, dtype, device)
+        if device.type != "cpu":
+            bits = torch.randint(2, tuple(shape), generator=self._torch(device), dtype=torch.uint8, device=device)
+            return out.copy_(bits).mul_(2).sub_(1)
+        size = out.numel()
+        packed = self._numpy().bit_generator.random_raw(-(-size // 64)).astype("<u8", copy=False).view(np.uint8)
+        if dtype not in NUMPY:
+            signs = _signs(np.float32).take(packed, axis=0).reshape(-1)[:size]
+            return out.copy_(torch.from_numpy(signs).reshape(tuple(shape)))
+        table, flat = _signs(NUMPY[dtype]), out.numpy().reshape(-1)
+        if size % 8:
+            flat[:] = table.take(packed, axis=0).reshape(-1)[:size]
+        else:
+            table.take(packed[: size // 8], axis=0, out=flat.reshape(-1, 8), mode="clip")
+        return out
+
+    def integer(self) -> int:
+        """A number below 2⁶³ whose lowest 32 bits, all that torch's CPU generator takes of a seed, differ by draw."""
+        high = int.from_bytes(self._digest()[:4], "little") >> 1
+        start = int.from_bytes(replace(self, draw=-1)._digest()[:4], "little")
+        return high << 32 | (start + self.draw * ODD) % (1 << 32)
+
+    def _out(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        if self.buffers:
+            out = self.buffers.pop()
+            if (tuple(out.shape), out.dtype, out.device) == (tuple(shape), dtype, device):
+                return out
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+
+    def _digest(self) -> bytes:
+        return hashlib.blake2b(f"{self.seed}/{self.draw}/{self.name}".encode(), digest_size=32).digest()
+
+    def _numpy(self) -> np.random.Generator:
+        seed: Any = _Digest(self._digest())  # numpy annotates SeedSequence, where any ISeedSequence will do
+        return np.random.Generator(np.random.SFC64(seed))
+
+    def _torch(self, device: torch.device) -> torch.Generator | None:
+        if device.type == "meta":
+            return None
+        generator = torch.Generator(device)
+        return generator.manual_seed(int.from_bytes(self._digest()[:8], "little") >> 1)
+
+
+def _box_muller(bits: np.random.BitGenerator, out: np.ndarray) -> None:
+    """Normal numbers r cos φ and r sin φ of uniform φ and r² / 2 = −log of a uniform number (Box and Muller 1958).
+
+    In float32 of 32-bit words: none is larger than 6.7, as 1 of 4·10¹⁰ normal numbers is. Every x86 processor with
+    AVX2 makes the same bits; others round some of the last ones differently.
+    """
+    for start in range(0, out.size, BLOCK):
+        piece = out[start : start + BLOCK]
+        half = -(-piece.size // 2)
+        words = bits.random_raw(half).astype("<u8", copy=False).view("<i4")
+        words[:half] &= 0x7FFFFFFF
+        radius = np.add(words[:half], 0.5, dtype=np.float32, casting="unsafe")
+        radius *= 2.0**-31
+        np.log(radius, out=radius)
+        radius *= -2
+        np.sqrt(radius, out=radius)
+        angle = np.multiply(words[half:], math.pi / 2**31, dtype=np.float32, casting="unsafe")
+        for function, numbers in ((np.cos, piece[:half]), (np.sin, piece[half:])):
+            function(angle[: numbers.size], out=numbers)
+            numbers *= radius[: numbers.size]
+
+
+@functools.cache
+def _signs(dtype: Any) -> np.ndarray:
+    """The eight signs of every byte: numbers are written once, where unpacking bits would write them thrice."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+    return bits.astype(dtype) * 2 - 1
+
+
+class _Digest(np.random.bit_generator.ISeedSequence):
+    """A hash as the state of a bit generator: uniform already, so SeedSequence's own (slow) hashing is left out."""
+
+    def __init__(self, digest: bytes) -> None:
+        self.digest = digest
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> Any:
+        return np.frombuffer(self.digest, dtype, n_words)
