@@ -47,9 +47,7 @@ def test_a_run_says_what_it_was_and_is_not_repeated(out: Path, runs: dict[str, x
     assert "stop_gradient=False" in runs["LG-FG-A-no-stop"].attrs["train_loss"]
     config = at(replace(CONFIG, algorithm=("LG-FG-A",)), out.with_stem("a"))
     for name, value in {"temperature": 0.2, "crop": 0.3, "lr": 0.2}.items():
-        with pytest.raises(
-            ValueError, match=rf"LG-FG-A 0 in .* finished with {name}=.*, this command says {value}"
-        ):
+        with pytest.raises(ValueError, match=rf"LG-FG-A 0 in .* finished with {name}=.*, this command says {value}"):
             table4.main(replace(config, probes=1, **{name: value}))
     table4.main(replace(config, probes=1))
     assert "M/8/16\tLG-FG-A\tseed 0" not in capsys.readouterr().out, "nothing is trained again"
