@@ -23,7 +23,7 @@ from fgvar.errors import unknown
 from fgvar.storage.atomic import replace, require_folder
 from fgvar.storage.packing import unpack
 
-MAGIC = b"fgvar cell 1\n"  # another number is another format
+MAGIC = b"fgvar cell 2\n"  # another number is another format
 RESERVE = 1 << 20  # bytes kept for the cell that is finished when the disk is full
 LOCKS = 1 << 16  # bytes beside it, more than files of locks take
 SYNCED = 0.1  # a cell that took less seconds is computed again, after a power cut, as soon as it is synced

@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 from fgvar.measurement.files import save
 from fgvar.storage import locks
 from fgvar.storage.atomic import require_folder, require_place
+from fgvar.sweeps import local
 from fgvar.sweeps.cells import SCRATCH, Cell, Folder, Function, Outcome, Scalar, check_call, function_name, key_of
 from fgvar.sweeps.grid import checked_axes, consolidated, points
-from fgvar.sweeps.running import outcome, threads_of_cells
 
 WAIT = 0.2  # seconds between two looks at whether another driver has ended
 
@@ -79,7 +79,7 @@ def sweep(
         TypeError: values that are not text or numbers.
         OSError: the folder, ``out`` or ``scratch`` cannot be written, before anything is computed, or is another
             sweep's that is going on; or it cannot be written any more, after the last cell was kept.
-        ModuleNotFoundError: workers or a scheduler without ``pip install fgvar[workers]``.
+        ModuleNotFoundError: a scheduler without ``pip install fgvar[cluster]``.
 
     Example:
         >>> import tempfile, xarray as xr
@@ -215,25 +215,19 @@ def _run(
     threads: int,
     timeout: float | None,
 ) -> Generator[tuple[Cell, Outcome], None, None]:
-    """What comes of the cells: here, in a process beside this one, or on workers."""
-    if workers or scheduler is not None:
+    """What comes of the cells: in this process, in others of this machine, or on a cluster."""
+    if scheduler is not None:
         try:
-            from fgvar.sweeps import cluster as dask
+            from fgvar.sweeps import cluster
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"{error}: workers need pip install 'fgvar[workers]'") from error
-        yield from dask.run(function, cells, workers=workers, scheduler=scheduler, threads=threads, timeout=timeout)
-    elif timeout is not None:
-        import cloudpickle
-
-        from fgvar.sweeps.process import CellProcess
-
-        with CellProcess(cloudpickle.dumps(function), threads) as process:
-            for cell in cells:
-                yield cell, process.run(cell.arguments, timeout)
+            raise ModuleNotFoundError(f"{error}: a scheduler needs pip install 'fgvar[cluster]'") from error
+        yield from cluster.run(function, cells, scheduler=scheduler, threads=threads, timeout=timeout)
+    elif workers or timeout is not None:
+        yield from local.run(function, cells, workers=max(1, workers), threads=threads, timeout=timeout)
     else:
-        with threads_of_cells(threads):
+        with local.threads_of_cells(threads):
             for cell in cells:
-                yield cell, outcome(function, cell.arguments)
+                yield cell, local.outcome(function, cell.arguments)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from fgvar.data.images import Images
 from fgvar.storage.atomic import replace
 from fgvar.training.distributed import broadcast_bytes
 
-MAGIC = b"fgvar checkpoint 5\n"  # another number is another format, or other noise for a run to go on with
+MAGIC = b"fgvar checkpoint 6\n"  # another number is another format, or other noise for a run to go on with
 HASHED_PIXELS = 4096  # images of a split, evenly spaced, whose pixels are part of a run's identity
 
 

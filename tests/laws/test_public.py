@@ -1,6 +1,7 @@
 """The public face: names, lazy imports, who may import whom, and the README's examples."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -101,8 +102,7 @@ ORDER = (
     "fgvar.sweeps",
     "fgvar.sweeps.cells",
     "fgvar.sweeps.grid",
-    "fgvar.sweeps.running",
-    "fgvar.sweeps.process",
+    "fgvar.sweeps.local",
     "fgvar.sweeps.cluster",
     "fgvar.sweeps.sweep",
     "fgvar.testing",
@@ -145,7 +145,7 @@ XARRAY = (
     "fgvar.training.train",
     "fgvar.sweeps.cells",
     "fgvar.sweeps.grid",
-    "fgvar.sweeps.running",
+    "fgvar.sweeps.local",
     "fgvar.sweeps.sweep",
 )
 
@@ -182,6 +182,19 @@ def test_every_public_name_loads_and_is_documented() -> None:
     for name in fgvar.__all__:
         assert getattr(fgvar, name).__doc__, name
     assert set(fgvar.__all__) <= set(dir(fgvar))
+    assert 35 <= len(fgvar.__all__) <= 40
+
+
+@pytest.mark.parametrize("subject", [*fgvar._SUBJECTS, *fgvar._MODULES])
+def test_every_name_of_a_subject_loads_and_is_documented(subject: str) -> None:
+    found = importlib.import_module(f"fgvar.{subject}")
+    assert found is getattr(fgvar, subject)
+    assert not set(found.__all__) & set(fgvar.__all__), "one name has one place"
+    for name in found.__all__:
+        assert getattr(found, name).__doc__, name
+        assert name in dir(found)
+    with pytest.raises(AttributeError, match="mine"):
+        found.mine  # noqa: B018
 
 
 def run(code: str) -> str:

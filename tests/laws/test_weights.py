@@ -1,5 +1,7 @@
 """Weights of the examples: sliced with the batch wherever it is, by every route to every number."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -222,7 +224,7 @@ def test_both_routes_tell_one_variance(name: str) -> None:
 def test_replay_repeats_it(name: str) -> None:
     estimator = {**SCHEMES, **LOCAL}[name]
     problem = local() if name in LOCAL else linear()
-    replayed = fgvar.Estimator(estimator.space, estimator.noise, estimator.losses, oracle=fgvar.oracles.Replay())
+    replayed = replace(estimator, oracle=fgvar.oracles.Replay())
     noise = noise_of(estimator, problem)
     assert_close(replayed.estimate(problem, noise).gradient, estimator.estimate(problem, noise).gradient)
 

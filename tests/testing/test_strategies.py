@@ -130,7 +130,7 @@ def test_a_network_of_one_s_own() -> None:
             {"max_width": 2, "local_heads": True},
             "max_width is 2, expected at least 3 with local",
         ),
-        (strategies.noises, {"max_directions": 0}, "max_directions is 0, expected at least 1"),
+        (strategies.estimators, {"max_directions": 0}, "max_directions is 0, expected at least 1"),
         (strategies.problems, {"max_batch": 0}, "max_batch is 0, expected at least 1"),
     ],
 )

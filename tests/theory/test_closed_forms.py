@@ -6,10 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from cases import CASES, labels, mixer, randn
+from cases import CASES, has_gradient, labels, mixer, randn
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_unbiased import has_gradient
 from torch import Tensor, nn
 
 import fgvar
@@ -71,6 +70,7 @@ spaces = st.one_of(st.just(fgvar.WeightSpace()), st.builds(fgvar.ActivitySpace, 
 @given(
     space=spaces,
     noise=noises,
+    shared=sharing,
     losses=losses,
     blocks=st.integers(1, 2),
     patches=st.sampled_from([1, 2]),
@@ -78,9 +78,9 @@ spaces = st.one_of(st.just(fgvar.WeightSpace()), st.builds(fgvar.ActivitySpace, 
     batch=st.integers(1, 2),
     seed=st.integers(0, 100),
 )
-def test_every_composition_on_local_mixer(space, noise, losses, blocks, patches, groups, batch, seed) -> None:
+def test_every_composition_on_local_mixer(space, noise, shared, losses, blocks, patches, groups, batch, seed) -> None:
     problem = mixer(blocks=blocks, patches=patches, channels=3 * groups, groups=groups, batch=batch, seed=seed)
-    estimator = fgvar.Estimator(space, noise, losses)
+    estimator = fgvar.Estimator(space, noise, losses, shared=shared)
     assume(estimator.randomness(problem).size <= ENUMERABLE)
     assume(has_gradient(estimator, problem))
     # The norm after a 1 × 1 token layer cancels its only weight all but for eps: a small difference of large numbers.
@@ -91,11 +91,12 @@ def test_every_composition_on_local_mixer(space, noise, losses, blocks, patches,
 @given(
     space=spaces,
     noise=noises,
+    shared=sharing,
     widths=st.lists(st.integers(1, 4), min_size=1, max_size=3),
     batch=st.integers(1, 3),
     seed=st.integers(0, 100),
 )
-def test_every_space_and_noise_on_plain_networks(space, noise, widths, batch, seed) -> None:
+def test_every_space_and_noise_on_plain_networks(space, noise, shared, widths, batch, seed) -> None:
     layers: list[nn.Module] = []
     for fan_in, fan_out in itertools.pairwise([4, *widths, 3]):
         layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
@@ -103,7 +104,7 @@ def test_every_space_and_noise_on_plain_networks(space, noise, widths, batch, se
     for index, p in enumerate(net.parameters()):
         p.data = 0.7 * randn(*p.shape, seed=seed + index)
     problem = fgvar.Problem(fgvar.with_sites(net), "mse", (randn(batch, 4), randn(batch, 3, seed=1)))
-    estimator = fgvar.Estimator(space, noise)
+    estimator = fgvar.Estimator(space, noise, shared=shared)
     assume(estimator.randomness(problem).size <= ENUMERABLE)
     assert_exact(estimator, problem)
 
