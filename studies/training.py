@@ -41,8 +41,7 @@ def train_all(cell: Cell, grids: Sequence[Grid], run: Options, folder: Path) -> 
         return False
     failed: list[str] = []
     try:
-        for axes, settings in grids:
-            _require_same(axes, settings, folder)
+        _require_same(grids, folder)
         for axes, settings in grids:
             # The table is made of all cells of the folder, and of no single sweep's file.
             with tempfile.TemporaryDirectory() as unused:
@@ -92,13 +91,14 @@ def _follow(cell: Cell) -> None:
             traceback.print_exc()
 
 
-def _require_same(axes: Mapping[str, Sequence[Any]], settings: Mapping[str, Any], folder: Path) -> None:
-    """Raise where a finished run has other settings than this command's."""
-    asked = set(itertools.product(*axes.values()))
-    for run in finished(folder):
-        stored = json.loads(run.attrs["cell_arguments"])
+def _require_same(grids: Sequence[Grid], folder: Path) -> None:
+    """Raise where a finished run has other settings than this command's: a table has one run of each."""
+    runs = [json.loads(run.attrs["cell_arguments"]) for run in finished(folder)]
+    for (axes, settings), stored in itertools.product(grids, runs):
+        if tuple(stored.get(axis) for axis in axes) not in itertools.product(*axes.values()):
+            continue
         for name, ours in settings.items():
-            if tuple(stored.get(axis) for axis in axes) in asked and (theirs := stored.get(name)) != ours:
+            if (theirs := stored.get(name)) != ours:
                 which = " ".join(str(stored[axis]) for axis in ("network", "algorithm", "seed"))
                 raise ValueError(
                     f"{which} in {folder} is finished with {name}={theirs}, this command says {ours}; give another "
