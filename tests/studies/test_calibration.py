@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import tyro
 import xarray as xr
 from scipy import stats
 
@@ -27,25 +26,6 @@ STORED = ROOT / "figures" / "data" / "calibration.nc"
 @pytest.fixture(scope="module")
 def stored() -> xr.Dataset:
     return fgvar.open_dataset(STORED)
-
-
-def test_smoke(tmp_path, capsys, monkeypatch) -> None:
-    """By a thread in place of its process, which would load torch again."""
-    monkeypatch.setattr(study, "ProcessPoolExecutor", ThreadPoolExecutor)
-    out = tmp_path / "calibration.nc"
-    study.main(tyro.cli(study.Config, args=["--smoke", "--out", str(out)]))
-    printed = capsys.readouterr().out
-    for part in (
-        "alarms over expected ones",
-        "verdicts at the default level 1e-06",
-        "coordinate noise in 10⁴ numbers: 0 alarms in 1 runs",
-        "coverage of 95 % intervals",
-        "p-v",
-    ):
-        assert part in printed
-    for suffix in (".nc", ".pdf", ".png"):
-        assert out.with_suffix(suffix).stat().st_size > 1000, suffix
-    assert out.with_suffix(".txt").read_text().startswith("A smoke run: the numbers mean nothing.")
 
 
 def test_the_stored_dataset_is_of_the_full_run(stored: xr.Dataset) -> None:
@@ -290,11 +270,6 @@ def test_the_caption_where_no_law_or_every_law_is_above(synthetic: xr.Dataset) -
     every = calibration.caption(synthetic.sel(law=["b"]))
     assert "Above the nominal rate" in every
     assert "laws: at most" not in every
-
-
-def test_foreign_data_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"not a dataset of studies/check_calibration\.py: it lacks variable"):
-        calibration.draw(xr.Dataset())
 
 
 def test_a_part_needs_a_dataset_that_has_the_other(tmp_path, synthetic: xr.Dataset) -> None:

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 import xarray as xr
-from sweeping import AXES, SEEDS, assert_same, drive, ragged, run, trivial, trouble
+from sweeping import AXES, assert_same, drive, ragged, run, trivial, trouble
 
 import fgvar
 from fgvar import sweeps
 from fgvar.sweeps import cells
-from studies.common import Options
 
 
 @pytest.fixture(scope="module")
@@ -309,16 +307,3 @@ def test_an_address_without_a_scheduler(tmp_path) -> None:
         pytest.raises(OSError, match=r"127\.0\.0\.1:1"),
     ):
         fgvar.sweep(trivial, {"a": (1,), "b": (2,)}, folder=tmp_path, scheduler="tcp://127.0.0.1:1")
-
-
-# ---- the command line -----------------------------------------------------------------------------------------
-
-
-def test_options_of_studies() -> None:
-    given = tyro.cli(Options, args=["--out", "results/a.nc", "--seed", "0", "1", "--workers", "2", "--shard", "1/4"])
-    assert given.arguments() == {
-        "folder": Path("results/a"), "out": Path("results/a.nc"), "seed": SEEDS, "workers": 2, "scheduler": None,
-        "shard": "1/4", "timeout": None, "compute": True,
-    }  # fmt: skip
-    assert Options(Path("a.nc"), smoke=True, collect=True).arguments()["folder"] == Path("a_smoke")
-    assert run("import studies.common, sys; print(*({'torch', 'xarray', 'numpy'} & {*sys.modules}))") == "\n"
