@@ -1,13 +1,12 @@
-"""Contrastive problems: two views of each example, told apart from those of the others (InfoNCE)."""
+"""Contrastive: two views of each example, told apart from those of the others (InfoNCE)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
 from fgvar import problem_checks
@@ -120,34 +119,43 @@ class Contrastive(Problem):
         self.second = views[1].detach()
         super().__init__(headless(module), loss, (views[0], torch.arange(len(views[0]), device=views[0].device)))
 
-    def at(self, params: Mapping[str, Tensor] | None = None, batch: tuple[Tensor, Tensor] | None = None) -> "Problem":
-        """The same network with other parameters, other views, or some of the queries with their keys' numbers.
+    def at(self, params: Mapping[str, Tensor] | None = None, batch: tuple[Tensor, Tensor] | None = None) -> Self:
+        """The same network with other parameters, or another batch: a pair of views, as the constructor takes it.
 
-        Other parameters or views bring new keys, at the price of a forward pass; none of them is checked.
+        Both bring new keys, at the price of a forward pass; nothing is checked. For other queries see `with_queries`.
+
+        Raises:
+            TypeError: a batch that is no pair of tensors, or whose second one holds integers.
         """
         other = super().at(params)
-        assert isinstance(other, Contrastive)
         if batch is not None:
-            problem_checks.require_pair(batch)
-            other.weights = None
-        if batch is not None and not batch[1].is_floating_point():
-            self._refuse_coupled()
-            other.inputs, other.targets = batch
-        elif batch is not None:
+            _, second = problem_checks.require_pair(batch)
+            if not second.is_floating_point():
+                raise TypeError(
+                    f"the second view is {second.dtype}, expected images; queries and the numbers of their keys go "
+                    "into with_queries(queries, numbers), and some of the batch are rows(which)"
+                )
             other.inputs, other.second = batch
-            other.targets = torch.arange(len(batch[0]), device=batch[0].device)
+            other.weights, other.targets = None, torch.arange(len(second), device=second.device)
             if self.coupled:
                 other._couple()
         if not self.coupled and (params is not None or other.second is not self.second):
             other.keys = other._encode()
         return other
 
-    def to(self, dtype: torch.dtype) -> "Problem":
+    def with_queries(self, queries: Tensor, numbers: Tensor) -> Self:
+        """The same keys and other queries: first views [batch, …], and the number of each one's own key [batch].
+
+        Raises:
+            ValueError: there is no stop of the gradient, so that queries are keys, too.
+        """
+        self._refuse_coupled()
+        return self._with(inputs=queries, targets=numbers, weights=None)
+
+    def to(self, dtype: torch.dtype) -> Self:
         """The problem, keys included, in another floating-point precision."""
-        other = super().to(dtype)
-        assert isinstance(other, Contrastive)
-        other.second, other.keys = self.second.to(dtype), {end: k.to(dtype) for end, k in self.keys.items()}
-        return other
+        keys = {end: key.to(dtype) for end, key in self.keys.items()}
+        return super().to(dtype)._with(second=self.second.to(dtype), keys=keys)
 
     def losses(self, outputs: Any) -> Tensor:
         """Per-query loss [batch] of features at the output."""
@@ -157,10 +165,10 @@ class Contrastive(Problem):
         """Per-query loss [batch] of the features at ``end``."""
         return super().losses(self._pair(end, self.logits(params, end, features)))
 
-    def right(self, outputs: Any) -> Tensor:
+    def correct(self, outputs: Any) -> Tensor:
         """Is a query's own key the one most like it? [batch]"""
-        found: Tensor = self.criterion.similarity(*self._pair(OUTPUT, outputs)).argmax(1)
-        return found == self.targets
+        most_like: Tensor = self.criterion.similarity(*self._pair(OUTPUT, outputs)).argmax(1)
+        return most_like == self.targets
 
     def features(self, images: Tensor, params: Mapping[str, Tensor] | None = None) -> Tensor:
         """The frozen features [batch, width] of images, on which a linear read-out is trained afterwards."""
@@ -193,7 +201,7 @@ class Contrastive(Problem):
         heads = {f"{name}.end": name for name, child in self.network.modules.items() if isinstance(child, LocalHead)}
         with torch.no_grad():
             output, values = self.network.run({**self.buffers, **self.params}, self.second, watch=heads)
-            ends = {k: functional_call(self.network.modules[heads[k]], {}, (v,)) for k, v in values.items()}
+            ends = {end: self.network.logits(heads[end], self.params, features) for end, features in values.items()}
             return {k: unit(_rows(v)).detach() for k, v in {**ends, OUTPUT: output}.items()}
 
     def _couple(self) -> None:
@@ -216,9 +224,9 @@ class Contrastive(Problem):
         if not self.criterion.stop_gradient:
             # The network itself has to keep examples apart: seen here with the keys stopped.
             self.inputs, self.targets = torch.cat([self.inputs, self.second]), self.targets.repeat(2)
-        found = super()._dry_run(classification)
+        traces = super()._dry_run(classification)
         self.coupled = not self.criterion.stop_gradient
-        return found
+        return traces
 
 
 def _rows(represented: Any) -> Tensor:

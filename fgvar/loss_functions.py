@@ -1,4 +1,4 @@
-"""Criteria: the losses that have a name, and what any loss must be."""
+"""Loss functions: those that have a name, and what any one must return: one number an example."""
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
@@ -11,7 +11,7 @@ from torch.nn import functional
 from fgvar.errors import unknown
 from fgvar.problem_checks import require_finite
 
-Loss = Callable[[Any, Tensor], Tensor]
+Loss = Callable[[Any, Tensor], Tensor]  # (outputs, targets) → loss of each example [batch]
 
 
 def _mse(outputs: Any, targets: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def _cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
 LOSSES: dict[str, Loss] = {"cross_entropy": _cross_entropy, "mse": _mse}
 
 
-def criterion(loss: object) -> Loss:
+def as_loss_function(loss: object) -> Loss:
     """The loss of that name, or the callable itself if it can be called with outputs and targets."""
     if isinstance(loss, str):
         if loss not in LOSSES:
@@ -80,7 +80,8 @@ def require_losses(losses: object, count: int) -> None:
     require_finite("the loss", {"per example": losses})
 
 
-def check_classes(outputs: Any, targets: Tensor) -> None:
+def require_classes(outputs: Any, targets: Tensor) -> None:
+    """Raise unless targets are numbers of the network's classes."""
     if not isinstance(outputs, Tensor) or outputs.ndim != 2:
         shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(f"cross_entropy needs outputs [batch, classes], the network returned {shape}")
@@ -89,7 +90,7 @@ def check_classes(outputs: Any, targets: Tensor) -> None:
             f"cross_entropy needs class numbers [batch] as integers, the targets are {targets.dtype} "
             f"of shape {tuple(targets.shape)}"
         )
-    if targets.is_meta:
+    if targets.is_meta:  # a tensor without values
         return
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= outputs.shape[1]:
@@ -99,7 +100,8 @@ def check_classes(outputs: Any, targets: Tensor) -> None:
         )
 
 
-def check_heads(modules: Mapping[str, nn.Module], heads: Collection[str], targets: Tensor) -> None:
+def require_classes_of_heads(modules: Mapping[str, nn.Module], heads: Collection[str], targets: Tensor) -> None:
+    """Raise where a local head has fewer classes than the targets: the network's own number does not tell."""
     for head in heads:
         classes = getattr(modules.get(f"{head}.linear"), "out_features", None)
         if classes is not None and not targets.is_meta and int(targets.max()) >= classes:

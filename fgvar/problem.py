@@ -1,15 +1,15 @@
-"""Problem: module + loss + batch as pure functions of named tensors."""
+"""Problem: a network, a loss and one batch, as pure functions of named tensors."""
 
 import copy
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import grad
 
 from fgvar import problem_checks
-from fgvar.loss_functions import Loss, check_classes, check_heads, criterion, require_losses
+from fgvar.loss_functions import Loss, as_loss_function, require_classes, require_classes_of_heads, require_losses
 from fgvar.nn import purity
 from fgvar.nn.instrumented import Network
 from fgvar.nn.reach import ForwardTrace
@@ -56,7 +56,7 @@ class Problem:
     def __init__(self, module: nn.Module, loss: str | Loss, batch: tuple[Tensor, Tensor]) -> None:
         require_module(module)
         problem_checks.require_forward(module)
-        self.loss_function: Loss = criterion(loss)
+        self.loss_function: Loss = as_loss_function(loss)
         self.inputs, self.targets = problem_checks.checked_batch(batch)
         self.weights = None
         problem_checks.require_parameters(module)
@@ -88,7 +88,7 @@ class Problem:
         """Names of the parameters that schemes estimate: all but those of heads and read-outs."""
         return tuple(name for name in self.params if name not in self.network.exact)
 
-    def at(self, params: Mapping[str, Tensor] | None = None, batch: tuple[Tensor, Tensor] | None = None) -> "Problem":
+    def at(self, params: Mapping[str, Tensor] | None = None, batch: tuple[Tensor, Tensor] | None = None) -> Self:
         """The same network and loss with other parameters or another batch, without checking them again.
 
         Weights belong to a batch: those of the old one do not go with another (``.at(batch=…).weighted(…)``).
@@ -105,10 +105,11 @@ class Problem:
 
     def clone(self) -> "Problem":
         """The same problem with tensors of its own: whatever is done to them stays there."""
-        other = copy.copy(self)
-        other.params = {name: p.clone() for name, p in self.params.items()}
-        other.buffers = {name: b.clone() for name, b in self.buffers.items()}
-        return other._of({name: leaf.clone() for name, leaf in self._leaves().items()})
+
+        def cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensor.clone() for name, tensor in tensors.items()}
+
+        return self._of(cloned(self._leaves()))._with(params=cloned(self.params), buffers=cloned(self.buffers))
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that an estimator sees, by what they are."""
@@ -118,15 +119,14 @@ class Problem:
             **self._leaves(),
         }
 
-    def to(self, dtype: torch.dtype) -> "Problem":
+    def to(self, dtype: torch.dtype) -> Self:
         """The problem in another floating-point precision."""
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise TypeError(f"dtype is {dtype!r}, expected a floating-point torch.dtype, such as torch.float64")
-        other = copy.copy(self)
-        other.params = {name: p.to(dtype) for name, p in self.params.items()}
-        other.buffers = {name: _cast(b, dtype) for name, b in self.buffers.items()}
-        vars(other).update({name: _cast(leaf, dtype) for name, leaf in self._leaves().items()})
-        return other
+        problem_checks.require_floating_point(dtype)
+
+        def cast(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # class numbers and masks stay what they are
+            return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+
+        return self._with(params=cast(self.params), buffers=cast(self.buffers), **cast(self._leaves()))
 
     def weighted(self, weights: Tensor) -> "Problem":
         """The problem whose examples' losses are multiplied by ``weights`` [batch].
@@ -146,9 +146,7 @@ class Problem:
             True
         """
         weights = problem_checks.checked_weights(weights, next(iter(self.params.values())), self.batch_size)
-        other = copy.copy(self)
-        other.weights = weights if self.weights is None else self.weights * weights
-        return other
+        return self._with(weights=weights if self.weights is None else self.weights * weights)
 
     def rows(self, which: slice | Tensor) -> "Problem":
         """The problem of some of the examples, with their weights: a slice, or a tensor [rows] of their numbers.
@@ -161,8 +159,7 @@ class Problem:
             >>> Problem(nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2))).rows(slice(1, 3)).batch_size
             2
         """
-        if not isinstance(which, slice | Tensor) or (isinstance(which, Tensor) and which.ndim != 1):
-            raise TypeError(f"rows are {which!r}, expected a slice or a tensor [rows] of numbers")
+        problem_checks.require_rows(which)
         some = {name: leaf[which] for name, leaf in self._leaves().items()}
         if not len(some["inputs"]):
             raise ValueError(f"rows {which!r} are none of the batch of {self.batch_size}, expected at least one")
@@ -192,10 +189,18 @@ class Problem:
         return leaves if self.weights is None else {**leaves, "weights": self.weights}
 
     def _of(self, leaves: Mapping[str, Tensor]) -> "Problem":
-        """The problem of some examples, given what is theirs."""
+        """The problem of some examples, given their `_leaves`."""
+        return self._with(**leaves)
+
+    def _with(self, **changed: Any) -> Self:
+        """The problem with other attributes; what is not named is shared."""
         other = copy.copy(self)
-        vars(other).update(leaves)
+        vars(other).update(changed)
         return other
+
+    def with_feedback(self, weights: Mapping[str, Mapping[str, Tensor]]) -> "Problem":
+        """The problem whose gradients return through modules by other weights (see `Network.with_feedback`)."""
+        return self._with(network=self.network.with_feedback(weights))
 
     def run(
         self,
@@ -232,12 +237,8 @@ class Problem:
         return self.losses(self.logits(params, end, features))
 
     def logits(self, params: Mapping[str, Tensor], end: str, features: Tensor) -> Tensor:
-        """What the local head at ``end`` says of the features there: [batch, classes]."""
-        head = self.trace.ends[end]
-        prefix = f"{head}."
-        own = {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
-        found: Tensor = functional_call(self.network.modules[head], own, (features,))
-        return found
+        """What the local head at ``end`` makes of the features there: [batch, classes]."""
+        return self.network.logits(self.trace.ends[end], params, features)
 
     def correct(self, outputs: Any) -> Tensor | None:
         """Is the largest output the target's? [batch]; None where targets are no classes."""
@@ -255,62 +256,44 @@ class Problem:
         return gradient
 
     def _dry_run(self, classification: bool) -> tuple[ForwardTrace, ForwardTrace]:
-        """Maps of the batch and of its first example alone, and checks of all that a pass and the loss do."""
+        """Traces of the batch and of its first example alone, and checks of all that a pass and the loss do."""
         one, tensors = self.example(0), {**self.buffers, **self.params}
-        outputs, found = self._traced(tensors, self.inputs)
+        outputs, trace = self._traced(tensors, self.inputs)
         try:
             first, single = self._traced(tensors, one.inputs)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise ValueError(purity.alone(error)) from error
+            raise ValueError(purity.batch_only(error)) from error
         purity.require_derivative("network", lambda params: one.run(params)[0], self.params)
         purity.refuse_foreign(outputs)
         if classification:
-            check_classes(outputs, self.targets)
-            check_heads(self.network.modules, found.ends.values(), self.targets)
-        losses = self._held(outputs)
+            require_classes(outputs, self.targets)
+            require_classes_of_heads(self.network.modules, trace.ends.values(), self.targets)
+        losses = self._checked_losses(outputs)
         require_losses(losses, self.batch_size)
-        if not losses.is_meta:
-            self._require_independence(outputs, losses, first)
+        if not losses.is_meta:  # without values there is nothing to compare
+            with torch.no_grad():
+                purity.require_independence((outputs, losses), (first, one.losses(first)), self._pass)
         purity.require_derivative("loss", lambda params: one.losses(one.run(params)[0]), self.params)
-        if found.ends:
-            found.direct_edges = single.direct_edges = self.network.direct_edges(
+        if trace.ends:
+            trace.direct_edges = single.direct_edges = self.network.direct_edges(
                 single, tensors, self.params, one.inputs, one.losses
             )
-        return found, single
+        return trace, single
 
     def _traced(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, ForwardTrace]:
-        """Output and map of a pass that draws nothing and changes nothing; a graph shows what it does not own."""
+        """Output and trace of a pass that draws nothing and changes nothing; a graph shows what it does not own."""
         with torch.enable_grad(), purity.unchanged("network", tensors, "call module.eval()"):
-            try:
-                return self.network.trace(tensors, inputs)
-            except RuntimeError as error:
-                purity.coach(error, inputs, self.dtype)
-                raise
+            return self.network.trace(tensors, inputs)
 
-    def _held(self, outputs: Any) -> Tensor:
+    def _checked_losses(self, outputs: Any) -> Tensor:
         """Losses of a call that draws nothing and changes nothing; a graph shows what the loss owns."""
         given = {"targets": self.targets, **purity.named("outputs", outputs)}
         with torch.enable_grad(), purity.unchanged("loss", given, "torch.where makes a new tensor"):
             losses: Tensor = purity.undrawn("loss", lambda: self.losses(outputs))
             return losses
 
-    def _require_independence(self, outputs: Any, losses: Tensor, first: Any) -> None:
-        """Every example's loss is the same in other company.
-
-        Examples of even and of odd number apart: all of them change neighbours, place and company, for the price of
-        one pass in all. And the first one alone, of which a pass is there.
-        """
-
-        def again() -> purity.Pass:
-            repeated = self.run(self.params)[0]
-            return repeated, self.losses(repeated)
-
-        with torch.no_grad():
-            halves = (slice(1, None, 2), slice(0, None, 2))[: self.batch_size - 1]  # of two, the first one is a half
-            parts = [(slice(1), first), *((half, self.rows(half).run(self.params)[0]) for half in halves)]
-            for which, among in parts:
-                purity.require_same((outputs, losses), which, (among, self.rows(which).losses(among)), again)
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    def _pass(self, which: slice) -> purity.Pass:
+        """Outputs and losses of some of the examples."""
+        some = self.rows(which)
+        outputs = some.run(some.params)[0]
+        return outputs, some.losses(outputs)

@@ -1,4 +1,4 @@
-"""Guards: what a problem refuses of modules, batches and weights, before anything is computed."""
+"""Problem checks: which modules, batches, weights and precisions a problem refuses, before anything is computed."""
 
 import inspect
 from collections.abc import Mapping
@@ -60,6 +60,18 @@ def require_names(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
         )
 
 
+def require_rows(which: object) -> None:
+    """Raise unless this says which examples: a slice, or a tensor of their numbers."""
+    if not isinstance(which, slice | Tensor) or (isinstance(which, Tensor) and which.ndim != 1):
+        raise TypeError(f"rows are {which!r}, expected a slice or a tensor [rows] of numbers")
+
+
+def require_floating_point(dtype: object) -> None:
+    """Raise unless this is a dtype in which gradients can be."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype is {dtype!r}, expected a floating-point torch.dtype, such as torch.float64")
+
+
 def checked_batch(batch: object) -> tuple[Tensor, Tensor]:
     """Inputs and targets as constants."""
     parts = require_pair(batch)
@@ -102,6 +114,7 @@ def checked_weights(weights: object, like: Tensor, count: int) -> Tensor:
 
 
 def require_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise where one of these holds NaN or infinity; a tensor without values (on the meta device) may."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all()):
             raise NonFiniteError(f"{what}: {name} holds NaN or infinity")
@@ -142,6 +155,10 @@ def require_one_device(tensors: Mapping[str, Tensor]) -> None:
 
 
 def refuse_coupled_or_random(module: nn.Module) -> None:
+    """Raise where a layer is known to couple examples, to draw random numbers or to change its buffers.
+
+    What own layers do is seen by running them (`fgvar.nn.purity`), and said with less to go by.
+    """
     for name, child in module.named_modules():
         label = f"{name!r} ({type(child).__name__})"
         if isinstance(child, nn.modules.batchnorm._BatchNorm) and (child.training or not child.track_running_stats):

@@ -18,7 +18,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from tueplots import figsizes, fontsizes
 
-from fgvar.measurement.dataset_checks import LABELS, lacking
+from fgvar.measurement.dataset_checks import LABELS, missing_from
 from fgvar.measurement.files import open_dataset
 from fgvar.storage.atomic import replace
 
@@ -195,7 +195,7 @@ def require(dataset: xr.Dataset, needed: Mapping[str, tuple[str, ...]], source: 
         dim for name, its in needed.items() for dim in its if name in dataset and dim in dataset.dims
     )
     labels = [f"labels along {dim!r}" for dim in dims if dim not in (*dataset.coords, *LABELS, *NUMBERED)]
-    if missing := [*lacking(dataset, needed, TEXT), *labels]:
+    if missing := [*missing_from(dataset, needed, TEXT), *labels]:
         raise ValueError(f"not a dataset of {source}: it lacks {', '.join(missing)}")
 
 

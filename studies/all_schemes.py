@@ -48,7 +48,7 @@ def main(config: Config) -> None:
     if config.smoke:
         config = replace(config, channels=16, epochs=1, batch=4, draws=16)
     at, trained = problem(**{name: getattr(config, name) for name in NETWORK}, seed=config.seed)
-    schemes = {scheme.name: scheme.make() for scheme in fgvar.schemes()}
+    schemes = {scheme.name: scheme.estimator for scheme in fgvar.schemes()}
     dataset = fgvar.measure(schemes, at, draws=config.draws, seed=config.seed)
     # Single layers would be most of the file, and no figure shows them.
     dataset = dataset.sel(layer=["perturbed", "total"]).drop_vars("seconds")

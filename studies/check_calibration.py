@@ -206,7 +206,7 @@ def power_job(runs: int, seed: int) -> Array:
     import torch
 
     from fgvar.testing.statistical import DRAWS as n
-    from fgvar.testing.statistical import means
+    from fgvar.testing.statistical import mean_test
 
     rng = np.random.Generator(np.random.SFC64([seed, 77]))
     caught = np.zeros((2, len(EFFECTS)))
@@ -214,13 +214,13 @@ def power_job(runs: int, seed: int) -> Array:
         u, v = rng.standard_normal((2, n, 200))
         for kind, columns in enumerate((u**2 - 1, u * v)):
             # The size that the verdict prints: from the spread of correct draws.
-            size = means(torch.from_numpy(columns), 0.0, level=LEVEL * 200).detectable
+            size = mean_test(torch.from_numpy(columns), 0.0, level=LEVEL * 200).detectable
             for index, effect in enumerate(EFFECTS):
                 error = size.mean().item()
                 # A wrong scale multiplies the draws, spread included; a bias moves them.
                 error = effect * (error / (1 - error) if kind == 0 else error)
                 wrong = (columns + 1) * (1 + error) - 1 if kind == 0 else columns + error
-                found = means(torch.from_numpy(wrong), 0.0, level=LEVEL * 200)
+                found = mean_test(torch.from_numpy(wrong), 0.0, level=LEVEL * 200)
                 caught[kind, index] += int((found.z.abs() > found.critical).sum())
     return caught / (-(-runs // 200) * 200)
 

@@ -157,6 +157,31 @@ def test_other_parameters_or_views_bring_new_keys(stop: bool) -> None:
     assert torch.equal(problem.at(moved).loss(moved), problem.loss(moved)) != stop
 
 
+def test_other_queries_keep_the_keys() -> None:
+    """Those of some rows, and images of their own; weights do not go with them."""
+    problem = contrastive()
+    some = problem.weighted(torch.ones(3).double()).with_queries(problem.inputs[1:], problem.targets[1:])
+    assert some.weights is None
+    assert torch.equal(some.loss(), problem.rows(slice(1, 3)).loss())
+    model, images = network(), randn(2, 1, 4, 4, seed=7)
+    keys, numbers = represented(model, views()[1]), torch.tensor([2, 0])
+    order = [[2, 0, 1], [0, 1, 2]]  # of the keys, each query's own one first
+    each = [naive(query[None], keys[own])[0] for query, own in zip(represented(model, images), order, strict=True)]
+    torch.testing.assert_close(problem.with_queries(images, numbers).loss(), torch.stack(each).mean())
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_a_query_is_correct_whose_own_key_is_most_like_it(stop: bool) -> None:
+    problem, model, (one, two) = contrastive(stop_gradient=stop), network(), views()
+    queries, keys = represented(model, one), represented(model, two)
+    cosines = torch.stack([torch.stack([q @ k / q.norm() / k.norm() for k in keys]) for q in queries])
+    expected = cosines.argmax(1) == torch.arange(3)
+    expected = expected if stop else expected.repeat(2)
+    assert torch.equal(problem.correct(problem.run(problem.params)[0]), expected)
+    same = fgvar.contrastive.Contrastive(network(), fgvar.contrastive.InfoNCE(stop_gradient=stop), (one, one))
+    assert bool(same.correct(same.run(same.params)[0]).all())
+
+
 @pytest.mark.parametrize("stop", [True, False])
 def test_measure(stop: bool) -> None:
     estimators = {name: fgvar.scheme(name) for name in ("FG-W", "LG-FG-A")}
@@ -248,6 +273,10 @@ def test_coupled_examples_are_told_from_others() -> None:
     coupled = contrastive(stop_gradient=False)
     with pytest.raises(ValueError, match="none has a problem of its own"):
         coupled.example(0)
+    with pytest.raises(ValueError, match="none has a problem of its own"):
+        coupled.with_queries(*views())
+    with pytest.raises(TypeError, match=r"the second view is torch\.int64, expected images.*with_queries"):
+        contrastive().at(batch=(views()[0], torch.arange(3)))
     for name, shared in (("FG-W", False), ("FG-A", True)):
         estimator = fgvar.scheme(name, shared=shared)
         with pytest.raises(ValueError, match=f"use shared={not shared}"):

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.func import grad
 
+from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.estimator import Estimate
 from fgvar.estimators.guesses import drawn
 from fgvar.estimators.losses import GlobalLoss, Losses, gradient, gradient_and_loss
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import Randomness
-from fgvar.estimators.spaces import ActivitySpace
 from fgvar.problem import Problem
 
 
@@ -62,8 +62,7 @@ class FeedbackAlignment:
             # A module may use parameters of its children without calling them.
             inside = (path for path in whole if path.startswith(f"{owner}."))
             weights[owner] = {path.removeprefix(f"{owner}."): whole[path] for path in inside}
-        with problem.network.feedback(weights):
-            return Estimate(*gradient_and_loss(self.losses, problem, problem.params))
+        return Estimate(*gradient_and_loss(self.losses, problem.with_feedback(weights), problem.params))
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return gradient(self.losses, problem, problem.params)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from fgvar.errors import unknown
 from fgvar.nn.forward_mode import jvp, primal
 from fgvar.nn.reach import OUTPUT
+from fgvar.nn.traits import traits_of
 from fgvar.problem import Problem
 
 LossTerms = dict[str, Tensor]  # end → directional derivative of each loss copy [batch, patches or 1, groups or 1]
@@ -105,7 +106,7 @@ def jvp_terms(
     """`forward_terms` at a point and along a direction from it; an enclosing vjp follows the pass through ``params``.
 
     ``place`` puts perturbed tensors among parameters and taps. The direction may move what modules return, too
-    (``push``: see `fgvar.nn.instrumented.Network.run`).
+    (``add_tangent``: see `fgvar.nn.instrumented.Network.run`).
     """
 
     def forward(tensors: Mapping[str, Tensor]) -> tuple[LossTerms, tuple[Tensor, LossTerms, dict[str, Tensor]]]:
@@ -279,8 +280,8 @@ class LocalLosses:
         return terms
 
     def group_rows(self, module: object) -> bool:
-        guaranteed = getattr(module, "group_rows", False)
-        return bool(guaranteed or (self.credit == "published" and getattr(module, "published_group_rows", False)))
+        traits = traits_of(module)
+        return traits.group_rows or (self.credit == "published" and traits.published_group_rows)
 
     def total(
         self, problem: Problem, params: Mapping[str, Tensor], outputs: Any, values: Mapping[str, Tensor]

@@ -9,6 +9,7 @@ from fgvar.errors import unknown
 from fgvar.nn.forward_mode import layer_norm, linear_jvp
 from fgvar.nn.heads import LocalHead, ReadOut, blank_linear, initialise
 from fgvar.nn.sites import Site
+from fgvar.nn.traits import Traits, declare
 
 PRESETS: dict[str, dict[str, Any]] = {
     "S/1/1": {"image_shape": (1, 28, 28), "classes": 10, "blocks": 1, "patches": 1, "channels": 256, "groups": 1},
@@ -24,11 +25,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 class GroupedLinear(nn.Module):
     """One linear map a group: ``[…, groups, fan_in] → […, groups, fan_out]``.
 
-    Row ``g`` of weight and bias moves the features of group ``g`` alone (``group_rows``), so a group's local
-    loss is all the credit that it needs.
+    Row ``g`` of weight and bias moves the features of group ``g`` alone (``group_rows`` of `Traits`), so a
+    group's local loss is all the credit that it needs.
     """
 
-    group_rows = True
+    fgvar_traits = Traits(group_rows=True)
 
     def __init__(self, groups: int, fan_in: int, fan_out: int) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class Block(nn.Module):
             self.token_relu = nn.ReLU()
         self.channel = blank_linear(features, channels)
         # The paper's code credits each row of this layer with its own group's loss only, which is biased.
-        setattr(self.channel, "published_group_rows", True)  # noqa: B010 (a flag, not a module)
+        declare(self.channel, published_group_rows=True)
         self.channel_site = Site(relu="channel_relu", patch_axis=1, group_axis=2)
         self.channel_relu = nn.ReLU()
         self.grouped = GroupedLinear(groups, channels // groups, channels // groups)

@@ -1,13 +1,15 @@
-"""Forward mode: dual numbers, and layers whose derivative along a direction costs no more than it has to."""
+"""Forward mode: dual numbers x + ε·ẋ, and layers whose derivative along ẋ costs no more than it has to."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -16,7 +18,7 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 EPS = 1e-5  # of every layer norm in the paper's networks
 
-_forward_mode = threading.RLock()
+_forward_mode = threading.RLock()  # reentrant: one jvp may lie inside another
 
 
 def jvp(
@@ -38,6 +40,7 @@ def jvp(
 
 def unpack_dual(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """The value and the tangent of a tensor; no tangent where it has none, or inside a vmap inside a jvp."""
+    # For that nesting torch has no rule to unpack by; without a tangent, layers fall back on torch's forward mode.
     if torch._C._functorch.is_batchedtensor(x):
         return x, None
     dual = forward_ad.unpack_dual(x)
@@ -51,9 +54,9 @@ def primal(value: Any) -> Any:
 
 def add_tangent(output: Tensor, along: Tensor) -> Tensor:
     """``output`` without its gradient, moving along a direction more: a dual number, where detach stops both."""
-    at, already = forward_ad.unpack_dual(output)
-    moves = along.contiguous() if already is None else already.detach() + along
-    return forward_ad.make_dual(at.detach().to(moves.dtype), moves)  # under autocast the direction is more precise
+    value, tangent = forward_ad.unpack_dual(output)
+    moved = along.contiguous() if tangent is None else tangent.detach() + along
+    return forward_ad.make_dual(value.detach().to(moved.dtype), moved)  # under autocast the direction is more precise
 
 
 def linear_jvp(product: Product, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -69,7 +72,8 @@ def linear_jvp(product: Product, x: Tensor, weight: Tensor, bias: Tensor | None)
         tensor([[2., 2.]])
     """
     at, along = unpack_dual(x)
-    if along is None or any(unpack_dual(own)[1] is not None for own in (weight, bias) if own is not None):
+    # Where weights move as well (weight perturbation), the product rule has two terms: torch's own.
+    if along is None or any(unpack_dual(tensor)[1] is not None for tensor in (weight, bias) if tensor is not None):
         return product(x, weight, bias)
     value = product(at, weight, bias)
     return forward_ad.make_dual(value, product(along, weight, None).to(value.dtype))  # autocast may keep one precise
@@ -108,8 +112,10 @@ LINEAR_JVP: dict[type[nn.Module], type[nn.Module]] = {
 def use_linear_jvp(module: nn.Module) -> None:
     """Let torch's linear and convolutional layers in ``module`` use `linear_jvp`; subclasses stay as they are."""
     for child in module.modules():
-        if own := LINEAR_JVP.get(type(child)):
-            child.__class__ = own
+        # By exact type: a subclass may compute something else. The class alone changes, so that names, parameters and
+        # hooks stay.
+        if replacement := LINEAR_JVP.get(type(child)):
+            child.__class__ = replacement
 
 
 def layer_norm(x: Tensor) -> Tensor:
@@ -153,6 +159,7 @@ def weight_norm(length: Tensor, along: Tensor, dim: int) -> Tensor:
     """
     if dim == -1:
         return along * (length / along.norm())
+    # In plain operations: torch's fused kernel has no forward-mode derivative.
     norms = along.movedim(dim, 0).reshape(along.shape[dim], -1).norm(dim=1)
     return along * (length / norms.reshape(length.shape))
 
@@ -175,3 +182,49 @@ def use_plain_weight_norm(module: nn.Module) -> None:
         for hook in child._forward_pre_hooks.values():
             if type(hook) is WeightNorm:
                 hook.__class__ = _Hook
+
+
+class _PlainAttention:
+    """How many threads are within `plain_attention`, and how the choice before is put back."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.threads = 0
+        self.undo: Callable[[], object] = lambda: None
+
+
+_plain_attention = _PlainAttention()
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Within, attention computes in plain operations: its fused kernels have no forward-mode derivative.
+
+    The choice of kernels belongs to the process: the first thread to come in makes it, the last to leave undoes it.
+    """
+    state = _plain_attention
+    with state.lock:
+        if not state.threads:
+            state.undo = _choose_plain_attention()
+        state.threads += 1
+    try:
+        yield
+    finally:
+        with state.lock:
+            state.threads -= 1
+            if not state.threads:
+                state.undo()
+
+
+def _choose_plain_attention() -> Callable[[], object]:
+    """Choose the plain kernels; what is returned puts back the choice before."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    kernels = sdpa_kernel(SDPBackend.MATH)
+    torch.backends.mha.set_fastpath_enabled(False)
+    kernels.__enter__()
+
+    def undo() -> None:
+        kernels.__exit__(None, None, None)
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+    return undo

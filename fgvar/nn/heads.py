@@ -1,4 +1,4 @@
-"""Heads: classifiers that learn from their exact gradient in every scheme (Ren et al. 2023, Sec. 5)."""
+"""Heads: linear classifiers of features, which learn from their exact gradient in every scheme (Ren et al. 2023)."""
 
 import torch
 from torch import Tensor, nn
@@ -7,6 +7,7 @@ from torch.nn.utils import skip_init
 from fgvar.errors import unknown
 from fgvar.nn.forward_mode import layer_norm
 from fgvar.nn.sites import Site, copied, require_module
+from fgvar.nn.traits import Traits
 
 
 def blank_linear(fan_in: int, fan_out: int) -> nn.Linear:
@@ -25,16 +26,16 @@ class ReadOut(nn.Module):
         torch.Size([2, 3])
     """
 
-    learns_exactly = True
+    fgvar_traits = Traits(learns_exactly=True)
 
     def __init__(self, channels: int, classes: int, *, norm: bool = True) -> None:
         super().__init__()
         self.norm = norm
-        self.linear = blank_linear(channels, classes)
+        self.linear = blank_linear(channels, classes)  # by this name `headless` finds it
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 3:
-            x = x.mean(1)
+            x = x.mean(1)  # over tokens, ahead of the norm: features of the whole image have unit variance
         if self.norm:
             x = layer_norm(x)
         logits: Tensor = self.linear(x)
@@ -56,11 +57,11 @@ class LocalHead(nn.Module):
         torch.Size([2, 3])
     """
 
-    learns_exactly = True
+    fgvar_traits = Traits(learns_exactly=True)
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
-        self.end = Site()
+        self.end = Site()  # watched and cut, never perturbed: it lies in a module that learns exactly
         self.linear = blank_linear(channels, classes)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -98,5 +99,6 @@ def initialise(layer: nn.Module, how: str, generator: torch.Generator) -> None:
     if how not in stds:
         raise ValueError(unknown("initialisation", how, stds))
     with torch.no_grad():
+        # Drawn on the CPU, from a generator of one's own: the same weights on every device, and nobody's draws moved.
         weight.copy_(torch.randn(weight.shape, generator=generator, dtype=weight.dtype) * stds[how])
         bias.zero_()

@@ -1,7 +1,7 @@
-"""Network: a module's forward pass, watched, cut and mapped (which loss terms can a tensor reach?)."""
+"""Network: a module's forward pass as a function of its tensors, which can be watched, cut, moved and traced."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -9,30 +9,42 @@ import torch
 from torch import Tensor, nn
 
 from fgvar.nn.forward_mode import use_linear_jvp, use_plain_weight_norm
-from fgvar.nn.purity import undrawn
-from fgvar.nn.reach import OUTPUT, ForwardTrace
+from fgvar.nn.forward_pass import Feedback, ForwardPass, OutputShifts
+from fgvar.nn.purity import coach, undrawn
+from fgvar.nn.reach import OUTPUT, CallRecorder, ForwardTrace
 from fgvar.nn.sites import copied, exact_modules, inside
-from fgvar.nn.skeleton import OfThread, Skeleton
+from fgvar.nn.skeleton import PerThread, Skeleton
 
 
 class Network:
     """A module's forward pass, which can be watched and cut, as a function of parameters and buffers.
 
     It runs on a private `Skeleton` of the module, never on the module itself. Each thread has a skeleton of its own,
-    so that threads may share one network.
+    and each call a `ForwardPass` of its own, so that threads may share one network.
+
+    Attributes:
+        owners: parameter → the modules that own it, several where it is tied.
+        aliases: further name of a tied parameter → its first name.
+        exact: names of the parameters that learn from their exact gradient.
+        writes: does a pass change its inputs in place? Then it gets a copy.
+        costs: what measuring remembers of estimators on this network.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.owners, self.aliases = _owners(module)
+        # Without values: a pass gets all tensors as arguments, and a skeleton a thread costs no memory.
         blank = copied(module).to("meta")
         use_linear_jvp(blank)
         use_plain_weight_norm(blank)
+        # named_modules lists a shared module under one name, while its parameters' owners have several.
         called = {name for name, _ in blank.named_modules() if name}
-        plain = {name for owners in self.owners.values() for name in owners} & called
-        self._skeletons = OfThread(partial(Skeleton, blank, sorted(plain)))
-        self.writes = False  # does a pass change its inputs in place? Then it gets a copy.
-        self.costs: dict[str, float] = {}  # what measuring remembers of estimators on this network
+        with_parameters = {name for owners in self.owners.values() for name in owners} & called
+        self._skeletons = PerThread(partial(Skeleton, blank, sorted(with_parameters)))
+        self._feedback_weights: Mapping[str, Mapping[str, Tensor]] = {}
+        self.writes = False
+        self.costs: dict[str, float] = {}
         heads = exact_modules(module)
+        # A parameter that a head shares with the trunk moves the trunk, so that it is perturbed.
         self.exact = frozenset(
             name for name, owners in self.owners.items() if all(inside(owner, heads) for owner in owners)
         )
@@ -40,17 +52,26 @@ class Network:
     @property
     def skeleton(self) -> nn.Module:
         """This thread's copy of the module, on the meta device."""
-        return self._here.module
+        return self._skeleton.module
 
     @property
     def modules(self) -> dict[str, nn.Module]:
         """All modules inside of `skeleton`, by name."""
-        return self._here.modules
+        return self._skeleton.modules
 
     @property
-    def _here(self) -> Skeleton:
+    def _skeleton(self) -> Skeleton:
         found: Skeleton = self._skeletons.value
         return found
+
+    def with_feedback(self, weights: Mapping[str, Mapping[str, Tensor]]) -> "Network":
+        """The network whose gradients flow back through the modules named here as if these had these parameters.
+
+        Forward, and by their own parameters, the modules do as ever.
+        """
+        other = copy.copy(self)  # skeletons are shared: each pass brings its own feedback
+        other._feedback_weights = weights
+        return other
 
     def run(
         self,
@@ -69,14 +90,8 @@ class Network:
         What follows a module in ``replace`` gets the tensor given there instead. A module named here that is called
         twice is a ValueError.
         """
-        here = self._here
-        here.watch, here.cut, here.values = watch, cut, {}
-        here.add_tangent, here.replace = add_tangent or {}, replace or {}
-        try:
-            return self._call(tensors, inputs), here.values
-        finally:
-            here.watch, here.cut, here.values = (), (), {}
-            here.add_tangent, here.replace = {}, {}
+        forward = ForwardPass(watch, cut, add_tangent or {}, replace or {}, feedback=self._feedback())
+        return self._call(forward, tensors, inputs), forward.values
 
     def shift_outputs(
         self,
@@ -91,28 +106,39 @@ class Network:
 
         What a module itself returns, ahead of its site and of the shift.
         """
-        here = self._here
-        here.shifts, here.probed = shifts, {}
-        try:
-            return self.run(tensors, inputs, cut=cut, replace=replace)[1], here.probed
-        finally:
-            here.shifts, here.probed = {}, {}
+        shifted = OutputShifts(shifts)
+        forward = ForwardPass(cut=cut, replace=replace or {}, shifts=shifted, feedback=self._feedback())
+        self._call(forward, tensors, inputs)
+        return forward.values, shifted.calls
+
+    def logits(self, head: str, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """What a local head makes of features, with those of the parameters that are its own: [batch, classes]."""
+        prefix = f"{head}."
+        own = {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
+        return self._skeleton.call_head(ForwardPass(feedback=self._feedback()), head, own, features)
 
     def trace(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, ForwardTrace]:
-        """Output and map of one forward pass. Drawing random numbers on the way is a ValueError."""
-        kept = inputs.clone()
-        before = kept._version
-        recording = self._here.record()
+        """Output and trace of one forward pass.
+
+        Raises:
+            ValueError: random numbers are drawn on the way, inputs are of another dtype than the network takes, or
+                something in the network cannot be differentiated.
+        """
+        clone = inputs.clone()  # torch counts the writes to it
+        before = clone._version
+        recorder = CallRecorder()
         try:
-            output = undrawn("network", lambda: self._call(tensors, kept))
-        finally:
-            self._here.recording = None
-        self.writes = self.writes or kept._version != before
-        return output, ForwardTrace(self.skeleton, recording, len(inputs))
+            output = undrawn("network", lambda: self._call(ForwardPass(recorder=recorder), tensors, clone))
+        except RuntimeError as error:
+            ordered = (tensors[name] for name in (*self.owners, *tensors))  # parameters first
+            coach(error, inputs, next((t.dtype for t in ordered if t.is_floating_point()), inputs.dtype))
+            raise
+        self.writes = self.writes or clone._version != before
+        return output, ForwardTrace(self.skeleton, recorder.visits, len(inputs))
 
     def direct_edges(
         self,
-        found: ForwardTrace,
+        trace: ForwardTrace,
         tensors: Mapping[str, Tensor],
         params: Collection[str],
         inputs: Tensor,
@@ -122,57 +148,48 @@ class Network:
 
         Read off the graph of one backward pass (whatever the values), so that connections around an end count.
         """
-        taps = {s: shape for s, shape in found.sites.items() if shape and len(found.visits[s]) == 1}
+        # Of a site that is called once, the tap is a source; one called twice cannot be perturbed.
+        taps = {site: shape for site, shape in trace.sites.items() if shape and len(trace.visits[site]) == 1}
         like = next(tensors[name] for name in params)
         with torch.enable_grad():
             sources = {name: tensors[name].detach().clone().requires_grad_() for name in params}
             sources |= {
-                s: torch.zeros(shape, dtype=like.dtype, device=like.device, requires_grad=True)
-                for s, shape in taps.items()
+                site: torch.zeros(shape, dtype=like.dtype, device=like.device, requires_grad=True)
+                for site, shape in taps.items()
             }
             moved = {f"{name}.tap" if name in taps else name: value for name, value in sources.items()}
-            leaves = self._here.leaves = {}
-            try:
-                outputs, values = self.run({**tensors, **moved}, inputs, cut=tuple(found.ends))
-                sources |= leaves
-            finally:
-                self._here.leaves = None
-            reads = {**values, OUTPUT: losses(outputs)}
+            # Behind each cut a new leaf starts: what it leads to, it leads to past no other end.
+            leaves: dict[str, Tensor] = {}
+            forward = ForwardPass(cut=tuple(trace.ends), leaves=leaves)
+            outputs = self._call(forward, {**tensors, **moved}, inputs)
+            sources |= leaves
+            reads = {**forward.values, OUTPUT: losses(outputs)}
             reached = {end: connected([value], sources) for end, value in reads.items()}
         return {name: tuple(end for end in reads if name in reached[end]) for name in sources}
 
-    def _call(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
+    def _feedback(self) -> Feedback | None:
+        return Feedback(self._skeleton.without_hooks, self._feedback_weights) if self._feedback_weights else None
+
+    def _call(self, forward: ForwardPass, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
         # Moving to the meta device has untied what was tied.
         tied = {alias: tensors[name] for alias, name in self.aliases.items()}
-        return self._here.call({**tensors, **tied}, inputs.clone() if self.writes else inputs)
-
-    @contextmanager
-    def feedback(self, weights: Mapping[str, Mapping[str, Tensor]]) -> Iterator[None]:
-        """Within, gradients flow back through the modules named here as if they had these parameters.
-
-        Forward, and by their own parameters, they do as ever.
-        """
-        here = self._here
-        here.feedback = weights
-        try:
-            yield
-        finally:
-            here.feedback, here.fed = {}, {}
+        return self._skeleton.call(forward, {**tensors, **tied}, inputs.clone() if self.writes else inputs)
 
 
 def connected(outputs: Collection[Tensor], sources: Mapping[str, Tensor]) -> set[str]:
     """Names of the sources that the outputs' graphs lead to (whatever the values of the derivatives)."""
-    alive = [output for output in outputs if output.requires_grad]
-    if not alive:
+    with_graph = [output for output in outputs if output.requires_grad]
+    if not with_graph:
         return set()
-    total = torch.stack([output.sum() for output in alive]).sum()
+    # One scalar, hence one backward pass. A gradient of zeros is a connection, too: where there is none, it is None.
+    total = torch.stack([output.sum() for output in with_graph]).sum()
     found = torch.autograd.grad(total, list(sources.values()), allow_unused=True, retain_graph=True)
     return {name for name, gradient in zip(sources, found, strict=True) if gradient is not None}
 
 
 def _owners(module: nn.Module) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
     """For each parameter the modules that own it, and for each further name of a tied one its first name."""
-    names = {id(p): name for name, p in module.named_parameters()}
+    names = {id(p): name for name, p in module.named_parameters()}  # which lists a tied one by its first name alone
     owners: dict[str, list[str]] = {}
     aliases: dict[str, str] = {}
     for path, parameter in module.named_parameters(remove_duplicate=False):

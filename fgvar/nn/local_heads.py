@@ -1,4 +1,4 @@
-"""Local heads on anybody's network: classifiers behind chosen modules, with stops and group copies."""
+"""Local heads: `with_local_heads` hangs classifiers behind chosen modules of any network, which end its blocks."""
 
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from fgvar.errors import unknown
 from fgvar.nn.heads import LocalHead, initialise
 from fgvar.nn.instrumented import Network
-from fgvar.nn.purity import coach
 from fgvar.nn.sites import Site, apply_site, copied, inside, require_module
+from fgvar.nn.traits import declare, traits_of
 from fgvar.problem_checks import require_one_device
 
+# Where modules say how many channels they return; layer norms do in normalized_shape.
 SIZES = ("out_features", "out_channels", "num_channels", "num_features", "embed_dim", "embedding_dim")
-AXES = {2: {"group_axis": 1}, 3: {"patch_axis": 1, "group_axis": 2}, 4: {"group_axis": 1}}  # of features with so many
+# By the number of axes of the features. Of images the patches lie along two axes, which a site cannot name: they are
+# summed, which is unbiased and noisier.
+AXES = {2: {"group_axis": 1}, 3: {"patch_axis": 1, "group_axis": 2}, 4: {"group_axis": 1}}
 
 
 class BlockEnd(nn.Module):
@@ -30,12 +33,11 @@ class BlockEnd(nn.Module):
         torch.Size([5, 8, 4, 4])
     """
 
-    reads_features = True
-
     def __init__(self, after: str, channels: int, classes: int, groups: int, ndim: int | None = None) -> None:
         super().__init__()
         self.after, self.channels, self.groups, self.ndim = after, channels, groups, ndim
-        self.axes: dict[str, int] = AXES.get(ndim or 0, {})  # along which a site just before it is its own copy's
+        # Along which a number of a site just before it moves its own copy of the loss alone.
+        declare(self, feature_axes=AXES.get(ndim or 0, {}))
         self.head = LocalHead(channels, classes)
 
     def forward(self, output: Tensor) -> Tensor:
@@ -54,6 +56,7 @@ class BlockEnd(nn.Module):
                 f"module {self.after!r} returned {channels_of(output.shape)} channels (shape {tuple(output.shape)}), "
                 f"its local head was built for {self.channels}; pass with_local_heads an example batch, inputs=x[:1]"
             )
+        # To [batch, patches, channels], and back below: behind the end the same numbers go on in their old layout.
         rows = output[:, None] if output.ndim == 2 else output
         rows = output.flatten(2).transpose(1, 2) if output.ndim == 4 else rows
         features: Tensor = self.head.end(rows.unflatten(2, (self.groups, -1))).flatten(2)
@@ -125,22 +128,24 @@ def with_local_heads(
             raise TypeError(f"{what} is {number!r}, expected an integer")
         if number < 1 and what != "seed":
             raise ValueError(f"{what} is {number}, expected at least 1")
+    # Of the plain network: what is called twice, or returns no features, is told before heads are hung on it.
     shapes = dict.fromkeys(after) if inputs is None else _shapes(module, after, inputs)
     channels = {name: channels_of(shape) if shape else _declared(module, name) for name, shape in shapes.items()}
     _check_groups(channels, groups)
     network = copied(module)
     for child in network.modules():
-        if getattr(child, "group_rows", False):
-            setattr(child, "group_rows", False)  # noqa: B010 (said of other features than these heads read)
-    for name in readout:
-        setattr(network.get_submodule(name), "learns_exactly", True)  # noqa: B010 (a flag, not a module)
+        if traits_of(child).group_rows:
+            declare(child, group_rows=False)  # which held of other features than these heads read
+    for name in readout:  # on the copy alone
+        declare(network.get_submodule(name), learns_exactly=True)
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    # One generator for all heads: they differ from each other, and are the same again by the same seed.
     generator = torch.Generator().manual_seed(seed)
     for name, shape in shapes.items():
         end = BlockEnd(name, channels[name], classes, groups, len(shape) if shape else None)
         initialise(end.head.linear, head_init, generator)
         _attach(network.get_submodule(name), end.to(like.device, like.dtype))
-    if inputs is not None:
+    if inputs is not None:  # once more, now with the heads: what they refuse shows here, and not in training
         _dry_run(network, inputs)
     return network
 
@@ -174,13 +179,14 @@ def _check_names(module: nn.Module, after: Sequence[str], readout: Collection[st
             f"{type(module).__name__} has local heads already ({present[0]!r}, …); call with_local_heads on a "
             "network without, naming all blocks at once in after="
         )
+    # With duplicates: two names of one shared module are both known, and told to be one.
     modules = {name: child for name, child in module.named_modules(remove_duplicate=False) if name}
     for name in (*after, *readout):
         if name not in modules:
             raise ValueError(unknown("module", name, modules))
-    seen: dict[int, str] = {}
+    first_names: dict[int, str] = {}
     for name in after:
-        other = seen.setdefault(id(modules[name]), name)
+        other = first_names.setdefault(id(modules[name]), name)
         if name in after[: after.index(other)] or list(after).count(name) > 1 or other != name:
             raise ValueError(f"after names one module twice ({other!r} and {name!r}); a block ends once")
         if inside(name, readout):
@@ -202,22 +208,25 @@ def _check_groups(channels: dict[str, int], groups: int) -> None:
 
 def _declared(module: nn.Module, name: str) -> int:
     """The channels that the last module up to the end of block ``name`` declares, in order of registration."""
-    found = None
+    # Registration stands in for the order of calls, which no one knows without a pass. A wrong guess is found by the
+    # first one (`BlockEnd.read`).
+    channels = None
     reached = False
     for path, child in module.named_modules():
         if reached and not inside(path, [name]):
             break
         reached = reached or path == name
+        # An activation declares none: its input's number is the last one found.
         sizes = [size for key in SIZES if isinstance(size := getattr(child, key, None), int)]
         shape = getattr(child, "normalized_shape", None)
         sizes += shape[-1:] if isinstance(shape, tuple) else ()
-        found = sizes[0] if sizes else found
-    if found is None:
+        channels = sizes[0] if sizes else channels
+    if channels is None:
         raise ValueError(
             f"no module up to {name!r} declares its number of channels (out_features, out_channels, …); pass "
             "with_local_heads an example batch, inputs=x[:1]"
         )
-    return found
+    return channels
 
 
 def _dry_run(module: nn.Module, inputs: Tensor) -> dict[str, list[Any]]:
@@ -226,18 +235,13 @@ def _dry_run(module: nn.Module, inputs: Tensor) -> dict[str, list[Any]]:
         raise TypeError(f"inputs is {type(inputs).__name__}, expected a tensor of examples: torch.as_tensor(…)")
     tensors = {k: v.detach() for k, v in (*module.named_parameters(), *module.named_buffers())}
     require_one_device({**tensors, "inputs": inputs})
-    dtype = next((v.dtype for v in tensors.values() if v.is_floating_point()), inputs.dtype)
     with torch.no_grad():
-        try:
-            return Network(module).trace(tensors, inputs)[1].visits
-        except RuntimeError as error:
-            coach(error, inputs, dtype)
-            raise
+        return Network(module).trace(tensors, inputs)[1].visits
 
 
 def _shapes(module: nn.Module, after: Sequence[str], inputs: Tensor) -> dict[str, tuple[int, ...] | None]:
     visits = _dry_run(module, inputs)
-    found: dict[str, tuple[int, ...] | None] = {}
+    shapes: dict[str, tuple[int, ...] | None] = {}
     for name in after:
         calls = visits.get(name, [])
         if len(calls) != 1:
@@ -246,18 +250,22 @@ def _shapes(module: nn.Module, after: Sequence[str], inputs: Tensor) -> dict[str
                 "after= that ends one block"
             )
         shape = calls[0].shape
+        # The shape is all that is looked at; None stands for an output that is no tensor.
         require_features(name, shape if shape is None else torch.empty(shape, device="meta"))
-        found[name] = shape
-    return found
+        shapes[name] = shape
+    return shapes
 
 
 def _attach(module: nn.Module, end: BlockEnd) -> None:
     """Hang a block's end on a module, after its site, which learns along which axes the copies lie."""
+    # Other hooks between the site and the head may mix what the site keeps apart.
     hooks = [getattr(hook, "func", None) for hook in module._forward_hooks.values()]
     if hooks == [apply_site]:
         site = module.site
         assert isinstance(site, Site)
-        site.patch_axis, site.group_axis = end.axes.get("patch_axis"), end.axes.get("group_axis")
+        axes = traits_of(end).feature_axes or {}
+        site.patch_axis, site.group_axis = axes.get("patch_axis"), axes.get("group_axis")
+    # A module may have a child of its own by that name.
     name = next(name for name in ("local", *(f"local{i}" for i in range(1, 99))) if not hasattr(module, name))
     module.add_module(name, end)
     module.register_forward_hook(partial(_read, name))

@@ -1,4 +1,4 @@
-"""Conduct: what networks and losses may not do while they run, and how it is seen."""
+"""Purity: networks and losses are functions of each example; draws, writes and coupled examples are found here."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +33,8 @@ def undrawn(who: str, function: Callable[[], Any]) -> Any:
         found = function()
         return dummy
 
+    # Under vmap torch itself raises where a draw is made, so that the traceback shows the culprit. The dummy is there
+    # to be mapped over; the function sees nothing of it.
     try:
         torch.func.vmap(once, randomness="error")(torch.zeros(1))
     except RuntimeError as error:
@@ -45,7 +47,7 @@ def undrawn(who: str, function: Callable[[], Any]) -> Any:
 
 
 def _states() -> tuple[object, ...]:
-    numpy: Any = np.random.get_state()
+    numpy: Any = np.random.get_state()  # a tuple with an array, which == does not compare
     return numpy[1].tobytes(), numpy[2:], random.getstate()
 
 
@@ -53,6 +55,7 @@ def _states() -> tuple[object, ...]:
 def undisturbed(device: torch.device) -> Iterator[None]:
     """Global random states, torch's, NumPy's and Python's, are afterwards as before, whoever draws from them."""
     numpy, python = np.random.get_state(), random.getstate()
+    # Of the other CUDA devices nothing is saved: doing so would start a context on each.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             yield
@@ -64,6 +67,7 @@ def undisturbed(device: torch.device) -> Iterator[None]:
 @contextmanager
 def unchanged(who: str, tensors: Mapping[str, Tensor], remedy: str) -> Iterator[None]:
     """Raise where one of these is written to, within."""
+    # A version counts the writes to a tensor, and to any view of it, which costs nothing; values would take a copy.
     before = {name: tensor._version for name, tensor in tensors.items()}
     yield
     if changed := [name for name, tensor in tensors.items() if tensor._version != before[name]]:
@@ -80,7 +84,7 @@ def named(what: str, structure: Any) -> dict[str, Tensor]:
 
 
 def coach(error: RuntimeError, inputs: Tensor, dtype: torch.dtype) -> None:
-    """Raise a sentence where a failed pass has one."""
+    """Raise a ValueError that says what to do, if the error of a failed pass is a known one."""
     if any(part in str(error) for part in ("setup_context", "generate_vmap_rule", "requires_grad_()")):
         raise ValueError(underivable("network", error)) from error
     if inputs.dtype != dtype:
@@ -95,7 +99,7 @@ def at_once(function: Callable[..., Any], *stacked: Any) -> Any:
     try:
         return torch.func.vmap(function)(*stacked)
     except (RuntimeError, NotImplementedError) as error:
-        if "vmap" not in str(error):
+        if "vmap" not in str(error):  # an error of the network's own, which says more than we could
             raise
         raise ValueError(
             "several directions, and directions or closed forms of each example, are computed by torch.func.vmap, "
@@ -110,9 +114,10 @@ def require_derivative(who: str, function: Callable[[Mapping[str, Tensor]], Any]
 
     def followed(params: Mapping[str, Tensor]) -> Tensor:
         nonlocal depends
+        # Within the vjp, what depends on the parameters by a derivative requires a gradient.
         values = [leaf for leaf in tree_leaves(function(params)) if isinstance(leaf, Tensor)]
         depends = any(value.requires_grad for value in values) or not values
-        return torch.zeros(())
+        return torch.zeros(())  # whatever the function returns: an output may be no tensor
 
     try:
         torch.func.vjp(followed, dict(at))
@@ -154,36 +159,49 @@ def refuse_foreign(outputs: Any) -> None:
         )
 
 
-def require_same(whole: Pass, which: slice, part: Pass, again: Callable[[], Pass]) -> None:
+def require_independence(batch: Pass, first: Pass, part: Callable[[slice], Pass]) -> None:
+    """Raise unless every example's loss is the same in other company.
+
+    Examples of even and of odd number apart: all of them change neighbours, place and company, for the price of one
+    pass in all. And the first one alone, of which a pass is there.
+    """
+    halves = (slice(1, None, 2), slice(0, None, 2))[: len(batch[1]) - 1]  # of two, the first one is a half
+    for which, other in [(slice(1), first), *((half, part(half)) for half in halves)]:
+        require_same(batch, which, other, lambda: part(slice(None)))
+
+
+def require_same(batch: Pass, which: slice, part: Pass, repeat: Callable[[], Pass]) -> None:
     """Raise where examples have other losses in a part of the batch than in all of it, and say by whose fault.
 
     Args:
-        whole: outputs and losses of the batch.
+        batch: outputs and losses of the batch.
         which: rows of the batch that are the part.
         part: outputs and losses of the part.
-        again: makes those of the batch once more, to tell what draws from what couples.
+        repeat: makes those of the batch once more, to tell what draws from what couples.
     """
-    (outputs, losses), (among, apart), count = whole, part, len(whole[1])
-    off = (~close(losses[which], apart)).nonzero()
-    if not len(off):
+    (outputs, losses), (part_outputs, part_losses), count = batch, part, len(batch[1])
+    different = (~close(losses[which], part_losses)).nonzero()
+    if not len(different):
         return
-    repeated = again()
+    # A pass that does not repeat itself would look like a coupling: that is asked first.
+    repeated = repeat()
     if _agree(outputs, repeated[0], slice(None), count) is False:
         raise ValueError(f"two passes of one batch differ: {DRAWS['network']}; nor may it remember passes")
     if not close(losses, repeated[1]).all():
         raise ValueError(f"two calls of one batch differ: {DRAWS['loss']}; nor may it remember calls")
-    agree = _agree(outputs, among, which, count)
+    # The same outputs and another loss: then the loss couples. Different outputs: then the network does.
+    agree = _agree(outputs, part_outputs, which, count)
     who = "network or the loss" if agree is None else "loss" if agree else "network"
     remedy = {
         "network": "use a norm within the example, and layers whose first axis is the batch (batch_first=True)",
         "loss": "return each example's own loss, without statistics of the batch",
         "network or the loss": "return tensors from the network to see which",
     }
-    row = int(off[0])
+    row = int(different[0])
     raise ValueError(
         f"the loss of example {range(count)[which][row]} is {float(losses[which][row]):.6g} in the batch and "
-        f"{float(apart[row]):.6g} among fewer: the {who} couples examples, so that no loss term credits one example "
-        f"alone; {remedy[who]}"
+        f"{float(part_losses[row]):.6g} among fewer: the {who} couples examples, so that no loss term credits one "
+        f"example alone; {remedy[who]}"
     )
 
 
@@ -193,20 +211,20 @@ def close(one: Tensor, other: Tensor) -> Tensor:
     return torch.isclose(one, other, rtol=tolerance, atol=tolerance)
 
 
-def _agree(outputs: Any, among: Any, which: slice, count: int) -> bool | None:
+def _agree(outputs: Any, others: Any, which: slice, count: int) -> bool | None:
     """Are the rows ``which`` of a batch's outputs those of another pass? None where none can be compared."""
     pairs = [
         (one[which], other)
-        for one, other in zip(tree_leaves(outputs), tree_leaves(among), strict=True)
+        for one, other in zip(tree_leaves(outputs), tree_leaves(others), strict=True)
         if isinstance(one, Tensor)
         and one.ndim
-        and len(one) == count
+        and len(one) == count  # else its rows are not the examples
         and (one.is_floating_point() or one.is_complex())
     ]
     return all(bool(close(one, other).all()) for one, other in pairs) if pairs else None
 
 
-def alone(error: Exception) -> str:
+def batch_only(error: Exception) -> str:
     """The sentence about a network that takes a batch alone."""
     return (
         f"the network takes the batch, and not its first example alone ({_first_line(error)}), so that no loss term "

@@ -1,15 +1,15 @@
-"""ForwardTrace: what one forward pass tells of a network: its sites, its local ends, and what reaches which end."""
+"""ForwardTrace: the calls of one forward pass, and what follows: sites, local ends, and which losses each reaches."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from fgvar.nn.heads import LocalHead
 from fgvar.nn.sites import sites_of
 
 OUTPUT = "output"  # the last place where a loss can be read, after all local ends
-AFTER_ALL = 1 << 60
+AFTER_ALL = 1 << 60  # a tick later than any: when the output is read
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,26 @@ class Visit:
     shape: tuple[int, ...] | None
 
 
+class CallRecorder:
+    """Notes the `visits` of all modules, each where its call ends, by a clock that ticks at every begin and end."""
+
+    def __init__(self) -> None:
+        self.visits: list[tuple[str, Visit]] = []
+        self._entered: list[int] = []  # when the calls that are going on began, outermost first
+        self._clock = 0
+
+    def enter(self) -> None:
+        self._entered.append(self._clock)
+        self._clock += 1
+
+    def leave(self, name: str, output: object) -> None:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else None
+        self.visits.append((name, Visit(self._entered.pop(), self._clock, shape)))
+        self._clock += 1
+
+
 class ForwardTrace:
-    """What one forward pass told of a network: its sites, its local ends, and what reaches which end.
+    """What one forward pass shows of a network: its sites, its local ends, and what reaches which end.
 
     ``sites`` are the activities that can be perturbed, in the order of their calls, with their whole shapes;
     ``ends`` are the block ends that have a local head (end → head), in that order too; ``batch_size`` is that
@@ -39,6 +57,7 @@ class ForwardTrace:
             self.visits.setdefault(name, []).append(visit)
         self.direct_edges: dict[str, tuple[str, ...]] = {}
         heads = {f"{k}.end": k for k, v in module.named_modules() if isinstance(v, LocalHead)}
+        # In the order of the pass, not of registration: "later" and "own" end mean the data's way.
         self.ends = {name: heads[name] for name, _ in recording if name in heads}
         sites = set(sites_of(module))
         self.sites = {name: self.visits[name][0].shape or () for name, _ in recording if name in sites}
@@ -61,9 +80,12 @@ class ForwardTrace:
         The own end is the first one after the module, where the module's declared separation of patches and
         groups holds; None where it is called more than once or encloses an end.
         """
+        # By time alone: whoever begins before an end is read may have moved it. Too many ends keep credit unbiased,
+        # and only add noise; a missing one would bias it.
         ticks = {end: self.visits[end][0].entered for end in self.ends} | {OUTPUT: AFTER_ALL}
         while name and name not in self.visits:  # a module used without being called counts as its parent
             name = name.rpartition(".")[0]
+        # The network itself, which no hook sees, lasts from before the first call to just before the output.
         visits = self.visits[name] if name else [Visit(-1, AFTER_ALL - 1, None)]
         reached: dict[str, None] = {}
         for visit in visits:
@@ -71,20 +93,22 @@ class ForwardTrace:
                 if tick > visit.entered:
                     reached[end] = None
                 if tick > visit.left and end in cuts:
-                    break
+                    break  # not at a cut inside of the module, whose later part still leads on
+        # Where the module encloses an end, that one is `first`, and what lies behind it has another: none is its own.
         after = next(end for end, tick in ticks.items() if tick > visits[0].left)
         first = next(iter(reached))
         return tuple(reached), after if len(visits) == 1 and first == after else None
 
     def losses_reached(self, name: str, cuts: Collection[str]) -> set[str]:
         """The ends, and OUTPUT, that a parameter or site leads to when gradients stop at ``cuts``."""
-        if not self.ends:
+        if not self.ends:  # no edges have been looked for: there is one loss
             return {OUTPUT}
-        found: set[str] = set()
+        reached: set[str] = set()
         waiting = list(self.direct_edges[name])
         while waiting:
             end = waiting.pop()
-            if end not in found:
-                found.add(end)
+            if end not in reached:
+                reached.add(end)
+                # What reaches an end goes on from there, unless gradients stop at it. From OUTPUT nothing goes on.
                 waiting += () if end in cuts else self.direct_edges.get(end, ())
-        return found
+        return reached

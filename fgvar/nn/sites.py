@@ -1,4 +1,4 @@
-"""Sites: the named tensors inside a network that can be perturbed, watched and cut."""
+"""Sites: named tensors inside a network, z → z + tap, at which it can be perturbed, watched and cut."""
 
 import copy
 from collections.abc import Collection
@@ -13,8 +13,10 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fgvar.errors import unknown
+from fgvar.nn.traits import traits_of
 
-WHOLE = (nn.MultiheadAttention,)  # modules that use their children's parameters without calling the children
+# Modules that use their children's parameters without calling the children: no hook sees these.
+INDIVISIBLE = (nn.MultiheadAttention,)
 
 
 class Site(nn.Module):
@@ -44,15 +46,17 @@ class Site(nn.Module):
         self, *, relu: str | None = None, patch_axis: int | None = None, group_axis: int | None = None
     ) -> None:
         super().__init__()
+        # A buffer, so that functional_call can put a perturbation there; outside of state_dict, so that a network's
+        # checkpoints load with and without sites.
         self.register_buffer("tap", torch.zeros(()), persistent=False)
         self.relu, self.patch_axis, self.group_axis = relu, patch_axis, group_axis
 
     def forward(self, z: Tensor) -> Tensor:
-        return z + self.tap if self.tap.ndim else z
+        return z + self.tap if self.tap.ndim else z  # a scalar tap is nobody's: adding its 0 would copy z
 
     def extra_repr(self) -> str:
-        said = {"relu": self.relu, "patch_axis": self.patch_axis, "group_axis": self.group_axis}
-        return ", ".join(f"{key}={value!r}" for key, value in said.items() if value is not None)
+        arguments = {"relu": self.relu, "patch_axis": self.patch_axis, "group_axis": self.group_axis}
+        return ", ".join(f"{key}={value!r}" for key, value in arguments.items() if value is not None)
 
 
 def with_sites(
@@ -107,11 +111,13 @@ def with_sites(
         )
     for name, child in chosen.items():
         # Features are read after the site, in whichever order the two were attached.
-        end = next((other for other in child.children() if getattr(other, "reads_features", False)), None)
-        axes = getattr(end, "axes", {}) if len(child._forward_hooks) == 1 else {}
-        child.add_module("site", Site(**axes))
+        declared = (traits_of(other).feature_axes for other in child.children())
+        axes = next((axes for axes in declared if axes is not None), None)
+        # The axes are those of the output as its reader gets it, which another hook may have changed before.
+        known = axes or {} if len(child._forward_hooks) == 1 else {}
+        child.add_module("site", Site(patch_axis=known.get("patch_axis"), group_axis=known.get("group_axis")))
         if type(child).forward is not nn.Sequential.forward:  # which calls the site itself: its last child
-            child.register_forward_hook(partial(apply_site, name), prepend=end is not None)
+            child.register_forward_hook(partial(apply_site, name), prepend=axes is not None)
     return instrumented
 
 
@@ -138,21 +144,23 @@ def require_module(module: object) -> None:
 
 def copied(module: nn.Module) -> nn.Module:
     """A copy with tensors of its own."""
-    made = {}  # anew in every pass, by hooks
+    # Weight norm and pruning leave their last result, with its graph, as a plain attribute. deepcopy refuses a graph,
+    # and every pass makes it anew: the copy gets the value. Any other such tensor would silently become a constant.
+    recomputed = {}
     for path, child in module.named_modules():
         hooks = child._forward_pre_hooks.values()
-        passing = {hook.name for hook in hooks if isinstance(hook, WeightNorm)}
-        passing |= {hook._tensor_name for hook in hooks if isinstance(hook, BasePruningMethod)}
+        by_hooks = {hook.name for hook in hooks if isinstance(hook, WeightNorm)}
+        by_hooks |= {hook._tensor_name for hook in hooks if isinstance(hook, BasePruningMethod)}
         for name, value in vars(child).items():
             if isinstance(value, Tensor) and not value.is_leaf:
-                if name not in passing:
+                if name not in by_hooks:
                     raise ValueError(
                         f"{f'{path}.{name}'.lstrip('.')!r} is a tensor with a graph, here a constant; compute it in "
                         "forward, delete it (if a pass has left it), or make it a parameter or, detached, a buffer"
                     )
-                made[id(value)] = value.detach().clone()
+                recomputed[id(value)] = value.detach().clone()
     try:
-        return copy.deepcopy(module, made)
+        return copy.deepcopy(module, recomputed)  # what this memo holds, it takes for copied already
     except (TypeError, RuntimeError) as error:
         raise TypeError(
             f"{type(module).__name__} cannot be copied ({str(error).splitlines()[0]}), and a copy is measured; "
@@ -168,7 +176,7 @@ def sites_of(module: nn.Module) -> list[str]:
 
 def exact_modules(module: nn.Module) -> list[str]:
     """Names of the modules in ``module`` that learn exactly: their parameters are never perturbed."""
-    return [name for name, child in module.named_modules() if getattr(child, "learns_exactly", False)]
+    return [name for name, child in module.named_modules() if traits_of(child).learns_exactly]
 
 
 def inside(name: str, modules: Collection[str]) -> bool:
@@ -180,7 +188,7 @@ def _chosen(
     module: nn.Module, sites: Collection[str] | None, types: tuple[type[nn.Module], ...] | None
 ) -> dict[str, nn.Module]:
     modules, exact = dict(module.named_modules()), exact_modules(module)
-    whole = [name for name, child in modules.items() if isinstance(child, WHOLE)]
+    indivisible = [name for name, child in modules.items() if isinstance(child, INDIVISIBLE)]
     # What makes a parametrized module's weights is called, but returns no activity.
     makers = [f"{name}.parametrizations".lstrip(".") for name, child in modules.items() if is_parametrized(child)]
     for name in sites or ():
@@ -190,25 +198,25 @@ def _chosen(
             raise ValueError(f"module {name!r} learns exactly and is never perturbed; leave it out of sites=")
         if inside(name, makers):
             raise ValueError(f"module {name!r} makes weights, no activity; name the module that has them in sites=")
-        if name not in whole and inside(name, whole):
-            owner = next(other for other in whole if inside(name, [other]))
+        if name not in indivisible and inside(name, indivisible):
+            owner = next(other for other in indivisible if inside(name, [other]))
             raise ValueError(
                 f"module {name!r} is never called: {owner!r} ({type(modules[owner]).__name__}) uses its parameters "
                 f"itself; name {owner!r} in sites="
             )
-    found = {}
+    chosen = {}
     for name, child in modules.items():
-        if inside(name, (*exact, *makers)) or (name not in whole and inside(name, whole)):
+        if inside(name, (*exact, *makers)) or (name not in indivisible and inside(name, indivisible)):
             continue
         if sites is not None:
             wanted = name in sites
         elif types is not None:
             wanted = isinstance(child, types)
-        else:
+        else:  # a parametrized module's own parameters lie in its parametrizations
             wanted = is_parametrized(child) or next(child.parameters(recurse=False), None) is not None
         if wanted:
-            found[name] = child
-    return found
+            chosen[name] = child
+    return chosen
 
 
 def apply_site(name: str, module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -216,10 +224,13 @@ def apply_site(name: str, module: nn.Module, _inputs: Any, output: Any) -> Any:
     site: Any = module.site
     if isinstance(output, Tensor):
         return site(output)
-    where = [index for index, part in enumerate(output) if isinstance(part, Tensor)] if type(output) is tuple else []
-    if not where:
+    # Attention returns (values, weights), recurrent layers (outputs, state): the first tensor is the activity.
+    # Subclasses, such as named tuples, are refused: a plain tuple would come back to whoever asks for fields by name.
+    parts = output if type(output) is tuple else ()
+    first = next((index for index, part in enumerate(parts) if isinstance(part, Tensor)), None)
+    if first is None:
         raise TypeError(
             f"a site after {name!r} ({type(module).__name__}) got {type(output).__name__}, expected a tensor or a "
             "tuple with one; choose other modules with with_sites(sites=…)"
         )
-    return (*output[: where[0]], site(output[where[0]]), *output[where[0] + 1 :])
+    return (*output[:first], site(output[first]), *output[first + 1 :])

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all: the one way in which results and checkpoints get onto a disk."""
+"""Atomic files: write one whole or not at all, the one way in which results and checkpoints get onto a disk."""
 
 import contextlib
 import os
@@ -88,8 +88,8 @@ def replace(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview], *
     target.parent.mkdir(parents=True, exist_ok=True)
     # Always of this name, so that what a kill leaves of it is written over; a second writer waits for the first.
     temporary = target.with_name(f".{target.name}.partial")
-    while (number := locks.opened(temporary)) is None:
-        time.sleep(locks.MOMENT)
+    while (number := locks.try_lock(temporary)) is None:
+        time.sleep(locks.POLL_SECONDS)
     with open(number, "wb") as file:
         try:
             file.truncate(0)

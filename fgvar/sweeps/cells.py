@@ -1,4 +1,4 @@
-"""Cells of a sweep: what defines one, what came of it, and its file.
+"""Cells of a sweep: hash what defines one, and write and read the file of what came of it.
 
 A file is a line that names the format, a line with a hash of the rest, a line of JSON and the packed dataset. One
 that a power cut has damaged has another hash, so that its cell is computed again.

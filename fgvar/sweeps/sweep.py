@@ -235,8 +235,8 @@ def _of_one_sweep(out: Path, work: str) -> Iterator[None]:
     """Share the consolidated file with other drivers of this sweep, and with no other sweep."""
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(locks.together(locks.beside(out), work))
-        except locks.Held as holder:
+            held.enter_context(locks.shared(locks.lock_path(out), work))
+        except locks.LockHeld as holder:
             raise BlockingIOError(
                 f"{out} is being written by a sweep of other cells, begun by {holder}; wait for its end, or give "
                 "another out="
@@ -251,10 +251,10 @@ def _in_turn(lock: Path, shard: str) -> Iterator[None]:
         told = False
         while True:
             try:
-                held.enter_context(locks.alone(lock))
+                held.enter_context(locks.exclusive(lock))
                 break
-            except locks.Held as holder:
-                if str(holder) == locks.me():
+            except locks.LockHeld as holder:
+                if str(holder) == locks.this_process():
                     raise BlockingIOError(
                         f"this process computes these cells already (shard {shard}); give each sweep a shard of its "
                         "own, as 0/2 and 1/2, or begin one after the other"

@@ -86,8 +86,7 @@ def test_feedback_through_the_transposes_is_backpropagation(build) -> None:
     }
     for name in ("BP", "L-BP", "LG-BP") if problem.trace.ends else ("BP",):
         exact = fgvar.scheme(name)
-        with problem.network.feedback(weights):
-            found = exact.target(problem)
+        found = exact.target(problem.with_feedback(weights))
         for key, value in exact.target(problem).items():
             torch.testing.assert_close(found[key], value, rtol=0, atol=1e-13, msg=lambda m, k=key: f"{k}: {m}")
 
@@ -128,11 +127,11 @@ def test_local_losses_stop_the_feedback() -> None:
 
 
 def test_the_gradient_afterwards_is_as_before() -> None:
-    """Feedback weights are gone when the estimate is made, even where it failed."""
+    """Feedback weights belong to the problem that has them, even where its pass failed."""
     problem = mixer()
     before = problem.backprop()
-    with pytest.raises(RuntimeError), problem.network.feedback({"block0.channel": {"weight": torch.ones(3)}}):
-        problem.backprop()
+    with pytest.raises(RuntimeError):
+        problem.with_feedback({"block0.channel": {"weight": torch.ones(3)}}).backprop()
     estimate(fgvar.scheme("FA"), problem)
     for name, value in problem.backprop().items():
         assert torch.equal(value, before[name]), name

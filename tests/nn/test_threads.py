@@ -12,7 +12,7 @@ from nets import encoder, fixed
 from torch import Tensor, nn
 
 import fgvar
-from fgvar.nn.skeleton import OfThread
+from fgvar.nn.skeleton import PerThread
 
 ROUNDS = 40
 Gradient = dict[str, Tensor]
@@ -97,12 +97,12 @@ def test_a_problem_made_in_one_thread_is_used_in_another() -> None:
 
 
 def test_what_belongs_to_a_thread_is_made_once_there() -> None:
-    here = OfThread(list)
-    mine, others = here.value, []
-    thread = threading.Thread(target=lambda: others.extend([here.value, here.value]))
+    lists = PerThread(list)
+    mine, others = lists.value, []
+    thread = threading.Thread(target=lambda: others.extend([lists.value, lists.value]))
     thread.start()
     thread.join()
-    assert here.value is mine
+    assert lists.value is mine
     assert others[0] is others[1] is not mine
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 import fgvar
 from fgvar.testing import DRAWS
-from fgvar.testing.mean_tests import MOVED, means
+from fgvar.testing.mean_tests import MIN_MOVED, mean_test
 from figures import alarms as panels
 from figures import calibration, style
 from studies import check_calibration as study
@@ -68,7 +68,7 @@ def test_the_heaviest_law_exceeds_them_as_the_study_says(stored: xr.Dataset) -> 
 
 def test_what_few_draws_move_is_undecided(stored: xr.Dataset) -> None:
     for law, q in alarms.RARE.items():
-        expected = stats.binom.cdf(MOVED - 1, DRAWS, q)
+        expected = stats.binom.cdf(MIN_MOVED - 1, DRAWS, q)
         np.testing.assert_allclose(stored["undecided"].sel(law=law), expected, rtol=1e-9, atol=1e-15)
     assert (stored["undecided"].where(stored["law_route"] == "drawn", 0) == 0).all()
     assert (stored["coordinate_undecided"] > 0.5).all()
@@ -81,7 +81,7 @@ def test_exact_rates_are_sums_over_the_number_of_events() -> None:
     for events in range(30, 200):
         samples = torch.zeros(DRAWS, 1, dtype=torch.float64)
         samples[:events] = 1 / q
-        found = means(samples, 1.0, level=nominal)
+        found = mean_test(samples, 1.0, level=nominal)
         chance = stats.binom.pmf(events, DRAWS, q)
         expected += chance * (not found.passed) * np.array([float(found.z) < 0, float(found.z) > 0])
     rates, undecided = alarms.exact(q)

@@ -267,4 +267,4 @@ def test_captions_tell_what_is_shown(out: Path) -> None:
 @pytest.mark.skipif(not STORED.exists(), reason="the table has not been stored yet")
 def test_the_readme_shows_the_stored_table() -> None:
     table = tabular.markdown(figure.table(xr.open_dataset(STORED, engine="h5netcdf")))
-    assert table in (ROOT / "README.md").read_text()
+    assert table in (ROOT / "studies" / "README.md").read_text()

@@ -9,6 +9,7 @@ from hypothesis import Phase, find, given, settings
 from torch import nn
 
 import fgvar
+from fgvar.nn.traits import traits_of
 from fgvar.testing import strategies
 
 QUICK = settings(database=None, phases=(Phase.generate, Phase.shrink))
@@ -48,7 +49,7 @@ KINDS = {
     "ReLU": lambda net: any(isinstance(child, nn.ReLU) for child in net.modules()),
     "GELU": lambda net: any(isinstance(child, nn.GELU) for child in net.modules()),
     "masked": lambda net: any(isinstance(child, fgvar.networks.Site) and child.relu for child in net.modules()),
-    "grouped": lambda net: any(hasattr(child, "group_rows") for child in net.modules()),
+    "grouped": lambda net: any(traits_of(child).group_rows for child in net.modules()),
     "convolutional": lambda net: any(isinstance(child, nn.Conv2d) for child in net.modules()),
     "two hidden layers": lambda net: isinstance(net, nn.Sequential) and len(net) == 5,
 }
