@@ -52,7 +52,8 @@ def errors(
     for one in runs:
         place = _place(one, networks, algorithms, seeds)
         if lengths[place]:
-            raise ValueError(f"there are two runs of {networks[place[0]]} {algorithms[place[1]]} {seeds[place[2]]}")
+            which = f"{networks[place[0]]} {algorithms[place[1]]} {seeds[place[2]]}"
+            raise ValueError(f"there are two runs of {which}, expected one; give each an --out of its own")
         for name in found:
             if name in one:
                 found[name][*place, : one[name].size] = one[name]

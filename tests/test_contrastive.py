@@ -251,7 +251,7 @@ class SpoilsKeys:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def randomness(self, problem: fgvar.Problem) -> fgvar.Randomness:
+    def randomness(self, problem: fgvar.Problem) -> fgvar.Randomness:  # noqa: ARG002
         return fgvar.Randomness({"u": fgvar.Leaf((), fgvar.Gaussian())})
 
     def estimate(self, problem: fgvar.Problem, noise: dict[str, Tensor]) -> fgvar.Estimate:
