@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from fgvar.measurement.dataset import ENDS
+from fgvar.measurement import ENDS
 
 CURVES = ("loss", "train_error", "test_error")
 # Of the probes what curves over training show; what has a closed form has no error.
