@@ -208,8 +208,9 @@ class Contrastive(Problem):
         """Keys of the second view at every end and at the output, without a gradient."""
         heads = {f"{name}.end": name for name, child in self.network.modules.items() if isinstance(child, LocalHead)}
         with torch.no_grad():
-            output, values = self.network.run({**self.buffers, **self.params}, self.second, watch=heads)
-            ends = {end: self.network.logits(heads[end], self.params, features) for end, features in values.items()}
+            tensors = {**self.buffers, **self.params}
+            output, values = self.network.run(tensors, self.second, watch=heads)
+            ends = {end: self.network.logits(heads[end], tensors, features) for end, features in values.items()}
             return {k: unit(_rows(v)).detach() for k, v in {**ends, OUTPUT: output}.items()}
 
     def _couple(self) -> None:

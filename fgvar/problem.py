@@ -23,8 +23,8 @@ class Problem:
     is read once; later changes to it are not seen. Nothing here reads or moves the global random state.
 
     Args:
-        module: any network of one input tensor in which examples do not influence each other. All of its
-            parameters take part, whatever their ``requires_grad``.
+        module: any network of one input tensor in which examples do not influence each other. What is estimated,
+            ``params``, are its parameters that require a gradient; frozen ones, of any dtype, are constants.
         loss: "cross_entropy", "mse" (mean over the outputs of an example) or a callable
             ``(outputs, targets) -> per-example loss`` of shape [batch].
         batch: inputs and targets, batch axis first.
@@ -33,9 +33,9 @@ class Problem:
         TypeError: a module, a batch or a loss that is none: a function or class as module, arrays, a loss of other
             arguments, or of what is no floating-point tensor.
         ValueError: a network or a loss that couples examples, draws random numbers, uses parameters that the network
-            does not own, writes into buffers, outputs or targets, or cannot be followed by `torch.func`; parameters
-            of several dtypes, or sparse, complex or integer ones; tensors on several devices; targets out of range;
-            a loss that is not one number an example.
+            does not own, writes into buffers, outputs or targets, or cannot be followed by `torch.func`; no
+            parameters that require a gradient, or such of several dtypes, sparse or complex; tensors on several
+            devices; targets out of range; a loss that is not one number an example.
         NonFiniteError: parameters, inputs or losses with NaN or infinity.
 
     Example:
@@ -60,14 +60,11 @@ class Problem:
         self.inputs, self.targets = problem_checks.checked_batch(batch)
         self.weights = None
         problem_checks.require_parameters(module)
-        self.params = {k: p.detach().clone() for k, p in module.named_parameters()}
-        self.buffers = {k: b.detach().clone() for k, b in module.named_buffers()}
-        problem_checks.require_one_device(
-            {**self.params, **self.buffers, "inputs": self.inputs, "targets": self.targets}
-        )
+        self.params, self.buffers = problem_checks.params_and_constants(module)
+        problem_checks.require_one_device({**self.params, **self.buffers, **self._leaves()})
         problem_checks.refuse_coupled_or_random(module)
-        problem_checks.require_finite("parameters", self.params)
         self.network = Network(module)
+        problem_checks.require_finite("parameters", {**self.params, **self.frozen})
         with purity.undisturbed(self.device):
             self.trace, self.single_trace = self._dry_run(loss == "cross_entropy")
 
@@ -82,6 +79,11 @@ class Problem:
     @property
     def dtype(self) -> torch.dtype:
         return next(iter(self.params.values())).dtype
+
+    @property
+    def frozen(self) -> dict[str, Tensor]:
+        """The parameters that require no gradient, which are among the buffers here."""
+        return {name: value for name, value in self.buffers.items() if name in self.network.owners}
 
     @property
     def perturbed(self) -> tuple[str, ...]:
@@ -115,7 +117,7 @@ class Problem:
         """All tensors that an estimator sees, by what they are."""
         return {
             **{f"parameter {k!r}": v for k, v in self.params.items()},
-            **{f"buffer {k!r}": v for k, v in self.buffers.items()},
+            **{f"{'frozen' if k in self.network.owners else 'buffer'} {k!r}": v for k, v in self.buffers.items()},
             **self._leaves(),
         }
 
@@ -238,7 +240,7 @@ class Problem:
 
     def logits(self, params: Mapping[str, Tensor], end: str, features: Tensor) -> Tensor:
         """What the local head at ``end`` makes of the features there: [batch, classes]."""
-        return self.network.logits(self.trace.ends[end], params, features)
+        return self.network.logits(self.trace.ends[end], {**self.buffers, **params}, features)
 
     def correct(self, outputs: Any) -> Tensor | None:
         """Is the largest output the target's? [batch]; None where targets are no classes."""
@@ -252,8 +254,7 @@ class Problem:
 
     def backprop(self) -> dict[str, Tensor]:
         """The end-to-end gradient of `loss`; zero for local heads, which the output does not use."""
-        gradient: dict[str, Tensor] = grad(self.loss)(self.params)
-        return gradient
+        return dict(grad(self.loss)(self.params))
 
     def _dry_run(self, classification: bool) -> tuple[ForwardTrace, ForwardTrace]:
         """Traces of the batch and of its first example alone, and checks of all that a pass and the loss do."""

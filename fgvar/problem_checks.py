@@ -120,26 +120,41 @@ def require_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
             raise NonFiniteError(f"{what}: {name} holds NaN or infinity")
 
 
+def params_and_constants(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Copies of the parameters that require a gradient, and of all the rest: frozen ones and buffers."""
+    params = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+    named = (*module.named_parameters(), *module.named_buffers())
+    return params, {name: value.detach().clone() for name, value in named if name not in params}
+
+
 def require_parameters(module: nn.Module) -> None:
-    """Raise unless there are parameters, all dense, real and of one dtype."""
+    """Raise unless parameters require a gradient, all of these dense, real and of one dtype; frozen ones are free."""
     kinds: dict[torch.dtype, str] = {}
     for name, p in module.named_parameters():
+        if not p.requires_grad:
+            continue
         if p.layout is not torch.strided:
             raise ValueError(
                 f"parameter {name!r} is {p.layout}, expected a dense tensor; give it as {name}.to_dense()"
             )
         if not p.is_floating_point():
             raise ValueError(
-                f"parameter {name!r} is {p.dtype}, expected floating-point numbers; a constant belongs in a buffer "
-                "(register_buffer), and complex numbers are pairs of real ones (torch.view_as_complex in forward)"
+                f"parameter {name!r} is {p.dtype}, expected floating-point numbers; complex ones are pairs of real "
+                "ones (torch.view_as_complex in forward), and a constant is frozen by requires_grad_(False)"
             )
         kinds.setdefault(p.dtype, name)
+    if not kinds and next(module.parameters(), None) is not None:
+        raise ValueError(
+            f"no parameter of {type(module).__name__} requires a gradient, so there is nothing to estimate; call "
+            "requires_grad_(True) on the module, or on those of its parameters that are to be trained"
+        )
     if not kinds:
         raise ValueError(f"{type(module).__name__} has no parameters, so there is no gradient to estimate")
     if len(kinds) > 1:
         found = ", ".join(f"{name!r} is {kind}" for kind, name in kinds.items())
         raise ValueError(
-            f"parameters are of several dtypes ({found}), expected one; convert the network, module.to(torch.float32)"
+            f"parameters are of several dtypes ({found}), expected one of all that require a gradient; convert the "
+            "network, module.to(torch.float32)"
         )
 
 

@@ -215,7 +215,9 @@ class ActivitySpace:
         """Every perturbed parameter must reach the loss through the sites, and only so."""
         weights = {name: value.clone().requires_grad_() for name, value in problem.params.items()}
         if not problem.perturbed:
-            raise ValueError("all parameters belong to heads, which learn exactly: nothing is left to perturb")
+            raise ValueError(
+                "all trainable parameters belong to heads, which learn exactly: nothing is left to perturb"
+            )
         names, ends = tuple(self._sites(problem)), tuple(problem.trace.ends)
         outputs, values = problem.run({**problem.params, **weights}, watch=ends, cut=names)
         through = connected([values[name] for name in names], weights)

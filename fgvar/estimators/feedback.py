@@ -22,8 +22,8 @@ class FeedbackAlignment:
 
     Every module's own weights get their local gradient from the error that arrives; the error goes on through
     the module as if its weights were B, biases and norms as they are. Read-outs and heads, which nothing
-    follows, learn exactly, and send their error back through B, too. Deterministic, and biased; the spread over
-    B is a sweep over ``seed``.
+    follows, learn exactly, and send their error back through B, too, as frozen modules do. Deterministic, and biased;
+    the spread over B is a sweep over ``seed``.
 
     Args:
         losses: `GlobalLoss` for FA, ``LocalLosses(stop=False)`` for L-FA, `LocalLosses` for LG-FA.
@@ -51,9 +51,10 @@ class FeedbackAlignment:
         return Randomness({})
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:  # noqa: ARG002
+        # Frozen weights are fed back through, too. Integers are no weights that could be drawn.
         back = {
-            name: drawn(problem, name, self.seed) if value.ndim > 1 else value.detach()
-            for name, value in problem.params.items()
+            name: drawn(problem, name, self.seed) if value.ndim > 1 and value.is_floating_point() else value.detach()
+            for name, value in {**problem.frozen, **problem.params}.items()
         }
         tied = {alias: back[name] for alias, name in problem.network.aliases.items()}
         whole = {**problem.buffers, **back, **tied}

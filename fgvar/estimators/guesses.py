@@ -128,7 +128,7 @@ class NTK:
         heads = tuple(f"{head}." for head in problem.trace.ends.values())
         frozen = {
             name: drawn(problem, name, self.seed) if value.ndim > 1 else torch.zeros_like(value)
-            for name, value in problem.params.items()
+            for name, value in {**problem.frozen, **problem.params}.items()
             if name.startswith(heads)
         }
         return _local_gradient(problem, linearised, {**problem.params, **frozen})
@@ -165,7 +165,7 @@ class BackpropGradient:
 
 def drawn(problem: Problem, name: str, seed: int) -> Tensor:
     """A weight as it could have been initialised: N(0, min(2/√fan-in, 0.1)²) from the seed alone."""
-    weight = problem.params[name]
+    weight = {**problem.buffers, **problem.params}[name]
     fan_in = getattr(owner(problem, name), "in_features", weight[0].numel())
     law = Stream(seed, f"initial {name}", 0).normal(weight.shape, weight.dtype, weight.device)
     return law * initial_std(int(fan_in))

@@ -66,7 +66,7 @@ class TransposedWeights:
     ) -> dict[str, Tensor]:
         sites, layers = tuple(problem.trace.sites), self._layers(problem)
         heads = self._heads(problem, losses)
-        params = {name: self._orthogonalised(problem, name) for name in problem.params}
+        params = {name: self._orthogonalised(problem, name) for name in problem.network.owners}
         values = problem.run(problem.params, watch=sites)[1]
 
         def following(activities: Tensors) -> Tensor:
@@ -105,8 +105,8 @@ class TransposedWeights:
         return {end: problem.trace.ends[end] for end in losses.active(problem) if end != OUTPUT}
 
     def _orthogonalised(self, problem: Problem, name: str) -> Tensor:
-        weight = problem.params[name]
-        if weight.ndim < 2 or self.orthogonal == "none":
+        weight = {**problem.buffers, **problem.params}[name]
+        if weight.ndim < 2 or self.orthogonal == "none" or not weight.is_floating_point():
             return weight
         # Behind the rows and columns of a convolution are its positions; before those of a grouped layer, its groups.
         grouped = isinstance(owner(problem, name), nn.modules.conv._ConvNd) or weight.ndim == 2

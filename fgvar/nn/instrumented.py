@@ -23,7 +23,7 @@ class Network:
     and each call a `ForwardPass` of its own, so that threads may share one network.
 
     Attributes:
-        owners: parameter → the modules that own it, several where it is tied.
+        owners: parameter, frozen ones too → the modules that own it, several where it is tied.
         aliases: further name of a tied parameter → its first name.
         exact: names of the parameters that learn from their exact gradient.
         writes: does a pass change its inputs in place? Then it gets a copy.
@@ -44,10 +44,9 @@ class Network:
         self.writes = False
         self.costs: dict[str, float] = {}
         heads = exact_modules(module)
+        trainable = (name for name, p in module.named_parameters() if p.requires_grad)
         # A parameter that a head shares with the trunk moves the trunk, so that it is perturbed.
-        self.exact = frozenset(
-            name for name, owners in self.owners.items() if all(inside(owner, heads) for owner in owners)
-        )
+        self.exact = frozenset(name for name in trainable if all(inside(o, heads) for o in self.owners[name]))
 
     @property
     def skeleton(self) -> nn.Module:

@@ -138,7 +138,9 @@ def with_local_heads(
             declare(child, group_rows=False)  # which held of other features than these heads read
     for name in readout:  # on the copy alone
         declare(network.get_submodule(name), learns_exactly=True)
-    like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    # What is trained tells the heads' precision: frozen parameters may be in another.
+    floating = sorted((p for p in module.parameters() if p.is_floating_point()), key=lambda p: not p.requires_grad)
+    like = floating[0] if floating else torch.empty(0)
     # One generator for all heads: they differ from each other, and are the same again by the same seed.
     generator = torch.Generator().manual_seed(seed)
     for name, shape in shapes.items():

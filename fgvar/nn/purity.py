@@ -125,8 +125,8 @@ def require_derivative(who: str, function: Callable[[Mapping[str, Tensor]], Any]
         raise ValueError(underivable(who, error)) from error
     if who == "network" and not depends:  # a loss may have no derivative, and yet a value for finite differences
         raise ValueError(
-            "no parameter leads to the network's outputs by a derivative (torch.no_grad(), or integers?), so that "
-            "all gradients would be 0; take that out of its forward"
+            "no parameter leads to the network's outputs by a derivative (torch.no_grad(), integers, or those that "
+            "do are frozen?), so that all gradients would be 0; take that out of its forward, or unfreeze them"
         )
 
 

@@ -1,8 +1,9 @@
 """Sites: named tensors inside a network, z → z + tap, at which it can be perturbed, watched and cut."""
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -65,16 +66,17 @@ def with_sites(
     sites: Collection[str] | None = None,
     types: tuple[type[nn.Module], ...] | None = None,
 ) -> nn.Module:
-    """A copy of ``module`` with a `Site` on the output of every module that owns parameters.
+    """A copy of ``module`` with a `Site` on the output of every module that owns parameters to be estimated.
 
     The copy computes the same function and keeps every parameter's name; the site of module ``"1"`` is
     called ``"1.site"``. Its parameters are copies, too: train the network that you measure. Of a module that
     returns a tuple (attention, recurrent layers) the first tensor is perturbed. Modules that learn exactly
-    (heads, read-outs) get no site, and `torch.nn.MultiheadAttention` gets one as a whole.
+    (heads, read-outs) and those whose own parameters are all frozen (``requires_grad`` is False) get no site, and
+    `torch.nn.MultiheadAttention` gets one as a whole.
 
     Args:
         module: any network.
-        sites: names of the modules to give a site, instead of all that own parameters.
+        sites: names of the modules to give a site, frozen or not, instead of all that own parameters.
         types: give a site to the modules of these types, instead.
 
     Raises:
@@ -210,13 +212,20 @@ def _chosen(
             continue
         if sites is not None:
             wanted = name in sites
-        elif types is not None:
-            wanted = isinstance(child, types)
-        else:  # a parametrized module's own parameters lie in its parametrizations
-            wanted = is_parametrized(child) or next(child.parameters(recurse=False), None) is not None
+        else:
+            own = [p.requires_grad for p in _own_parameters(child)]
+            wanted = any(own) if types is None else isinstance(child, types) and (any(own) or not own)
         if wanted:
             chosen[name] = child
     return chosen
+
+
+def _own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters that a module uses itself."""
+    if isinstance(module, INDIVISIBLE):
+        return module.parameters()
+    makers = module.get_submodule("parametrizations").parameters() if is_parametrized(module) else ()
+    return chain(module.parameters(recurse=False), makers)
 
 
 def apply_site(name: str, module: nn.Module, _inputs: Any, output: Any) -> Any:

@@ -135,8 +135,11 @@ def _is_linear(problem: Problem, form: Form, parameters: Mapping[str, str], outp
     _, _, groups, fan_in = form.x.shape
     weight = problem.params[parameters["weight"]].reshape(groups, -1, fan_in)
     found = torch.einsum("nrhi,hoi->nrho", form.x, weight)
-    if "bias" in parameters:
-        found = found + problem.params[parameters["bias"]].reshape(groups, -1)
+    # A frozen bias is added all the same, and is no part of what is perturbed.
+    path = f"{parameters['weight'].removesuffix('weight')}bias"
+    bias = problem.network.aliases.get(path, path)
+    if bias in problem.network.owners:
+        found = found + {**problem.buffers, **problem.params}[bias].reshape(groups, -1)
     expected = form.rows(output)
     # Shapes alone do not tell: a module of another kind may have a weight of the same shape.
     tolerance = torch.finfo(problem.dtype).eps ** 0.5

@@ -48,7 +48,7 @@ class Layer:
 
     def parameters(self, problem: Problem) -> dict[str, str]:
         """Its "weight" and "bias" → their names among the problem's parameters."""
-        own = [name for name, owners in problem.network.owners.items() if owners == (self.module,)]
+        own = [name for name in problem.params if problem.network.owners[name] == (self.module,)]
         return {name.rpartition(".")[2]: name for name in own}
 
     def project(self, v: Tensor, normed: Tensor | None) -> Tensor:
@@ -79,7 +79,7 @@ def _rounds(problem: Problem, linked: Links) -> Iterator[dict[str, str]]:
     """Modules to be probed at once, with the site of each: no two of them lead to one site."""
     queues: dict[str, list[str]] = {}
     for module, reached in linked.modules.items():
-        own = [name for name, owners in problem.network.owners.items() if module in owners]
+        own = [name for name in problem.params if module in problem.network.owners[name]]
         # A weight that is tied moves several places, of which one module shows but its own.
         alone = all(problem.network.owners[name] == (module,) for name in own)
         if own and alone and len(reached) == 1 and all(linked.parameters.get(p) == reached for p in own):

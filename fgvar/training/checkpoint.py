@@ -111,7 +111,7 @@ class Checkpointer:
         self.lock = contextlib.ExitStack()
         config = loop.config
         self.identity = {
-            "network": fingerprint(loop.params),
+            "network": fingerprint({**loop.problem.buffers, **loop.params}),
             "estimator": described(loop.estimator),
             "schedule": repr(config.schedule),
             "seed": repr(config.seed),

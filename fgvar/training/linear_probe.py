@@ -62,9 +62,10 @@ def read_out(
     where = choose_device(device)
     network = headless(module)
     own = dict(network.named_parameters())
-    if missing := own.keys() - params.keys():
+    # What was frozen is no part of a run's params, and is as it was.
+    if missing := {key for key, value in own.items() if value.requires_grad} - params.keys():
         raise ValueError(f"the parameters lack {min(missing)!r} of the network; give those of a run that trained it")
-    frozen = {key: params[key].detach().to(where) for key in own}
+    frozen = {key: params.get(key, value).detach().to(where) for key, value in own.items()}
     train_split, test_split = (_features(network.to(where), frozen, images) for images in data)
     rows = train_split.pixels.flatten(1).double()
     # A feature that never varies says nothing: it stays 0.

@@ -71,7 +71,7 @@ class TrainingLoop:
         self.task, self.config = task, config
         self.randomness = require_randomness(estimator.randomness(problem), "estimator")
         self.params = {key: value.clone() for key, value in problem.params.items()}
-        broadcast_params(self.params)
+        broadcast_params({**problem.frozen, **self.params})
         learns = getattr(estimator, "learns", None)
         self.learning = tuple(self.params) if learns is None else tuple(learns(problem))
         learning = {key: self.params[key] for key in self.learning}

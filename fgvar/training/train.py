@@ -34,7 +34,10 @@ __all__ = ["Probe", "Run", "Schedule", "choose_device", "log_steps", "steps_of",
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its curves and probes, and the parameters it ended with."""
+    """A finished run: its curves and probes, and the parameters that it trained, as it ended with them.
+
+    ``params`` lack what was frozen: ``module.load_state_dict(run.params, strict=False)`` takes the rest as it is.
+    """
 
     dataset: xr.Dataset
     params: dict[str, Tensor] = field(repr=False)
@@ -67,8 +70,9 @@ def train(
 
     An estimator that has ``learns(problem)``, names of parameters, leaves all others exactly as they are
     (`FrozenTrunk`). Started by torchrun, every process takes batches and noise of its own, and gradients are
-    averaged: n processes make steps of n batches. On Linux memory that a step frees stays with the process until the
-    run has ended (`fgvar.training.allocator.keep_freed_memory`).
+    averaged: n processes make steps of n batches. Frozen parameters (``requires_grad`` is False) stay as they are.
+    On Linux memory that a step frees stays with the process until the run has ended
+    (`fgvar.training.allocator.keep_freed_memory`).
 
     Args:
         module: the network, not changed: training starts from a copy of its parameters.
@@ -97,7 +101,7 @@ def train(
         ``loss``, ``train_error`` and ``test_error`` over ``epoch`` (0: before training; with InfoNCE ``loss``,
         ``test_loss``, ``train_retrieval_error`` and ``test_retrieval_error``), ``batch_loss`` over ``update`` (of its
         batch, before it; only of estimators that tell it), and the probes' measurements over ``step``, in one
-        dataset; and the final parameters.
+        dataset; and the final values of the parameters that require a gradient.
 
     Raises:
         TypeError: no module, estimator, data or schedule.
@@ -121,7 +125,7 @@ def train(
         raise ValueError(
             f"{len(data[0])} training examples are fewer than one batch of {schedule.batch * world()[1]}"
         )
-    dtype = next(module.parameters()).dtype
+    dtype = next(p.dtype for p in module.parameters() if p.requires_grad)
     images, test = (_near(split, where) for split in data)
     problem = task.problem(
         module, task.eval_batch(images.sample(schedule.batch, seed=seed, device=where, dtype=dtype))
