@@ -116,7 +116,10 @@ def checked_weights(weights: object, like: Tensor, count: int) -> Tensor:
 def require_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
     """Raise where one of these holds NaN or infinity; a tensor without values (on the meta device) may."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all()):
+        if not tensor.is_floating_point() or tensor.is_meta:
+            continue
+        known = tensor.float() if tensor.itemsize == 1 else tensor  # torch asks no float8 whether it is finite
+        if not bool(known.isfinite().all()):
             raise NonFiniteError(f"{what}: {name} holds NaN or infinity")
 
 

@@ -74,7 +74,10 @@ def with_parameter(value: Tensor) -> nn.Module:
             r"several dtypes \('own' is torch\.float32, 'layer\.weight' is torch\.float64\).*module\.to\(",
         ),
         (torch.ones(2).double().to_sparse(), r"parameter 'own' is torch\.sparse_coo, expected a dense.*to_dense\(\)"),
-        (torch.ones(2) + 0j, r"parameter 'own' is torch\.complex64, expected floating-point.*view_as_complex.*frozen"),
+        (
+            torch.ones(2) + 0j,
+            r"parameter 'own' is torch\.complex64, expected floating-point.*view_as_complex.*frozen",
+        ),
     ],
 )
 def test_parameters_of_other_kinds(value: Tensor, message: str) -> None:

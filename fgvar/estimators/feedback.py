@@ -9,7 +9,7 @@ from torch.func import grad
 
 from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.estimator import Estimate
-from fgvar.estimators.guesses import drawn
+from fgvar.estimators.guesses import drawn, is_weight
 from fgvar.estimators.losses import GlobalLoss, Losses, gradient, gradient_and_loss
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import Randomness
@@ -51,9 +51,9 @@ class FeedbackAlignment:
         return Randomness({})
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:  # noqa: ARG002
-        # Frozen weights are fed back through, too. Integers are no weights that could be drawn.
+        # The error passes through frozen layers, too.
         back = {
-            name: drawn(problem, name, self.seed) if value.ndim > 1 and value.is_floating_point() else value.detach()
+            name: drawn(problem, name, self.seed) if is_weight(value) else value.detach()
             for name, value in {**problem.frozen, **problem.params}.items()
         }
         tied = {alias: back[name] for alias, name in problem.network.aliases.items()}

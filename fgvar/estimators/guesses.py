@@ -163,6 +163,11 @@ class BackpropGradient:
         return found
 
 
+def is_weight(value: Tensor) -> bool:
+    """Can this be drawn? Frozen parameters may be integers or eight-bit codes, which their module scales."""
+    return value.ndim > 1 and value.is_floating_point() and value.itemsize > 1
+
+
 def drawn(problem: Problem, name: str, seed: int) -> Tensor:
     """A weight as it could have been initialised: N(0, min(2/√fan-in, 0.1)²) from the seed alone."""
     weight = {**problem.buffers, **problem.params}[name]

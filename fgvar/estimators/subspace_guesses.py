@@ -9,7 +9,7 @@ from torch.func import grad
 
 from fgvar.errors import unknown
 from fgvar.estimators.activity_space import ActivitySpace
-from fgvar.estimators.guesses import Shapes, owner
+from fgvar.estimators.guesses import Shapes, is_weight, owner
 from fgvar.estimators.losses import Losses
 from fgvar.estimators.spaces import Linearised, Space, Tensors
 from fgvar.nn.reach import OUTPUT
@@ -106,7 +106,7 @@ class TransposedWeights:
 
     def _orthogonalised(self, problem: Problem, name: str) -> Tensor:
         weight = {**problem.buffers, **problem.params}[name]
-        if weight.ndim < 2 or self.orthogonal == "none" or not weight.is_floating_point():
+        if not is_weight(weight) or self.orthogonal == "none":
             return weight
         # Behind the rows and columns of a convolution are its positions; before those of a grouped layer, its groups.
         grouped = isinstance(owner(problem, name), nn.modules.conv._ConvNd) or weight.ndim == 2

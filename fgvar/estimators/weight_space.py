@@ -94,7 +94,9 @@ class WeightSpace:
 
     def check(self, problem: Problem) -> None:
         if not problem.perturbed:
-            raise ValueError("all trainable parameters belong to heads, which learn exactly: nothing is left to perturb")
+            raise ValueError(
+                "all trainable parameters belong to heads, which learn exactly: nothing is left to perturb"
+            )
 
     def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
         return {name: tuple(problem.params[name].shape) for name in problem.perturbed}

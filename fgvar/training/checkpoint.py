@@ -110,8 +110,10 @@ class Checkpointer:
         self.failing = False
         self.lock = contextlib.ExitStack()
         config = loop.config
+        # What is frozen by another name than what learns: unfreezing it makes another run.
+        frozen = {f"frozen {name}": value for name, value in loop.problem.frozen.items()}
         self.identity = {
-            "network": fingerprint({**loop.problem.buffers, **loop.params}),
+            "network": fingerprint({**frozen, **loop.params}),
             "estimator": described(loop.estimator),
             "schedule": repr(config.schedule),
             "seed": repr(config.seed),

@@ -75,7 +75,9 @@ def test_raw_parameters_after_the_sites_are_named() -> None:
 @pytest.mark.parametrize("name", ["FG-W", "FG-A"])
 def test_nothing_left_to_perturb(name: str) -> None:
     heads = nn.Sequential(fgvar.networks.Site(), ReadOut(3, 2)).double()
-    with pytest.raises(ValueError, match=says("all trainable parameters belong to heads", "nothing is left to perturb")):
+    with pytest.raises(
+        ValueError, match=says("all trainable parameters belong to heads", "nothing is left to perturb")
+    ):
         fgvar.scheme(name).randomness(problem(heads))
 
 
