@@ -11,6 +11,7 @@ from frozen import in_buffers
 from torch import Tensor, nn
 
 import fgvar
+from fgvar.training import loop
 from fgvar.training.train import Run
 
 DATA = tuple(fgvar.data.load("digits", split).subset(range(64)) for split in ("train", "test"))
@@ -83,3 +84,13 @@ def test_a_linear_probe_takes_frozen_parameters_from_the_network() -> None:
 def test_constants_alone_have_nothing_to_learn() -> None:
     with pytest.raises(ValueError, match="no parameter of Sequential requires a gradient"):
         trained(network().requires_grad_(False))
+
+
+def test_all_processes_take_the_constants_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the first one's frozen weights are zeros, which arrive in place."""
+    zeros = network()
+    zeros[3].weight.data.zero_()
+    expected = trained(zeros, "FG-W").params
+    monkeypatch.setattr(loop, "broadcast_params", lambda params: params["3.weight"].zero_())
+    found = trained(network(), "FG-W").params
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
