@@ -176,11 +176,12 @@ def _classes(problem: Problem, head: str) -> int:
 
 
 def _svd(matrix: Tensor, rank: int | None) -> Tensor:
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    # Torch decomposes no matrix of 16-bit numbers, as frozen weights often are.
+    u, s, v = torch.linalg.svd(matrix.float() if matrix.itemsize == 2 else matrix, full_matrices=False)
     kept = s > s[..., :1] * torch.finfo(s.dtype).eps * max(matrix.shape[-2:])
     if rank is not None:
         kept = kept & (torch.arange(s.shape[-1], device=s.device) < rank)
-    return (u * kept.to(u.dtype)[..., None, :]) @ v
+    return ((u * kept.to(u.dtype)[..., None, :]) @ v).to(matrix.dtype)
 
 
 def _newton_schulz(matrix: Tensor, steps: int = 5) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import xarray as xr
-from cases import labels, randn
+from cases import randn
 from exact import assert_exact
 from frozen import fixed, in_buffers, lora, partly_frozen, problem_of
 from torch import Tensor, nn
@@ -348,8 +348,12 @@ def test_frozen_parameters_may_be_of_any_type(dtype: torch.dtype) -> None:
     assert problem.frozen["weight"].dtype == dtype
     for name in ("FG-W", "FG-A"):
         assert_exact(fgvar.scheme(name), problem)
-    for name in ("FA", "MeZO", "EGGROLL"):
-        assert not fgvar.measure({name: fgvar.scheme(name)}, problem, draws=2)["variance"].isnull().all()
+    # An estimator of somebody else's gets a copy of it all, which is compared afterwards.
+    theirs = fgvar.testing.from_function(lambda problem, _: problem.backprop())
+    estimators = {name: fgvar.scheme(name) for name in ("FA", "SVD-guess", "MeZO", "EGGROLL")} | {"theirs": theirs}
+    found = fgvar.measure(estimators, problem, draws=2)["variance"].sel(layer="perturbed")
+    assert (found.sel(estimator=["SVD-guess", "MeZO", "EGGROLL"]) > 0).all()
+    assert (found.sel(estimator=["FA", "theirs"]) == 0).all()
 
 
 def test_complex_constants_are_taken() -> None:
@@ -363,4 +367,18 @@ def test_complex_constants_are_taken() -> None:
             return self.last(torch.fft.irfft(torch.fft.rfft(x) * self.filter, n=3))
 
     assert set(problem_of(Spectrum()).params) == {"last.weight", "last.bias"}
-    assert labels(3, 2).sum() == 1
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_contrastive_problems_have_constants_too(stop_gradient: bool) -> None:
+    net = fgvar.networks.LocalMixer((1, 4, 4), 3, blocks=2, patches=2, channels=8, groups=2).double()
+    net.get_parameter("block0.channel.weight").requires_grad_(False)
+    net.get_parameter("block1.token.bias").requires_grad_(False)
+    views = randn(3, 1, 4, 4), randn(3, 1, 4, 4, seed=1)
+    infonce = fgvar.contrastive.InfoNCE(stop_gradient=stop_gradient)
+    found, expected = (fgvar.contrastive.Contrastive(each, infonce, views) for each in (net, in_buffers(net)))
+    assert found.frozen.keys() == {"block0.channel.weight", "block1.token.bias"}
+    estimators = {name: fgvar.scheme(name) for name in ("BP", "FG-W", "LG-FG-A")}
+    one, other = (fgvar.measure(estimators, each, draws=4).drop_vars("seconds") for each in (found, expected))
+    xr.testing.assert_allclose(one, other, rtol=1e-12)
+    assert (one["variance"].sel(layer="perturbed", estimator=["FG-W", "LG-FG-A"]) > 0).all()
