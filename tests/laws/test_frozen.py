@@ -48,8 +48,8 @@ def test_lora_has_the_variance_of_its_own_numbers_alone(rank: int) -> None:
     found = fgvar.measure({"FG-W": fgvar.scheme("FG-W")}, problem, route="exact")
     its = found["relative_variance"].sel(layer="perturbed", estimator="FG-W")
     assert float(its) == pytest.approx(d + 1, rel=1e-9)
-    drawn = fgvar.measure({"FG-W": fgvar.scheme("FG-W")}, problem, draws=2000)
-    its = drawn.sel(layer="perturbed", estimator="FG-W")
+    found = fgvar.measure({"FG-W": fgvar.scheme("FG-W")}, problem, draws=2000)
+    its = found.sel(layer="perturbed", estimator="FG-W")
     assert abs(float(its["relative_variance"]) - d - 1) < 5 * float(its["relative_variance_se"])
 
 
@@ -57,12 +57,7 @@ def test_lora_has_the_variance_of_its_own_numbers_alone(rank: int) -> None:
 def test_noise_is_of_what_trains(name: str) -> None:
     problem = problem_of(lora())
     leaves = fgvar.scheme(name).randomness(problem).sample(0, [0], dtype=problem.dtype, device=problem.device)
-    assert {leaf.partition(":")[0].removesuffix(".left").removesuffix(".right") for leaf in leaves} >= set(
-        problem.params
-    )
-    assert not any("base" in leaf or leaf.startswith("1") for leaf in leaves)
-    if name == "MeZO":
-        assert set(leaves) == set(problem.params) == {"0.A", "0.B", "3.A", "3.B"}
+    assert set(leaves) == set(problem.params) == {"0.A", "0.B", "3.A", "3.B"}
 
 
 class Largest(TorchDispatchMode):
@@ -158,8 +153,7 @@ def test_gradients_are_autograd_s() -> None:
         torch.testing.assert_close(problem.backprop()[name], value, rtol=0, atol=1e-12)
 
 
-def test_a_network_as_it_was_before_sites_are_given() -> None:
-    """Parameters that are frozen anywhere: in a tied pair under either name, in the root, in a parametrization."""
+def test_a_tied_parameter_is_frozen_under_both_names() -> None:
     one, two = nn.Linear(3, 3), nn.Linear(3, 3)
     two.weight = one.weight
     tied = fixed(nn.Sequential(one, nn.Tanh(), two, nn.Tanh(), nn.Linear(3, 2)))
