@@ -49,7 +49,7 @@ STEPS = {
 class _TimeLoop(nn.RNNBase):
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Outputs [batch, time, features] (without batch_first [time, batch, features]) and the last states."""
-        self._require_tensor(input)
+        self._require_padded(input)
         batch_axis = 0 if self.batch_first else 1
         unbatched = input.ndim == 2  # [time, features]: a batch of one
         x = input.unsqueeze(batch_axis) if unbatched else input
@@ -101,13 +101,13 @@ class _TimeLoop(nn.RNNBase):
             self.check_hidden_size(state, expected)  # torch's own: a state for one example would be broadcast
         return states
 
-    def _require_tensor(self, input: Any) -> None:
+    def _require_padded(self, input: Any) -> None:
         """Raise unless the input is a tensor of two or three axes."""
         if isinstance(input, PackedSequence):
             raise TypeError(
                 f"{self._get_name()} got a PackedSequence, whose steps hold fewer and fewer examples, expected a "
-                "tensor; pad the sequences to one length, and mask what lies behind each one's end (a mask is a part "
-                "of the inputs)"
+                "tensor; pad the sequences to one length and mask what lies behind their ends; for a backward "
+                "direction flip each one's own steps (masks and indices can be part of the inputs)"
             )
         if input.ndim not in (2, 3):
             raise ValueError(
