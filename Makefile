@@ -16,8 +16,6 @@ gpu: .venv/dev  ## Tables 3 and 4 in full, on a GPU; the same command goes on wh
 	$(PY) studies/table3.py --data $(MNIST) --compile
 	$(PY) studies/table3.py --data $(CIFAR10) --compile --autocast
 	$(PY) studies/table4.py --data $(CIFAR10) --examples 0 --epochs 200 --readout-examples 0 --compile --autocast
-	$(PY) studies/table3.py --collect
-	$(PY) studies/table4.py --collect
 
 # The tests' tensors are small: two processes use two cores, two threads do not.
 test: export OMP_NUM_THREADS = 1

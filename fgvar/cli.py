@@ -1,8 +1,8 @@
 """The command line: ``fgvar schemes``, ``measure``, ``check`` and ``open``.
 
-Options are read before torch is imported, so that help is instant. Each command returns an `Answer`; `main` prints it
-as text, tab-separated or as JSON. Exit status: 0; 1 where a check failed or could not decide, or a file could not be
-written after the work; 2 for what the user can mend, in one line.
+Options are read before torch is imported, so that help is instant. Each command returns a `CommandResult`, which
+`main` prints as text, tab-separated or as JSON. Exit status: 0; 1 where a check failed or could not decide, or a file
+could not be written after the work; 2 for what the user can mend, in one line.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from fgvar.errors import unknown
-from fgvar.measurement.text_tables import Answer, format_table, to_json, to_tsv, visible
+from fgvar.measurement.text_tables import CommandResult, format_table, to_json, to_markdown, to_tsv, visible
 
 if TYPE_CHECKING:
     from fgvar.data.images import Images
@@ -35,12 +35,15 @@ class Output:
     plain: bool = False
     """Tab-separated, with a header line and all digits."""
     json: bool = False
-    """A list of to_json, missing numbers as null."""
+    """A list of records, missing numbers as null."""
+    markdown: bool = False
+    """A table in Markdown."""
 
-    def form(self, answer: Answer) -> str:
-        if self.json:
-            return to_json(answer.rows)
-        return to_tsv(answer.rows) if self.plain else answer.text
+    def form(self, answer: CommandResult) -> str:
+        for asked, written in ((self.json, to_json), (self.plain, to_tsv), (self.markdown, to_markdown)):
+            if asked:
+                return written(answer.rows)
+        return answer.text
 
 
 Printed = tyro.conf.OmitArgPrefixes[Output]
@@ -52,7 +55,7 @@ class Schemes:
 
     output: Printed = Output()
 
-    def answer(self) -> Answer:
+    def answer(self) -> CommandResult:
         import fgvar
 
         rows = [
@@ -65,7 +68,7 @@ class Schemes:
             }
             for found in fgvar.schemes()
         ]
-        return Answer(format_table(rows), rows)
+        return CommandResult(format_table(rows), rows)
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Measure:
     """Keep the whole dataset in this netCDF file."""
     output: Printed = Output()
 
-    def answer(self) -> Answer:
+    def answer(self) -> CommandResult:
         import fgvar
         from fgvar.measurement.report import rows, to_text
         from fgvar.storage.atomic import require_place
@@ -134,7 +137,7 @@ class Measure:
         )
         configuration = replace(self, data=images.name, out=None, output=Output())
         dataset.attrs |= {"network": self.network, "data": images.name, "configuration": repr(configuration)}
-        answer = Answer(to_text(dataset, self.layer), rows(dataset, self.layer))
+        answer = CommandResult(to_text(dataset, self.layer), rows(dataset, self.layer))
         if self.out is not None:
             try:
                 print(fgvar.save(dataset, self.out))
@@ -173,7 +176,7 @@ class Check:
     """Of each verdict that is drawn; "enough": as many as decide, by a pilot. Default: 8192."""
     output: Printed = Output()
 
-    def answer(self) -> Answer:
+    def answer(self) -> CommandResult:
         import fgvar
         from fgvar.testing.load_estimator import load_estimator
 
@@ -181,7 +184,7 @@ class Check:
             load_estimator(self.estimator), checks=self.checks or None, level=self.level, draws=self.draws
         )
         rows = [{"check": r.check, "problem": r.problem, "outcome": r.outcome, "note": r.note} for r in report.rows]
-        return Answer(str(report), rows, 0 if report.passed else 1)
+        return CommandResult(str(report), rows, 0 if report.passed else 1)
 
 
 @dataclass(frozen=True)
@@ -194,12 +197,12 @@ class Open:
     """Parameters by name, "perturbed" (all that schemes estimate; the default), "total", or "all" of these."""
     output: Printed = Output()
 
-    def answer(self) -> Answer:
+    def answer(self) -> CommandResult:
         import fgvar
         from fgvar.measurement.report import provenance_line, rows, to_text
 
         dataset = fgvar.open_dataset(self.dataset)
-        return Answer(
+        return CommandResult(
             f"{provenance_line(dataset)}\n\n{to_text(dataset, self.layer)}".lstrip(), rows(dataset, self.layer)
         )
 
@@ -254,8 +257,8 @@ def _options(kind: Any, prog: str, arguments: Sequence[str], **about: Any) -> Co
             raise
         raise ValueError(f"{_one_line(refusal.getvalue())}; see {prog} --help") from None
     command: Command = found
-    if command.output.plain and command.output.json:
-        raise ValueError("--plain and --json are two forms of one output; give one of them")
+    if command.output.plain + command.output.json + command.output.markdown > 1:
+        raise ValueError("--plain, --json and --markdown are forms of one output; give one of them")
     return command
 
 

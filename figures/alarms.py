@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from scipy import stats
 
-from figures import style
+from figures import drawing, style
 
 NEEDED = {
     "alarm_rate": ("law", "tail", "nominal"),
@@ -51,7 +51,7 @@ def alarms(axes: Axes, dataset: xr.Dataset) -> None:
             markersize=2.2, markeredgewidth=0.2, markeredgecolor="white", elinewidth=0.6, label=f"{rate:g}",
         )  # fmt: skip
     axes.set(xlim=(-0.06, MOST), xlabel="observed / nominal", title="false alarms", ylim=(len(places) - 0.4, -0.6))
-    style.ticks(axes.xaxis, range(int(MOST) + 1))
+    drawing.ticks(axes.xaxis, range(int(MOST) + 1))
     axes.set_yticks(list(places.values()), list(places))
     axes.tick_params(axis="y", length=0, labelsize="xx-small", pad=1)
     for label in axes.get_yticklabels():
@@ -66,7 +66,7 @@ def undecided(axes: Axes, dataset: xr.Dataset) -> None:
     axes.set(xlim=(0, 1), title="undecided", xlabel="share", ylim=(len(places) - 0.4, -0.6))
     axes.set_yticks(list(places.values()), [])
     axes.tick_params(axis="y", length=0)
-    style.ticks(axes.xaxis, [0, 1])
+    drawing.ticks(axes.xaxis, [0, 1])
 
 
 def power(axes: Axes, dataset: xr.Dataset) -> None:

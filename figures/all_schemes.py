@@ -12,11 +12,11 @@ import pandas as pd
 import xarray as xr
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from figures import command, intervals, style, tabular
+from figures import command, drawing, intervals, style, tabular
+from figures.page import Figures, Page, Sheet
 
 LAYER = "perturbed"  # all parameters that a scheme estimates
 NEEDED = {
@@ -25,7 +25,7 @@ NEEDED = {
     **dict.fromkeys(("cost", "family", "biased"), ("estimator",)),
     "cosine_null": ("layer",),
 }
-SOURCE = "studies/all_schemes.py"
+PAGE = Page("studies/all_schemes.py", NEEDED)
 # Families are no schemes: Okabe & Ito's colours, with markers of their own.
 FAMILIES = {
     "exact": ("#000000", "o"),
@@ -37,44 +37,37 @@ FAMILIES = {
 }
 
 
-def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """A row for each scheme: cosine to backprop, relative variance and progress a cost; in one column the cosine.
-
-    Raises:
-        ValueError: not a dataset of all schemes, an unknown venue or number of columns, a family without a look.
-    """
+@PAGE.figure
+def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
+    """A row for each scheme: cosine to backprop, relative variance and progress a cost; in one column the cosine."""
     data = ranked(dataset)
     unknown = set(style.names(data, "family")) - set(FAMILIES)
     if unknown:
         raise ValueError(f"no colour for families {sorted(unknown)}; known are {', '.join(FAMILIES)}")
-    rows, widths = data.sizes["estimator"], (1.5, 1, 1) if columns == 2 else (1,)
-    with style.context(venue):
-        figure = Figure((style.width(venue, columns), 0.9 + 0.125 * rows), layout="constrained")
-        panels = figure.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=widths)[0]
-        _cosines(panels[0], data, dataset["cosine_null"].sel(layer=LAYER).item())
-        if columns == 2:
-            _positive(panels[1], data, data["relative_variance"], intervals.ends(data, "relative_variance"))
-            panels[1].set_xlabel("relative variance")
-            its = data.sel(reference="backprop")
-            ends = [end / its["cost"] for end in intervals.ends(its, "efficiency")]
-            _positive(panels[2], data, its["efficiency"] / its["cost"], ends)
-            panels[2].set_xlabel("progress per forward pass")
-        panels[0].set_yticks(range(rows), style.names(data, "estimator"), fontsize="x-small")
-        panels[0].set_ylim(rows - 0.4, -0.6)
-        for axes in panels:
-            axes.tick_params(axis="y", length=0)
-        figure.legend(handles=_handles(), loc="outside upper center", ncols=4 if columns == 2 else 2)
-        style.settle(figure)
-    return figure
+    rows, widths = data.sizes["estimator"], (1.5, 1, 1) if sheet.wide else (1,)
+    panels = sheet.grid(1, len(widths), head=0.9, height=0.125 * rows, sharey=True, width_ratios=widths)[0]
+    _cosines(panels[0], data, dataset["cosine_null"].sel(layer=LAYER).item())
+    if sheet.wide:
+        _positive(panels[1], data, data["relative_variance"], intervals.ends(data, "relative_variance"))
+        panels[1].set_xlabel("relative variance")
+        its = data.sel(reference="backprop")
+        ends = [end / its["cost"] for end in intervals.ends(its, "efficiency")]
+        _positive(panels[2], data, its["efficiency"] / its["cost"], ends)
+        panels[2].set_xlabel("progress per forward pass")
+    panels[0].set_yticks(range(rows), style.names(data, "estimator"), fontsize="x-small")
+    panels[0].set_ylim(rows - 0.4, -0.6)
+    for axes in panels:
+        axes.tick_params(axis="y", length=0)
+    sheet.legend(_handles())
 
 
 def ranked(dataset: xr.Dataset) -> xr.Dataset:
     """The schemes, the largest cosine to backprop first."""
-    style.require(dataset, NEEDED, SOURCE)
     data = dataset.sel(layer=LAYER)
     return data.isel(estimator=np.argsort(-data["cosine"].sel(reference="backprop").values, kind="stable"))
 
 
+@PAGE.table
 def table(dataset: xr.Dataset) -> pd.DataFrame:
     """The schemes, best first: cosines, slope, relative variance, efficiency and cost in forward passes."""
     data = ranked(dataset)
@@ -100,7 +93,7 @@ def _cosines(axes: Axes, data: xr.Dataset, null: float) -> None:
     _points(axes, data, cosine, intervals.ends(its, "cosine"))
     axes.axvspan(-null, null, color="0.9", linewidth=0, zorder=0)
     axes.axvline(0, color="0.75", linewidth=0.5, zorder=1)
-    style.symlog(axes, "x", 0.01, (min(-0.03, 1.5 * float(cosine.min())), 1.5))
+    drawing.symlog(axes, "x", 0.01, (min(-0.03, 1.5 * float(cosine.min())), 1.5))
     axes.set_xlabel("cosine to backprop")
 
 
@@ -108,7 +101,7 @@ def _positive(axes: Axes, data: xr.Dataset, value: xr.DataArray, ends: Sequence[
     """Positive numbers on a log axis; what has no noise has a variance of rounding alone, and no point."""
     shown = value.where(value > 1e-12)
     _points(axes, data, shown, ends)
-    style.log(axes, "x", (float(shown.min()) / 2, float(shown.max()) * 2))
+    drawing.log(axes, "x", (float(shown.min()) / 2, float(shown.max()) * 2))
 
 
 def _points(axes: Axes, data: xr.Dataset, value: xr.DataArray, ends: Sequence[xr.DataArray]) -> None:
@@ -132,7 +125,8 @@ def _handles() -> list[Artist]:
     return [*families, hollow, Patch(color="0.9", label="one random direction")]
 
 
-def caption(dataset: xr.Dataset) -> str:
+@PAGE.caption
+def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
     data, get = ranked(dataset), dataset.attrs.get
     null = dataset["cosine_null"].sel(layer=LAYER).item()
@@ -145,7 +139,7 @@ def caption(dataset: xr.Dataset) -> str:
         f"{name} {intervals.written(its.isel(estimator=row), 'cosine')} (cost {its['cost'][row].item():.1f})"
         for row, name in enumerate(style.names(best, "estimator"))
     ]
-    parts = [
+    return [
         f"All schemes of fgvar.schemes() on one network and one batch of {get('batch_size', '?')} digits, after "
         f"{get('trained_steps', '?')} steps of backprop, in all perturbed parameters, ranked by their mean cosine to "
         f"the end-to-end gradient. Values are drawn ({get('draws', '?')} draws, equal noise where schemes need noise "
@@ -158,10 +152,9 @@ def caption(dataset: xr.Dataset) -> str:
         "over the cost of one estimate in forward passes; no point where it is estimated at 0 or below.",
         f"The unbiased perturbations that come closest to backprop: {', '.join(leaders)}.",
     ]
-    return style.text(dataset, parts)
 
 
-FIGURES: command.Figures = {"": (draw, caption)}
+FIGURES: Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
     command.run("figures.all_schemes", __doc__, FIGURES, table)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import alarms, command, style
+from figures import alarms, command, drawing, style
+from figures.page import Figures, Page, Sheet
 
 SHARES = ("below", "above", "shown")
 NEEDED = {
@@ -21,6 +21,7 @@ NEEDED = {
     "rejected": ("cell", "rule", "level", "draws"),
     "group": ("cell",),
 }
+PAGE = Page("studies/check_calibration.py", NEEDED)
 # Panel → statistics.
 SHOWN = {
     "variance": ("variance", "variance of one number"),
@@ -44,37 +45,30 @@ TESTED = ("Gaussian, d = 1", "Gaussian, d = 4", "Gaussian, d = 20", "Gaussian, d
 PLANTED, RARE = "planted", "coordinate, d = 20"
 
 
-def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """False alarms in 2 × 2 places; power, p-values, misses and coverage in one each: 4 × 4 or, in one column, 8 × 2.
-
-    Raises:
-        ValueError: not a calibration dataset, an unknown venue or number of columns.
-    """
-    style.require(dataset, NEEDED, "studies/check_calibration.py")
-    across = 2 * columns
+@PAGE.figure
+def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
+    """False alarms in 2 × 2 places; power, p-values, misses and coverage in one each: 4 × 4 (one column: 8 × 2)."""
+    across = 4 if sheet.wide else 2
     down = 16 // across
-    with style.context(venue):
-        figure = Figure((style.width(venue, columns), 0.3 + 1.5 * down), layout="constrained")
-        grid = figure.add_gridspec(down, across)
-        wide = grid[:2, :2].subgridspec(1, 2, width_ratios=(4, 1))
-        alarms.alarms(figure.add_subplot(wide[0]), dataset)
-        alarms.undecided(figure.add_subplot(wide[1]), dataset)
-        places = [(row, column) for row in range(down) for column in range(across) if row > 1 or column > 1]
-        panels = [figure.add_subplot(grid[place]) for place in places[: len(SHOWN) + 4]]
-        alarms.power(panels[0], dataset)
-        _rejected(panels[1], dataset)
-        _shown(panels[2], dataset)
-        _misses(panels[3], dataset.sel(statistic="variance", reference="target"))
-        for axes, (title, statistics) in zip(panels[4:], SHOWN.items(), strict=True):
-            _coverage(axes, dataset.sel(statistic=list(statistics)))
-            axes.set(title=title, ylabel="coverage")
-        handles = [
-            Line2D([], [], color=color, marker=marker, linestyle="none", label=group)
-            for group, (color, marker) in GROUPS.items()
-        ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=4)
-        style.settle(figure)
-    return figure
+    figure = sheet.empty(0.3 + 1.5 * down)
+    grid = figure.add_gridspec(down, across)
+    wide = grid[:2, :2].subgridspec(1, 2, width_ratios=(4, 1))
+    alarms.alarms(figure.add_subplot(wide[0]), dataset)
+    alarms.undecided(figure.add_subplot(wide[1]), dataset)
+    places = [(row, column) for row in range(down) for column in range(across) if row > 1 or column > 1]
+    panels = [figure.add_subplot(grid[place]) for place in places[: len(SHOWN) + 4]]
+    alarms.power(panels[0], dataset)
+    _rejected(panels[1], dataset)
+    _shown(panels[2], dataset)
+    _misses(panels[3], dataset.sel(statistic="variance", reference="target"))
+    for axes, (title, statistics) in zip(panels[4:], SHOWN.items(), strict=True):
+        _coverage(axes, dataset.sel(statistic=list(statistics)))
+        axes.set(title=title, ylabel="coverage")
+    handles = [
+        Line2D([], [], color=color, marker=marker, linestyle="none", label=group)
+        for group, (color, marker) in GROUPS.items()
+    ]
+    sheet.legend(handles, narrow=4)
 
 
 def _rejected(axes: Axes, dataset: xr.Dataset) -> None:
@@ -89,7 +83,7 @@ def _rejected(axes: Axes, dataset: xr.Dataset) -> None:
             axes.plot(draws, its, color=color, marker=marker, linestyle=line, label=label, markersize=2.4)
     axes.set(xscale="log", xlabel="draws", ylabel="observed / nominal", title="$p$-values of bias", ylim=(0, 2.6))
     axes.set_xlim(draws.min() / 1.5, draws.max() * 1.5)
-    style.ticks(axes.xaxis, draws)
+    drawing.ticks(axes.xaxis, draws)
     axes.legend(loc="upper right", handlelength=1.2, fontsize="x-small", ncols=2)
 
 
@@ -130,7 +124,7 @@ def _points(axes: Axes, data: xr.Dataset, values: xr.DataArray, *, hollow: bool 
             markeredgewidth=0.3 * hollow, zorder=2 + (not hollow), **how,
         )  # fmt: skip
     axes.set(xscale="log", xlim=(draws.min() / 1.6, draws.max() * 1.6), xlabel="draws")
-    style.ticks(axes.xaxis, draws)
+    drawing.ticks(axes.xaxis, draws)
 
 
 def covered(dataset: xr.Dataset) -> xr.DataArray:
@@ -138,12 +132,12 @@ def covered(dataset: xr.Dataset) -> xr.DataArray:
     return (1 - dataset["below"] - dataset["above"]).where(dataset["shown"] >= SEEN)
 
 
-def caption(dataset: xr.Dataset) -> str:
+@PAGE.caption
+def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
-    style.require(dataset, NEEDED, "studies/check_calibration.py")
     groups = dataset["group"].values
     numbers = ", ".join(f"{int((groups == group).sum())} {words}" for group, words in COUNTED.items())
-    parts = [
+    return [
         "Calibration of the statistical verdicts (fgvar.testing) and of the intervals of fgvar.measure. Values are "
         "drawn, shares of simulated runs, but for false alarms of rare events, which are exact.",
         *alarms.caption(dataset),
@@ -156,7 +150,6 @@ def caption(dataset: xr.Dataset) -> str:
         *(_spread(dataset, title, list(statistics)) for title, statistics in SHOWN.items()),
         _p_values(dataset),
     ]
-    return style.text(dataset, parts)
 
 
 COUNTED = {
@@ -218,7 +211,7 @@ def _p_values(dataset: xr.Dataset) -> str:
     return text
 
 
-FIGURES: command.Figures = {"": (draw, caption)}
+FIGURES: Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
     command.run("figures.calibration", __doc__, FIGURES)

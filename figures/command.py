@@ -1,22 +1,14 @@
 """The command line that all figures share: a dataset in, PDF, PNG and caption out, and LaTeX of a table."""
 
 import sys
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import tyro
-import xarray as xr
-from matplotlib.figure import Figure
 
 from fgvar.storage.atomic import replace, require_place
 from figures import style, tabular
-
-Draw = Callable[..., Figure]  # (dataset, *, venue, columns)
-Caption = Callable[[xr.Dataset], str]
-Table = Callable[[xr.Dataset], pd.DataFrame]
-Figures = Mapping[str, tuple[Draw, Caption]]  # what is added to the stem → how it is drawn, and its caption
+from figures.page import Figures, Table
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,18 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import command, style, tabular
+from figures import command, drawing, style, tabular
+from figures.page import Figures, Page, Sheet
 
-SOURCE = "studies/cost.py"
 NEEDED = {
     "time": ("along", "point", "seed", "repeat", "estimator"),
     "peak": ("along", "point", "seed", "estimator"),
     "parameters": ("along", "point", "seed"),
     "size": ("along", "point"),
 }
+PAGE = Page("studies/cost.py", NEEDED)
 ROWS = {"time": "time (s)", "peak": "peak memory (MB)"}
 CHUNK = 64  # draws, at most (`fgvar.measure`)
 LABELS = {"width": "parameters"}
@@ -55,9 +55,9 @@ def growth(dataset: xr.Dataset, scheme: str) -> float:
     return float(one["peak"][-1] / one["peak"][int(chunk)])
 
 
+@PAGE.table
 def table(dataset: xr.Dataset) -> pd.DataFrame:
     """Slopes of time and memory along each axis."""
-    style.require(dataset, NEEDED, SOURCE)
     schemes = style.in_order(style.names(dataset, "estimator"))
     rows = {
         LABELS.get(along, along): {
@@ -70,49 +70,40 @@ def table(dataset: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """A column for each axis (one column: a row), with time and memory.
-
-    Raises:
-        ValueError: not a dataset of this study, an unknown venue or number of columns.
-    """
-    style.require(dataset, NEEDED, SOURCE)
+@PAGE.figure
+def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
+    """A column for each axis (one column: a row), with time and memory."""
     axis, schemes = style.names(dataset, "along"), style.in_order(style.names(dataset, "estimator"))
-    with style.context(venue):
-        shape = (len(ROWS), len(axis)) if columns == 2 else (len(axis), len(ROWS))
-        figure = Figure((style.width(venue, columns), 0.5 + 1.3 * shape[0]), layout="constrained")
-        grid = figure.subplots(*shape, squeeze=False)
-        for several, along in zip(grid.T if columns == 2 else grid, axis, strict=True):
-            for panel, (name, title) in zip(several, ROWS.items(), strict=True):
-                _panel(panel, of_axis(dataset, along), name, schemes)
-                panel.set_xlabel(LABELS.get(along, along))
-                if along == axis[0] or columns == 1:
-                    panel.set_ylabel(title)
-        figure.align_labels()
-        style.legend(figure, schemes, [Line2D([], [], label="proportional", **GUIDE)], entry=1.1)
-        style.settle(figure)
-    return figure
+    columns = sheet.columns(len(axis), len(ROWS), head=0.5, height=1.3)
+    for several, along in zip(columns, axis, strict=True):
+        for panel, (name, title) in zip(several, ROWS.items(), strict=True):
+            _panel(panel, of_axis(dataset, along), name, schemes)
+            panel.set_xlabel(LABELS.get(along, along))
+            if along == axis[0] or not sheet.wide:
+                panel.set_ylabel(title)
+    sheet.figure.align_labels()
+    sheet.schemes(schemes, [Line2D([], [], label="proportional", **GUIDE)], entry=1.1)
 
 
 def _panel(axes: Axes, one: xr.Dataset, name: str, schemes: list[str]) -> None:
     sizes, found = one["size"].values, measured(one, name)
     for scheme in schemes:
         its = found.sel(estimator=scheme)
-        style.repeated(axes, one["size"], its, estimator="median", errorbar=("pi", 50), **style.line_style(scheme))
+        drawing.repeated(axes, one["size"], its, estimator="median", errorbar=("pi", 50), **style.line_style(scheme))
         if one["along"].item() != "groups" and not (name == "peak" and one["along"].item() == "draws"):
             axes.plot(sizes, float(its.isel(point=-1).median()) * sizes / sizes[-1], **GUIDE)
     axes.set_xscale("log")
     axes.set_xlim(sizes.min() / 1.25, sizes.max() * 1.25)
     if sizes.max() < 1e4:
-        style.ticks(axes.xaxis, sizes.astype(int))
+        drawing.ticks(axes.xaxis, sizes.astype(int))
     else:
-        style.log(axes, "x", (sizes.min() / 1.25, sizes.max() * 1.25))
-    style.log(axes, "y", (float(found.min()) / 1.6, float(found.max()) * 1.6))
+        drawing.log(axes, "x", (sizes.min() / 1.25, sizes.max() * 1.25))
+    drawing.log(axes, "y", (float(found.min()) / 1.6, float(found.max()) * 1.6))
 
 
-def caption(dataset: xr.Dataset) -> str:
+@PAGE.caption
+def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
-    style.require(dataset, NEEDED, SOURCE)
     get, schemes = dataset.attrs.get, style.in_order(style.names(dataset, "estimator"))
     fitted = "; ".join(
         f"{LABELS.get(along, along)} "
@@ -120,7 +111,7 @@ def caption(dataset: xr.Dataset) -> str:
         for along in style.names(dataset, "along")
     )
     memory = ", ".join(f"{growth(dataset, scheme):.2f} ({scheme})" for scheme in schemes)
-    parts = [
+    return [
         "What a measurement costs by forward-mode differentiation, on LocalMixers of two blocks with 16 patches of "
         f"digits. Wall time on {get('threads', '?')} thread(s), medians of {dataset.sizes['repeat']} repeats in "
         "bands of quartiles; memory is the largest sum of tensors allocated at a time. Dotted: in proportion to the "
@@ -128,10 +119,9 @@ def caption(dataset: xr.Dataset) -> str:
         f"Slopes of the time: {fitted}. Memory of the most draws over that of {CHUNK}, the most that are worked on "
         f"at a time: {memory}.",
     ]
-    return style.text(dataset, parts)
 
 
-FIGURES: command.Figures = {"": (draw, caption)}
+FIGURES: Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
     command.run("figures.cost", __doc__, FIGURES, table)

@@ -7,14 +7,15 @@ writes <stem>.pdf, .png and .txt (the caption).
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import command, intervals, style
+from figures import command, drawing, intervals, style
+from figures.page import Figures, Page, Sheet
 
 DIMS = ("directions", "estimator")
 QUANTITIES = {"cosine": "cosine to target", "relative_variance": "relative variance"}
 NEEDED: dict[str, tuple[str, ...]] = {f"{name}{end}": DIMS for name in QUANTITIES for end in ("", "_se", "_theory")}
+PAGE = Page("studies/directions.py", NEEDED, intervals.over_seeds)
 LOOKS = {  # kinds are no schemes: Okabe & Ito's colours, with markers of their own
     "mean": ("#0072B2", "s"),
     "orthogonal mean": ("#D55E00", "^"),
@@ -23,29 +24,19 @@ LOOKS = {  # kinds are no schemes: Okabe & Ito's colours, with markers of their 
 }
 
 
-def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """Both quantities against K, side by side over two columns: points drawn, lines closed forms.
-
-    Raises:
-        ValueError: not a dataset of this study, an unknown venue or number of columns.
-    """
-    style.require(dataset, NEEDED, "studies/directions.py")
-    dataset = intervals.over_seeds(dataset)
-    shape = (1, 2) if columns == 2 else (2, 1)
-    with style.context(venue):
-        figure = Figure((style.width(venue, columns), 0.6 + 1.8 * shape[0]), layout="constrained")
-        panels = figure.subplots(*shape, squeeze=False).flat
-        for axes, (name, title) in zip(panels, QUANTITIES.items(), strict=True):
-            _panel(axes, dataset, name)
-            axes.set_ylabel(title)
-            axes.set_xlabel("directions K")
-        handles = [
-            Line2D([], [], color=LOOKS[kind][0], marker=LOOKS[kind][1], label=kind)
-            for kind in style.names(dataset, "estimator")
-        ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=4 if columns == 2 else 2)
-        style.settle(figure)
-    return figure
+@PAGE.figure
+def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
+    """Both quantities against K, side by side over two columns: points drawn, lines closed forms."""
+    panels = sheet.row(2, head=0.6, height=1.8)
+    for axes, (name, title) in zip(panels, QUANTITIES.items(), strict=True):
+        _panel(axes, dataset, name)
+        axes.set_ylabel(title)
+        axes.set_xlabel("directions K")
+    handles = [
+        Line2D([], [], color=LOOKS[kind][0], marker=LOOKS[kind][1], label=kind)
+        for kind in style.names(dataset, "estimator")
+    ]
+    sheet.legend(handles)
 
 
 def _panel(axes: Axes, dataset: xr.Dataset, name: str) -> None:
@@ -63,14 +54,13 @@ def _panel(axes: Axes, dataset: xr.Dataset, name: str) -> None:
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_xlim(x.min() / 1.4, x.max() * 1.4)
-    style.ticks(axes.xaxis, [place for place in (1, 4, 16, 64, 160, 256, 1024) if place <= x.max()])
-    style.log(axes, "y", (float(shown.min()) / 1.6, float(shown.max()) * 1.6))
+    drawing.ticks(axes.xaxis, [place for place in (1, 4, 16, 64, 160, 256, 1024) if place <= x.max()])
+    drawing.log(axes, "y", (float(shown.min()) / 1.6, float(shown.max()) * 1.6))
 
 
-def caption(dataset: xr.Dataset) -> str:
+@PAGE.caption
+def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
-    style.require(dataset, NEEDED, "studies/directions.py")
-    dataset = intervals.over_seeds(dataset)
     get = dataset.attrs.get
     exact = dataset.isel(estimator=dataset["estimator"].values != "mean")
     off = {
@@ -79,7 +69,7 @@ def caption(dataset: xr.Dataset) -> str:
         / dataset["relative_variance_se"],
     }
     worst = {name: abs(z.where(np.isfinite(z))) for name, z in off.items()}
-    parts = [
+    return [
         f"Weight perturbation with K directions, of a linear classifier of 4 × 4 digits (d = {get('d', '?')} "
         f"weights), given one batch of {get('batch_size', '?')}. Points: drawn, {get('draws', '?')} draws each, "
         f"{intervals.words(dataset, 'cosine')}, derivatives replayed from the known gradient. Lines: closed "
@@ -93,10 +83,9 @@ def caption(dataset: xr.Dataset) -> str:
         )
         + ".",
     ]
-    return style.text(dataset, parts)
 
 
-FIGURES: command.Figures = {"": (draw, caption)}
+FIGURES: Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
     command.run("figures.directions", __doc__, FIGURES)

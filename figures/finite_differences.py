@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import command, intervals, style
+from figures import command, drawing, intervals, style
+from figures.page import Figures, Page, Sheet
 
 NEEDED = dict.fromkeys(
     ("distance", "distance_se", "sq_bias", "sq_bias_se"), ("network", "dtype", "space", "oracle", "step")
 )
-SOURCE = "studies/finite_differences.py"
+PAGE = Page("studies/finite_differences.py", NEEDED, intervals.over_seeds)
 SURE = 3.0  # standard errors from which a squared bias counts as resolved
 LIMITS = (1e-12, 1e2)
 TITLES = {"tanh": "MLP, tanh", "relu": "MLP, ReLU", "mixer": "LocalMixer"}
@@ -27,31 +27,22 @@ SPACES: dict[str, tuple[str, Any]] = {"weights": ("s", style.DASHED), "activitie
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
 
 
-def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """Rows: the distance in each dtype, and the bias in all. Columns: networks; in one column, the first alone.
-
-    Raises:
-        ValueError: not a dataset of finite differences, an unknown venue or number of columns.
-    """
-    style.require(dataset, NEEDED, SOURCE)
-    dataset = intervals.over_seeds(dataset)
+@PAGE.figure
+def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
+    """Rows: the distance in each dtype, and the bias in all. Columns: networks; in one column, the first alone."""
     networks, dtypes = style.names(dataset, "network"), style.names(dataset, "dtype")
-    networks = networks if columns == 2 else networks[:1]
-    with style.context(venue):
-        figure = Figure((style.width(venue, columns), 0.7 + 1.3 * (len(dtypes) + 1)), layout="constrained")
-        grid = figure.subplots(len(dtypes) + 1, len(networks), sharex=True, sharey=True, squeeze=False)
-        for column, network in zip(grid.T, networks, strict=True):
-            data = dataset.sel(network=network)
-            for axes, dtype in zip(column, dtypes, strict=False):
-                _distances(axes, data.sel(dtype=dtype), EPS.get(dtype, 0))
-            _biases(column[-1], data)
-            column[0].set_title(TITLES.get(network, network))
-            column[-1].set_xlabel("step")
-        for axes, label in zip(grid[:, 0], [*(f"distance, {dtype}" for dtype in dtypes), "bias"], strict=True):
-            axes.set_ylabel(label)
-        figure.legend(handles=_handles(dtypes), loc="outside upper center", ncols=4 if columns == 2 else 2)
-        style.settle(figure)
-    return figure
+    networks = networks if sheet.wide else networks[:1]
+    grid = sheet.grid(len(dtypes) + 1, len(networks), head=0.7, height=1.3, sharex=True, sharey=True)
+    for column, network in zip(grid.T, networks, strict=True):
+        data = dataset.sel(network=network)
+        for axes, dtype in zip(column, dtypes, strict=False):
+            _distances(axes, data.sel(dtype=dtype), EPS.get(dtype, 0))
+        _biases(column[-1], data)
+        column[0].set_title(TITLES.get(network, network))
+        column[-1].set_xlabel("step")
+    for axes, label in zip(grid[:, 0], [*(f"distance, {dtype}" for dtype in dtypes), "bias"], strict=True):
+        axes.set_ylabel(label)
+    sheet.legend(_handles(dtypes))
 
 
 def _distances(axes: Axes, data: xr.Dataset, eps: float) -> None:
@@ -87,8 +78,8 @@ def _biases(axes: Axes, data: xr.Dataset) -> None:
 
 
 def _axes(axes: Axes, steps: Any) -> None:
-    style.log(axes, "y", LIMITS)
-    style.log(axes, "x", (steps.min() / 1.5, steps.max() * 1.5))
+    drawing.log(axes, "y", LIMITS)
+    drawing.log(axes, "x", (steps.min() / 1.5, steps.max() * 1.5))
     axes.axhline(1, color="0.75", linewidth=0.5, zorder=1)
 
 
@@ -111,12 +102,11 @@ def _handles(dtypes: list[str]) -> list[Line2D]:
     return [*lines, guides, *(others if len(dtypes) > 1 else [])]
 
 
-def caption(dataset: xr.Dataset) -> str:
+@PAGE.caption
+def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
-    style.require(dataset, NEEDED, SOURCE)
-    dataset = intervals.over_seeds(dataset)
     get = dataset.attrs.get
-    parts = [
+    return [
         "Finite differences against the exact directional derivative, by step (in units of the direction). All "
         f"values are drawn: {get('draws', '?')} draws, the same noise for all steps and for the exact derivative, "
         f"given one batch of {get('batch_size', '?')} digits. Bars: ±{style.Z} standard errors. One column shows "
@@ -128,7 +118,6 @@ def caption(dataset: xr.Dataset) -> str:
         f"Lines: {style.names(dataset, 'dtype')[-1]}. Dotted: step².",
         *(_best(dataset.sel(network=name), name) for name in style.names(dataset, "network")),
     ]
-    return style.text(dataset, parts)
 
 
 def _best(data: xr.Dataset, network: str) -> str:
@@ -142,7 +131,7 @@ def _best(data: xr.Dataset, network: str) -> str:
     return f"{TITLES.get(network, network)}: least distance, of the worse space, {', '.join(found)}."
 
 
-FIGURES: command.Figures = {"": (draw, caption)}
+FIGURES: Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
     command.run("figures.finite_differences", __doc__, FIGURES)

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import command, style
+from figures import command, drawing
+from figures.page import Figures, Page, Sheet
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "time": ("groups", "seed", "repeat", "way"),
     "peak": ("groups", "seed", "way"),
     "difference": ("groups", "seed"),
 }
-SOURCE = "studies/fused_losses.py"
+PAGE = Page("studies/fused_losses.py", NEEDED)
 LOOKS = {  # ways are no schemes: Okabe & Ito's colours, with markers of their own
     "naive": ("#D55E00", "^", "replicated, naive"),
     "fused": ("#0072B2", "o", "replicated, fused"),
@@ -28,27 +28,18 @@ LOOKS = {  # ways are no schemes: Okabe & Ito's colours, with markers of their o
 PANELS = {"time": "time (ms)", "ratio": "time relative to fused", "peak": "peak memory (MB)"}
 
 
-def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """Time, ratios of times and memory, side by side; one below the other in one column.
-
-    Raises:
-        ValueError: not a dataset of this study, an unknown venue or number of columns.
-    """
-    style.require(dataset, NEEDED, SOURCE)
-    shape = (1, 3) if columns == 2 else (3, 1)
-    with style.context(venue):
-        figure = Figure((style.width(venue, columns), 0.5 + 1.5 * shape[0]), layout="constrained")
-        panels = figure.subplots(*shape, squeeze=False, sharex=columns == 1).flat
-        for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
-            _panel(axes, measured(dataset, name))
-            axes.set_ylabel(title)
-            if columns == 2 or name == "peak":
-                axes.set_xlabel("groups")
-        handles = [Line2D([], [], color=color, marker=marker, label=label) for color, marker, label in LOOKS.values()]
-        figure.legend(handles=handles, loc="outside upper center", ncols=3 if columns == 2 else 2)
-        figure.align_labels()
-        style.settle(figure)
-    return figure
+@PAGE.figure
+def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
+    """Time, ratios of times and memory, side by side; one below the other in one column."""
+    panels = sheet.row(3, head=0.5, height=1.5, sharex=not sheet.wide)
+    for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
+        _panel(axes, measured(dataset, name))
+        axes.set_ylabel(title)
+        if sheet.wide or name == "peak":
+            axes.set_xlabel("groups")
+    handles = [Line2D([], [], color=color, marker=marker, label=label) for color, marker, label in LOOKS.values()]
+    sheet.legend(handles, wide=3)
+    sheet.figure.align_labels()
 
 
 def measured(dataset: xr.Dataset, name: str) -> xr.DataArray:
@@ -64,21 +55,21 @@ def _panel(axes: Axes, values: xr.DataArray) -> None:
     for way in map(str, values["way"].values):
         color, marker, label = LOOKS[way]
         how: dict[str, Any] = {"color": color, "marker": marker, "label": label, "markeredgecolor": "white"}
-        style.repeated(axes, values["groups"], values.sel(way=way), estimator="median", errorbar=("pi", 50), **how)
+        drawing.repeated(axes, values["groups"], values.sel(way=way), estimator="median", errorbar=("pi", 50), **how)
     low, high = values.quantile([0.25, 0.75], "run")
     axes.set_xscale("log")
     axes.set_xlim(x.min() / 1.3, x.max() * 1.3)
-    style.ticks(axes.xaxis, x if len(x) < 5 else x[::2])
-    style.log(axes, "y", (float(low.min()) / 1.4, float(high.max()) * 1.4))
+    drawing.ticks(axes.xaxis, x if len(x) < 5 else x[::2])
+    drawing.log(axes, "y", (float(low.min()) / 1.4, float(high.max()) * 1.4))
 
 
-def caption(dataset: xr.Dataset) -> str:
+@PAGE.caption
+def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
-    style.require(dataset, NEEDED, SOURCE)
     get = dataset.attrs.get
     time, ratio, peak = (measured(dataset, name).median("run") for name in PANELS)
     first, last = (int(dataset["groups"][place]) for place in (0, -1))
-    parts = [
+    return [
         "Directional derivatives of the loss of one block, replicated over patches and groups: by copies with "
         "stop-gradients (naive), by one gradient and an inner product for each copy (fused), and of the ordinary "
         f"loss in one copy. Batch {get('config_batch', '?')}, {get('config_patches', '?')} patches, "
@@ -91,7 +82,6 @@ def caption(dataset: xr.Dataset) -> str:
         f"{_from_to(time, 'fused')} ms and {_from_to(peak, 'fused')} MB; naive takes {_from_to(ratio, 'naive')} "
         f"times as long as fused, one copy {_from_to(ratio, 'ordinary')} times.",
     ]
-    return style.text(dataset, parts)
 
 
 def _from_to(values: xr.DataArray, way: str) -> str:
@@ -99,7 +89,7 @@ def _from_to(values: xr.DataArray, way: str) -> str:
     return f"{its[0]:.3g} to {its[-1]:.3g}"
 
 
-FIGURES: command.Figures = {"": (draw, caption)}
+FIGURES: Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
     command.run("figures.fused_losses", __doc__, FIGURES)

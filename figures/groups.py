@@ -8,44 +8,33 @@ from typing import Any
 
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import command, local_losses, style
+from figures import command, drawing, local_losses, style
+from figures.page import Figures, Page, Sheet
 
-SOURCE = "studies/groups.py"
+PAGE = Page("studies/groups.py", local_losses.NEEDED)
 ONE, ALL = "block", "block + patch + group"
 SERIES = (("frozen", ONE), ("LG-BP", ONE), ("LG-FG-A", ONE), ("LG-FG-A", ALL))
 SHIFT = {"frozen": 1 / 1.05, "LG-BP": 1.05}  # factors along x, or bars would hide each other
 
 
-def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """Error, relative variance and cosine against groups, side by side; one below the other in one column.
-
-    Raises:
-        ValueError: not a dataset of this study, an unknown venue or number of columns.
-    """
-    style.require(dataset, local_losses.NEEDED, SOURCE)
-    shape = (1, 3) if columns == 2 else (3, 1)
-    with style.context(venue):
-        figure = Figure((style.width(venue, columns), 0.55 + 1.5 * shape[0]), layout="constrained")
-        panels = figure.subplots(*shape, squeeze=False, sharex=columns == 1).flat
-        for axes, (name, title) in zip(panels, local_losses.PANELS.items(), strict=True):
-            _panel(axes, dataset, name)
-            axes.set_ylabel(title)
-            if columns == 2 or name == "cosine":
-                axes.set_xlabel("groups")
-        handles = [
-            Line2D(
-                [], [], label=f"{scheme}, {'in one copy' if losses == ONE else 'replicated'}", **_look(scheme, losses)
-            )
-            for scheme, losses in SERIES[2:]
-        ]
-        others = [Line2D([], [], label=scheme, **_look(scheme, losses)) for scheme, losses in SERIES[:2]]
-        figure.legend(handles=handles + others, loc="outside upper center", ncols=4 if columns == 2 else 2)
-        figure.align_labels()
-        style.settle(figure)
-    return figure
+@PAGE.figure
+def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
+    """Error, relative variance and cosine against groups, side by side; one below the other in one column."""
+    panels = sheet.row(3, head=0.55, height=1.5, sharex=not sheet.wide)
+    for axes, (name, title) in zip(panels, local_losses.PANELS.items(), strict=True):
+        _panel(axes, dataset, name)
+        axes.set_ylabel(title)
+        if sheet.wide or name == "cosine":
+            axes.set_xlabel("groups")
+    handles = [
+        Line2D([], [], label=f"{scheme}, {'in one copy' if losses == ONE else 'replicated'}", **_look(scheme, losses))
+        for scheme, losses in SERIES[2:]
+    ]
+    others = [Line2D([], [], label=scheme, **_look(scheme, losses)) for scheme, losses in SERIES[:2]]
+    sheet.legend(handles + others)
+    sheet.figure.align_labels()
 
 
 def _panel(axes: Axes, dataset: xr.Dataset, name: str) -> None:
@@ -59,15 +48,15 @@ def _panel(axes: Axes, dataset: xr.Dataset, name: str) -> None:
     highest = max(float(values.max()) for values in shown)
     axes.set_xscale("log")
     axes.set_xlim(x.min() / 1.3, x.max() * 1.3)
-    style.ticks(axes.xaxis, x)
+    drawing.ticks(axes.xaxis, x)
     lowest = min(float(values.min()) for values in shown)
     if name == "cosine":
         axes.set_ylim(0, 1.08 * highest)
     else:
-        style.log(axes, "y", (lowest / 1.3, highest * 1.3))
+        drawing.log(axes, "y", (lowest / 1.3, highest * 1.3))
     if name == "error":  # errors lie within two powers of ten
         axes.set_ylim(lowest / 1.15, highest * 1.15)
-        style.ticks(axes.yaxis, [place for place in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if place > lowest / 1.15])
+        drawing.ticks(axes.yaxis, [place for place in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if place > lowest / 1.15])
 
 
 def _look(scheme: str, losses: str) -> dict[str, Any]:
@@ -77,9 +66,9 @@ def _look(scheme: str, losses: str) -> dict[str, Any]:
     return how | (hollow if (scheme, losses) == ("LG-FG-A", ONE) else {})
 
 
-def caption(dataset: xr.Dataset) -> str:
+@PAGE.caption
+def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
-    style.require(dataset, local_losses.NEEDED, SOURCE)
     get, means = dataset.attrs.get, dataset[["error", "relative_variance"]].mean("seed")
     rates = dataset["best_lr"].sel(scheme="LG-FG-A")
     ours = means.sel(scheme="LG-FG-A", losses=ALL)
@@ -88,7 +77,7 @@ def caption(dataset: xr.Dataset) -> str:
         f"{', '.join(f'{r:g}' for r in rates.sel(losses=losses).values)} {words}"
         for losses, words in ((ONE, "in one copy"), (ALL, "replicated"))
     )
-    parts = [
+    return [
         f"More and more channel groups, on {local_losses.network(dataset)}. A small proxy of Fig. 7 of Ren et al. "
         "2023. Local losses stand at every block, in one copy or replicated over patches and groups.",
         f"Left: test error after {get('config_epochs', '?')} epochs, each at the rate (of {get('config_lr', '?')}) "
@@ -101,10 +90,9 @@ def caption(dataset: xr.Dataset) -> str:
         f"lowest ({best['error'].item():.1%}) with {int(best['groups'])}; relative variance "
         f"{ends['relative_variance'][0].item():.3g} and {ends['relative_variance'][1].item():.3g}.",
     ]
-    return style.text(dataset, parts)
 
 
-FIGURES: command.Figures = {"": (draw, caption)}
+FIGURES: Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
     command.run("figures.groups", __doc__, FIGURES)

@@ -8,9 +8,9 @@ import numpy as np
 import seaborn
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from figures import command, style
+from figures import command
+from figures.page import Figures, Page, Sheet
 
 DIMS = ("space", "target", "guess", "seed")
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -18,32 +18,22 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "cosine_se": (*DIMS, "reference"),
     "cosine_null": (),
 }
-SOURCE = "studies/guesses.py"
+PAGE = Page("studies/guesses.py", NEEDED)
 REFERENCES = {"target": "cosine to its target", "backprop": "cosine to backprop"}
 
 
-def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """A grid for each reference, side by side over two columns: guesses by spaces and targets.
-
-    Raises:
-        ValueError: not a dataset of this study, an unknown venue or number of columns.
-    """
+@PAGE.figure
+def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
+    """A grid for each reference, side by side over two columns: guesses by spaces and targets."""
     cosine = matrix(dataset)
-    shape = (1, 2) if columns == 2 else (2, 1)
-    with style.context(venue):
-        height = 0.5 + 0.21 * cosine.sizes["guess"]
-        figure = Figure((style.width(venue, columns), height * shape[0]), layout="constrained")
-        panels = figure.subplots(*shape, sharey=True, sharex=True, squeeze=False).flat
-        for axes, (reference, title) in zip(panels, REFERENCES.items(), strict=True):
-            _grid(axes, cosine.sel(reference=reference))
-            axes.set_title(title)
-        style.settle(figure)
-    return figure
+    panels = sheet.row(2, head=0, height=0.5 + 0.21 * cosine.sizes["guess"], sharex=True, sharey=True)
+    for axes, (reference, title) in zip(panels, REFERENCES.items(), strict=True):
+        _grid(axes, cosine.sel(reference=reference))
+        axes.set_title(title)
 
 
 def matrix(dataset: xr.Dataset) -> xr.DataArray:
     """Mean cosines over seeds: ``reference``, ``guess`` (best first) and ``place`` (space and target)."""
-    style.require(dataset, NEEDED, SOURCE)
     cosine = dataset["cosine"].mean("seed").stack(place=("space", "target"))
     order = np.argsort(-cosine.mean(("reference", "place")).values, kind="stable")
     return cosine.isel(guess=order).transpose("reference", "guess", "place")
@@ -61,11 +51,11 @@ def _grid(axes: Axes, cosine: xr.DataArray) -> None:
     axes.tick_params(length=0, rotation=0)
 
 
-def caption(dataset: xr.Dataset) -> str:
+@PAGE.caption
+def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
-    style.require(dataset, NEEDED, SOURCE)
     get, cosine = dataset.attrs.get, dataset["cosine"]
-    parts = [
+    return [
         "The guess matrix (Fournier et al. 2023): the projection of a target on a guess, for every example and "
         "tensor alone. Rows: guesses, best first; columns: the space in which is projected (weights or activities), "
         "and below it the target (of the global loss, or of the blocks' local losses).",
@@ -78,10 +68,9 @@ def caption(dataset: xr.Dataset) -> str:
         f"±{float(dataset['cosine_null'].max()):.2g} in 95 of 100 cases.",
         "Guess and target of the same loss give the target itself, and the cosine of 1 says so.",
     ]
-    return style.text(dataset, parts)
 
 
-FIGURES: command.Figures = {"": (draw, caption)}
+FIGURES: Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
     command.run("figures.guesses", __doc__, FIGURES)

@@ -1,15 +1,16 @@
 """Gradient quality layer by layer: bias, relative variance and both cosines of one measurement."""
 
+import math
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from figures import intervals, style
+from figures import drawing, intervals, style
+from figures.page import Page, Sheet
 
 LEVEL = 0.01  # of the test of no bias, over all cells of a dataset together
 FLOOR = 1e-12  # smaller p-values are drawn here
@@ -24,6 +25,7 @@ NEEDED = {
     **dict.fromkeys(("relative_variance", "relative_variance_se"), ("estimator", "layer")),
     **dict.fromkeys(("gradient_norm", "cosine_null", "size"), ("layer",)),
 }
+PAGE = Page("fgvar.measure", NEEDED)
 THRESHOLD: dict[str, Any] = {"color": "black", "linestyle": (0, (3, 1.5)), "linewidth": 0.6, "zorder": 1}
 ONE_GAUSSIAN = ("noise=Gaussian(", "shared=None", "directions=1,")  # the field's FG-W, as its repr says it
 TICK: dict[str, Any] = {"linestyle": "none", "marker": "|", "markersize": 5, "markeredgewidth": 0.7, "zorder": 1.5}
@@ -34,45 +36,37 @@ EXPLAINED = (
 )
 
 
-def draw(data: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """A row for each layer where some scheme has noise, a panel for each quantity; with 95 % intervals.
-
-    Raises:
-        ValueError: not a dataset of one `measure`, an unknown venue or number of columns, a scheme without a look.
-    """
-    style.require(data, NEEDED, "fgvar.measure")
+@PAGE.figure
+def draw(sheet: Sheet, data: xr.Dataset) -> None:
+    """A row for each layer where some scheme has noise, a panel for each quantity; with 95 % intervals."""
     threshold = bias(data)[0]
     rows = estimated(data)
     data = data.sel(layer=rows)
-    down, across = (1, 4) if columns == 2 else (2, 2)
-    with style.context(venue):
-        height = down * (0.45 + 0.155 * len(rows)) + 0.35
-        figure = Figure((style.width(venue, columns), height), layout="constrained")
-        grid = figure.subplots(down, across, squeeze=False)
-        for j, (axes, (variable, reference, title)) in enumerate(zip(grid.flat, COLUMNS, strict=True)):
-            chosen = data.sel(reference=reference)
-            _scale(axes, chosen, variable, threshold)
-            _rows(axes, chosen, variable)
-            axes.set_yticks(range(len(rows)), rows if j % across == 0 else [])
-            # Centred, they would be wider than a narrow panel.
-            axes.set_title(title) if columns == 2 else axes.set_title(title, loc="right", fontsize="small")
-        helpers = [
-            Line2D([], [], label="threshold of the bias", **THRESHOLD),
-            Line2D([], [], label="random direction", color=style.GREY, **TICK),
-        ]
-        helpers += [Line2D([], [], label="FG-W, theory", color="black", **TICK)] if has_theory(data) else []
-        style.legend(figure, style.names(data, "estimator"), helpers, entry=1.3, points=True)
-        style.settle(figure)
-    return figure
+    down, across = (1, 4) if sheet.wide else (2, 2)
+    grid = sheet.grid(down, across, head=0.35, height=0.45 + 0.155 * len(rows))
+    for j, (axes, (variable, reference, title)) in enumerate(zip(grid.flat, COLUMNS, strict=True)):
+        chosen = data.sel(reference=reference)
+        _scale(axes, chosen, variable, threshold)
+        _rows(axes, chosen, variable)
+        axes.set_yticks(range(len(rows)), rows if j % across == 0 else [])
+        # Centred, they would be wider than a narrow panel.
+        axes.set_title(title) if sheet.wide else axes.set_title(title, loc="right", fontsize="small")
+    helpers = [
+        Line2D([], [], label="threshold of the bias", **THRESHOLD),
+        Line2D([], [], label="random direction", color=style.GREY, **TICK),
+    ]
+    helpers += [Line2D([], [], label="FG-W, theory", color="black", **TICK)] if has_theory(data) else []
+    sheet.schemes(style.names(data, "estimator"), helpers, entry=1.3, points=True)
 
 
-def caption(data: xr.Dataset) -> str:
+@PAGE.caption
+def caption(data: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
     rows = estimated(data)
     exact = [name for name in style.names(data, "layer") if name not in rows]
     where = f" of training by {data['algorithm'].item()}, step {data['step'].item()}" if "step" in data.coords else ""
     left_out = f" No row: {', '.join(exact)} (learnt exactly by all)." if exact else ""
-    parts = [
+    return [
         f"Gradient quality layer by layer{where}. {measured(data)}.",
         f"perturbed: all parameters that a scheme estimates; total: with those learnt exactly.{left_out}",
         explained(data),
@@ -85,7 +79,6 @@ def caption(data: xr.Dataset) -> str:
         undefined(data.sel(layer=rows)),
         unbiased(data),
     ]
-    return style.text(data, parts)
 
 
 def _scale(axes: Axes, data: xr.Dataset, variable: str, threshold: float) -> None:
@@ -93,18 +86,18 @@ def _scale(axes: Axes, data: xr.Dataset, variable: str, threshold: float) -> Non
     rows = np.arange(data.sizes["layer"])
     if variable == "bias_p":
         low = np.fmin(np.nanmin(data["bias_p"].values, initial=1.0), threshold)
-        style.log(axes, "x", (max(float(low), FLOOR) / 3, 2.0))
+        drawing.log(axes, "x", (max(float(low), FLOOR) / 3, 2.0))
         axes.axvline(threshold, label="threshold", **THRESHOLD)
     elif variable == "cosine":
         linear, limits = cosine_limits(data)
-        style.symlog(axes, "x", linear, limits, sparse=True)
+        drawing.symlog(axes, "x", linear, limits, sparse=True)
         defined = data["cosine"].notnull().any("estimator").values
         null = data["cosine_null"].values[defined]
         axes.plot(null, rows[defined], label="random direction", color=style.GREY, **TICK)
     else:
         low, high = variance_limits(data)
         expected = _expected(data)
-        style.log(axes, "x", (low, float(np.nanmax(expected, initial=high / 1.6)) * 1.6))
+        drawing.log(axes, "x", (low, float(np.nanmax(expected, initial=high / 1.6)) * 1.6))
         if np.isfinite(expected).any():
             axes.plot(expected, rows + _shifts(data)["FG-W"], label="FG-W, theory", color="black", **TICK)
 
@@ -237,8 +230,13 @@ def theory(data: xr.Dataset) -> str:
     d = int(data["size"].max() if "layer" not in data.dims else data["size"].sel(layer="perturbed"))
     return (
         "Black, FG-W in theory: relative variance 1 + d‖g‖²/‖g_layer‖², mean cosine over all perturbed numbers "
-        f"Γ(d/2)/(√π Γ((d + 1)/2)): {d + 1} and {style.mean_cosine(d):.2g} for d = {d}."
+        f"Γ(d/2)/(√π Γ((d + 1)/2)): {d + 1} and {mean_cosine(d):.2g} for d = {d}."
     )
+
+
+def mean_cosine(d: int) -> float:
+    """E|cos| of one random direction to a gradient in d dimensions, Γ(d/2)/(√π Γ((d + 1)/2)) ≈ √(2/πd)."""
+    return math.exp(math.lgamma(d / 2) - math.lgamma((d + 1) / 2)) / math.sqrt(math.pi)
 
 
 def undefined(data: xr.Dataset) -> str:

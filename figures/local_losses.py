@@ -8,10 +8,10 @@ from typing import Any
 
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import command, style
+from figures import command, drawing, style
+from figures.page import Figures, Page, Sheet
 
 DIMS = ("losses", "groups", "seed", "scheme")
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -22,36 +22,27 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "best_lr": ("losses", "groups", "scheme"),
     "status": ("losses", "groups", "seed"),
 }
-SOURCE = "studies/local_losses.py"
+PAGE = Page("studies/local_losses.py", NEEDED)
 PANELS = {"error": "test error", "relative_variance": "relative variance", "cosine": "cosine to target"}
 
 
-def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """A row for each combination; error, relative variance and cosine side by side; in one column the error.
-
-    Raises:
-        ValueError: not a dataset of this study, an unknown venue or number of columns.
-    """
-    style.require(dataset, NEEDED, SOURCE)
+@PAGE.figure
+def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
+    """A row for each combination; error, relative variance and cosine side by side; in one column the error."""
     data = dataset.isel(groups=0)
-    names, panels = style.names(data, "losses"), list(PANELS)[: 3 if columns == 2 else 1]
-    with style.context(venue):
-        figure = Figure((style.width(venue, columns), 0.75 + 0.16 * len(names)), layout="constrained")
-        drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=[1.3, 1, 1][: len(panels)])[
-            0
-        ]
-        for axes, name in zip(drawn, panels, strict=True):
-            PANEL[name](axes, data)
-            axes.set_xlabel(PANELS[name])
-            axes.tick_params(axis="y", length=0)
-        drawn[0].set_yticks(range(len(names)), names)
-        drawn[0].set_ylim(len(names) - 0.5, -0.5)
-        helper = Line2D([], [], color=style.look("frozen").color, linestyle=style.look("frozen").line)
-        helper.set_label("frozen")
-        style.legend(figure, ["LG-FG-A", "LG-BP"], [helper], 1.0, points=True)
-        figure.align_labels()
-        style.settle(figure)
-    return figure
+    names, panels = style.names(data, "losses"), list(PANELS)[: 3 if sheet.wide else 1]
+    widths = [1.3, 1, 1][: len(panels)]
+    drawn = sheet.grid(1, len(panels), head=0.75, height=0.16 * len(names), sharey=True, width_ratios=widths)[0]
+    for axes, name in zip(drawn, panels, strict=True):
+        PANEL[name](axes, data)
+        axes.set_xlabel(PANELS[name])
+        axes.tick_params(axis="y", length=0)
+    drawn[0].set_yticks(range(len(names)), names)
+    drawn[0].set_ylim(len(names) - 0.5, -0.5)
+    helper = Line2D([], [], color=style.look("frozen").color, linestyle=style.look("frozen").line)
+    helper.set_label("frozen")
+    sheet.schemes(["LG-FG-A", "LG-BP"], [helper], entry=1.0, points=True)
+    sheet.figure.align_labels()
 
 
 def _error(axes: Axes, data: xr.Dataset) -> None:
@@ -65,7 +56,7 @@ def _error(axes: Axes, data: xr.Dataset) -> None:
 def _variance(axes: Axes, data: xr.Dataset) -> None:
     values = data["relative_variance"].sel(scheme="LG-FG-A")
     _rows(axes, values, "LG-FG-A")
-    style.log(axes, "x", (float(values.min()) / 1.6, float(values.max()) * 1.6))
+    drawing.log(axes, "x", (float(values.min()) / 1.6, float(values.max()) * 1.6))
 
 
 def _cosine(axes: Axes, data: xr.Dataset) -> None:
@@ -116,15 +107,15 @@ def seeds(dataset: xr.Dataset) -> str:
     )
 
 
-def caption(dataset: xr.Dataset) -> str:
+@PAGE.caption
+def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
-    style.require(dataset, NEEDED, SOURCE)
     get, data = dataset.attrs.get, dataset.isel(groups=0)
     rates = data["best_lr"].sel(scheme="LG-FG-A")
     means = data.mean("seed")
     ours = means.sel(scheme="LG-FG-A")
     whole, none = ours.isel(losses=-1), ours.isel(losses=0)
-    parts = [
+    return [
         "Local losses at every block, for every patch, for every channel group, and all combinations (none: the last "
         f"block's alone, in one copy), on {network(dataset)} and {int(data['groups'])} groups. A small proxy of "
         "Fig. 6 of Ren et al. 2023.",
@@ -138,10 +129,9 @@ def caption(dataset: xr.Dataset) -> str:
         f"{whole['relative_variance'].item():.3g}; a frozen trunk has an error of "
         f"{means['error'].sel(scheme='frozen').mean().item():.1%}.",
     ]
-    return style.text(dataset, parts)
 
 
-FIGURES: command.Figures = {"": (draw, caption)}
+FIGURES: Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
     command.run("figures.local_losses", __doc__, FIGURES)

@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from figures import command, intervals, layers, style
+from figures import command, drawing, intervals, layers, style
+from figures.page import Figures, Page, Sheet
 
 LAYER = "perturbed"  # all parameters that a scheme estimates
 TITLES = ("error", "cosine to target", "cosine to backprop", "relative variance")
@@ -25,39 +26,32 @@ NEEDED = {
     **dict.fromkeys(("relative_variance", "relative_variance_se"), ("algorithm", "step", "estimator", "layer")),
     **dict.fromkeys(("cosine_null", "size"), ("layer",)),
 }
+PAGE = Page("studies/quickstart.py", NEEDED)
 TRAIN: dict[str, Any] = {"linestyle": (0, (1, 0.8)), "linewidth": 0.8}
 
 
-def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
+@PAGE.figure
+def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     """Four panels for each algorithm that trained: a row of them over two columns, a column of them in one.
 
     Drawn are ``layer="perturbed"`` and bands of 95 % intervals; theory is a line under the points.
-
-    Raises:
-        ValueError: not a quickstart dataset, an unknown venue or number of columns, a scheme without a look.
     """
-    style.require(dataset, NEEDED, "studies/quickstart.py")
     data, algorithms = dataset.sel(layer=LAYER), style.names(dataset, "algorithm")
-    shape = (len(algorithms), len(TITLES)) if columns == 2 else (len(TITLES), len(algorithms))
-    with style.context(venue):
-        figure = Figure(
-            (style.width(venue, columns), 0.75 + (1.05 if columns == 2 else 1.35) * shape[0]), layout="constrained"
-        )
-        grid = figure.subplots(*shape, squeeze=False)
-        grid = grid if columns == 2 else grid.T  # [algorithm, quantity]
-        for row, algorithm in zip(grid, algorithms, strict=True):
-            _run(row, data, algorithm)
-        _label(grid, algorithms, in_rows=columns == 2)
-        helpers = [
-            Line2D([], [], color=style.GREY, label="test error", linestyle="-"),
-            Line2D([], [], color=style.GREY, label="train error", **TRAIN),
-            Line2D([], [], label="random direction", **style.NULL),
-        ]
-        helpers += [Line2D([], [], label="FG-W, theory", **style.THEORY)] if layers.has_theory(data) else []
-        schemes = [*style.names(dataset, "estimator"), *algorithms]
-        style.legend(figure, schemes, helpers, entry=1.05)
-        style.settle(figure)
-    return figure
+    if sheet.wide:  # [algorithm, quantity]
+        grid = sheet.grid(len(algorithms), len(TITLES), head=0.75, height=1.05)
+    else:
+        grid = sheet.grid(len(TITLES), len(algorithms), head=0.75, height=1.35).T
+    for row, algorithm in zip(grid, algorithms, strict=True):
+        _run(row, data, algorithm)
+    _label(grid, algorithms, in_rows=sheet.wide)
+    helpers = [
+        Line2D([], [], color=style.GREY, label="test error", linestyle="-"),
+        Line2D([], [], color=style.GREY, label="train error", **TRAIN),
+        Line2D([], [], label="random direction", **style.NULL),
+    ]
+    helpers += [Line2D([], [], label="FG-W, theory", **style.THEORY)] if layers.has_theory(data) else []
+    schemes = [*style.names(dataset, "estimator"), *algorithms]
+    sheet.schemes(schemes, helpers, entry=1.05)
 
 
 def _run(row: NDArray[Any], data: xr.Dataset, algorithm: str) -> None:
@@ -66,22 +60,22 @@ def _run(row: NDArray[Any], data: xr.Dataset, algorithm: str) -> None:
     _error(row[0], run, data["epoch"].values, algorithm)
     linear, limits = layers.cosine_limits(data)
     for axes, reference in zip(row[1:3], ("target", "backprop"), strict=True):
-        style.log_steps(axes, steps)
-        style.symlog(axes, "y", linear, limits)
+        drawing.log_steps(axes, steps)
+        drawing.symlog(axes, "y", linear, limits)
         _schemes(axes, run.sel(reference=reference), "cosine")
         axes.plot(steps, np.broadcast_to(run["cosine_null"], steps.shape), label="random direction", **style.NULL)
-    style.log_steps(row[3], steps)
-    style.log(row[3], "y", layers.variance_limits(data))
+    drawing.log_steps(row[3], steps)
+    drawing.log(row[3], "y", layers.variance_limits(data))
     _schemes(row[3], run, "relative_variance")
     if layers.has_theory(data):
         for axes in row[1:3]:
-            axes.axhline(style.mean_cosine(d), label="FG-W, theory", **style.THEORY)
+            axes.axhline(layers.mean_cosine(d), label="FG-W, theory", **style.THEORY)
         row[3].axhline(d + 1, label="FG-W, theory", **style.THEORY)
 
 
 def _error(axes: Axes, run: xr.Dataset, epochs: NDArray[Any], algorithm: str) -> None:
     """Error on either split after each epoch of the one run: a single number, so no band."""
-    style.symlog(axes, "y", 0.01, (-0.0015, 1.4))
+    drawing.symlog(axes, "y", 0.01, (-0.0015, 1.4))
     axes.set_xlim(0, max(epochs.max(), 1))
     how = style.line_style(algorithm)
     axes.plot(epochs, run["train_error"], label="train error", color=how["color"], **TRAIN)
@@ -95,7 +89,7 @@ def _error(axes: Axes, run: xr.Dataset, epochs: NDArray[Any], algorithm: str) ->
 def _schemes(axes: Axes, data: xr.Dataset, variable: str) -> None:
     for scheme in style.in_order(style.names(data, "estimator")):
         its = data.sel(estimator=scheme)
-        style.curve(axes, data["step"].values, its[variable], intervals.ends(its, variable), scheme)
+        drawing.curve(axes, data["step"].values, its[variable], intervals.ends(its, variable), scheme)
 
 
 def _label(grid: NDArray[Any], algorithms: list[str], *, in_rows: bool) -> None:
@@ -111,11 +105,11 @@ def _label(grid: NDArray[Any], algorithms: list[str], *, in_rows: bool) -> None:
         axes.set_ylabel(y if (j if in_rows else i) == 0 else "")
 
 
-def caption(dataset: xr.Dataset) -> str:
+@PAGE.caption
+def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
-    style.require(dataset, NEEDED, "studies/quickstart.py")
     steps, data, get = dataset["step"].values, dataset.sel(layer=LAYER), dataset.attrs.get
-    parts = [
+    return [
         f"Error and gradient quality over training on {get('data', '?')}, in the panels of each algorithm that "
         f"trained ({', '.join(style.names(dataset, 'algorithm'))}). {layers.measured(dataset)} at {len(steps)} "
         f"steps, {steps[0]} to {steps[-1]}. Shown is the layer 'perturbed': all parameters that a scheme estimates.",
@@ -131,7 +125,6 @@ def caption(dataset: xr.Dataset) -> str:
         layers.undefined(data),
         layers.unbiased(dataset),
     ]
-    return style.text(dataset, parts)
 
 
 def _at_the_end(run: xr.Dataset, name: str) -> str:
@@ -157,7 +150,7 @@ def _caption_by_layers(dataset: xr.Dataset) -> str:
     return layers.caption(dataset.isel(algorithm=-1, step=-1))
 
 
-FIGURES: command.Figures = {"": (draw, caption), "_layers": (_by_layers, _caption_by_layers)}
+FIGURES: Figures = {"": (draw, caption), "_layers": (_by_layers, _caption_by_layers)}
 
 if __name__ == "__main__":
     command.run("figures.quickstart", __doc__, FIGURES)

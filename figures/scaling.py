@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import stats
 
-from figures import command, style
+from figures import command, drawing, style
+from figures.page import Figures, Page, Sheet
 
-SOURCE = "studies/scaling.py"
 AXES = ("place", "point", "epochs", "seed")
 NEEDED = {
     **dict.fromkeys(("relative_variance", "snr"), (*AXES, "estimator")),
@@ -25,6 +24,7 @@ NEEDED = {
     **dict.fromkeys(("weights", "activities"), AXES),
     "size": ("place", "point"),
 }
+PAGE = Page("studies/scaling.py", NEEDED)
 ROWS = {"relative_variance": "relative variance", "cosine": "cosine to target"}
 NETWORKS = {"mixer": "LocalMixer", "mlp": "MLP"}
 LAW: dict[str, Any] = {"color": "0.35", "linewidth": 0.7, "linestyle": (0, (1, 1.5)), "zorder": 1.5}
@@ -64,9 +64,9 @@ def predicted(dataset: xr.Dataset, place: str, scheme: str) -> float:
     return float(np.polyfit(np.log(one["size"].values), np.log(counted.values), 1)[0])
 
 
+@PAGE.table
 def table(dataset: xr.Dataset) -> pd.DataFrame:
     """Slopes of the relative variance: fitted with 95 % intervals, in each state of training, and predicted."""
-    style.require(dataset, NEEDED, SOURCE)
     rows: dict[str, dict[str, str]] = {}
     for place in style.names(dataset, "place"):
         for scheme in style.in_order(style.names(dataset, "estimator")):
@@ -84,37 +84,27 @@ def called(epochs: int) -> str:
     return f"after {epochs} epochs" if epochs else "at initialisation"
 
 
-def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """A column for each network and axis (one column: a row), with relative variance and cosine.
-
-    Raises:
-        ValueError: not a dataset of this study, an unknown venue or number of columns.
-    """
-    style.require(dataset, NEEDED, SOURCE)
+@PAGE.figure
+def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
+    """A column for each network and axis (one column: a row), with relative variance and cosine."""
     places, schemes = style.names(dataset, "place"), style.in_order(style.names(dataset, "estimator"))
     epochs = dataset["epochs"].values
-    with style.context(venue):
-        shape = (len(ROWS), len(places)) if columns == 2 else (len(places), len(ROWS))
-        figure = Figure((style.width(venue, columns), 0.7 + 1.25 * shape[0]), layout="constrained")
-        grid = figure.subplots(*shape, squeeze=False)
-        panels = grid.T if columns == 2 else grid
-        for row, (several, place) in enumerate(zip(panels, places, strict=True)):
-            network, along = place.split(", ")
-            for axes, (name, title) in zip(several, ROWS.items(), strict=True):
-                _panel(axes, of_place(dataset, place), name, schemes)
-                axes.set_xlabel(along)
-                if columns == 1 and row == 0:
-                    axes.set_title(title)
-            several[0].set(**{"title" if columns == 2 else "ylabel": NETWORKS[network]})
-        if columns == 2:
-            for axes, title in zip(panels[0], ROWS.values(), strict=True):
-                axes.set_ylabel(title)
-        figure.align_labels()
-        grey: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3.5, "color": "0.35"}
-        states = [Line2D([], [], label=called(value), **grey | _filled(value, epochs, "0.35")) for value in epochs]
-        style.legend(figure, schemes, [*states, Line2D([], [], label="predicted slope", **LAW)], entry=1.15)
-        style.settle(figure)
-    return figure
+    panels = sheet.columns(len(places), len(ROWS), head=0.7, height=1.25)
+    for row, (several, place) in enumerate(zip(panels, places, strict=True)):
+        network, along = place.split(", ")
+        for axes, (name, title) in zip(several, ROWS.items(), strict=True):
+            _panel(axes, of_place(dataset, place), name, schemes)
+            axes.set_xlabel(along)
+            if not sheet.wide and row == 0:
+                axes.set_title(title)
+        several[0].set(**{"title" if sheet.wide else "ylabel": NETWORKS[network]})
+    if sheet.wide:
+        for axes, title in zip(panels[0], ROWS.values(), strict=True):
+            axes.set_ylabel(title)
+    sheet.figure.align_labels()
+    grey: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3.5, "color": "0.35"}
+    states = [Line2D([], [], label=called(value), **grey | _filled(value, epochs, "0.35")) for value in epochs]
+    sheet.schemes(schemes, [*states, Line2D([], [], label="predicted slope", **LAW)], entry=1.15)
 
 
 def _panel(axes: Axes, one: xr.Dataset, name: str, schemes: list[str]) -> None:
@@ -125,7 +115,7 @@ def _panel(axes: Axes, one: xr.Dataset, name: str, schemes: list[str]) -> None:
             values = one[name].sel(estimator=scheme, epochs=epochs)
             values = values.sel(reference="target") if name == "cosine" else values
             how = style.line_style(scheme) | _filled(epochs, one["epochs"].values, style.look(scheme).color)
-            style.repeated(axes, one["size"], values, estimator="mean", errorbar=("se", style.Z), **how)
+            drawing.repeated(axes, one["size"], values, estimator="mean", errorbar=("se", style.Z), **how)
             mean = values.mean("seed")
             highest, lowest = max(highest, float(mean.max())), min(lowest, float(mean.where(mean > 0).min()))
         law = predicted(one.expand_dims("place"), one["place"].item(), scheme)
@@ -134,8 +124,8 @@ def _panel(axes: Axes, one: xr.Dataset, name: str, schemes: list[str]) -> None:
             axes.plot(sizes, first * (sizes / sizes[0]) ** law, **LAW)
     axes.set_xscale("log")
     axes.set_xlim(sizes.min() / 1.25, sizes.max() * 1.25)
-    style.ticks(axes.xaxis, sizes.astype(int))
-    style.log(axes, "y", (lowest / 1.5, highest * 1.5))
+    drawing.ticks(axes.xaxis, sizes.astype(int))
+    drawing.log(axes, "y", (lowest / 1.5, highest * 1.5))
 
 
 def _filled(epochs: int, all_epochs: Any, color: str) -> dict[str, Any]:
@@ -144,9 +134,9 @@ def _filled(epochs: int, all_epochs: Any, color: str) -> dict[str, Any]:
     return {} if epochs == all_epochs[0] else hollow
 
 
-def caption(dataset: xr.Dataset) -> str:
+@PAGE.caption
+def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
-    style.require(dataset, NEEDED, SOURCE)
     get, first = dataset.attrs.get, dataset["epochs"].values[0]
     fitted = []
     for place in style.names(dataset, "place"):
@@ -166,10 +156,10 @@ def caption(dataset: xr.Dataset) -> str:
         f"{' '.join(fitted)}",
     ]
     failed = int((dataset["status"] == "failed").sum()) if "status" in dataset else 0
-    return style.text(dataset, [*parts, f"{failed} cells failed."] if failed else parts)
+    return [*parts, f"{failed} cells failed."] if failed else parts
 
 
-FIGURES: command.Figures = {"": (draw, caption)}
+FIGURES: Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
     command.run("figures.scaling", __doc__, FIGURES, table)

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures import command, intervals, style, tabular
+from figures import command, drawing, intervals, style, tabular
+from figures.page import Figures, Page, Sheet
 
 DIMS = ("cell", "space", "noise")
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -24,36 +24,25 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "s": DIMS,
     **dict.fromkeys(("size", "batch"), ("cell",)),
 }
+PAGE = Page("studies/table1.py", NEEDED, intervals.over_seeds)
 SCHEME = {"weight": "FG-W", "activity": "FG-A"}  # whose colour and marker it has
 LINES = {"shared": "-", "independent": (0, (3.5, 1.2))}
 
 
-def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """Variance against size and against batch, side by side over two columns: the table's as lines, points drawn.
-
-    Raises:
-        ValueError: not a dataset of this study, an unknown venue or number of columns.
-    """
-    style.require(dataset, NEEDED, "studies/table1.py")
-    dataset = intervals.over_seeds(dataset)
-    shape = (1, 2) if columns == 2 else (2, 1)
-    with style.context(venue):
-        figure = Figure((style.width(venue, columns), 0.55 + 1.8 * shape[0]), layout="constrained")
-        panels = figure.subplots(*shape, squeeze=False).flat
-        for axes, (along, label) in zip(
-            panels, {"size": "fan-in = fan-out", "batch": "batch size"}.items(), strict=True
-        ):
-            _panel(axes, along_axis(dataset, along), along)
-            axes.set_xlabel(label)
-            axes.set_ylabel("relative variance" if along == "size" or columns == 1 else "")
-        handles = [
-            Line2D([], [], label=f"{space}, {noise}", **_points(scheme, noise) | {"linestyle": line})
-            for space, scheme in SCHEME.items()
-            for noise, line in LINES.items()
-        ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=4 if columns == 2 else 2)
-        style.settle(figure)
-    return figure
+@PAGE.figure
+def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
+    """Variance against size and against batch, side by side over two columns: the table's as lines, points drawn."""
+    panels = sheet.row(2, head=0.55, height=1.8)
+    for axes, (along, label) in zip(panels, {"size": "fan-in = fan-out", "batch": "batch size"}.items(), strict=True):
+        _panel(axes, along_axis(dataset, along), along)
+        axes.set_xlabel(label)
+        axes.set_ylabel("relative variance" if along == "size" or not sheet.wide else "")
+    handles = [
+        Line2D([], [], label=f"{space}, {noise}", **_points(scheme, noise) | {"linestyle": line})
+        for space, scheme in SCHEME.items()
+        for noise, line in LINES.items()
+    ]
+    sheet.legend(handles)
 
 
 def along_axis(dataset: xr.Dataset, name: str) -> xr.Dataset:
@@ -81,8 +70,8 @@ def _panel(axes: Axes, data: xr.Dataset, along: str) -> None:
             axes.errorbar(x, its["drawn"] / here, yerr=error, elinewidth=0.7, zorder=3, **_points(scheme, noise))
     axes.set_xscale("log")
     axes.set_xlim(x.min() / 1.2, x.max() * 1.2)
-    style.ticks(axes.xaxis, x)
-    style.log(axes, "y", (float(shown.min()) / 2, float(shown.max()) * 2))
+    drawing.ticks(axes.xaxis, x)
+    drawing.log(axes, "y", (float(shown.min()) / 2, float(shown.max()) * 2))
 
 
 def _points(scheme: str, noise: str) -> dict[str, Any]:
@@ -92,13 +81,12 @@ def _points(scheme: str, noise: str) -> dict[str, Any]:
     return how | {"markerfacecolor": face, "markeredgecolor": how["color"], "markeredgewidth": 0.7}
 
 
+@PAGE.table
 def table(dataset: xr.Dataset) -> pd.DataFrame:
     """Of each size and batch: variance per weight of the four estimators by the table's formula, and drawn."""
-    style.require(dataset, NEEDED, "studies/table1.py")
-    data = intervals.over_seeds(dataset)
     rows: dict[str, dict[Any, str]] = {}
-    for index in range(data.sizes["cell"]):
-        one = data.isel(cell=index)
+    for index in range(dataset.sizes["cell"]):
+        one = dataset.isel(cell=index)
         cells = rows[f"p = q = {one['size'].item()}, N = {one['batch'].item()}"] = {}
         for space in SCHEME:
             for noise in LINES:
@@ -109,15 +97,14 @@ def table(dataset: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def caption(dataset: xr.Dataset) -> str:
+@PAGE.caption
+def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
-    style.require(dataset, NEEDED, "studies/table1.py")
-    dataset = intervals.over_seeds(dataset)
     table = dataset["variance"].sel(route="table")
     off = abs(dataset["variance"] / table - 1).max(DIMS)
     z = ((dataset["drawn"] - table) / dataset["drawn_se"]).values
     sizes, batches = along_axis(dataset, "size"), along_axis(dataset, "batch")
-    parts = [
+    return [
         "Total variance (noise and data) of the estimated gradient of a linear layer with per-example losses, over "
         "the mean squared norm of a batch gradient, V/N + S; Gaussian noise; against the layer's size (left, batch "
         f"of {int(sizes['batch'][0])}) and the batch size (right, {int(batches['size'][0])} × "
@@ -130,10 +117,9 @@ def caption(dataset: xr.Dataset) -> str:
         f"enumerated values by {off.sel(route='enumerated').item():.1e}; of {z.size} drawn values the largest |z| is "
         f"{np.abs(z).max():.2f}.",
     ]
-    return style.text(dataset, parts)
 
 
-FIGURES: command.Figures = {"": (draw, caption)}
+FIGURES: Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
     command.run("figures.table1", __doc__, FIGURES, table)

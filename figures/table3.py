@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from figures import command, style
+from figures.page import Figures, Page, Sheet
 
 NEEDED = {
     **dict.fromkeys(("loss", "train_error", "test_error"), ("network", "algorithm", "seed", "epoch")),
@@ -22,13 +22,12 @@ NEEDED = {
     **dict.fromkeys(("paper_test_error", "paper_train_error"), ("network", "algorithm")),
     "data": ("network",),
 }
-SOURCE = "studies/table3.py"
+PAGE = Page("studies/table3.py", NEEDED)
 GOAL = 0.5  # points by which a cell may exceed the paper's
 
 
 def final(dataset: xr.Dataset) -> xr.Dataset:
     """Over (network, algorithm): mean test and train error after the last epoch, per cent, and the paper's."""
-    style.require(dataset, NEEDED, SOURCE)
     there, last = dataset["epochs"] > 0, dataset["epochs"]
     found: dict[str, Any] = {"n": there.sum("seed"), "epochs": last.max("seed"), "lr": dataset["lr"].max("seed")}
     for split in ("test", "train"):
@@ -41,36 +40,26 @@ def final(dataset: xr.Dataset) -> xr.Dataset:
     return xr.Dataset(found)
 
 
-def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """A panel for each network, a row for each algorithm: mean test error, with bars, and the paper's.
-
-    Raises:
-        ValueError: not a dataset of Table 3, an unknown venue or number of columns, a scheme without a look.
-    """
+@PAGE.figure
+def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
+    """A panel for each network, a row for each algorithm: mean test error, with bars, and the paper's."""
     data = final(dataset)
     networks, rows = style.names(data, "network"), style.names(data, "algorithm")
-    with style.context(venue):
-        across = len(networks) if columns == 2 else 1
-        down = -(-len(networks) // across)
-        figure = Figure((style.width(venue, columns), 0.55 + (0.35 + 0.14 * len(rows)) * down), layout="constrained")
-        panels = figure.subplots(down, across, sharey=True, squeeze=False).flat
-        for axes, network in zip(panels, networks, strict=False):
-            _errors(axes, data.sel(network=network), rows)
-            axes.set_title(f"{network}, {dataset['data'].sel(network=network).item()}")
-            axes.set_xlabel("test error, %")
-        for axes in list(panels)[len(networks) :]:
-            axes.set_visible(False)
-        point: dict[str, Any] = {"linestyle": "none", "color": "black", "markersize": 3.5}
-        figure.legend(
-            handles=[
-                Line2D([], [], marker="o", label="here: mean, ±1.96 standard errors", **point),
-                Line2D([], [], marker="d", markerfacecolor="white", label="Ren et al. 2023", **point),
-            ],
-            loc="outside upper center",
-            ncols=2 if columns == 2 else 1,
-        )
-        style.settle(figure)
-    return figure
+    across = len(networks) if sheet.wide else 1
+    down = -(-len(networks) // across)
+    panels = sheet.grid(down, across, head=0.55, height=0.35 + 0.14 * len(rows), sharey=True).flat
+    for axes, network in zip(panels, networks, strict=False):
+        _errors(axes, data.sel(network=network), rows)
+        axes.set_title(f"{network}, {dataset['data'].sel(network=network).item()}")
+        axes.set_xlabel("test error, %")
+    for axes in list(panels)[len(networks) :]:
+        axes.set_visible(False)
+    point: dict[str, Any] = {"linestyle": "none", "color": "black", "markersize": 3.5}
+    handles = [
+        Line2D([], [], marker="o", label="here: mean, ±1.96 standard errors", **point),
+        Line2D([], [], marker="d", markerfacecolor="white", label="Ren et al. 2023", **point),
+    ]
+    sheet.legend(handles, wide=2, narrow=1)
 
 
 def _errors(axes: Axes, data: xr.Dataset, rows: list[str]) -> None:
@@ -97,6 +86,7 @@ def _errors(axes: Axes, data: xr.Dataset, rows: list[str]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
+@PAGE.table
 def table(dataset: xr.Dataset) -> pd.DataFrame:
     """Of each algorithm and network: mean ± standard error (n runs) of the test error, the paper's, train error."""
     data = final(dataset)
@@ -126,7 +116,8 @@ def worse(data: xr.Dataset) -> list[str]:
     ]
 
 
-def caption(dataset: xr.Dataset) -> str:
+@PAGE.caption
+def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
     data = final(dataset)
     parts = [
@@ -145,7 +136,8 @@ def caption(dataset: xr.Dataset) -> str:
         parts.append(f"{network} on {dataset['data'].sel(network=network).item()}: {runs} a cell ({epochs}).")
     late = worse(data)
     get = dataset.attrs.get
-    parts += [
+    return [
+        *parts,
         f"Optimiser {get('train_optimiser')}, batch {get('train_batch')}, momentum {get('train_momentum')}, weight "
         f"decay {get('train_weight_decay')}, {get('train_decay')} decay of the rate, no augmentation. Bars are ±1.96 "
         "standard errors over seeds (of weights, data order and noise); a single run has none.",
@@ -154,7 +146,6 @@ def caption(dataset: xr.Dataset) -> str:
         "frozen: trunk at its initialisation, heads and read-out learn. LG-FG-W-published: credited as in the "
         "paper's code, which is biased.",
     ]
-    return style.text(dataset, parts)
 
 
 def _rates(dataset: xr.Dataset) -> str:
@@ -173,7 +164,7 @@ def _rates(dataset: xr.Dataset) -> str:
     )
 
 
-FIGURES: command.Figures = {"": (draw, caption)}
+FIGURES: Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
     command.run("figures.table3", __doc__, FIGURES, table)

@@ -10,14 +10,13 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from figures import command, intervals, style
+from figures import command, drawing, intervals, style
+from figures.page import Figures, Page, Sheet
 
 LAYER = "perturbed"  # all parameters that a scheme estimates
-SOURCE = "studies/table3.py"
 TRAINED = ("BP", "LG-FG-A")  # of all that trained, those that are drawn
 TITLES = ("cosine to target", "cosine to backprop", "relative variance")
 NEEDED = {
@@ -28,12 +27,12 @@ NEEDED = {
     "step": ("network", "algorithm", "probe"),
     **dict.fromkeys(("data_variance", "cosine_null"), ("layer",)),
 }
+PAGE = Page("studies/table3.py", NEEDED)
 DATA: dict[str, Any] = {"color": "black", "linestyle": (0, (5, 2)), "linewidth": 0.6, "zorder": 1.5}
 
 
 def runs(dataset: xr.Dataset) -> list[tuple[str, str]]:
     """Which runs are drawn: of each network those of `TRAINED` that were probed, else its first."""
-    style.require(dataset, NEEDED, SOURCE)
     probed = dataset["step"].notnull().any("probe")
     found = []
     for network in style.names(dataset, "network"):
@@ -53,57 +52,51 @@ def run_of(dataset: xr.Dataset, network: str, algorithm: str) -> xr.Dataset:
     )
 
 
-def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """A row for each run, with both cosines and the relative noise variance of six schemes over training.
-
-    Raises:
-        ValueError: not a dataset of probes, an unknown venue or number of columns, a scheme without a look.
-    """
+@PAGE.figure
+def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
+    """A row for each run, with both cosines and the relative noise variance of six schemes over training."""
     rows = runs(dataset)
-    with style.context(venue):
-        figure = Figure((style.width(venue, columns), 0.75 + 1.05 * len(rows)), layout="constrained")
-        grid = figure.subplots(len(rows), len(TITLES), squeeze=False)
-        for row, (network, algorithm) in zip(grid, rows, strict=True):
-            _run(row, run_of(dataset, network, algorithm).sel(layer=LAYER))
-            row[0].set_ylabel(f"{network}\nby {algorithm}")
-        for axes, title in zip(grid[0], TITLES, strict=True):
-            axes.set_title(title)
-        for axes in grid[-1]:
-            axes.set_xlabel("training step")
-        helpers = [
-            Line2D([], [], label="random direction", **style.NULL),
-            Line2D([], [], label="data, backprop", **DATA),
-        ]
-        style.legend(figure, style.names(dataset, "estimator"), helpers, entry=1.05)
-        style.settle(figure)
-    return figure
+    grid = sheet.grid(len(rows), len(TITLES), head=0.75, height=1.05)
+    for row, (network, algorithm) in zip(grid, rows, strict=True):
+        _run(row, run_of(dataset, network, algorithm).sel(layer=LAYER))
+        row[0].set_ylabel(f"{network}\nby {algorithm}")
+    for axes, title in zip(grid[0], TITLES, strict=True):
+        axes.set_title(title)
+    for axes in grid[-1]:
+        axes.set_xlabel("training step")
+    helpers = [
+        Line2D([], [], label="random direction", **style.NULL),
+        Line2D([], [], label="data, backprop", **DATA),
+    ]
+    sheet.schemes(style.names(dataset, "estimator"), helpers, entry=1.05)
 
 
 def _run(row: NDArray[Any], one: xr.Dataset) -> None:
     steps = one["step"].values
     for axes, reference in zip(row[:2], ("target", "backprop"), strict=True):
-        style.log_steps(axes, steps)
-        style.symlog(axes, "y", 0.01, (-0.02, 1.3))
+        drawing.log_steps(axes, steps)
+        drawing.symlog(axes, "y", 0.01, (-0.02, 1.3))
         its = one.sel(reference=reference)
         for scheme in style.in_order(style.names(one, "estimator")):
             values = its.sel(estimator=scheme)
-            style.curve(axes, steps, values["cosine"], intervals.ends(values, "cosine"), scheme)
+            drawing.curve(axes, steps, values["cosine"], intervals.ends(values, "cosine"), scheme)
         axes.plot(steps, one["cosine_null"], **style.NULL)
-    style.log_steps(row[2], steps)
+    drawing.log_steps(row[2], steps)
     noisy = one["relative_variance"].where(one["relative_variance"] > 1e-9)
     data = one["relative_data_variance"].sel(estimator="BP")
     shown = np.concatenate([noisy.values.ravel(), data.values.ravel()])
-    style.log(row[2], "y", (float(np.nanmin(shown)) / 2, float(np.nanmax(shown)) * 2))
+    drawing.log(row[2], "y", (float(np.nanmin(shown)) / 2, float(np.nanmax(shown)) * 2))
     for scheme in style.in_order(style.names(one, "estimator")):
         exact = noisy.sel(estimator=scheme)
-        style.curve(row[2], steps, exact, (exact, exact), scheme)
+        drawing.curve(row[2], steps, exact, (exact, exact), scheme)
     row[2].plot(steps, data, **DATA)
 
 
-def caption(dataset: xr.Dataset) -> str:
+@PAGE.caption
+def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
     get = dataset.attrs.get
-    parts = [
+    return [
         "Gradient quality over complete training runs: six schemes on the same weights and probe batch, at "
         f"log-spaced steps of the first probed run of each algorithm (batch sizes: {get('batch_size', '?')}). Rows: "
         "network and the algorithm that trains it (probing never changes the run). All parameters that a scheme "
@@ -117,7 +110,6 @@ def caption(dataset: xr.Dataset) -> str:
         "cosine of one random direction. Axes of cosines are linear below 0.01.",
         *(_said(run_of(dataset, *run).sel(layer=LAYER), *run) for run in runs(dataset)),
     ]
-    return style.text(dataset, parts)
 
 
 def _said(one: xr.Dataset, network: str, algorithm: str) -> str:
@@ -166,32 +158,25 @@ def by_layer(dataset: xr.Dataset) -> tuple[str, str, xr.Dataset]:
     return network, algorithm, one.isel(layer=shown.values)
 
 
-def draw_layers(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """Shades over training (across) and layers (down), a column for each noisy scheme (one column: for the last two).
-
-    Raises:
-        ValueError: not a dataset of probes, an unknown venue or number of columns.
-    """
+@PAGE.figure
+def draw_layers(sheet: Sheet, dataset: xr.Dataset) -> None:
+    """Shades over training (across) and layers (down), a column for each noisy scheme (one column: the last two)."""
     *_, one = by_layer(dataset)
-    schemes = style.names(one, "estimator")[-4 if columns == 2 else -2 :]
+    schemes = style.names(one, "estimator")[-4 if sheet.wide else -2 :]
     names = style.names(one, "layer")
-    with style.context(venue):
-        height = 0.6 + max(0.85, 0.2 + 0.085 * len(names)) * len(ROWS)
-        figure = Figure((style.width(venue, columns), height), layout="constrained")
-        grid = figure.subplots(len(ROWS), len(schemes), sharex=True, sharey=True, squeeze=False)
-        for row, (title, (variable, reference)) in zip(grid, ROWS.items(), strict=True):
-            values = one[variable] if reference is None else one[variable].sel(reference=reference)
-            image = _shades(row, values.sel(estimator=schemes), is_cosine=variable == "cosine")
-            figure.colorbar(image, ax=list(row), label=title, aspect=18, pad=0.01)
-            row[0].set_yticks(range(len(names)), names, fontsize="xx-small")
-        for axes, scheme in zip(grid[0], schemes, strict=True):
-            axes.set_title(scheme)
-        steps = one["step"].values.astype(int)
-        for axes in grid[-1]:
-            axes.set_xticks([0, len(steps) - 1], [str(steps[0]), str(steps[-1])])
-            axes.set_xlabel("step")
-        style.settle(figure)
-    return figure
+    height = max(0.85, 0.2 + 0.085 * len(names))
+    grid = sheet.grid(len(ROWS), len(schemes), head=0.6, height=height, sharex=True, sharey=True)
+    for row, (title, (variable, reference)) in zip(grid, ROWS.items(), strict=True):
+        values = one[variable] if reference is None else one[variable].sel(reference=reference)
+        image = _shades(row, values.sel(estimator=schemes), is_cosine=variable == "cosine")
+        sheet.figure.colorbar(image, ax=list(row), label=title, aspect=18, pad=0.01)
+        row[0].set_yticks(range(len(names)), names, fontsize="xx-small")
+    for axes, scheme in zip(grid[0], schemes, strict=True):
+        axes.set_title(scheme)
+    steps = one["step"].values.astype(int)
+    for axes in grid[-1]:
+        axes.set_xticks([0, len(steps) - 1], [str(steps[0]), str(steps[-1])])
+        axes.set_xlabel("step")
 
 
 def _shades(row: NDArray[Any], values: xr.DataArray, *, is_cosine: bool) -> Any:
@@ -214,13 +199,14 @@ def _shades(row: NDArray[Any], values: xr.DataArray, *, is_cosine: bool) -> Any:
     return image
 
 
-def caption_layers(dataset: xr.Dataset) -> str:
+@PAGE.caption
+def caption_layers(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
     network, algorithm, one = by_layer(dataset)
     last = one.isel(probe=-1).sel(estimator=style.names(one, "estimator")[-1])
     last = last.sortby("relative_variance").dropna("layer", subset=["relative_variance"])
     least, most = (last.isel(layer=i) for i in (0, -1))
-    parts = [
+    return [
         f"The same layer by layer: {network} trained by {algorithm}. Across: probes, log-spaced steps "
         f"{int(one['step'].values[0])} to {int(one['step'].values[-1])}; down: layers. Grey: undefined (a gradient "
         "of 0, such as that of a bias which a layer norm cancels). Variances are over the squared norm of the "
@@ -230,10 +216,9 @@ def caption_layers(dataset: xr.Dataset) -> str:
         f"{least['relative_variance'].item():.3g}) and most at {most['layer'].item()} "
         f"({most['relative_variance'].item():.3g}).",
     ]
-    return style.text(dataset, parts)
 
 
-FIGURES: command.Figures = {"": (draw, caption), "_layers": (draw_layers, caption_layers)}
+FIGURES: Figures = {"": (draw, caption), "_layers": (draw_layers, caption_layers)}
 
 if __name__ == "__main__":
     command.run("figures.table3_probes", __doc__, FIGURES)

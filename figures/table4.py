@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from figures import command, style
+from figures.page import Figures, Page, Sheet
 
 DIMS = ("network", "algorithm", "seed")
 NEEDED = {
@@ -25,13 +25,12 @@ NEEDED = {
     "paper_test_error": DIMS[:2],
     "data": DIMS[:1],
 }
-SOURCE = "studies/table4.py"
+PAGE = Page("studies/table4.py", NEEDED)
 WINDOWS = 40  # of updates over a run, whose means make its line
 
 
 def final(dataset: xr.Dataset) -> xr.Dataset:
     """Over (network, algorithm): mean read-out errors, per cent, with their errors, and how the loss went."""
-    style.require(dataset, NEEDED, SOURCE)
     there, ended = dataset["epochs"] > 0, dataset["epochs"]
     found: dict[str, Any] = {"n": there.sum("seed"), "paper": 100 * dataset["paper_test_error"]}
     for split in ("test", "train"):
@@ -45,30 +44,23 @@ def final(dataset: xr.Dataset) -> xr.Dataset:
     return xr.Dataset(found | {"lr": dataset["lr"].max("seed")})
 
 
-def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """For each network the training loss of each algorithm, and the test errors of their read-outs.
-
-    Raises:
-        ValueError: not a dataset of Table 4, an unknown venue or number of columns, a scheme without a look.
-    """
+@PAGE.figure
+def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
+    """For each network the training loss of each algorithm, and the test errors of their read-outs."""
     data = final(dataset)
     networks, rows = style.names(data, "network"), style.names(data, "algorithm")
-    with style.context(venue):
-        shape = (len(networks), 2) if columns == 2 else (2 * len(networks), 1)
-        figure = Figure((style.width(venue, columns), 0.5 + 1.5 * shape[0]), layout="constrained")
-        grid = figure.subplots(*shape, squeeze=False).reshape(len(networks), 2)
-        for (left, right), network in zip(grid, networks, strict=True):
-            _losses(left, dataset.sel(network=network), rows)
-            _errors(right, data.sel(network=network), rows)
-            left.set_title(f"{network}, {dataset['data'].sel(network=network).item()}")
-        point: dict[str, Any] = {"linestyle": "none", "color": "black", "markersize": 3.5}
-        helpers = [
-            Line2D([], [], marker="o", label="read-out, here", **point),
-            Line2D([], [], marker="d", markerfacecolor="white", label="Ren et al. 2023", **point),
-        ]
-        style.legend(figure, rows, helpers, entry=1.3)
-        style.settle(figure)
-    return figure
+    shape = (len(networks), 2) if sheet.wide else (2 * len(networks), 1)
+    grid = sheet.grid(*shape, head=0.5, height=1.5).reshape(len(networks), 2)
+    for (left, right), network in zip(grid, networks, strict=True):
+        _losses(left, dataset.sel(network=network), rows)
+        _errors(right, data.sel(network=network), rows)
+        left.set_title(f"{network}, {dataset['data'].sel(network=network).item()}")
+    point: dict[str, Any] = {"linestyle": "none", "color": "black", "markersize": 3.5}
+    helpers = [
+        Line2D([], [], marker="o", label="read-out, here", **point),
+        Line2D([], [], marker="d", markerfacecolor="white", label="Ren et al. 2023", **point),
+    ]
+    sheet.schemes(rows, helpers, entry=1.3)
 
 
 def _losses(axes: Axes, data: xr.Dataset, rows: list[str]) -> None:
@@ -106,6 +98,7 @@ def _errors(axes: Axes, data: xr.Dataset, rows: list[str]) -> None:
     axes.set_xlabel("test error of the read-out, %")
 
 
+@PAGE.table
 def table(dataset: xr.Dataset) -> pd.DataFrame:
     """Of each algorithm: the read-out's test error (n runs), the paper's, train error, InfoNCE before and after."""
     data = final(dataset)
@@ -125,7 +118,8 @@ def _cells(its: xr.Dataset) -> tuple[str, str, str, str]:
     return f"{its['test'].item():.2f}{error} ({n})", paper, f"{its['train'].item():.2f}", loss
 
 
-def caption(dataset: xr.Dataset) -> str:
+@PAGE.caption
+def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
     data, get = final(dataset), dataset.attrs.get
     parts = [
@@ -145,7 +139,7 @@ def caption(dataset: xr.Dataset) -> str:
         its = its.isel(algorithm=(its["n"] > 0).values)
         said = [_said(its.sel(algorithm=name), name) for name in style.names(its, "algorithm")]
         parts.append(f"{network} on {dataset['data'].sel(network=network).item()}: {'; '.join(said)}.")
-    return style.text(dataset, parts)
+    return parts
 
 
 def _said(its: xr.Dataset, name: str) -> str:
@@ -156,7 +150,7 @@ def _said(its: xr.Dataset, name: str) -> str:
     )
 
 
-FIGURES: command.Figures = {"": (draw, caption)}
+FIGURES: Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
     command.run("figures.table4", __doc__, FIGURES, table)

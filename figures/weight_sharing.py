@@ -9,54 +9,45 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from figures import command, style
+from figures import command, drawing, style
+from figures.page import Figures, Page, Sheet
 
 DIMS = ("kind", "loss", "positions", "example")
 NEEDED: dict[str, tuple[str, ...]] = {"ratio": DIMS, "variance_ratio": DIMS, "fan_in": ("kind",)}
+PAGE = Page("studies/weight_sharing.py", NEEDED)
 TITLES = {"linear": "linear layer over tokens", "convolution": "convolution over pixels"}
 UNITS = {"linear": "tokens", "convolution": "pixels"}
 LOOKS = {"each position": ("#0072B2", "o"), "pooled": ("#D55E00", "s")}  # losses are no schemes
 
 
-def draw(dataset: xr.Dataset, *, venue: style.Venue = "iclr", columns: style.Columns = 2) -> Figure:
-    """A panel for each kind of layer: medians over the examples, in bands of all of them.
-
-    Raises:
-        ValueError: not a dataset of this study, an unknown venue or number of columns.
-    """
-    style.require(dataset, NEEDED, "studies/weight_sharing.py")
+@PAGE.figure
+def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
+    """A panel for each kind of layer: medians over the examples, in bands of all of them."""
     kinds = style.names(dataset, "kind")
-    shape = (1, len(kinds)) if columns == 2 else (len(kinds), 1)
-    with style.context(venue):
-        height = 0.5 + (1.75 if columns == 2 else 1.6) * shape[0]
-        figure = Figure((style.width(venue, columns), height), layout="constrained")
-        panels = list(figure.subplots(*shape, squeeze=False, sharey=True).flat)
-        for axes, kind in zip(panels, kinds, strict=True):
-            _panel(axes, dataset.sel(kind=kind), kind)
-            axes.set_ylabel("FG-A relative to FG-W" if axes is panels[0] or columns == 1 else "")
-        handles = [
-            *(
-                Line2D(
-                    [],
-                    [],
-                    color=color,
-                    marker=marker,
-                    linestyle="none",
-                    markeredgecolor="white",
-                    label=f"loss: {loss}",
-                )
-                for loss, (color, marker) in LOOKS.items()
-            ),
-            Line2D([], [], color=style.GREY, label="ρ / fan-in"),
-            Line2D([], [], color=style.GREY, marker="o", linestyle="none", label="variance ratio, exact"),
-        ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=4 if columns == 2 else 2)
-        style.settle(figure)
-    return figure
+    panels = sheet.row(len(kinds), head=0.5, height=1.75 if sheet.wide else 1.6, sharey=True)
+    for axes, kind in zip(panels, kinds, strict=True):
+        _panel(axes, dataset.sel(kind=kind), kind)
+        axes.set_ylabel("FG-A relative to FG-W" if axes is panels[0] or not sheet.wide else "")
+    handles = [
+        *(
+            Line2D(
+                [],
+                [],
+                color=color,
+                marker=marker,
+                linestyle="none",
+                markeredgecolor="white",
+                label=f"loss: {loss}",
+            )
+            for loss, (color, marker) in LOOKS.items()
+        ),
+        Line2D([], [], color=style.GREY, label="ρ / fan-in"),
+        Line2D([], [], color=style.GREY, marker="o", linestyle="none", label="variance ratio, exact"),
+    ]
+    sheet.legend(handles)
 
 
 def _panel(axes: Axes, data: xr.Dataset, kind: str) -> None:
@@ -67,7 +58,7 @@ def _panel(axes: Axes, data: xr.Dataset, kind: str) -> None:
         color, marker = LOOKS[loss]
         line: dict[str, Any] = {"color": color, "label": f"ρ / fan-in, {loss}"}
         ratio = its["ratio"] / its["fan_in"]
-        style.repeated(axes, its["positions"], ratio, estimator="median", errorbar=("pi", 100), **line)
+        drawing.repeated(axes, its["positions"], ratio, estimator="median", errorbar=("pi", 100), **line)
         points: dict[str, Any] = {"linestyle": "none", "marker": marker, "markeredgecolor": "white"}
         axes.plot(
             positions, np.nanmedian(its["variance_ratio"], axis=1), color=color, label=f"variance, {loss}", **points
@@ -79,13 +70,13 @@ def _panel(axes: Axes, data: xr.Dataset, kind: str) -> None:
         xlabel=f"{UNITS.get(kind, 'positions')} that share the weights",
     )
     axes.set_xlim(positions.min() / 1.3, positions.max() * 1.3)
-    style.ticks(axes.xaxis, positions, set(positions[::2]))
+    drawing.ticks(axes.xaxis, positions, set(positions[::2]))
     for height, scheme, where in ((1.08, "FG-W", "bottom"), (0.92, "FG-A", "top")):
         axes.text(
             positions.min(), height, f"{scheme} is less noisy", color=style.GREY, fontsize="x-small",
             verticalalignment=where,
         )  # fmt: skip
-    style.ticks(axes.yaxis, [0.03, 0.1, 0.3, 1, 3, 10])
+    drawing.ticks(axes.yaxis, [0.03, 0.1, 0.3, 1, 3, 10])
 
 
 def agreement(dataset: xr.Dataset) -> NDArray[np.bool_]:
@@ -107,9 +98,9 @@ def crossing(data: xr.Dataset) -> float:
     return float(np.exp(x[i] - y[i] * (x[i + 1] - x[i]) / (y[i + 1] - y[i])))
 
 
-def caption(dataset: xr.Dataset) -> str:
+@PAGE.caption
+def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
-    style.require(dataset, NEEDED, "studies/weight_sharing.py")
     same = agreement(dataset)
     sizes = ", ".join(f"{kind} {int(dataset['fan_in'].sel(kind=kind))}" for kind in style.names(dataset, "kind"))
     crossings = []
@@ -119,7 +110,7 @@ def caption(dataset: xr.Dataset) -> str:
             word = f"at {where:.0f} positions" if np.isfinite(where) else "nowhere"
             crossings.append(f"{kind}, loss {loss}: {word}")
     get = dataset.attrs.get
-    parts = [
+    return [
         "Weight sharing: activity perturbation (FG-A) against weight perturbation (FG-W) of one layer that a number "
         "of tokens or pixels share. All values are exact: closed forms for Gaussian noise given one example, without "
         "draws.",
@@ -132,10 +123,9 @@ def caption(dataset: xr.Dataset) -> str:
         "With a loss at each position credits disagree, and ρ grows with their number; pooled, all positions share "
         "the credit of one loss of their mean, and ρ levels off.",
     ]
-    return style.text(dataset, parts)
 
 
-FIGURES: command.Figures = {"": (draw, caption)}
+FIGURES: Figures = {"": (draw, caption)}
 
 if __name__ == "__main__":
     command.run("figures.weight_sharing", __doc__, FIGURES)

@@ -11,14 +11,12 @@ Run        python studies/all_schemes.py            writes results/all_schemes.n
 """
 
 import functools
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-ROOT = Path(__file__).resolve().parents[1]
+from studies import common
+from studies.common import RESULTS
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Config:
     draws: int = 512
     """Estimates of each; efficiency has no error below 256."""
     seed: int = 0
-    out: Path = field(default=ROOT / "results" / "all_schemes.nc")
+    out: Path = field(default=RESULTS / "all_schemes.nc")
     """Where the dataset goes; the figure stands beside it."""
     smoke: bool = False
     """A few seconds: one short run of everything, whose numbers mean nothing."""
@@ -44,14 +42,13 @@ class Config:
 
 def main(config: Config) -> None:
     import fgvar  # after the command line is parsed: --help needs no torch
-    from fgvar.storage.atomic import require_place
-    from figures import all_schemes, command
+    from figures import all_schemes
 
-    require_place(config.out)
+    common.place(config)
     if config.smoke:
         config = replace(config, channels=16, epochs=1, batch=4, draws=16)
     at, trained = problem(**{name: getattr(config, name) for name in NETWORK}, seed=config.seed)
-    schemes = {scheme.name: scheme.make() for scheme in fgvar.schemes()}
+    schemes = {scheme.name: scheme.estimator for scheme in fgvar.schemes()}
     dataset = fgvar.measure(schemes, at, draws=config.draws, seed=config.seed)
     # Single layers would be most of the file, and no figure shows them.
     dataset = dataset.sel(layer=["perturbed", "total"]).drop_vars("seconds")
@@ -59,14 +56,8 @@ def main(config: Config) -> None:
         family=("estimator", [family(one) for one in schemes.values()]),
         biased=("estimator", [one.bias_reason for one in schemes.values()]),
     )
-    dataset.attrs |= {
-        "study": "all_schemes",
-        "configuration": repr(replace(config, out=Path("results") / config.out.name)),
-        "trained_steps": trained,
-    }
-    print(all_schemes.table(dataset).to_string())
-    print(fgvar.save(dataset, config.out))
-    command.write(command.Config(config.out), all_schemes.FIGURES, all_schemes.table)
+    dataset.attrs["trained_steps"] = trained
+    common.publish(dataset, config, all_schemes)
 
 
 NETWORK = ("blocks", "patches", "channels", "groups", "epochs", "batch")  # what `problem` takes, beside a seed
@@ -117,7 +108,4 @@ def family(estimator: Any) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # what the user can mend, in one line
-        sys.exit(f"all_schemes: {error}")
+    common.main(main, Config, __doc__)

@@ -24,16 +24,15 @@ Run        python studies/check_calibration.py            writes results/check_c
            python studies/check_calibration.py --parts verdicts --base figures/data/calibration.nc      one part anew
 """
 
-import sys
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
+from studies import common
+from studies.common import RESULTS
 
-ROOT = Path(__file__).resolve().parents[1]
 LEVEL = 1e-6
 EFFECTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # in units of the size that the verdict calls detectable
 # part → its variables and attributes
@@ -55,7 +54,7 @@ class Config:
     workers: int = 1
     """Processes that simulate side by side."""
     seed: int = 0
-    out: Path = field(default=ROOT / "results" / "check_calibration.nc")
+    out: Path = field(default=RESULTS / "check_calibration.nc")
     """Where the dataset goes; the figure stands beside it."""
     parts: tuple[Part, ...] = ("verdicts", "coverage")
     """What to simulate: verdicts, coverage, or both."""
@@ -68,12 +67,10 @@ class Config:
 def main(config: Config) -> None:
     import torch
 
-    import fgvar
     from fgvar.measurement.dataset import provenance
-    from fgvar.storage.atomic import require_place
-    from figures import calibration, command
+    from figures import calibration
 
-    require_place(config.out)
+    common.place(config)
     if config.workers < 1:
         raise ValueError(f"workers is {config.workers}, expected at least 1")
     with ProcessPoolExecutor(config.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -82,19 +79,9 @@ def main(config: Config) -> None:
             "coverage": coverage(config, pool) if "coverage" in config.parts else stored(config, "coverage"),
         }
     dataset = parts["verdicts"].merge(parts["coverage"], combine_attrs="no_conflicts")
-    dataset.attrs |= {
-        "study": "check_calibration",
-        "configuration": repr(replace(config, out=Path("results") / config.out.name, base=named(config.base))),
-        "route": "drawn",
-    } | provenance(torch.device("cpu"), torch.float64)
-    print(report(dataset))
-    print(fgvar.save(dataset, config.out))
-    command.write(command.Config(config.out), calibration.FIGURES)
-
-
-def named(base: Path | None) -> Path | None:
-    """Without its folder, which is this machine's."""
-    return Path(base.name) if base else None
+    dataset.attrs |= {"route": "drawn"} | provenance(torch.device("cpu"), torch.float64)
+    base = Path(config.base.name) if config.base else None  # without its folder, which is this machine's
+    common.publish(dataset, replace(config, base=base), calibration, report(dataset))
 
 
 def stored(config: Config, part: Part) -> Any:
@@ -219,7 +206,7 @@ def power_job(runs: int, seed: int) -> Array:
     import torch
 
     from fgvar.testing.statistical import DRAWS as n
-    from fgvar.testing.statistical import means
+    from fgvar.testing.statistical import mean_test
 
     rng = np.random.Generator(np.random.SFC64([seed, 77]))
     caught = np.zeros((2, len(EFFECTS)))
@@ -227,13 +214,13 @@ def power_job(runs: int, seed: int) -> Array:
         u, v = rng.standard_normal((2, n, 200))
         for kind, columns in enumerate((u**2 - 1, u * v)):
             # The size that the verdict prints: from the spread of correct draws.
-            size = means(torch.from_numpy(columns), 0.0, level=LEVEL * 200).detectable
+            size = mean_test(torch.from_numpy(columns), 0.0, level=LEVEL * 200).detectable
             for index, effect in enumerate(EFFECTS):
                 error = size.mean().item()
                 # A wrong scale multiplies the draws, spread included; a bias moves them.
                 error = effect * (error / (1 - error) if kind == 0 else error)
                 wrong = (columns + 1) * (1 + error) - 1 if kind == 0 else columns + error
-                found = means(torch.from_numpy(wrong), 0.0, level=LEVEL * 200)
+                found = mean_test(torch.from_numpy(wrong), 0.0, level=LEVEL * 200)
                 caught[kind, index] += int((found.z.abs() > found.critical).sum())
     return caught / (-(-runs // 200) * 200)
 
@@ -268,7 +255,4 @@ def report(dataset: Any) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # what the user can mend, in one line
-        sys.exit(f"check_calibration: {error}")
+    common.main(main, Config, __doc__)

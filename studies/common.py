@@ -1,16 +1,23 @@
-"""What the command lines of all studies that sweep have in common."""
+"""What all studies share: their command line, the sweep of their cells, and how a dataset becomes files."""
 
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
+
+import tyro
+
+from fgvar.storage.atomic import require_place
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where cells are computed and kept. Of a study's configuration, a field:
-
-    ``run: tyro.conf.OmitArgPrefixes[Options] = Options(ROOT / "results" / "study.nc")``; then
-    ``fgvar.sweep(cell, axes, **config.run.arguments())``.
+    """Where cells are computed and kept. A study's configuration has the field ``run: Run = Options(RESULTS / …)``.
 
     Example:
         >>> Options(Path("results/depth.nc"), workers=2).arguments()["folder"].as_posix()
@@ -55,6 +62,79 @@ class Options:
         }
 
 
+Run = tyro.conf.OmitArgPrefixes[Options]
+
+
+def main(study: Callable[[Config], None], config: type[Config], description: str | None) -> None:
+    """Run a study by its command line; what the user can mend is one line."""
+    name = Path(sys.argv[0]).stem
+    try:
+        study(tyro.cli(config, description=description))
+    except (ValueError, OSError) as error:
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        goes_on = "run" in {field.name for field in fields(config)}  # type: ignore[arg-type]
+        sys.exit(f"{name}: stopped; the same command {'goes on from here' if goes_on else 'begins anew'}")
+
+
+def place(config: Any) -> Path:
+    """Where the study's dataset goes.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    out: Path = config.run.arguments()["out"] if hasattr(config, "run") else config.out
+    require_place(out)
+    return out
+
+
+def sweep(
+    cell: Callable[..., Any],
+    axes: Mapping[str, Sequence[Any]],
+    settings: Mapping[str, Any],
+    run: Options,
+    part: str = "",
+) -> Any:
+    """All cells of a study, or of the ``part`` that has a file of its own beside the cells.
+
+    Raises:
+        ValueError: no cell is done.
+    """
+    import fgvar
+
+    how = run.arguments()
+    if part:
+        how["out"] = how["folder"] / f"{part}.nc"
+    dataset = fgvar.sweep(cell, axes, config=settings, **how)
+    if not (dataset["status"] == "done").any():
+        raise ValueError("no cell is done; see above, or run without --collect")
+    return dataset
+
+
+def by_point(dataset: Any, along: str) -> Any:
+    """A sweep along one axis over ``point``, with the axis as ``size``: sweeps along other axes fit beside it."""
+    sizes = ("point", dataset[along].values, {"long_name": along})
+    found = dataset.drop_vars(["traceback", along]).rename({along: "point"}).assign(size=sizes)
+    return found.assign_coords(point=range(found.sizes["point"]))
+
+
+def publish(dataset: Any, config: Any, figure: ModuleType, report: str = "") -> None:
+    """Save the dataset with its study and configuration, print the report (or the table), draw the figures."""
+    import fgvar
+    from figures import command
+
+    dataset.attrs |= {"study": Path(figure.PAGE.source).stem, "configuration": described(config)}
+    table = getattr(figure, "table", None)
+    if table and not report:
+        report = table(dataset).to_string()
+    print(report, end="\n" if report else "")
+    out = fgvar.save(dataset, place(config))
+    print(out)
+    command.write(command.Config(out), figure.FIGURES, table)
+
+
 def described(config: Any) -> str:
-    """A study's configuration, which has `Options` as ``run``, for its dataset: without the path of a machine."""
-    return repr(replace(config, run=replace(config.run, out=Path("results") / config.run.out.name)))
+    """A study's configuration for its dataset: without the path of a machine."""
+    if hasattr(config, "run"):
+        return repr(replace(config, run=replace(config.run, out=Path("results") / config.run.out.name)))
+    return repr(replace(config, out=Path("results") / config.out.name))

@@ -12,16 +12,12 @@ Run        python studies/cost.py            writes results/cost.nc, .pdf and .p
 Full size  python studies/cost.py --draws 256 1024 4096 --batch 32 128 512 --width 256 512 1024   (not done here)
 """
 
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import tyro
+from studies import common
+from studies.common import RESULTS, Options, Run
 
-from studies.common import Options, described
-
-ROOT = Path(__file__).resolve().parents[1]
 SCHEMES = ("FG-W", "LG-FG-A")
 ALONG = ("draws", "batch", "width", "groups")
 
@@ -38,38 +34,27 @@ class Config:
     base: tuple[int, int, int, int] = (64, 16, 128, 4)
     """Draws, batch, width and groups where another axis grows."""
     repeats: int = 5
-    run: tyro.conf.OmitArgPrefixes[Options] = Options(ROOT / "results" / "cost.nc")  # noqa: RUF009 (frozen)
+    run: Run = Options(RESULTS / "cost.nc")  # noqa: RUF009 (frozen)
 
 
 def main(config: Config) -> None:
     import xarray as xr
 
-    import fgvar  # after the command line is parsed: --help needs no torch
-    from fgvar.storage.atomic import require_place
-    from figures import command, cost
+    from figures import cost
 
     if config.run.smoke:
         config = replace(
             config, draws=(16, 32), batch=(2, 4), width=(8, 16), groups=(1, 2), base=(16, 2, 8, 2), repeats=1
         )
-    how = config.run.arguments()
-    require_place(how["out"])
+    common.place(config)
     found = []
     for along in ALONG:
         settings = dict(zip(ALONG, config.base, strict=True)) | {"repeats": config.repeats}
         del settings[along]
-        out = how["folder"] / f"{along}.nc"
-        swept = fgvar.sweep(cell, {along: getattr(config, along)}, config=settings, **how | {"out": out})
-        if "time" not in swept:
-            raise ValueError("no cell is done; see above, or run without --collect")
-        sizes = ("point", swept[along].values, {"long_name": along})
-        swept = swept.drop_vars(["traceback", along]).rename({along: "point"}).assign(size=sizes)
-        found.append(swept.assign_coords(point=range(swept.sizes["point"])).expand_dims(along=[along]))
+        swept = common.sweep(cell, {along: getattr(config, along)}, settings, config.run, along)
+        found.append(common.by_point(swept, along).expand_dims(along=[along]))
     dataset = xr.concat(found, "along", join="outer", combine_attrs="drop_conflicts")
-    dataset.attrs |= {"study": "cost", "configuration": described(config)}
-    print(cost.table(dataset).to_string())
-    print(fgvar.save(dataset, how["out"]))
-    command.write(command.Config(how["out"]), cost.FIGURES, cost.table)
+    common.publish(dataset, config, cost)
 
 
 def cell(*, draws: int, batch: int, width: int, groups: int, repeats: int, seed: int) -> Any:
@@ -111,9 +96,4 @@ def cell(*, draws: int, batch: int, width: int, groups: int, repeats: int, seed:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # what the user can mend, in one line
-        sys.exit(f"cost: {error}")
-    except KeyboardInterrupt:
-        sys.exit("cost: stopped; the same command goes on from here")
+    common.main(main, Config, __doc__)

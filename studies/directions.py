@@ -13,16 +13,12 @@ Full size  python studies/directions.py --draws 100000 --seed 0 1 2 3      (some
 """
 
 import math
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import tyro
+from studies import common
+from studies.common import RESULTS, Options, Run
 
-from studies.common import Options, described
-
-ROOT = Path(__file__).resolve().parents[1]
 D = 160  # weights
 KINDS = ("mean", "orthogonal mean", "projection", "projection, length corrected")
 
@@ -35,26 +31,20 @@ class Config:
     """At most 160, the number of weights."""
     draws: int = 256
     batch: int = 32
-    run: tyro.conf.OmitArgPrefixes[Options] = Options(ROOT / "results" / "directions.nc")  # noqa: RUF009 (frozen)
+    run: Run = Options(RESULTS / "directions.nc")  # noqa: RUF009 (frozen)
 
 
 def main(config: Config) -> None:
-    import fgvar  # after the command line is parsed: --help needs no torch
-    from figures import command, directions
+    from figures import directions
 
     if config.run.smoke:
         config = replace(config, directions=config.directions[:3], draws=16)
     if not all(1 <= count <= D for count in config.directions) or not config.directions:
         raise ValueError(f"directions are {list(config.directions)}, expected numbers from 1 to {D}, the weights")
-    how = config.run.arguments()
     settings = {"draws": config.draws, "batch": config.batch}
-    dataset = fgvar.sweep(cell, {"directions": config.directions}, config=settings, **how)
-    if "cosine" not in dataset:
-        raise ValueError("no cell is done; see above, or run without --collect")
-    dataset.attrs |= {"study": "directions", "configuration": described(config), "d": D}
-    print(report(dataset))
-    print(fgvar.save(dataset, how["out"]))
-    command.write(command.Config(how["out"]), directions.FIGURES)
+    dataset = common.sweep(cell, {"directions": config.directions}, settings, config.run)
+    dataset.attrs["d"] = D
+    common.publish(dataset, config, directions, report(dataset))
 
 
 def cell(*, directions: int, draws: int, batch: int, seed: int) -> Any:
@@ -131,9 +121,4 @@ def report(dataset: Any) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # what the user can mend, in one line
-        sys.exit(f"directions: {error}")
-    except KeyboardInterrupt:
-        sys.exit("directions: stopped; the same command goes on from here")
+    common.main(main, Config, __doc__)

@@ -12,16 +12,12 @@ Run        python studies/finite_differences.py            writes results/finite
 Full size  python studies/finite_differences.py --draws 32768 --width 64 --seed 0 1 2      (hours; not done here)
 """
 
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import tyro
+from studies import common
+from studies.common import RESULTS, Options, Run
 
-from studies.common import Options, described
-
-ROOT = Path(__file__).resolve().parents[1]
 NETWORKS, DTYPES, SPACES = ("tanh", "relu", "mixer"), ("float32", "float64"), ("weights", "activities")
 Array = Any
 
@@ -47,9 +43,7 @@ class Config:
     """Of each estimator; a multiple of the blocks."""
     blocks: int = 32
     """Of draws: their means give the bias and, left out one by one, its error."""
-    run: tyro.conf.OmitArgPrefixes[Options] = Options(  # noqa: RUF009 (frozen)
-        ROOT / "results" / "finite_differences.nc"
-    )
+    run: Run = Options(RESULTS / "finite_differences.nc")  # noqa: RUF009 (frozen)
 
 
 def main(config: Config) -> None:
@@ -64,21 +58,14 @@ def main(config: Config) -> None:
         )
     if unknown := {*config.networks} - {*NETWORKS} | {*config.dtypes} - {*DTYPES}:
         raise ValueError(f"{sorted(unknown)}: networks are {', '.join(NETWORKS)}, dtypes {' and '.join(DTYPES)}")
-    import fgvar
-    from figures import command, finite_differences
+    from figures import finite_differences
 
     axes = {"network": config.networks, "dtype": config.dtypes, "space": SPACES}
     settings = {
         name: getattr(config, name) for name in ("powers", "steps", "width", "epochs", "batch", "draws", "blocks")
     }
-    how = config.run.arguments()
-    dataset = fgvar.sweep(cell, axes, config=settings, **how)
-    if "distance" not in dataset:
-        raise ValueError("no cell is done; see above, or run without --collect")
-    dataset.attrs |= {"study": "finite_differences", "configuration": described(config)}
-    print(report(dataset))
-    print(fgvar.save(dataset, how["out"]))
-    command.write(command.Config(how["out"]), finite_differences.FIGURES)
+    dataset = common.sweep(cell, axes, settings, config.run)
+    common.publish(dataset, config, finite_differences, report(dataset))
 
 
 def cell(
@@ -208,9 +195,4 @@ def report(dataset: Any) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # what the user can mend, in one line
-        sys.exit(f"finite_differences: {error}")
-    except KeyboardInterrupt:
-        sys.exit("finite_differences: stopped; the same command goes on from here")
+    common.main(main, Config, __doc__)

@@ -16,17 +16,13 @@ Full size  python studies/fused_losses.py --batch 128 --patches 64 --repeats 5  
 
 import functools
 import itertools
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import tyro
+from studies import common
+from studies.common import RESULTS, Options, Run
 
-from studies.common import Options, described
-
-ROOT = Path(__file__).resolve().parents[1]
 WAYS = ("naive", "fused", "ordinary")
 
 
@@ -43,24 +39,17 @@ class Config:
     classes: int = 10
     repeats: int = 31
     """Of all ways in turn."""
-    run: tyro.conf.OmitArgPrefixes[Options] = Options(ROOT / "results" / "fused_losses.nc")  # noqa: RUF009 (frozen)
+    run: Run = Options(RESULTS / "fused_losses.nc")  # noqa: RUF009 (frozen)
 
 
 def main(config: Config) -> None:
-    import fgvar  # after the command line is parsed: --help needs no torch
-    from figures import command, fused_losses
+    from figures import fused_losses
 
     if config.run.smoke:
         config = replace(config, groups=config.groups[1:4:2], batch=4, patches=4, channels=32, repeats=3)
     settings = {name: getattr(config, name) for name in ("batch", "patches", "channels", "classes", "repeats")}
-    dataset = fgvar.sweep(cell, {"groups": config.groups}, config=settings, **config.run.arguments())
-    if "time" not in dataset:
-        raise ValueError("no cell is done; see above, or run without --collect")
-    dataset.attrs |= {"study": "fused_losses", "configuration": described(config)}
-    out = config.run.arguments()["out"]
-    print(report(dataset))
-    print(fgvar.save(dataset, out))
-    command.write(command.Config(out), fused_losses.FIGURES)
+    dataset = common.sweep(cell, {"groups": config.groups}, settings, config.run)
+    common.publish(dataset, config, fused_losses, report(dataset))
 
 
 def cell(*, groups: int, seed: int, batch: int, patches: int, channels: int, classes: int, repeats: int) -> Any:
@@ -191,9 +180,4 @@ def report(dataset: Any) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # what the user can mend, in one line
-        sys.exit(f"fused_losses: {error}")
-    except KeyboardInterrupt:
-        sys.exit("fused_losses: stopped; the same command goes on from here")
+    common.main(main, Config, __doc__)

@@ -13,15 +13,11 @@ Full size  python studies/groups.py --data cifar10 --blocks 4 --patches 8 --chan
                --epochs 200 --batch 128 --lr 0.025 0.1 --probe-batch 8      (a GPU's work, not done here)
 """
 
-import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-import tyro
+from studies import common
+from studies.common import RESULTS, Options, Run
 
-from studies.common import Options, described
-
-ROOT = Path(__file__).resolve().parents[1]
 LOSSES = ("block", "block + patch + group")
 
 
@@ -44,31 +40,20 @@ class Config:
     """Of the cosines."""
     probe_batch: int = 32
     """Examples that gradients are measured on."""
-    run: tyro.conf.OmitArgPrefixes[Options] = Options(ROOT / "results" / "groups.nc", seed=(0, 1, 2))  # noqa: RUF009
+    run: Run = Options(RESULTS / "groups.nc", seed=(0, 1, 2))  # noqa: RUF009 (frozen)
 
 
 def main(config: Config) -> None:
-    import fgvar  # after the command line is parsed: --help needs no torch
-    from figures import command, groups
+    from figures import groups
     from studies import local_losses
 
     if config.run.smoke:
         config = local_losses.smoke(config, groups=config.groups[1:3])
     settings = {name: asdict(config)[name] for name in local_losses.SETTINGS}
     axes = {"losses": LOSSES, "groups": config.groups}
-    found = fgvar.sweep(local_losses.cell, axes, config=settings, **config.run.arguments())
-    dataset = local_losses.chosen(found)
-    dataset.attrs |= {"study": "groups", "configuration": described(config)}
-    out = config.run.arguments()["out"]
-    print(local_losses.report(dataset))
-    print(fgvar.save(dataset, out))
-    command.write(command.Config(out), groups.FIGURES)
+    dataset = local_losses.chosen(common.sweep(local_losses.cell, axes, settings, config.run))
+    common.publish(dataset, config, groups, local_losses.report(dataset))
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # what the user can mend, in one line
-        sys.exit(f"groups: {error}")
-    except KeyboardInterrupt:
-        sys.exit("groups: stopped; the same command goes on from here")
+    common.main(main, Config, __doc__)

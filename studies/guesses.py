@@ -12,16 +12,11 @@ Run        python studies/guesses.py            writes results/guesses.nc, .pdf 
 Full size  python studies/guesses.py --blocks 4 --channels 512 --groups 16 --epochs 20 --draws 2048   (not done here)
 """
 
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import tyro
-
-from studies.common import Options, described
-
-ROOT = Path(__file__).resolve().parents[1]
+from studies import common
+from studies.common import RESULTS, Options, Run
 
 
 @dataclass(frozen=True)
@@ -41,12 +36,11 @@ class Config:
     """Examples of the measured batch."""
     draws: int = 256
     """Estimates of each."""
-    run: tyro.conf.OmitArgPrefixes[Options] = Options(ROOT / "results" / "guesses.nc", seed=(0, 1, 2))  # noqa: RUF009
+    run: Run = Options(RESULTS / "guesses.nc", seed=(0, 1, 2))  # noqa: RUF009 (frozen)
 
 
 def main(config: Config) -> None:
-    import fgvar  # after the command line is parsed: --help needs no torch
-    from figures import command, guesses
+    from figures import guesses
     from studies import all_schemes
 
     if config.run.smoke:
@@ -57,14 +51,8 @@ def main(config: Config) -> None:
         )
     settings = {name: getattr(config, name) for name in (*all_schemes.NETWORK, "draws")}
     axes = {"space": config.space, "target": config.target, "guess": config.guess}
-    dataset = fgvar.sweep(cell, axes, config=settings, **config.run.arguments())
-    if "cosine" not in dataset:
-        raise ValueError("no cell is done; see above, or run without --collect")
-    dataset.attrs |= {"study": "guesses", "configuration": described(config)}
-    out = config.run.arguments()["out"]
-    print(report(dataset))
-    print(fgvar.save(dataset, out))
-    command.write(command.Config(out), guesses.FIGURES)
+    dataset = common.sweep(cell, axes, settings, config.run)
+    common.publish(dataset, config, guesses, report(dataset))
 
 
 def cell(*, space: str, target: str, guess: str, draws: int, seed: int, **network: int) -> Any:
@@ -99,9 +87,4 @@ def report(dataset: Any) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # what the user can mend, in one line
-        sys.exit(f"guesses: {error}")
-    except KeyboardInterrupt:
-        sys.exit("guesses: stopped; the same command goes on from here")
+    common.main(main, Config, __doc__)

@@ -14,16 +14,12 @@ Full size  python studies/local_losses.py --data cifar10 --blocks 4 --patches 8 
 """
 
 import itertools
-import sys
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import tyro
+from studies import common
+from studies.common import RESULTS, Options, Run
 
-from studies.common import Options, described
-
-ROOT = Path(__file__).resolve().parents[1]
 LOSSES = (
     "none", "group", "patch", "patch + group", "block", "block + group", "block + patch", "block + patch + group",
 )  # fmt: skip
@@ -49,23 +45,18 @@ class Config:
     """Of the cosines."""
     probe_batch: int = 32
     """Examples that gradients are measured on."""
-    run: tyro.conf.OmitArgPrefixes[Options] = Options(ROOT / "results" / "local_losses.nc", seed=(0, 1, 2))  # noqa: RUF009 (frozen)
+    run: Run = Options(RESULTS / "local_losses.nc", seed=(0, 1, 2))  # noqa: RUF009 (frozen)
 
 
 def main(config: Config) -> None:
-    import fgvar  # after the command line is parsed: --help needs no torch
-    from figures import command, local_losses
+    from figures import local_losses
 
     if config.run.smoke:
         config = smoke(config, losses=("none", "block + patch + group"))
     settings = {name: asdict(config)[name] for name in SETTINGS}
     axes = {"losses": config.losses, "groups": (config.groups,)}
-    dataset = chosen(fgvar.sweep(cell, axes, config=settings, **config.run.arguments()))
-    dataset.attrs |= {"study": "local_losses", "configuration": described(config)}
-    out = config.run.arguments()["out"]
-    print(report(dataset))
-    print(fgvar.save(dataset, out))
-    command.write(command.Config(out), local_losses.FIGURES)
+    dataset = chosen(common.sweep(cell, axes, settings, config.run))
+    common.publish(dataset, config, local_losses, report(dataset))
 
 
 def smoke(config: Any, **axes: Any) -> Any:
@@ -156,8 +147,6 @@ def chosen(dataset: Any) -> Any:
     """With ``error``, the test error at the end of the best rate: that of the lowest mean final training loss."""
     import numpy as np
 
-    if "loss" not in dataset:
-        raise ValueError("no cell is done; see above, or run without --collect")
     last = dataset.isel(epoch=-1)
     best = last["loss"].mean("seed").fillna(np.inf).argmin("lr")
     dataset["error"] = last["test_error"].isel(lr=best).drop_vars("lr").assign_attrs(units="1")
@@ -187,9 +176,4 @@ def report(dataset: Any) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # what the user can mend, in one line
-        sys.exit(f"local_losses: {error}")
-    except KeyboardInterrupt:
-        sys.exit("local_losses: stopped; the same command goes on from here")
+    common.main(main, Config, __doc__)

@@ -10,14 +10,13 @@ Cost       About a minute on 2 CPU cores; --smoke: a few seconds.
 Run        python studies/quickstart.py            writes results/quickstart.nc, .pdf and .png
 """
 
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import tyro
+from studies import common
+from studies.common import RESULTS
 
-ROOT = Path(__file__).resolve().parents[1]
 PROBED = ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A", "LG-BP")
 
 
@@ -47,7 +46,7 @@ class Config:
     seed: int = 0
     device: str = "auto"
     """"auto" takes CUDA where there is one."""
-    out: Path = field(default=ROOT / "results" / "quickstart.nc")
+    out: Path = field(default=RESULTS / "quickstart.nc")
     """Where the dataset goes; the figure stands beside it."""
     smoke: bool = False
     """A few seconds: one short run of everything, whose numbers mean nothing."""
@@ -57,10 +56,10 @@ def main(config: Config) -> None:
     import xarray as xr
 
     import fgvar  # after the command line is parsed: --help needs no torch
-    from fgvar.storage.atomic import require_place
     from fgvar.training.train import log_steps, steps_of
+    from figures import quickstart
 
-    require_place(config.out)
+    common.place(config)
     if config.smoke:
         small: dict[str, Any] = {
             "channels": 16,
@@ -109,13 +108,7 @@ def main(config: Config) -> None:
         for name in config.algorithms
     ]
     dataset = xr.concat(runs, xr.IndexVariable("algorithm", list(config.algorithms)), combine_attrs="drop_conflicts")
-    dataset.attrs["study"] = "quickstart"
-    dataset.attrs["configuration"] = repr(replace(config, out=Path("results") / config.out.name))
-    print(report(dataset))
-    print(fgvar.save(dataset, config.out))
-    from figures import command, quickstart
-
-    command.write(command.Config(config.out), quickstart.FIGURES)
+    common.publish(dataset, config, quickstart, report(dataset))
 
 
 def report(dataset: "xr.Dataset") -> str:  # type: ignore[name-defined]  # noqa: F821
@@ -135,7 +128,4 @@ def report(dataset: "xr.Dataset") -> str:  # type: ignore[name-defined]  # noqa:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # what the user can mend, in one line
-        sys.exit(f"quickstart: {error}")
+    common.main(main, Config, __doc__)

@@ -51,6 +51,8 @@ def errors(
     lengths, rates = np.zeros(shape, int), np.full(shape, np.nan)
     for one in runs:
         place = _place(one, networks, algorithms, seeds)
+        if lengths[place]:
+            raise ValueError(f"there are two runs of {networks[place[0]]} {algorithms[place[1]]} {seeds[place[2]]}")
         for name in found:
             if name in one:
                 found[name][*place, : one[name].size] = one[name]

@@ -20,16 +20,12 @@ Full size  python studies/scaling.py --width 64 128 256 512 1024 --depth 1 2 4 8
 """
 
 import math
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import tyro
+from studies import common
+from studies.common import RESULTS, Options, Run
 
-from studies.common import Options, described
-
-ROOT = Path(__file__).resolve().parents[1]
 SCHEMES = ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A")
 ALONG = {"mixer": ("width", "depth", "groups"), "mlp": ("width", "depth")}
 SHORT = {"mixer": ("groups",), "mlp": ("depth",)}
@@ -49,22 +45,19 @@ class Config:
     batch: int = 32
     draws: int = 32
     """For cosines; the rest is exact."""
-    run: tyro.conf.OmitArgPrefixes[Options] = Options(ROOT / "results" / "scaling.nc", seed=(0, 1, 2, 3, 4))  # noqa: RUF009
+    run: Run = Options(RESULTS / "scaling.nc", seed=(0, 1, 2, 3, 4))  # noqa: RUF009 (frozen)
 
 
 def main(config: Config) -> None:
     import xarray as xr
 
-    import fgvar  # after the command line is parsed: --help needs no torch
-    from fgvar.storage.atomic import require_place
-    from figures import command, scaling
+    from figures import scaling
 
     if config.run.smoke:
         run = replace(config.run, seed=config.run.seed[:1])
         config = replace(config, width=(8, 16), depth=(1, 2), groups=(1, 2), base=(8, 1, 2), epochs=(0,), run=run)
         config = replace(config, batch=4, draws=4)
-    how = config.run.arguments()
-    require_place(how["out"])
+    common.place(config)
     found = []
     for network, axes in (SHORT if config.run.smoke else ALONG).items():
         for along in axes:
@@ -72,20 +65,10 @@ def main(config: Config) -> None:
             del at[along]
             settings = {"network": network, **at, "batch": config.batch, "draws": config.draws}
             grid = {along: getattr(config, along), "epochs": config.epochs}
-            out = how["folder"] / f"{network}_{along}.nc"
-            swept = fgvar.sweep(cell, grid, config=settings, **how | {"out": out})
-            if "cosine" not in swept:
-                raise ValueError("no cell is done; see above, or run without --collect")
-            sizes = ("point", swept[along].values, {"long_name": along})
-            swept = swept.drop_vars(["traceback", along]).rename({along: "point"}).assign(size=sizes)
-            found.append(
-                swept.assign_coords(point=range(swept.sizes["point"])).expand_dims(place=[f"{network}, {along}"])
-            )
+            swept = common.sweep(cell, grid, settings, config.run, f"{network}_{along}")
+            found.append(common.by_point(swept, along).expand_dims(place=[f"{network}, {along}"]))
     dataset = xr.concat(found, "place", join="outer", combine_attrs="drop_conflicts")
-    dataset.attrs |= {"study": "scaling", "configuration": described(config)}
-    print(scaling.table(dataset).to_string())
-    print(fgvar.save(dataset, how["out"]))
-    command.write(command.Config(how["out"]), scaling.FIGURES, scaling.table)
+    common.publish(dataset, config, scaling)
 
 
 def cell(*, network: str, width: int, depth: int, groups: int, epochs: int, batch: int, draws: int, seed: int) -> Any:
@@ -157,9 +140,4 @@ def mlp(width: int, depth: int, seed: int, x: Any) -> Any:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # what the user can mend, in one line
-        sys.exit(f"scaling: {error}")
-    except KeyboardInterrupt:
-        sys.exit("scaling: stopped; the same command goes on from here")
+    common.main(main, Config, __doc__)

@@ -19,17 +19,13 @@ Full size  python studies/table1.py --size 2 4 8 12 16 --draws 1000000          
 
 import itertools
 import math
-import sys
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import tyro
+from studies import common
+from studies.common import RESULTS, Options, Run
 
-from studies.common import Options, described
-
-ROOT = Path(__file__).resolve().parents[1]
 POPULATION = 3  # examples that batches are drawn from
 SPACES = ("weight", "activity")
 NOISE = ("shared", "independent")
@@ -46,12 +42,11 @@ class Config:
     """At the middle size."""
     draws: int = 20_000
     """Pairs of a batch and its noise."""
-    run: tyro.conf.OmitArgPrefixes[Options] = Options(ROOT / "results" / "table1.nc")  # noqa: RUF009 (frozen)
+    run: Run = Options(RESULTS / "table1.nc")  # noqa: RUF009 (frozen)
 
 
 def main(config: Config) -> None:
-    import fgvar  # after the command line is parsed: --help needs no torch
-    from figures import command, table1
+    from figures import table1
 
     if min(*config.size, *config.batch, config.draws - 1) < 1:
         raise ValueError("sizes and batches are at least 1, draws at least 2")
@@ -61,17 +56,11 @@ def main(config: Config) -> None:
     places = [(size, middle[1]) for size in config.size] + [(middle[0], batch) for batch in config.batch]
     places = list(dict.fromkeys(places))
     axes = {"cell": [f"{size} × {batch}" for size, batch in places], "space": SPACES, "noise": NOISE}
-    how = config.run.arguments()
-    dataset = fgvar.sweep(cell, axes, config={"draws": config.draws}, **how)
-    if "drawn" not in dataset:
-        raise ValueError("no cell is done; see above, or run without --collect")
+    dataset = common.sweep(cell, axes, {"draws": config.draws}, config.run)
     dataset = dataset.drop_vars("cell").assign_coords(
         size=("cell", [size for size, _ in places]), batch=("cell", [batch for _, batch in places])
     )
-    dataset.attrs |= {"study": "table1", "configuration": described(config)}
-    print(table1.table(dataset).to_string())
-    print(fgvar.save(dataset, how["out"]))
-    command.write(command.Config(how["out"]), table1.FIGURES, table1.table)
+    common.publish(dataset, config, table1)
 
 
 def cell(*, cell: str, space: str, noise: str, draws: int, seed: int) -> Any:
@@ -184,9 +173,4 @@ def _drawn(draws: int, seed: int, estimator: Any, population: Any, expected: Any
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # what the user can mend, in one line
-        sys.exit(f"table1: {error}")
-    except KeyboardInterrupt:
-        sys.exit("table1: stopped; the same command goes on from here")
+    common.main(main, Config, __doc__)

@@ -2,28 +2,22 @@
 
 Question   How well does each algorithm train a LocalMixer, and how much of that is owed to its gradients?
 Claim      Errors as in the paper within 0.5 points; a frozen trunk bounds what untaught features reach.
-Run        --data mnist (or cifar10, or a directory) makes the table of that data, a file a run under --folder;
-           --network, --algorithm and --seed choose among its runs, and --out names the file of a single one. Runs
-           that are finished are skipped, others go on from their checkpoints. --collect makes one dataset of all
-           finished runs, its figures, and the table in words.
-            torchrun --nproc-per-node N studies/table3.py … makes one run of N processes, N·batch examples a step.
+Run        --data mnist (or cifar10, or a directory) trains the table of that data, each run a cell in the folder of
+           --out; --network, --algorithm and --seed choose among its runs. Runs that are finished are skipped, others
+           go on from their checkpoints. What is there becomes one dataset, its figures, and the table in words;
+           --collect trains nothing. --rates makes the runs by which the learning rates were chosen.
+            torchrun --nproc-per-node N studies/table3.py … trains each run by N processes, N·batch examples a step.
 Cost       With --compile, on one core: MNIST 5 s an epoch (S/1/1), 5 to 15 s (M/1/16); CIFAR-10, M/8/16, 5 to 15
            minutes on two. --smoke: a few seconds.
 """
 
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import tyro
+from studies import common, training
+from studies.common import RESULTS, Options, Run
 
-from fgvar.storage.atomic import require_place
-
-ROOT = Path(__file__).resolve().parents[1]
 # The paper's rows, the frozen trunk, and LG-FG-W with its published credit.
 EXACT = ("BP", "L-BP", "LG-BP", "FA", "L-FA", "LG-FA", "DFA", "frozen")
 PERTURBED = ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A", "LG-FG-W-published")
@@ -82,7 +76,6 @@ class Config:
     """Presets: S/1/1, M/1/16, M/8/16, L/8/64. Default: those that the paper trains on this data."""
     algorithm: tuple[str, ...] = ()
     """Rows of the table, "frozen" and "LG-FG-W-published" among them. Default: all."""
-    seed: tuple[int, ...] = (0, 1, 2)
     epochs: int | None = None
     """Default, exact gradients and perturbation: 20 and 100 on MNIST, 200 and 400 on CIFAR-10."""
     batch: int = 128
@@ -109,58 +102,29 @@ class Config:
     autocast: bool = False
     """Matrix products in bfloat16."""
     device: str = "auto"
-    folder: Path = field(default=ROOT / "results" / "table3")
-    """Where runs are kept, each with its checkpoint beside it."""
-    out: Path | None = None
-    """The file of a single run; of --collect, the dataset."""
-    resume: bool = True
-    shard: str = "0/1"
-    """i/n: every n-th of the runs, from the i-th."""
+    threads: int = 1
+    """That a run computes with, on a CPU."""
     rates: bool = False
     """Instead of the table, the runs by which the learning rates were chosen."""
-    collect: bool = False
-    """Train nothing: gather the finished runs of --folder."""
-    smoke: bool = False
-    """A few seconds: one run of one epoch on digits."""
+    run: Run = Options(RESULTS / "table3.nc", seed=(0, 1, 2))  # noqa: RUF009 (frozen)
 
 
-class Cell(NamedTuple):
-    """One run of a table."""
-
-    network: str
-    algorithm: str
-    seed: int
+# Settings of every cell, by the names of `Config`.
+SCHEDULE = ("batch", "momentum", "weight_decay", "decay", "warmup", "optimiser", "head_factor", "readout_factor")
+SETTINGS = ("data", "probes", "draws", "probe_batch", "validation", "compile", "autocast", "device", "threads")
 
 
 def main(config: Config) -> None:
-    import fgvar  # after the command line is parsed: --help needs no torch
-
-    if config.collect:
-        gather(config.folder, config.out or ROOT / "results" / "table3.nc")
-        return
-    if config.smoke:
+    if config.run.smoke:
         config = smoke(config)
-    shard = shard_of(config.shard)
-    images, test = (fgvar.data.load(config.data, split) for split in ("train", "test"))
-    if config.rates:
-        config = replace(config, network=("S/1/1",), algorithm=tuple(STANDS_FOR), seed=(0,), epochs=10, probes=0)
-        config = replace(config, validation=10_000, folder=config.folder / "rates")
-    if config.validation:
-        kept = len(images) - config.validation
-        images, test = images.subset(range(kept)), images.subset(range(kept, kept + config.validation))
-    cells = table(config, images.name)
-    if config.rates:
-        for lr in TRIED:
-            tried = replace(config, lr=lr, folder=config.folder / f"{lr}")
-            every(cells[shard], *ways(tried, images, test))
-        return
-    cells = cells[shard]
-    if config.out is not None and len(cells) != 1:
-        raise ValueError(
-            f"--out is the file of one run, and this command makes {len(cells)}; give --network, --algorithm and "
-            "--seed one value each, or --folder instead"
-        )
-    every(cells, *ways(config, images, test))
+    folder, out = common.place(config).with_suffix(""), config.run.out
+    beside = replace(config, run=replace(config.run, out=out.with_stem(f"{out.stem}_probes")))  # for the probes
+    common.place(beside)
+    if not config.run.collect:
+        where, grids = (folder / "rates", rates(config)) if config.rates else (folder, table(config))
+        if not training.train_all(cell, grids, config.run, where) or config.rates:
+            return
+    gather(config, beside, folder)
 
 
 def smoke(config: Config) -> Config:
@@ -170,166 +134,75 @@ def smoke(config: Config) -> Config:
         data="digits",
         network=config.network[:1] or ("S/1/1",),
         algorithm=config.algorithm[:1] or ("LG-FG-A",),
-        seed=config.seed[:1],
         epochs=1,
         probes=min(config.probes, 1),
-        out=config.out or ROOT / "results" / "table3_smoke.nc",
+        run=replace(config.run, seed=config.run.seed[:1]),
     )
 
 
-def table(config: Config, data: str) -> list[Cell]:
-    """The runs that the command asks for: the cheap ones first, a seed at a time."""
-    networks = config.network or TABLES.get(data, OTHER).networks
-    rows = config.algorithm or EXACT + PERTURBED
+def table(config: Config) -> list[training.Grid]:
+    """The runs that the command asks for, a sweep for each schedule: the cheap ones first, a seed at a time."""
+    networks, exact, perturbed = TABLES.get(training.images(config.data)[0].name, OTHER)
+    rows = dict.fromkeys(config.algorithm or EXACT + PERTURBED)
+    schedules: dict[tuple[int, float], list[str]] = {}
+    for name in sorted(rows, key=lambda name: name in PERTURBED):
+        epochs = config.epochs or (perturbed if name in PERTURBED else exact)
+        schedules.setdefault((epochs, config.lr or RATES[FAMILY.get(name, "exact")]), []).append(name)
+    settings = {name: getattr(config, name) for name in SETTINGS + SCHEDULE}
     return [
-        Cell(network, algorithm, seed)
-        for algorithms in (EXACT, PERTURBED, sorted(set(rows) - {*EXACT, *PERTURBED}))
-        for seed in config.seed
-        for network in networks
-        for algorithm in algorithms
-        if algorithm in rows
+        (
+            {"seed": config.run.seed, "network": config.network or networks, "algorithm": names},
+            settings | {"epochs": epochs, "lr": lr},
+        )
+        for (epochs, lr), names in schedules.items()
     ]
 
 
-def path(folder: Path, out: Path | None, data: str, cell: Cell) -> Path:
-    """Where a run is kept."""
-    return out or folder / f"{data}_{cell.network.replace('/', '-')}_{cell.algorithm}_{cell.seed}.nc"
+def rates(config: Config) -> list[training.Grid]:
+    """The runs by which the learning rates were chosen."""
+    settings = {name: getattr(config, name) for name in SETTINGS + SCHEDULE}
+    axes = {"network": ("S/1/1",), "algorithm": tuple(STANDS_FOR), "lr": TRIED, "seed": (0,)}
+    return [(axes, settings | {"epochs": 10, "probes": 0, "validation": 10_000})]
 
 
-def ways(
-    config: Config, images: Any, test: Any
-) -> tuple[partial[Path], Callable[[Cell], dict[str, Any]], partial[None], bool]:
-    """What `every` needs to know beside the runs."""
-    return (
-        partial(path, config.folder, config.out, images.name),
-        lambda cell: settings(cell, schedule_of(config, cell.algorithm, images.name)),
-        partial(run, config, images=images, test=test),
-        config.resume,
-    )
+@training.by_all
+def cell(
+    *, data: str, network: str, algorithm: str, seed: int, validation: int, probes: int, draws: int, probe_batch: int,
+    compile: bool, autocast: bool, device: str, threads: int, scratch: Path, **schedule: Any,
+) -> Any:  # fmt: skip
+    """One run, from its checkpoint if there is one."""
+    import torch
 
-
-def every(
-    cells: list[Cell],
-    where: Callable[[Cell], Path],
-    asked: Callable[[Cell], Mapping[str, Any]],
-    make: Callable[[Cell, Path], None],
-    resume: bool,
-) -> None:
-    """All runs, one after another: what is finished is skipped, what fails stops no other."""
-    for cell in cells:
-        require_place(where(cell))
-    failed = 0
-    for cell in cells:
-        out = where(cell)
-        if out.exists() and resume:
-            _require_same(asked(cell), out)
-            print(*row(out), "finished before", sep="\t", flush=True)
-            continue
-        if len(cells) == 1:
-            make(cell, out)
-            continue
-        try:
-            make(cell, out)
-        except Exception as error:  # one run's failure is none of the others'
-            failed += 1
-            traceback.print_exc()
-            print(cell.network, cell.algorithm, f"seed {cell.seed}", f"failed: {error}", sep="\t", flush=True)
-    if failed:
-        raise ValueError(f"{failed} runs failed, see above; the same command tries them again")
-
-
-def shard_of(text: str) -> slice:
-    """The runs i, i + n, i + 2n, … of "i/n"."""
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise ValueError(f"--shard is {text!r}, expected i/n with 0 ≤ i < n, as 0/4, 1/4, 2/4 and 3/4 of four jobs")
-    return slice(int(index), None, int(count))
-
-
-def _require_same(asked: Mapping[str, Any], out: Path) -> None:
-    """Raise where a finished run has other settings than this command's."""
     import fgvar
-
-    stored = fgvar.open_dataset(out).attrs
-    for name, ours in asked.items():
-        if (theirs := stored.get(name)) != ours:
-            raise ValueError(
-                f"{out} is finished with {name.removeprefix('train_')}={theirs}, this command says {ours}; give "
-                "another --out or --folder, or --no-resume to write over it"
-            )
-
-
-def settings(cell: Cell, schedule: Any) -> dict[str, Any]:
-    """What tells a finished run from others: attributes of its dataset."""
-    asked = {f"train_{name}": value for name, value in asdict(schedule).items()}
-    return asked | {"train_seed": cell.seed, "network": cell.network, "algorithm": cell.algorithm}
-
-
-def schedule_of(config: Config, algorithm: str, data: str) -> Any:
-    """The schedule of one run: the command's settings, or those of its algorithm's family."""
-    import fgvar
-
-    _, exact, perturbed = TABLES.get(data, OTHER)
-    return fgvar.Schedule(
-        config.epochs or (perturbed if algorithm in PERTURBED else exact),
-        config.batch,
-        config.lr or RATES[FAMILY.get(algorithm, "exact")],
-        config.momentum,
-        config.weight_decay,
-        optimiser=config.optimiser,
-        decay=config.decay,
-        warmup=config.warmup,
-        head_factor=config.head_factor,
-        readout_factor=config.readout_factor,
-    )
-
-
-def run(config: Config, cell: Cell, out: Path, *, images: Any, test: Any) -> None:
-    """One run, from its checkpoint if there is one; writes its dataset and prints a row."""
-    import fgvar
-    from fgvar.training.distributed import join, world
     from fgvar.training.train import log_steps, steps_of
 
-    join()
-    estimator = estimator_of(cell.algorithm)
-    schedule = schedule_of(config, cell.algorithm, images.name)
+    torch.set_num_threads(threads)
+    train, test = training.images(data, validation)
+    its = fgvar.Schedule(**schedule)
     model = fgvar.networks.LocalMixer.preset(
-        cell.network, image_shape=images.image_shape, classes=images.classes, head_init="zero", seed=cell.seed
+        network, image_shape=train.image_shape, classes=train.classes, head_init="zero", seed=seed
     )
     probe = None
-    if config.probes:
-        probe = fgvar.Probe(
-            probed(),
-            images.sample(config.probe_batch, seed=cell.seed + 1),
-            log_steps(config.probes, steps_of(schedule, len(images))),
-            draws=config.draws,
-            route="both",
-        )
+    if probes:
+        steps = log_steps(probes, steps_of(its, len(train)))
+        batch = train.sample(probe_batch, seed=seed + 1)
+        probe = fgvar.Probe(probed(), batch, steps, draws=draws, route="both")
     dataset = fgvar.train(
         model,
-        estimator,
-        (images, test),
-        schedule,
-        seed=cell.seed,
+        estimator_of(algorithm),
+        (train, test),
+        its,
+        seed=seed,
         probe=probe,
-        device=config.device,
-        name=f"{cell.network} {cell.algorithm} {cell.seed}",
-        checkpoint=out.with_suffix(".checkpoint"),
-        resume=config.resume,
-        compile=config.compile,
-        autocast=config.autocast,
+        device=device,
+        name=f"{network} {algorithm} {seed}",
+        checkpoint=scratch / "run.checkpoint",
+        compile=compile,
+        autocast=autocast,
     ).dataset
-    if world()[0]:  # the first process writes and prints
-        return
-    dataset.attrs |= {
-        "study": "table3",
-        "network": cell.network,
-        "algorithm": cell.algorithm,
-        "validation": config.validation,
-        "configuration": repr(replace(config, data=images.name, out=None, folder=Path("results/table3"))),
-    }
-    fgvar.save(dataset, out)
-    print(*row(out), sep="\t", flush=True)
+    dataset.attrs |= {"study": "table3", "network": network, "algorithm": algorithm, "validation": validation}
+    training.tell(dataset)
+    return dataset
 
 
 def estimator_of(algorithm: str) -> Any:
@@ -354,51 +227,24 @@ def probed() -> dict[str, Any]:
     }
 
 
-def row(out: Path) -> Iterator[str]:
-    """A finished run in words."""
-    import fgvar
-
-    dataset = fgvar.open_dataset(out)
-    last, of = dataset.isel(epoch=-1, readout_epoch=-1, missing_dims="ignore"), dataset.attrs
-    yield from (of["network"], of["algorithm"], f"seed {of['train_seed']}")
-    yield from (f"lr {of['train_lr']:g}", f"epochs {of['train_epochs']}", f"loss {last['loss'].item():.4f}")
-    yield from (f"{split} {last[f'{split}_error'].item():.2%}" for split in ("train", "test"))
-
-
 # ---- all runs together ---------------------------------------------------------------------------------------
 
 
-def gather(folder: Path, out: Path) -> None:
+def gather(config: Config, beside: Config, folder: Path) -> None:
     """One dataset of the errors of all finished runs, and one of their probes; figures, and the table in words."""
-    import fgvar
+    from figures import table3, table3_probes
     from studies import runs as tables
 
-    more = out.with_stem(f"{out.stem}_probes")
-    require_place(out)
-    require_place(more)
-    runs = [fgvar.open_dataset(found) for found in sorted(folder.glob("*.nc"))]
-    runs = [one for one in runs if one.attrs.get("study") == "table3" and not one.attrs.get("validation")]
+    runs = [one for one in training.finished(folder) if not one.attrs["validation"]]
     if not runs:
         raise ValueError(f"no finished run of this study in {folder}")
-    from figures import command, table3, table3_probes
-
-    tried = [fgvar.open_dataset(found) for found in sorted((folder / "rates").glob("*/*.nc"))]
     dataset = tables.errors(runs, EXACT + PERTURBED, PAPER)
-    if tried:
+    if tried := training.finished(folder / "rates"):
         dataset["validation_error"] = tables.validation(tried, EXACT + PERTURBED)
-    print(fgvar.save(dataset, out))
-    command.write(command.Config(out), table3.FIGURES, table3.table)
+    common.publish(dataset, config, table3)
     if any("step" in one.dims for one in runs):
-        probes = fgvar.save(tables.probes(runs, EXACT + PERTURBED), more)
-        print(probes)
-        command.write(command.Config(probes), table3_probes.FIGURES)
-    print(table3.table(dataset).to_string())
+        common.publish(tables.probes(runs, EXACT + PERTURBED), beside, table3_probes)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # what the user can mend, in one line
-        sys.exit(f"table3: {error}")
-    except KeyboardInterrupt:
-        sys.exit("table3: stopped; the same command goes on from here")
+    common.main(main, Config, __doc__)

@@ -4,26 +4,21 @@ Question   Do perturbations learn features without labels, and what is the stop-
 Claim      With the gradient stopped on the second view the loss of LG-FG-A goes down, and its read-out comes between
            BP's and a random trunk's; without the stop the loss does not go down (the paper's Fig. 4). Here credit is
            then summed over the batch, which is unbiased: the loss goes down more slowly, by noise that grows with it.
-Run        The rows frozen (a random trunk), BP, LG-BP, LG-FG-A and LG-FG-A-no-stop (without the stop), a file a run
-           under --folder. --network, --algorithm and --seed choose others, --no-stop takes the stop from all of them,
-           and --out names the file of a single run. Runs that are finished are skipped, others go on from their
-           checkpoints: repeat the command. --collect makes one dataset of all finished runs, its figure, and the
-           table in words.
+Run        The rows frozen (a random trunk), BP, LG-BP, LG-FG-A and LG-FG-A-no-stop (without the stop), each run a
+           cell in the folder of --out. --network, --algorithm and --seed choose others, and --no-stop takes the stop
+           from all of them. Runs that are finished are skipped, others go on from their checkpoints: repeat the
+           command. What is there becomes one dataset, its figure, and the table in words; --collect trains nothing.
 Cost       Shortened: with --compile, on two cores, two hours for the five rows (3 to 6 seconds a step of CIFAR-10,
            M/8/16). --smoke: a few seconds.
 """
 
-import sys
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
+from studies import common, training
+from studies.common import RESULTS, Options, Run
 
-from fgvar.storage.atomic import require_place
-
-ROOT = Path(__file__).resolve().parents[1]
 NO_STOP = "-no-stop"
 ROWS = ("frozen", "BP", "LG-BP", "LG-FG-A", f"LG-FG-A{NO_STOP}")
 # The paper's test errors, per cent; it gives no train errors.
@@ -53,7 +48,6 @@ class Config:
     """Presets: S/1/1, M/1/16, M/8/16, L/8/64."""
     algorithm: tuple[str, ...] = ()
     """Any scheme. Default: frozen, BP, LG-BP and LG-FG-A, and LG-FG-A without the stop."""
-    seed: tuple[int, ...] = (0,)
     stop: bool = True
     """Stop the gradient on the second view."""
     examples: int = 6400
@@ -88,43 +82,23 @@ class Config:
     autocast: bool = False
     """Matrix products in bfloat16."""
     device: str = "auto"
-    folder: Path = field(default=ROOT / "results" / "table4")
-    """Where runs are kept, each with its checkpoint beside it."""
-    out: Path | None = None
-    """The file of a single run; of --collect, the dataset."""
-    resume: bool = True
-    shard: str = "0/1"
-    """i/n: every n-th of the runs, from the i-th."""
-    collect: bool = False
-    """Train nothing: gather the finished runs of --folder."""
-    smoke: bool = False
-    """A few seconds: one small run of one epoch on digits."""
+    threads: int = 1
+    """That a run computes with, on a CPU."""
+    run: Run = Options(RESULTS / "table4.nc")  # noqa: RUF009 (frozen)
+
+
+# Settings of every cell, by the names of `Config`.
+SCHEDULE = ("epochs", "batch", "lr", "momentum", "weight_decay", "decay", "warmup", "optimiser")
+LEARNING = ("data", "examples", "temperature", "crop", "flip", "colour", "compile", "autocast", "device", "threads")
+MEASURED = ("readout_examples", "readout_epochs", "readout_lr", "probes", "draws", "probe_batch")
 
 
 def main(config: Config) -> None:
-    import fgvar  # after the command line is parsed: --help needs no torch
-    from studies import table3
-
-    if config.collect:
-        gather(config.folder, config.out or ROOT / "results" / "table4.nc")
-        return
-    if config.smoke:
+    if config.run.smoke:
         config = smoke(config)
-    shard = table3.shard_of(config.shard)
-    images, test = (fgvar.data.load(config.data, split) for split in ("train", "test"))
-    cells = table(config)[shard]
-    if config.out is not None and len(cells) != 1:
-        raise ValueError(
-            f"--out is the file of one run, and this command makes {len(cells)}; give --network, --algorithm and "
-            "--seed one value each, or --folder instead"
-        )
-    table3.every(
-        cells,
-        partial(table3.path, config.folder, config.out, images.name),
-        partial(settings, config, images=images),
-        partial(run, config, images=images, test=test),
-        config.resume,
-    )
+    folder = common.place(config).with_suffix("")
+    if config.run.collect or training.train_all(cell, [table(config)], config.run, folder):
+        gather(config, folder)
 
 
 def smoke(config: Config) -> Config:
@@ -133,130 +107,84 @@ def smoke(config: Config) -> Config:
         config,
         data="digits",
         algorithm=config.algorithm[:1] or ("LG-FG-A",),
-        seed=config.seed[:1],
         examples=256,
         epochs=1,
         flip=0.0,
         readout_examples=256,
         readout_epochs=2,
         probes=min(config.probes, 1),
-        out=config.out or ROOT / "results" / "table4_smoke.nc",
+        run=replace(config.run, seed=config.run.seed[:1]),
     )
 
 
-def table(config: Config) -> list[Any]:
+def table(config: Config) -> training.Grid:
     """The runs that the command asks for."""
-    from studies.table3 import Cell
-
     rows = config.algorithm or (ROWS if config.stop else ("LG-FG-A",))
     names = rows if config.stop else tuple(f"{name}{NO_STOP}" for name in rows)
-    return [
-        Cell(network, name, seed)
-        for seed in config.seed
-        for network in config.network
-        for name in dict.fromkeys(names)
-    ]
+    settings = {name: getattr(config, name) for name in SCHEDULE + LEARNING + MEASURED}
+    axes = {"seed": config.run.seed, "network": config.network, "algorithm": tuple(dict.fromkeys(names))}
+    return axes, settings | {"small": config.run.smoke}
 
 
-def schedule_of(config: Config) -> Any:
-    """The schedule of every run."""
+@training.by_all
+def cell(
+    *, data: str, network: str, algorithm: str, seed: int, examples: int, temperature: float, crop: float,
+    flip: float, colour: float, compile: bool, autocast: bool, device: str, threads: int, readout_examples: int,
+    readout_epochs: int, readout_lr: float, probes: int, draws: int, probe_batch: int, small: bool, scratch: Path,
+    **schedule: Any,
+) -> Any:  # fmt: skip
+    """One run, from its checkpoint if there is one, and its read-out."""
+    import torch
+
     import fgvar
-
-    return fgvar.Schedule(
-        config.epochs,
-        config.batch,
-        config.lr,
-        config.momentum,
-        config.weight_decay,
-        optimiser=config.optimiser,
-        decay=config.decay,
-        warmup=config.warmup,
-    )
-
-
-def loss_of(config: Config, algorithm: str) -> Any:
-    """The row's InfoNCE."""
-    import fgvar
-
-    return fgvar.contrastive.InfoNCE(config.temperature, stop_gradient=not algorithm.endswith(NO_STOP))
-
-
-def views_of(config: Config, images: Any) -> Any:
-    """The views of every run."""
-    import fgvar
-
-    return fgvar.data.Views((config.crop, 1.0), config.flip, config.colour, images.mean, images.std)
-
-
-def settings(config: Config, cell: Any, *, images: Any) -> dict[str, Any]:
-    """What tells a finished run from others: attributes of its dataset."""
-    from studies import table3
-
-    return table3.settings(cell, schedule_of(config)) | {
-        "train_loss": repr(loss_of(config, cell.algorithm)),
-        "train_views": repr(views_of(config, images)),
-        "examples": len(part(images, config.examples)),
-        "readout_examples": len(part(images, config.readout_examples)),
-        "readout_epochs": config.readout_epochs,
-        "readout_lr": config.readout_lr,
-    }
-
-
-def run(config: Config, cell: Any, out: Path, *, images: Any, test: Any) -> None:
-    """One run and its read-out, from its checkpoint if there is one; writes its dataset and prints a row."""
-    import fgvar
-    from fgvar.training.distributed import join, world
     from fgvar.training.train import log_steps, steps_of
     from studies import table3
 
-    join()
-    learned, read = part(images, config.examples), part(images, config.readout_examples)
-    schedule = schedule_of(config)
+    torch.set_num_threads(threads)
+    train, test = training.images(data)
+    learned, read = part(train, examples), part(train, readout_examples)
+    its = fgvar.Schedule(**schedule)
     # Heads, whose linear layers InfoNCE has no use for, are drawn: features of length 0 would have no direction.
-    shape: dict[str, Any] = {"image_shape": images.image_shape, "classes": images.classes, "seed": cell.seed}
-    model = fgvar.networks.LocalMixer.preset(cell.network, **shape, **(SMOKE if config.smoke else {}))
+    shape: dict[str, Any] = {"image_shape": train.image_shape, "classes": train.classes, "seed": seed}
+    model = fgvar.networks.LocalMixer.preset(network, **shape, **(SMOKE if small else {}))
     probe = None
-    if config.probes:
-        steps = log_steps(config.probes, steps_of(schedule, len(learned)))
-        batch = images.sample(config.probe_batch, seed=cell.seed + 1)
-        probe = fgvar.Probe(table3.probed(), batch, steps, draws=config.draws)
-    name = f"{cell.network} {cell.algorithm} {cell.seed}"
+    if probes:
+        steps, batch = log_steps(probes, steps_of(its, len(learned))), train.sample(probe_batch, seed=seed + 1)
+        probe = fgvar.Probe(table3.probed(), batch, steps, draws=draws)
     found = fgvar.train(
         model,
-        fgvar.scheme(cell.algorithm.removesuffix(NO_STOP)),
+        fgvar.scheme(algorithm.removesuffix(NO_STOP)),
         (learned, test),
-        schedule,
-        loss=loss_of(config, cell.algorithm),
-        views=views_of(config, images),
-        seed=cell.seed,
+        its,
+        loss=fgvar.contrastive.InfoNCE(temperature, stop_gradient=not algorithm.endswith(NO_STOP)),
+        views=fgvar.data.Views((crop, 1.0), flip, colour, train.mean, train.std),
+        seed=seed,
         probe=probe,
-        device=config.device,
-        name=name,
-        checkpoint=out.with_suffix(".checkpoint"),
-        resume=config.resume,
-        compile=config.compile,
-        autocast=config.autocast,
+        device=device,
+        name=f"{network} {algorithm} {seed}",
+        checkpoint=scratch / "run.checkpoint",
+        compile=compile,
+        autocast=autocast,
     )
-    linear = fgvar.Schedule(
-        config.readout_epochs, config.batch, config.readout_lr, optimiser="adam", weight_decay=0.0
-    )
-    after = fgvar.read_out(
-        model, found.params, (read, test), linear, seed=cell.seed, device=config.device, name=f"{name}, read-out"
-    ).dataset
-    if world()[0]:  # the first process writes and prints
-        return
+    linear = fgvar.Schedule(readout_epochs, its.batch, readout_lr, optimiser="adam", weight_decay=0.0)
+    name = f"{network} {algorithm} {seed}, read-out"
+    after = fgvar.read_out(model, found.params, (read, test), linear, seed=seed, device=device, name=name).dataset
     dataset = found.dataset.merge(after[["train_error", "test_error"]].rename(epoch="readout_epoch"))
     for split in ("train", "test"):
         dataset[f"{split}_error"].attrs["long_name"] = f"error of the linear read-out on the {split} split"
     dataset.attrs |= {
         "study": "table4",
-        **settings(config, cell, images=images),
-        "readout_batch": config.batch,
+        "network": network,
+        "algorithm": algorithm,
+        "examples": len(learned),
+        "readout_examples": len(read),
+        "readout_epochs": readout_epochs,
+        "readout_lr": readout_lr,
+        "readout_batch": linear.batch,
         "readout_optimiser": linear.optimiser,
-        "configuration": repr(replace(config, data=images.name, out=None, folder=Path("results/table4"))),
     }
-    fgvar.save(dataset, out)
-    print(*table3.row(out), sep="\t", flush=True)
+    training.tell(dataset)
+    return dataset
 
 
 def part(images: Any, number: int) -> Any:
@@ -273,30 +201,17 @@ CURVES = ("loss", "test_loss", "test_retrieval_error", "batch_loss", "train_erro
 SETTINGS = ("examples", "readout_examples", "readout_epochs", "readout_lr", "readout_optimiser", "train_views")
 
 
-def gather(folder: Path, out: Path) -> None:
+def gather(config: Config, folder: Path) -> None:
     """One dataset of all finished runs, its figure, and the table in words."""
-    import fgvar
+    from figures import table4
     from studies import runs as tables
 
-    require_place(out)
-    runs = [fgvar.open_dataset(found) for found in sorted(folder.glob("*.nc"))]
-    runs = [one for one in runs if one.attrs.get("study") == "table4"]
+    runs = training.finished(folder)
     if not runs:
         raise ValueError(f"no finished run of this study in {folder}")
-    from figures import command, table4
-
-    dataset = tables.errors(
-        runs, ROWS, PAPER, curves=CURVES, source="Ren et al. 2023, Table 4", settings=SETTINGS
-    ).drop_vars("paper_train_error")
-    print(fgvar.save(dataset, out))
-    command.write(command.Config(out), table4.FIGURES, table4.table)
-    print(table4.table(dataset).to_string())
+    dataset = tables.errors(runs, ROWS, PAPER, curves=CURVES, source="Ren et al. 2023, Table 4", settings=SETTINGS)
+    common.publish(dataset.drop_vars("paper_train_error"), config, table4)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # what the user can mend, in one line
-        sys.exit(f"table4: {error}")
-    except KeyboardInterrupt:
-        sys.exit("table4: stopped; the same command goes on from here")
+    common.main(main, Config, __doc__)

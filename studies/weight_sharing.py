@@ -12,14 +12,13 @@ Run        python studies/weight_sharing.py            writes results/weight_sha
 """
 
 import math
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import tyro
+from studies import common
+from studies.common import RESULTS
 
-ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("linear", "convolution")
 LOSSES = ("each position", "pooled")
 PATCH, KERNEL, DIGIT = 4, 3, 8  # pixels along a side
@@ -36,7 +35,7 @@ class Config:
     examples: int = 8
     """Examples, each with its own weights: each is a problem of its own."""
     seed: int = 0
-    out: Path = field(default=ROOT / "results" / "weight_sharing.nc")
+    out: Path = field(default=RESULTS / "weight_sharing.nc")
     """Where the dataset goes; the figure stands beside it."""
     smoke: bool = False
     """Two seconds: few positions and examples, whose numbers mean nothing."""
@@ -49,9 +48,9 @@ def main(config: Config) -> None:
 
     import fgvar  # after the command line is parsed: --help needs no torch
     from fgvar.measurement.dataset import provenance
-    from fgvar.storage.atomic import require_place
+    from figures import weight_sharing
 
-    require_place(config.out)
+    common.place(config)
     wrong = [count for count in config.positions if not 1 <= count <= 256 or count & (count - 1)]
     if wrong or not config.positions:
         raise ValueError(f"positions are {list(config.positions)}, expected powers of two from 1 to 256")
@@ -80,20 +79,10 @@ def main(config: Config) -> None:
             "fan_in": ("kind", fan_in, {"long_name": "inputs of one position", "units": "1"}),
         },
         coords={"kind": list(KINDS), "loss": list(LOSSES), "positions": list(config.positions)},
-        attrs={
-            "study": "weight_sharing",
-            "configuration": repr(replace(config, out=Path("results") / config.out.name)),
-            "route": "exact",
-            "data": "digits",
-            "fan_out": config.fan_out,
-        }
+        attrs={"route": "exact", "data": "digits", "fan_out": config.fan_out}
         | provenance(torch.device("cpu"), torch.float64),
     )
-    print(report(dataset))
-    print(fgvar.save(dataset, config.out))
-    from figures import command, weight_sharing
-
-    command.write(command.Config(config.out), weight_sharing.FIGURES)
+    common.publish(dataset, config, weight_sharing, report(dataset))
 
 
 def problem(kind: str, loss: str, positions: int, fan_out: int, seed: int) -> Any:
@@ -170,7 +159,4 @@ def report(dataset: "xr.Dataset") -> str:  # type: ignore[name-defined]  # noqa:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, OSError) as error:  # what the user can mend, in one line
-        sys.exit(f"weight_sharing: {error}")
+    common.main(main, Config, __doc__)

@@ -154,7 +154,7 @@ def test_open_takes_the_last_known_epoch_of_each_run(run, tmp_path) -> None:
         (["measure", "--draws", "0"], "draws is 0, expected at least 2"),
         (["measure", "--device", "gpu"], "device is 'gpu', expected a device of this machine"),
         (["measure", "--layer", "block9"], "unknown layer 'block9'"),
-        (["measure", "--plain", "--json"], "two forms of one output"),
+        (["measure", "--plain", "--json"], "forms of one output"),
         (["check", "FG-W", "--checks", "unbiasd"], "did you mean 'unbiased'"),
         (["check", "no.such.module:estimator"], "no module no.such.module"),
         (["check", "nowhere.py:estimator"], "no file nowhere.py"),

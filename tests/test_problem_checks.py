@@ -159,7 +159,7 @@ def test_inputs_of_another_dtype(dtype: torch.dtype) -> None:
 
 def test_inputs_that_the_network_takes_are_its_own_business() -> None:
     words = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2)).double()
-    assert problem(words, batch=(labels(12, 5).reshape(6, 2), Y)).loss().isfinite()
+    assert problem(words, batch=(labels(2 * len(X), 5).reshape(-1, 2), Y)).loss().isfinite()
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_precisions_are_of_floating_point(dtype: object) -> None:
         (nn.TripletMarginLoss(reduction="none"), r"the loss TripletMarginLoss\(.*cannot be called so"),
         (lambda o, _: o.sum(1).numpy(), "the loss is ndarray, expected a floating-point tensor, made by torch"),
         (lambda *_: 1.0, "the loss is float, expected a floating-point tensor"),
-        (lambda *_: [1.0] * 6, "the loss is list, expected a floating-point tensor"),
+        (lambda *_: [1.0] * len(X), "the loss is list, expected a floating-point tensor"),
     ],
 )  # fmt: skip
 def test_losses_of_other_kinds(loss: object, message: str) -> None:

@@ -5,6 +5,7 @@ Nothing is written unless the pixels outgrow a quarter of memory.
 
 import functools
 import hashlib
+import io
 import itertools
 import math
 import os
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from fgvar.data import sources
 from fgvar.errors import require_integer, unknown
+from fgvar.storage import atomic
 
 __all__ = ["Images", "load"]
 
@@ -230,7 +232,11 @@ def _collect(encoded: sources.Encoded, image_size: int | None, cache: Path | Non
     shape = (len(encoded.labels), *first.shape[1:])
     chunks = itertools.chain([first], chunks)
     if (size := math.prod(shape)) <= _memory_budget():
-        return _fill(np.empty(shape, np.uint8), chunks)
+        pixels, start = np.empty(shape, np.uint8), 0
+        for chunk in chunks:
+            pixels[start : start + len(chunk)] = chunk
+            start += len(chunk)
+        return pixels
     folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fgvar"
     folder.mkdir(parents=True, exist_ok=True)
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in encoded.files]
@@ -238,22 +244,11 @@ def _collect(encoded: sources.Encoded, image_size: int | None, cache: Path | Non
     if not path.exists():
         if (free := shutil.disk_usage(folder).free) < size:  # a full disk under a mapped file is a crash
             raise OSError(f"{folder}: {free:,} bytes free, {size:,} needed for decoded pixels; give cache=")
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        try:
-            _fill(np.lib.format.open_memmap(partial, "w+", np.uint8, shape), chunks).flush()
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        atomic.replace(path, itertools.chain([header.getvalue()], (chunk.tobytes() for chunk in chunks)))
     # "r+", not "r" or "c": torch wants writable memory, and Linux refuses private maps larger than memory.
     return np.load(path, mmap_mode="r+")
-
-
-def _fill(pixels: Any, chunks: Iterable[np.ndarray]) -> Any:
-    start = 0
-    for chunk in chunks:
-        pixels[start : start + len(chunk)] = chunk
-        start += len(chunk)
-    return pixels
 
 
 def _mean_std(chunks: Iterable[np.ndarray]) -> Statistics:

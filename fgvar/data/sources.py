@@ -1,7 +1,8 @@
 """Where labelled images lie (parquet files, image folders, the Hugging Face hub), and how they are decoded.
 
 Every source ends in `Encoded` splits, which one decoder turns into pixels. Local data is read by pyarrow and
-Pillow alone: no network, and nothing is written.
+Pillow alone: no network, and nothing is written. The library datasets needs a cache that it can write, turns photos
+by their EXIF tag, labels by the innermost folder, and lets missing files and misspelled classes pass in silence.
 """
 
 import functools

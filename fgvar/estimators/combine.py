@@ -174,6 +174,8 @@ class Projection:
         return "" if self.scale == "mean" else "projections shrink: E ĝ = K/d ∇ for isotropic noise"
 
     def __call__(self, terms: LossTerms, directions: Directions) -> LossTerms:
+        # Of ∇ no more is known than c = Uᵀ∇, one derivative a direction, and ĝ = U w with w = (UᵀU)⁺c: of U itself
+        # the Gram matrix is enough, one for each loss term, over the numbers that this term credits.
         grams = directions.gram(terms)
         found = {}
         for end, c in terms.items():

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.estimators.structured_noise import Coordinate
 from fgvar.problem import Problem
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -120,19 +123,21 @@ class MatchedNoise:
 
     def randomness(self, problem: Problem) -> Randomness:
         own = self.like.randomness(problem).leaves
-        pairs = {f"{which}.{k}": replace(leaf, group=which + leaf.group) for which in "ab" for k, leaf in own.items()}
-        noise = {f"u.{name}": Leaf(tuple(value.shape), Gaussian()) for name, value in problem.params.items()}
-        return Randomness({**pairs, **noise})
+        # Of each copy in a group of its own: coupled leaves are coupled within an estimate, not between the two.
+        parts = {
+            copy: {name: replace(leaf, group=copy + leaf.group) for name, leaf in own.items()} for copy in ("a", "b")
+        }
+        parts["u"] = {name: Leaf(tuple(value.shape), Gaussian()) for name, value in problem.params.items()}
+        return Randomness(_flattened(parts))
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
-        a, b = (
-            self.like.estimate(problem, {name[2:]: u for name, u in noise.items() if name.startswith(f"{which}.")})
-            for which in "ab"
-        )
+        parts = _nested(noise)
+        # Of an estimator without noise there is no "a" and no "b".
+        a, b = (self.like.estimate(problem, parts.get(copy, {})) for copy in ("a", "b"))
         estimate = {}
         for name, value in self.target(problem).items():
             spread = torch.linalg.vector_norm(a.gradient[name] - b.gradient[name]) / (2 * value.numel()) ** 0.5
-            estimate[name] = value + spread * noise[f"u.{name}"]
+            estimate[name] = value + spread * parts["u"][name]
         return Estimate(estimate, a.loss)
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
@@ -171,3 +176,17 @@ class IsotropicNull:
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return gradient(self.losses, problem, problem.params)
+
+
+def _flattened(parts: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
+    """A nested mapping as one: part → name → value becomes "part.name" → value."""
+    return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+
+
+def _nested(flat: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """What `_flattened` made one; names may have dots of their own, and parts have none."""
+    parts: dict[str, dict[str, T]] = {}
+    for key, value in flat.items():
+        part, _, name = key.partition(".")
+        parts.setdefault(part, {})[name] = value
+    return parts

@@ -4,7 +4,7 @@ from __future__ import annotations  # else those of inner functions are evaluate
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 from torch import Tensor
 from torch.utils._pytree import tree_map
@@ -15,7 +15,8 @@ from fgvar.estimators.losses import GlobalLoss, Losses, gradient, gradient_and_l
 from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.oracles import Jvp, Oracle
 from fgvar.estimators.randomness import Law, Leaf, Randomness
-from fgvar.estimators.spaces import ActivitySpace, Space, WeightSpace
+from fgvar.estimators.spaces import OnePassSpace, Space, Tensors, TermsAndLoss
+from fgvar.estimators.weight_space import WeightSpace
 from fgvar.nn.purity import at_once
 from fgvar.problem import Problem
 
@@ -96,7 +97,7 @@ class Estimator:
 
     Example:
         >>> import torch
-        >>> from fgvar.estimators.spaces import WeightSpace
+        >>> from fgvar.estimators.weight_space import WeightSpace
         >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
         >>> estimator = Estimator(WeightSpace())
         >>> noise = estimator.randomness(problem).sample(seed=0, draws=[7])
@@ -196,23 +197,31 @@ class Estimator:
         """Can the forward pass that the local VJPs come from carry the direction, too?
 
         It can where the noise itself is the direction, but for numbers masked since nothing depends on them.
-        Words of other types may shape directions their own way.
         """
-        kinds = type(self.space), type(self.guess), type(self.oracle)
-        simple = kinds in ((WeightSpace, Isotropic, Jvp), (ActivitySpace, Isotropic, Jvp))
-        single = self.directions == 1 and not self.antithetic and not self.space.per_tensor
-        return simple and single and not getattr(self.space, "relu_after", None)
+        single = self.directions == 1 and not self.antithetic
+        return single and all(_declares_one_pass(word) for word in (self.space, self.guess, self.oracle))
 
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
-        along = {name: u[0] for name, u in noise.items()} if self._one_pass else None
-        linearised = self.space.linearise(problem, self.losses, *(() if along is None else (along,)))
+        derivatives: Callable[[Tensors], TermsAndLoss]
+        if self._one_pass:
+            along, space = {name: u[0] for name, u in noise.items()}, cast(OnePassSpace, self.space)
+            linearised, precomputed_jvp = space.linearise_along(problem, self.losses, along)
+            derivatives = lambda _direction: precomputed_jvp  # noqa: E731
+        else:
+            linearised = self.space.linearise(problem, self.losses)
+            derivatives = lambda direction: self.oracle.terms(linearised, direction)  # noqa: E731
         draws = _each(lambda own: self.guess.direction(problem, self.losses, linearised, own), noise)
         directions = Directions.of(linearised, draws, per_tensor=self.space.per_tensor, antithetic=self.antithetic)
-        terms, losses = _each(lambda direction: self.oracle.terms(linearised, direction), directions.directions)
+        terms, losses = _each(derivatives, directions.directions)
         credit = _each(linearised.credit, self.combine(terms, directions))
         credited = {name: _summed(credit[name], u) for name, u in directions.directions.items()}
         found = linearised.backward(credited)
         return Estimate({name: found[name] for name in problem.params}, losses.mean())
+
+
+def _declares_one_pass(word: object) -> bool:
+    """Does a word's very class say that one pass is enough? A subclass may do things its own way: it has no say."""
+    return "one_pass" in vars(type(word)) and bool(word.one_pass)  # type: ignore[attr-defined]
 
 
 def _summed(credit: Tensor, directions: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.func import grad
 
+from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.estimator import Estimate
 from fgvar.estimators.guesses import drawn
 from fgvar.estimators.losses import GlobalLoss, Losses, gradient, gradient_and_loss
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import Randomness
-from fgvar.estimators.spaces import ActivitySpace
 from fgvar.problem import Problem
 
 

@@ -47,6 +47,7 @@ class Isotropic:
     """
 
     bias_reason: ClassVar[str] = ""
+    one_pass: ClassVar[bool] = True  # noise is the direction, and needs nothing of the linearised space
 
     def check(self, problem: Problem) -> None:
         """Every network has directions."""

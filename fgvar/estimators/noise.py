@@ -22,6 +22,7 @@ class Gaussian:
         torch.Size([2, 3])
     """
 
+    isotropic: ClassVar[bool] = True
     kurtosis: ClassVar[float] = 3.0
 
     def spans_evenly(self, directions: int) -> bool:  # noqa: ARG002
@@ -46,6 +47,7 @@ class Rademacher:
         True
     """
 
+    isotropic: ClassVar[bool] = True
     kurtosis: ClassVar[float] = 1.0
 
     def spans_evenly(self, directions: int) -> bool:

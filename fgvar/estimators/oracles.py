@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fgvar.errors import require_type
 from fgvar.estimators.losses import LossTerms
-from fgvar.estimators.spaces import Linearised, Tensors
+from fgvar.estimators.spaces import Linearised, Tensors, TermsAndLoss
 from fgvar.nn.forward_mode import jvp
 from fgvar.nn.reach import OUTPUT
 
@@ -23,7 +23,7 @@ class Oracle(Protocol):
 
     bias_order: ClassVar[int | None]  # E ĝ − ∇ = O(step^order) under symmetric noise; None: no bias
 
-    def terms(self, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
+    def terms(self, linearised: Linearised, direction: Tensors) -> TermsAndLoss:
         """How each loss term moves along ``direction``, and the batch-mean loss of the output."""
 
 
@@ -33,13 +33,13 @@ class Derivative(Protocol):
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair: ...
 
 
-def derived(derivative: Derivative, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
+def derived(derivative: Derivative, linearised: Linearised, direction: Tensors) -> TermsAndLoss:
     """The terms of an oracle that differentiates what is observed on a forward pass."""
-    values, tangents = linearised.precomputed_jvp or derivative(linearised.forward_terms, linearised.point, direction)
-    return linearised.terms(values, tangents), values[OUTPUT].mean()
+    values, tangents = derivative(linearised.forward_terms, linearised.point, direction)
+    return linearised.loss_terms(values, tangents), values[OUTPUT].mean()
 
 
-def differenced(difference: Derivative, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
+def differenced(difference: Derivative, linearised: Linearised, direction: Tensors) -> TermsAndLoss:
     """The same for differences, with everything behind a stop-gradient held where it is unperturbed."""
     start = linearised.forward_terms(linearised.point)
 
@@ -47,7 +47,7 @@ def differenced(difference: Derivative, linearised: Linearised, direction: Tenso
         return start if tensors is linearised.point else linearised.forward_terms(tensors, start)
 
     values, tangents = difference(function, linearised.point, direction)
-    return linearised.terms(values, tangents), start[OUTPUT].mean()
+    return linearised.loss_terms(values, tangents), start[OUTPUT].mean()
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ class Jvp:
     """
 
     bias_order: ClassVar[int | None] = None
+    one_pass: ClassVar[bool] = True  # what a space's own forward pass can say in its place
 
-    def terms(self, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
+    def terms(self, linearised: Linearised, direction: Tensors) -> TermsAndLoss:
         return derived(self, linearised, direction)
 
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
@@ -97,7 +98,7 @@ class ForwardDifference:
     def __post_init__(self) -> None:
         _check_step(self.step)
 
-    def terms(self, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
+    def terms(self, linearised: Linearised, direction: Tensors) -> TermsAndLoss:
         return differenced(self, linearised, direction)
 
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
@@ -130,7 +131,7 @@ class CentralDifference:
     def __post_init__(self) -> None:
         _check_step(self.step)
 
-    def terms(self, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
+    def terms(self, linearised: Linearised, direction: Tensors) -> TermsAndLoss:
         return differenced(self, linearised, direction)
 
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
@@ -154,10 +155,10 @@ class Replay:
 
     bias_order: ClassVar[int | None] = None
 
-    def terms(self, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
+    def terms(self, linearised: Linearised, direction: Tensors) -> TermsAndLoss:
         values, to_point = torch.func.vjp(linearised.forward_terms, dict(linearised.point))[:2]
         still = {name: torch.zeros_like(value) for name, value in values.items()}
-        zeros, to_tangents = torch.func.vjp(lambda tangents: linearised.terms(values, tangents), still)[:2]
+        zeros, to_tangents = torch.func.vjp(lambda tangents: linearised.loss_terms(values, tangents), still)[:2]
 
         def gradient(seeds: LossTerms) -> Tensors:
             found: Tensors = to_point(to_tangents({**zeros, **seeds})[0])[0]
@@ -174,11 +175,16 @@ class Replay:
         zero: Tensor,
         gradient: Callable[[LossTerms], Tensors],
     ) -> Tensor:
-        """Derivatives of one end's copies: one pass for each copy that a tensor's numbers move together."""
+        """Derivatives of one end's copies: one pass for each copy that a tensor's numbers move together.
+
+        A pass is seeded with a set of copies, and its gradient is that of their sum. Where each number of a tensor
+        moves one copy alone, all copies along that axis share a pass, and its products fall into copies afterwards.
+        Where a number moves several, only a pass for each tells their shares. Tensors alike share their passes.
+        """
         kinds: dict[tuple[bool, bool], list[str]] = {}
         for name in direction:
-            if (apart := linearised.granularity(name, end)) is not None:
-                kinds.setdefault(apart, []).append(name)
+            if (alone := linearised.granularity(name, end)) is not None:
+                kinds.setdefault(alone, []).append(name)
         total, (batch, patches, groups) = zero, zero.shape
         for (by_patch, by_group), names in kinds.items():
             mixed = (1 if by_patch else patches, 1 if by_group else groups)

@@ -19,7 +19,11 @@ THREADED = 1 << 18  # numbers; fewer are drawn before threads have started
 class Law(Protocol):
     """How one tensor of random numbers is drawn: zero mean, unit variance, no correlation between numbers.
 
-    A law of other numbers, such as indices, states the dtype of its tensors as an attribute ``dtype``.
+    It asks the stream once, and nothing else, for random numbers: a stream that is asked again begins with the same
+    bits. It may declare, as attributes of its class: ``isotropic = True`` (E uuᵀ = I exactly: means of quadratic
+    estimates are enumerated), ``kurtosis`` (E u⁴ of independent numbers: variances have closed forms),
+    ``spans_evenly`` (as `Gaussian`), ``one_by_one`` (a stream for each direction and example), and ``dtype``, that of
+    its tensors, where they are of other numbers, such as indices.
     """
 
     def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

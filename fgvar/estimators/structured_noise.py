@@ -24,6 +24,8 @@ class Sphere:
         4.0
     """
 
+    isotropic: ClassVar[bool] = True
+
     def spans_evenly(self, directions: int) -> bool:  # noqa: ARG002
         return True
 
@@ -46,6 +48,8 @@ class Coordinate:
         >>> u.abs().sort().values
         tensor([[0., 0., 0., 2.]])
     """
+
+    isotropic: ClassVar[bool] = True
 
     def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.normal(shape, dtype, device)
@@ -73,6 +77,7 @@ class Orthogonal:
         True
     """
 
+    isotropic: ClassVar[bool] = True
     couples_directions: ClassVar[bool] = True  # its leaves have an axis of directions, also where there is one alone
 
     def spans_evenly(self, directions: int) -> bool:  # noqa: ARG002
@@ -108,6 +113,8 @@ class Sparse:
     """
 
     density: float
+
+    isotropic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
@@ -150,6 +157,7 @@ class LowRank:
         if self.rank < 1:
             raise ValueError(f"rank is {self.rank!r}, expected at least 1")
 
+    isotropic: ClassVar[bool] = True
     one_by_one: ClassVar[bool] = True  # a matrix for each direction and example
 
     def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

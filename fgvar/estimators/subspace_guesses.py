@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from fgvar.errors import unknown
+from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.guesses import Shapes, owner
 from fgvar.estimators.losses import Losses
-from fgvar.estimators.spaces import ActivitySpace, Linearised, Space, Tensors
+from fgvar.estimators.spaces import Linearised, Space, Tensors
 from fgvar.nn.reach import OUTPUT
 from fgvar.problem import Problem
 
@@ -80,7 +81,7 @@ class TransposedWeights:
         found = grad(following)(values)
         for site in self._last(problem, losses):
             found[site] = noise[site].expand_as(found[site])
-        return linearised.from_sites(found)
+        return _carried(problem, losses, linearised, found)
 
     @staticmethod
     def _layers(problem: Problem) -> tuple[str, ...]:
@@ -145,14 +146,27 @@ class ActivationSpan:
     def direction(
         self, problem: Problem, losses: Losses, linearised: Linearised, noise: Tensors
     ) -> dict[str, Tensor]:
-        if set(linearised.point) <= set(problem.params):
-            return linearised.from_sites(noise)
+        if _perturbs_weights(problem, linearised):
+            return _carried(problem, losses, linearised, noise)
         values = problem.run(problem.params, watch=tuple(noise))[1]
         active = linearised.direction(values)
         mixed = {site: u @ active[site].flatten(1) / u.shape[-1] ** 0.5 for site, u in noise.items()}
         return linearised.direction(
             {site: m.reshape(*noise[site].shape[:-1], *active[site].shape[1:]) for site, m in mixed.items()}
         )
+
+
+def _perturbs_weights(problem: Problem, linearised: Linearised) -> bool:
+    return set(linearised.point) <= set(problem.params)
+
+
+def _carried(problem: Problem, losses: Losses, linearised: Linearised, noise: Tensors) -> dict[str, Tensor]:
+    """Noise at all sites → direction; of weights, by the local VJPs."""
+    if not _perturbs_weights(problem, linearised):
+        return linearised.direction({site: noise[site] for site in linearised.point})
+    sites = ActivitySpace().linearise(problem, losses)
+    found = sites.backward(sites.direction(noise))
+    return {name: found[name] for name in linearised.point}
 
 
 def _classes(problem: Problem, head: str) -> int:

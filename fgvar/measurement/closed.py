@@ -1,4 +1,7 @@
-"""The exact route: the numbers of `fgvar.measurement.statistics` from closed forms, where they have one."""
+"""The exact route: computes the numbers of `fgvar.measurement.statistics` from closed forms, where they have one.
+
+With m = E ĝ and V = tr Cov ĝ: ‖m − r‖², ⟨m, r⟩/‖r‖², ‖m‖²/V and ⟨m, r⟩²/‖r‖²(‖m‖² + V).
+"""
 
 from collections.abc import Mapping
 
@@ -8,10 +11,11 @@ import torch
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.measurement.intervals import Estimated
-from fgvar.measurement.moments import References
+from fgvar.measurement.references import References
 from fgvar.measurement.statistics import BY_REFERENCE
 from fgvar.problem import Problem
 from fgvar.theory import closed_forms
+from fgvar.theory.applicability import no_closed_form
 
 ROUTES = ("drawn", "exact")
 
@@ -25,7 +29,7 @@ def check_route(route: str, estimators: Mapping[str, GradientEstimator], problem
     if keep_draws:
         raise ValueError("keep_draws=True keeps what is computed draw by draw, and route='exact' draws nothing")
     for name, estimator in estimators.items():
-        reason = closed_forms.no_closed_form(estimator, problem)
+        reason = no_closed_form(estimator, problem)
         if reason and estimator.randomness(problem).size:
             raise ValueError(f"estimator {name!r} has no closed form: {reason}; measure it with route='drawn'")
 
@@ -41,6 +45,7 @@ def exact_statistics(
     mean = {k: g.detach().double().flatten() for k, g in closed_forms.mean(estimator, problem, budget=budget).items()}
     spread = {k: v.double().sum() for k, v in closed_forms.variance(estimator, problem, budget=budget).items()}
     sums = []
+    # Products by parameter add up to those of the groups, of which there is no vector.
     for name, target in references.target.items():
         m, pair = mean[name], (target, references.backprop[name])
         own = [spread[name], m @ m]
@@ -53,6 +58,7 @@ def exact_statistics(
             "snr": signal / variance,
             "sq_bias": sq_bias,
             "slope": inner / length,
+            # Of one estimate alone: the mean of many cosines is not the cosine of the mean.
             "cosine": np.where(variance == 0, inner / np.sqrt(length * signal), np.nan),
             "efficiency": inner**2 / (length * (signal + variance)),
         }

@@ -1,4 +1,7 @@
-"""Spread of the data: how per-example gradients vary within a batch."""
+"""Data variance: how per-example gradients vary within a batch, tr Cov(g_n)/N = Σ_n ‖g_n − ḡ‖²/(N − 1)N.
+
+It is what every minibatch method pays, and the unit in which noise of an estimator may be judged.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -8,10 +11,11 @@ from torch import Tensor
 
 from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimator
 from fgvar.estimators.losses import Losses
-from fgvar.measurement.draws import PlainCalls, ranges
+from fgvar.measurement.draws import VmapFallback, ranges
 from fgvar.measurement.intervals import Estimated
-from fgvar.measurement.lending import Loan, tensors_in
-from fgvar.measurement.moments import GROUPS
+from fgvar.measurement.mutation_guard import MutationGuard
+from fgvar.measurement.protocol_checks import tensors_in
+from fgvar.measurement.references import GROUPS
 from fgvar.problem import Problem
 
 PIECE = 1 << 12  # numbers of every example that are worked on at a time, so that they stay in the CPU's cache
@@ -27,12 +31,12 @@ class DataVariance:
         chunk: examples whose gradients are computed at once (1: by plain calls).
 
     Attributes:
-        plain: of the measurement that these belong to, the warning of what does not run under vmap.
+        fallback: of the measurement that these belong to, the warning of what does not run under vmap.
     """
 
     def __init__(self, problem: Problem, chunk: int) -> None:
         self.problem, self.chunk = problem, chunk
-        self.plain = PlainCalls()
+        self.fallback = VmapFallback()
         self._backprop: np.ndarray | None = None
         self._targets: list[tuple[Losses, np.ndarray]] = []
 
@@ -45,8 +49,8 @@ class DataVariance:
     def _target(self, estimator: GradientEstimator) -> np.ndarray:
         # Composed estimators of the same losses have the same target; of other types nothing is known.
         if type(estimator) not in (Estimator, ExactGradient):
-            lent = Loan.of(type(estimator).__name__, estimator, self.problem).problem
-            return self._spread(estimator.target, lent)
+            copy = MutationGuard.of(type(estimator).__name__, estimator, self.problem).problem
+            return self._spread(estimator.target, copy)
         losses: Losses = estimator.losses  # type: ignore[attr-defined]
         known = next((value for other, value in self._targets if other == losses), None)
         if known is None:
@@ -64,6 +68,7 @@ class DataVariance:
             for name, p in problem.params.items()
         }
         squares = {name: total.new_zeros(()) for name, total in totals.items()}
+        # In float64: the difference of two sums of squares cancels where the examples agree.
         for found in self._stacks(gradient, problem):
             for name, total in totals.items():
                 _add(found[name].reshape(len(found[name]), -1), total, squares[name])
@@ -87,7 +92,7 @@ class DataVariance:
         chunk = min(self.chunk, n)
         first = None
         if chunk > 1:
-            first = self.plain.together(what, lambda: piece(range(chunk)), lambda: piece(range(1)))
+            first = self.fallback.try_vmap(what, lambda: piece(range(chunk)), lambda: piece(range(1)))
         for numbers in ranges(0, n, chunk if first else 1):
             found, first = first or piece(numbers), None
             yield found
@@ -96,7 +101,7 @@ class DataVariance:
 def _add(rows: Tensor, total: Tensor, square: Tensor) -> None:
     """Add the sum of the rows, and that of all squares, in float64 without a copy of all."""
     width = PIECE if rows.device.type == "cpu" else max(rows.shape[1], 1)
-    for piece, here in zip(rows.split(width, 1), total.split(width), strict=True):
+    for piece, part in zip(rows.split(width, 1), total.split(width), strict=True):
         precise = piece.double()
-        here += precise.sum(0)
+        part += precise.sum(0)  # in place: a view of the total
         square += precise.ravel() @ precise.ravel()

@@ -1,4 +1,4 @@
-"""Datasets: the labelled form of every result, its names, units and provenance."""
+"""Datasets: describe every result by names, units and provenance, and sum it up in a table."""
 
 import platform
 from collections.abc import Callable
@@ -137,8 +137,8 @@ def _table(dataset: xr.Dataset, layer: str, when: str) -> str:
     columns = _columns(dataset)
     rows = [["estimator", *columns]]
     for name in dataset["estimator"].values:
-        its = dataset.sel(estimator=name)
-        rows.append([str(name), *(cell(its) for cell in columns.values())])
+        row = dataset.sel(estimator=name)
+        rows.append([str(name), *(cell(row) for cell in columns.values())])
     lines = [f"layer {layer!r}{when}: {_how(dataset)}", *_laid_out(rows)]
     return "\n".join(lines if "baseline" not in dataset.coords else [*lines, *_paired(dataset)])
 
@@ -172,9 +172,9 @@ def _columns(dataset: xr.Dataset) -> dict[str, Callable[[xr.Dataset], str]]:
         if "sq_bias_high" in dataset:
             first["bias, of the target"] = _largest_bias
     return first | {
-        "relative variance": lambda its: _interval(its, "relative_variance"),
-        "cosine to target": lambda its: _interval(its.sel(reference="target"), "cosine"),
-        "cosine to backprop": lambda its: _interval(its.sel(reference="backprop"), "cosine"),
+        "relative variance": lambda row: _interval(row, "relative_variance"),
+        "cosine to target": lambda row: _interval(row.sel(reference="target"), "cosine"),
+        "cosine to backprop": lambda row: _interval(row.sel(reference="backprop"), "cosine"),
     }
 
 
@@ -185,40 +185,40 @@ def _paired(dataset: xr.Dataset) -> list[str]:
     rows = [["estimator", "slope to target", "relative variance", "cosine to target", "cosine to backprop"]]
     for name in dataset["estimator"].values:
         if name != baseline:
-            its = dataset.sel(estimator=name)
-            cells = [_interval(its.sel(reference=r) if r else its, f"{one}_difference") for one, r in columns]
+            row = dataset.sel(estimator=name)
+            cells = [_interval(row.sel(reference=r) if r else row, f"{one}_difference") for one, r in columns]
             rows.append([str(name), *cells])
     return [f"less those of {baseline!r}, by common noise: {_how(dataset)}", *_laid_out(rows)]
 
 
-def _tested_bias(its: xr.Dataset) -> str:
-    z, p = (its[name].sel(reference="target").item() for name in ("bias_z", "bias_p"))
+def _tested_bias(row: xr.Dataset) -> str:
+    z, p = (row[name].sel(reference="target").item() for name in ("bias_z", "bias_p"))
     return "–" if np.isnan(z) else f"{z:.1f} ({'–' if np.isnan(p) else f'{p:.2g}'})"
 
 
-def _largest_bias(its: xr.Dataset) -> str:
+def _largest_bias(row: xr.Dataset) -> str:
     """‖E ĝ − target‖/‖target‖ that cannot be excluded."""
-    target = its.sel(reference="target")
+    target = row.sel(reference="target")
     square, length = target["sq_bias_high"].item(), target["gradient_norm"].item()
-    if np.isnan(square) or np.isnan(its["relative_variance"].item()):  # too few draws, a target of 0
+    if np.isnan(square) or np.isnan(row["relative_variance"].item()):  # too few draws, a target of 0
         return "–"
     known = square == target["sq_bias"].item()
     return f"{'' if known else 'at most '}{np.sqrt(max(square, 0)) / length:.2g}"
 
 
-def _relative_bias(its: xr.Dataset) -> str:
+def _relative_bias(row: xr.Dataset) -> str:
     """‖E ĝ − target‖/‖target‖."""
-    target = its.sel(reference="target")
+    target = row.sel(reference="target")
     length = target["gradient_norm"].item()
     return f"{np.sqrt(max(target['sq_bias'].item(), 0)) / length:.2g}" if length > 0 else "–"
 
 
-def _interval(its: xr.Dataset, name: str) -> str:
+def _interval(row: xr.Dataset, name: str) -> str:
     """Value [low, high] of a variable; ± 1.96 errors of a dataset that has errors alone."""
-    value = its[name].item()
-    if f"{name}_low" in its:
-        return ranged(value, its[f"{name}_low"].item(), its[f"{name}_high"].item())
-    half = 1.96 * its[f"{name}_se"].item()
+    value = row[name].item()
+    if f"{name}_low" in row:
+        return ranged(value, row[f"{name}_low"].item(), row[f"{name}_high"].item())
+    half = 1.96 * row[f"{name}_se"].item()
     return ranged(value, value - half, value + half, plus_minus=True)
 
 

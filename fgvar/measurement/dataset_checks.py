@@ -1,4 +1,4 @@
-"""What a dataset has to hold, whoever wrote it, before its numbers are taken by name."""
+"""Dataset checks: tell what a dataset lacks, whoever wrote it, before its numbers are taken by name."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,7 +10,7 @@ TO_A_REFERENCE = (*DIMS, "reference")
 LABELS = {"estimator": (), "layer": (), "reference": REFERENCES}  # dim → labels that it has to have
 
 
-def lacking(dataset: xr.Dataset, needed: Mapping[str, Iterable[str]], text: Iterable[str] = ()) -> list[str]:
+def missing_from(dataset: xr.Dataset, needed: Mapping[str, Iterable[str]], text: Iterable[str] = ()) -> list[str]:
     """What a dataset lacks, in to_text, of these variables: name → dims that it has, among others.
 
     Args:
@@ -19,7 +19,7 @@ def lacking(dataset: xr.Dataset, needed: Mapping[str, Iterable[str]], text: Iter
         text: names.
 
     Example:
-        >>> lacking(xr.Dataset({"loss": ("epoch", ["low", "high"])}), {"loss": ("seed", "epoch"), "cosine": ()})
+        >>> missing_from(xr.Dataset({"loss": ("epoch", ["low", "high"])}), {"loss": ("seed", "epoch"), "cosine": ()})
         ["dims ['seed'] of 'loss'", "numbers in 'loss'", "variable 'cosine'"]
     """
     found = []
@@ -33,23 +33,26 @@ def lacking(dataset: xr.Dataset, needed: Mapping[str, Iterable[str]], text: Iter
             found.append(f"numbers in {name!r}")
     used = dict.fromkeys(dim for name in needed if name in dataset for dim in dataset[name].dims)
     found += [f"values along {dim!r}" for dim in used if dim not in LABELS and not dataset.sizes[dim]]
-    for dim in [dim for dim in LABELS if dim in used]:
-        labels = dataset[dim].values.tolist()
-        if dim not in dataset.coords or not labels or not all(isinstance(label, str) for label in labels):
-            found.append(f"names along {dim!r}")
-        elif len(set(labels)) < len(labels):
-            found.append(f"a name of its own for each along {dim!r}")
-        elif absent := [label for label in LABELS[dim] if label not in labels]:
-            found.append(f"{', '.join(map(repr, absent))} along {dim!r}")
-    return found
+    return found + [missing for dim in LABELS if dim in used for missing in _missing_labels(dataset, dim)]
 
 
-def lacking_of_measurement(dataset: xr.Dataset) -> list[str]:
+def _missing_labels(dataset: xr.Dataset, dim: str) -> list[str]:
+    """What the labels along a dim lack, to be chosen by name."""
+    labels = dataset[dim].values.tolist()
+    if dim not in dataset.coords or not labels or not all(isinstance(label, str) for label in labels):
+        return [f"names along {dim!r}"]
+    if len(set(labels)) < len(labels):
+        return [f"a name of its own for each along {dim!r}"]
+    absent = [label for label in LABELS[dim] if label not in labels]
+    return [f"{', '.join(map(repr, absent))} along {dim!r}"] if absent else []
+
+
+def missing_for_measurement(dataset: xr.Dataset) -> list[str]:
     """What a dataset lacks, in to_text, to be summed up as a measurement."""
-    return lacking(dataset, _needed(dataset))
+    return missing_from(dataset, _needed(dataset))
 
 
-def more_dims(dataset: xr.Dataset) -> list[str]:
+def extra_dims(dataset: xr.Dataset) -> list[str]:
     """The dims over which a dataset holds several measurements."""
     every = dict.fromkeys(str(dim) for name in _needed(dataset) for dim in dataset[name].dims)
     return [dim for dim in every if dim not in (*TO_A_REFERENCE, "step")]
@@ -81,14 +84,14 @@ def require_measurement(dataset: object) -> None:
         raise TypeError(
             f"got a {type(dataset).__name__}, expected a dataset: of fgvar.measure, or run.dataset of one with probes"
         )
-    if lacks := lacking_of_measurement(dataset):
+    if missing := missing_for_measurement(dataset):
         raise ValueError(
-            f"the dataset is no measurement, as it lacks {', '.join(lacks)}; give one of fgvar.measure, or a run's "
+            f"the dataset is no measurement, as it lacks {', '.join(missing)}; give one of fgvar.measure, or a run's "
             "with probes (fgvar.train), or print this one"
         )
-    if more := more_dims(dataset):
-        one = ", ".join(f"{dim}=0" for dim in more)
+    if extra := extra_dims(dataset):
+        one = ", ".join(f"{dim}=0" for dim in extra)
         raise ValueError(
-            f"the dataset is of several measurements, over {', '.join(map(repr, more))}; choose one, as "
+            f"the dataset is of several measurements, over {', '.join(map(repr, extra))}; choose one, as "
             f"dataset.isel({one})"
         )

@@ -1,4 +1,4 @@
-"""Draws: noise in batches, sampled or enumerated, and the estimates made from it."""
+"""Draws: enumerate noise, and make estimates of a batch of it, by vmap where that runs."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -12,11 +12,11 @@ from torch.func import vmap
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.estimators.randomness import Randomness
-from fgvar.measurement.lending import gradient_in
+from fgvar.measurement.protocol_checks import gradient_in
 from fgvar.problem import Problem
 
-MOST = {"signs": 18, "hermite": 11}  # random numbers that are enumerated at most: 2^18 and 3^11 estimates
-METHODS = ("nodes", *MOST)
+LARGEST = {"signs": 18, "hermite": 11}  # random numbers that are enumerated at most: 2^18 and 3^11 estimates
+METHODS = ("nodes", *LARGEST)
 
 T = TypeVar("T")
 
@@ -52,9 +52,9 @@ class Enumeration:
         d = self.randomness.size
         if d == 0:
             raise ValueError("the estimator needs no noise: its only estimate is its expectation")
-        if d > MOST.get(self.method, d):
+        if d > LARGEST.get(self.method, d):
             raise ValueError(
-                f"{d} random numbers have {self._base}^{d} values; at most {self._base}^{MOST[self.method]} are "
+                f"{d} random numbers have {self._base}^{d} values; at most {self._base}^{LARGEST[self.method]} are "
                 f"enumerated by {self.method!r}: take a smaller problem, or 'nodes' for a quadratic estimator"
             )
 
@@ -70,6 +70,7 @@ class Enumeration:
         d, index = self.randomness.size, torch.arange(numbers.start, numbers.stop)
         if self.method == "nodes":
             flat = torch.zeros(len(index), d, dtype=dtype)
+            # Numbers 2i and 2i + 1 are +√d·e_i and −√d·e_i.
             flat[torch.arange(len(index)), index // 2] = d**0.5 * (1 - 2 * (index % 2)).to(dtype)
         elif self.method == "signs":
             flat = self._digits(index).to(dtype) * 2 - 1
@@ -81,10 +82,12 @@ class Enumeration:
         """Of the noise values of these numbers, in float64."""
         if self.method != "hermite":
             return torch.full((len(numbers),), 1 / len(self), dtype=torch.float64)
+        # Independent coordinates: the product of 2/3 for each that is 0, and of 1/6 for each other.
         zeros = (self._digits(torch.arange(numbers.start, numbers.stop)) == 1).sum(1)
         return (2 / 3) ** zeros.double() * (1 / 6) ** (self.randomness.size - zeros.double())
 
     def _digits(self, index: Tensor) -> Tensor:
+        """Digits of these numbers to the base, one a random number: counting visits every combination once."""
         return index[:, None] // self._base ** torch.arange(self.randomness.size) % self._base
 
 
@@ -106,30 +109,31 @@ def estimates(estimator: GradientEstimator, problem: Problem, noise: Mapping[str
 
 
 @dataclass
-class PlainCalls:
-    """What of one measurement runs by plain calls alone: the first of it is told in a warning, once.
+class VmapFallback:
+    """Tries vmap, and falls back to plain calls: one warning for all of a measurement that does not run under it.
 
     Attributes:
-        told: has there been a warning?
+        warned: has there been a warning?
     """
 
-    told: bool = False
+    warned: bool = False
 
-    def together(self, what: str, stacked: Callable[[], T], single: Callable[[], object]) -> T | None:
+    def try_vmap(self, what: str, stacked: Callable[[], T], single: Callable[[], object]) -> T | None:
         """What ``stacked`` returns, a vmap; None, and a warning, where only ``single``, a plain call, can be."""
         try:
             return stacked()
         except Exception as error:
+            # Plain calls would take hours where a smaller chunk is what is needed.
             if "memory" in str(error):
                 raise
         single()  # what a plain call raises, too, is not vmap's fault
-        if not self.told:
+        if not self.warned:
             warnings.warn(
                 f"{what} does not run under torch.func.vmap (as .item() and an if on a tensor do not), so that it is "
                 "computed one by one, like all here that does not; chunk=1 says so without this warning",
                 stacklevel=2,
             )
-        self.told = True
+        self.warned = True
         return None
 
 

@@ -1,4 +1,4 @@
-"""The file of a dataset, and the versions of what made it: all that needs no torch."""
+"""Files of datasets: save and open them by their hash, with the versions of what made them; without torch."""
 
 import functools
 import hashlib

@@ -17,8 +17,8 @@ Array = NDArray[np.float64]
 
 MINIMUM = 2 * BLOCK  # draws from which on an interval is given
 MINIMUM_TESTED = 4 * BLOCK  # and a p-value: at fewer, skewed and heavy-tailed laws are refused too often
-CARRIED = 10  # draws, n/γ², that have to carry a mean before it has a p-value: of rare events, those that came in
-UNSEEN = 1.3  # what a sample shows of its law's skewness is too small by this factor
+MINIMUM_EFFECTIVE = 10  # draws, n/γ², that have to carry a mean with a p-value: of rare events, those that came in
+SKEWNESS_INFLATION = 1.3  # what a sample shows of its law's skewness is too small by this factor
 LEVEL = 0.975  # of each side
 
 
@@ -44,7 +44,7 @@ class Estimated:
         return Estimated(known, np.where(np.isnan(known), np.nan, 0.0), known, known)
 
     @staticmethod
-    def alone(value: Array) -> "Estimated":
+    def without_error(value: Array) -> "Estimated":
         """A value that has no error."""
         none = np.full_like(value, np.nan)
         return Estimated(value, none, none, none)
@@ -62,22 +62,22 @@ class Estimated:
         """Times a factor that is not negative."""
         return Estimated(self.value * factor, self.error * factor, self.low * factor, self.high * factor)
 
-    def within(self, least: float, most: float) -> "Estimated":
+    def clipped(self, least: float, most: float) -> "Estimated":
         """With an interval that keeps to the values that the quantity can have."""
         return Estimated(self.value, self.error, np.clip(self.low, least, most), np.clip(self.high, least, most))
 
-    def known(self, where: NDArray[np.bool_]) -> "Estimated":
+    def exact_where(self, where: NDArray[np.bool_]) -> "Estimated":
         """Exact in these places."""
         exact = Estimated.exact(self.value).parts
         parts = [np.where(where, one, other) for one, other in zip(exact, self.parts, strict=True)]
         return Estimated(parts[0], parts[1], parts[2], parts[3])
 
-    def unbounded(self, where: NDArray[np.bool_]) -> "Estimated":
+    def without_interval(self, where: NDArray[np.bool_]) -> "Estimated":
         """Without an interval in these places."""
         low, high = (np.where(where, np.nan, one) for one in (self.low, self.high))
         return Estimated(self.value, self.error, low, high)
 
-    def undefined(self, where: NDArray[np.bool_]) -> "Estimated":
+    def nan_where(self, where: NDArray[np.bool_]) -> "Estimated":
         """NaN in these places."""
         parts = [np.where(where, np.nan, part) for part in self.parts]
         return Estimated(parts[0], parts[1], parts[2], parts[3])
@@ -87,44 +87,47 @@ def interval(n: int, value: Array, error: Array, skewness: Array) -> Estimated:
     """A mean of n per-draw scalars of this skewness, with Hall's interval.
 
     Hall's cubic transformation of Student's statistic, q(x) = (3/a)(∛(1 + a(x − a/6)) − 1) for a = 1.3 γ/√n,
-    inverted: [value − e q(t), value − e q(−t)] for the `widened` error e and Student's 97.5 % quantile t of n − 1
-    degrees of freedom. NaN below `MINIMUM` draws. Source: Hall 1992, J. R. Statist. Soc. B 54, 221-228.
+    inverted: [value − e q(t), value − e q(−t)] for e of `inflate_standard_error` and Student's 97.5 % quantile t of
+    n − 1 degrees of freedom. NaN below `MINIMUM` draws. Source: Hall 1992, J. R. Statist. Soc. B 54, 221-228.
     """
-    below, above = arms(n, skewness)
-    wide = widened(n, error, skewness)
-    return Estimated(value, error, value - wide * below, value + wide * above)
+    below, above = hall_quantiles(n, skewness)
+    inflated = inflate_standard_error(n, error, skewness)
+    return Estimated(value, error, value - inflated * below, value + inflated * above)
 
 
-def arms(n: int, skewness: Array) -> tuple[Array, Array]:
-    """How many widened errors the interval reaches down and up from the mean."""
+def hall_quantiles(n: int, skewness: Array) -> tuple[Array, Array]:
+    """Hall's q(t) and −q(−t): how many inflated errors the interval reaches down and up from the mean."""
     if n < MINIMUM:
         return np.full_like(skewness, np.nan), np.full_like(skewness, np.nan)
-    a, t = UNSEEN * skewness / np.sqrt(n), special.stdtrit(n - 1, LEVEL)
-    some = np.where(np.abs(a) > 1e-6, a, 1.0)
+    a, t = SKEWNESS_INFLATION * skewness / np.sqrt(n), special.stdtrit(n - 1, LEVEL)
+    # q(x) → x as a → 0, where 3/a times a difference of nearly equal roots would be rounding alone.
+    divisor = np.where(np.abs(a) > 1e-6, a, 1.0)
 
     def transformed(x: float) -> Array:
-        found: Array = np.where(some == a, 3 / some * (np.cbrt(1 + some * (x - some / 6)) - 1), x)
+        root = np.cbrt(1 + divisor * (x - divisor / 6))
+        found: Array = np.where(divisor == a, 3 / divisor * (root - 1), x)
         return found
 
     return transformed(t), -transformed(-t)
 
 
-def widened(n: int, error: Array, skewness: Array) -> Array:
+def inflate_standard_error(n: int, error: Array, skewness: Array) -> Array:
     """The error, for the spread that a sample of a skewed law does not show: times 1 + γ²/2n + 1.7/n."""
-    wide: Array = error * (1 + skewness**2 / (2 * n) + 1.7 / n)
-    return wide
+    inflated: Array = error * (1 + skewness**2 / (2 * n) + 1.7 / n)
+    return inflated
 
 
 def standardised(n: int, mean: Array, error: Array, skewness: Array) -> Array:
     """How far a mean is from 0, to be held against Student's t of n − 1 degrees of freedom: the less extreme of two.
 
-    Of T = mean/(widened error), which symmetric laws need, and of its transform T + aT²/3 + a²T³/27 + a/6 (as in
+    Of T = mean/(inflated error), which symmetric laws need, and of its transform T + aT²/3 + a²T³/27 + a/6 (as in
     `interval`), which skewed ones need: each alone rejects too often where the other is right.
     """
-    a, t = UNSEEN * skewness / np.sqrt(n), mean / widened(n, error, skewness)
-    moved = t + a * t**2 / 3 + a**2 * t**3 / 27 + a / 6
-    less: Array = np.where(np.abs(t) < np.abs(moved), t, moved)
-    return np.where(np.sign(t) == np.sign(moved), less, 0.0)
+    a, t = SKEWNESS_INFLATION * skewness / np.sqrt(n), mean / inflate_standard_error(n, error, skewness)
+    transformed = t + a * t**2 / 3 + a**2 * t**3 / 27 + a / 6
+    less: Array = np.where(np.abs(t) < np.abs(transformed), t, transformed)
+    # Where they disagree on the side, the sample does not even tell the sign: no evidence at all.
+    return np.where(np.sign(t) == np.sign(transformed), less, 0.0)
 
 
 def p_value(n: int, mean: Array, error: Array, skewness: Array) -> Array:
@@ -136,6 +139,7 @@ def p_value(n: int, mean: Array, error: Array, skewness: Array) -> Array:
 def skewness(mean: Array, second: Array, third: Array) -> Array:
     """Of a scalar with these raw moments; 0 where there is no spread but rounding."""
     spread = second - mean**2
+    # The quotient is computed everywhere, also where there is no spread: the last line leaves it out there.
     with np.errstate(divide="ignore", invalid="ignore"):
         found: Array = (third - 3 * mean * spread - mean**3) / spread**1.5
     return np.where(spread > 1e-20 * second, found, 0.0)
@@ -163,10 +167,12 @@ class Scatter:
         blocks = moments.trace_square / (moments.trace_weight or np.nan)
         lag = LAG.to(blocks.device)
         dof = moments.dof or np.nan
+        # `Moments.within` is about M, the mean of the draws before: its noise is in every draw of a block, and goes.
         excess = blocks[:, None, None] * (lag[:, None] * lag) * (moments.lag / dof)
         trace_square, within = blocks.cpu().numpy(), (moments.within / dof - excess).cpu().numpy()
         mean, second, third = (moments.apart / n).cpu().numpy().T
         share = moments.share or np.nan
+        # Distances to sample means: of their variance so much is the share of Var‖ĝ − E ĝ‖² itself.
         seen = np.maximum(second - mean**2, 0) * n * n / (n - 1) / share
         # Where most of it comes from the sample means, what is left without them is too uncertain to be believed.
         square = np.maximum(seen - moments.excess / share * trace_square, seen / 2)

@@ -1,8 +1,11 @@
-"""measure: estimators × one problem → a dataset of bias, variance and direction, layer by layer."""
+"""Measurement: `measure` makes estimators × one problem a dataset of bias, variance and direction, layer by layer.
+
+With g the target: bias E ĝ − g, relative variance tr Cov(ĝ)/‖g‖², cosine ⟨ĝ, r⟩/‖ĝ‖‖r‖ to each reference r.
+"""
 
 import time
 from collections.abc import Mapping
-from numbers import Integral
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,21 +13,21 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from fgvar.errors import NonFiniteError
-from fgvar.estimators.estimator import GradientEstimator, require_estimator, require_problem
-from fgvar.measurement import moments as streaming
+from fgvar.estimators.estimator import GradientEstimator, require_problem
+from fgvar.measurement.arguments import BUDGET, Settings, check_arguments, check_noise_device
 from fgvar.measurement.closed import check_route, exact_statistics
 from fgvar.measurement.cost import cost
 from fgvar.measurement.data_variance import DataVariance
 from fgvar.measurement.dataset import FLAGS, RATIOS, REFERENCES, describe, provenance
 from fgvar.measurement.intervals import Array, Estimated
-from fgvar.measurement.lending import Loan, require_randomness, tensors_in
-from fgvar.measurement.moments import BLOCK, FEATURES, References
+from fgvar.measurement.moments import FEATURES
+from fgvar.measurement.mutation_guard import MutationGuard
 from fgvar.measurement.paired import Measured, differences
-from fgvar.measurement.sampled import BUDGET, default_chunk, drawn_statistics, examples_at_once, require_like
+from fgvar.measurement.protocol_checks import require_finite_gradient, require_randomness, tensors_in
+from fgvar.measurement.references import GROUPS, References
+from fgvar.measurement.sampled import drawn_statistics, examples_at_once
 from fgvar.measurement.statistics import ERRORS, NOT_OF_ONE, cosine_null
 from fgvar.problem import Problem
-from fgvar.problem_checks import usable_device
 
 
 def measure(
@@ -74,9 +77,9 @@ def measure(
         is NaN with a flag.
 
     Raises:
-        ValueError: fewer than 2 draws, a chunk of another size, no estimator, a problem that an estimator does
-            not fit, an unknown route, an estimator without a closed form on the exact one, or a single estimator
-            to be compared.
+        ValueError: on the drawn route fewer than 2 draws or a chunk of another size, on the exact one an estimator
+            without a closed form; no estimator, a problem that an estimator does not fit, an unknown route, or a
+            single estimator to be compared.
         NonFiniteError: NaN or infinity in an estimate, naming estimator, layer and draw.
 
     Example:
@@ -87,7 +90,8 @@ def measure(
         >>> ds["variance"].sizes
         Frozen({'estimator': 1, 'layer': 4})
     """
-    check_arguments(estimators, draws, chunk, seed, budget)
+    settings = Settings(draws, seed, route, chunk, budget, noise_device, keep_draws, paired)
+    check_arguments(estimators, settings)
     require_problem(problem)
     check_noise_device(noise_device, problem)
     check_route(route, estimators, problem, keep_draws)
@@ -95,91 +99,83 @@ def measure(
         raise ValueError(
             f"paired=True compares estimators with the first one, and {list(estimators)} is alone; give at least two"
         )
-    spreads = DataVariance(problem, examples_at_once(problem, budget) if chunk is None else chunk)
-    return measured(
-        estimators, problem, spreads, draws=draws, seed=seed, chunk=chunk, budget=budget, noise_device=noise_device,
-        keep_draws=keep_draws, route=route, paired=paired,
-    )  # fmt: skip
+    data_variance = DataVariance(problem, examples_at_once(problem, budget) if chunk is None else chunk)
+    return measure_unchecked(estimators, problem, data_variance, settings)
 
 
-def measured(
+def measure_unchecked(
     estimators: Mapping[str, GradientEstimator],
     problem: Problem,
-    spreads: DataVariance,
-    *,
-    draws: int,
-    seed: int,
-    route: str,
-    chunk: int | None = None,
-    budget: int = BUDGET,
-    noise_device: torch.device | str | None = None,
-    keep_draws: bool = False,
-    paired: bool = False,
+    data_variance: DataVariance,
+    settings: Settings,
 ) -> xr.Dataset:
     """`measure` without its checks, with data variances that another route of the same problem may know already."""
     backprop, outputs = problem.backprop(), problem.run(problem.params)[0]
-    _require_gradient("backprop", problem, backprop)
-    layers, sizes = (*problem.params, *streaming.GROUPS), np.array(_sizes(problem), dtype=np.float64)
+    require_finite_gradient("backprop", problem, backprop)
+    labels = {"reference": list(REFERENCES), "layer": [*problem.params, *GROUPS]}
     rows: list[xr.Dataset] = []
-    baseline = None
+    baseline: Measured | None = None
     for name, estimator in estimators.items():
         started = time.perf_counter()
-        loan = Loan.of(name, estimator, problem)
-        randomness = require_randomness(name, estimator.randomness(loan.problem))
-        what = f"the target of estimator {name!r}"
-        target = tensors_in(what, estimator.target(loan.problem))
-        _require_gradient(what, problem, target)
-        references = References.of(target, backprop, problem.perturbed)
-        size = default_chunk(estimator, problem, randomness, budget) if chunk is None else chunk
-        exact = route == "exact" and randomness.size > 0
-        if exact:
-            drawn, values = None, exact_statistics(estimator, problem, references, budget)
-        else:
-            drawn = drawn_statistics(
-                loan,
-                estimator,
-                references,
-                randomness,
-                draws,
-                seed,
-                size,
-                spreads.plain,
-                noise_device,
-                keep_draws,
-                paired,
-            )
-            values = dict(drawn.values)
-        values["data_variance"] = spreads.of(estimator)
-        flags = _relate(values, references, sizes, problem.dtype)
-        if exact:
-            flags |= (values["variance"].value > 0).astype(np.int8) * FLAGS["no_closed_form"]
-        passes = cost(estimator, loan.problem, randomness)
-        row = _labelled(values) | {"flag": (("reference", "layer"), flags), "cost": ((), passes)}
-        if keep_draws and drawn is not None:
-            row |= {f"draw_{f}": (("layer", "draw"), drawn.features[:, :, i]) for i, f in enumerate(FEATURES)}
-        if paired:
-            this = Measured(
-                values, flags, sizes, None if route == "exact" else drawn, float(torch.finfo(problem.dtype).eps)
-            )
-            baseline = baseline or this
-            row |= _compared(this, baseline)
+        found, row = _measure_one(name, estimator, problem, backprop, data_variance, settings)
+        if settings.paired:
+            baseline = baseline or found
+            row |= _compared(found, baseline)
         row["seconds"] = ((), time.perf_counter() - started)
-        rows.append(xr.Dataset(row, coords={"reference": list(REFERENCES), "layer": list(layers)}))
+        rows.append(xr.Dataset(row, coords=labels))
+    # Rows differ in variables where one has draws and another has none: "outer" fills them with NaN.
     dataset = xr.concat(rows, xr.IndexVariable("estimator", list(estimators)), join="outer")
-    dataset["cosine_null"] = ("layer", [cosine_null(size) for size in _sizes(problem)])
-    dataset["size"] = ("layer", _sizes(problem))
+    sizes = _sizes(problem)
+    dataset["cosine_null"] = ("layer", [cosine_null(size) for size in sizes])
+    dataset["size"] = ("layer", sizes)
     dataset["loss"] = ((), float(problem.losses(outputs).mean()))
-    if (right := problem.correct(outputs)) is not None:
-        dataset["accuracy"] = ((), float(right.double().mean()))
-    if paired:
+    if (correct := problem.correct(outputs)) is not None:
+        dataset["accuracy"] = ((), float(correct.double().mean()))
+    if settings.paired:
         dataset = dataset.assign_coords(baseline=next(iter(estimators)))
     dataset.attrs = {
-        "route": route,
-        **({"draws": draws, "seed": seed} if route == "drawn" else {}),
+        "route": settings.route,
+        **({"draws": settings.draws, "seed": settings.seed} if settings.route == "drawn" else {}),
         "batch_size": problem.batch_size,
         "estimators": "\n".join(f"{name}: {estimator!r}" for name, estimator in estimators.items()),
     } | provenance(problem.device, problem.dtype)
     return describe(dataset)
+
+
+def _measure_one(
+    name: str,
+    estimator: GradientEstimator,
+    problem: Problem,
+    backprop: dict[str, Tensor],
+    data_variance: DataVariance,
+    settings: Settings,
+) -> tuple[Measured, dict[str, Any]]:
+    """One estimator's numbers, and its variables of the dataset."""
+    guard = MutationGuard.of(name, estimator, problem)
+    randomness = require_randomness(estimator.randomness(guard.problem), name)
+    what = f"the target of estimator {name!r}"
+    target = tensors_in(what, estimator.target(guard.problem))
+    require_finite_gradient(what, problem, target)
+    references, sizes = References.of(target, backprop, problem.perturbed), np.array(_sizes(problem), dtype=float)
+    drawn, noisy = None, randomness.size > 0
+    if settings.route == "drawn":
+        drawn = drawn_statistics(guard, estimator, references, randomness, settings, data_variance.fallback)
+        values = dict(drawn.values)
+    elif noisy:
+        values = exact_statistics(estimator, problem, references, settings.budget)
+    else:
+        # Its one estimate is exact on either route, also of estimators that closed forms know nothing of.
+        one = replace(settings, draws=2, paired=False)
+        values = drawn_statistics(guard, estimator, references, randomness, one, data_variance.fallback).values
+    values["data_variance"] = data_variance.of(estimator)
+    flags = _relate(values, references, sizes, problem.dtype)
+    if noisy and drawn is None:
+        flags |= (values["variance"].value > 0).astype(np.int8) * FLAGS["no_closed_form"]
+    passes = cost(estimator, guard.problem, randomness)
+    row = _labelled(values) | {"flag": (("reference", "layer"), flags), "cost": ((), passes)}
+    if settings.keep_draws and drawn is not None:
+        row |= {f"draw_{f}": (("layer", "draw"), drawn.features[:, :, i]) for i, f in enumerate(FEATURES)}
+    return Measured(values, flags, sizes, drawn, float(torch.finfo(problem.dtype).eps)), row
 
 
 def _relate(values: dict[str, Estimated], references: References, sizes: Array, dtype: torch.dtype) -> np.ndarray:
@@ -194,36 +190,38 @@ def _relate(values: dict[str, Estimated], references: References, sizes: Array, 
     noiseless = variance <= (10 * torch.finfo(dtype).eps) ** 2 * (squares[0, -1] + variance[-1])
     flags = dead.astype(np.int8) * FLAGS["dead"] | noiseless.astype(np.int8) * FLAGS["no_noise"]
     for name in ERRORS:
-        values[name] = values[name].known(noiseless)
+        values[name] = values[name].exact_where(noiseless)
     values["gradient_norm"] = Estimated.exact(np.sqrt(squares))
     with np.errstate(divide="ignore", invalid="ignore"):
         values["relative_variance"] = values["variance"].scaled(1 / squares[0])
     for name in (*RATIOS, "bias_z", "bias_p"):
+        # A bias is tested in its own units; all others are divided by the norm of a reference.
         blank = np.zeros_like(dead) if name.startswith("bias") else dead
         if name in ("snr", "bias_z", "bias_p"):
             blank = blank | noiseless
         blank = blank[0] if values[name].value.ndim == 1 else blank
-        values[name] = values[name].undefined(blank)
+        values[name] = values[name].nan_where(blank)
     for name in ERRORS:
-        flags |= _lacking(name, values[name], sizes)
+        flags |= _missing_interval(name, values[name], sizes)
     untested = np.isnan(values["bias_p"].value) & np.isfinite(values["bias_z"].value)
     return flags | untested.astype(np.int8) * FLAGS["few_draws"]
 
 
-def _lacking(name: str, one: Estimated, sizes: Array) -> np.ndarray:
+def _missing_interval(name: str, one: Estimated, sizes: Array) -> np.ndarray:
     """Flags that say why there is a value and no interval (above, in the case of a squared bias)."""
-    lacks, never = np.isfinite(one.value) & np.isnan(one.high), (sizes < 2) & (name in NOT_OF_ONE)
-    return np.where(lacks, np.where(never, FLAGS["one_number"], FLAGS["few_draws"]), 0).astype(np.int8)
+    missing, never = np.isfinite(one.value) & np.isnan(one.high), (sizes < 2) & (name in NOT_OF_ONE)
+    return np.where(missing, np.where(never, FLAGS["one_number"], FLAGS["few_draws"]), 0).astype(np.int8)
 
 
 def _compared(one: Measured, baseline: Measured) -> dict[str, Any]:
     """Rows of the differences and their flag."""
     found = differences(one, baseline)
+    # A difference lacks what either number lacks; it has no noise only where neither has.
     flags = (one.flags | baseline.flags) & (FLAGS["dead"] | FLAGS["no_closed_form"]) | (
         one.flags & baseline.flags & FLAGS["no_noise"]
     )
     for name, value in found.items():
-        flags = flags | _lacking(name, value, one.sizes)
+        flags = flags | _missing_interval(name, value, one.sizes)
     row = {f"{name}_difference": value for name, value in found.items()}
     return _labelled(row) | {"difference_flag": (("reference", "layer"), flags)}
 
@@ -234,6 +232,7 @@ def _labelled(values: dict[str, Estimated]) -> dict[str, Any]:
     for name, one in values.items():
         dims = ("layer",) if one.value.ndim == 1 else ("reference", "layer")
         row[name] = (dims, one.value)
+        # A test is its own uncertainty, and the other two are given the batch, without noise.
         if not name.startswith(("bias_", "gradient_norm", "data_variance")):
             row |= {f"{name}_se": (dims, one.error), f"{name}_high": (dims, one.high)}
             row |= {} if name == "sq_bias" else {f"{name}_low": (dims, one.low)}
@@ -243,51 +242,3 @@ def _labelled(values: dict[str, Estimated]) -> dict[str, Any]:
 def _sizes(problem: Problem) -> list[int]:
     sizes = {name: p.numel() for name, p in problem.params.items()}
     return [*sizes.values(), sum(sizes[name] for name in problem.perturbed) or 1, sum(sizes.values())]
-
-
-def _require_gradient(what: str, problem: Problem, gradient: Mapping[str, Tensor]) -> None:
-    require_like(what, problem, gradient)
-    for name, value in gradient.items():
-        if not value.is_meta and not bool(value.isfinite().all()):
-            raise NonFiniteError(
-                f"{what}: {name!r} holds NaN or infinity, though the loss is finite; move the parameters"
-            )
-
-
-def check_arguments(
-    estimators: Mapping[str, GradientEstimator], draws: int, chunk: int | None, seed: int, budget: int = BUDGET
-) -> None:
-    """Raise where `measure` would refuse these arguments."""
-    if not isinstance(estimators, Mapping) or not estimators:
-        raise TypeError(
-            f"estimators is {type(estimators).__name__}, expected a non-empty mapping of name → estimator, "
-            'for instance {"FG-A": fgvar.scheme("FG-A")}'
-        )
-    for name, estimator in estimators.items():
-        if not isinstance(name, str) or not name.strip():
-            raise TypeError(f"an estimator is named {name!r}, expected a text that is not empty, as 'FG-A'")
-        require_estimator(name, estimator)
-    numbers = {"draws": draws, "seed": seed, "chunk": 1 if chunk is None else chunk, "budget": budget}
-    for what, number in numbers.items():
-        if not isinstance(number, Integral) or isinstance(number, bool):
-            raise TypeError(f"{what} is {number!r}, expected an integer{' of bytes' * (what == 'budget')}")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}, expected a non-negative integer")
-    if budget <= 0:
-        raise ValueError(f"budget is {budget}, expected a positive number of bytes, as {BUDGET} (the default)")
-    if draws < 2:
-        raise ValueError(f"draws is {draws}, expected at least 2: one draw has no spread")
-    if chunk is not None and chunk not in (1, 2, 4, 8) and (chunk < BLOCK or chunk % BLOCK):
-        raise ValueError(f"chunk is {chunk}, expected 1, 2, 4, 8 or a multiple of {BLOCK}, the block of the moments")
-
-
-def check_noise_device(device: torch.device | str | None, problem: Problem) -> None:
-    """Raise where noise cannot be made on this device, or not be brought from it to the problem."""
-    if device is None:
-        return
-    found = usable_device("noise_device", device)
-    if found.type == "meta" and problem.device.type != "meta":
-        raise ValueError(
-            f"noise_device is 'meta', which holds no numbers, and the problem is on {problem.device}; "
-            "give 'cpu', or None for the problem's device"
-        )

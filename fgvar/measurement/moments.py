@@ -1,4 +1,4 @@
-"""Moments: what is kept of a stream of estimates, in float64, at a size that does not grow with draws.
+"""Moments: sum up a stream of estimates in float64, at a size that does not grow with draws.
 
 Draws come in fixed blocks of the draw index. Of each block the Gram matrix, layer by layer, of its deviations
 D = ĝ − target, of the mean M of all earlier blocks and of the two references holds every scalar that the
@@ -12,63 +12,15 @@ import torch
 from torch import Tensor
 
 from fgvar.errors import NonFiniteError
-from fgvar.estimators.random_streams import Stream
+from fgvar.measurement.references import BUCKETS, References
 
-BLOCK = 16  # draws a block
+# Draws a block. Fixed, so that no sum depends on how many draws are computed at once; enough for an unbiased tr Σ² of
+# each block, and few enough that its Gram matrix costs less than the estimates.
+BLOCK = 16
 PIECE = 1 << 15  # numbers of every draw that are worked on at a time, so that they stay in the CPU's cache
-BUCKETS = 16  # random projections a layer, for the z of the bias
 FEATURES = ("square", "along_target", "along_backprop", "cosine_target", "cosine_backprop")
-GROUPS = ("perturbed", "total")  # layers that are sums over parameters
 # In units of tr Σ²/(draws before), what the noise of M adds to the covariances `within` a block.
 LAG = torch.tensor([2.0, -1.0, -1.0, -1.0], dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class References:
-    """What estimates are compared with: two gradients, and the signs of the random projections.
-
-    Attributes:
-        target, backprop: flat float64 tensor of every parameter.
-        signs: fixed random signs of every parameter, the same on every device.
-        members: which parameters each of `GROUPS` sums, 0/1 [2, parameters].
-    """
-
-    target: dict[str, Tensor]
-    backprop: dict[str, Tensor]
-    signs: dict[str, Tensor]
-    members: Tensor
-
-    @staticmethod
-    def of(target: Mapping[str, Tensor], backprop: Mapping[str, Tensor], perturbed: tuple[str, ...]) -> "References":
-        device = next(iter(target.values())).device
-        cpu = torch.device("cpu")
-        members = [[float(name in perturbed) for name in target], [1.0] * len(target)]
-        return References(
-            target={k: v.detach().double().flatten() for k, v in target.items()},
-            backprop={k: v.detach().double().flatten() for k, v in backprop.items()},
-            signs={
-                k: Stream(0, f"projection of {k}", 0).signs((v.numel(),), torch.float64, cpu).to(device)
-                for k, v in target.items()
-            },
-            members=torch.tensor(members, dtype=torch.float64, device=device),
-        )
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        return (*self.target, *GROUPS)
-
-    def grouped(self, by_parameter: list[Tensor]) -> Tensor:
-        """Additive numbers of every parameter, [layers, …]: the parameters', then the groups' sums."""
-        stacked = torch.stack(by_parameter)
-        return torch.cat([stacked, torch.tensordot(self.members, stacked, dims=1)])
-
-    def projected(self, name: str, rows: Tensor, at: slice = slice(None)) -> Tensor:
-        """Signed sums of every 16th entry (of a piece), [rows, BUCKETS]: projections with disjoint supports."""
-        signed = rows * self.signs[name][at]
-        whole = signed.shape[1] // BUCKETS * BUCKETS
-        sums = signed[:, :whole].reshape(len(rows), -1, BUCKETS).sum(1)
-        sums[:, : signed.shape[1] - whole] += signed[:, whole:]
-        return sums
 
 
 @dataclass(frozen=True)
@@ -179,8 +131,10 @@ def block(moments: Moments, references: References, gradients: Mapping[str, Tens
         pieces = range(0, numbers, PIECE if target.device.type == "cpu" else max(numbers, 1))
         gram, projected, sums = target.new_zeros(m + 3, m + 3), target.new_zeros(m, BUCKETS), torch.empty_like(target)
         for at in (slice(first, min(first + pieces.step, numbers)) for first in pieces):
+            # Deviations from the target, not estimates: a good estimator's are small, and their squares lose nothing.
             frame = target.new_empty(m + 3, at.stop - at.start)
             frame[:m].copy_(rows[:, at]).sub_(target[at])  # faster than a subtraction that converts
+            # M, the mean of the draws before, is independent of this block's: no draw enters its own centre.
             torch.div(moments.deviation[name][at], before, out=frame[m])
             frame[m + 1], frame[m + 2] = target[at], references.backprop[name][at]
             gram += frame @ frame.T
@@ -212,13 +166,14 @@ def absorb(moments: Moments, one: Block) -> tuple[Moments, Tensor]:
 
 def scatter(gram: Tensor, before: int) -> Moments:
     """Of one block after ``before`` draws, all that is about pairs of draws: apart, trace_square, within, weights."""
-    m = drawn_in(gram)
+    m = draws_in(gram)
     found = blank(len(gram), gram.device)
     if others := before + m - 1:
         share = (others / (others + 1)) ** 2
         powers = _apart(gram, m, before)[:, :, None] ** torch.arange(1, 4, device=gram.device)
         excess = m * share * (4 / others + 2 / others**2)
         found = replace(found, apart=powers.sum(1), share=m * share, excess=excess)
+    # Four different draws are needed for x₁₂x₃₄, and a mean of earlier draws for what is about it.
     if m >= 4:
         found = replace(found, trace_square=m * _trace_square(gram, m), trace_weight=float(m))
     if before and m >= 2:
@@ -229,7 +184,7 @@ def scatter(gram: Tensor, before: int) -> Moments:
     return found
 
 
-def drawn_in(gram: Tensor) -> int:
+def draws_in(gram: Tensor) -> int:
     """Draws of the block with this Gram matrix."""
     return int(gram.shape[1]) - 3  # M and the two references
 
@@ -261,6 +216,7 @@ def _trace_square(gram: Tensor, m: int) -> Tensor:
     """tr Σ², unbiased: averages of x₁₂², x₁₂x₁₃ and x₁₂x₃₄ over distinct draws, x = ⟨D − M, D − M⟩."""
     to_mean = gram[:, :m, m]
     x = gram[:, :m, :m] - to_mean[:, :, None] - to_mean[:, None, :] + gram[:, m, m, None, None]
+    # A draw with itself has ‖D − M‖⁴, not tr Σ²: only products of different draws are unbiased.
     x = x - torch.diag_embed(x.diagonal(dim1=1, dim2=2))
     squares, rows, everything = x.square().sum((1, 2)), x.sum(2).square().sum(1), x.sum((1, 2)).square()
     two = squares / (m * (m - 1))
@@ -271,6 +227,7 @@ def _trace_square(gram: Tensor, m: int) -> Tensor:
 
 def _apart(gram: Tensor, m: int, before: int) -> Tensor:
     """Squared distance of each draw to the mean of all so far, to the mean's own law: E = tr Σ [layers, draws]."""
+    # The mean of D and k others is nearer to D than E ĝ is, by k/(k + 1) in square: the factor at the end.
     numbers = before + m
     weights = gram.new_tensor([1.0] * m + [float(before)]) / numbers
     to_mean = gram[:, : m + 1, : m + 1] @ weights

@@ -1,4 +1,4 @@
-"""Paired comparison: differences between estimators that were drawn with common noise, with their own errors.
+"""Paired comparison: estimates differences between estimators that were drawn with common noise, and their errors.
 
 Draw i of two estimators has the same noise wherever their leaves agree in name, shape and law, so their per-draw
 scalars are correlated, and the error of a difference is that of the mean of the scalars' differences. A variance
@@ -67,13 +67,14 @@ def differences(one: Measured, baseline: Measured) -> Values:
     if one.drawn is None or baseline.drawn is None:
         return {name: Estimated.exact(value) for name, value in values.items()}
     n, spreads = one.drawn.features.shape[1], _spreads(one.drawn, baseline.drawn, one.eps)
-    still = (one.flags & baseline.flags & FLAGS["no_noise"])[0] > 0
+    noiseless = (one.flags & baseline.flags & FLAGS["no_noise"])[0] > 0
     found = {}
     for name, value in values.items():
         error = spreads[name].error
-        whole = interval(n, value, error, spreads[name].skewness).known(still | (error == 0))
-        # A single number's cosine is 1 or −1, and one that has not been seen yet has no interval.
-        found[name] = whole.unbounded((one.sizes < 2) & ~still & (error > 0)) if name == "cosine" else whole
+        found[name] = interval(n, value, error, spreads[name].skewness).exact_where(noiseless | (error == 0))
+        if name == "cosine":
+            # A single number's cosine is 1 or −1, and one that has not been seen yet has no interval.
+            found[name] = found[name].without_interval((one.sizes < 2) & ~noiseless & (error > 0))
     return found
 
 
@@ -85,6 +86,7 @@ def _spreads(one: Drawn, baseline: Drawn, eps: float) -> dict[str, Spread]:
         scaled = [v * _inverse(length[:, r]) for v, length in zip(along, lengths, strict=True)]
         slopes.append(_mean_spread(scaled[0], scaled[1], eps))
         cosines.append(_mean_spread(cosine[0], cosine[1], eps))
+    # Two scales at once: the variance as it is, and over ‖target‖².
     scales = [np.stack([np.ones_like(v[:, 0]), _inverse(v[:, 0])[:, 0]]) for v in lengths]
     variance = _variance_spread(one, baseline, scales[0], scales[1], eps)
     return {
@@ -105,16 +107,17 @@ def _variance_spread(one: Drawn, baseline: Drawn, scale: Array, baseline_scale: 
     ]
     factors = [torch.from_numpy(s).to(one.grams[0].device)[:, :, None, None] for s in (scale, baseline_scale)]
     total, before = streaming.blank(scale.size, one.grams[0].device), 0
+    # The same function of the difference of the Gram matrices: its blocks pair draw i of both.
     for left, right in zip(one.grams, baseline.grams, strict=True):
         gram = (factors[0] * left - factors[1] * right).flatten(0, 1)
         total = streaming.merge(total, streaming.scatter(gram, before))
-        before += streaming.drawn_in(left)
+        before += streaming.draws_in(left)
     scatter = Scatter.of(before, total)
     error = variance_error(before, scatter.square, scatter.trace_square)
     size = ROUNDING * eps * (squares[0].mean(1) + squares[1].mean(1))
-    still = ((squares[0] - squares[1]).std(1) <= size) & (scatter.trace_square <= size**2)
+    equal = ((squares[0] - squares[1]).std(1) <= size) & (scatter.trace_square <= size**2)
     # An estimate of 0 is that of a spread which so few draws do not show.
-    error = np.where(still, 0.0, np.where(error > 0, error, np.nan))
+    error = np.where(equal, 0.0, np.where(error > 0, error, np.nan))
     return Spread(error.reshape(scale.shape), scatter.skewness.reshape(scale.shape))
 
 
@@ -122,6 +125,7 @@ def _mean_spread(one: Array, baseline: Array, eps: float) -> Spread:
     """Of the mean over draws of a difference [layers, draws]."""
     difference = one - baseline
     n, spread = difference.shape[1], difference.std(1, ddof=1)
+    # What two large numbers differ by in their last digits is no noise.
     size = np.sqrt(np.square(one).mean(1)) + np.sqrt(np.square(baseline).mean(1))
     return Spread(np.where(spread <= ROUNDING * eps * size, 0.0, spread / np.sqrt(n)), _skewness(difference))
 

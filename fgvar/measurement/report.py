@@ -1,4 +1,4 @@
-"""Any dataset as rows for other programs, and in words for a first look."""
+"""Reports: turn any dataset into rows for other programs, and into text for a first look."""
 
 import functools
 import operator
@@ -11,14 +11,14 @@ import xarray as xr
 from fgvar.errors import unknown
 from fgvar.measurement.dataset import summary
 from fgvar.measurement.dataset_checks import TO_A_REFERENCE as MEASURED
-from fgvar.measurement.dataset_checks import lacking_of_measurement, more_dims
-from fgvar.measurement.text_tables import Row, cell, format_table, visible
+from fgvar.measurement.dataset_checks import extra_dims, missing_for_measurement
+from fgvar.measurement.text_tables import TableRow, cell, format_table, visible
 
 CURVES = ("loss", "train_error", "test_error")  # of a training run, over epochs
-MADE_BY = ("study", "data", "network", "route", "draws", "seed", "batch_size", "device", "dtype", "commit")
+PROVENANCE = ("study", "data", "network", "route", "draws", "seed", "batch_size", "device", "dtype", "commit")
 
 
-def rows(dataset: xr.Dataset, layers: Sequence[str] = ()) -> list[Row]:
+def rows(dataset: xr.Dataset, layers: Sequence[str] = ()) -> list[TableRow]:
     """One row for each estimator, layer and reference, and for each run, cell, … beside them.
 
     Columns are the coordinates and variables; what does not depend on all of them is repeated, per-draw scalars
@@ -76,11 +76,11 @@ def provenance_line(dataset: xr.Dataset) -> str:
         >>> provenance_line(xr.Dataset(attrs={"draws": 64, "study": "quickstart"}))
         'study quickstart, draws 64'
     """
-    said = {name: visible(str(dataset.attrs.get(name, ""))) for name in MADE_BY}
-    return ", ".join(f"{name} {text}" for name, text in said.items() if text)
+    values = {name: visible(str(dataset.attrs.get(name, ""))) for name in PROVENANCE}
+    return ", ".join(f"{name} {text}" for name, text in values.items() if text)
 
 
-def overview(dataset: xr.Dataset) -> list[Row]:
+def overview(dataset: xr.Dataset) -> list[TableRow]:
     """A row for each variable: its dims, range, missing values, units and meaning."""
     found = []
     for name, variable in dataset.data_vars.items():
@@ -101,7 +101,7 @@ def overview(dataset: xr.Dataset) -> list[Row]:
 
 
 def _measured(dataset: xr.Dataset) -> bool:
-    return not lacking_of_measurement(dataset)
+    return not missing_for_measurement(dataset)
 
 
 def _trained(dataset: xr.Dataset) -> bool:
@@ -144,7 +144,7 @@ def _last_epoch(dataset: xr.Dataset) -> xr.Dataset:
     return found.drop_vars([name for name, v in found.variables.items() if not {*v.dims} <= runs])
 
 
-def _flat(dataset: xr.Dataset) -> list[Row]:
+def _flat(dataset: xr.Dataset) -> list[TableRow]:
     dataset = dataset.drop_dims("draw", errors="ignore")
     if not dataset.dims:
         return [{str(name): dataset[name].item() for name in (*dataset.coords, *dataset.data_vars)}]
@@ -154,7 +154,7 @@ def _flat(dataset: xr.Dataset) -> list[Row]:
     return [{str(name): value for name, value in row.items()} for row in frame[columns].to_dict("records")]
 
 
-def _existing(table: list[Row]) -> list[Row]:
+def _existing(table: list[TableRow]) -> list[TableRow]:
     """Without the runs that there are not: a dataset of many need not hold every combination."""
     first = table[0] if table and "epoch" in table[0] else {}
     curves = [name for name in CURVES if isinstance(first.get(name), int | float)]
@@ -163,7 +163,7 @@ def _existing(table: list[Row]) -> list[Row]:
 
 def _cells(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
     """Every measurement in a dataset of several, with its place among them."""
-    dims = more_dims(dataset)
+    dims = extra_dims(dataset)
     for index in np.ndindex(*(dataset.sizes[dim] for dim in dims)):
         one = dataset.isel(dict(zip(dims, index, strict=True)))
         yield {str(dim): one[dim].item() if dim in one.coords else i for dim, i in zip(dims, index, strict=True)}, one

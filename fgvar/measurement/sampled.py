@@ -1,7 +1,11 @@
-"""The drawn route: estimates in blocks, whatever the chunk, and what is kept of them."""
+"""Sampling: statistics of an estimator's draws, made in fixed blocks whatever the chunk.
+
+Draw i depends on (seed, i) alone and every block holds the same 16 draws, so that the sums, and their rounding, do
+not depend on how many draws are computed at once.
+"""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,17 +17,19 @@ from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.estimators.oracles import Replay
 from fgvar.estimators.randomness import Randomness
-from fgvar.estimators.spaces import WeightSpace
+from fgvar.estimators.weight_space import WeightSpace
 from fgvar.measurement import moments as streaming
-from fgvar.measurement.draws import PlainCalls, estimates, ranges
+from fgvar.measurement.arguments import Settings
+from fgvar.measurement.draws import VmapFallback, estimates, ranges
 from fgvar.measurement.intervals import Array, Estimated
-from fgvar.measurement.lending import Loan, gradient_in
-from fgvar.measurement.moments import BLOCK, References
+from fgvar.measurement.moments import BLOCK
+from fgvar.measurement.mutation_guard import MutationGuard
+from fgvar.measurement.protocol_checks import gradient_in, require_like
+from fgvar.measurement.references import References
 from fgvar.measurement.statistics import statistics
 from fgvar.problem import Problem
 
-BUDGET = 1 << 30  # bytes that one chunk of estimates may take
-LARGEST_CHUNK = 64
+LARGEST_CHUNK = 64  # beyond it vmap gains nothing, and takes memory
 
 
 @dataclass(frozen=True)
@@ -43,108 +49,105 @@ class Drawn:
 
 
 def drawn_statistics(
-    loan: Loan,
+    guard: MutationGuard,
     estimator: GradientEstimator,
     references: References,
     randomness: Randomness,
-    draws: int,
-    seed: int,
-    chunk: int,
-    plain: PlainCalls,
-    noise_device: torch.device | str | None,
-    keep_draws: bool,
-    keep_grams: bool,
+    settings: Settings,
+    fallback: VmapFallback,
 ) -> Drawn:
     """Statistics of an estimator's draws; of the one estimate of an estimator without randomness, for all draws."""
-    name, moments = loan.name, streaming.init(references)
-    kept: list[Array] = []
-    grams: list[Tensor] = []
+    moments, feature_blocks, grams = streaming.init(references), list[Array](), list[Tensor]()
     noiseless = randomness.size == 0
-    for block in (
-        _only(loan, estimator)
-        if noiseless
-        else _blocks(loan, estimator, randomness, draws, seed, chunk, plain, noise_device)
-    ):
-        require_like(f"the estimate of {name!r}", loan.problem, {k: g[0] for k, g in block.items()})
+    keeps_features = settings.keep_draws or settings.paired
+    blocks = (
+        _single_estimate(guard, estimator) if noiseless else _blocks(guard, estimator, randomness, settings, fallback)
+    )
+    for gradients in blocks:
+        require_like(f"the estimate of {guard.name!r}", guard.problem, {k: g[0] for k, g in gradients.items()})
         try:
-            one = streaming.block(moments, references, block)
+            block = streaming.block(moments, references, gradients)
         except NonFiniteError as error:
-            raise NonFiniteError(f"estimator {name!r}, {error}") from None
-        moments, features = streaming.absorb(moments, one)
-        if keep_draws or keep_grams or not kept:
-            kept.append(features[:, : None if keep_draws or keep_grams else 0].cpu().numpy())
-        if keep_grams:
-            grams.append(one.gram)
-    scalars = np.concatenate(kept, axis=1)
-    if noiseless:  # two equal draws have the statistics of a constant, but no noise to test a bias against
-        moments = streaming.merge(moments, moments)
-        scalars = np.repeat(scalars, draws, axis=1)
-        grams = [_repeated(gram, numbers) for gram in grams for numbers in ranges(0, draws, BLOCK)]
-    values = statistics(moments, references)
-    if noiseless:
-        values = {
-            name: Estimated.alone(one.value * np.nan) if name.startswith("bias") else Estimated.exact(one.value)
-            for name, one in values.items()
-        }
-        # Exactly none, where the mean of squares less the square of the mean leaves rounding.
-        none = np.zeros_like(values["variance"].value)
-        values |= {"variance": Estimated.exact(none), "snr": Estimated.exact(none * np.nan)}
-    return Drawn(values, scalars, grams)
+            raise NonFiniteError(f"estimator {guard.name!r}, {error}") from None
+        moments, features = streaming.absorb(moments, block)
+        if keeps_features or not feature_blocks:
+            feature_blocks.append(features[:, : None if keeps_features else 0].cpu().numpy())
+        if settings.paired:
+            grams.append(block.gram)
+    scalars = np.concatenate(feature_blocks, axis=1)
+    if not noiseless:
+        return Drawn(statistics(moments, references), scalars, grams)
+    grams = [_repeated(gram, numbers) for gram in grams for numbers in ranges(0, settings.draws, BLOCK)]
+    return Drawn(_constant_statistics(moments, references), np.repeat(scalars, settings.draws, axis=1), grams)
+
+
+def _constant_statistics(moments: streaming.Moments, references: References) -> dict[str, Estimated]:
+    """Statistics of one estimate that every draw would repeat: exact, with no noise to test a bias against."""
+    # Two equal draws have the statistics of a constant, for which one is too few.
+    found = statistics(streaming.merge(moments, moments), references)
+    values = {
+        name: Estimated.without_error(one.value * np.nan) if name.startswith("bias") else Estimated.exact(one.value)
+        for name, one in found.items()
+    }
+    # Exactly none, where the mean of squares less the square of the mean leaves rounding.
+    none = np.zeros_like(values["variance"].value)
+    return values | {"variance": Estimated.exact(none), "snr": Estimated.exact(none * np.nan)}
 
 
 def _repeated(gram: Tensor, numbers: range) -> Tensor:
     """Of the Gram matrix of (D, 0, target, backprop), that of equal draws of these numbers, about those before."""
+    # The mean of the draws before is 0 for the first block, and D itself for all later ones.
     rows = torch.tensor([*[0] * len(numbers), 0 if numbers.start else 1, 2, 3], device=gram.device)
     return gram[:, rows][:, :, rows]
 
 
-def _only(loan: Loan, estimator: GradientEstimator) -> Iterator[dict[str, Tensor]]:
-    """The one estimate of an estimator that needs no noise."""
-    found = gradient_in(estimator.estimate(loan.problem, {}))
-    loan.require_unchanged(range(1))
+def _single_estimate(guard: MutationGuard, estimator: GradientEstimator) -> Iterator[dict[str, Tensor]]:
+    """The one estimate of an estimator that needs no noise, as a block."""
+    found = gradient_in(estimator.estimate(guard.problem, {}))
+    guard.require_unchanged(range(1))
     yield {k: g[None] for k, g in found.items()}
 
 
 def _blocks(
-    loan: Loan,
+    guard: MutationGuard,
     estimator: GradientEstimator,
     randomness: Randomness,
-    draws: int,
-    seed: int,
-    chunk: int,
-    plain: PlainCalls,
-    noise_device: torch.device | str | None,
+    settings: Settings,
+    fallback: VmapFallback,
 ) -> Iterator[dict[str, Tensor]]:
     """Estimates in blocks of 16 draws (the last may be shorter), whatever the chunk."""
-    problem = loan.problem
+    problem, draws, chunk = guard.problem, settings.draws, settings.chunk
+    if chunk is None:
+        chunk = default_chunk(estimator, guard.original, randomness, settings.budget)
 
     def piece(numbers: range) -> dict[str, Tensor]:
         noise = randomness.sample(
-            seed, numbers, dtype=problem.dtype, device=problem.device, noise_device=noise_device
+            settings.seed, numbers, dtype=problem.dtype, device=problem.device, noise_device=settings.noise_device
         )
         found = estimates(estimator, problem, noise)
-        loan.require_unchanged(numbers)
+        guard.require_unchanged(numbers)
         return found
 
     # A black box says that it is none for vmap.
     chunk = 1 if getattr(estimator, "opaque", False) else min(chunk, draws)
-    what = f"estimator {loan.name!r}"
-    first = None if chunk == 1 else plain.together(what, lambda: piece(range(chunk)), lambda: piece(range(1)))
+    what = f"estimator {guard.name!r}"
+    # The first chunk is computed while vmap is tried, and not again.
+    first = None if chunk == 1 else fallback.try_vmap(what, lambda: piece(range(chunk)), lambda: piece(range(1)))
     size = chunk if first else 1
-    with tqdm(total=draws, desc=loan.name, unit="draw", delay=1, leave=False, disable=None) as bar:
+    with tqdm(total=draws, desc=guard.name, unit="draw", delay=1, leave=False, disable=None) as bar:
         for window in ranges(0, draws, max(size, BLOCK)):
-            whole: dict[str, Tensor] = {}
+            rows: dict[str, Tensor] = {}
             for numbers in ranges(window.start, window.stop, size):
                 found, first = first or piece(numbers), None
                 bar.update(len(numbers))
-                if len(numbers) == len(window):
-                    whole = found
+                if len(numbers) == len(window):  # one chunk fills the window: without a copy
+                    rows = found
                     break
                 for k, g in found.items():
-                    whole.setdefault(k, g.new_empty(len(window), *g.shape[1:]))
-                    whole[k][numbers.start - window.start : numbers.stop - window.start] = g
+                    rows.setdefault(k, g.new_empty(len(window), *g.shape[1:]))
+                    rows[k][numbers.start - window.start : numbers.stop - window.start] = g
             for block in ranges(0, len(window), BLOCK):
-                yield {k: g[block.start : block.stop] for k, g in whole.items()}
+                yield {k: g[block.start : block.stop] for k, g in rows.items()}
 
 
 def default_chunk(estimator: GradientEstimator, problem: Problem, randomness: Randomness, budget: int) -> int:
@@ -157,6 +160,7 @@ def default_chunk(estimator: GradientEstimator, problem: Problem, randomness: Ra
     activities, parameters = _sizes(problem)
     weights = isinstance(getattr(estimator, "space", None), WeightSpace)
     noise = randomness.size if weights else 2 * randomness.size
+    # Replayed, all draws meet the same gradients of the loss terms: inner products, and no pass of a draw's own.
     own = 0 if weights and isinstance(getattr(estimator, "oracle", None), Replay) else activities
     each = noise + 3 * parameters + own
     return _fitting(problem, budget, (6 + BLOCK) * parameters + 2 * activities, each)
@@ -180,19 +184,3 @@ def _fitting(problem: Problem, budget: int, once: int, each: int) -> int:
     numbers = budget // (torch.finfo(problem.dtype).bits // 8) - once
     fits = min(max(numbers // max(each, 1), 1), LARGEST_CHUNK)
     return int(fits // BLOCK * BLOCK if fits >= BLOCK else 2 ** int(np.log2(fits)))
-
-
-def require_like(what: str, problem: Problem, gradient: Mapping[str, Tensor]) -> None:
-    """Raise where a gradient is not a dict with the parameters' names, shapes, dtype and device."""
-    for name, parameter in problem.params.items():
-        got = tuple(gradient[name].shape) if name in gradient else "nothing"
-        if got != tuple(parameter.shape):
-            raise ValueError(
-                f"{what} has {got} for {name!r}, expected {tuple(parameter.shape)}, as in problem.params"
-            )
-        for kind in ("dtype", "device"):
-            found, wanted = getattr(gradient[name], kind), getattr(parameter, kind)
-            if found != wanted:
-                raise ValueError(f"{what} has {kind} {found} for {name!r}, expected {wanted}, that of the parameter")
-    if more := [name for name in gradient if name not in problem.params]:
-        raise ValueError(f"{what} has {more[0]!r} beside problem.params; give every parameter an entry, and no more")

@@ -1,4 +1,4 @@
-"""Statistics: bias, variance and direction of an estimator from its moments, each with its error and interval.
+"""Statistics: estimate bias, variance and direction of an estimator from its moments, with errors and intervals.
 
 Everything here is in plain float64 arrays, one number a layer.
 """
@@ -7,18 +7,19 @@ import numpy as np
 from scipy import special
 
 from fgvar.measurement.intervals import (
-    CARRIED,
     MINIMUM,
+    MINIMUM_EFFECTIVE,
     MINIMUM_TESTED,
     Array,
     Estimated,
-    arms,
+    hall_quantiles,
+    inflate_standard_error,
     interval,
     p_value,
     skewness,
-    widened,
 )
-from fgvar.measurement.moments import Moments, References
+from fgvar.measurement.moments import Moments
+from fgvar.measurement.references import References
 from fgvar.measurement.sums import Sums
 
 Z = 1.96  # of a normal law, 97.5 % on either side
@@ -48,7 +49,7 @@ def statistics(moments: Moments, references: References) -> dict[str, Estimated]
 def variance(sums: Sums) -> Estimated:
     """tr Cov(ĝ), unbiased, with Hall's interval of the mean of ‖ĝ − E ĝ‖²."""
     found = interval(sums.n, sums.trace, sums.variance_error, sums.scatter.skewness)
-    return found.within(0, np.inf)
+    return found.clipped(0, np.inf)
 
 
 def sq_bias(sums: Sums, reference: int) -> Estimated:
@@ -60,23 +61,25 @@ def sq_bias(sums: Sums, reference: int) -> Estimated:
     """
     n, value = sums.n, sums.square_mean[:, reference] - sums.trace / sums.n
     linear, constant = sums.parts(reference)
+    # ‖mean − r‖² is too large by tr Cov/n, the noise of the mean itself; the difference may well be negative.
     error = np.sqrt(np.maximum(linear, -FLOOR * constant) + constant)
     limit = np.full_like(value, np.nan)
     if n >= MINIMUM:
+        # Not from the estimated bᵀΣb, which is as uncertain as the bias: from the most that it can be.
         tau, least = sums.trace_square, np.maximum(value, 0)
         half = 2 * Z**2 * np.sqrt(tau) / n
         limit = least + half + np.sqrt(half**2 + 2 * least * half + Z**2 * 2 * tau / (n * (n - 1)))
-        its, length = slope(sums, reference), sums.products[:, reference]
-        one = length * np.maximum((its.low - 1) ** 2, (its.high - 1) ** 2)
-        limit = np.where((sums.sizes < 2) & (length > 0), one, limit)
+        scale, length = slope(sums, reference), sums.products[:, reference]
+        farther = length * np.maximum((scale.low - 1) ** 2, (scale.high - 1) ** 2)
+        limit = np.where((sums.sizes < 2) & (length > 0), farther, limit)
     return Estimated(value, error, np.full_like(value, np.nan), limit)
 
 
 def snr(sums: Sums) -> Estimated:
     """‖E ĝ‖²/tr Cov(ĝ), numerator and denominator each unbiased; the error by the delta method.
 
-    The interval holds the R with (R − R̂)² ≤ x² (c/tr² + 4Rv/n): c as for `sq_bias`, x Hall's arms, and v the variance
-    of a draw's influence on √R, which stays finite at 0, where the interval then begins ("at most").
+    The interval holds the R with (R − R̂)² ≤ x² (c/tr² + 4Rv/n): c as for `sq_bias`, x Hall's quantiles, and v the
+    variance of a draw's influence on √R, which stays finite at 0, where the interval then begins ("at most").
     """
     n, trace, scatter = sums.n, sums.trace, sums.scatter
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -91,7 +94,7 @@ def snr(sums: Sums) -> Estimated:
         most = np.sqrt(sums.trace_square) / trace / n
         across = np.where(value > 0, np.clip(seen, 0, most), 0)
         low, high = _ratio_ends(sums, value, across)
-    return Estimated(value, error, low, high).unbounded(sums.sizes < 2)
+    return Estimated(value, error, low, high).without_interval(sums.sizes < 2)
 
 
 def _ratio_ends(sums: Sums, value: Array, least: Array) -> tuple[Array, Array]:
@@ -99,6 +102,7 @@ def _ratio_ends(sums: Sums, value: Array, least: Array) -> tuple[Array, Array]:
     n, trace = sums.n, sums.trace
     root, length = np.sqrt(np.maximum(value, 0)), np.sqrt(sums.products[:, 0])
     scale = 1 + sums.mean[:, 1] / length**2
+    # Influence of a draw on √R = ‖E ĝ‖/√tr Cov, as a weighted sum of its features ‖D‖² and ⟨D, target⟩.
     weights = np.zeros_like(sums.mean)
     weights[:, 0] = -root / trace / 2
     weights[:, 1] = np.sign(scale) / (length * np.sqrt(trace)) + root * (scale - 1) / trace
@@ -107,9 +111,9 @@ def _ratio_ends(sums: Sums, value: Array, least: Array) -> tuple[Array, Array]:
     constant = 2 * sums.trace_square / (n * (n - 1)) / trace**2
     linear = 4 * np.maximum(value, 0) * spread
     skew = skew * (linear / (linear + constant)) ** 1.5
-    spread = widened(n, np.sqrt(spread), skew) ** 2
+    spread = inflate_standard_error(n, np.sqrt(spread), skew) ** 2
     ends = []
-    for arm in arms(n, skew):
+    for arm in hall_quantiles(n, skew):
         half = 2 * arm**2 * spread
         ends.append((value + half, np.sqrt(np.maximum(half**2 + 2 * value * half + arm**2 * constant, 0))))
     return np.maximum(ends[0][0] - ends[0][1], 0), np.maximum(ends[1][0] + ends[1][1], 0)
@@ -130,7 +134,7 @@ def cosine(sums: Sums, reference: int) -> Estimated:
     A single number's cosine is 1 or −1, and one that has not been seen yet has no interval: NaN.
     """
     found = interval(sums.n, sums.mean[:, 3 + reference], *sums.feature(3 + reference))
-    return found.within(-1, 1).unbounded(sums.sizes < 2)
+    return found.clipped(-1, 1).without_interval(sums.sizes < 2)
 
 
 def efficiency(sums: Sums, reference: int) -> Estimated:
@@ -147,6 +151,7 @@ def efficiency(sums: Sums, reference: int) -> Estimated:
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = sums.products[:, reference] * energy
         value, root = (inner**2 - inner_variance / n) / scale, inner / np.sqrt(scale)
+        # Influence of a draw on the root: of ⟨ĝ, r⟩ and of ‖ĝ‖² = ‖D‖² + 2⟨D, target⟩ + ‖target‖².
         weights = np.zeros_like(sums.mean)
         weights[:, 1 + reference] = 1 / np.sqrt(scale)
         weights[:, 0] -= root / energy / 2
@@ -156,12 +161,12 @@ def efficiency(sums: Sums, reference: int) -> Estimated:
         error = np.sqrt((2 * root * error) ** 2 + 2 * (inner_variance / scale / n) ** 2)
     least = np.where(ends.low * ends.high > 0, np.minimum(ends.low**2, ends.high**2), ends.low * 0)
     found = Estimated(value, error, least, np.maximum(ends.low**2, ends.high**2))
-    return found.within(0, 1).unbounded(sums.sizes < 2)
+    return found.clipped(0, 1).without_interval(sums.sizes < 2)
 
 
 def bias_z(sums: Sums, reference: int) -> Estimated:
     """Largest |z| of the bias over the random projections (no standard error: its p-value is `bias_p`)."""
-    return Estimated.alone(bias_test(sums, reference)[0])
+    return Estimated.without_error(bias_test(sums, reference)[0])
 
 
 def bias_p(sums: Sums, reference: int) -> Estimated:
@@ -170,7 +175,7 @@ def bias_p(sums: Sums, reference: int) -> Estimated:
     NaN below 64 draws, and where fewer than 10 of them carry any projection (n/γ² of its skewness γ).
     """
     p = bias_test(sums, reference)[1]
-    return Estimated.alone(p if sums.n >= MINIMUM_TESTED else np.full_like(p, np.nan))
+    return Estimated.without_error(p if sums.n >= MINIMUM_TESTED else np.full_like(p, np.nan))
 
 
 BY_REFERENCE = {
@@ -213,10 +218,11 @@ def bias_test(sums: Sums, reference: int) -> tuple[Array, Array]:
     error = np.sqrt(np.where(live, centred, np.nan) / (n - 1) / n)
     skew = skewness(sums.projected / n, sums.projected_square / n, sums.projected_cube / n)
     # A few rare events that a sample holds may all be small ones, and the large ones may be still to come.
-    tested = live & (n >= CARRIED * skew**2)
+    tested = live & (n >= MINIMUM_EFFECTIVE * skew**2)
     count = tested.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         z = np.where(live, np.abs(mean) / error, -np.inf).max(1)
         p = np.where(tested, p_value(n, mean, error, skew), 1).min(1)
+    # 1 − (1 − p)^count, as expm1 and log1p keep what is far below rounding of 1.
     p = -np.expm1(count * np.log1p(-np.minimum(p, 1 - 1e-16)))
     return np.where(live.any(1), z, np.nan), np.where(count > 0, p, np.nan)

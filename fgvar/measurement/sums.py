@@ -1,4 +1,7 @@
-"""Sums: moments on the host, and what the statistics share of them."""
+"""Sums: read moments to the host once, and compute what the statistics share: means, covariances, tr Cov and tr Σ².
+
+tr Cov(ĝ) = (Σ‖D‖² − n‖D̄‖²)/(n − 1) with D = ĝ − target, from which no digit is lost where estimates are near it.
+"""
 
 from dataclasses import dataclass
 
@@ -7,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fgvar.measurement.intervals import Array, Scatter, skewness, variance_error
-from fgvar.measurement.moments import Moments, References
+from fgvar.measurement.moments import Moments
+from fgvar.measurement.references import References
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Sums:
         for name, target in references.target.items():
             backprop = references.backprop[name]
             mean = moments.deviation[name] / n
+            # mean D − (r − target): how far E ĝ is from each reference r, the last of them 0.
             shifts = (mean, mean + target - backprop, mean + target)
             squares.append(torch.stack([shift @ shift for shift in shifts]))
             products.append(torch.stack([target @ target, backprop @ backprop, target @ backprop]))
@@ -63,6 +68,7 @@ class Sums:
     @property
     def trace(self) -> Array:
         """tr Cov(ĝ), unbiased: (Σ‖D‖² − n‖D̄‖²)/(n − 1)."""
+        # The difference of two large sums where there is next to no noise: not below 0 by rounding.
         found: Array = np.maximum(self.first[:, 0] - self.n * self.square_mean[:, 0], 0) / (self.n - 1)
         return found
 
@@ -93,6 +99,7 @@ class Sums:
             np.einsum("lf,lfg,lg->l", w, self.second, w),
             np.einsum("lf,lg,lh,lfgh->l", w, w, w, self.third, optimize=True),
         ]
+        # The raw moments of the weighted sum, from those of the features: no draw is needed again.
         return np.sqrt(np.maximum(spread, 0) / self.n), skewness(*(one / self.n for one in sums))
 
     def feature(self, index: int) -> tuple[Array, Array]:

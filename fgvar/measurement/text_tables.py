@@ -1,4 +1,4 @@
-"""Rows in three forms: columns for the eye; tab-separated and JSON for other programs.
+"""Rows in four forms: columns for the eye, Markdown for documents; tab-separated and JSON for other programs.
 
 In all of them characters that a terminal would obey, as those that a foreign file brings along, are shown, not sent.
 """
@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-Row = dict[str, Any]  # column → text, number or None; all rows of a table have the same columns
+TableRow = dict[str, Any]  # column → text, number or None; all rows of a table have the same columns
 
 
 def visible(text: str) -> str:
@@ -22,7 +22,7 @@ def visible(text: str) -> str:
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
-def format_table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[TableRow]) -> str:
     """Columns for the eye: numbers rounded and to the right, text to the left.
 
     Example:
@@ -47,7 +47,24 @@ def cell(value: Any) -> str:
     return "–" if value is None else visible(str(value))
 
 
-def to_tsv(rows: Sequence[Row]) -> str:
+def to_markdown(rows: Sequence[TableRow]) -> str:
+    r"""A table in Markdown: numbers rounded and to the right, text to the left.
+
+    Example:
+        >>> print(to_markdown([{"scheme": "BP", "cost": 2.9}, {"scheme": "FG-W", "cost": 31.8012}]))
+        | scheme | cost |
+        |---|---:|
+        | BP | 2.9 |
+        | FG-W | 31.8 |
+    """
+    names = list(rows[0]) if rows else []
+    rule = ["---:" if any(isinstance(row[name], int | float) for row in rows) else "---" for name in names]
+    lines = [names, *([cell(value) for value in row.values()] for row in rows)]
+    head, *rest = ("| " + " | ".join(text.replace("|", r"\|") for text in line) + " |" for line in lines)
+    return "\n".join([head, f"|{'|'.join(rule)}|", *rest])
+
+
+def to_tsv(rows: Sequence[TableRow]) -> str:
     r"""A header line and a line for each row, tab-separated, with all digits; what is missing is "nan".
 
     Example:
@@ -60,14 +77,14 @@ def to_tsv(rows: Sequence[Row]) -> str:
     )
 
 
-def to_json(rows: Sequence[Row]) -> str:
+def to_json(rows: Sequence[TableRow]) -> str:
     """A JSON list of objects, one a line; numbers that JSON lacks (NaN, infinity) are null.
 
     Example:
         >>> print(to_json([{"scheme": "BP", "bias_z": float("nan")}]))
         [{"scheme": "BP", "bias_z": null}]
     """
-    finite = [{name: None if _lacking(value) else value for name, value in row.items()} for row in rows]
+    finite = [{name: None if _is_non_finite(value) else value for name, value in row.items()} for row in rows]
     lines = [re.sub(r"[^ -~]", _escaped, json.dumps(row, ensure_ascii=False, default=str)) for row in finite]
     return "[" + ",\n ".join(lines) + "]"
 
@@ -77,11 +94,11 @@ def _escaped(sign: re.Match[str]) -> str:
     return sign[0] if sign[0].isprintable() else json.dumps(sign[0])[1:-1]
 
 
-def _lacking(value: Any) -> bool:
+def _is_non_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-class Answer(NamedTuple):
+class CommandResult(NamedTuple):
     """What a command found.
 
     Attributes:
@@ -92,6 +109,6 @@ class Answer(NamedTuple):
     """
 
     text: str
-    rows: list[Row]
+    rows: list[TableRow]
     status: int = 0
     failure: str = ""

@@ -1,11 +1,11 @@
-"""Writing a file whole or not at all: the one way in which results and checkpoints get onto a disk."""
+"""Atomic files: write one whole or not at all, the one way in which results and checkpoints get onto a disk."""
 
 import contextlib
 import os
 import stat
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from fgvar.storage import locks
@@ -66,12 +66,12 @@ def require_folder(folder: Path, room: int = 0) -> None:
         raise OSError(error.errno, f"cannot write in {folder} ({error.strerror}); nothing was computed") from error
 
 
-def replace(path: str | os.PathLike[str], parts: Sequence[bytes | memoryview], *, sync: bool = True) -> None:
+def replace(path: str | os.PathLike[str], parts: Iterable[bytes | memoryview], *, sync: bool = True) -> None:
     """Put a file at a path: readers see the old one or the whole new one, which has its permissions.
 
     Args:
         path: links are followed.
-        parts: of its content.
+        parts: of its content, each written before the next is asked for.
         sync: wait until it would outlive a power cut.
 
     Raises:
@@ -88,8 +88,8 @@ def replace(path: str | os.PathLike[str], parts: Sequence[bytes | memoryview], *
     target.parent.mkdir(parents=True, exist_ok=True)
     # Always of this name, so that what a kill leaves of it is written over; a second writer waits for the first.
     temporary = target.with_name(f".{target.name}.partial")
-    while (number := locks.opened(temporary)) is None:
-        time.sleep(locks.MOMENT)
+    while (number := locks.try_lock(temporary)) is None:
+        time.sleep(locks.POLL_SECONDS)
     with open(number, "wb") as file:
         try:
             file.truncate(0)

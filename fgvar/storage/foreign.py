@@ -1,4 +1,4 @@
-"""netCDF files without a hash: read in another process, since damaged ones may hang or crash the HDF5 library."""
+"""Foreign files: read netCDF without a hash in another process, since a damaged one may hang or crash HDF5."""
 
 import os
 import pickle

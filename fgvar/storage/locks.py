@@ -1,4 +1,4 @@
-"""Locks between processes: a file stands, and is locked, while somebody works; however that ends, the lock is gone.
+"""Locks between processes: hold one, exclusive or shared, while work is done; however that ends, the lock is gone.
 
 The locks are the kernel's (``flock``), so that a killed process holds none. Where a platform or a file system has no
 such locks, everybody gets one.
@@ -18,42 +18,42 @@ try:
 except ModuleNotFoundError:  # Windows
     fcntl = None
 
-MOMENT = 0.02  # seconds between two looks at a lock that will soon be free
+POLL_SECONDS = 0.02  # seconds between two looks at a lock that will soon be free
 
 
-class Held(Exception):
+class LockHeld(Exception):
     """Somebody else has the lock; the message is what they have written into its file."""
 
 
-def beside(path: Path) -> Path:
+def lock_path(path: Path) -> Path:
     """The lock file of a file: however many links lead to that, there is one."""
     target = Path(os.path.realpath(path))
     return target.with_name(f".{target.name}.lock")
 
 
-def me() -> str:
+def this_process() -> str:
     """This process, for whoever finds a lock held."""
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[None]:
     """Hold the lock of this file, and be named in it.
 
     Raises:
         Held: by another process, or another thread of this one.
         OSError: the lock's file cannot be made.
     """
-    number = opened(path)
+    number = try_lock(path)
     if number is None:
-        raise Held(_note(path))
+        raise LockHeld(_note(path))
     with _released(number, path):
-        _write(number, me())
+        _write(number, this_process())
         yield
 
 
 @contextlib.contextmanager
-def together(path: Path, work: str) -> Iterator[None]:
+def shared(path: Path, work: str) -> Iterator[None]:
     """Hold the lock of this file with all others who do the same work.
 
     Raises:
@@ -61,15 +61,15 @@ def together(path: Path, work: str) -> Iterator[None]:
         OSError: the lock's file cannot be made.
     """
     while (number := _joined(path, work)) is None:
-        time.sleep(MOMENT)  # somebody is writing down what they do
+        time.sleep(POLL_SECONDS)  # somebody is writing down what they do
     with _released(number, path):
         theirs, _, process = os.pread(number, 1000, 0).decode(errors="replace").partition("\n")
         if theirs != work:
-            raise Held(process)
+            raise LockHeld(process)
         yield
 
 
-def opened(path: Path, *, shared: bool = False) -> int | None:
+def try_lock(path: Path, *, shared: bool = False) -> int | None:
     """The descriptor of a file with the lock on it; None where somebody else has that.
 
     Raises:
@@ -90,10 +90,10 @@ def opened(path: Path, *, shared: bool = False) -> int | None:
 
 def _joined(path: Path, work: str) -> int | None:
     """A shared lock on a file that says what is done; None where another process is just writing that."""
-    number = opened(path)
+    number = try_lock(path)
     if number is None:
-        return opened(path, shared=True)
-    _write(number, f"{work}\n{me()}")
+        return try_lock(path, shared=True)
+    _write(number, f"{work}\n{this_process()}")
     _locked(number, shared=True)
     return number
 

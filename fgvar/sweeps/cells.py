@@ -1,4 +1,4 @@
-"""Cells of a sweep: what defines one, what came of it, and its file.
+"""Cells of a sweep: hash what defines one, and write and read the file of what came of it.
 
 A file is a line that names the format, a line with a hash of the rest, a line of JSON and the packed dataset. One
 that a power cut has damaged has another hash, so that its cell is computed again.
@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import os
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
@@ -20,12 +21,14 @@ import xarray as xr
 
 from fgvar.errors import unknown
 from fgvar.storage.atomic import replace, require_folder
+from fgvar.storage.packing import unpack
 
-MAGIC = b"fgvar cell 1\n"  # another number is another format
+MAGIC = b"fgvar cell 2\n"  # another number is another format
 RESERVE = 1 << 20  # bytes kept for the cell that is finished when the disk is full
 LOCKS = 1 << 16  # bytes beside it, more than files of locks take
 SYNCED = 0.1  # a cell that took less seconds is computed again, after a power cut, as soon as it is synced
 STALE = 3600.0  # seconds after which a half-written file is no living driver's
+SCRATCH = "scratch"  # a cell's parameter, which is no part of its key
 
 Scalar = str | int | float | bool
 Function = Callable[..., xr.Dataset]
@@ -37,16 +40,23 @@ class Cell:
 
     Attributes:
         place: its index along each axis.
-        arguments: all that the function is called with.
-        key: a hash of everything that defines its result.
+        settings: what defines its result.
+        key: a hash of that.
+        scratch: a folder of its own, for what it needs to go on where it was stopped.
     """
 
     place: tuple[int, ...]
-    arguments: Mapping[str, Any]
+    settings: Mapping[str, Any]
     key: str
+    scratch: Path | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All that the function is called with."""
+        return {**self.settings} if self.scratch is None else {**self.settings, SCRATCH: self.scratch}
 
     def __str__(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.arguments.items())
+        return ", ".join(f"{name}={value}" for name, value in self.settings.items())
 
 
 @dataclass(frozen=True)
@@ -86,27 +96,34 @@ def function_name(function: Function) -> str:
     return str(getattr(function, "__qualname__", function))
 
 
-def check_call(function: Function, axes: Collection[str], others: Collection[str]) -> None:
+def check_call(function: Function, axes: Collection[str], others: Collection[str], *, scratch: bool = False) -> None:
     """Raise where the function does not take these arguments.
 
     Raises:
         TypeError: no plain function, but an object with a state that no key would know.
-        ValueError: an axis or setting that it has no parameter for, or a parameter that nothing is given for.
+        ValueError: an axis or setting that it has no parameter for, or a parameter that nothing is given for;
+            the same of ``scratch``.
     """
     if not inspect.isfunction(function):
         raise TypeError(f"the cell is {function!r}, expected a function; what it is set up with belongs into config=")
     parameters = inspect.signature(function).parameters.values()
     takes = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [p.name for p in parameters if p.name in takes and p.default is p.empty]
+    name = function_name(function)
+    if scratch and SCRATCH not in takes:
+        raise ValueError(
+            f"{name} has no parameter {SCRATCH!r} for its folder; add it (a Path), or leave scratch= out"
+        )
+    if not scratch and SCRATCH in needed and SCRATCH not in {*axes, *others}:
+        raise ValueError(f"{name} needs {SCRATCH!r}; give scratch=, a folder in which every cell gets its own")
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for kind, names in (("axis", axes), ("argument", others)):
-            for name in names:
-                if name not in takes:
-                    raise ValueError(f"{unknown(kind, name, takes)}: these are what {function_name(function)} takes")
-    needed = [p.name for p in parameters if p.name in takes and p.default is p.empty]
-    if lacking := [name for name in needed if name not in {*axes, *others}]:
+            for given in names:
+                if given not in takes:
+                    raise ValueError(f"{unknown(kind, given, takes)}: these are what {name} takes")
+    if lacking := [each for each in needed if each not in {*axes, *others, SCRATCH}]:
         raise ValueError(
-            f"{function_name(function)} needs {', '.join(lacking)}; give each as an axis (axes are: "
-            f"{', '.join(axes)}) or in config="
+            f"{name} needs {', '.join(lacking)}; give each as an axis (axes are: {', '.join(axes)}) or in config="
         )
 
 
@@ -162,14 +179,13 @@ class Folder:
         """What came of a cell; None where that is not known, or its file is damaged."""
         for path in (self._file(cell, "done"), self._file(cell, "failed")):
             try:
-                stored = path.read_bytes()
+                header, content = _read(path)
             except FileNotFoundError:
                 continue
-            digest, _, body = stored.removeprefix(MAGIC).partition(b"\n")
-            if stored.startswith(MAGIC) and digest == _hash(body):
-                header, _, content = body.partition(b"\n")
-                return Outcome(**json.loads(header)["outcome"], content=content)
-            path.unlink(missing_ok=True)
+            except ValueError:
+                path.unlink(missing_ok=True)
+                continue
+            return Outcome(**header["outcome"], content=content)
         return None
 
     def write(self, cell: Cell, outcome: Outcome) -> None:
@@ -179,7 +195,7 @@ class Folder:
             OSError: it could not be written, or only in place of the reserve, which there is once.
         """
         told = {"status": outcome.status, "seconds": outcome.seconds, "traceback": outcome.traceback}
-        arguments = {name: _canonical(value) for name, value in cell.arguments.items()}
+        arguments = {name: _canonical(value) for name, value in cell.settings.items()}
         header = json.dumps({"arguments": arguments, "outcome": told}).encode()
         body = header + b"\n" + outcome.content
         content = [MAGIC, _hash(body), b"\n", body]
@@ -204,6 +220,33 @@ class Folder:
 
     def _file(self, cell: Cell, status: str) -> Path:
         return self.path / f"{cell.key}.{'cell' if status == 'done' else 'failed'}"
+
+
+def finished(folder: str | os.PathLike[str]) -> list[xr.Dataset]:
+    """The datasets of all cells that are done in a sweep's folder, of whatever grids; what is damaged is left out.
+
+    Each has what the cell was called with as its attribute ``cell_arguments``, in JSON.
+    """
+    found = []
+    for path in sorted(Path(folder, "cells").glob("*.cell")):
+        with contextlib.suppress(ValueError):
+            header, content = _read(path)
+            found.append(unpack(content).assign_attrs(cell_arguments=json.dumps(header["arguments"])))
+    return found
+
+
+def _read(path: Path) -> tuple[dict[str, Any], bytes]:
+    """Header and content of a cell's file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    stored = path.read_bytes()
+    digest, _, body = stored.removeprefix(MAGIC).partition(b"\n")
+    if not stored.startswith(MAGIC) or digest != _hash(body):
+        raise ValueError(f"{path} is damaged")
+    header, _, content = body.partition(b"\n")
+    return json.loads(header), content
 
 
 def _hash(content: bytes) -> bytes:

@@ -12,11 +12,11 @@ from itertools import islice
 from typing import Any
 
 import cloudpickle
-from distributed import Client, LocalCluster, as_completed
+from distributed import Client, as_completed
 from distributed.scheduler import KilledWorker
 
 from fgvar.sweeps.cells import Cell, Function, Outcome
-from fgvar.sweeps.process import CellProcess
+from fgvar.sweeps.local import CellProcess
 
 AHEAD = 1000  # cells that the scheduler knows of: enough for any cluster, and little to forget
 TRIES = 10  # of cells whose workers die
@@ -26,13 +26,7 @@ _stopped: set[str] = set()
 
 
 def run(
-    function: Function,
-    cells: Iterable[Cell],
-    *,
-    workers: int,
-    scheduler: str | None,
-    threads: int,
-    timeout: float | None,
+    function: Function, cells: Iterable[Cell], *, scheduler: str, threads: int, timeout: float | None
 ) -> Iterator[tuple[Cell, Outcome]]:
     """What comes of the cells, in the order in which they finish.
 
@@ -40,7 +34,7 @@ def run(
         OSError: no scheduler at the address, or it is lost on the way.
     """
     pickled, sweep, waiting = cloudpickle.dumps(function), uuid.uuid4().hex, iter(cells)
-    with _client(workers, scheduler) as client:
+    with Client(scheduler, set_as_default=False) as client:
         asked: dict[Any, tuple[Cell, int]] = {}
         completed = as_completed(loop=client.loop)
 
@@ -72,20 +66,6 @@ def run(
             client.cancel(list(completed.futures))
             with contextlib.suppress(OSError):  # the scheduler is lost
                 client.run(stop, sweep)
-
-
-@contextlib.contextmanager
-def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
-    if scheduler is not None:
-        with Client(scheduler, set_as_default=False) as client:
-            yield client
-        return
-    # Workers are threads of this process, since every cell has a process of its own.
-    ours = LocalCluster(
-        n_workers=1, threads_per_worker=workers, processes=False, memory_limit=None, dashboard_address=":0"
-    )
-    with ours as cluster, Client(cluster, set_as_default=False) as client:
-        yield client
 
 
 def compute(

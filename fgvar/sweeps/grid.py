@@ -78,11 +78,32 @@ def consolidated(
         ValueError: cells that return one variable over different dimensions, or text and numbers under one name, or
             a label twice.
     """
+    cells, of_cells, become = _sorted_out(axes, outcomes)
+    labels = {name: _labels(name, cells) for name in _own_dims(cells)}
+    dataset = xr.Dataset(coords={name: list(values) for name, values in axes.items()})
+    for name in dict.fromkeys(name for variables in cells.values() for name in variables):
+        if name in labels:
+            attributes = next(variables[name].attrs for variables in cells.values() if name in variables)
+            dataset = dataset.assign_coords({name: (name, labels[name], attributes)})
+            continue
+        variable, coordinate = _combined(name, cells, axes, labels)
+        dataset = dataset.assign_coords({name: variable}) if coordinate else dataset.assign({name: variable})
+    for (name, long_name), values in zip(STATUS.items(), become, strict=True):
+        dataset[name] = (tuple(axes), values, {"long_name": long_name})
+    dataset["cell_seconds"].attrs["units"] = "s"
+    dataset.attrs = _common(of_cells) | dict(attrs)
+    return dataset
+
+
+def _sorted_out(
+    axes: Mapping[str, Sequence[Scalar]], outcomes: Mapping[Cell, Outcome | None]
+) -> tuple[dict[Cell, dict[str, Values]], list[dict[str, Any]], tuple[np.ndarray, ...]]:
+    """Variables and attributes of the cells that are done, and over the axes what `STATUS` says of all."""
     shape = tuple(len(values) for values in axes.values())
     status, tracebacks = np.full(shape, "missing", object), np.full(shape, "", object)
     seconds = np.full(shape, np.nan)
     cells: dict[Cell, dict[str, Values]] = {}
-    of_cells: list[dict[str, Any]] = []
+    of_cells = []
     for cell, outcome in outcomes.items():
         if outcome is None:
             continue
@@ -100,23 +121,10 @@ def consolidated(
             continue
         cells[cell] = variables
         of_cells.append(its)
-    labels = {name: _labels(name, cells) for name in _own_dims(cells)}
-    dataset = xr.Dataset(coords={name: list(values) for name, values in axes.items()})
-    for name in dict.fromkeys(name for variables in cells.values() for name in variables):
-        if name in labels:
-            attributes = next(variables[name].attrs for variables in cells.values() if name in variables)
-            dataset = dataset.assign_coords({name: (name, labels[name], attributes)})
-            continue
-        variable, coordinate = _stacked(name, cells, axes, labels)
-        dataset = dataset.assign_coords({name: variable}) if coordinate else dataset.assign({name: variable})
-    for (name, long_name), values in zip(STATUS.items(), (status, tracebacks, seconds), strict=True):
-        dataset[name] = (tuple(axes), values, {"long_name": long_name})
-    dataset["cell_seconds"].attrs["units"] = "s"
-    dataset.attrs = _common(of_cells) | dict(attrs)
-    return dataset
+    return cells, of_cells, (status, tracebacks, seconds)
 
 
-def _stacked(
+def _combined(
     name: str,
     cells: Mapping[Cell, Mapping[str, Values]],
     axes: Mapping[str, Sequence[Scalar]],
@@ -124,6 +132,28 @@ def _stacked(
 ) -> tuple[xr.Variable, bool]:
     """One variable of all cells, and whether it is a coordinate."""
     having = {cell: variables[name] for cell, variables in cells.items() if name in variables}
+    first = _require_alike(name, having)
+    sizes = tuple(len(labels[dim]) for dim in first.dims)
+    coordinate = all(found.coordinate for found in having.values())
+    alike = all(np.array_equal(found.values, first.values) for found in having.values())
+    if coordinate and alike and first.values.shape == sizes:
+        return xr.Variable(first.dims, first.values, first.attrs), True
+    shape = (*(len(values) for values in axes.values()), *sizes)
+    stacked = np.full(shape, *_filling(list(having.values()), shape))
+    places = {dim: {label: i for i, label in enumerate(labels[dim])} for dim in first.dims}
+    for cell, found in having.items():
+        own = np.ix_(*([places[dim][label] for label in _labels_of(dim, cells[cell])] for dim in first.dims))
+        index: tuple[Any, ...] = (*cell.place, *own)
+        stacked[index] = found.values[()]  # of text without dims, the text
+    return xr.Variable((*axes, *first.dims), stacked, first.attrs), coordinate
+
+
+def _require_alike(name: str, having: Mapping[Cell, Values]) -> Values:
+    """The first cell's variable, if those of all have its dimensions and are text if it is.
+
+    Raises:
+        ValueError: they are not.
+    """
     example, first = next(iter(having.items()))
     for cell, found in having.items():
         if found.dims != first.dims or (found.values.dtype == object) != (first.values.dtype == object):
@@ -132,24 +162,16 @@ def _stacked(
                 f"{name!r} is {ours} in the cell {cell}, and {theirs} in {example}; return it in one way, or under "
                 "two names"
             )
-    shape = tuple(len(values) for values in axes.values())
-    sizes = tuple(len(labels[dim]) for dim in first.dims)
-    coordinate = all(found.coordinate for found in having.values())
-    alike = all(np.array_equal(found.values, first.values) for found in having.values())
-    if coordinate and alike and first.values.shape == sizes:
-        return xr.Variable(first.dims, first.values, first.attrs), True
-    whole = len(having) == math.prod(shape) and all(found.values.shape == sizes for found in having.values())
-    dtype = np.result_type(*{found.values.dtype for found in having.values()})
+    return first
+
+
+def _filling(having: Sequence[Values], shape: tuple[int, ...]) -> tuple[Any, np.dtype[Any]]:
+    """What stands where no cell has a value, and the type that has room for it."""
+    whole = sum(found.values.size for found in having) == math.prod(shape)
+    dtype = np.result_type(*{found.values.dtype for found in having})
     if dtype.kind in "biu" and not whole:
         dtype = np.dtype(float)  # integers and bools have no value for what is missing
-    nothing: Any = {"f": np.nan, "O": ""}.get(dtype.kind, 0)
-    stacked = np.full((*shape, *sizes), nothing, dtype)
-    places = {dim: {label: i for i, label in enumerate(labels[dim])} for dim in first.dims}
-    for cell, found in having.items():
-        own = np.ix_(*([places[dim][label] for label in _labels_of(dim, cells[cell])] for dim in first.dims))
-        index: tuple[Any, ...] = (*cell.place, *own)
-        stacked[index] = found.values[()]  # of text without dims, the text
-    return xr.Variable((*axes, *first.dims), stacked, first.attrs), coordinate
+    return {"f": np.nan, "O": ""}.get(dtype.kind, 0), dtype
 
 
 def _own_dims(cells: Mapping[Cell, Mapping[str, Values]]) -> list[str]:

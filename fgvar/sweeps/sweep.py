@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -14,18 +15,10 @@ from tqdm.auto import tqdm
 
 from fgvar.measurement.files import save
 from fgvar.storage import locks
-from fgvar.storage.atomic import require_place
-from fgvar.sweeps.cells import (
-    Cell,
-    Folder,
-    Function,
-    Outcome,
-    check_call,
-    function_name,
-    key_of,
-)
+from fgvar.storage.atomic import require_folder, require_place
+from fgvar.sweeps import local
+from fgvar.sweeps.cells import SCRATCH, Cell, Folder, Function, Outcome, Scalar, check_call, function_name, key_of
 from fgvar.sweeps.grid import checked_axes, consolidated, points
-from fgvar.sweeps.running import outcome, threads_of_cells
 
 WAIT = 0.2  # seconds between two looks at whether another driver has ended
 
@@ -44,6 +37,7 @@ def sweep(
     scheduler: str | None = None,
     shard: str = "0/1",
     timeout: float | None = None,
+    scratch: str | os.PathLike[str] | None = None,
     compute: bool = True,
 ) -> xr.Dataset:
     """Compute a function on a grid: every cell once, whatever is killed, fails or is added later.
@@ -68,6 +62,10 @@ def sweep(
         scheduler: address of a dask cluster to compute on instead, as "tcp://node:8786".
         shard: "i/n" computes the i-th of n parts, from 0, and consolidates what all have finished.
         timeout: seconds after which a cell's process is killed.
+        scratch: a folder in which every cell gets one of its own: its keyword parameter ``scratch``, a `Path` that is
+            no part of its identity. What it writes there, such as ``fgvar.train(…, checkpoint=scratch / "run")``,
+            outlives a cell that was killed, timed out or failed, so that it goes on where it stopped; the folder is
+            removed when the cell is done. On a cluster all workers have to see it.
         compute: False only consolidates what there is.
 
     Returns:
@@ -77,11 +75,11 @@ def sweep(
 
     Raises:
         ValueError: an axis or setting that the cell does not take, or lacks; anything out of its range; an ``out``
-            that is the folder.
+            that is the folder; ``scratch`` of a cell without that parameter, or the other way round.
         TypeError: values that are not text or numbers.
-        OSError: the folder or ``out`` cannot be written, before anything is computed, or is another sweep's that is
-            going on; or it cannot be written any more, after the last cell was kept.
-        ModuleNotFoundError: workers or a scheduler without ``pip install fgvar[workers]``.
+        OSError: the folder, ``out`` or ``scratch`` cannot be written, before anything is computed, or is another
+            sweep's that is going on; or it cannot be written any more, after the last cell was kept.
+        ModuleNotFoundError: a scheduler without ``pip install fgvar[cluster]``.
 
     Example:
         >>> import tempfile, xarray as xr
@@ -94,27 +92,13 @@ def sweep(
                [ 5.,  5.]])
     """
     part, parts = _shard(shard)
-    if workers < 0 or (workers and scheduler is not None):
-        raise ValueError(
-            f"workers is {workers} and scheduler {scheduler!r}, expected workers of at least 0, or a scheduler alone"
-        )
-    if threads < 1 or (timeout is not None and not timeout > 0):
-        raise ValueError(f"threads is {threads} and timeout {timeout}, expected at least 1, and seconds above 0")
-    config, axes = dict(config or {}), dict(axes)
-    given = [*axes, *config, *(() if seed is None else ("seed",))]
-    if twice := {name for name in given if given.count(name) > 1}:
-        raise ValueError(
-            f"{', '.join(sorted(twice))} given twice, as an axis, in config= or by seed=; give each once"
-        )
-    if isinstance(seed, int):
-        config["seed"] = seed
-    elif seed is not None:
-        axes["seed"] = seed
-    grid = checked_axes(axes)
-    check_call(cell, grid, config)
-    cells = [
-        Cell(place, arguments := at | config, key_of(cell, arguments, version, threads)) for place, at in points(grid)
-    ]
+    _check_resources(workers, scheduler, threads, timeout)
+    grid, config = _arguments(axes, config, seed, scratch)
+    check_call(cell, grid, config, scratch=scratch is not None)
+    cells = []
+    for where, at in points(grid):
+        key = key_of(cell, settings := at | config, version, threads)
+        cells.append(Cell(where, settings, key, None if scratch is None else Path(scratch) / key))
     mine = {each.key for each in sorted(cells, key=lambda each: each.key)[part::parts]}
     folder = Path(folder)
     out = Path(out or folder / "sweep.nc")
@@ -123,33 +107,104 @@ def sweep(
     attrs = {"sweep": function_name(cell), "sweep_version": version, "threads": threads}
     attrs |= {f"config_{name}": value if isinstance(value, str) else repr(value) for name, value in config.items()}
     require_place(out)
+    if scratch is not None:
+        require_folder(Path(scratch))
     with Folder(folder / "cells") as kept, contextlib.ExitStack() as held:
         work = hashlib.sha256(repr((grid, attrs, [each.key for each in cells])).encode()).hexdigest()[:32]
         held.enter_context(_of_one_sweep(out, work))
         if compute:
             held.enter_context(_in_turn(kept.path / f".{work}.{part}-{parts}.lock", shard))
         found = {each: kept.read(each) for each in cells}
-        todo = [each for each, it in found.items() if each.key in mine and (it is None or it.status != "done")]
+        for each, it in found.items():
+            if _is_done(it):
+                _tidy(each)  # its driver may have been killed before
+        todo = [each for each, it in found.items() if each.key in mine and not _is_done(it)]
         if compute and todo:
-            # Another driver may have been faster.
-            wanted = (each for each in todo if not kept.has(each))
-            running = _run(cell, wanted, workers, scheduler, threads, timeout)
-            with contextlib.closing(running), tqdm(total=len(todo), desc="cells", unit="cell") as bar:
-                for each, it in running:
-                    kept.write(each, it)
-                    found[each] = it
-                    bar.update()
-                    if it.status != "done":
-                        bar.write(f"{each}: {it.status}: {_line(it)}", file=sys.stderr)
-        while True:
-            dataset = consolidated(grid, found, attrs)
-            _save(dataset, out)
-            # Whoever ends last has seen the cells of all.
-            open_ones = [each for each, it in found.items() if it is None or it.status != "done"]
-            new = {each: kept.read(each) for each in open_ones if kept.has(each)}
-            if not any(new.values()):
-                return dataset
-            found |= new
+            running = _run(cell, _wanted(todo, kept), workers, scheduler, threads, timeout)
+            found |= _kept(running, kept, len(todo))
+        return _consolidate(grid, found, attrs, kept, out)
+
+
+def _check_resources(workers: int, scheduler: str | None, threads: int, timeout: float | None) -> None:
+    """Raise ValueError where nothing could compute like this."""
+    if workers < 0 or (workers and scheduler is not None):
+        raise ValueError(
+            f"workers is {workers} and scheduler {scheduler!r}, expected workers of at least 0, or a scheduler alone"
+        )
+    if threads < 1 or (timeout is not None and not timeout > 0):
+        raise ValueError(f"threads is {threads} and timeout {timeout}, expected at least 1, and seconds above 0")
+
+
+def _arguments(
+    axes: Mapping[str, Sequence[Any]],
+    config: Mapping[str, Any] | None,
+    seed: int | Sequence[int] | None,
+    scratch: str | os.PathLike[str] | None,
+) -> tuple[dict[str, tuple[Scalar, ...]], dict[str, Any]]:
+    """The grid's axes and what all cells are called with, the seed among either."""
+    axes, config = dict(axes), dict(config or {})
+    given = [*axes, *config, *(() if seed is None else ("seed",)), *(() if scratch is None else (SCRATCH,))]
+    if twice := {name for name in given if given.count(name) > 1}:
+        raise ValueError(
+            f"{', '.join(sorted(twice))} given twice, as an axis, in config=, by seed= or scratch=; give each once"
+        )
+    if isinstance(seed, int):
+        config["seed"] = seed
+    elif seed is not None:
+        axes["seed"] = seed
+    return checked_axes(axes), config
+
+
+def _wanted(cells: Iterable[Cell], kept: Folder) -> Iterator[Cell]:
+    """The cells that nobody has computed meanwhile, each with its scratch folder made."""
+    for cell in cells:
+        if not kept.has(cell):  # another driver may have been faster
+            if cell.scratch is not None:
+                cell.scratch.mkdir(parents=True, exist_ok=True)
+            yield cell
+
+
+def _kept(running: Generator[tuple[Cell, Outcome], None, None], kept: Folder, total: int) -> dict[Cell, Outcome]:
+    """Keep what comes of the cells as it comes, and tell of what does not end well."""
+    found = {}
+    with contextlib.closing(running), tqdm(total=total, desc="cells", unit="cell") as bar:
+        for cell, it in running:
+            kept.write(cell, it)
+            found[cell] = it
+            bar.update()
+            if _is_done(it):
+                _tidy(cell)
+            else:
+                bar.write(f"{cell}: {it.status}: {_line(it)}", file=sys.stderr)
+    return found
+
+
+def _tidy(cell: Cell) -> None:
+    """Remove what the cell needed to go on."""
+    if cell.scratch is not None:
+        shutil.rmtree(cell.scratch, ignore_errors=True)
+
+
+def _consolidate(
+    grid: Mapping[str, Sequence[Scalar]],
+    found: dict[Cell, Outcome | None],
+    attrs: Mapping[str, Any],
+    kept: Folder,
+    out: Path,
+) -> xr.Dataset:
+    """Write the file of all cells; again if other drivers finished some meanwhile: who ends last has seen all."""
+    while True:
+        dataset = consolidated(grid, found, attrs)
+        _save(dataset, out)
+        open_ones = [each for each, it in found.items() if not _is_done(it)]
+        new = {each: kept.read(each) for each in open_ones if kept.has(each)}
+        if not any(new.values()):
+            return dataset
+        found |= new
+
+
+def _is_done(it: Outcome | None) -> bool:
+    return it is not None and it.status == "done"
 
 
 def _run(
@@ -160,25 +215,19 @@ def _run(
     threads: int,
     timeout: float | None,
 ) -> Generator[tuple[Cell, Outcome], None, None]:
-    """What comes of the cells: here, in a process beside this one, or on workers."""
-    if workers or scheduler is not None:
+    """What comes of the cells: in this process, in others of this machine, or on a cluster."""
+    if scheduler is not None:
         try:
-            from fgvar.sweeps import cluster as dask
+            from fgvar.sweeps import cluster
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"{error}: workers need pip install 'fgvar[workers]'") from error
-        yield from dask.run(function, cells, workers=workers, scheduler=scheduler, threads=threads, timeout=timeout)
-    elif timeout is not None:
-        import cloudpickle
-
-        from fgvar.sweeps.process import CellProcess
-
-        with CellProcess(cloudpickle.dumps(function), threads) as process:
-            for cell in cells:
-                yield cell, process.run(cell.arguments, timeout)
+            raise ModuleNotFoundError(f"{error}: a scheduler needs pip install 'fgvar[cluster]'") from error
+        yield from cluster.run(function, cells, scheduler=scheduler, threads=threads, timeout=timeout)
+    elif workers or timeout is not None:
+        yield from local.run(function, cells, workers=max(1, workers), threads=threads, timeout=timeout)
     else:
-        with threads_of_cells(threads):
+        with local.threads_of_cells(threads):
             for cell in cells:
-                yield cell, outcome(function, cell.arguments)
+                yield cell, local.outcome(function, cell.arguments)
 
 
 @contextlib.contextmanager
@@ -186,8 +235,8 @@ def _of_one_sweep(out: Path, work: str) -> Iterator[None]:
     """Share the consolidated file with other drivers of this sweep, and with no other sweep."""
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(locks.together(locks.beside(out), work))
-        except locks.Held as holder:
+            held.enter_context(locks.shared(locks.lock_path(out), work))
+        except locks.LockHeld as holder:
             raise BlockingIOError(
                 f"{out} is being written by a sweep of other cells, begun by {holder}; wait for its end, or give "
                 "another out="
@@ -202,10 +251,10 @@ def _in_turn(lock: Path, shard: str) -> Iterator[None]:
         told = False
         while True:
             try:
-                held.enter_context(locks.alone(lock))
+                held.enter_context(locks.exclusive(lock))
                 break
-            except locks.Held as holder:
-                if str(holder) == locks.me():
+            except locks.LockHeld as holder:
+                if str(holder) == locks.this_process():
                     raise BlockingIOError(
                         f"this process computes these cells already (shard {shard}); give each sweep a shard of its "
                         "own, as 0/2 and 1/2, or begin one after the other"

@@ -1,4 +1,4 @@
-"""Black boxes: estimators that draw their own noise, given as a function of a generator."""
+"""Black boxes: make an estimator of a function that draws its own noise from a generator."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -42,8 +42,8 @@ class BlackBox:
 
     def __repr__(self) -> str:
         claims = {"directions": self.directions, "antithetic": self.antithetic or None, "step": self.step}
-        told = [f"{name}={value!r}" for name, value in claims.items() if value is not None]
-        return f"from_function({', '.join([getattr(self.function, '__name__', 'function'), *told])})"
+        shown = [f"{name}={value!r}" for name, value in claims.items() if value is not None]
+        return f"from_function({', '.join([getattr(self.function, '__name__', 'function'), *shown])})"
 
     def randomness(self, problem: Problem) -> Randomness:  # noqa: ARG002
         return Randomness({"seed": Leaf((), Seed())})

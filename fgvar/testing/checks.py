@@ -1,4 +1,4 @@
-"""The checks by name, all of them on one estimator, and their pytest face."""
+"""Checks: run them by name, all on one estimator, and as tests of pytest."""
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -12,9 +12,9 @@ from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.problem import Problem
 from fgvar.testing import declared_checks, required_checks, unbiasedness
 from fgvar.testing.problems import default_problems
-from fgvar.testing.report import FAILED, NOT_APPLICABLE, PASSED, UNDECIDED, Report, Row, said
+from fgvar.testing.report import FAILED, NOT_APPLICABLE, PASSED, UNDECIDED, Report, Row, sentence
 from fgvar.testing.statistical import Draws, check_draws, check_level
-from fgvar.testing.subject import MISFIT, EstimatorUnderTest, Failure, NotApplicable, Undecided
+from fgvar.testing.under_test import MISFIT, EstimatorUnderTest, Failure, NotApplicable, Undecided
 
 Problems = Problem | Mapping[str, Problem] | Sequence[Problem]
 
@@ -57,7 +57,7 @@ class Check:
     ) -> tuple[Row, ...]:
         report = check_estimator(estimator, problems, checks=(self.name,), level=level, draws=draws)
         if blocking := [row for row in report.rows if row.blocks]:
-            raise AssertionError("\n".join(f"{self.name}, {row.problem}: {said(row)}" for row in blocking))
+            raise AssertionError("\n".join(f"{self.name}, {row.problem}: {sentence(row)}" for row in blocking))
         return report.rows
 
     def __repr__(self) -> str:
@@ -140,9 +140,9 @@ def check_estimator(
     rows = []
     with _one_thread():
         for problem_name, problem in named.items():
-            whole, sound = EstimatorUnderTest(estimator, problem, each, draws), True
+            tested, sound = EstimatorUnderTest(estimator, problem, each, draws), True
             for name in chosen:
-                outcome, note = _outcome(CHECKS[name], whole.fresh()) if sound else (NOT_APPLICABLE, UNSOUND)
+                outcome, note = _outcome(CHECKS[name], tested.fresh()) if sound else (NOT_APPLICABLE, UNSOUND)
                 rows.append(Row(name, problem_name, outcome, note, CHECKS[name].required))
                 sound = sound and not (name == "structure" and outcome == FAILED)
     if all(row.outcome == NOT_APPLICABLE and row.note.startswith(MISFIT) for row in rows):
@@ -212,10 +212,10 @@ class _Skipping:
             pytest.skip(rows[0].note)
 
 
-def _outcome(check: Check, subject: EstimatorUnderTest) -> tuple[str, str]:
+def _outcome(check: Check, tested: EstimatorUnderTest) -> tuple[str, str]:
     try:
-        _ = subject.randomness
-        return PASSED, check.function(subject)
+        _ = tested.randomness
+        return PASSED, check.function(tested)
     except NotApplicable as reason:
         return NOT_APPLICABLE, str(reason)
     except Undecided as reason:

@@ -1,4 +1,4 @@
-"""What the checks try an estimator on, and how they compare: changed problems, axes of the batch, differences."""
+"""Comparisons: change problems, find the axes of the batch, and measure differences, for the checks."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from fgvar.problem import Problem
-from fgvar.testing.subject import EstimatorUnderTest, Failure, NotApplicable
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable
 
 OWN_LOSS = "its estimates are equal to the bit under 1000·L and −L: it has a loss of its own, not problem.losses"
 OWN_DRAWS = 4
 
 
-def require_declared_noise(subject: EstimatorUnderTest, *, empty: bool = False) -> None:
+def require_declared_noise(tested: EstimatorUnderTest, *, empty: bool = False) -> None:
     """Not applicable to a function that draws its own noise, nor (unless ``empty``) to what needs none."""
-    if subject.opaque:
+    if tested.opaque:
         raise NotApplicable("needs declared noise; this function draws its own from a seed")
-    if not empty and subject.randomness.size == 0:
+    if not empty and tested.randomness.size == 0:
         raise NotApplicable("needs no noise")
 
 
@@ -33,39 +33,39 @@ def with_loss(problem: Problem, change: Callable[[Tensor], Tensor]) -> Problem:
     return other
 
 
-def own_loss(subject: EstimatorUnderTest) -> bool:
+def own_loss(tested: EstimatorUnderTest) -> bool:
     """Does it not use the problem's loss, but one of its own: a bound, a simulator?"""
-    if "own_loss" not in subject.memo:
-        drawn = subject.noise(range(OWN_DRAWS)) if subject.randomness.size else {}
-        large = subject.on(with_loss(subject.problem, lambda loss: 1000 * loss))
-        turned = subject.on(with_loss(subject.problem, lambda loss: -loss))
+    if "own_loss" not in tested.memo:
+        drawn = tested.noise(range(OWN_DRAWS)) if tested.randomness.size else {}
+        large = tested.on(with_loss(tested.problem, lambda loss: 1000 * loss))
+        turned = tested.on(with_loss(tested.problem, lambda loss: -loss))
         any_seen = False
         for draw in range(OWN_DRAWS if drawn else 1):
-            noise = subject.one(drawn, draw)
-            plain, *others = (one.estimate(noise) for one in (subject, large, turned))
+            noise = tested.one(drawn, draw)
+            plain, *others = (one.estimate(noise) for one in (tested, large, turned))
             any_seen = any_seen or any(bool(value.any()) for value in plain.values())
             if any(not torch.equal(value, other[name]) for other in others for name, value in plain.items()):
                 any_seen = False
                 break
-        subject.memo["own_loss"] = any_seen
-    return bool(subject.memo["own_loss"])
+        tested.memo["own_loss"] = any_seen
+    return bool(tested.memo["own_loss"])
 
 
 def difference(
-    subject: EstimatorUnderTest, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
+    tested: EstimatorUnderTest, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
 ) -> tuple[float, str]:
     """The largest difference, relative to the largest entry of the expected one, and where it is."""
-    size = max(subject.size, *(float(value.abs().max()) for value in expected.values()))
+    size = max(tested.size, *(float(value.abs().max()) for value in expected.values()))
     gaps = {name: gap(value, found[name]) / size for name, value in expected.items()}
     worst = max(gaps, key=lambda name: float("inf") if np.isnan(gaps[name]) else gaps[name])
     return (float("inf") if np.isnan(gaps[worst]) else gaps[worst]), worst
 
 
-def batch_axes(subject: EstimatorUnderTest) -> dict[str, int | None]:
+def batch_axes(tested: EstimatorUnderTest) -> dict[str, int | None]:
     """The axis of each leaf that follows the batch, found by leaving out an example."""
-    fewer = subject.on(subject.problem.rows(slice(-1)))
+    fewer = tested.on(tested.problem.rows(slice(-1)))
     axes: dict[str, int | None] = {}
-    for name, leaf in subject.randomness.leaves.items():
+    for name, leaf in tested.randomness.leaves.items():
         other = fewer.randomness.leaves[name].shape if name in fewer.randomness.leaves else ()
         if len(other) != len(leaf.shape):
             raise Failure(f"leaf {name!r} has shape {leaf.shape} for this batch and {other} for one example less")

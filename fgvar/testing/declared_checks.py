@@ -1,4 +1,4 @@
-"""What an estimator declares of itself, held against what it does; where it declares nothing, not applicable.
+"""Declared checks: hold what an estimator declares of itself against what it does; not applicable without.
 
 A declaration is an attribute of the estimator, or of its ``noise`` or ``oracle``: ``directions``,
 ``antithetic``, ``shared``, ``bias_order`` with ``step``, and a method ``variance(problem)``, the variance of
@@ -22,8 +22,8 @@ from fgvar.testing.comparisons import batch_axes, difference
 from fgvar.testing.enumeration import expectation
 from fgvar.testing.exact_moments import claim, covariance, tolerance
 from fgvar.testing.sampled_checks import drawn_directions, drawn_pair, of_traces, traces
-from fgvar.testing.subject import EstimatorUnderTest, Failure, Gradients, NotApplicable, Undecided
-from fgvar.testing.verdict import BLIND, advice
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, Gradients, NotApplicable, Undecided
+from fgvar.testing.verdict import MAX_DETECTABLE, advice
 from fgvar.theory import closed_forms
 
 VARIANCE_DRAWS = 4096
@@ -31,47 +31,47 @@ STEPS = (0.1, 0.05)  # of finite differences, between which the order of the bia
 MOST_NODES = 3**7
 
 
-def variance(subject: EstimatorUnderTest) -> str:
+def variance(tested: EstimatorUnderTest) -> str:
     """The variance of every weight is the declared one: exactly where it can be enumerated, else as a trace."""
-    declared = _declared_variance(subject.estimator, subject.problem)
-    subject.require_gradient("the declared variance", {k: v.to(subject.problem.dtype) for k, v in declared.items()})
-    if (exact := covariance(subject)) is not None:
-        largest = max(max(float(value.max()) for value in declared.values()), subject.size**2)
+    declared = _declared_variance(tested.estimator, tested.problem)
+    tested.require_gradient("the declared variance", {k: v.to(tested.problem.dtype) for k, v in declared.items()})
+    if (exact := covariance(tested)) is not None:
+        largest = max(max(float(value.max()) for value in declared.values()), tested.size**2)
         for name, matrix in exact.items():
             off = float((matrix.diagonal().reshape(declared[name].shape) - declared[name]).abs().max()) / largest
-            if not off <= tolerance(subject):
+            if not off <= tolerance(tested):
                 ratio = float(matrix.trace()) / max(float(declared[name].sum()), 1e-300)
                 raise Failure(f"the variance of {name!r} is {ratio:.4g} times the declared one (exact, by its trace)")
-        return f"exact, every weight to {tolerance(subject):.1g}"
+        return f"exact, every weight to {tolerance(tested):.1g}"
     names = list(declared)
     expected = torch.stack([declared[name].double().sum() for name in names]).cpu()
-    squares = traces(subject, names)
-    verdict = of_traces(squares, expected, subject)
+    squares = traces(tested, names)
+    verdict = of_traces(squares, expected, tested)
     if not verdict.passed:
         name, ratio = names[verdict.worst], float(squares[:, verdict.worst].mean() / expected[verdict.worst])
         raise Failure(f"the variance of {name!r} is {ratio:.4g} times the declared one: {verdict}")
-    told = expected.clamp_min(1e-300)
-    share = torch.where(verdict.detectable > 0, verdict.detectable / told, 0.0)
-    if float(share.max()) >= BLIND:
+    positive = expected.clamp_min(1e-300)  # a declared 0 that was met divides 0
+    share = torch.where(verdict.detectable > 0, verdict.detectable / positive, 0.0)
+    if float(share.max()) >= MAX_DETECTABLE:
         raise Undecided(
             f"would not have caught twice the declared variance of {names[int(share.argmax())]!r}; "
-            f"{advice(float(verdict.enough(told).max()))}"
+            f"{advice(float(verdict.enough(positive).max()))}"
         )
     return f"{verdict}; an error of {float(share.max()):.1%} in every trace"
 
 
-def directions(subject: EstimatorUnderTest) -> str:
+def directions(tested: EstimatorUnderTest) -> str:
     """One estimate is the mean over K independent directions, so that its variance falls as 1/K."""
-    if claim(subject.estimator, "directions") is None:
+    if claim(tested.estimator, "directions") is None:
         raise NotApplicable("declares no number of directions")
-    if subject.opaque:
-        return drawn_directions(subject, claim(subject.estimator, "directions"))
-    one, two = (_varied(subject, directions=k) for k in (1, 2))
+    if tested.opaque:
+        return drawn_directions(tested, claim(tested.estimator, "directions"))
+    one, two = (_varied(tested, directions=k) for k in (1, 2))
     if one is None or two is None:
         raise NotApplicable("declares directions, but is no dataclass in which they can be changed")
     notes = []
-    k = claim(subject.estimator, "directions")
-    for several, count in ((two, 2), *([(subject, k)] if k > 2 else [])):
+    k = claim(tested.estimator, "directions")
+    for several, count in ((two, 2), *([(tested, k)] if k > 2 else [])):
         axis = _directions_axis(one, several, count)
         if axis is None:
             break
@@ -81,16 +81,16 @@ def directions(subject: EstimatorUnderTest) -> str:
             one.estimate({k: u[index : index + 1] if axis else u[index] for k, u in noise.items()})
             for index in range(count)
         ]
-        _require_mean(subject, each, several.estimate(noise), f"{count} directions", "each direction alone")
-        notes.append(f"the mean of {count} directions to {tolerance(subject):.1g}")
+        _require_mean(tested, each, several.estimate(noise), f"{count} directions", "each direction alone")
+        notes.append(f"the mean of {count} directions to {tolerance(tested):.1g}")
     # A mean of independent estimates needs no look at its variance, which is costly; that they are independent is
     # the check of the noise.
     if not notes and (of_one := covariance(one)) is not None and (of_two := covariance(two)) is not None:
         for name, matrix in of_one.items():
-            whole, half = float(matrix.trace()), float(of_two[name].trace())
-            if abs(whole - 2 * half) > tolerance(subject) * max(whole, subject.size**2):
+            trace, half = float(matrix.trace()), float(of_two[name].trace())
+            if abs(trace - 2 * half) > tolerance(tested) * max(trace, tested.size**2):
                 raise Failure(
-                    f"2 directions divide the variance of {name!r} by {whole / max(half, 1e-300):.4g}, not 2"
+                    f"2 directions divide the variance of {name!r} by {trace / max(half, 1e-300):.4g}, not 2"
                 )
         notes.append("variance of 2 directions is half of that of 1, exactly")
     if not notes:
@@ -100,55 +100,56 @@ def directions(subject: EstimatorUnderTest) -> str:
     return "; ".join(notes)
 
 
-def antithetic(subject: EstimatorUnderTest) -> str:
+def antithetic(tested: EstimatorUnderTest) -> str:
     """A pair averages u and −u. With an exact derivative it repeats one estimate: of use to finite differences."""
-    if not claim(subject.estimator, "antithetic"):
+    if not claim(tested.estimator, "antithetic"):
         raise NotApplicable("declares no antithetic pairs")
-    if subject.opaque:
-        return drawn_pair(subject)
-    noise = subject.one(subject.noise(range(1)))
+    if tested.opaque:
+        return drawn_pair(tested)
+    noise = tested.one(tested.noise(range(1)))
     turned = {name: -u for name, u in noise.items()}
-    pair = subject.estimate(noise)
-    _require_mean(subject, [subject.estimate(turned)], pair, "u with −u", "−u with u")
-    plain = _varied(subject, antithetic=False)
+    pair = tested.estimate(noise)
+    _require_mean(tested, [tested.estimate(turned)], pair, "u with −u", "−u with u")
+    plain = _varied(tested, antithetic=False)
     if plain is None:
-        return f"the pair of u is that of −u, to {tolerance(subject):.1g}"
+        return f"the pair of u is that of −u, to {tolerance(tested):.1g}"
     if {k: v.shape for k, v in plain.randomness.leaves.items()} != {n: u.shape for n, u in noise.items()}:
         raise Failure(
             "an antithetic pair needs the noise of one direction, its negative is the other; it asks for more"
         )
-    _require_mean(subject, [plain.estimate(noise), plain.estimate(turned)], pair, "the pair", "u and −u alone")
-    alone = difference(subject, pair, plain.estimate(noise))[0] <= tolerance(subject)
+    _require_mean(tested, [plain.estimate(noise), plain.estimate(turned)], pair, "the pair", "u and −u alone")
+    alone = difference(tested, pair, plain.estimate(noise))[0] <= tolerance(tested)
     return "the mean of u and −u" + (", which repeats one estimate (its derivative is exact)" if alone else "")
 
 
-def shared_noise(subject: EstimatorUnderTest) -> str:
+def shared_noise(tested: EstimatorUnderTest) -> str:
     """Shared noise has no batch axis, independent noise has one, and ĝ is the mean of the examples' own ĝ."""
-    declared = claim(subject.estimator, "shared")
-    problem = subject.problem
-    if declared is None or subject.randomness.size == 0:
+    declared = claim(tested.estimator, "shares_noise")  # what a composed estimator's shared=None comes to
+    declared = claim(tested.estimator, "shared") if declared is None else declared
+    problem = tested.problem
+    if declared is None or tested.randomness.size == 0:
         raise NotApplicable("does not declare whether noise is shared by the batch")
     if problem.batch_size == 1:
         raise NotApplicable("a batch of one shares with nobody")
-    axes = batch_axes(subject)
+    axes = batch_axes(tested)
     for name, axis in axes.items():
         if declared and axis is not None:
             raise Failure(f"declares noise that the batch shares, but leaf {name!r} grows with the batch")
         if not declared and axis is None:
             raise Failure(f"declares independent noise, but leaf {name!r} does not grow with the batch")
-    noise = subject.one(subject.noise(range(1)))
+    noise = tested.one(tested.noise(range(1)))
     each = []
     for n in range(problem.batch_size):
         own = {k: u if (axis := axes[k]) is None else u.narrow(axis, n, 1) for k, u in noise.items()}
-        each.append(subject.on(problem.example(n)).estimate(own))
-    _require_mean(subject, each, subject.estimate(noise), "the batch", "each example alone")
+        each.append(tested.on(problem.example(n)).estimate(own))
+    _require_mean(tested, each, tested.estimate(noise), "the batch", "each example alone")
     return f"{'shared' if declared else 'independent'}: the mean of {problem.batch_size} examples' own estimates"
 
 
-def repr_round_trips(subject: EstimatorUnderTest) -> str:
+def repr_round_trips(tested: EstimatorUnderTest) -> str:
     """``eval(repr(estimator))`` is an equal estimator, so that a dataset's attributes can rebuild it."""
-    estimator = subject.estimator
-    if subject.opaque or not is_dataclass(estimator):
+    estimator = tested.estimator
+    if tested.opaque or not is_dataclass(estimator):
         raise NotApplicable("is no dataclass, so that its repr promises nothing")
     names: dict[str, Any] = {name: getattr(fgvar, name) for name in fgvar.__all__} | {
         "torch": torch,
@@ -163,19 +164,19 @@ def repr_round_trips(subject: EstimatorUnderTest) -> str:
     return "evaluates to an equal estimator"
 
 
-def bias_order(subject: EstimatorUnderTest) -> str:
+def bias_order(tested: EstimatorUnderTest) -> str:
     """The bias of a finite difference falls as step^order: the slope of log bias between two steps."""
-    order = claim(subject.estimator, "bias_order")
+    order = claim(tested.estimator, "bias_order")
     if order is None:
         raise NotApplicable("declares no bias")
     found = []
     for step in STEPS:
-        one = _varied(subject, step=step)
+        one = _varied(tested, step=step)
         if one is None:
             raise NotApplicable("declares a bias order, but is no dataclass whose step can be changed")
         mean = _mean_over_law(one)
         found.append(math.sqrt(sum(float((mean[k] - g).square().sum()) for k, g in one.target.items())))
-    if max(found) <= 1e-9 * subject.size:
+    if max(found) <= 1e-9 * tested.size:
         return "no bias at all on this problem"
     slope = math.log(found[0] / max(found[1], 1e-300)) / math.log(STEPS[0] / STEPS[1])
     if abs(slope - order) > 0.15:
@@ -218,17 +219,17 @@ def _directions_axis(one: EstimatorUnderTest, several: EstimatorUnderTest, count
     return None
 
 
-def _varied(subject: EstimatorUnderTest, **change: Any) -> EstimatorUnderTest | None:
-    """The subject with a declaration changed where it stands: on the estimator, its noise or its oracle."""
-    estimator, (name,) = subject.estimator, change
+def _varied(tested: EstimatorUnderTest, **change: Any) -> EstimatorUnderTest | None:
+    """The same with a declaration changed where it stands: on the estimator, its noise or its oracle."""
+    estimator, (name,) = tested.estimator, change
     if not is_dataclass(estimator):
         return None
     if name in estimator.__dataclass_fields__:
-        return subject.on(subject.problem, _replaced(estimator, change))
+        return tested.on(tested.problem, _replaced(estimator, change))
     for word in ("noise", "oracle"):
         part = getattr(estimator, word, None)
         if word in estimator.__dataclass_fields__ and name in getattr(part, "__dataclass_fields__", ()):
-            return subject.on(subject.problem, _replaced(estimator, {word: _replaced(part, change)}))
+            return tested.on(tested.problem, _replaced(estimator, {word: _replaced(part, change)}))
     return None
 
 
@@ -236,24 +237,22 @@ def _replaced(value: Any, change: Mapping[str, Any]) -> Any:
     return replace(value, **change)
 
 
-def _mean_over_law(subject: EstimatorUnderTest) -> Gradients:
+def _mean_over_law(tested: EstimatorUnderTest) -> Gradients:
     """The expectation under the noise's own law, or under one with the Gaussian's moments up to the fifth."""
-    laws = {type(leaf.noise) for leaf in subject.randomness.leaves.values()}
+    laws = {type(leaf.noise) for leaf in tested.randomness.leaves.values()}
     method, count = {
-        frozenset({Rademacher}): ("signs", 2**subject.randomness.size),
-        frozenset({Gaussian}): ("hermite", 3**subject.randomness.size),
+        frozenset({Rademacher}): ("signs", 2**tested.randomness.size),
+        frozenset({Gaussian}): ("hermite", 3**tested.randomness.size),
     }.get(frozenset(laws), ("", 0))
     if not 0 < count <= MOST_NODES:
-        raise NotApplicable(f"its noise cannot be enumerated here ({subject.randomness.size} random numbers)")
-    return expectation(subject.estimator, subject.problem, method=method, chunk=subject.chunk)
+        raise NotApplicable(f"its noise cannot be enumerated here ({tested.randomness.size} random numbers)")
+    return expectation(tested.estimator, tested.problem, method=method, chunk=tested.chunk)
 
 
-def _require_mean(
-    subject: EstimatorUnderTest, each: list[Gradients], found: Gradients, what: str, parts: str
-) -> None:
+def _require_mean(tested: EstimatorUnderTest, each: list[Gradients], found: Gradients, what: str, parts: str) -> None:
     expected: dict[str, Tensor] = {k: torch.stack([one[k] for one in each]).mean(0) for k in each[0]}
-    off, name = difference(subject, expected, found)
-    if off > tolerance(subject):
+    off, name = difference(tested, expected, found)
+    if off > tolerance(tested):
         raise Failure(f"the estimate of {what} is not the mean of those of {parts}: {name!r} is off by {off:.2g}")
 
 

@@ -1,4 +1,4 @@
-"""Exact expectations and covariances of estimators, by enumerating their noise."""
+"""Enumeration: computes E ĝ = Σ_u p(u) ĝ(u) and Cov ĝ exactly, over all values u of the noise."""
 
 from collections.abc import Iterator
 

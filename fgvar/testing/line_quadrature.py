@@ -1,4 +1,4 @@
-"""Means of estimators that are almost quadratic in independent noise, or act on each number of it alone.
+"""Line quadrature: integrates E ĝ along the axes of independent noise, where an estimate is almost quadratic in it.
 
 Of an even, quadratic estimate a few nodes give the exact mean. A finite difference is quadratic to the order of its
 step, and one that clips its noise is quadratic in what is left of it. Both are *additive*: over disjoint sets of

@@ -1,4 +1,4 @@
-"""Estimators by name: schemes, and anybody's own in a module or a file."""
+"""Loading: finds an estimator by name, a scheme's or anybody's own in a module or a file."""
 
 import difflib
 import importlib

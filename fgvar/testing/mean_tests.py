@@ -1,4 +1,4 @@
-"""Tests that means are what they should be, with the size of the error that they would have caught."""
+"""Mean tests: test that means are what they should be, and tell the smallest error that they would have caught."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from fgvar.measurement.intervals import standardised
 
 POWER = 0.95  # at which detectable sizes are told
-MOVED = 30  # draws that have to move a number before its mean is judged
-APART = 0.1  # standard deviations from the median at which a draw has moved it
-SPARE = 1.2  # times the draws that would just do
+MIN_MOVED = 30  # draws that have to move a number before its mean is judged
+MOVE_THRESHOLD = 0.1  # standard deviations from the median at which a draw has moved it
+MARGIN = 1.2  # times the draws that would just do
 
 
 @dataclass(frozen=True)
-class Means:
+class MeanTest:
     """Tests that means are what they should be: for each component z, and the smallest error caught at 95 %.
 
     Attributes:
@@ -36,7 +36,7 @@ class Means:
     @property
     def undecided(self) -> Tensor:
         """Which components too few draws moved for a verdict."""
-        return (self.moved < MOVED) & (self.error > 0)
+        return (self.moved < MIN_MOVED) & (self.error > 0)
 
     @property
     def detectable(self) -> Tensor:
@@ -46,8 +46,8 @@ class Means:
     def enough(self, limit: Tensor | float) -> Tensor:
         """Draws of each component by which an error of ``limit`` would be caught; infinite where none moved it."""
         by_spread = self.draws * (self.error / limit).square()
-        by_moves = torch.where(self.undecided, SPARE * self.draws * MOVED / self.moved, 0.0)
-        return SPARE * torch.maximum(by_spread, by_moves)
+        by_moves = torch.where(self.undecided, MARGIN * self.draws * MIN_MOVED / self.moved, 0.0)
+        return MARGIN * torch.maximum(by_spread, by_moves)
 
     @property
     def passed(self) -> bool:
@@ -62,17 +62,17 @@ class Means:
         return f"z = {float(self.z[self.worst]):.1f}, critical {self.critical:.1f}"
 
 
-def means(
+def mean_test(
     samples: Tensor, expected: Tensor | float, *, level: float, rounding: float = 0.0, fixed: Tensor | None = None
-) -> Means:
+) -> MeanTest:
     """Test the mean of every column of ``samples`` [draws, components] at ``level`` over all of them together.
 
     The statistic is that of `fgvar.measurement.intervals.standardised`, which keeps its rate of false alarms for
     skewed laws, such as χ², and for symmetric ones with heavy tails. Of lognormal σ = 2 it refuses a right mean 2 to
     3 times too often at 1e-3 to 1e-4.
 
-    A column that fewer than `MOVED` draws moved has no verdict: rare events that a sample holds few of, or none, can
-    carry any mean (1/q with probability q in a sample of 1/q draws). One that no draw moved, and that equals its
+    A column that fewer than `MIN_MOVED` draws moved has no verdict: rare events that a sample holds few of, or none,
+    can carry any mean (1/q with probability q in a sample of 1/q draws). One that no draw moved, and that equals its
     expectation within ``rounding``, is right.
 
     Args:
@@ -84,7 +84,7 @@ def means(
 
     Example:
         >>> samples = torch.arange(100.0)[:, None] % 2
-        >>> means(samples, 0.5, level=1e-6).passed, means(samples, 0.9, level=1e-6).passed
+        >>> mean_test(samples, 0.5, level=1e-6).passed, mean_test(samples, 0.9, level=1e-6).passed
         (True, False)
     """
     x = samples.double() - expected
@@ -95,7 +95,7 @@ def means(
     allowed = rounding + 1e3 * torch.finfo(torch.float64).eps * samples.double().abs().amax(0)
     still = centred.abs().amax(0) <= allowed
     right = still & (mean.abs() <= allowed)
-    off = torch.maximum(APART * variance.sqrt(), allowed)
+    off = torch.maximum(MOVE_THRESHOLD * variance.sqrt(), allowed)
     moved = ((x - x.median(0).values).abs() > off).sum(0)
     spread = variance.clamp_min(1e-300)
     skewness = (centred.pow(3).mean(0) / spread.pow(1.5)).cpu().numpy()
@@ -108,4 +108,4 @@ def means(
     error = (critical + float(special.ndtri(POWER))) * (variance / (n - 1)).sqrt()
     # What never varied, and is off, has no spread to tell a size by: any error at all.
     error = torch.where(right | certain, 0.0, torch.where(still, mean.abs(), error))
-    return Means(z, error, moved, critical, n)
+    return MeanTest(z, error, moved, critical, n)

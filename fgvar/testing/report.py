@@ -1,10 +1,12 @@
-"""Report: what all checks found of one estimator, as a table with sentences."""
+"""Report: prints what all checks found of one estimator, as a table with a sentence for each failure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fgvar.testing.subject import MISFIT
+from fgvar.testing.under_test import MISFIT
 
 PASSED, FAILED, UNDECIDED, NOT_APPLICABLE = "passed", "failed", "undecided", "not applicable"
+MARKS = {PASSED: "yes", FAILED: "NO", UNDECIDED: "?", NOT_APPLICABLE: "–"}  # in the table's cells
 
 
 @dataclass(frozen=True)
@@ -54,29 +56,39 @@ class Report:
         return tuple(dict.fromkeys(row.check for row in self.rows if row.outcome == UNDECIDED))
 
     def __str__(self) -> str:
+        # A problem that the estimator refuses has a line of its own in place of a column of dashes.
         misfits = {
             row.problem: row.note for row in self.rows if row.note.startswith(MISFIT) and row.outcome != FAILED
         }
         rows = [row for row in self.rows if row.problem not in misfits]
-        problems = list(dict.fromkeys(row.problem for row in rows))
-        signs = {PASSED: "yes", FAILED: "NO", UNDECIDED: "?", NOT_APPLICABLE: "–"}
-        width = max(len(row.check) for row in rows) + 2
-        columns = {name: max(len(name), 3) + 2 for name in problems}
-        lines = [self.estimator, " " * width + "".join(name.ljust(column) for name, column in columns.items())]
-        for name in dict.fromkeys(row.check for row in rows):
-            found = {row.problem: row for row in rows if row.check == name}
-            marks = "".join(signs[found[problem].outcome].ljust(column) for problem, column in columns.items())
-            # A failure, or no verdict, has a line below; a pass on the last, largest problem speaks for all.
-            notes = [r.note for r in found.values() if r.outcome == PASSED] or [r.note for r in found.values()]
-            below = any(row.outcome in (FAILED, UNDECIDED) for row in found.values())
-            lines.append(f"{name:<{width}}{marks}{'' if below else notes[-1]}".rstrip())
+        lines = [self.estimator, *_table(rows)]
         for outcome in (FAILED, UNDECIDED):
-            lines += [f"{row.check}, {row.problem}: {said(row)}" for row in rows if row.outcome == outcome]
-        lines += [f"{name}: {note}" for name, note in misfits.items()]
-        lines.append(", ".join(f"{sum(row.outcome == sign for row in rows)} {sign}" for sign in signs))
-        return "\n".join(lines)
+            lines += [f"{row.check}, {row.problem}: {sentence(row)}" for row in rows if row.outcome == outcome]
+        lines += [f"{problem}: {note}" for problem, note in misfits.items()]
+        counts = {outcome: sum(row.outcome == outcome for row in rows) for outcome in MARKS}
+        return "\n".join([*lines, ", ".join(f"{count} {outcome}" for outcome, count in counts.items())])
 
 
-def said(row: Row) -> str:
+def _table(rows: Sequence[Row]) -> list[str]:
+    """A heading of problems, and a line for each check: its marks, and a note where none failed."""
+    width = max(len(row.check) for row in rows) + 2
+    columns = {row.problem: max(len(row.problem), 3) + 2 for row in rows}
+    lines = [" " * width + "".join(problem.ljust(column) for problem, column in columns.items())]
+    for check in dict.fromkeys(row.check for row in rows):
+        found = {row.problem: row for row in rows if row.check == check}
+        marks = "".join(MARKS[found[problem].outcome].ljust(column) for problem, column in columns.items())
+        lines.append(f"{check:<{width}}{marks}{_note(list(found.values()))}".rstrip())
+    return lines
+
+
+def _note(rows: Sequence[Row]) -> str:
+    """What stands behind the marks of one check."""
+    if any(row.outcome in (FAILED, UNDECIDED) for row in rows):
+        return ""  # each has a sentence below the table
+    notes = [row.note for row in rows if row.outcome == PASSED] or [row.note for row in rows]
+    return notes[-1]  # a pass on the last, largest problem speaks for all
+
+
+def sentence(row: Row) -> str:
     """The sentence of a row, with the outcome where the table has a mere question mark for it."""
     return f"undecided: {row.note}" if row.outcome == UNDECIDED else row.note

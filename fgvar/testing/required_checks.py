@@ -1,4 +1,4 @@
-"""The contract of every gradient estimator: what it returns, what it leaves alone, and what its noise is.
+"""Required checks: hold every estimator to its contract: what it returns, what it leaves alone, what its noise is.
 
 Each check takes an `EstimatorUnderTest` and returns how it passed, or raises `Failure`, `Undecided` or
 `NotApplicable`, with a sentence. That its mean is the target is in `fgvar.testing.unbiasedness`.
@@ -12,14 +12,14 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from fgvar.measurement.lending import same_values
+from fgvar.measurement.mutation_guard import same_values
 from fgvar.problem import Problem
 from fgvar.testing.comparisons import OWN_LOSS, difference, gap, own_loss, require_declared_noise, single, with_loss
 from fgvar.testing.exact_moments import by_step, tolerance
-from fgvar.testing.mean_tests import MOVED, SPARE, Means, means
-from fgvar.testing.statistical import ASIDE
-from fgvar.testing.subject import EstimatorUnderTest, Failure, NotApplicable, Undecided
-from fgvar.testing.verdict import MOST, advice, rounded
+from fgvar.testing.mean_tests import MARGIN, MIN_MOVED, MeanTest, mean_test
+from fgvar.testing.statistical import PILOT_SEED
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable, Undecided
+from fgvar.testing.verdict import MAX_DRAWS, advice, rounded
 
 NOISE_DRAWS = 8192
 MANY = 1024  # random numbers, of which half as many draws are looked at
@@ -30,10 +30,10 @@ FEW = 200  # weights of a problem on which a function's mean in float32 is drawn
 PILE = 10  # draws of one value, of a law of hundreds, that are no coincidence
 
 
-def structure(subject: EstimatorUnderTest) -> str:
+def structure(tested: EstimatorUnderTest) -> str:
     """Randomness, estimates and target have the right form: the parameters' keys, shapes, dtype and device."""
-    loss = float(subject.problem.loss())
-    for one in (subject, subject.on(single(subject.problem))):
+    loss = float(tested.problem.loss())
+    for one in (tested, tested.on(single(tested.problem))):
         _ = one.target
         noise = one.one(one.noise(range(1)))
         one.estimate(noise)
@@ -41,19 +41,23 @@ def structure(subject: EstimatorUnderTest) -> str:
         for name, value in found.gradient.items():
             if value.requires_grad:
                 raise Failure(f"the estimate of {name!r} requires grad, and keeps its whole graph; detach it")
-        told = found.loss
-        if told is None:
-            continue
-        if not isinstance(told, Tensor) or told.numel() != 1 or abs(float(told) - loss) > 1e-3 * abs(loss) + 1e-6:
-            shown = float(told) if isinstance(told, Tensor) and told.numel() == 1 else told
-            raise Failure(f"the estimate's loss is {shown!r}, expected {loss:.6g}, the batch mean, or None")
-    return f"{len(subject.problem.params)} tensors, like problem.params, in float32 too"
+        _require_loss(found.loss, loss)
+    return f"{len(tested.problem.params)} tensors, like problem.params, in float32 too"
 
 
-def deterministic(subject: EstimatorUnderTest) -> str:
+def _require_loss(found: object, expected: float) -> None:
+    """Raise where an estimate states another loss than the batch mean; it need not state any."""
+    number = float(found) if isinstance(found, Tensor) and found.numel() == 1 else None
+    # Wide enough for float32, in which the estimate may be: the mistake to find is a sum, or another batch's.
+    if found is not None and (number is None or abs(number - expected) > 1e-3 * abs(expected) + 1e-6):
+        shown = found if number is None else number
+        raise Failure(f"the estimate's loss is {shown!r}, expected {expected:.6g}, the batch mean, or None")
+
+
+def deterministic(tested: EstimatorUnderTest) -> str:
     """The same noise gives the same estimate, to the bit."""
-    noise = subject.one(subject.noise(range(1)))
-    one, two = subject.estimate(noise), subject.estimate(noise)
+    noise = tested.one(tested.noise(range(1)))
+    one, two = tested.estimate(noise), tested.estimate(noise)
     for name, value in one.items():
         if not torch.equal(value, two[name]):
             raise Failure(
@@ -63,13 +67,13 @@ def deterministic(subject: EstimatorUnderTest) -> str:
     return "two calls are equal to the bit"
 
 
-def pure(subject: EstimatorUnderTest) -> str:
+def pure(tested: EstimatorUnderTest) -> str:
     """Parameters, buffers, batch, noise and every global random state are as they were."""
-    problem, one = subject.problem, subject.one(subject.noise(range(1)))
+    problem, one = tested.problem, tested.one(tested.noise(range(1)))
     before = {name: value.clone() for name, value in _tensors(problem, one).items()}
     states = _random_states(problem)
-    subject.estimate(one)
-    _ = subject.target
+    tested.estimate(one)
+    _ = tested.target
     tensors = _tensors(problem, one)
     changed = [name for name in {**before, **tensors} if not same_values(before.get(name), tensors.get(name))]
     if changed:
@@ -80,48 +84,48 @@ def pure(subject: EstimatorUnderTest) -> str:
     return "inputs and global random states untouched"
 
 
-def chunking(subject: EstimatorUnderTest) -> str:
+def chunking(tested: EstimatorUnderTest) -> str:
     """Noise is bit-identical and estimates agree to 1e-12 (float64; 1e-5 in float32), whatever the chunk."""
-    require_declared_noise(subject)
-    whole = subject.noise(range(5))
+    require_declared_noise(tested)
+    together = tested.noise(range(5))
     for draw in range(5):
-        for name, u in subject.noise(range(draw, draw + 1)).items():
-            if not torch.equal(u[0], whole[name][draw]):
+        for name, u in tested.noise(range(draw, draw + 1)).items():
+            if not torch.equal(u[0], together[name][draw]):
                 raise Failure(f"noise {name!r} of draw {draw} depends on which draws are made with it")
-    if not subject.vmaps:
+    if not tested.vmaps:
         return "noise is bit-identical; it does not run under vmap: measure it with chunk=1"
-    allowed = (1e-12 if subject.problem.dtype == torch.float64 else 1e-5) + by_step(subject)
-    plain = subject.estimates(whole, chunk=1)
+    allowed = (1e-12 if tested.problem.dtype == torch.float64 else 1e-5) + by_step(tested)
+    plain = tested.estimates(together, chunk=1)
     for chunk in (2, 5):
-        off = difference(subject, plain, subject.estimates(whole, chunk=chunk))
+        off = difference(tested, plain, tested.estimates(together, chunk=chunk))
         if off[0] > allowed:
             raise Failure(f"estimates of {off[1]!r} in chunks of {chunk} differ from plain calls by {off[0]:.2g}")
     return f"noise is bit-identical, estimates agree to {allowed:.2g}"
 
 
-def precision(subject: EstimatorUnderTest) -> str:
+def precision(tested: EstimatorUnderTest) -> str:
     """Estimates in float32 and in float64 of the same noise agree as far as float32 and a declared step allow."""
-    if subject.problem.dtype != torch.float64:
+    if tested.problem.dtype != torch.float64:
         raise NotApplicable("needs a problem in float64")
-    coarse = subject.on(single(subject.problem))
-    if subject.opaque and sum(p.numel() for p in subject.problem.params.values()) > FEW:
+    coarse = tested.on(single(tested.problem))
+    if tested.opaque and sum(p.numel() for p in tested.problem.params.values()) > FEW:
         raise NotApplicable(
             "it draws its own noise, other numbers in float32: its mean there is tried where weights are few"
         )
-    if subject.opaque:
+    if tested.opaque:
         return _precision_by_drawing(coarse)
     allowed = tolerance(coarse)
     if allowed >= 0.5:
         raise NotApplicable("float32 cannot resolve its step: rounding alone is as large as an estimate")
-    drawn = subject.noise(range(PRECISION_DRAWS)) if subject.randomness.size else {}
+    drawn = tested.noise(range(PRECISION_DRAWS)) if tested.randomness.size else {}
     draws = range(PRECISION_DRAWS if drawn else 1)
-    fine = [subject.estimate(subject.one(drawn, draw)) for draw in draws]
+    fine = [tested.estimate(tested.one(drawn, draw)) for draw in draws]
     sizes = {name: max(float(one[name].abs().max()) for one in fine) for name in fine[0]}
     # A small tensor is not let off by a large one, but what is all but dead is left out.
     sizes = {name: max(size, 1e-2 * max(sizes.values()), 1e-300) for name, size in sizes.items()}
     found = []
     for draw in draws:
-        less = {k: u.float() if u.is_floating_point() else u for k, u in subject.one(drawn, draw).items()}
+        less = {k: u.float() if u.is_floating_point() else u for k, u in tested.one(drawn, draw).items()}
         rough = coarse.estimate(less)
         found.append(max((gap(value, rough[name]) / sizes[name], name) for name, value in fine[draw].items()))
     off, name = sorted(found)[-1 - FLIPPED if len(found) > FLIPPED else -1]
@@ -130,22 +134,22 @@ def precision(subject: EstimatorUnderTest) -> str:
     return f"float32 agrees with float64 to {allowed:.1g}"
 
 
-def noise(subject: EstimatorUnderTest) -> str:
+def noise(tested: EstimatorUnderTest) -> str:
     """Every number has mean 0, variance 1 and its dtype's precision, and is uncorrelated with all others."""
-    require_declared_noise(subject)
-    drawn = subject.noise(range(_noise_draws(subject)), seed=1)
-    if all(torch.equal(u, drawn[name][:64]) for name, u in subject.noise(range(64), seed=2).items()):
+    require_declared_noise(tested)
+    drawn = tested.noise(range(_noise_draws(tested)), seed=1)
+    if all(torch.equal(u, drawn[name][:64]) for name, u in tested.noise(range(64), seed=2).items()):
         raise Failure("another seed gives the same noise")
     u = torch.cat([leaf.flatten(1) for leaf in drawn.values()], dim=1).double()
-    owners = [name for name, leaf in subject.randomness.leaves.items() for _ in range(leaf.size)]
+    owners = [name for name, leaf in tested.randomness.leaves.items() for _ in range(leaf.size)]
     n, d = u.shape
-    level = subject.level / 4
+    level = tested.level / 4
     for what, samples, expected in (
         ("mean 0", u, 0.0),
         ("variance 1", u.square(), 1.0),
         ("draws that are uncorrelated with each other", u[0::2] * u[1::2], 0.0),
     ):
-        verdict = means(samples, expected, level=level)
+        verdict = mean_test(samples, expected, level=level)
         if samples.shape[0] == n:  # two draws of a sparse law seldom meet, and that they do not is no fault
             _require_moves(verdict, owners)
         if not verdict.passed:
@@ -166,34 +170,34 @@ def noise(subject: EstimatorUnderTest) -> str:
     for name, leaf in drawn.items():
         _require_precision(name, leaf)
     caught = (critical + 1.645) / n**0.5
-    return f"{n} draws, false alarms {subject.level:.1g} (nominal); caught at 95 %: a correlation of {caught:.2g}"
+    return f"{n} draws, false alarms {tested.level:.1g} (nominal); caught at 95 %: a correlation of {caught:.2g}"
 
 
-def non_finite(subject: EstimatorUnderTest) -> str:
+def non_finite(tested: EstimatorUnderTest) -> str:
     """A loss that is not a number gives an estimate that is none, or an error: nothing is hidden."""
-    if own_loss(subject):
+    if own_loss(tested):
         raise NotApplicable(OWN_LOSS)
-    one = subject.one(subject.noise(range(1)))
-    seen = [name for name, value in subject.estimate(one).items() if value.any()]
-    broken = subject.on(with_loss(subject.problem, lambda loss: loss * float("nan")))
+    one = tested.one(tested.noise(range(1)))
+    seen = [name for name, value in tested.estimate(one).items() if value.any()]
+    broken = tested.on(with_loss(tested.problem, lambda loss: loss * float("nan")))
     found = broken.estimate(one, finite=False, may_refuse=True)
     if hidden := [name for name in seen if found and bool(found[name].isfinite().all())]:
         raise Failure(f"NaN loss gives a finite estimate of {hidden[0]!r}; replace nothing, so that the user is told")
     return "NaN loss shows" if found else "NaN loss is refused"
 
 
-def _noise_draws(subject: EstimatorUnderTest) -> int:
+def _noise_draws(tested: EstimatorUnderTest) -> int:
     """So many that each number moves often enough for a verdict, by a look at other noise, if that is asked for."""
-    if subject.draws != "enough":
+    if tested.draws != "enough":
         # Products of all pairs of so many numbers take the most of a report's time.
-        return max(NOISE_DRAWS // (2 if subject.randomness.size > MANY else 1), subject.draws or 0)
-    aside = torch.cat([u.flatten(1) for u in subject.noise(range(NOISE_DRAWS), seed=ASIDE).values()], dim=1)
-    fewest = int((aside != aside.median(0).values).sum(0).min())
-    most = min(MOST, NUMBERS // aside.shape[1])
-    return max(NOISE_DRAWS, min(most, rounded(SPARE**2 * NOISE_DRAWS * MOVED / max(fewest, 1))))
+        return max(NOISE_DRAWS // (2 if tested.randomness.size > MANY else 1), tested.draws or 0)
+    pilot = torch.cat([u.flatten(1) for u in tested.noise(range(NOISE_DRAWS), seed=PILOT_SEED).values()], dim=1)
+    fewest = int((pilot != pilot.median(0).values).sum(0).min())
+    most = min(MAX_DRAWS, NUMBERS // pilot.shape[1])
+    return max(NOISE_DRAWS, min(most, rounded(MARGIN**2 * NOISE_DRAWS * MIN_MOVED / max(fewest, 1))))
 
 
-def _require_moves(verdict: Means, owners: list[str]) -> None:
+def _require_moves(verdict: MeanTest, owners: list[str]) -> None:
     if bool(verdict.undecided.any()):
         number = int(verdict.undecided.double().argmax())
         raise Undecided(

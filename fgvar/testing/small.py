@@ -1,4 +1,4 @@
-"""Small networks of drawn numbers, so that a falsifying example can be rebuilt: float64, with sites."""
+"""Small networks: build them of drawn numbers, so that a falsifying example can be rebuilt: float64, with sites."""
 
 from collections.abc import Sequence
 

@@ -18,19 +18,19 @@ from torch import Tensor
 from fgvar.errors import NonFiniteError, require_integer
 from fgvar.estimators.estimator import GradientEstimator, require_estimator, require_problem
 from fgvar.measurement.draws import estimates, ranges
-from fgvar.measurement.moments import BUCKETS, References
+from fgvar.measurement.references import BUCKETS, References
 from fgvar.problem import Problem
 from fgvar.testing.black_box import BlackBox
-from fgvar.testing.mean_tests import MOVED, Means, means
-from fgvar.testing.verdict import BLIND, MOST, TOTAL, Test, Verdict, rounded
+from fgvar.testing.mean_tests import MIN_MOVED, MeanTest, mean_test
+from fgvar.testing.verdict import MAX_DETECTABLE, MAX_DRAWS, TOTAL, Test, Verdict, rounded
 
 Draws = int | Literal["enough"]
 
 DRAWS = 8192  # by which a doubled tensor of a weight perturbation is caught on every default problem
 FEWEST = 64  # draws of a verdict: for fewer, p-values do not hold their nominal rate
 PILOT = 1024  # draws that tell how many are enough
-LONGER = 8  # times as long a pilot
-ASIDE = 1 << 32  # seeds of pilots, and of verdicts, differ by so much
+PILOT_GROWTH = 8  # times as long a pilot
+PILOT_SEED = 1 << 32  # seeds of pilots, and of verdicts, differ by so much
 CHUNK = 256
 DOUBLED = 0.5  # of the spread of right estimates, at which a slope twice too large is just caught
 
@@ -87,7 +87,7 @@ def unbiased(
     for name, estimator in named.items():
         require_estimator(name, estimator)
     if draws == "enough":
-        draws = _enough(lambda pilot: _verdict(named, problem, level, pilot, seed + ASIDE, chunk, size))
+        draws = _enough(lambda pilot: _verdict(named, problem, level, pilot, seed + PILOT_SEED, chunk, size))
     return _verdict(named, problem, level, draws, seed, chunk, size)
 
 
@@ -116,7 +116,7 @@ def check_draws(draws: object) -> None:
 
 def enough(wanted: float) -> int:
     """Draws to take where a pilot wants so many: the default, more if that helps, but no hopeless number."""
-    return max(DRAWS, rounded(wanted)) if wanted <= MOST else DRAWS
+    return max(DRAWS, rounded(wanted)) if wanted <= MAX_DRAWS else DRAWS
 
 
 def _enough(pilot: Callable[[int], Verdict]) -> int:
@@ -124,9 +124,9 @@ def _enough(pilot: Callable[[int], Verdict]) -> int:
     draws = PILOT
     while True:
         found = pilot(draws)
-        if draws * LONGER > MOST or not any(0 < test.moved < MOVED for test in found.tests):
+        if draws * PILOT_GROWTH > MAX_DRAWS or not any(0 < test.moved < MIN_MOVED for test in found.tests):
             return enough(max(test.enough for test in found.tests))
-        draws *= LONGER
+        draws *= PILOT_GROWTH
 
 
 def _verdict(
@@ -139,7 +139,7 @@ def _verdict(
     size: float,
 ) -> Verdict:
     samples = [_samples(name, one, problem, draws, seed, chunk, size) for name, one in named.items()]
-    found = means(
+    found = mean_test(
         torch.cat([one.columns for one in samples], dim=1), 0.0, level=level,
         rounding=1e3 * torch.finfo(problem.dtype).eps,
         fixed=torch.cat([torch.full((len(one.labels),), one.fixed) for one in samples]),
@@ -148,9 +148,9 @@ def _verdict(
     return Verdict(tuple(_tests(found, labels)), level, draws)
 
 
-def _tests(found: Means, labels: list[tuple[str, str, str]]) -> list[Test]:
+def _tests(found: MeanTest, labels: list[tuple[str, str, str]]) -> list[Test]:
     scale = torch.tensor([kind == "scale" for _, _, kind in labels])
-    limit = torch.where(scale, DOUBLED, BLIND)
+    limit = torch.where(scale, DOUBLED, MAX_DETECTABLE)
     p = (2 * special.stdtr(found.draws - 1, -found.z.abs().numpy()) * len(labels)).clip(max=1.0)
     p[found.undecided.numpy()] = 1.0
     columns = (found.z, p, _caught(found.detectable, scale), found.moved, found.enough(limit))

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.estimator import Estimator
 from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses
 from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.estimators.oracles import Jvp, Oracle
 from fgvar.estimators.randomness import Law
-from fgvar.estimators.spaces import ActivitySpace, Space, WeightSpace
+from fgvar.estimators.spaces import Space
+from fgvar.estimators.weight_space import WeightSpace
 from fgvar.problem import Loss, Problem
 from fgvar.testing import small
 from fgvar.testing.problems import randn

@@ -1,4 +1,4 @@
-"""The mean of a gradient estimator is its target: of any loss, in any order of the batch, exactly or by a verdict."""
+"""Unbiasedness: checks that E ĝ is the target, of any loss, in any order of the batch, exactly or by a verdict."""
 
 from collections.abc import Callable
 
@@ -7,71 +7,71 @@ from torch import Tensor
 
 from fgvar.testing.comparisons import OWN_LOSS, batch_axes, difference, own_loss, require_declared_noise, with_loss
 from fgvar.testing.exact_moments import claim, mean, tolerance
-from fgvar.testing.subject import EstimatorUnderTest, Failure, NotApplicable, Undecided
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable, Undecided
 
 ZERO_DRAWS = 8
 ROUNDING = 1e-2  # of an estimate: what no more is off by may be rounding over a small step
 
 
-def linear_in_loss(subject: EstimatorUnderTest) -> str:
+def linear_in_loss(tested: EstimatorUnderTest) -> str:
     """ĝ of 1000·L is 1000 ĝ of L, and ĝ of L + L² the sum of theirs: for the same noise, or else in the mean."""
-    if own_loss(subject):
+    if own_loss(tested):
         raise NotApplicable(OWN_LOSS)
-    one = subject.one(subject.noise(range(1)))
+    one = tested.one(tested.noise(range(1)))
 
     def changed(change: Callable[[Tensor], Tensor]) -> EstimatorUnderTest:
-        return subject.on(with_loss(subject.problem, change))
+        return tested.on(with_loss(tested.problem, change))
 
     large, both = changed(lambda loss: 1000 * loss), changed(lambda loss: loss + loss**2)
-    plain, square = subject.estimate(one), changed(lambda loss: loss**2).estimate(one)
+    plain, square = tested.estimate(one), changed(lambda loss: loss**2).estimate(one)
     scaled = {name: 1000 * value for name, value in plain.items()}
     summed = {name: value + square[name] for name, value in plain.items()}
     notes = []
     for what, other, expected in (("1000·L", large, scaled), ("L + L²", both, summed)):
-        off, name = difference(subject, expected, other.estimate(one))
-        if off > tolerance(subject):
+        off, name = difference(tested, expected, other.estimate(one))
+        if off > tolerance(tested):
             notes.append(
-                _in_the_mean(other, f"ĝ of {what} is off by {off:.2g} of its size in {name!r}{_hint(subject, off)}")
+                _in_the_mean(other, f"ĝ of {what} is off by {off:.2g} of its size in {name!r}{_hint(tested, off)}")
             )
-    return "; ".join(notes) or f"1000·L and L + L² to {tolerance(subject):.1g}"
+    return "; ".join(notes) or f"1000·L and L + L² to {tolerance(tested):.1g}"
 
 
-def batch_order(subject: EstimatorUnderTest) -> str:
+def batch_order(tested: EstimatorUnderTest) -> str:
     """Examples in another order, with their own noise, give the same estimate, or one of the same mean."""
-    require_declared_noise(subject, empty=True)
-    problem = subject.problem
+    require_declared_noise(tested, empty=True)
+    problem = tested.problem
     n = problem.batch_size
     if n == 1:
         raise NotApplicable("a batch of one has one order")
     order = torch.arange(n).roll(1)
-    one, axes = subject.one(subject.noise(range(1))), batch_axes(subject)
+    one, axes = tested.one(tested.noise(range(1))), batch_axes(tested)
     moved = {k: u if (axis := axes[k]) is None else u.index_select(axis, order.to(u.device)) for k, u in one.items()}
-    permuted = subject.on(problem.rows(order))
-    off, name = difference(subject, subject.target, permuted.target)
-    if off > tolerance(subject):
+    permuted = tested.on(problem.rows(order))
+    off, name = difference(tested, tested.target, permuted.target)
+    if off > tolerance(tested):
         raise Failure(f"the target of {name!r} changes by {off:.2g} of its size with the order of the batch")
-    off, name = difference(subject, subject.estimate(one), permuted.estimate(moved))
-    if off > tolerance(subject):
+    off, name = difference(tested, tested.estimate(one), permuted.estimate(moved))
+    if off > tolerance(tested):
         return _in_the_mean(permuted, f"the estimate of {name!r} changes by {off:.2g} with the order of the batch")
     return f"{n} examples, rolled by one"
 
 
-def zero_gradient(subject: EstimatorUnderTest) -> str:
+def zero_gradient(tested: EstimatorUnderTest) -> str:
     """Where the loss does not depend on anything, the estimate's mean is 0."""
-    if own_loss(subject):
+    if own_loss(tested):
         raise NotApplicable(OWN_LOSS)
-    flat = subject.on(with_loss(subject.problem, lambda loss: 0 * loss))
-    drawn = subject.noise(range(ZERO_DRAWS)) if subject.randomness.size else {}
+    flat = tested.on(with_loss(tested.problem, lambda loss: 0 * loss))
+    drawn = tested.noise(range(ZERO_DRAWS)) if tested.randomness.size else {}
     found = [flat.estimate(flat.one(drawn, draw)) for draw in range(ZERO_DRAWS if drawn else 1)]
     if all(not bool(value.any()) for one in found for value in one.values()):
         return "every estimate is 0"
     if (exact := mean(flat)) is not None:
         worst = max(float(value.abs().max()) for value in exact.gradient.values())
-        if worst > 1e-9 * subject.size:
+        if worst > 1e-9 * tested.size:
             raise Failure(f"a loss that is 0 everywhere has an estimate of mean {worst:.2g} ({exact.how})")
         return exact.how
     _ = flat.target  # whose own numbers may be none
-    verdict = flat.verdict(size=sum(float(value.square().sum()) for value in subject.target.values()) ** 0.5)
+    verdict = flat.verdict(size=sum(float(value.square().sum()) for value in tested.target.values()) ** 0.5)
     for kind in ("bias", "scale"):
         if verdict.failed(kind):
             raise Failure(f"a loss that is 0 everywhere has an estimate whose mean is not 0: {verdict}")
@@ -80,14 +80,14 @@ def zero_gradient(subject: EstimatorUnderTest) -> str:
     return str(verdict)
 
 
-def unbiased(subject: EstimatorUnderTest) -> str:
+def unbiased(tested: EstimatorUnderTest) -> str:
     """E ĝ is the target: exactly where its noise can be enumerated, else by a statistical verdict."""
-    exact = mean(subject)
+    exact = mean(tested)
     if exact is None:
-        order = claim(subject.estimator, "bias_order")
-        return _drawn(subject, "bias") + (f"; below that, it declares a bias of order step^{order}" if order else "")
-    target = subject.target
-    off = {name: float((exact.gradient[name] - value).abs().max()) / subject.size for name, value in target.items()}
+        order = claim(tested.estimator, "bias_order")
+        return _drawn(tested, "bias") + (f"; below that, it declares a bias of order step^{order}" if order else "")
+    target = tested.target
+    off = {name: float((exact.gradient[name] - value).abs().max()) / tested.size for name, value in target.items()}
     worst = max(off, key=lambda name: off[name])
     if not off[worst] <= exact.allowed:
         share = float((exact.gradient[worst] - target[worst]).norm() / target[worst].norm().clamp_min(1e-300))
@@ -95,23 +95,23 @@ def unbiased(subject: EstimatorUnderTest) -> str:
     return f"{exact.how}, to {exact.allowed:.1g}"
 
 
-def scale(subject: EstimatorUnderTest) -> str:
+def scale(tested: EstimatorUnderTest) -> str:
     """The slope ⟨E ĝ, g⟩/‖g‖² is 1 in every parameter, which a cosine cannot see."""
-    exact = mean(subject)
+    exact = mean(tested)
     if exact is None:
-        return _drawn(subject, "scale")
-    for name, value in subject.target.items():
+        return _drawn(tested, "scale")
+    for name, value in tested.target.items():
         length = float(value.double().square().sum())
-        if length**0.5 <= 1e-6 * subject.size:
+        if length**0.5 <= 1e-6 * tested.size:
             continue
         slope = float((exact.gradient[name] * value).sum()) / length
-        if not abs(slope - 1) <= exact.allowed * subject.size / length**0.5:
+        if not abs(slope - 1) <= exact.allowed * tested.size / length**0.5:
             raise Failure(f"the slope of {name!r} is {slope:.6g}, expected 1 ({exact.how})")
     return f"{exact.how}, to {exact.allowed:.1g}"
 
 
-def _drawn(subject: EstimatorUnderTest, kind: str) -> str:
-    verdict = subject.verdict()
+def _drawn(tested: EstimatorUnderTest, kind: str) -> str:
+    verdict = tested.verdict()
     if verdict.failed(kind):
         raise Failure(verdict.sentence(kind))
     if verdict.undecided(kind):
@@ -119,11 +119,11 @@ def _drawn(subject: EstimatorUnderTest, kind: str) -> str:
     return str(verdict)
 
 
-def _in_the_mean(subject: EstimatorUnderTest, what: str) -> str:
+def _in_the_mean(tested: EstimatorUnderTest, what: str) -> str:
     """What differs draw by draw can be right all the same: random rounding, noise that is added, weights by loss."""
     for check in (unbiased, scale):
         try:
-            how = check(subject)
+            how = check(tested)
         except Failure as failure:
             raise Failure(f"{what}, and its mean is wrong: {failure}") from failure
         except Undecided as reason:
@@ -131,7 +131,7 @@ def _in_the_mean(subject: EstimatorUnderTest, what: str) -> str:
     return f"{what}, but not in the mean ({how})"
 
 
-def _hint(subject: EstimatorUnderTest, off: float) -> str:
-    if off > ROUNDING or claim(subject.estimator, "step"):
+def _hint(tested: EstimatorUnderTest, off: float) -> str:
+    if off > ROUNDING or claim(tested.estimator, "step"):
         return ""
-    return f" (as rounding over a step of {100 * torch.finfo(subject.problem.dtype).eps / off:.0e} is: declare step=)"
+    return f" (as rounding over a step of {100 * torch.finfo(tested.problem.dtype).eps / off:.0e} is: declare step=)"

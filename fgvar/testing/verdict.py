@@ -1,12 +1,12 @@
-"""Verdict: is the mean of estimators their target, as far as the draws can tell?"""
+"""Verdict: says whether the mean of estimators is their target, as far as draws can tell: yes, no, undecided."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 TOTAL = "total"  # the slope over all parameters together
-BLIND = 1.0  # detectable error from which a test would not have caught a turned sign, and has no verdict
-MOST = 1 << 18  # draws that are taken, or advised, at most
+MAX_DETECTABLE = 1.0  # detectable error from which a test would not have caught a turned sign, and has no verdict
+MAX_DRAWS = 1 << 18  # draws that are taken, or advised, at most
 KINDS = {"bias": "a projection of the mean of", "scale": "the slope of"}
 
 
@@ -71,34 +71,34 @@ class Verdict:
 
     def undecided(self, kind: str) -> tuple[Test, ...]:
         """The tests of a kind that would not have caught a turned sign, nor a bias as long as the target."""
-        return tuple(t for t in self.tests if t.kind == kind and t.p >= self.level and t.detectable >= BLIND)
+        return tuple(t for t in self.tests if t.kind == kind and t.p >= self.level and t.detectable >= MAX_DETECTABLE)
 
     def sentence(self, kind: str) -> str:
         """What came of a kind of tests: the worst one, or those without a verdict, in words."""
         if self.undecided(kind) and not self.failed(kind):
-            return f"{self._blind(kind)}; {self}"
+            return f"{self._undecided_sentence(kind)}; {self}"
         worst = min((test for test in self.tests if test.kind == kind), key=lambda test: (test.p, -abs(test.z)))
         verdict = "is off its target" if worst.p < self.level else "agrees with its target"
         return f"{KINDS[kind]} {worst.layer!r} {verdict}: z = {worst.z:.1f}, corrected p = {worst.p:.2g}; {self}"
 
-    def _blind(self, kind: str) -> str:
-        blind = self.undecided(kind)
-        if still := [test for test in blind if test.moved == 0]:
+    def _undecided_sentence(self, kind: str) -> str:
+        undecided = self.undecided(kind)
+        if unmoved := [test for test in undecided if test.moved == 0]:
             # An event that is rarer can stay away from so many draws in all but a share `level` of the runs.
             rare = int(self.draws / -math.log(self.level))
-            names = _listed(list(dict.fromkeys(test.layer for test in still)))
+            names = _listed(list(dict.fromkeys(test.layer for test in unmoved)))
             return (
                 f"never moved in {names}, and is off its target: wrong, unless fewer than 1 draw in {rare} moves it"
             )
-        layers = list(dict.fromkeys(test.layer for test in blind))
+        layers = list(dict.fromkeys(test.layer for test in undecided))
         size = {"bias": "a bias as long as the target", "scale": "a turned sign"}[kind]
-        return f"would not have caught {size} in {_listed(layers)}; {advice(max(test.enough for test in blind))}"
+        return f"would not have caught {size} in {_listed(layers)}; {advice(max(test.enough for test in undecided))}"
 
     def __str__(self) -> str:
         sizes = {kind: [test.detectable for test in self.tests if test.kind == kind] for kind in KINDS}
         caught = [f"a bias of {_range(sizes['bias'])} of its target"] if sizes["bias"] else []
-        whole = [test.detectable for test in self.tests if test.kind == "scale" and test.layer == TOTAL]
-        caught += [f"a scale error of {_range(whole)} in all or {_range(sizes['scale'])} in one"] if whole else []
+        total = [test.detectable for test in self.tests if test.kind == "scale" and test.layer == TOTAL]
+        caught += [f"a scale error of {_range(total)} in all or {_range(sizes['scale'])} in one"] if total else []
         return (
             f"drawn: {self.draws} draws, {len(self.tests)} tests, false alarms {self.level:.1g} in all (nominal); "
             f"caught at 95 %: {', '.join(caught) or 'nothing'}"
@@ -107,7 +107,7 @@ class Verdict:
 
 def advice(enough: float) -> str:
     """What to do where so many draws would be enough."""
-    if enough <= MOST:
+    if enough <= MAX_DRAWS:
         return f"{rounded(enough)} draws would (draws={rounded(enough)}, or draws='enough')"
     known = f"some {enough:.0e} draws would" if math.isfinite(enough) else "no number of draws that is known would"
     return f"{known}: what moves it is too rare, or its tails too heavy"

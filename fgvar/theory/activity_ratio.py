@@ -1,4 +1,7 @@
-"""Tokens: how many positions may share a weight before perturbing activities is noisier than perturbing weights."""
+"""Activity ratio: tells whether perturbing a layer's activities beats perturbing its weights, which positions share.
+
+ρ = ‖X‖²‖∂L/∂Z‖²/‖Xᵀ ∂L/∂Z‖² of a layer Z = XW, against its fan-in.
+"""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -9,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fgvar.problem import Problem
-from fgvar.theory.linear_layers import NORMS, Form, linear_form
+from fgvar.theory.linear_forms import NORMS, Form, linear_form
 
-Seen = dict[str, tuple[Any, Tensor]]  # module → its input and its output
+InputsAndOutputs = dict[str, tuple[Any, Tensor]]  # module → its input and its output
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,10 @@ def activity_ratio(problem: Problem) -> dict[str, ActivityRatio]:
         (3, 6)
     """
     modules = _modules(problem)
+    # The gradient by a zero that is added to Z is ∂L/∂Z: one backward pass for all layers.
     shifts = {name: torch.zeros_like(y) for name, (_, y) in _run(problem, modules, {})[1].items()}
 
-    def loss(moved: dict[str, Tensor]) -> tuple[Tensor, Seen]:
+    def loss(moved: dict[str, Tensor]) -> tuple[Tensor, InputsAndOutputs]:
         outputs, seen = _run(problem, modules, moved)
         return problem.losses(outputs).mean(), seen
 
@@ -108,9 +112,9 @@ def _modules(problem: Problem) -> dict[str, dict[str, str]]:
     }
 
 
-def _run(problem: Problem, modules: Collection[str], shifts: Mapping[str, Tensor]) -> tuple[Any, Seen]:
+def _run(problem: Problem, modules: Collection[str], shifts: Mapping[str, Tensor]) -> tuple[Any, InputsAndOutputs]:
     """The network's output with those of modules shifted; the modules' inputs and outputs."""
-    seen: Seen = {}
+    seen: InputsAndOutputs = {}
 
     def watch(name: str, _module: nn.Module, inputs: Any, output: Any) -> Any:
         seen[name] = (inputs[0] if inputs else None, output)
@@ -134,6 +138,7 @@ def _is_linear(problem: Problem, form: Form, parameters: Mapping[str, str], outp
     if "bias" in parameters:
         found = found + problem.params[parameters["bias"]].reshape(groups, -1)
     expected = form.rows(output)
+    # Shapes alone do not tell: a module of another kind may have a weight of the same shape.
     tolerance = torch.finfo(problem.dtype).eps ** 0.5
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
@@ -152,6 +157,7 @@ def _ratio(x: Tensor, delta: Tensor, bias: bool) -> ActivityRatio:
         own, total = own + gradient.square().sum(), total + gradient
     squares, credits = x.square().flatten(1).sum(1), delta.square().flatten(1).sum(1)
     length, bound = float(total.square().sum()), float(squares.sum() * credits.sum())
+    # Compared with ‖X‖²‖Δ‖², the largest that ‖G‖² can be: below it, in units of float32, lies rounding alone.
     if length <= (10 * torch.finfo(torch.float32).eps) ** 2 * bound:
         return ActivityRatio(float("nan"), float("nan"), groups * fan_in, positions)
     each = float(squares @ credits) + (float(own) - length) / outputs

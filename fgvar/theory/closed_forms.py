@@ -1,4 +1,4 @@
-"""Theory: mean and variance of perturbation estimators in closed form, without a single draw.
+"""Closed forms: compute mean and variance of perturbation estimators, without a single draw.
 
 A weight's estimate is a quadratic form ĝ_w = uᵀMu with M = Σ_k e_k X_k c_kᵀ over the perturbed numbers k:
 X_k = ∂z_k/∂w is what w moves, c_k the gradient, by all perturbed numbers, of the loss terms that credit k. For
@@ -13,15 +13,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fgvar.estimators.combine import Mean
-from fgvar.estimators.credit import site_plan
-from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimator
-from fgvar.estimators.guesses import Isotropic
+from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.estimators.losses import gradient
-from fgvar.estimators.oracles import Jvp, Replay
-from fgvar.estimators.spaces import ActivitySpace, WeightSpace
+from fgvar.estimators.weight_space import WeightSpace
 from fgvar.problem import Problem
 from fgvar.theory import quadratic_forms, site_jacobians
+from fgvar.theory.applicability import kurtosis_of, no_closed_form
 from fgvar.theory.credit_vectors import CreditVjp, SiteCredit, Vectors, site_credits, weight_credits
 from fgvar.theory.linear_layers import Layer, recognise
 
@@ -55,18 +52,20 @@ def mean(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET
     if composed is None:
         return estimator.target(problem)
     if isinstance(composed.space, WeightSpace):
+        # Heads and read-outs are not perturbed: they learn by their exact gradient, which no draw changes.
         heads = {name: value for name, value in problem.params.items() if name in problem.network.exact}
         found = {**_weight_space(composed, problem, budget)[0], **gradient(composed.losses, problem, heads)}
         return {name: found[name] for name in problem.params}
     total = {name: torch.zeros_like(value) for name, value in problem.params.items()}
     for part in _parts(problem, budget):
-        transpose = CreditVjp(composed.space, composed.losses, part)
+        credit_vjp = CreditVjp(composed.space, composed.losses, part)
         credited = {
-            site: torch.zeros_like(transpose.mask[site]) if found is None else found.diagonal
-            for site, found in site_credits(transpose, shared=False).items()
+            site: torch.zeros_like(credit_vjp.mask[site]) if found is None else found.diagonal
+            for site, found in site_credits(credit_vjp, shared=False).items()
         }
+        # Σ_k X_k c_kk is a backward pass from the sites with c_kk for cotangent: no X_k is ever formed.
         share = part.batch_size / problem.batch_size
-        for name, value in transpose.linearised.backward(credited).items():
+        for name, value in credit_vjp.linearised.backward(credited).items():
             total[name] = total[name] + share * value
     return total
 
@@ -112,6 +111,7 @@ def variance(estimator: GradientEstimator, problem: Problem, *, budget: int = BU
         found = _weight_space(composed, problem, budget)[1]
     else:
         found = _activity_variance(composed, problem, budget)
+    # Directions are independent; an antithetic pair repeats one estimate, so that it changes nothing.
     return {
         name: found[name] / composed.directions if name in found else torch.zeros_like(value)
         for name, value in problem.params.items()
@@ -130,34 +130,6 @@ def trace(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGE
     return {name: value.sum() for name, value in variance(estimator, problem, budget=budget).items()}
 
 
-def no_closed_form(estimator: GradientEstimator, problem: Problem) -> str | None:
-    """Why this estimator has no closed form on this problem; None where it has one."""
-    kind = type(estimator)
-    if isinstance(estimator, ExactGradient) and kind is ExactGradient:
-        return None
-    if not isinstance(estimator, Estimator) or kind is not Estimator:
-        return f"{kind.__name__} is not a composed fgvar.Estimator"
-    if type(estimator.oracle) not in (Jvp, Replay):
-        return f"{estimator.oracle!r} is not quadratic in the noise"
-    if type(estimator.guess) is not Isotropic:
-        return f"the guess {estimator.guess!r} shapes the noise"
-    if type(estimator.combine) is not Mean:
-        return f"{estimator.combine!r} is not the mean of the directions' estimates"
-    if estimator.space.per_tensor:
-        return f"{estimator.space!r} perturbs one tensor at a time"
-    if getattr(estimator.noise, "kurtosis", None) is None:
-        return f"{type(estimator.noise).__name__} noise states no kurtosis of independent coordinates"
-    if type(estimator.space) not in (WeightSpace, ActivitySpace):
-        return f"{type(estimator.space).__name__} is a space of its own"
-    if problem.coupled and estimator.space.per_example:
-        return "the loss couples the examples, so that activities are credited with all terms"
-    return None
-
-
-def _kurtosis(estimator: Estimator) -> float:
-    return float(getattr(estimator.noise, "kurtosis"))  # noqa: B009 (stated by laws of independent numbers alone)
-
-
 def _composed(estimator: GradientEstimator, problem: Problem) -> Estimator | None:
     """The estimator where it needs noise, after all checks; None for an exact gradient."""
     if reason := no_closed_form(estimator, problem):
@@ -171,7 +143,8 @@ def _composed(estimator: GradientEstimator, problem: Problem) -> Estimator | Non
 
 def _weight_space(estimator: Estimator, problem: Problem, budget: int) -> tuple[Vectors, Vectors]:
     """Mean and variance for one direction: |c_w|² + (κ − 2) c_ww², for the batch or the mean over examples."""
-    excess = _kurtosis(estimator) - 2
+    # A weight moves itself alone, X_w = 1: M = e_w c_wᵀ, so that ‖M‖² = |c_w|² and tr M² = M_ww² = c_ww².
+    excess = kurtosis_of(estimator) - 2
     if estimator.shares_noise:
         own, squares = weight_credits(CreditVjp(estimator.space, estimator.losses, problem))
         return own, {name: squares[name] + excess * c.square() for name, c in own.items()}
@@ -180,6 +153,7 @@ def _weight_space(estimator: Estimator, problem: Problem, budget: int) -> tuple[
         own, squares = weight_credits(CreditVjp(estimator.space, estimator.losses, example))
         return own, {name: squares[name] + excess * c.square() for name, c in own.items()}
 
+    # Independent noise: the estimate is the mean of the examples' own, whose variances add up to N² of its own.
     n, means, spreads = problem.batch_size, dict[str, Tensor](), dict[str, Tensor]()
     for part in _parts(problem, budget):
         own, spread = part.per_example(one)
@@ -194,6 +168,7 @@ def _activity_variance(estimator: Estimator, problem: Problem, budget: int) -> d
     n = problem.batch_size
     total = {name: torch.zeros_like(problem.params[name]) for name in problem.perturbed}
     for part in [problem] if estimator.shares_noise else _parts(problem, budget):
+        # Shared noise couples all examples of a batch: parts of it would lose the products between them.
         for name, value in _Sites(estimator, part, budget).variances().items():
             total[name] = total[name] + value / n**2
     return total
@@ -203,20 +178,22 @@ class _Sites:
     """Activity perturbation of some examples: plans what to use for each parameter, then computes."""
 
     def __init__(self, estimator: Estimator, problem: Problem, budget: int) -> None:
-        self.problem, self.budget, self.kurtosis = problem, budget, _kurtosis(estimator)
-        self.transpose = CreditVjp(estimator.space, estimator.losses, problem)
-        self.sites = tuple(self.transpose.linearised.point)
-        self.plans = {site: site_plan(problem, estimator.losses, site) for site in self.sites}
+        self.problem, self.budget, self.kurtosis = problem, budget, kurtosis_of(estimator)
+        self.credit_vjp = CreditVjp(estimator.space, estimator.losses, problem)
+        self.sites = tuple(self.credit_vjp.linearised.point)
+        self.plans = self.credit_vjp.linearised.plans
         self.linked = site_jacobians.links(problem, self.sites)
         self.shared = estimator.shares_noise
         pairs = problem.batch_size // 2 + 1 if estimator.shares_noise else 1
+        # With shared noise M = Σ_n M_n, of which the squares hold every pair (n, n + d): all shifts d of the batch.
         # A pair and its mirror image give the same.
         self.shifts = {d: 1 if d in (0, problem.batch_size - d) else 2 for d in range(pairs)}
         self.layers: list[tuple[Layer, quadratic_forms.Arrangement]] = []
         for layer in recognise(problem, self.sites, self.linked).values():
             plan = self.plans[layer.site]
-            shape = self.transpose.classes(plan)[1:] if plan else (1, 1)
+            shape = self.credit_vjp.classes(plan)[1:] if plan else (1, 1)
             arrangement = quadratic_forms.arrange(problem, layer, *shape)
+            # Else its classes cross the blocks of a norm, and the Jacobian below takes them as they are.
             if arrangement is not None:
                 self.layers.append((layer, arrangement))
 
@@ -225,8 +202,9 @@ class _Sites:
         known = {name for layer, _ in self.layers for name in layer.parameters(self.problem).values()}
         rest = {name: sites for name, sites in self.linked.parameters.items() if name not in known}
         sizes = {name: self._bytes(name, sites) for name, sites in rest.items()}
+        # All sizes before the first Jacobian: what is beyond the budget is refused before hours of work.
         found = {name: self._from_jacobian(name, sites, sizes[name]) for name, sites in rest.items()}
-        credits = site_credits(self.transpose, shared=self.shared) if self.layers else {}
+        credits = site_credits(self.credit_vjp, shared=self.shared) if self.layers else {}
         for layer, arrangement in self.layers:
             found |= self._from_layer(layer, arrangement, credits[layer.site])
         return found
@@ -238,20 +216,21 @@ class _Sites:
         total = {name: torch.zeros_like(self.problem.params[name]) for name in names.values()}
         if credit is None:
             return total
-        mask = self.transpose.mask[layer.site]
+        linearised, mask = self.credit_vjp.linearised, self.credit_vjp.mask[layer.site]
         for shift, times in self.shifts.items():
             found = quadratic_forms.quadratic(
-                self.problem, layer, arrangement, credit, mask, self.kurtosis, shift, self.budget
+                layer, arrangement, credit, linearised, mask, self.kurtosis, shift, self.budget
             )
             for kind, name in names.items():
                 total[name] = total[name] + times * found[kind].reshape(total[name].shape)
-        return {name: value.clamp_min(0) for name, value in total.items()}
+        return {name: value.clamp_min(0) for name, value in total.items()}  # below 0 by rounding alone
 
     def _bytes(self, name: str, sites: tuple[str, ...]) -> int:
         """Bytes of the local Jacobian of one example (of all, where noise is shared), checked."""
         item, weights = self.problem.params[name].element_size(), self.problem.params[name].numel()
-        numbers = sum(self.transpose.mask[site][0].numel() for site in sites)
-        classes = sum(math.prod(self.transpose.classes(self.plans[site])[1:]) for site in sites if self.plans[site])
+        numbers = sum(self.credit_vjp.mask[site][0].numel() for site in sites)
+        classes = sum(math.prod(self.credit_vjp.classes(self.plans[site])[1:]) for site in sites if self.plans[site])
+        # X with its masked copies, the pullbacks between any two classes, and the classes' credit.
         each = item * (3 * weights * numbers + 2 * weights * classes**2 + classes * numbers)
         needed = each * (self.problem.batch_size if self.shared else 1)
         if needed > self.budget:
@@ -267,15 +246,16 @@ class _Sites:
     def _from_jacobian(self, name: str, sites: tuple[str, ...], each: int) -> Tensor:
         weights = self.problem.params[name]
         total = torch.zeros(weights.numel(), dtype=weights.dtype, device=weights.device)
-        found = site_jacobians.classes(self.transpose, {site: self.plans[site] for site in sites}) if sites else None
+        found = site_jacobians.classes(self.credit_vjp, sites) if sites else None
         if found is None:
             return total.reshape(weights.shape)
-        mask = torch.cat([self.transpose.mask[site].flatten(1) for site in sites], 1)
+        mask = torch.cat([self.credit_vjp.mask[site].flatten(1) for site in sites], 1)
         n = self.problem.batch_size
         at_once = n if self.shared else max(1, self.budget // each)
         for start in range(0, n, at_once):
             part = slice(start, start + at_once)
             batch = self.problem.rows(part)
+            # In forward mode each column carries a tangent of every activation.
             columns = max(1, self.budget // (4 * batch.batch_size * _activity_bytes(self.problem)))
             rows = site_jacobians.local_jacobian(batch, name, sites, self.sites, columns) * mask[part, :, None]
             some = site_jacobians.Classes(found.members, found.gradients[part], found.gram[part, part])
@@ -293,6 +273,7 @@ def _activity_bytes(problem: Problem) -> int:
 def _parts(problem: Problem, budget: int) -> Iterator[Problem]:
     """The problem in parts whose forward and backward passes, and gradients, keep to the budget."""
     parameters = sum(p.numel() * p.element_size() for p in problem.params.values())
+    # With room: values, tangents and cotangents of both passes, and a few gradients while they are added.
     at_once = max(1, budget // (8 * _activity_bytes(problem) + 4 * parameters))
     for start in range(0, problem.batch_size, at_once):
         yield problem.rows(slice(start, start + at_once))

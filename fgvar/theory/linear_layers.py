@@ -1,4 +1,4 @@
-"""Layers: modules of which it is known, and checked, what their weights move at a site.
+"""Linear layers: recognise modules whose weights move their site by a known linear map, and check that they do.
 
 A module's output y = Wx + b may reach its site as itself, through something elementwise, or through a layer
 norm over any block of axes: ∂z = a·P ∂y with P the identity or 1 − 11ᵀ/q − ẑẑᵀ/q within each block of q
@@ -8,35 +8,20 @@ predicts further ones to rounding; module names and forward code are not looked 
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from fgvar.estimators.random_streams import Stream
 from fgvar.nn.forward_mode import jvp
 from fgvar.problem import Problem
+from fgvar.theory.linear_forms import Form, Layout, linear_form
 from fgvar.theory.site_jacobians import Links
 
 PROBES = 4  # directional derivatives for one unknown scale a number: three to spare as a check
 NORM_EPS = (1e-5, 1e-6, 1e-8, 1e-12, 0.0)  # of layer norms that no module declares
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
-Layout = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Form:
-    """A module as a linear map in its parameters: y[n, r, h, o] = Σ_i x[n, r, h, i] W[h, o, i] + b[h, o].
-
-    Attributes:
-        x: inputs at every position r and group h [batch, positions, groups, fan-in].
-        rows: the module's output layout → [batch, positions, groups, fan-out].
-    """
-
-    x: Tensor
-    rows: Layout
 
 
 @dataclass(frozen=True)
@@ -95,6 +80,7 @@ def _rounds(problem: Problem, linked: Links) -> Iterator[dict[str, str]]:
     queues: dict[str, list[str]] = {}
     for module, reached in linked.modules.items():
         own = [name for name, owners in problem.network.owners.items() if module in owners]
+        # A weight that is tied moves several places, of which one module shows but its own.
         alone = all(problem.network.owners[name] == (module,) for name in own)
         if own and alone and len(reached) == 1 and all(linked.parameters.get(p) == reached for p in own):
             queues.setdefault(reached[0], []).append(module)
@@ -103,14 +89,16 @@ def _rounds(problem: Problem, linked: Links) -> Iterator[dict[str, str]]:
 
 
 def _probe(problem: Problem, sites: Collection[str], candidates: dict[str, str]) -> dict[str, Layer]:
-    still = {name: torch.zeros((), dtype=problem.dtype, device=problem.device) for name in candidates}
-    _, seen = problem.shift_outputs(problem.params, still, cut=sites)
+    unshifted = {name: torch.zeros((), dtype=problem.dtype, device=problem.device) for name in candidates}
+    _, seen = problem.shift_outputs(problem.params, unshifted, cut=sites)
     forms = {name: form for name in candidates if (form := linear_form(problem, name, *seen[name]))}
     if not forms:
         return {}
     outputs = {name: seen[name][1] for name in forms}
     # The first and the last number of each output: how far what they move reaches is a block of the norm.
     corners = [_moved(problem, sites, {}, {name: _unit(y, at) for name, y in outputs.items()}) for at in (0, -1)]
+    # Of normal numbers, none of them 0, so that every number of the output is tried. By a stream of their own: the
+    # answer is the same in every run.
     directions = [
         {
             name: Stream(0, f"probe of {name}", i).normal(y.shape, y.dtype, y.device)
@@ -157,15 +145,19 @@ def _fit(
     shape, q = moved.shape[1:], math.prod(tile)
     if y.shape[0] != shape[0] or y[0].numel() != math.prod(shape[1:]):
         return None
+    # Blocks that do not tile an axis: something other than a norm lies between.
     if any(size % t for size, t in zip(shape[1:], tile, strict=True)):
         return None
+    # A token layer transposes on its way to the site, and a reshape says nothing of it: every order is tried.
     for order in itertools.permutations(range(1, y.ndim)):
         to_site, rows = _layouts(tuple(y.shape), shape, order, form.rows)
         steps = torch.stack([to_site(direction) for direction in along])
+        # The ε of a norm cannot be read off its output; those in use are few.
         for eps in _norm_eps(problem) if q > 1 else (0.0,):
             normed = _normed(to_site(y), tile, eps) if q > 1 else None
             layer = Layer(name, site, form.x, torch.ones_like(moved[0]), normed, tile, rows)
             predicted = torch.stack([layer.project(step, normed) for step in steps])
+            # One unknown for each number of the site, by least squares; that it fits all probes is the test.
             scale = (moved * predicted).sum(0) / predicted.square().sum(0).clamp_min(torch.finfo(y.dtype).tiny)
             if _close(problem, scale * predicted, moved):
                 return replace(layer, scale=scale)
@@ -231,65 +223,12 @@ def _verified(problem: Problem, sites: Collection[str], layers: dict[str, Layer]
         outputs[:, layer.rows(numbers).flatten()] = step.expand(n, positions, groups, -1).flatten(1)
         outputs = outputs.reshape(layer.scale.shape)
         expected[name] = layer.scale * layer.project(outputs, layer.normed)
+    # Along parameters, where `_fit` went along outputs: wrong inputs x would pass there, and do not here.
     moved = _moved(problem, sites, weights, {}) if layers else {}
     return {name: layer for name, layer in layers.items() if _close(problem, expected[name], moved[layer.site])}
 
 
 def _close(problem: Problem, predicted: Tensor, found: Tensor) -> bool:
+    # A hypothesis that is off by more would spoil the promised digits of the variance.
     tolerance = torch.finfo(problem.dtype).eps ** 0.575  # 1e-9 in float64
     return bool((predicted - found).abs().max() <= tolerance * found.abs().max())
-
-
-def linear_form(problem: Problem, name: str, x: object, y: Tensor) -> Form | None:
-    """The module as a linear map in its parameters, guessed from its type and shapes."""
-    module = problem.network.skeleton.get_submodule(name)
-    own = {key: tuple(p.shape) for key, p in module.named_parameters(recurse=False)}
-    if not isinstance(x, Tensor) or len(x) != len(y) or "weight" not in own or not own.keys() <= {"weight", "bias"}:
-        return None
-    weight = own["weight"]
-    if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
-        return Form(_patches(module, x), lambda z: z.flatten(2).unflatten(1, (module.groups, -1)).permute(0, 3, 1, 2))
-    if isinstance(module, NORMS):
-        return _gain(problem, name, module, x)
-    fan_in, fan_out = weight[-1], weight[-2] if len(weight) > 1 else 0
-    groups = weight[:-2]
-    fits = x.shape[-len(groups) - 1 :] == (*groups, fan_in) and y.shape == (*x.shape[:-1], fan_out)
-    if len(weight) in (2, 3) and fits:
-        n, h = len(x), math.prod(groups)
-        return Form(x.reshape(n, -1, h, fan_in), lambda z: z.reshape(len(z), -1, h, fan_out))
-    return None
-
-
-def _patches(module: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
-    """Inputs of every output position of a convolution: [batch, positions, groups, fan-in]."""
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = nn.functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    axes = list(zip(x.shape[2:], module.kernel_size, module.dilation, module.stride, strict=True))
-    sizes = [(size - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, dilation, stride in axes]
-    windows = []
-    for offset in itertools.product(*(range(kernel) for kernel in module.kernel_size)):
-        window = x
-        for axis, (at, (_, _, dilation, stride), size) in enumerate(zip(offset, axes, sizes, strict=True), start=2):
-            window = window.narrow(axis, at * dilation, stride * (size - 1) + 1)
-            window = window[(slice(None),) * axis + (slice(None, None, stride),)]
-        windows.append(window.flatten(2))
-    stacked = torch.stack(windows, 2).unflatten(1, (module.groups, -1))  # n, groups, channels, kernel, positions
-    return stacked.permute(0, 4, 1, 2, 3).flatten(3)
-
-
-def _gain(problem: Problem, name: str, module: nn.Module, x: Tensor) -> Form:
-    """The gain of a norm: one group an entry, whose input is what the norm returns with gain 1 and bias 0."""
-    prefix = f"{name}."
-    buffers = {k.removeprefix(prefix): b for k, b in problem.buffers.items() if k.startswith(prefix)}
-    plain = {
-        k: torch.full(p.shape, float(k == "weight"), dtype=problem.dtype, device=problem.device)
-        for k, p in module.named_parameters(recurse=False)
-    }
-    normed = functional_call(module, {**buffers, **plain}, (x,))
-    count = plain["weight"].numel()
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        return Form(normed.reshape(len(x), -1, count, 1), lambda z: z.reshape(len(z), -1, count, 1))
-    return Form(
-        normed.reshape(len(x), count, -1, 1).transpose(1, 2),
-        lambda z: z.reshape(len(z), count, -1, 1).transpose(1, 2),
-    )

@@ -1,4 +1,4 @@
-"""Quadratics: the variance of a layer's weights from its inputs and its site's credit, without a Jacobian.
+"""Quadratic forms: the variance of a layer's weights from its inputs and its site's credit, without a Jacobian.
 
 For one weight M = Σ_k e_k X_k c_kᵀ, and ‖M‖² + tr M² + (κ − 3) Σ M_kk² is a sum of products of pullbacks
 Σ_r p_r x_r through the layer alone, of the size of a per-example gradient: no term grows with the number of
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fgvar.estimators.credit import broadcast_over_site
+from fgvar.estimators.spaces import Linearised
 from fgvar.nn.sites import Site
 from fgvar.problem import Problem
 from fgvar.theory.credit_vectors import SiteCredit
@@ -29,13 +30,13 @@ class Arrangement:
         slots: 0/1 at the site [1, *site], for each of the classes that can meet in one block of the norm.
         classes: positions of one class, for every row and slot.
         blocks: positions of one block, for every row.
-        alone: does every block lie within one row of the weight matrix?
+        blocks_in_rows: does every block lie within one row of the weight matrix?
     """
 
     slots: list[Tensor]
     classes: Segments
     blocks: Segments
-    alone: bool
+    blocks_in_rows: bool
 
 
 def arrange(problem: Problem, layer: Layer, patches: int, groups: int) -> Arrangement | None:
@@ -47,14 +48,18 @@ def arrange(problem: Problem, layer: Layer, patches: int, groups: int) -> Arrang
     if groups > 1 and site.group_axis is not None:
         group_tile, chunk = layer.tile[site.group_axis - 1], shape[site.group_axis] // groups
     across = group_tile > chunk  # the norm couples the groups of its patch
+    # A block of the norm has to lie within one patch, and hold whole groups or lie within one: else pullbacks of
+    # different classes would mix in it.
     if patch_tile > 1 or (shape[site.group_axis or 0] != group_tile if across else chunk % group_tile):
         return None
     one = torch.ones((1, *shape[1:]), dtype=torch.int64, device=layer.scale.device)
 
     def label(*axes: int) -> Tensor:
         numbers = torch.arange(math.prod(axes), device=one.device).reshape(1, *axes)
-        return one * (broadcast_over_site(problem, layer.site, numbers) if math.prod(axes) > 1 else 0)
+        return one * (broadcast_over_site(site, numbers, shape) if math.prod(axes) > 1 else 0)
 
+    # Labels are laid along the site as credit is, and carried to the weights' rows by the layer's own layout: no
+    # arithmetic of axes is written twice.
     slots = [(label(1, groups) == group).to(layer.scale.dtype) for group in range(groups if across else 0)]
     block = torch.zeros_like(one)
     for axis, tile in enumerate(layer.tile, 1):
@@ -64,8 +69,8 @@ def arrange(problem: Problem, layer: Layer, patches: int, groups: int) -> Arrang
     blocks = _segments(layer.rows(block)[0])
     if classes is False or blocks is False:
         return None
-    alone = blocks is not None and all(len(segment) == math.prod(layer.tile) for segment in blocks)
-    return Arrangement(slots or [one.to(layer.scale.dtype)], classes, blocks, alone)
+    in_rows = blocks is not None and all(len(segment) == math.prod(layer.tile) for segment in blocks)
+    return Arrangement(slots or [one.to(layer.scale.dtype)], classes, blocks, in_rows)
 
 
 def _segments(labels: Tensor) -> "Segments | Literal[False]":
@@ -81,10 +86,10 @@ def _segments(labels: Tensor) -> "Segments | Literal[False]":
 
 
 def quadratic(
-    problem: Problem,
     layer: Layer,
     arrangement: Arrangement,
     credit: SiteCredit,
+    linearised: Linearised,
     mask: Tensor,
     kurtosis: float,
     shift: int,
@@ -102,27 +107,30 @@ def quadratic(
     scale = layer.scale * mask
     sums = _Sums(layer, arrangement, shift)
     own = credit.diagonal
-    products = broadcast_over_site(problem, layer.site, credit.products(shift))
+    products = linearised.broadcast(layer.site, credit.products(shift))
+    # ‖M‖² + (κ − 3) Σ M_kk²: of every number k its own X_k² times |c_k|² + (κ − 3) c_kk².
     sums.squares(scale * other(scale) * (products + (kurtosis - 3) * own * other(own)))
 
-    def pulled(vector: Tensor, *, here: bool) -> Tensor:
+    def pulled(vector: Tensor, *, by_other: bool) -> Tensor:
         """P a v, through this example's layer or the other's."""
-        if here:
+        if not by_other:
             return layer.project(scale * vector, layer.normed)
         return layer.project(other(scale) * vector, None if layer.normed is None else other(layer.normed))
 
+    # tr M² = Σ_kl X_k c_kl X_l c_lk: numbers of class i move as one pullback of c_j, numbers of j as one of c_i. In
+    # class i c_j is later + (own if i = j): products with later alone run over all numbers, others within a class.
     later = credit.later
     if later is not None:
-        sums.add(pulled(other(later), here=True), pulled(later, here=False), "all")
+        sums.add(pulled(other(later), by_other=False), pulled(later, by_other=True), "all")
     for slot in arrangement.slots:
-        mine, theirs = pulled(slot * other(credit.own), here=True), pulled(slot * credit.own, here=False)
+        mine, theirs = pulled(slot * other(credit.own), by_other=False), pulled(slot * credit.own, by_other=True)
         if later is not None:
-            sums.add(pulled(slot * other(later), here=True), theirs, "classes")
-            theirs = theirs + pulled(slot * later, here=False)
+            sums.add(pulled(slot * other(later), by_other=False), theirs, "classes")
+            theirs = theirs + pulled(slot * later, by_other=True)
         sums.add(mine, theirs, "classes")
     return {
-        "weight": sums.of(layer.x, budget),
-        "bias": sums.of(torch.ones_like(layer.x[..., :1]), budget),
+        "weight": sums.total(layer.x, budget),
+        "bias": sums.total(torch.ones_like(layer.x[..., :1]), budget),
     }
 
 
@@ -132,25 +140,25 @@ class _Sums:
     def __init__(self, layer: Layer, arrangement: Arrangement, shift: int) -> None:
         self.layer, self.shift, self.arrangement = layer, shift, arrangement
         positions = layer.x.shape[1]
-        whole = torch.arange(positions, device=layer.x.device)
+        every_position = torch.arange(positions, device=layer.x.device)
         self.segments = {
             "blocks": arrangement.blocks,
             "classes": arrangement.classes,
-            "all": None if positions == 1 else [whole],
+            "all": None if positions == 1 else [every_position],
         }
-        self.alone = torch.zeros_like(layer.scale)  # weights of x x', position by position
+        self.per_position = torch.zeros_like(layer.scale)  # weights of x x', position by position
         self.products: list[tuple[Tensor, Tensor, list[Tensor]]] = []
 
     def add(self, p: Tensor, other: Tensor, kind: str) -> None:
         segments = self.segments[kind]
         if segments is None:
-            self.alone = self.alone + p * other
+            self.per_position = self.per_position + p * other
         else:
             self.products.append((p, other, segments))
 
     def squares(self, weights: Tensor) -> None:
         """Σ_k weights_k (P x)_k (P' x')_k over the site's numbers k."""
-        self.alone = self.alone + weights
+        self.per_position = self.per_position + weights
         z, tile = self.layer.normed, self.layer.tile
         if z is None:
             return
@@ -163,17 +171,18 @@ class _Sums:
         self.add(torch.full_like(z, -1 / q), weights, "blocks")
         self.add(z / -q, weights * z, "blocks")
 
-    def of(self, x: Tensor, budget: int) -> Tensor:
+    def total(self, x: Tensor, budget: int) -> Tensor:
         """The sum for these inputs [batch, positions, groups, fan-in]: [groups, fan-out, fan-in]."""
         blocks = self.arrangement.blocks
-        if blocks is not None and self.arrangement.alone:
+        if blocks is not None and self.arrangement.blocks_in_rows:
             # P takes no notice of a constant over a block of one row: without it less cancels.
             centred = torch.empty_like(x)
             for segment in blocks:
                 centred[:, segment] = x[:, segment] - x[:, segment].mean(1, keepdim=True)
             x = centred
         rows, other = self.layer.rows, x.roll(-self.shift, 0)
-        total = torch.einsum("nrho,nrhi->hoi", rows(self.alone), x * other)
+        total = torch.einsum("nrho,nrhi->hoi", rows(self.per_position), x * other)
+        # A pullback of one example is as large as the weights.
         at_once = max(1, budget // (4 * x.element_size() * total.numel()))
         for p, q, segments in self.products:
             left, right = rows(p), rows(q)

@@ -1,18 +1,17 @@
-"""Jacobians: what a weight moves at the sites, X_k = ∂z_k/∂w, with the network cut at every perturbed site.
+"""Site Jacobians: what a weight moves at the sites, X_k = ∂z_k/∂w, with the network cut at every perturbed site.
 
 Exact for whatever lies between two sites, at the price of one row (or column) a number: the reference for
 `fgvar.theory.linear_layers`, which knows the common modules and needs no Jacobian.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from fgvar.estimators.credit import Plan, broadcast_over_site
 from fgvar.nn.forward_mode import jvp
 from fgvar.problem import Problem
 from fgvar.theory.credit_vectors import CreditVjp, class_gradients
@@ -29,16 +28,19 @@ class Links:
 def links(problem: Problem, sites: Collection[str]) -> Links:
     """Which parameters and modules lead to which sites, without passing another site."""
     owners = {owner for name in problem.perturbed for owner in problem.network.owners[name]}
+    # A module that runs twice moves a site by two outputs, of which one alone can be shifted here.
     called = [name for name, visits in problem.trace.visits.items() if name in owners and len(visits) == 1]
     called = [name for name in called if problem.trace.visits[name][0].shape]
     weights = {name: problem.params[name].clone().requires_grad_() for name in problem.perturbed}
     zero = torch.zeros((), dtype=problem.dtype, device=problem.device)
+    # What a shift of an output reaches is what the output reaches, whatever module made it.
     shifts = {name: zero.clone().requires_grad_() for name in called}
     values, _ = problem.shift_outputs({**problem.params, **weights}, shifts, cut=sites)
     reached: dict[str, list[str]] = {}
     sources = {**{f"w{name}": w for name, w in weights.items()}, **{f"m{name}": s for name, s in shifts.items()}}
     for site in sites:
         if values[site].requires_grad:
+            # The graph alone is asked, not its values: a sum has a gradient even where it is 0.
             found = torch.autograd.grad(
                 values[site].sum(), list(sources.values()), allow_unused=True, retain_graph=True
             )
@@ -65,6 +67,7 @@ def local_jacobian(
             values = example.run({**problem.params, name: parameter}, cut=cut)[1]
             return torch.cat([values[site].flatten() for site in reached])
 
+        # Whichever side is shorter: a column by forward mode, or a row by backward mode.
         if len(columns) <= numbers:
             moved: Tensor = vmap(lambda step: jvp(sites, (point,), (step,))[1], chunk_size=at_once)(columns)
             return moved.T
@@ -91,20 +94,19 @@ class Classes:
     gram: Tensor
 
 
-def classes(vjp: CreditVjp, plans: Mapping[str, Plan]) -> Classes | None:
-    """Credit of the sites in ``plans``; None where no term reaches them."""
-    problem = vjp.problem
+def classes(vjp: CreditVjp, sites: Collection[str]) -> Classes | None:
+    """Credit of these sites; None where no term reaches them."""
     members, gradients, grams = [], [], []
     start = 0
-    for site, plan in plans.items():
-        size = vjp.mask[site][0].numel()
-        for chosen, c in class_gradients(vjp, plan) if plan else ():
-            inside = broadcast_over_site(problem, site, chosen).expand(1, *vjp.mask[site].shape[1:]).flatten()
+    for site in sites:
+        for chosen, c in class_gradients(vjp, vjp.linearised.plans[site]):
+            inside = vjp.linearised.broadcast(site, chosen).expand(1, *vjp.mask[site].shape[1:]).flatten()
             members.append(start + inside.nonzero()[:, 0])
-            gradients.append(torch.cat([c[other].flatten(1) for other in plans], dim=1))
-            whole = torch.cat([value.flatten(1) for value in c.values()], dim=1)
-            grams.append(whole @ whole.T)
-        start += size
+            gradients.append(torch.cat([c[other].flatten(1) for other in sites], dim=1))
+            flat = torch.cat([value.flatten(1) for value in c.values()], dim=1)
+            grams.append(flat @ flat.T)
+        # Of sites without credit the numbers count, too: rows of X have them.
+        start += vjp.mask[site][0].numel()
     return Classes(members, torch.stack(gradients, 1), torch.stack(grams, -1)) if members else None
 
 
@@ -118,12 +120,14 @@ def quadratic(rows: Tensor, credit: Classes, kurtosis: float, shift: int) -> Ten
         shift: distance between the examples of a pair.
     """
     n = torch.arange(len(rows), device=rows.device)
+    # Each example with the one that many further on; shift 0 pairs it with itself.
     m = n.roll(-shift)
     own = torch.zeros_like(rows[:, :, 0])
     products = torch.zeros_like(own)
     for j, inside in enumerate(credit.members):
         own[:, inside] = credit.gradients[:, j, inside]
         products[:, inside] = credit.gram[n, m, j][:, None]
+    # The numbers' own terms of ‖M‖² + (κ − 3) Σ M_kk²; what follows them is tr M², between classes.
     weights = products + (kurtosis - 3) * own * own[m]
     total = torch.einsum("nk,nkw->w", weights, rows * rows[m])
     pulled = _pulled(rows, credit.gradients[m], credit.members)

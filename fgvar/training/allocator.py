@@ -1,4 +1,4 @@
-"""Memory of the CPU: what a step frees is what the next one takes."""
+"""Allocator: keeps the memory that a training step frees, so that the next one need not fault its pages in again."""
 
 import ctypes
 import sys
@@ -27,6 +27,7 @@ def keep_freed_memory() -> Iterator[None]:
     if library is None:
         yield
         return
+    # Below the threshold blocks come from the heap, which is never trimmed; above it each goes back when it is freed.
     library.mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
     library.mallopt(TRIM_THRESHOLD, NEVER)
     try:

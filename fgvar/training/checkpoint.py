@@ -1,13 +1,14 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped, in one file, written atomically.
+"""Checkpoints: store and restore all that a run needs to go on as if it had never stopped, in one file.
 
 A file is a line that names the format, a line with a hash of the rest, and the rest: plain tensors, numbers,
 text and bytes by ``torch.save``. What was cut short or damaged has another hash; reading runs no pickled code.
 """
 
+import contextlib
 import hashlib
 import io
-import re
-import types
+import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fgvar.data.images import Images
-from fgvar.storage.atomic import replace
-from fgvar.training.distributed import broadcast_bytes
+from fgvar.storage import locks
+from fgvar.storage.atomic import replace, require_place
+from fgvar.storage.packing import pack, unpack
+from fgvar.training.distributed import broadcast_bytes, world
+from fgvar.training.gradients import require_finite
+from fgvar.training.identity import described, fingerprint
+from fgvar.training.loop import TrainingLoop
 
-MAGIC = b"fgvar checkpoint 5\n"  # another number is another format, or other noise for a run to go on with
-HASHED_PIXELS = 4096  # images of a split, evenly spaced, whose pixels are part of a run's identity
+MAGIC = b"fgvar checkpoint 6\n"  # another number is another format, or other noise for a run to go on with
+SECONDS = 10.0  # between checkpoints, or fifty times what one takes, if that is longer
 
 
 @dataclass
@@ -90,31 +95,98 @@ _FIELDS = tuple(State.__dataclass_fields__)
 _REMEDY = "give another checkpoint= path, delete the file, or train with resume=False"
 
 
-def described(thing: object) -> str:
-    """What an object says of itself, without where it happens to lie in memory."""
-    if isinstance(thing, str):
-        return thing
-    if isinstance(thing, types.FunctionType):
-        return f"{thing.__module__}.{thing.__qualname__}"
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
+class Checkpointer:
+    """Stores and restores the checkpoint of a run. The first of several processes writes it.
 
+    Raises:
+        OSError: on entering, before any training: it cannot be written, or another run has it.
+    """
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of names, shapes and values."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in tensors.items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        if not value.is_meta:
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    def __init__(self, path: Path, loop: TrainingLoop, settings: Mapping[str, str]) -> None:
+        self.path, self.loop = path, loop
+        self.stored_at, self.interval = time.monotonic(), SECONDS
+        self.packed: list[bytes] = []  # probes, each packed once
+        self.last_good: int | None = None  # step of the last one that was written
+        self.failing = False
+        self.lock = contextlib.ExitStack()
+        config = loop.config
+        self.identity = {
+            "network": fingerprint(loop.params),
+            "estimator": described(loop.estimator),
+            "schedule": repr(config.schedule),
+            "seed": repr(config.seed),
+            "steps": repr(config.total),
+            "dtype": repr(loop.problem.dtype),
+            "processes": repr(world()[1]),
+            "probe": "none" if config.probe is None else config.probe.identity,
+            **settings,
+        }
 
+    def __enter__(self) -> "Checkpointer":
+        if world()[0] == 0:
+            require_place(self.path)
+            try:
+                self.lock.enter_context(locks.exclusive(locks.lock_path(self.path)))
+            except locks.LockHeld as holder:
+                raise BlockingIOError(
+                    f"{self.path} is the checkpoint of a run that is going on, by {holder}; wait for its end, stop "
+                    "it, or give another checkpoint= path"
+                ) from None
+        return self
 
-def described_images(images: Images) -> str:
-    """A split: its name and size, and a hash of all labels, the normalisation and (of large ones, some) pixels."""
-    numbers = torch.arange(0, len(images), -(-len(images) // HASHED_PIXELS), device=images.pixels.device)
-    scale = torch.tensor([images.mean, images.std], dtype=torch.float64)
-    found = fingerprint({"labels": images.labels, "pixels": images.pixels[numbers], "scale": scale})
-    return f"{images.name} ({images.split}), {len(images)} examples, {found}"
+    def __exit__(self, *_: object) -> None:
+        self.lock.close()
+
+    def store(self) -> None:
+        """Raises where the run has left the finite numbers: the checkpoint before stays.
+
+        One that cannot be written is a warning, the first time: the run is worth more than its checkpoint.
+        """
+        loop, began = self.loop, time.monotonic()
+        loop.monitor.check()
+        require_finite(loop.params, loop.step)
+        self.packed += map(pack, loop.probes[len(self.packed) :])
+        if world()[0] == 0:
+            state = State(
+                loop.step, loop.params, loop.optimiser.torch.state_dict(), loop.curves, self.packed, loop.losses
+            )
+            try:
+                store(self.path, self.identity, state)
+                self.last_good, self.failing = loop.step, False
+            except OSError as error:
+                if not self.failing:
+                    self._warn(error)
+                self.failing = True
+        self.stored_at = time.monotonic()
+        # At most 2 % of a run's time goes into its checkpoints, however large they are.
+        self.interval = max(SECONDS, 50 * (self.stored_at - began))
+
+    def _warn(self, error: OSError) -> None:
+        good = "there is none before it" if self.last_good is None else f"the last good one: step {self.last_good}"
+        warnings.warn(
+            f"{self.path}: no checkpoint of step {self.loop.step} could be written ({error}); {good}. The run goes "
+            "on, and later ones are tried; make room",
+            stacklevel=3,
+        )
+
+    def maybe_save(self) -> None:
+        """Store, where the last checkpoint is old enough."""
+        if time.monotonic() - self.stored_at >= self.interval:
+            self.store()
+
+    def restore(self) -> None:
+        """Go on from the checkpoint, where there is one."""
+        loop = self.loop
+        state = restore(self.path, self.identity, loop.problem.device)
+        if state is None:
+            return
+        with torch.no_grad():
+            for key, value in loop.params.items():
+                value.copy_(state.params[key])  # in place: the optimiser holds these tensors
+        loop.optimiser.torch.load_state_dict(state.optimiser)
+        self.last_good = state.step
+        loop.step, loop.curves, loop.losses = state.step, [tuple(row) for row in state.curves], state.losses
+        self.packed, loop.probes = state.probes, [unpack(probe) for probe in state.probes]
 
 
 def _hash(content: bytes | memoryview) -> bytes:

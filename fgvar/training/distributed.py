@@ -1,4 +1,4 @@
-"""Several processes: gradients averaged, noise independent, parameters the same on all."""
+"""Several processes: average gradients, add up sums and broadcast parameters, with independent noise."""
 
 import os
 from collections.abc import Mapping
@@ -33,6 +33,7 @@ def averaged(gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
     _, processes = world()
     if processes == 1 or not gradient:
         return dict(gradient)
+    # One message for all tensors: most of a small one's time would be latency.
     flat = torch.cat([g.flatten() for g in gradient.values()])
     dist.all_reduce(flat)
     pieces = (flat / processes).split([g.numel() for g in gradient.values()])

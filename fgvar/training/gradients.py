@@ -1,4 +1,7 @@
-"""The gradient that a run follows: by autocast or compiled, and watched for numbers that are none."""
+"""Gradients of a run: `gradient_of` makes an estimate a function of tensors, to be compiled or run under autocast.
+
+`NonFiniteMonitor` watches it for NaN and infinity without waiting for the device.
+"""
 
 import types
 from collections.abc import Callable, Mapping
@@ -8,30 +11,27 @@ from torch import Tensor
 
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator
-from fgvar.measurement.lending import ours
+from fgvar.measurement.mutation_guard import is_builtin
 from fgvar.problem import Problem
 
-GradientAndLoss = tuple[
-    dict[str, Tensor], Tensor | None
-]  # gradient, and the batch's loss where the estimator tells it
+GradientAndLoss = tuple[dict[str, Tensor], Tensor | None]  # the batch's loss, where the estimator tells it
 Gradient = Callable[[dict[str, Tensor], tuple[Tensor, Tensor], dict[str, Tensor]], GradientAndLoss]
 
 
 def gradient_of(problem: Problem, estimator: GradientEstimator, autocast: bool, compile: bool) -> Gradient:
     """The estimate as a function of tensors alone: parameters, batch and noise."""
-
-    lend = not ours(estimator)
+    copies = not is_builtin(estimator)
 
     def gradient(
         params: dict[str, Tensor], batch: tuple[Tensor, Tensor], noise: dict[str, Tensor]
     ) -> GradientAndLoss:
-        here = problem.at(params, batch)
+        batch_problem = problem.at(params, batch)
         # What moves tensors in place, and back up to rounding, would train by its rounding; buffers would stay moved.
-        found = estimator.estimate(here.clone() if lend else here, noise)
-        return found.gradient, found.loss
+        estimate = estimator.estimate(batch_problem.clone() if copies else batch_problem, noise)
+        return estimate.gradient, estimate.loss
 
-    followed: Gradient = compiled(gradient) if compile else gradient
-    return torch.autocast(problem.device.type, dtype=torch.bfloat16)(followed) if autocast else followed
+    function: Gradient = compiled(gradient) if compile else gradient
+    return torch.autocast(problem.device.type, dtype=torch.bfloat16)(function) if autocast else function
 
 
 def compiled(function: Gradient) -> Gradient:

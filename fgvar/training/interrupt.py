@@ -1,4 +1,4 @@
-"""Ctrl-C: a run ends after the step that it is making, so that no checkpoint holds half of one."""
+"""Interrupt: ends a run by Ctrl-C after the step that it is making, so that no checkpoint holds half of one."""
 
 import signal
 import threading

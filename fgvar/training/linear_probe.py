@@ -1,4 +1,4 @@
-"""Read-outs: what a linear classifier makes of features that were learned without labels."""
+"""Linear probe: `read_out` trains a linear classifier on the frozen features of a network that learned no labels."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -64,13 +64,14 @@ def read_out(
     own = dict(network.named_parameters())
     if missing := own.keys() - params.keys():
         raise ValueError(f"the parameters lack {min(missing)!r} of the network; give those of a run that trained it")
-    here = {key: params[key].detach().to(where) for key in own}
-    train_split, test_split = (_features(network.to(where), here, images) for images in data)
+    frozen = {key: params[key].detach().to(where) for key in own}
+    train_split, test_split = (_features(network.to(where), frozen, images) for images in data)
     rows = train_split.pixels.flatten(1).double()
     # A feature that never varies says nothing: it stays 0.
     mean, std = rows.mean(0), rows.std(0, correction=0)
     scale = tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist())
     classifier = ReadOut(rows.shape[1], train_split.classes, norm=False)
+    # Convex, so that 0 is as good a start as any, and no seed is needed.
     initialise(classifier.linear, "zero", torch.Generator())
     return train(
         nn.Sequential(nn.Flatten(), classifier),

@@ -1,6 +1,10 @@
-"""A run on its way: everything that changes, and the next step."""
+"""The training loop: holds everything of a run that changes, and takes the next step.
+
+θ ← θ − rate(step) · ĝ(θ, batch, noise of draw ``step``), by the schedule's optimiser; several processes average ĝ.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +16,7 @@ from tqdm.auto import tqdm
 from fgvar.data.images import Images
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator
-from fgvar.measurement.lending import require_randomness
+from fgvar.measurement.protocol_checks import require_randomness
 from fgvar.problem import Problem
 from fgvar.training.distributed import averaged, broadcast_params, world
 from fgvar.training.gradients import Gradient, NonFiniteMonitor
@@ -27,12 +31,29 @@ LOSS = ""  # beside gradients by parameter, none of which has this name
 Logger = Callable[[int, Mapping[str, float]], None]  # (updates made, name → value)
 
 
-class Keeper(Protocol):
-    """Who writes checkpoints (`Checkpointer`)."""
+class CheckpointWriter(Protocol):
+    """What a loop asks of a `Checkpointer`, which knows the loop."""
 
     def store(self) -> None: ...
 
     def maybe_save(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run follows.
+
+    Attributes:
+        schedule: optimiser and learning rate.
+        total: updates of the whole run.
+        seed: of data order and noise.
+        probe: what is measured on the way, if anything.
+    """
+
+    schedule: Schedule
+    total: int
+    seed: int
+    probe: Probe | None = None
 
 
 class TrainingLoop:
@@ -42,56 +63,54 @@ class TrainingLoop:
         self,
         problem: Problem,
         estimator: GradientEstimator,
-        schedule: Schedule,
-        total: int,
-        seed: int,
         gradient: Gradient,
-        probe: Probe | None,
         task: Task,
+        config: RunConfig,
     ) -> None:
-        self.problem, self.estimator, self.schedule, self.total, self.seed = problem, estimator, schedule, total, seed
-        self.gradient, self.probe, self.task = gradient, probe, task
-        self.randomness = require_randomness("estimator", estimator.randomness(problem))
+        self.problem, self.estimator, self.gradient = problem, estimator, gradient
+        self.task, self.config = task, config
+        self.randomness = require_randomness(estimator.randomness(problem), "estimator")
         self.params = {key: value.clone() for key, value in problem.params.items()}
         broadcast_params(self.params)
         learns = getattr(estimator, "learns", None)
         self.learning = tuple(self.params) if learns is None else tuple(learns(problem))
-        self.optimiser = Optimiser(schedule, problem, {key: self.params[key] for key in self.learning}, total)
+        learning = {key: self.params[key] for key in self.learning}
+        self.optimiser = Optimiser(config.schedule, problem, learning, config.total)
         self.monitor = NonFiniteMonitor(self.learning, problem.device)
         self.ahead: dict[int, dict[str, Tensor]] = {}  # update → its noise
         self.step = 0
         self.curves: list[tuple[float, ...]] = []
         self.probes: list[xr.Dataset] = []
-        self.losses = torch.full((total,), torch.nan, dtype=problem.dtype, device=problem.device)
+        self.losses = torch.full((config.total,), torch.nan, dtype=problem.dtype, device=problem.device)
 
     def run(
         self,
         images: Images,
         test: Images,
         name: str,
-        kept: Keeper | None,
+        checkpointer: CheckpointWriter | None,
         logger: Logger | None,
         interrupt: Interrupt,
     ) -> None:
         """From the present step to the last."""
-        per_epoch = self.total // self.schedule.epochs
-        shown = None if world()[0] == 0 else True
-        with tqdm(total=self.total, initial=self.step, desc=name, unit="step", disable=shown) as bar:
+        epochs, total = self.config.schedule.epochs, self.config.total
+        disable = None if world()[0] == 0 else True  # None shows the bar on a terminal
+        with tqdm(total=total, initial=self.step, desc=name, unit="step", disable=disable) as bar:
             self._show(bar)
             if self.step == 0:
                 self.probe_if_due()
             # As many rows as epochs have ended: where it was stopped just before, the evaluation comes first.
-            for epoch in range(len(self.curves) - 1, self.schedule.epochs):
-                for batch in self._batches(images, epoch, self.step - epoch * per_epoch):
+            for epoch in range(len(self.curves) - 1, epochs):
+                for batch in self._batches(images, epoch, self.step - epoch * (total // epochs)):
                     self.update(batch)
                     bar.update()
                     self.probe_if_due()
                     if interrupt.ends(self.step, self.problem.device):
-                        if kept is not None:
-                            kept.store()
+                        if checkpointer is not None:
+                            checkpointer.store()
                         raise KeyboardInterrupt
-                    if kept is not None:
-                        kept.maybe_save()
+                    if checkpointer is not None:
+                        checkpointer.maybe_save()
                 self.monitor.check()
                 self.curves.append(self.task.evaluate(self.problem, self.params, images, test))
                 self._show(bar)
@@ -109,22 +128,23 @@ class TrainingLoop:
         bar.set_postfix({"loss": f"{loss:.3f}", name: f"{error:.1%}"}, refresh=False)
 
     def _batches(self, images: Images, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        rank, processes = world()
+        config, problem = self.config, self.problem
         return images.batches(
-            self.schedule.batch, seed=self.seed, epoch=epoch, device=self.problem.device, dtype=self.problem.dtype,
-            part=(rank, processes), start=start,
+            config.schedule.batch, seed=config.seed, epoch=epoch, device=problem.device, dtype=problem.dtype,
+            part=world(), start=start,
         )  # fmt: skip
 
     def update(self, batch: tuple[Tensor, Tensor]) -> None:
         """One step along the estimate."""
         noise = self._noise()
         gradient, loss = self.gradient(self.params, self.task.train_batch(batch, self._draw(self.step)), noise)
-        told = {} if loss is None else {LOSS: loss.detach().to(self.problem.dtype)}
-        found = averaged({key: gradient[key] for key in self.learning} | told)
-        if told:
-            self.losses[self.step] = found.pop(LOSS)
-        self.monitor.update(self.step, found)
-        for key, value in found.items():
+        # The loss travels with the gradients: one message between processes, not two.
+        batch_loss = {} if loss is None else {LOSS: loss.detach().to(self.problem.dtype)}
+        mean = averaged({key: gradient[key] for key in self.learning} | batch_loss)
+        if batch_loss:
+            self.losses[self.step] = mean.pop(LOSS)
+        self.monitor.update(self.step, mean)
+        for key, value in mean.items():
             # Fused optimisers read the memory of a transposed gradient as it lies.
             self.params[key].grad = value.contiguous()
         self.optimiser.step(self.step)
@@ -143,16 +163,17 @@ class TrainingLoop:
         if self.step not in self.ahead:
             several = min(max(AHEAD // max(self.randomness.size, 1), 1), 16)
             steps = range(self.step - self.step % several, self.step - self.step % several + several)
-            found = self.randomness.sample(
-                self.seed, map(self._draw, steps), dtype=self.problem.dtype, device=self.problem.device
+            noise = self.randomness.sample(
+                self.config.seed, map(self._draw, steps), dtype=self.problem.dtype, device=self.problem.device
             )
-            self.ahead = {step: {key: u[i] for key, u in found.items()} for i, step in enumerate(steps)}
+            self.ahead = {step: {key: u[i] for key, u in noise.items()} for i, step in enumerate(steps)}
         return self.ahead.pop(self.step)
 
     def probe_if_due(self) -> None:
         """Probe, where it is time to."""
-        if self.probe is None or self.step not in self.probe.steps:
+        probe = self.config.probe
+        if probe is None or self.step not in probe.steps:
             return
-        self.monitor.check()
-        frozen = self.problem.at({key: value.clone() for key, value in self.params.items()}, self.probe.batch)
-        self.probes.append(self.probe.measure(frozen, self.step))
+        self.monitor.check()  # the device is waited for now: a probe of NaN would be blamed on the probe
+        frozen = self.problem.at({key: value.clone() for key, value in self.params.items()}, probe.batch)
+        self.probes.append(probe.measure(frozen, self.step))

@@ -1,4 +1,7 @@
-"""Tasks: what a run makes of a batch of images, and by which curves it is judged."""
+"""Objectives: a `Task` makes a problem of a batch of images, and evaluates the curves by which a run is judged.
+
+`Supervised` learns labels by any loss; `SelfSupervised` tells by InfoNCE each image's two views from all others'.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,13 +15,13 @@ from fgvar.data.augmentation import Views, generator
 from fgvar.data.images import Images
 from fgvar.loss_functions import Loss
 from fgvar.problem import Problem
-from fgvar.training.checkpoint import described
 from fgvar.training.distributed import world
-from fgvar.training.evaluation import Batch, means
+from fgvar.training.evaluation import Batch, mean_loss_and_error
+from fgvar.training.identity import described
 
 Curves = dict[str, tuple[str, str]]  # name → long name, units
 
-FIXED = 512  # images of each split in the curves of a contrastive run
+EVALUATED = 512  # images of each split in the curves of a contrastive run
 # Independent streams of views, all of the run's seed.
 TRAINING, EVALUATION, PROBE = range(3)
 
@@ -79,12 +82,12 @@ class Supervised:
         self, problem: Problem, params: Mapping[str, Tensor], train: Images, test: Images
     ) -> tuple[float, ...]:
         (loss, error), (_, test_error) = (
-            means(problem, params, self._batches(problem, split)) for split in (train, test)
+            mean_loss_and_error(problem, params, self._batches(problem, split)) for split in (train, test)
         )
         return float(loss), float(error), float(test_error)
 
     def _batches(self, problem: Problem, split: Images) -> Iterator[Batch]:
-        rank, processes = world()
+        rank, processes = world()  # every process takes each n-th batch, and `mean_loss_and_error` adds them up
         for start in range(rank * self.BATCH, len(split), processes * self.BATCH):
             numbers = torch.arange(start, min(start + self.BATCH, len(split)))
             yield split.batch(numbers, device=problem.device, dtype=problem.dtype)
@@ -106,7 +109,7 @@ class SelfSupervised:
 
     @property
     def curves(self) -> Curves:
-        part = f"fixed views of {FIXED} images of the {{}} split, in batches of {self.batch}"
+        part = f"fixed views of {EVALUATED} images of the {{}} split, in batches of {self.batch}"
         return {
             "loss": (f"mean InfoNCE, {part.format('train')}", "loss"),
             "test_loss": (f"mean InfoNCE, {part.format('test')}", "loss"),
@@ -131,13 +134,14 @@ class SelfSupervised:
         self, problem: Problem, params: Mapping[str, Tensor], train: Images, test: Images
     ) -> tuple[float, ...]:
         (loss, error), (test_loss, test_error) = (
-            means(problem, params, self._batches(problem, split)) for split in (train, test)
+            mean_loss_and_error(problem, params, self._batches(problem, split)) for split in (train, test)
         )
         return float(loss), float(test_loss), float(error), float(test_error)
 
     def _batches(self, problem: Problem, split: Images) -> Iterator[Batch]:
         """The same images and views in every evaluation, whatever the run's seed."""
-        images = split.sample(min(FIXED, len(split)), seed=0, device=problem.device, dtype=problem.dtype)[0]
+        # Not the run's seed: curves of different runs are then over the same pairs.
+        images = split.sample(min(EVALUATED, len(split)), seed=0, device=problem.device, dtype=problem.dtype)[0]
         rank, processes = world()
         size = min(self.batch, len(images))
         for number in range(rank, len(images) // size, processes):

@@ -1,4 +1,4 @@
-"""Probes: gradients measured during a run, which never change it."""
+"""Probes: measure gradients at chosen steps of a run, on a batch and noise of their own, and change nothing of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator
+from fgvar.measurement.arguments import BUDGET, Settings, check_arguments
 from fgvar.measurement.closed import check_route
 from fgvar.measurement.data_variance import DataVariance
 from fgvar.measurement.dataset import ENDS
-from fgvar.measurement.measure import check_arguments, measured
-from fgvar.measurement.sampled import BUDGET, examples_at_once
+from fgvar.measurement.measure import measure_unchecked
+from fgvar.measurement.sampled import examples_at_once
 from fgvar.problem import Problem
-from fgvar.training.checkpoint import described, fingerprint
+from fgvar.training.identity import described, fingerprint
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,20 @@ class Probe:
 
     def check(self, problem: Problem, last: int) -> None:
         """Raise where these estimators cannot be measured on this problem, or not within ``last`` steps."""
-        check_arguments(self.estimators, self.draws, None, self.seed)
+        for settings in self._settings:
+            check_arguments(self.estimators, settings)
         if outside := [step for step in self.steps if not 0 <= step <= last]:
             raise ValueError(f"the probe's step {outside[0]} is none of the run's, which are 0 … {last}")
         for estimator in self.estimators.values():
             estimator.randomness(problem)
-        for route in self.routes:
-            check_route(route, self.estimators, problem, keep_draws=False)
+        for settings in self._settings:
+            check_route(settings.route, self.estimators, problem, keep_draws=False)
 
     @property
-    def routes(self) -> tuple[str, ...]:
-        """Those that `measure` takes."""
-        return ("drawn", "exact") if self.route == "both" else (self.route,)
+    def _settings(self) -> tuple[Settings, ...]:
+        """Of `measure`, for each route that it takes."""
+        routes = ("drawn", "exact") if self.route == "both" else (self.route,)
+        return tuple(Settings(self.draws, self.seed, route) for route in routes)
 
     @property
     def identity(self) -> str:
@@ -74,28 +77,20 @@ class Probe:
 
     def measure(self, problem: Problem, step: int) -> xr.Dataset:
         """The measurement at the problem's parameters, over ``step``."""
-        spreads = DataVariance(problem, examples_at_once(problem, BUDGET))  # which do not depend on the route
-        found = [
-            measured(self.estimators, problem, spreads, draws=self.draws, seed=self.seed, route=route)
-            for route in self.routes
-        ]
-        whole = found[0]
-        if len(found) > 1:
+        data_variance = DataVariance(problem, examples_at_once(problem, BUDGET))  # which do not depend on the route
+        dataset, *exact = (
+            measure_unchecked(self.estimators, problem, data_variance, settings) for settings in self._settings
+        )
+        if exact:
             for name in (f"{name}{end}" for name in EXACT for end in ("", *ENDS)):
-                if name in whole:  # a squared bias has no lower end
-                    whole[name] = found[1][name]
-            whole.attrs |= {"route": "both", "exact": ", ".join(EXACT)}
-        return whole.rename({"loss": "probe_loss"}).expand_dims(step=[step])
+                if name in dataset:  # a squared bias has no lower end
+                    dataset[name] = exact[0][name]
+            dataset.attrs |= {"route": "both", "exact": ", ".join(EXACT)}
+        # A run has a loss over epochs, too.
+        return dataset.rename({"loss": "probe_loss"}).expand_dims(step=[step])
 
 
-EXACT = (
-    "variance",
-    "relative_variance",
-    "snr",
-    "slope",
-    "sq_bias",
-    "efficiency",
-)
+EXACT = ("variance", "relative_variance", "snr", "slope", "sq_bias", "efficiency")  # what has a closed form
 
 
 def log_steps(count: int, last: int) -> tuple[int, ...]:

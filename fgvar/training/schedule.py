@@ -1,4 +1,7 @@
-"""Schedules: which optimiser a run follows, how fast and how long."""
+"""Schedules: the optimiser that a run follows, its learning rate at each step, and how many epochs.
+
+rate(k) = lr·(k + 1)/w in w steps of warm-up, then lr times 1 − x, (1 + cos πx)/2 or 1 at the share x of the rest.
+"""
 
 import math
 from collections.abc import Mapping
@@ -115,6 +118,7 @@ class Optimiser:
 
 
 def _factor(schedule: Schedule, problem: Problem, name: str) -> float:
+    # The innermost module decides: a read-out may hold what looks like a head.
     paths = name.split(".")
     for end in range(len(paths) - 1, 0, -1):
         module = problem.network.modules.get(".".join(paths[:end]))

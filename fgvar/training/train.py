@@ -1,7 +1,8 @@
-"""Complete training runs, whose gradients are measured on the way."""
+"""Training: `train` runs any gradient estimator to the end of a schedule, and measures gradients on the way."""
 
 import contextlib
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -18,12 +19,12 @@ from fgvar.measurement.dataset import describe, provenance
 from fgvar.nn.sites import require_module
 from fgvar.problem_checks import require_parameters, usable_device
 from fgvar.training import allocator
-from fgvar.training.checkpoint import described_images
-from fgvar.training.checkpointer import Checkpointer
+from fgvar.training.checkpoint import Checkpointer
 from fgvar.training.distributed import join, local_rank, world
 from fgvar.training.gradients import gradient_of
+from fgvar.training.identity import described_images
 from fgvar.training.interrupt import Interrupt
-from fgvar.training.loop import Logger, TrainingLoop
+from fgvar.training.loop import Logger, RunConfig, TrainingLoop
 from fgvar.training.objectives import task_of
 from fgvar.training.probes import Probe, log_steps, moved
 from fgvar.training.schedule import Schedule
@@ -129,22 +130,28 @@ def train(
         probe = replace(probe, batch=task.eval_batch(moved(probe.batch, where, dtype)))
         probe.check(task.problem(module, probe.batch), total)
     gradient = gradient_of(problem, estimator, autocast, compile)
-    going = TrainingLoop(problem, estimator, schedule, total, seed, gradient, probe, task)
-    keeping: contextlib.AbstractContextManager[Checkpointer | None] = contextlib.nullcontext()
-    if checkpoint is not None:
-        ways = {**task.identity, "autocast": str(autocast), "compile": str(compile)}
-        ways |= dict(zip(("train", "test"), map(described_images, data), strict=True))
-        keeping = Checkpointer(Path(checkpoint), going, ways)
-    with keeping as kept:
-        if kept is not None and resume:
-            kept.restore()
+    loop = TrainingLoop(problem, estimator, gradient, task, RunConfig(schedule, total, seed, probe))
+    numerics = {"autocast": str(autocast), "compile": str(compile)}  # other rounding is another run
+    with _checkpointer(checkpoint, loop, data, numerics) as checkpointer:
+        if checkpointer is not None and resume:
+            checkpointer.restore()
         with allocator.keep_freed_memory(), Interrupt() as interrupt:
-            if not going.curves:
-                going.curves.append(task.evaluate(problem, going.params, images, test))
-            going.run(images, test, name or "training", kept, logger, interrupt)
-        if kept is not None:
-            kept.store()
-    return Run(_dataset(going, images), going.params)
+            if not loop.curves:
+                loop.curves.append(task.evaluate(problem, loop.params, images, test))
+            loop.run(images, test, name or "training", checkpointer, logger, interrupt)
+        if checkpointer is not None:
+            checkpointer.store()
+    return Run(_dataset(loop, images), loop.params)
+
+
+def _checkpointer(
+    path: str | Path | None, loop: TrainingLoop, data: tuple[Images, Images], numerics: Mapping[str, str]
+) -> contextlib.AbstractContextManager[Checkpointer | None]:
+    """The checkpoint at a path, which knows all that the run depends on; of no path, none."""
+    if path is None:
+        return contextlib.nullcontext()
+    splits = dict(zip(("train", "test"), map(described_images, data), strict=True))
+    return Checkpointer(Path(path), loop, {**loop.task.identity, **numerics, **splits})
 
 
 def _require_arguments(data: object, schedule: object) -> None:
@@ -174,24 +181,26 @@ def choose_device(device: torch.device | str) -> torch.device:
     return usable_device("device", device)
 
 
-def _dataset(going: TrainingLoop, images: Images) -> xr.Dataset:
-    curves = going.task.curves
-    rows = zip(curves, zip(*going.curves, strict=True), strict=True)
+def _dataset(loop: TrainingLoop, images: Images) -> xr.Dataset:
+    curves, config = loop.task.curves, loop.config
+    rows = zip(curves, zip(*loop.curves, strict=True), strict=True)
     dataset = xr.Dataset(
-        {key: ("epoch", list(column)) for key, column in rows}, coords={"epoch": range(going.schedule.epochs + 1)}
+        {key: ("epoch", list(column)) for key, column in rows}, coords={"epoch": range(config.schedule.epochs + 1)}
     )
     for key, (long_name, units) in curves.items():
         dataset[key].attrs = {"long_name": long_name, "units": units}
-    losses = going.losses.cpu().numpy()
+    losses = loop.losses.cpu().numpy()
+    # An estimator either tells the loss of every batch or of none.
     if not np.isnan(losses).all():
         attrs = {"long_name": "mean loss of an update's batch, before the update", "units": "loss"}
         dataset["batch_loss"] = ("update", losses, attrs)
-        dataset["update"] = range(going.total)
-    if going.probes:
-        dataset = dataset.merge(xr.concat(going.probes, "step"), compat="no_conflicts", combine_attrs="override")
-        dataset.attrs = dict(going.probes[0].attrs)
-    dataset.attrs |= {f"train_{key}": value for key, value in asdict(going.schedule).items()}
-    dataset.attrs |= {"train_estimator": repr(going.estimator), "train_seed": going.seed, "data": images.name}
-    dataset.attrs |= {f"train_{key}": value for key, value in going.task.identity.items()}
-    dataset.attrs |= provenance(going.problem.device, going.problem.dtype)
+        dataset["update"] = range(config.total)
+    if loop.probes:
+        dataset = dataset.merge(xr.concat(loop.probes, "step"), compat="no_conflicts", combine_attrs="override")
+        dataset.attrs = dict(loop.probes[0].attrs)
+    # A probe's own seed and estimators are attributes, too: the run's have a prefix.
+    dataset.attrs |= {f"train_{key}": value for key, value in asdict(config.schedule).items()}
+    dataset.attrs |= {"train_estimator": repr(loop.estimator), "train_seed": config.seed, "data": images.name}
+    dataset.attrs |= {f"train_{key}": value for key, value in loop.task.identity.items()}
+    dataset.attrs |= provenance(loop.problem.device, loop.problem.dtype)
     return describe(dataset)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from fgvar.testing.mean_tests import Means, means
+from fgvar.testing.mean_tests import MeanTest, mean_test
 from fgvar.testing.statistical import DRAWS
 from studies.calibration.coverage import generator
 
@@ -76,7 +76,7 @@ def drawn(law: str, runs: int, rng: Rng) -> tuple[Array, float]:
     alarms, undecided = np.zeros((len(TAILS), len(NOMINAL))), 0
     for done in range(0, runs, AT_ONCE):
         columns = torch.from_numpy(sampler(rng, (min(AT_ONCE, runs - done), DRAWS))).T
-        found = means(columns, 0.0, level=NOMINAL[0])
+        found = mean_test(columns, 0.0, level=NOMINAL[0])
         alarms += refused(found).sum(-1)
         undecided += int(found.undecided.sum())
     return alarms / runs, undecided / runs
@@ -87,11 +87,11 @@ def exact(q: float) -> tuple[Array, float]:
     chance = stats.binom.pmf(np.arange(DRAWS + 1), DRAWS, q)
     counts = np.flatnonzero(chance > NEGLIGIBLE)
     columns = torch.from_numpy((np.arange(DRAWS)[:, None] < counts) / q - 1)
-    found = means(columns, 0.0, level=NOMINAL[0])
+    found = mean_test(columns, 0.0, level=NOMINAL[0])
     return refused(found) @ chance[counts], float(found.undecided.numpy() @ chance[counts])
 
 
-def refused(found: Means) -> Array:
+def refused(found: MeanTest) -> Array:
     """Which columns raise an alarm, each at the nominal rates [tails, nominal, columns]."""
     z = np.where(found.undecided, 0.0, found.z)
     critical = -stats.t.ppf(np.array(NOMINAL)[:, None] / 2, found.draws - 1)

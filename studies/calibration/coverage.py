@@ -12,8 +12,9 @@ import torch
 from scipy import special
 
 from fgvar.measurement.intervals import Estimated
-from fgvar.measurement.moments import BLOCK, BUCKETS, Block, Moments, References, absorb, init
+from fgvar.measurement.moments import BLOCK, Block, Moments, absorb, init
 from fgvar.measurement.paired import Measured, differences
+from fgvar.measurement.references import BUCKETS, References
 from fgvar.measurement.sampled import Drawn
 from fgvar.measurement.statistics import BY_REFERENCE, bias_test, snr, variance
 from fgvar.measurement.sums import Sums

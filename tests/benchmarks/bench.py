@@ -23,12 +23,13 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fgvar
+from fgvar.measurement.arguments import BUDGET
 from fgvar.measurement.cost import Flops
-from fgvar.measurement.sampled import BUDGET, default_chunk
+from fgvar.measurement.sampled import default_chunk
 from fgvar.nn.forward_mode import EPS
 from fgvar.training import allocator
 from fgvar.training.gradients import gradient_of
-from fgvar.training.loop import TrainingLoop
+from fgvar.training.loop import RunConfig, TrainingLoop
 from fgvar.training.objectives import task_of
 from tests.benchmarks.timing import Row, Work, in_a_process, interleaved, product_rate, ratio, seconds
 
@@ -48,7 +49,7 @@ def step(problem: fgvar.Problem, scheme: fgvar.GradientEstimator, compile: bool)
     schedule = fgvar.Schedule(epochs=1, lr=1e-4, batch=problem.batch_size)
     task = task_of("cross_entropy", None, 0, problem.batch_size)
     gradient = gradient_of(problem, scheme, autocast=False, compile=compile)
-    going = TrainingLoop(problem, scheme, schedule, LONG, 0, gradient, None, task)
+    going = TrainingLoop(problem, scheme, gradient, task, RunConfig(schedule, LONG, seed=0))
     return lambda: going.update((problem.inputs, problem.targets))
 
 
@@ -381,18 +382,15 @@ def start() -> Iterator[Row]:
     yield Row("python -m fgvar --help", [in_a_process(["-m", "fgvar", "--help"]) for _ in range(5)], 0.5, unit="s")
 
 
-ALL = {
-    each.__name__: each
-    for each in (start, noise, steps, twins, rate, epoch, measure, profiles, replicated, exact, probes)
-}
+PARTS = (start, noise, steps, twins, rate, epoch, measure, profiles, replicated, exact, probes)
+ALL = {part.__name__: part for part in PARTS}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(ALL), default=list(ALL))
-    print(
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    )
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name in parser.parse_args().only:
         for row in ALL[name]():
             print(row, flush=True)

@@ -56,8 +56,8 @@ def test_projection_in_activity_space_is_each_example_s_own() -> None:
         both = span @ torch.linalg.lstsq(span, own[:, None]).solution[:, 0]
         for site, piece in zip(sites, both.split(6), strict=True):
             projected[site][n] = piece
-    here = space.linearise(problem, fgvar.GlobalLoss())
-    for name, value in here.backward(projected).items():
+    linearised = space.linearise(problem, fgvar.GlobalLoss())
+    for name, value in linearised.backward(projected).items():
         torch.testing.assert_close(found[name][0], value, rtol=0, atol=1e-12)
 
 
@@ -216,7 +216,7 @@ def test_replayed_draws_cost_no_further_pass() -> None:
             estimates(estimator, problem, noise)
         return counted.count
 
-    here = fgvar.ActivitySpace().linearise(problem, estimator.losses)
+    linearised = fgvar.ActivitySpace().linearise(problem, estimator.losses)
     with Flops() as pullback:
-        here.backward({site: randn(*value.shape) for site, value in here.point.items()})
+        linearised.backward({site: randn(*value.shape) for site, value in linearised.point.items()})
     assert flops(9) - flops(1) <= 8 * pullback.count * 1.01

@@ -83,6 +83,32 @@ def test_joint_noise_stays_two_directions_when_matched() -> None:
     assert not torch.equal(noise["a.layer0.weight"], noise["b.layer0.weight"])
 
 
+def test_matched_noise_of_matched_noise_keeps_the_names_apart() -> None:
+    """Names of leaves are part of what is drawn: of a leaf "w" there are "a.w" and "b.w", at any depth."""
+    problem = CASES["mlp_relu"]()
+    inner = fgvar.controls.MatchedNoise(fgvar.scheme("FG-W"))
+    names = [*inner.randomness(problem).leaves]
+    perturbed = [*fgvar.scheme("FG-W").randomness(problem).leaves]
+    assert names == [f"{copy}.{name}" for copy in "ab" for name in perturbed] + [
+        f"u.{name}" for name in problem.params
+    ]
+    outer = fgvar.controls.MatchedNoise(inner)
+    noise = {name: u[0] for name, u in outer.randomness(problem).sample(3, [0], dtype=torch.float64).items()}
+    assert [*noise][: 2 * len(names)] == [f"{copy}.{name}" for copy in "ab" for name in names]
+    one, two = (inner.estimate(problem, {k: noise[f"{copy}.{k}"] for k in names}) for copy in "ab")
+    found, target = outer.estimate(problem, noise), outer.target(problem)
+    for name, value in target.items():
+        spread = (one.gradient[name] - two.gradient[name]).norm() / (2 * value.numel()) ** 0.5
+        torch.testing.assert_close(found.gradient[name], value + spread * noise[f"u.{name}"], rtol=0, atol=0)
+
+
+def test_matched_noise_of_an_exact_gradient_is_the_gradient() -> None:
+    problem = CASES["mlp_relu"]()
+    matched = fgvar.controls.MatchedNoise(fgvar.scheme("BP"))
+    noise = {name: u[0] for name, u in matched.randomness(problem).sample(0, [0], dtype=torch.float64).items()}
+    close(matched.estimate(problem, noise).gradient, matched.target(problem), 0)
+
+
 def test_the_isotropic_null_knows_nothing() -> None:
     problem = CASES["mlp_relu"]()
     null = fgvar.controls.IsotropicNull()

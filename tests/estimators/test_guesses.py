@@ -119,8 +119,8 @@ def test_transposed_weights_are_mask_times_transpose_times_noise() -> None:
         "after.2": (3, 4), "after.4": (3, 2), "4.site": (3, 2),
     }  # fmt: skip
     noise = {name: randn(*leaf.shape, seed=3) for name, leaf in leaves.items()}
-    here = space.linearise(problem, fgvar.GlobalLoss())
-    found = estimator.guess.direction(problem, fgvar.GlobalLoss(), here, noise)
+    linearised = space.linearise(problem, fgvar.GlobalLoss())
+    found = estimator.guess.direction(problem, fgvar.GlobalLoss(), linearised, noise)
     z = problem.run(problem.params, watch=("0.site", "2.site"))[1]
     params = problem.params
     close(
@@ -178,17 +178,17 @@ def test_the_span_of_activations_holds_the_gradient_of_weights() -> None:
     """Every direction is Σ ε_n x_nᵀ, so the part of it at right angles to all inputs is 0."""
     problem = sequential()
     estimator = fgvar.Estimator(fgvar.WeightSpace(), guess=fgvar.guesses.ActivationSpan())
-    here = estimator.space.linearise(problem, estimator.losses)
+    linearised = estimator.space.linearise(problem, estimator.losses)
     noise = {k: u[0] for k, u in estimator.randomness(problem).sample(0, [0], dtype=torch.float64).items()}
     assert noise["0.site"].shape == (3, 5), "noise of every example, though the direction is one"
-    found = estimator.guess.direction(problem, estimator.losses, here, noise)
+    found = estimator.guess.direction(problem, estimator.losses, linearised, noise)
     expected = noise["0.site"].T @ problem.inputs / 3
     torch.testing.assert_close(found["0.weight"], expected, rtol=0, atol=1e-14)
     mixed = fgvar.Estimator(fgvar.ActivitySpace(), guess=fgvar.guesses.ActivationSpan())
-    here = mixed.space.linearise(problem, mixed.losses)
+    linearised = mixed.space.linearise(problem, mixed.losses)
     noise = {k: u[0] for k, u in mixed.randomness(problem).sample(0, [0], dtype=torch.float64).items()}
     z = problem.run(problem.params, watch=("2.site",))[1]["2.site"]
-    found = mixed.guess.direction(problem, mixed.losses, here, noise)
+    found = mixed.guess.direction(problem, mixed.losses, linearised, noise)
     torch.testing.assert_close(found["2.site"], noise["2.site"] @ z / 3**0.5, rtol=0, atol=1e-14)
 
 

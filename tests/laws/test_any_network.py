@@ -48,8 +48,8 @@ def test_with_declared_relus(build) -> None:
     problem = problem_of(fgvar.with_sites(fixed(build())), build)
     space = fgvar.ActivitySpace(relu_after=RELUS[build])
     assert_unbiased(fgvar.scheme("FG-A", space=space), problem)
-    here = space.linearise(problem, fgvar.GlobalLoss())
-    masked = here.direction({site: torch.ones_like(z) for site, z in here.point.items()})
+    linearised = space.linearise(problem, fgvar.GlobalLoss())
+    masked = linearised.direction({site: torch.ones_like(z) for site, z in linearised.point.items()})
     assert {site for site, u in masked.items() if not u.all()} == set(RELUS[build])
 
 
@@ -103,8 +103,8 @@ def test_per_example_directional_derivatives(build) -> None:
         name: randn(*leaf.shape, seed=i)
         for i, (name, leaf) in enumerate(estimator.randomness(problem).leaves.items())
     }
-    here = estimator.space.linearise(problem, estimator.losses)
-    found = estimator.oracle.terms(here, here.direction(noise))[0][OUTPUT].flatten()
+    linearised = estimator.space.linearise(problem, estimator.losses)
+    found = estimator.oracle.terms(linearised, linearised.direction(noise))[0][OUTPUT].flatten()
     relus = problem.run(problem.params, watch=RELUS[build].values())[1]
     for n in range(3):
         taps = {name: torch.zeros(1, *u.shape[1:], dtype=u.dtype, requires_grad=True) for name, u in noise.items()}
@@ -136,9 +136,9 @@ def test_local_vjps_are_those_of_autograd(build, shape: tuple[int, ...]) -> None
         lambda y, _: (y[0] if isinstance(y, tuple) else y).flatten(1).square().sum(1),
         (x, labels(2, 3)),
     )
-    here = fgvar.ActivitySpace().linearise(problem, fgvar.GlobalLoss())
-    credited = {site: randn(*z.shape, seed=i) for i, (site, z) in enumerate(here.point.items())}
-    found = here.backward(credited)
+    linearised = fgvar.ActivitySpace().linearise(problem, fgvar.GlobalLoss())
+    credited = {site: randn(*z.shape, seed=i) for i, (site, z) in enumerate(linearised.point.items())}
+    found = linearised.backward(credited)
     for name, stage in net.named_children():
         z = stage(x)
         z = z[0] if isinstance(z, tuple) else z

@@ -12,7 +12,7 @@ import torch
 
 import fgvar
 from fgvar.testing import from_function
-from fgvar.training import checkpointer
+from fgvar.training import checkpoint
 from fgvar.training.gradients import gradient_of
 from fgvar.training.loop import TrainingLoop
 
@@ -39,7 +39,7 @@ def splits() -> tuple[fgvar.data.Images, fgvar.data.Images]:
 
 
 # Backward weights and networks at initialisation are drawn on the device, by its own generator.
-SAME = [found.name for found in fgvar.schemes() if not any(w in repr(found.make()) for w in ("Feedback", "NTK"))]
+SAME = [found.name for found in fgvar.schemes() if not any(w in repr(found.estimator) for w in ("Feedback", "NTK"))]
 
 
 @pytest.mark.cuda
@@ -95,7 +95,7 @@ def test_drawn_values_agree_with_exact_ones(device: str) -> None:
 @pytest.mark.parametrize("name", ["BP", "LG-FG-A", "FG-W"])
 def test_a_run_that_stops_goes_on_with_the_same_bits(name: str, device: str, tmp_path: Path, monkeypatch) -> None:
     """And probing it changes nothing."""
-    monkeypatch.setattr(checkpointer, "SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     images, test = splits()
     probe = fgvar.Probe({"FG-A": fgvar.scheme("FG-A")}, images.sample(4, seed=1), (1, 6), draws=4)
     whole = fgvar.train(network("cpu"), fgvar.scheme(name), (images, test), SCHEDULE, device=device)

@@ -5,9 +5,10 @@ import torch
 
 import fgvar
 from fgvar.measurement.draws import estimates
-from fgvar.measurement.moments import References, init, update
+from fgvar.measurement.moments import init, update
+from fgvar.measurement.references import References
 from fgvar.training.objectives import Supervised
-from fgvar.training.train import TrainingLoop, gradient_of
+from fgvar.training.train import RunConfig, TrainingLoop, gradient_of
 
 NAMES = ("BP", "L-BP", "LG-BP", "FG-W", "FG-A", "LG-FG-W", "LG-FG-A")
 
@@ -47,18 +48,10 @@ def test_every_noise(problem: fgvar.Problem, space, noise, shared) -> None:
 
 @pytest.mark.parametrize("name", ["BP", "LG-FG-A", "FG-W"])
 def test_one_training_step(problem: fgvar.Problem, name: str) -> None:
-    estimator, schedule = fgvar.scheme(name), fgvar.Schedule()
+    estimator = fgvar.scheme(name)
     gradient = gradient_of(problem, estimator, autocast=False, compile=False)
-    going = TrainingLoop(
-        problem,
-        estimator,
-        schedule,
-        total=10,
-        seed=0,
-        gradient=gradient,
-        probe=None,
-        task=Supervised("cross_entropy"),
-    )
+    task, config = Supervised("cross_entropy"), RunConfig(fgvar.Schedule(), total=10, seed=0)
+    going = TrainingLoop(problem, estimator, gradient, task, config)
     going.update((problem.inputs, problem.targets))
     assert going.step == 1
     assert all(value.is_meta and value.grad is not None and value.grad.is_meta for value in going.params.values())

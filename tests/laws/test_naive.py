@@ -8,7 +8,8 @@ from naive import activity_perturbation, distances, plain_statistics, weight_per
 from torch import nn
 
 import fgvar
-from fgvar.measurement.moments import References, init, merge, update
+from fgvar.measurement.moments import init, merge, update
+from fgvar.measurement.references import References
 from fgvar.measurement.statistics import statistics
 
 

@@ -78,3 +78,31 @@ def test_coupled_examples(space, monkeypatch) -> None:
 def test_other_words_take_two(words) -> None:
     """Where several directions are needed, or one that depends on the pass."""
     assert not fgvar.Estimator(**words)._one_pass
+
+
+class DoubledJvp(fgvar.Jvp):
+    def __call__(self, function, point, direction):
+        value, derivative = super().__call__(function, point, direction)
+        return value, {name: 2 * d for name, d in derivative.items()}
+
+
+class DoubledNoise(fgvar.guesses.Isotropic):
+    def direction(self, problem, losses, linearised, noise):
+        return {name: 2 * u for name, u in super().direction(problem, losses, linearised, noise).items()}
+
+
+@pytest.mark.parametrize("words", [{"oracle": DoubledJvp()}, {"guess": DoubledNoise()}])
+def test_a_word_made_from_ours_is_asked(words, monkeypatch) -> None:
+    """What a word says of itself its subclasses, which may do things their own way, do not say."""
+    problem, estimator = mixer(), fgvar.scheme("LG-FG-A", **words)
+    assert not estimator._one_pass
+    noise = {name: u[0] for name, u in estimator.randomness(problem).sample(0, [0], dtype=torch.float64).items()}
+    with monkeypatch.context() as patched:
+        patched.setattr(Estimator, "_one_pass", False)
+        plain = fgvar.scheme("LG-FG-A").estimate(problem, noise).gradient
+    factor = 2 if "oracle" in words else 4  # once in the derivative, once in what it credits
+    for name, value in estimator.estimate(problem, noise).gradient.items():
+        torch.testing.assert_close(value, (factor if name in problem.perturbed else 1) * plain[name])
+    for word in words.values():  # unless they say so themselves
+        monkeypatch.setattr(type(word), "one_pass", True, raising=False)
+    assert estimator._one_pass

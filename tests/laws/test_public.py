@@ -51,6 +51,8 @@ ORDER = (
     "fgvar.estimators.randomness",
     "fgvar.estimators.noise",
     "fgvar.estimators.spaces",
+    "fgvar.estimators.activity_space",
+    "fgvar.estimators.weight_space",
     "fgvar.estimators.combine",
     "fgvar.estimators.guesses",
     "fgvar.estimators.oracles",
@@ -59,13 +61,14 @@ ORDER = (
     "fgvar.estimators.structured_noise",
     "fgvar.estimators.controls",
     "fgvar.estimators.subspace_guesses",
-    "fgvar.estimators.guess_matrix",
     "fgvar.estimators.schemes",
     "fgvar.theory.credit_vectors",
     "fgvar.theory.site_jacobians",
+    "fgvar.theory.linear_forms",
     "fgvar.theory.linear_layers",
     "fgvar.theory.activity_ratio",
     "fgvar.theory.quadratic_forms",
+    "fgvar.theory.applicability",
     "fgvar.theory.closed_forms",
     "fgvar.theory",
     "fgvar.measurement",
@@ -73,9 +76,12 @@ ORDER = (
     "fgvar.measurement.dataset_checks",
     "fgvar.measurement.files",
     "fgvar.measurement.dataset",
-    "fgvar.measurement.lending",
+    "fgvar.measurement.mutation_guard",
+    "fgvar.measurement.protocol_checks",
     "fgvar.measurement.draws",
+    "fgvar.measurement.references",
     "fgvar.measurement.moments",
+    "fgvar.measurement.arguments",
     "fgvar.measurement.intervals",
     "fgvar.measurement.data_variance",
     "fgvar.measurement.report",
@@ -92,7 +98,7 @@ ORDER = (
     "fgvar.training",
     "fgvar.training.allocator",
     "fgvar.training.distributed",
-    "fgvar.training.checkpoint",
+    "fgvar.training.identity",
     "fgvar.training.evaluation",
     "fgvar.training.gradients",
     "fgvar.training.interrupt",
@@ -100,14 +106,13 @@ ORDER = (
     "fgvar.training.probes",
     "fgvar.training.schedule",
     "fgvar.training.loop",
-    "fgvar.training.checkpointer",
+    "fgvar.training.checkpoint",
     "fgvar.training.train",
     "fgvar.training.linear_probe",
     "fgvar.sweeps",
     "fgvar.sweeps.cells",
     "fgvar.sweeps.grid",
-    "fgvar.sweeps.running",
-    "fgvar.sweeps.process",
+    "fgvar.sweeps.local",
     "fgvar.sweeps.cluster",
     "fgvar.sweeps.sweep",
     "fgvar.testing",
@@ -125,7 +130,7 @@ ORDER = (
     "fgvar.testing.strategies",
     "fgvar.testing.verdict",
     "fgvar.testing.statistical",
-    "fgvar.testing.subject",
+    "fgvar.testing.under_test",
     "fgvar.testing.comparisons",
     "fgvar.testing.exact_moments",
     "fgvar.testing.report",
@@ -150,7 +155,7 @@ XARRAY = (
     "fgvar.training.train",
     "fgvar.sweeps.cells",
     "fgvar.sweeps.grid",
-    "fgvar.sweeps.running",
+    "fgvar.sweeps.local",
     "fgvar.sweeps.sweep",
 )
 
@@ -202,6 +207,20 @@ def test_every_name_of_a_subject_loads_and_is_documented(subject: str) -> None:
         found.mine  # noqa: B018
 
 
+@pytest.mark.parametrize("name", ["measur", "__wrapped__"])
+def test_a_misspelt_public_name_is_an_attribute_error(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"module 'fgvar'.*{name}"):
+        getattr(fgvar, name)
+    assert not hasattr(fgvar, name)
+
+
+def test_a_misspelt_public_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(AttributeError, match="unknown name 'with_site'; did you mean 'with_sites'"):
+        _ = fgvar.with_site
+    with pytest.raises(ImportError, match="mesure"):
+        from fgvar import mesure  # noqa: F401
+
+
 def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
@@ -213,7 +232,7 @@ def test_import_is_lazy() -> None:
     ]
 
 
-STUDIES = {path.name for path in (ROOT / "studies").glob("*.py")} - {"common.py", "runs.py"}
+STUDIES = {path.name for path in (ROOT / "studies").glob("*.py")} - {"common.py", "runs.py", "training.py"}
 
 
 @pytest.mark.parametrize("study", sorted(STUDIES))
@@ -226,13 +245,58 @@ def test_help_of_a_study_needs_no_torch(study: str) -> None:
     assert run(code).split()[-1] == "False"
 
 
-def test_examples_of_the_readme_run(tmp_path, monkeypatch) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert blocks
+READMES = [
+    ROOT / "README.md",
+    *(path for top in ("fgvar", "studies", "tests") for path in (ROOT / top).rglob("README.md")),
+]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def masked(text: str) -> list[str]:
+    """Its lines without numbers, whose last digits vary with the machine, and with single blanks."""
+    return [" ".join(re.sub(r"-?\d[\d.]*(e-?\d+)?", "#", line).split()) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("path", READMES, ids=name_of)
+def test_examples_of_a_readme_run_and_print_what_it_shows(path: Path, tmp_path, monkeypatch, capsys) -> None:
+    """In order, and in one namespace: what an example defines the next one may use."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+    for block, shown in re.findall(r"```python\n(.*?)```\n\n((?:    [^\n]*\n)*)", path.read_text(), flags=re.DOTALL):
+        exec(compile(block, name_of(path), "exec"), names)
+        assert set(masked(shown)) <= set(masked(capsys.readouterr().out)), name_of(path)
+
+
+def anchors(path: Path) -> set[str]:
+    """Of a document's headings, as GitHub makes them."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL), flags=re.MULTILINE
+    )
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", READMES, ids=name_of)
+def test_links_of_a_readme_lead_somewhere(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), f"{name_of(path)}: {link}"
+        assert not anchor or anchor in anchors(target), f"{name_of(path)}: {link}"
+
+
+def test_every_study_has_its_paragraph_and_picture() -> None:
+    text = (ROOT / "studies" / "README.md").read_text()
+    for name in STUDIES:
+        assert f"`{name}`" in text, name
+    for picture in (ROOT / "figures" / "data").glob("*.png"):
+        assert f"../figures/data/{picture.name})" in text, picture.name
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 12_000
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)

@@ -39,13 +39,13 @@ def test_estimators_of_the_same_losses_share_their_target_s(monkeypatch: pytest.
     computed = []
     once = DataVariance._spread
     monkeypatch.setattr(DataVariance, "_spread", lambda self, *one: computed.append(one) or once(self, *one))
-    problem, spreads = mixer(batch=3), DataVariance(mixer(batch=3), 16)
+    problem, data_variance = mixer(batch=3), DataVariance(mixer(batch=3), 16)
     schemes = {name: fgvar.scheme(name) for name in ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A")}
-    found = {name: spreads.of(scheme).value for name, scheme in schemes.items()}
+    found = {name: data_variance.of(scheme).value for name, scheme in schemes.items()}
     assert len(computed) == 3
     for name, scheme in schemes.items():
         np.testing.assert_array_equal(found[name], DataVariance(problem, 16).of(scheme).value)
     computed.clear()
-    spreads.of(fgvar.scheme("frozen"))
-    spreads.of(fgvar.scheme("frozen"))
+    data_variance.of(fgvar.scheme("frozen"))
+    data_variance.of(fgvar.scheme("frozen"))
     assert len(computed) == 2

@@ -10,8 +10,9 @@ from scipy import stats
 
 import fgvar
 from fgvar.measurement.dataset import FLAGS, ranged
-from fgvar.measurement.intervals import Estimated, Scatter, arms, interval, p_value, widened
-from fgvar.measurement.moments import References, init, update
+from fgvar.measurement.intervals import Estimated, Scatter, hall_quantiles, inflate_standard_error, interval, p_value
+from fgvar.measurement.moments import init, update
+from fgvar.measurement.references import References
 from fgvar.measurement.statistics import Z, statistics
 from studies.calibration import coverage, laws
 
@@ -32,14 +33,14 @@ def test_the_arms_are_where_the_transform_reaches_t(n: int, skewness: float) -> 
     """Hall's transform of Student's statistic at either end is ± t; a sample's skewness is below √n."""
     skewness = float(np.clip(skewness, -(n**0.5), n**0.5))
     a, t = 1.3 * skewness / n**0.5, stats.t.ppf(0.975, n - 1)
-    below, above = arms(n, one(skewness))
+    below, above = hall_quantiles(n, one(skewness))
     for x, end in ((below, t), (-above, -t)):
         assert x + a * x**2 / 3 + a**2 * x**3 / 27 + a / 6 == pytest.approx(end, rel=1e-5, abs=1e-5)
     assert below + above > 0
 
 
 def test_a_skewed_law_reaches_further_on_the_side_of_its_tail() -> None:
-    right, left = arms(64, one(3.0)), arms(64, one(-3.0))
+    right, left = hall_quantiles(64, one(3.0)), hall_quantiles(64, one(-3.0))
     assert right[1] > 2 * right[0] > 0
     np.testing.assert_allclose(right, left[::-1])
 
@@ -54,28 +55,28 @@ def test_no_sample_hides_its_interval() -> None:
 
 def test_the_p_value_is_the_larger_of_two() -> None:
     n, error = 64, one(1.0)
-    t = 2.5 / widened(n, error, one(0.0))
+    t = 2.5 / inflate_standard_error(n, error, one(0.0))
     np.testing.assert_allclose(p_value(n, one(2.5), error, one(0.0)), 2 * stats.t.sf(t, n - 1))
     # Of a law with its tail on the right, a mean far on the right is less surprising, one on the left no more so.
     skewed = one(4.0)
-    t = 2.5 / widened(n, error, skewed)
+    t = 2.5 / inflate_standard_error(n, error, skewed)
     np.testing.assert_allclose(p_value(n, one(2.5), error, skewed), 2 * stats.t.sf(t, n - 1))
     assert p_value(n, one(-2.5), error, skewed) > 2 * stats.t.sf(t, n - 1)
 
 
 def test_numbers_with_their_ends() -> None:
     whole = Estimated(np.array([1.0, 2.0]), np.array([0.1, 0.2]), np.array([-0.5, 1.0]), np.array([1.2, 3.0]))
-    assert whole.within(0, 2.5).low.tolist() == [0, 1]
-    assert whole.within(0, 2.5).high.tolist() == [1.2, 2.5]
+    assert whole.clipped(0, 2.5).low.tolist() == [0, 1]
+    assert whole.clipped(0, 2.5).high.tolist() == [1.2, 2.5]
     assert whole.scaled(np.array([2.0, 0.5])).high.tolist() == [2.4, 1.5]
     first = np.array([True, False])
-    assert [part[0] for part in whole.known(first).parts] == [1, 0, 1, 1]
-    assert whole.known(first).high[1] == 3
-    assert np.isnan([part[0] for part in whole.undefined(first).parts]).all()
-    assert np.isnan(whole.unbounded(first).low[0])
-    assert whole.unbounded(first).error[0] == 0.1
+    assert [part[0] for part in whole.exact_where(first).parts] == [1, 0, 1, 1]
+    assert whole.exact_where(first).high[1] == 3
+    assert np.isnan([part[0] for part in whole.nan_where(first).parts]).all()
+    assert np.isnan(whole.without_interval(first).low[0])
+    assert whole.without_interval(first).error[0] == 0.1
     np.testing.assert_array_equal(Estimated.exact([1.0, np.nan]).error, [0, np.nan])
-    assert np.isnan(Estimated.alone(whole.value).high).all()
+    assert np.isnan(Estimated.without_error(whole.value).high).all()
     assert Estimated.stacked([whole, whole]).low.shape == (2, 2)
 
 

@@ -116,14 +116,13 @@ def wide_mlp() -> fgvar.Problem:
     return fgvar.Problem(net, "cross_entropy", fgvar.data.load("digits").sample(128, seed=0))
 
 
-@pytest.mark.parametrize(
-    ("name", "oracle"), [("FG-W", "Jvp"), ("FG-W", "Replay"), ("FG-A", "Jvp"), ("FG-A", "Replay")]
-)
+@pytest.mark.parametrize("oracle", [fgvar.Jvp(), fgvar.oracles.Replay()], ids=repr)
+@pytest.mark.parametrize("name", ["FG-W", "FG-A"])
 @pytest.mark.parametrize("build", [wide_mixer, wide_mlp])
-def test_memory_keeps_to_the_budget(build: Callable[[], fgvar.Problem], name: str, oracle: str) -> None:
+def test_memory_keeps_to_the_budget(build: Callable[[], fgvar.Problem], name: str, oracle: object) -> None:
     """What torch allocates at a time, however many draws; local losses where there are heads."""
     problem, budget = build(), 16 << 20
-    estimator = fgvar.scheme(f"LG-{name}" if build is wide_mixer else name, oracle=getattr(fgvar, oracle)())
+    estimator = fgvar.scheme(f"LG-{name}" if build is wide_mixer else name, oracle=oracle)
     assert default_chunk(estimator, problem, estimator.randomness(problem), budget) > 1
     taken = peak(lambda: fgvar.measure({"one": estimator}, problem, draws=32, budget=budget))
     assert taken < budget
@@ -317,3 +316,28 @@ def test_cost_is_counted_in_forward_passes(dataset: xr.Dataset) -> None:
     assert (cost > 2).all()
     assert (cost < 8).all()
     assert (abs(cost.sel(estimator=["FG-W", "FG-A"]) - 3) < 0.2).all(), "three products of a layer each"
+
+
+@pytest.mark.parametrize("name", ["FG-W", "BP"])
+def test_what_plays_no_part_on_the_exact_route_may_have_any_value(name: str, problem: fgvar.Problem) -> None:
+    """Neither draws nor the blocks that chunks fill are looked at, with or without randomness; their types are."""
+    schemes = {"one": fgvar.scheme(name), "two": fgvar.scheme(name)}
+    expected = fgvar.measure(schemes, problem, route="exact", paired=True).drop_vars("seconds")
+    for draws, chunk in ((0, 3), (-5, 17), (1, None)):
+        found = fgvar.measure(schemes, problem, route="exact", paired=True, draws=draws, chunk=chunk)
+        xr.testing.assert_allclose(found.drop_vars("seconds"), expected, rtol=1e-12)
+        assert "draws" not in found.attrs
+    for wrong in ({"draws": 1.5}, {"draws": True}, {"chunk": "all"}):
+        ((what, value),) = wrong.items()
+        with pytest.raises(TypeError, match=f"{what} is {value!r}, expected an integer"):
+            fgvar.measure(schemes, problem, route="exact", **wrong)
+    with pytest.raises(ValueError, match="draws is 0, expected at least 2"):
+        fgvar.measure(schemes, problem, draws=0)
+
+
+def test_a_probe_by_the_exact_route_needs_no_draws(problem: fgvar.Problem) -> None:
+    chosen = {"estimators": {"FG-W": fgvar.scheme("FG-W")}, "batch": (problem.inputs, problem.targets), "steps": [0]}
+    fgvar.Probe(**chosen, draws=0, route="exact").check(problem, 1)
+    for route in ("drawn", "both"):
+        with pytest.raises(ValueError, match="draws is 0, expected at least 2"):
+            fgvar.Probe(**chosen, draws=0, route=route).check(problem, 1)

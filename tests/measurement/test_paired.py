@@ -8,12 +8,14 @@ from cases import labels, mixer, randn
 from torch import nn
 
 import fgvar
+from fgvar.measurement.arguments import Settings
 from fgvar.measurement.dataset import ENDS, FLAGS, VARIABLES
-from fgvar.measurement.draws import PlainCalls
+from fgvar.measurement.draws import VmapFallback
 from fgvar.measurement.intervals import Estimated
-from fgvar.measurement.lending import Loan
-from fgvar.measurement.moments import BLOCK, FEATURES, References, absorb, block, init
+from fgvar.measurement.moments import BLOCK, FEATURES, absorb, block, init
+from fgvar.measurement.mutation_guard import MutationGuard
 from fgvar.measurement.paired import DIFFERENCES, Measured, differences
+from fgvar.measurement.references import References
 from fgvar.measurement.sampled import Drawn, drawn_statistics
 from fgvar.measurement.statistics import statistics
 
@@ -170,10 +172,10 @@ def test_memory_is_that_of_scalars(problem: fgvar.Problem) -> None:
     """23 numbers a draw and layer beside the per-draw features, however large the layers are."""
     estimator = fgvar.scheme("FG-W")
     references = References.of(problem.backprop(), problem.backprop(), problem.perturbed)
-    loan, randomness = Loan.of("a", estimator, problem), estimator.randomness(problem)
+    guard, randomness = MutationGuard.of("a", estimator, problem), estimator.randomness(problem)
     kept, dropped = (
-        drawn_statistics(loan, estimator, references, randomness, 160, 0, 16, PlainCalls(), None, False, keep)
-        for keep in (True, False)
+        drawn_statistics(guard, estimator, references, randomness, settings, VmapFallback())
+        for settings in (Settings(160, 0, chunk=16, paired=keep) for keep in (True, False))
     )
     layers = len(problem.params) + 2
     assert sum(gram.numel() for gram in kept.grams) == layers * 10 * 19**2 < 23 * 160 * layers

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from cases import randn
+from refusals import says
 from torch import Tensor, nn
 
 import fgvar
@@ -344,3 +345,49 @@ def test_every_example_is_on_its_own(build) -> None:
     x = inputs_of(model, batch=4)
     each = torch.cat([model(x[n : n + 1]) for n in range(4)])
     torch.testing.assert_close(model(x), each, rtol=0, atol=1e-12)
+
+
+# ---- sizes that do not fit -----------------------------------------------------------------------------
+
+
+def sized(**sizes) -> LocalMixer:
+    words = {"image_shape": (1, 4, 4), "classes": 3, "blocks": 1, "patches": 2, "channels": 8, "groups": 2}
+    return LocalMixer(**words | sizes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "got", "remedy"),
+    [
+        ({"groups": 3}, "8 channels do not divide into 3 groups", "groups="),
+        ({"patches": 3}, "4×4 does not divide into 3×3 patches", "patches="),
+        ({"image_shape": (1, 4, 6), "patches": 4}, "4×6 does not divide into 4×4", "patches="),
+        ({"patches": 8}, "4×4 does not divide into 8×8", "patches="),
+        ({"patches": 4}, "a patch of one number", "fewer patches"),
+        ({"groups": 8}, "one channel per group", "fewer groups"),
+        ({"classes": 0}, "classes is 0", "at least 1"),
+        ({"blocks": 0}, "blocks is 0", "at least 1"),
+        ({"patches": -1}, "patches is -1", "at least 1"),
+        ({"groups": 0}, "groups is 0", "at least 1"),
+        ({"channels": 0}, "channels is 0", "at least 1"),
+        ({"channels": -8}, "channels is -8", "at least 1"),
+        ({"image_shape": (1, 0, 4)}, r"\(1, 0, 4\)|height is 0", "at least 1"),
+        ({"image_shape": (4, 4)}, r"\(4, 4\)", "channels, height, width|colours, height, width"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_sizes_of_a_local_mixer(sizes: dict, got: str, remedy: str) -> None:
+    with pytest.raises(ValueError, match=says(got, remedy)):
+        sized(**sizes)
+
+
+@pytest.mark.parametrize("size", ["in_features", "width", "depth", "classes"])
+@pytest.mark.parametrize("number", [0, -2])
+def test_sizes_of_an_mlp(size: str, number: int) -> None:
+    with pytest.raises(ValueError, match=f"{size} is {number}, expected at least 1"):
+        MLP(**{"in_features": 3, "width": 4, "depth": 1, "classes": 2} | {size: number})
+
+
+@pytest.mark.parametrize("shape", [(2, 16), (2, 1, 4, 5), (1, 4, 4), (2, 3, 4, 4)])
+def test_images_of_another_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=says(rf"images have shape \({', '.join(map(str, shape))}\)", "1, 4, 4")):
+        sized()(torch.zeros(shape))

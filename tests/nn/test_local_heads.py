@@ -23,7 +23,7 @@ from nets import (
 from torch import nn
 
 import fgvar
-from fgvar.estimators.spaces import site_plan
+from fgvar.estimators.credit import Plan, site_modules, site_plans
 from fgvar.networks.local_mixer import GroupedLinear
 from fgvar.nn.heads import LocalHead
 from fgvar.nn.reach import OUTPUT
@@ -49,6 +49,10 @@ def mlp() -> nn.Module:
 
 def heads(net: nn.Module | None = None, **words) -> nn.Module:
     return fgvar.with_local_heads(net or mlp(), **{"after": ("1", "3"), "classes": 3, **words})
+
+
+def plan(problem: fgvar.Problem, site: str) -> Plan:
+    return site_plans(problem, fgvar.LocalLosses(), site_modules(problem, [site]))[site]
 
 
 # ---- the copy ----------------------------------------------------------------------------------------------
@@ -176,8 +180,8 @@ def test_other_local_losses_are_unbiased(losses: fgvar.LocalLosses, name: str) -
 def test_what_is_led_around_a_stop_is_credited(name: str) -> None:
     problem = problem_of(blocks(Around), Around)
     end = "block.local.head.end"
-    assert set(site_plan(problem, fgvar.LocalLosses(), "first.site")) == {end, OUTPUT}
-    assert set(site_plan(problem, fgvar.LocalLosses(), "block.site")) == {end}
+    assert set(plan(problem, "first.site")) == {end, OUTPUT}
+    assert set(plan(problem, "block.site")) == {end}
     assert_unbiased(fgvar.scheme(name), problem)
 
 
@@ -197,7 +201,7 @@ def test_copies_are_credited_apart_where_the_site_is_the_feature(sites_first: bo
     traces = []
     for example in (True, False):
         problem = problem_of(blocks(conv, after=("0", "2"), sites_first=sites_first, example=example), conv)
-        plans = [site_plan(problem, fgvar.LocalLosses(), f"{k}.site") for k in (0, 2, 5)]
+        plans = [plan(problem, f"{k}.site") for k in (0, 2, 5)]
         assert plans[:2] == [{f"{k}.local.head.end": (False, example)} for k in (0, 2)]
         assert plans[2] == {OUTPUT: (False, False)}
         assert_unbiased(fgvar.scheme("LG-FG-A"), problem)
@@ -210,8 +214,8 @@ def test_copies_are_credited_apart_where_the_site_is_the_feature(sites_first: bo
 def test_tokens_are_credited_apart_too(sites_first: bool) -> None:
     problem = problem_of(blocks(encoder, sites_first=sites_first), encoder)
     end = "0.local.head.end"
-    assert site_plan(problem, fgvar.LocalLosses(), "0.site") == {end: (True, True)}
-    assert site_plan(problem, fgvar.LocalLosses(), "1.norm2.site") == {"1.local.head.end": (False, False)}
+    assert plan(problem, "0.site") == {end: (True, True)}
+    assert plan(problem, "1.norm2.site") == {"1.local.head.end": (False, False)}
 
 
 def test_groups_that_are_not_the_heads_are_summed() -> None:
@@ -237,7 +241,7 @@ def test_a_hook_in_between_mixes_the_copies(sites_first: bool) -> None:
     net[2].register_forward_hook(doubled)
     net = fgvar.with_local_heads(net, **words)
     problem = fgvar.Problem(net if sites_first else fgvar.with_sites(net), "cross_entropy", (x, labels(2, 3)))
-    assert site_plan(problem, fgvar.LocalLosses(), "2.site") == {"2.local.head.end": (False, False)}
+    assert plan(problem, "2.site") == {"2.local.head.end": (False, False)}
     assert_unbiased(fgvar.scheme("LG-FG-A"), problem)
 
 

@@ -70,7 +70,7 @@ def test_a_problem_of_a_loss_that_draws_nothing_moves_no_state() -> None:
 
 def test_noise_that_is_part_of_the_inputs_is_accepted() -> None:
     module = Calls(lambda m, x: m.layer(x[:, :3] * (x[:, 3:] > 0)))
-    assert_measured(module, "FG-W", batch=(torch.cat([X, randn(6, 3, seed=1)], 1), Y))
+    assert_measured(module, "FG-W", batch=(torch.cat([X, randn(*X.shape, seed=1)], 1), Y))
 
 
 # ---- parameters of others ----------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def test_a_network_that_fails_on_one_example_alone_is_refused() -> None:
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
 def test_time_along_the_batch_is_refused(kind: type[nn.Module]) -> None:
     """Example i sees example i − 1, and the first one sees nobody."""
-    batch = randn(6, 4, 3), Y
+    batch = randn(len(X), 5, 3), Y
     turned, right = (
         Calls(lambda m, x: m.fc(m.rnn(x)[0][:, -1]), rnn=kind(3, 5, batch_first=first), fc=nn.Linear(5, 2))
         for first in (False, True)

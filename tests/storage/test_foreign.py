@@ -13,7 +13,7 @@ import xarray as xr
 import fgvar
 from fgvar.cli import main
 from fgvar.measurement.dataset import ranged
-from fgvar.measurement.dataset_checks import lacking
+from fgvar.measurement.dataset_checks import missing_from
 from fgvar.measurement.report import provenance_line, rows, to_text
 from fgvar.measurement.text_tables import format_table, to_json, to_tsv, visible
 from figures import layers, style
@@ -223,7 +223,7 @@ def test_figures_refuse_what_is_not_their_dataset(change, what: str) -> None:
 
 def test_variables_of_text_may_hold_text() -> None:
     dataset = xr.Dataset({"family": ("t", ["a"]), "cost": ("t", ["b"])})
-    assert lacking(dataset, {"family": ("t",), "cost": ("t",)}, style.TEXT) == ["numbers in 'cost'"]
+    assert missing_from(dataset, {"family": ("t",), "cost": ("t",)}, style.TEXT) == ["numbers in 'cost'"]
 
 
 def test_figures_need_labels_that_they_know(tmp_path) -> None:

@@ -44,67 +44,67 @@ def another(how: str) -> Iterator["subprocess.Popen[str]"]:
 def test_one_alone(tmp_path) -> None:
     """Who holds it is named; another thread of the same process is another; it is free afterwards."""
     path = tmp_path / "lock"
-    with another(f"alone(Path({str(path)!r}))") as one:
-        with pytest.raises(locks.Held, match=rf"^process {one.pid} on "), locks.alone(path):
+    with another(f"exclusive(Path({str(path)!r}))") as one:
+        with pytest.raises(locks.LockHeld, match=rf"^process {one.pid} on "), locks.exclusive(path):
             pass
         one.stdin.close()
         one.wait()
         assert not path.exists()
-    with locks.alone(path):
-        assert path.read_text() == locks.me()
+    with locks.exclusive(path):
+        assert path.read_text() == locks.this_process()
         found = []
 
         def enter() -> None:
             try:
-                with locks.alone(path):
+                with locks.exclusive(path):
                     pass
-            except locks.Held as held:
+            except locks.LockHeld as held:
                 found.append(str(held))
 
         thread = threading.Thread(target=enter)
         thread.start()
         thread.join()
-        assert found == [locks.me()]
+        assert found == [locks.this_process()]
     assert not path.exists()
 
 
 def test_a_kill_frees_it(tmp_path) -> None:
     path = tmp_path / "lock"
-    with another(f"alone(Path({str(path)!r}))") as one:
+    with another(f"exclusive(Path({str(path)!r}))") as one:
         one.kill()
         one.wait()
         assert path.exists()
-        with locks.alone(path):
-            assert path.read_text() == locks.me()
+        with locks.exclusive(path):
+            assert path.read_text() == locks.this_process()
     assert not path.exists()
 
 
 def test_several_together_at_one_work(tmp_path) -> None:
     """The last one to go takes the file away; other work waits until then."""
     path = tmp_path / "lock"
-    with another(f"together(Path({str(path)!r}), 'this')") as one, locks.together(path, "this"):
-        with pytest.raises(locks.Held, match=rf"process {one.pid} on "), locks.together(path, "that"):
+    with another(f"shared(Path({str(path)!r}), 'this')") as one, locks.shared(path, "this"):
+        with pytest.raises(locks.LockHeld, match=rf"process {one.pid} on "), locks.shared(path, "that"):
             pass
         one.stdin.close()
         one.wait()
         assert path.exists()
-        with pytest.raises(locks.Held), locks.together(path, "that"):
+        with pytest.raises(locks.LockHeld), locks.shared(path, "that"):
             pass
     assert not path.exists()
-    with locks.together(path, "that"):
+    with locks.shared(path, "that"):
         pass
 
 
 def test_a_lock_that_is_being_written_down(tmp_path) -> None:
     """It has no name in it yet; whoever wants to share it waits a moment."""
     path = tmp_path / "lock"
-    number = locks.opened(path)
-    with pytest.raises(locks.Held, match=r"^another process$"), locks.alone(path):
+    number = locks.try_lock(path)
+    with pytest.raises(locks.LockHeld, match=r"^another process$"), locks.exclusive(path):
         pass
     entered = threading.Event()
 
     def enter() -> None:
-        with locks.together(path, "this"):
+        with locks.shared(path, "this"):
             entered.set()
 
     thread = threading.Thread(target=enter)
@@ -126,7 +126,8 @@ def test_without_locks_everybody_has_one(tmp_path, monkeypatch, how: str) -> Non
             raise OSError(errno.ENOLCK, "No locks available")
 
         monkeypatch.setattr(locks.fcntl, "flock", refuse)
-    with locks.alone(tmp_path / "lock"), locks.alone(tmp_path / "lock"), locks.together(tmp_path / "lock", "this"):
+    lock = tmp_path / "lock"
+    with locks.exclusive(lock), locks.exclusive(lock), locks.shared(lock, "this"):
         pass
     assert fgvar.save(xr.Dataset(), tmp_path / "a.nc").exists()
 
@@ -147,9 +148,9 @@ def test_a_second_run_on_a_checkpoint_is_refused(tmp_path, monkeypatch) -> None:
     """By name or through a link, before it trains; after a kill the file is free."""
     path, link = tmp_path / "run.checkpoint", tmp_path / "link"
     link.symlink_to(path)
-    lock = locks.beside(path)
-    assert lock == locks.beside(link)
-    with another(f"alone(Path({str(lock)!r}))") as one:
+    lock = locks.lock_path(path)
+    assert lock == locks.lock_path(link)
+    with another(f"exclusive(Path({str(lock)!r}))") as one:
         with monkeypatch.context() as patch:
             patch.setattr(train.TrainingLoop, "update", lambda *_: pytest.fail("it must not train"))
             for where in (path, link):
@@ -215,9 +216,8 @@ def test_another_sweep_on_one_results_file_is_refused(tmp_path) -> None:
     out = tmp_path / "out.nc"
 
     def cell(a, b):
-        with pytest.raises(
-            BlockingIOError, match=rf"out\.nc is being written by a sweep of other cells, begun by {locks.me()}; wait"
-        ):
+        sentence = rf"out\.nc is being written by a sweep of other cells, begun by {locks.this_process()}; wait"
+        with pytest.raises(BlockingIOError, match=sentence):
             fgvar.sweep(ragged, AXES, seed=SEEDS, folder=tmp_path, out=out)
         for shard, compute in (("0/2", False), ("1/2", True)):
             fgvar.sweep(trivial, {"a": (1,), "b": (2,)}, folder=tmp_path / "x", out=tmp_path / f"{a}.nc",

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 import xarray as xr
 
 import fgvar
@@ -18,17 +17,6 @@ STORED = Path(__file__).parents[2] / "figures/data/cost.nc"
 @pytest.fixture(scope="module")
 def stored() -> xr.Dataset:
     return fgvar.open_dataset(STORED)
-
-
-def test_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study.main(tyro.cli(study.Config, args=["--smoke", "--out", str(tmp_path / "cost.nc")]))
-    assert "parameters" in capsys.readouterr().out
-    found = fgvar.open_dataset(tmp_path / "cost_smoke.nc")
-    assert (found["status"] == "done").all()
-    assert (found["time"] > 0).all()
-    assert (found["peak"] > 0).all()
-    assert str(tmp_path) not in str(found.attrs)
-    assert (tmp_path / "cost_smoke.txt").read_text().startswith("A smoke run")
 
 
 def test_slopes_are_those_of_medians() -> None:
@@ -64,11 +52,3 @@ def test_what_is_drawn(stored: xr.Dataset, venue: style.Venue, columns: style.Co
     (line,) = [line for line in drawn.axes[0].lines if line.get_marker() == style.look("FG-W").marker]
     one = stored["time"].sel(along="draws", estimator="FG-W").median(("seed", "repeat")).dropna("point")
     np.testing.assert_allclose(line.get_ydata(), one)
-
-
-def test_caption_and_foreign_data(stored: xr.Dataset) -> None:
-    text = figure.caption(stored)
-    for part in ("medians of 5 repeats", "Slopes of the time", "Memory of the most draws over that of 64"):
-        assert part in text
-    with pytest.raises(ValueError, match=r"not a dataset of studies/cost\.py"):
-        figure.draw(xr.Dataset())

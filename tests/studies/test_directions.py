@@ -4,23 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import tyro
 
 import fgvar
 from fgvar.testing import covariance, expectation
-from figures import directions as figure
 from studies import directions
-
-
-def test_smoke_run(tmp_path: Path) -> None:
-    directions.main(tyro.cli(directions.Config, args=["--smoke", "--out", str(tmp_path / "directions.nc")]))
-    found = fgvar.open_dataset(tmp_path / "directions_smoke.nc")
-    assert dict(found.sizes) == {"directions": 3, "seed": 1, "estimator": 4}
-    assert (found["status"] == "done").all()
-    assert str(tmp_path) not in str(found.attrs)
-    assert len(figure.draw(found, columns=1).axes) == 2
-    with pytest.raises(ValueError, match="expected numbers from 1 to 160"):
-        directions.main(directions.Config(directions=(161,)))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 import xarray as xr
 
 import fgvar
@@ -25,36 +24,6 @@ def slope(values: xr.DataArray, low: float, high: float) -> float:
     """Of the logarithms, between two steps."""
     some = values.sel(step=slice(low * 0.9, high * 1.1))
     return float(np.polyfit(np.log(some["step"]), np.log(some), 1)[0])
-
-
-def test_smoke(tmp_path, capsys) -> None:
-    study.main(tyro.cli(study.Config, args=["--smoke", "--out", str(tmp_path / "finite_differences.nc")]))
-    out = tmp_path / "finite_differences_smoke.nc"
-    assert "best step" in capsys.readouterr().out
-    for suffix in (".nc", ".pdf", ".png"):
-        assert out.with_suffix(suffix).stat().st_size > 1000, suffix
-    assert out.with_suffix(".txt").read_text().startswith("A smoke run: the numbers mean nothing.")
-    found = fgvar.open_dataset(out)
-    assert (found["status"] == "done").all()
-    assert np.isfinite(found["distance"]).all()
-    # On some CPUs the smallest step moves nothing in float32: every estimate is 0, and lacks all of its length.
-    assert ((found["distance_se"] > 0) | (found["distance"] == 1)).all()
-    assert (found["distance_se"] > 0).sel(step=1e-4, method="nearest").all()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--draws", "100"], "multiple of the blocks"),
-        (["--networks", "sigmoid"], "networks are tanh, relu, mixer"),
-        (["--dtypes", "half"], "dtypes float32 and float64"),
-    ],
-)
-def test_wrong_input_is_refused(arguments: list[str], message: str, tmp_path) -> None:
-    config = tyro.cli(study.Config, args=[*arguments, "--out", str(tmp_path / "a.nc")])
-    with pytest.raises(ValueError, match=message):
-        study.main(config)
-    assert not list(tmp_path.iterdir())
 
 
 def test_squared_norm_is_unbiased_and_its_error_covers() -> None:
@@ -114,14 +83,3 @@ def test_what_is_drawn(stored: xr.Dataset, venue: style.Venue, columns: style.Co
     (line,) = [line for line in drawn.axes[0].lines if line.get_marker() == "o" and line.get_color() == "#D55E00"]
     expected = stored["distance"].sel(network="tanh", dtype="float32", space="activities", oracle="central")
     np.testing.assert_allclose(line.get_ydata(orig=False), expected)
-
-
-def test_the_caption_says_how_numbers_came(stored: xr.Dataset) -> None:
-    text = figure.caption(stored)
-    for part in ("values are drawn: 1024 draws", "±1.96", "3 standard errors above 0", "MLP, tanh: least distance"):
-        assert part in text, text
-
-
-def test_foreign_data_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"not a dataset of studies/finite_differences\.py: it lacks variable"):
-        figure.draw(xr.Dataset())

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import tyro
 import xarray as xr
 
 import fgvar
@@ -40,18 +39,6 @@ def test_peak_counts_what_lives_at_a_time() -> None:
     assert study.peak(way) == 4000 + 4000 + 2000, "two of 1000 floats, then two more beside 500"
 
 
-def test_smoke(tmp_path: Path) -> None:
-    out = tmp_path / "fused_losses.nc"
-    study.main(tyro.cli(study.Config, args=["--smoke", "--out", str(out)]))
-    found = fgvar.open_dataset(tmp_path / "fused_losses_smoke.nc")
-    assert dict(found["time"].sizes) == {"groups": 2, "seed": 1, "repeat": 3, "way": 3}
-    assert (found["status"] == "done").all()
-    assert str(tmp_path) not in str(found.attrs)
-    assert (tmp_path / "fused_losses_smoke.txt").read_text().startswith("A smoke run")
-    with pytest.raises(ValueError, match="no cell is done"):
-        study.main(tyro.cli(study.Config, args=["--collect", "--out", str(tmp_path / "nothing.nc")]))
-
-
 def test_the_stored_dataset_keeps_the_claim(stored: xr.Dataset) -> None:
     peak = stored["peak"].max("seed")
     naive, fused = (peak.sel(way=way) for way in ("naive", "fused"))
@@ -73,8 +60,3 @@ def test_what_is_drawn(stored: xr.Dataset, venue: style.Venue, columns: style.Co
     median = 1e3 * np.median(stored["time"].sel(way="naive"), axis=(1, 2))
     np.testing.assert_allclose(lines["replicated, naive"].get_ydata(), median)
     np.testing.assert_array_equal(lines["one copy"].get_xdata(), stored["groups"])
-
-
-def test_foreign_data_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"not a dataset of studies/fused_losses\.py"):
-        figure.draw(xr.Dataset())

@@ -39,6 +39,7 @@ def test_nothing_is_clipped_and_the_legend_stands_above(
     dataset = style.read(DATA / f"{name}.nc")
     for draw, _ in import_module(f"figures.{name}").FIGURES.values():
         figure = draw(dataset, venue=venue, columns=columns)
+        assert figure.get_figwidth() == style.width(venue, columns)
         renderer = FigureCanvasAgg(figure).get_renderer()
         tops = []
         for axes in figure.axes:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 import xarray as xr
 
 import fgvar
@@ -18,18 +17,6 @@ STORED = Path(__file__).parents[2] / "figures/data/guesses.nc"
 @pytest.fixture(scope="module")
 def stored() -> xr.Dataset:
     return fgvar.open_dataset(STORED)
-
-
-def test_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study.main(tyro.cli(study.Config, args=["--smoke", "--out", str(tmp_path / "guesses.nc")]))
-    assert "activity/local/Gaussian" in capsys.readouterr().out
-    found = fgvar.open_dataset(tmp_path / "guesses_smoke.nc")
-    assert dict(found["cosine"].sizes) == {"space": 1, "target": 2, "guess": 2, "seed": 1, "reference": 2}
-    assert (found["status"] == "done").all()
-    assert str(tmp_path) not in str(found.attrs)
-    assert (tmp_path / "guesses_smoke.txt").read_text().startswith("A smoke run: the numbers mean nothing.")
-    mine = {"space": "activity", "target": "local", "guess": "local", "reference": "target"}
-    assert found["cosine"].sel(mine).item() == pytest.approx(1, abs=1e-5), "the target, guessed"
 
 
 def test_a_place_outside_of_the_matrix_is_told() -> None:
@@ -69,10 +56,3 @@ def test_the_grid_shows_its_numbers(stored: xr.Dataset, venue: style.Venue, colu
         assert shown == [f"{value:.2f}" for value in data.sel(reference=reference).values.ravel()]
     place = {"guess": "local", "space": "activity", "target": "global", "reference": "backprop"}
     assert data.sel(place).item() == pytest.approx(stored["cosine"].sel(place).mean().item())
-
-
-def test_caption_and_foreign_data(stored: xr.Dataset) -> None:
-    for part in ("256 draws for each of 3 seeds", "44 steps of backprop"):
-        assert part in figure.caption(stored)
-    with pytest.raises(ValueError, match=r"not a dataset of studies/guesses\.py: it lacks variable"):
-        figure.draw(xr.Dataset())

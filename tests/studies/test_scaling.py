@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 import xarray as xr
 
 import fgvar
@@ -18,23 +17,6 @@ STORED = Path(__file__).parents[2] / "figures/data/scaling.nc"
 @pytest.fixture(scope="module")
 def stored() -> xr.Dataset:
     return fgvar.open_dataset(STORED)
-
-
-def test_smoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study.main(tyro.cli(study.Config, args=["--smoke", "--out", str(tmp_path / "scaling.nc")]))
-    assert "predicted" in capsys.readouterr().out
-    found = fgvar.open_dataset(tmp_path / "scaling_smoke.nc")
-    assert (found["status"] == "done").all()
-    assert str(tmp_path) not in str(found.attrs)
-    assert (tmp_path / "scaling_smoke.txt").read_text().startswith("A smoke run")
-    for place in found["place"].values:
-        one = figure.of_place(found, place).sel(estimator="FG-W")
-        np.testing.assert_allclose(one["relative_variance"], one["weights"] + 1, rtol=1e-9)
-
-
-def test_nothing_to_collect_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no cell is done"):
-        study.main(tyro.cli(study.Config, args=["--collect", "--out", str(tmp_path / "nothing.nc")]))
 
 
 def made(values: np.ndarray, sizes: tuple[int, ...] = (1, 2, 4)) -> xr.Dataset:
@@ -94,12 +76,7 @@ def test_what_is_drawn(stored: xr.Dataset) -> None:
     assert len(laws) == 2, "FG-W and FG-A; nothing predicts replicas"
 
 
-def test_caption_and_foreign_data(stored: xr.Dataset) -> None:
-    text = figure.caption(stored)
-    for part in ("exact", "drawn", "(replayed)", "standard errors over seeds", "95 % intervals"):
-        assert part in text
+def test_the_caption_counts_what_failed(stored: xr.Dataset) -> None:
     status = stored["status"].astype("U8")
     status[0, 0, 0, 0] = "failed"
     assert "1 cells failed" in figure.caption(stored.assign(status=status))
-    with pytest.raises(ValueError, match=r"not a dataset of studies/scaling\.py"):
-        figure.draw(xr.Dataset())

@@ -1,5 +1,6 @@
-"""The study of Table 3: its runs, one after another, what it refuses, and all runs together."""
+"""The study of Table 3: its runs as cells, what it refuses, and all runs together."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -9,62 +10,110 @@ import pytest
 import xarray as xr
 
 import fgvar
+from fgvar.sweeps import cells
+from fgvar.training.loop import TrainingLoop
 from figures import table3 as figure
 from figures import table3_probes, tabular
 from studies import runs as tables
-from studies import table3
+from studies import table3, training
+from studies.common import Options
 
 ROOT = Path(__file__).resolve().parents[2]
-SMOKE = table3.Config(smoke=True)
+STORED = ROOT / "figures/data/table3.nc"
 DIGITS = table3.Config(data="digits", epochs=1, probes=0)
 
 
-def test_one_run_is_resumed_and_says_what_it_was(tmp_path: Path, capsys) -> None:
-    config = replace(SMOKE, out=tmp_path / "run.nc", network=("M/1/16",), draws=2, probe_batch=4)
+def at(config: table3.Config, out: Path, *seeds: int, **options: object) -> table3.Config:
+    return replace(config, run=Options(out, seed=seeds or (0,), **options))
+
+
+def run_of(folder: Path, network: str, algorithm: str, seed: int) -> xr.Dataset:
+    """The dataset of one finished run."""
+    wanted = {"network": network, "algorithm": algorithm, "seed": seed}
+    (found,) = (
+        one for one in cells.finished(folder) if wanted.items() <= json.loads(one.attrs["cell_arguments"]).items()
+    )
+    return found
+
+
+def trained(printed: str) -> list[list[str]]:
+    """The rows of runs that were trained."""
+    return [line.split("\t") for line in printed.splitlines() if line.count("\t") > 5]
+
+
+def test_one_run_says_what_it_was_and_is_not_repeated(tmp_path: Path, capsys) -> None:
+    config = at(table3.Config(network=("M/1/16",), draws=2, probe_batch=4), tmp_path / "run.nc", smoke=True)
     table3.main(config)
-    row = capsys.readouterr().out
-    assert row.split("\t")[:5] == ["M/1/16", "LG-FG-A", "seed 0", "lr 0.025", "epochs 1"]
-    found = fgvar.open_dataset(config.out)
+    (row,) = trained(capsys.readouterr().out)
+    assert row[:5] == ["M/1/16", "LG-FG-A", "seed 0", "lr 0.025", "epochs 1"]
+    found = run_of(tmp_path / "run_smoke", "M/1/16", "LG-FG-A", 0)
     assert {"loss", "train_error", "test_error"} <= set(found.data_vars)
     assert list(found["estimator"].values) == list(table3.PROBED)
-    assert found.attrs["algorithm"] == "LG-FG-A"
     assert str(tmp_path) not in str(found.attrs), "no path of this machine"
     assert np.isfinite(found["cosine"].sel(layer="perturbed", reference="backprop")).all()
     exact = found.sel(layer="perturbed", estimator="FG-W", reference="target").isel(step=0)
     assert float(exact["variance_se"]) == 0, "from its closed form"
     for name in ("variance_low", "variance_high", "sq_bias_high"):
         assert float(exact[name]) == float(exact[name.rpartition("_")[0]]), "which has no interval"
+    assert (tmp_path / "run_smoke.txt").read_text().startswith("A smoke run")
+    assert (tmp_path / "run_probes_smoke.txt").read_text().startswith("A smoke run")
     table3.main(config)
-    assert capsys.readouterr().out == row.rstrip("\n") + "\tfinished before\n"
-    config.out.unlink()
+    assert not trained(capsys.readouterr().out)
+
+
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint(tmp_path: Path, capsys, monkeypatch) -> None:
+    """What it ends with is what it ends with undisturbed."""
+    config = at(replace(DIGITS, network=("S/1/1",), algorithm=("LG-FG-A",)), tmp_path / "a.nc")
+    end, left = training.tell, []
+
+    def killed(dataset: xr.Dataset) -> None:
+        left.append(dataset)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "tell", killed)
+    with pytest.raises(KeyboardInterrupt):
+        table3.main(config)
+    (checkpoint,) = (tmp_path / "a" / "scratch").glob("*/run.checkpoint")
+    monkeypatch.setattr(training, "tell", end)
+    monkeypatch.setattr(TrainingLoop, "update", lambda *_: pytest.fail("trained anew"))
     table3.main(config)
-    assert capsys.readouterr().out == row, "the same row, from the checkpoint"
+    assert not checkpoint.parent.exists()
+    assert len(trained(capsys.readouterr().out)) == 1
+    np.testing.assert_array_equal(run_of(tmp_path / "a", "S/1/1", "LG-FG-A", 0)["loss"], left[0]["loss"])
 
 
 def test_runs_that_are_there_are_skipped(tmp_path: Path, capsys) -> None:
-    config = replace(DIGITS, algorithm=("BP", "frozen", "LG-FG-W-published"), seed=(1,), folder=tmp_path)
-    table3.main(replace(config, shard="0/2"))
-    names = ["digits_S-1-1_BP_1.nc", "digits_S-1-1_LG-FG-W-published_1.nc"]
-    assert sorted(path.name for path in tmp_path.glob("*.nc")) == names
-    first = capsys.readouterr().out
-    assert len(first.splitlines()) == 2
-    table3.main(config)
-    rows = [row.split("\t") for row in capsys.readouterr().out.splitlines()]
-    assert [(row[1], row[-1] == "finished before") for row in rows] == [
-        ("BP", True), ("frozen", False), ("LG-FG-W-published", True),
-    ]  # fmt: skip
+    config = replace(DIGITS, network=("S/1/1",), algorithm=("BP", "frozen", "LG-FG-W-published"))
+    table3.main(at(config, tmp_path / "a.nc", 1, shard="0/2"))
+    first = {row[1] for row in trained(capsys.readouterr().out)}
+    assert first < set(config.algorithm)
+    table3.main(at(config, tmp_path / "a.nc", 1))
+    assert {row[1] for row in trained(capsys.readouterr().out)} == set(config.algorithm) - first
 
 
-def test_the_tables_have_every_row_of_the_paper() -> None:
-    runs = table3.table(table3.Config(), "mnist")
-    assert len(runs) == len(set(runs)) == 13 * 2 * 3
-    known = {found.name for found in fgvar.schemes()} | {"LG-FG-W-published"}
-    assert {cell.algorithm for cell in runs} <= known
-    assert set(table3.FAMILY) == {cell.algorithm for cell in runs}
-    assert {cell.network for cell in table3.table(table3.Config(), "cifar10")} == {"M/8/16"}
-    assert all(
-        set(rows) == {c.algorithm for c in runs} - {"frozen", "LG-FG-W-published"} for rows in table3.PAPER.values()
-    )
+def test_the_tables_have_every_row_of_the_paper(monkeypatch) -> None:
+    def runs(data: str) -> list[tuple[object, ...]]:
+        monkeypatch.setattr(training, "images", lambda _: (replace(digits, name=data),))
+        grids = table3.table(table3.Config(data=data))
+        assert all(settings["data"] == data for _, settings in grids)
+        return [
+            (network, name, seed, settings["epochs"], settings["lr"])
+            for axes, settings in grids
+            for seed in axes["seed"]
+            for network in axes["network"]
+            for name in axes["algorithm"]
+        ]
+
+    digits = fgvar.data.load("digits")
+    mnist = runs("mnist")
+    assert len(mnist) == len({run[:3] for run in mnist}) == 13 * 2 * 3
+    assert [run[3] for run in mnist] == [20] * 8 * 2 * 3 + [100] * 5 * 2 * 3, "the cheap ones first"
+    algorithms = {run[1] for run in mnist}
+    assert algorithms <= {found.name for found in fgvar.schemes()} | {"LG-FG-W-published"}
+    assert set(table3.FAMILY) == algorithms
+    assert all(run[4] == table3.RATES[table3.FAMILY[run[1]]] for run in mnist)
+    assert {run[0] for run in runs("cifar10")} == {"M/8/16"}
+    assert all(set(rows) == algorithms - {"frozen", "LG-FG-W-published"} for rows in table3.PAPER.values())
 
 
 def test_heads_beside_backprop_do_not_change_it() -> None:
@@ -77,51 +126,56 @@ def test_heads_beside_backprop_do_not_change_it() -> None:
     assert all(bool((plain[name] == ours[name]).all()) for name in plain if name not in heads)
 
 
-def test_errors(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown scheme 'LG-FG-B'; did you mean"):
-        table3.main(replace(SMOKE, algorithm=("LG-FG-B",), out=tmp_path / "run.nc"))
-    with pytest.raises(ValueError, match="unknown preset 'S/1'"):
-        table3.main(replace(SMOKE, network=("S/1",), out=tmp_path / "run.nc"))
-    with pytest.raises(ValueError, match=r"--out is the file of one run, and this command makes 3; give --network"):
-        table3.main(replace(DIGITS, algorithm=("BP",), out=tmp_path / "run.nc"))
-    with pytest.raises(ValueError, match="no finished run of this study in"):
-        table3.main(table3.Config(collect=True, folder=tmp_path))
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"algorithm": ("LG-FG-B",)}, {}, r"1 runs failed, see above \(.*unknown scheme 'LG-FG-B'; did you mean"),
+        ({"network": ("S/1",)}, {}, r"1 runs failed, see above \(.*unknown preset 'S/1'"),
+        ({}, {"shard": "2/2"}, r"expected i/n with 0 ≤ i < n"),
+        ({}, {"collect": True}, "no finished run of this study in"),
+    ],
+)
+def test_errors(tmp_path: Path, change, options, message: str) -> None:
+    config = replace(DIGITS, **{"network": ("S/1/1",), "algorithm": ("BP",)} | change)
+    with pytest.raises(ValueError, match=message):
+        table3.main(at(config, tmp_path / "a.nc", **options))
     assert not list(tmp_path.glob("*.nc"))
 
 
-@pytest.mark.parametrize("shard", ["1", "2/2", "a/b", "-1/2", "0/0"])
-def test_shards_out_of_range(tmp_path: Path, shard: str) -> None:
-    with pytest.raises(ValueError, match=r"expected i/n with 0 ≤ i < n"):
-        table3.main(replace(DIGITS, folder=tmp_path, shard=shard))
-
-
 def test_a_failed_run_stops_no_other_and_settings_are_compared(tmp_path: Path, capsys) -> None:
-    config = replace(DIGITS, network=("S/1", "S/1/1"), algorithm=("BP",), seed=(0,), folder=tmp_path)
+    config = replace(DIGITS, network=("S/1", "S/1/1"), algorithm=("BP",))
     with pytest.raises(ValueError, match="1 runs failed, see above"):
-        table3.main(config)
+        table3.main(at(config, tmp_path / "a.nc"))
     found = capsys.readouterr()
-    assert "failed: unknown preset 'S/1'" in found.out
-    assert "Traceback" in found.err
-    assert (tmp_path / "digits_S-1-1_BP_0.nc").exists()
-    with pytest.raises(ValueError, match=r"is finished with lr=0.1, this command says 0.2; give another --out"):
-        table3.main(replace(config, network=("S/1/1",), lr=0.2))
+    assert "network=S/1, algorithm=BP" in found.err
+    assert "failed: ValueError: unknown preset 'S/1'" in found.err
+    assert [row[0] for row in trained(found.out)] == ["S/1/1"]
+    config = replace(config, network=("S/1/1",), lr=0.2)
+    with pytest.raises(
+        ValueError, match=r"S/1/1 BP 0 in .* is finished with lr=0.1, this command says 0.2; give anot"
+    ):
+        table3.main(at(config, tmp_path / "a.nc"))
 
 
 def test_the_runs_that_chose_the_rates(tmp_path: Path, monkeypatch) -> None:
     """12 runs, on examples that are neither trained on nor of the test split; the choice is the least error's."""
-    asked: list[tuple[str, table3.Config, int, int]] = []
-    monkeypatch.setattr(
-        table3, "run", lambda c, cell, _, images, test: asked.append((cell.algorithm, c, len(images), len(test)))
-    )
-    images = fgvar.data.load("digits")
-    many = images.subset(np.arange(12_000) % len(images))
-    monkeypatch.setattr(fgvar.data, "load", lambda *_: many)
-    table3.main(table3.Config(rates=True, folder=tmp_path))
-    assert len({(name, config.lr) for name, config, *_ in asked}) == len(asked) == 12
-    assert all(config.epochs == 10 and (train, held) == (2000, 10_000) for _, config, train, held in asked)
+    asked: list[training.Grid] = []
 
+    def never(_cell, grids, _run, folder) -> bool:
+        asked.extend(grids)
+        assert folder == tmp_path / "a" / "rates"
+        return True
 
-STORED = ROOT / "figures/data/table3.nc"
+    monkeypatch.setattr(training, "train_all", never)
+    table3.main(at(table3.Config(rates=True), tmp_path / "a.nc"))
+    ((axes, settings),) = asked
+    assert axes["algorithm"] == tuple(table3.STANDS_FOR)
+    assert axes["lr"] == table3.TRIED
+    assert [settings[name] for name in ("epochs", "validation", "probes")] == [10, 10_000, 0]
+    train, held = training.images("digits", 400)
+    whole = fgvar.data.load("digits")
+    assert (len(train), len(held)) == (len(whole) - 400, 400)
+    assert bool((held.pixels == whole.pixels[-400:]).all())
 
 
 @pytest.mark.skipif(not STORED.exists(), reason="the table has not been stored yet")
@@ -137,26 +191,36 @@ def test_rates_are_those_of_the_least_validation_error() -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Two networks, two algorithms, two seeds; one run is missing and one longer."""
-    found = tmp_path_factory.mktemp("runs")
-    config = replace(DIGITS, algorithm=("BP",), seed=(0,), probes=1, draws=2, probe_batch=2, folder=found)
-    table3.main(replace(config, network=("S/1/1",)))
-    table3.main(replace(config, network=("M/1/16",), seed=(0, 1), probes=0))
-    table3.main(replace(config, network=("M/1/16",), algorithm=("LG-FG-A",), epochs=2, seed=(1,), probes=2))
+def out(tmp_path_factory) -> Path:
+    """Two networks, two algorithms, two seeds, one run missing and one longer; and two by which rates were chosen."""
+    found = tmp_path_factory.mktemp("runs") / "a.nc"
+    config = replace(DIGITS, algorithm=("BP",), draws=2, probe_batch=2)
+    small = replace(config, network=("S/1/1",))
+    grids = table3.table(at(replace(small, probes=1), found))
+    grids += table3.table(at(replace(config, network=("M/1/16",)), found, 0, 1))
+    longer = replace(config, network=("M/1/16",), algorithm=("LG-FG-A",), epochs=2, probes=2)
+    grids += table3.table(at(longer, found, 1))
+    training.train_all(table3.cell, grids, Options(found), found.with_suffix(""))
+    ((axes, settings),) = table3.table(at(replace(small, validation=100), found))
+    axes, settings = {**axes, "lr": (0.05, 0.1)}, {name: value for name, value in settings.items() if name != "lr"}
+    training.train_all(table3.cell, [(axes, settings)], Options(found), found.with_suffix("") / "rates")
     return found
 
 
-def test_gathered_errors_and_probes(folder: Path, tmp_path: Path, capsys) -> None:
-    out = tmp_path / "table3.nc"
-    table3.main(table3.Config(collect=True, folder=folder, out=out))
+def test_gathered_errors_and_probes(out: Path, capsys) -> None:
+    folder = out.with_suffix("")
+    table3.main(at(table3.Config(), out, collect=True))
     found = fgvar.open_dataset(out)
-    assert dict(found.sizes) == {"network": 2, "algorithm": 2, "seed": 2, "epoch": 3}
-    one = fgvar.open_dataset(folder / "digits_M-1-16_BP_1.nc")
+    assert {name: found.sizes[name] for name in ("network", "algorithm", "seed", "epoch")} == {
+        "network": 2, "algorithm": 2, "seed": 2, "epoch": 3,
+    }  # fmt: skip
+    one = run_of(folder, "M/1/16", "BP", 1)
     np.testing.assert_array_equal(
         found["test_error"].sel(network="M/1/16", algorithm="BP", seed=1), [*one["test_error"].values, np.nan]
     )
     assert found["epochs"].sel(algorithm="LG-FG-A").values.tolist() == [[0, 0], [0, 2]]
+    assert found["validation_error"].sel(tried="BP")["rate"].values.tolist() == [0.05, 0.1]
+    assert "digits" not in str(folder)
     assert str(folder) not in str(found.attrs)
     final = figure.final(found).sel(network="M/1/16")
     errors = found["test_error"].sel(network="M/1/16", algorithm="BP").isel(epoch=1).values * 100
@@ -164,8 +228,8 @@ def test_gathered_errors_and_probes(folder: Path, tmp_path: Path, capsys) -> Non
     assert float(final["test_se"].sel(algorithm="BP")) == pytest.approx(abs(np.diff(errors)[0]) / 2)
     assert float(final["paper_test"].sel(algorithm="BP")) == pytest.approx(2.41)
     assert np.isnan(final["test_se"].sel(algorithm="LG-FG-A")), "one run has no standard error"
-    probes = fgvar.open_dataset(out.with_stem("table3_probes"))
-    whole = fgvar.open_dataset(folder / "digits_M-1-16_LG-FG-A_1.nc")
+    probes = fgvar.open_dataset(out.with_stem("a_probes"))
+    whole = run_of(folder, "M/1/16", "LG-FG-A", 1)
     its = probes.sel(network="M/1/16", algorithm="LG-FG-A")
     np.testing.assert_array_equal(its["step"], whole["step"])
     for name in ("cosine", "relative_variance", "data_variance"):
@@ -173,14 +237,15 @@ def test_gathered_errors_and_probes(folder: Path, tmp_path: Path, capsys) -> Non
         np.testing.assert_allclose(stored, whole[name].sel(layer=its["layer"]).values.squeeze(), rtol=1e-6)
     assert bool(probes["step"].sel(network="S/1/1", algorithm="LG-FG-A").isnull().all())
     for suffix in ("", "_probes", "_probes_layers"):
-        assert out.with_name(f"table3{suffix}.png").stat().st_size > 10_000
+        assert out.with_name(f"a{suffix}.png").stat().st_size > 10_000
     table = capsys.readouterr().out
     assert re.search(r"^BP .* \d+\.\d\d ± \d\.\d\d \(2\) +2\.41 ", table, flags=re.MULTILINE)
     assert re.search(r"^LG-FG-A +– +3\.24 +– ", table, flags=re.MULTILINE)
+    assert "chosen on held-out training examples (S/1/1, 1 epochs, seed 0, 100 examples)" in figure.caption(found)
 
 
-def test_captions_tell_what_is_shown(folder: Path) -> None:
-    runs = [fgvar.open_dataset(path) for path in sorted(folder.glob("*.nc"))]
+def test_captions_tell_what_is_shown(out: Path) -> None:
+    runs = training.finished(out.with_suffix(""))
     errors = tables.errors(runs, table3.EXACT + table3.PERTURBED, table3.PAPER)
     text = figure.caption(errors)
     assert "M/1/16 on digits: 1 to 2 runs a cell (1 epochs: BP; 2 epochs: LG-FG-A)." in text
@@ -195,9 +260,11 @@ def test_captions_tell_what_is_shown(folder: Path) -> None:
         assert len(table3_probes.draw(probes, columns=columns).axes) == 6
     with pytest.raises(ValueError, match="lacks variable 'epochs'"):
         figure.draw(errors.drop_vars("epochs"))
+    with pytest.raises(ValueError, match="there are two runs of S/1/1 BP 0"):
+        tables.errors([*runs, *(one for one in runs if one.attrs["network"] == "S/1/1")], (), {})
 
 
 @pytest.mark.skipif(not STORED.exists(), reason="the table has not been stored yet")
 def test_the_readme_shows_the_stored_table() -> None:
     table = tabular.markdown(figure.table(xr.open_dataset(STORED, engine="h5netcdf")))
-    assert table in (ROOT / "README.md").read_text()
+    assert table in (ROOT / "studies" / "README.md").read_text()

@@ -1,8 +1,5 @@
 """The weight-sharing study as a user runs it, its stored evidence, and its figure."""
 
-import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,51 +10,11 @@ import fgvar
 from figures import style, weight_sharing
 
 ROOT = Path(__file__).resolve().parents[2]
-STUDY = ROOT / "studies" / "weight_sharing.py"
 
 
 @pytest.fixture(scope="module")
 def stored() -> xr.Dataset:
     return fgvar.open_dataset(ROOT / "figures" / "data" / "weight_sharing.nc")
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    """In this process: what a process of its own would take its time for is importing torch."""
-    monkeypatch.setattr(sys, "argv", [str(STUDY), *arguments])
-    runpy.run_path(str(STUDY), run_name="__main__")
-
-
-def test_smoke(tmp_path, monkeypatch, capsys) -> None:
-    out = tmp_path / "weight_sharing.nc"
-    run(monkeypatch, "--smoke", "--out", str(out))
-    assert "medians over examples, exact" in capsys.readouterr().out
-    for suffix in (".nc", ".pdf", ".png"):
-        assert out.with_suffix(suffix).stat().st_size > 1000, suffix
-    assert out.with_suffix(".txt").read_text().startswith("A smoke run: the numbers mean nothing.")
-    assert weight_sharing.agreement(fgvar.open_dataset(out)).all()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--positions", "3"], r"positions are \[3\], expected powers of two from 1 to 256"),
-        (["--examples", "0"], "examples is 0 and fan_out 32, expected at least 1 and at least 2"),
-    ],
-)
-def test_wrong_input_is_one_clear_line(arguments: list[str], message: str, tmp_path, monkeypatch) -> None:
-    with pytest.raises(SystemExit, match=message):
-        run(monkeypatch, "--smoke", "--out", str(tmp_path / "a.nc"), *arguments)
-    assert not list(tmp_path.iterdir())
-
-
-def test_help_needs_no_torch() -> None:
-    code = (
-        f"import sys, runpy; sys.argv = ['weight_sharing.py', '--help']\n"
-        f"try: runpy.run_path({str(STUDY)!r}, run_name='__main__')\n"
-        "except SystemExit: print('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.split()[-1] == "False"
 
 
 def test_the_stored_dataset_is_of_the_full_run(stored: xr.Dataset) -> None:
@@ -94,11 +51,3 @@ def test_what_is_drawn(stored: xr.Dataset, venue: style.Venue, columns: style.Co
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
     assert lines["ρ / fan-in, pooled"][0] == pytest.approx(1 / 16)
     assert len(lines["variance, each position"]) == 9
-    text = weight_sharing.caption(stored)
-    for part in ("All values are exact", "288 of 288 problems", "linear, loss pooled: nowhere", "Fan-in: linear 16"):
-        assert part in text, text
-
-
-def test_foreign_data_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"not a dataset of studies/weight_sharing\.py: it lacks variable"):
-        weight_sharing.draw(xr.Dataset())

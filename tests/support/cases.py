@@ -90,3 +90,9 @@ class Tied(nn.Module):
 def shared_weights() -> fgvar.Problem:
     torch.manual_seed(0)
     return fgvar.Problem(fgvar.with_sites(Tied().double()), "cross_entropy", (randn(3, 4), labels(3, 3)))
+
+
+def has_gradient(estimator: fgvar.Estimator, problem: fgvar.Problem) -> bool:
+    """Is anything but 0 compared with it?"""
+    target = estimator.target(problem)
+    return max(float(target[name].abs().max()) for name in problem.perturbed) > 1e-4

@@ -1,10 +1,11 @@
 """Twenty estimators as they were reported or shipped, right and wrong: what the checks say of each.
 
-Run   python -m tests.public_cases [NAME …]      prints who was passed, caught (by which check) or undecided
+Run   python -m tests.support.public_cases [NAME …]      prints who was passed, caught (by which check) or undecided
 """
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import fgvar
 sys.path.insert(0, str(Path(__file__).parent))
 
 import public_estimators as public
+import public_objectives as objectives
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Case:
     right: Any
     wrong: Any
     caught_by: str
-    problem: public.Builder = public.linear
+    problem: Callable[[], fgvar.Problem] = public.linear
     draws: int = 2048
 
 
@@ -80,40 +82,40 @@ CASES = {
         "variance",
     ),
     "priority": Case(
-        "baselines#1131", "examples by priority, without weights", public.prioritised(True),
-        public.prioritised(False), "scale",
+        "baselines#1131", "examples by priority, without weights", objectives.prioritised(True),
+        objectives.prioritised(False), "scale",
     ),
     "batch-size": Case(
-        "opacus#420", "divided by the actual size of a Poisson sample", public.Poisson(), public.Poisson(actual=True),
-        "scale",
+        "opacus#420", "divided by the actual size of a Poisson sample", objectives.Poisson(),
+        objectives.Poisson(actual=True), "scale",
     ),
     "left-over": Case(
-        "keras#20241", "micro-batches of 2, 2 and 1 count the same", public.MicroBatches(),
-        public.MicroBatches(shuffled=False), "unbiased", lambda: fgvar.testing.default_problems()["relu"],
+        "keras#20241", "micro-batches of 2, 2 and 1 count the same", objectives.MicroBatches(),
+        objectives.MicroBatches(shuffled=False), "unbiased", lambda: fgvar.testing.default_problems()["relu"],
     ),
     "token-mean": Case(
-        "transformers#34191", "micro-batches averaged over their own tokens", public.accumulated(True),
-        public.accumulated(False), "unbiased", public.tokens,
+        "transformers#34191", "micro-batches averaged over their own tokens", objectives.accumulated(True),
+        objectives.accumulated(False), "unbiased", objectives.tokens,
     ),
     "collocation": Case(
-        "NeuralSolvers#57", "points by their residual, without weights", public.prioritised(True),
-        public.prioritised(False), "scale", public.collocation,
+        "NeuralSolvers#57", "points by their residual, without weights", objectives.prioritised(True),
+        objectives.prioritised(False), "scale", objectives.collocation,
     ),
     "std": Case(
-        "posteriors#15", "the gradient by the std for that by its logarithm", public.Variational(),
-        public.Variational("std"), "scale", public.posterior,
+        "posteriors#15", "the gradient by the std for that by its logarithm", objectives.Variational(),
+        objectives.Variational("std"), "scale", objectives.posterior,
     ),
     "baseline": Case(
-        "shipped", "the mean over all samples as the score's baseline", public.Variational("score"),
-        public.Variational("leave-none"), "scale", public.posterior, 8192,
+        "shipped", "the mean over all samples as the score's baseline", objectives.Variational("score"),
+        objectives.Variational("leave-none"), "scale", objectives.posterior, 8192,
     ),
     "importance": Case(
-        "PyTorch-VAE#34", "normalised importance weights that are not detached", public.iwae(True),
-        public.iwae(False), "unbiased", public.coder,
+        "PyTorch-VAE#34", "normalised importance weights that are not detached", objectives.iwae(True),
+        objectives.iwae(False), "unbiased", objectives.coder,
     ),
     "softmax": Case(
-        "recommenders#219", "sampled negatives plus log q", public.exact_softmax(), public.sampled_softmax(1),
-        "scale", public.classes,
+        "recommenders#219", "sampled negatives plus log q", objectives.exact_softmax(), objectives.sampled_softmax(1),
+        "scale", objectives.classes,
     ),
 }  # fmt: skip
 

@@ -10,7 +10,12 @@ from torch.nn import functional
 import fgvar
 from fgvar.testing import expectation
 
-X, Y = randn(6, 3), labels(6, 2)
+X, Y = randn(4, 3), labels(4, 2)
+
+
+def says(*parts: str) -> str:
+    """A pattern of texts that must all occur, in any order: what was got, what was expected, what to do."""
+    return "(?s)" + "".join(f"(?=.*(?:{part}))" for part in parts)
 
 
 class Calls(nn.Module):
@@ -28,12 +33,25 @@ class Calls(nn.Module):
         return self.function(self, x)
 
 
-def net() -> nn.Module:
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+def net() -> nn.Sequential:
+    """A network whose weights are always the same."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    for index, p in enumerate(module.parameters()):
+        p.data = randn(*p.shape, seed=index)
+    return module
 
 
 def problem(module: object = None, loss: object = "cross_entropy", batch: object = (X, Y)) -> fgvar.Problem:
     return fgvar.Problem(net() if module is None else module, loss, batch)
+
+
+def with_sites(**words) -> fgvar.Problem:
+    return problem(fgvar.with_sites(net(), **words))
+
+
+def activities(where: fgvar.Problem, **words) -> fgvar.Randomness:
+    """What a user meets first, before anything is computed."""
+    return fgvar.Estimator(fgvar.ActivitySpace(**words)).randomness(where)
 
 
 def of_each(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ import ctypes
 import os
 import resource
 import signal
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import fgvar
 
 AXES = {"scheme": ("FG-W", "FG-A", "LG-FG-A"), "width": (1, 2, 3, 4)}
 SEEDS = (0, 1)
+ROOT = Path(__file__).resolve().parents[2]
+HERE = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])}
 
 
 def ragged(scheme: str, width: int, seed: int, log: str = "", seconds: float = 0.0) -> xr.Dataset:
@@ -43,7 +47,14 @@ def ragged(scheme: str, width: int, seed: int, log: str = "", seconds: float = 0
     )
 
 
-def trouble(kind: str, limit: int = 0) -> xr.Dataset:
+def trouble(kind: str, limit: int = 0, log: str = "") -> xr.Dataset:
+    """A line in the log says that the cell is in."""
+    if kind == "child hangs":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+        Path(log).write_text(f"{child.pid}\n")
+        child.wait()
+    if log:
+        Path(log).write_text(f"{os.getpid()}\n")
     if kind == "raises":
         raise RuntimeError("not this one")
     if kind == "exits":
@@ -55,6 +66,11 @@ def trouble(kind: str, limit: int = 0) -> xr.Dataset:
         np.ones(limit)
     if kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "ends":
+        os._exit(0)
+    if kind == "killed while it answers":
+        threading.Thread(target=_kill_while_sending, args=[threading.get_ident()]).start()
+        return xr.Dataset({"a": ("x", np.zeros(1 << 23))})
     if kind == "crashes":
         ctypes.string_at(0)
     if kind == "no dataset":
@@ -64,6 +80,13 @@ def trouble(kind: str, limit: int = 0) -> xr.Dataset:
     if kind == "attribute":
         return xr.Dataset(attrs={"exact": True})
     return xr.Dataset({"kind" if kind == "axis" else "value": 1.0})
+
+
+def _kill_while_sending(thread: int) -> None:
+    """The kernel takes 64 KiB of 64 MiB at a time: whoever sees the sending sees it unfinished."""
+    while sys._current_frames()[thread].f_code.co_name not in ("_send", "_send_bytes"):
+        time.sleep(1e-4)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def trivial(a: int, b: int) -> xr.Dataset:
@@ -92,3 +115,13 @@ def assert_same(found: xr.Dataset, expected: xr.Dataset) -> None:
         if variable.dtype.kind not in "OU":  # text, which a file has as another type
             assert found[name].dtype == variable.dtype
             assert found[name].values.tobytes() == variable.values.tobytes()
+
+
+def run(code: str) -> str:
+    """What a script or a line of code prints."""
+    what = [code] if code.endswith(".py") else ["-c", code]
+    done = subprocess.run(
+        [sys.executable, *what], capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | HERE
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -16,11 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 import xarray as xr
-from sweeping import assert_same, drive, second, trivial, trouble
+from sweeping import HERE, ROOT, assert_same, drive, second, trivial, trouble
 
 import fgvar
 
-ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 0.05  # of each of 24 cells
 WAYS = ({}, {"timeout": 60.0}, {"workers": 2})
 
@@ -33,12 +32,9 @@ def expected(tmp_path_factory) -> xr.Dataset:
 
 def start(*code: object) -> "subprocess.Popen[bytes]":
     """A python process that has the cells imported."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     command = [sys.executable, "-c", f"import sweeping, sys; {' '.join(map(str, code))}"]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | HERE, **quiet)
 
 
 def driver(folder: Path, **how: object) -> "subprocess.Popen[bytes]":
@@ -71,6 +67,7 @@ def kill_at_random(folder: Path, luck: random.Random, how: dict[str, float]) -> 
     children = processes_of(one)
     whom = luck.choice(["driver", "process"]) if children else "driver"
     there = len(list((folder / "cells").glob("*.cell")))
+    assert there, "it had begun"
     if whom == "driver":
         one.kill()
         one.wait()

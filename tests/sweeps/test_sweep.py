@@ -2,22 +2,17 @@
 
 import errno
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 import xarray as xr
-from sweeping import AXES, SEEDS, assert_same, drive, ragged, trivial, trouble
+from sweeping import AXES, assert_same, drive, ragged, run, trivial, trouble
 
 import fgvar
+from fgvar import sweeps
 from fgvar.sweeps import cells
-from studies.common import Options
-
-ROOT = Path(__file__).resolve().parents[2]
-HERE = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])}
 
 
 @pytest.fixture(scope="module")
@@ -205,41 +200,6 @@ def test_a_failure_gives_way_to_success(tmp_path) -> None:
     assert [path.suffix for path in (tmp_path / "cells").iterdir()] == [".cell"]
 
 
-@pytest.mark.parametrize("how", [{}, {"workers": 2}], ids=["process", "workers"])
-def test_cells_that_hang_die_or_run_out_of_memory(tmp_path, how) -> None:
-    kinds = ("hangs in C", "memory", "killed", "crashes", "fine")
-    found = fgvar.sweep(trouble, {"kind": kinds}, config={"limit": 1 << 33}, timeout=1.5, folder=tmp_path, **how)
-    assert found["status"].values.tolist() == ["timed out", "failed", "died", "died", "done"]
-    told = dict(zip(kinds, found["traceback"].values.tolist(), strict=True))
-    assert told["hangs in C"].startswith("still running after 1.5 s")
-    assert "in trouble\n" in told["hangs in C"]
-    assert "MemoryError" in told["memory"]
-    assert told["killed"].startswith("the cell's process was killed by SIGKILL")
-    assert told["crashes"].startswith("the cell's process was killed by SIGSEGV")
-    assert "Segmentation fault" in told["crashes"]
-
-
-def test_a_process_without_the_function_says_so(tmp_path) -> None:
-    (tmp_path / "elsewhere.py").write_text("import xarray\n\ndef cell(number):\n    return xarray.Dataset()\n")
-    code = f"""
-import sys
-sys.path.insert(0, {str(tmp_path)!r})
-import elsewhere, fgvar
-sys.path.pop(0)
-found = fgvar.sweep(elsewhere.cell, {{"number": (1, 2)}}, folder={str(tmp_path)!r}, timeout=60)
-print(*found["status"].values, *found["traceback"].values)
-"""
-    assert run(code).count("ModuleNotFoundError: No module named 'elsewhere'") == 2
-
-
-def run(code: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | HERE
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_a_sweep_needs_no_torch(tmp_path) -> None:
     assert run(f"import sweeping, sys; sweeping.drive({str(tmp_path)!r}, 0.0); print('torch' in sys.modules)") == (
         "False\n"
@@ -330,6 +290,14 @@ def test_cells_that_disagree_about_a_variable(tmp_path) -> None:
         fgvar.sweep(cell, {"number": (0, 1)}, folder=tmp_path)
 
 
+def test_a_missing_extra_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.delattr(sweeps, "cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "fgvar.sweeps.cluster", raising=False)
+    monkeypatch.setitem(sys.modules, "distributed", None)  # import then fails
+    with pytest.raises(ModuleNotFoundError, match=r"distributed.*a scheduler needs pip install 'fgvar\[cluster\]'"):
+        fgvar.sweep(trivial, {"a": (1,), "b": (2,)}, folder=tmp_path, scheduler="tcp://127.0.0.1:1")
+
+
 def test_an_address_without_a_scheduler(tmp_path) -> None:
     import dask
     import distributed  # noqa: F401  its settings: those that come within the context would go with it
@@ -339,16 +307,3 @@ def test_an_address_without_a_scheduler(tmp_path) -> None:
         pytest.raises(OSError, match=r"127\.0\.0\.1:1"),
     ):
         fgvar.sweep(trivial, {"a": (1,), "b": (2,)}, folder=tmp_path, scheduler="tcp://127.0.0.1:1")
-
-
-# ---- the command line -----------------------------------------------------------------------------------------
-
-
-def test_options_of_studies() -> None:
-    given = tyro.cli(Options, args=["--out", "results/a.nc", "--seed", "0", "1", "--workers", "2", "--shard", "1/4"])
-    assert given.arguments() == {
-        "folder": Path("results/a"), "out": Path("results/a.nc"), "seed": SEEDS, "workers": 2, "scheduler": None,
-        "shard": "1/4", "timeout": None, "compute": True,
-    }  # fmt: skip
-    assert Options(Path("a.nc"), smoke=True, collect=True).arguments()["folder"] == Path("a_smoke")
-    assert run("import studies.common, sys; print(*({'torch', 'xarray', 'numpy'} & {*sys.modules}))") == "\n"

@@ -11,7 +11,7 @@ from scipy import stats
 
 import fgvar
 from fgvar.testing import CHECKS, DRAWS, Verdict, default_problems, unbiased
-from fgvar.testing.mean_tests import means
+from fgvar.testing.mean_tests import mean_test
 
 
 def columns(seed: int, count: int, n: int = 1024) -> torch.Tensor:
@@ -26,7 +26,7 @@ def test_a_skewed_law_keeps_its_nominal_rate_in_either_tail() -> None:
     """
     low, high = stats.binom.ppf(5e-7, 20_000, 0.005 / 4), stats.binom.ppf(1 - 5e-7, 20_000, 0.005)
     for samples in (columns(0, 20_000), torch.from_numpy(np.random.default_rng(9).standard_t(3, (1024, 20_000)))):
-        found = means(samples, 0.0, level=0.01 * 20_000)  # each column at 0.01
+        found = mean_test(samples, 0.0, level=0.01 * 20_000)  # each column at 0.01
         assert low <= int((found.z < -found.critical).sum()) <= high
         assert low <= int((found.z > found.critical).sum()) <= high
     t = columns(0, 20_000).mean(0) / columns(0, 20_000).std(0) * 1024**0.5
@@ -36,28 +36,28 @@ def test_a_skewed_law_keeps_its_nominal_rate_in_either_tail() -> None:
 def test_the_detectable_size_is_caught_in_19_of_20_runs() -> None:
     """2,000 runs at level 1e-6: 0.95 within 5 binomial standard errors (0.024), and a third of it hardly ever."""
     samples = torch.from_numpy(np.random.default_rng(1).standard_normal((1024, 2000)))
-    size = means(samples[:, :1], 0.0, level=1e-6).detectable.item()
+    size = mean_test(samples[:, :1], 0.0, level=1e-6).detectable.item()
     for share, low, high in ((1.0, 0.926, 0.974), (1 / 3, 0.0, 0.01)):
-        found = means(samples + share * size, 0.0, level=1e-6 * 2000)
+        found = mean_test(samples + share * size, 0.0, level=1e-6 * 2000)
         assert low <= float((found.z.abs() > found.critical).double().mean()) <= high
 
 
 def test_levels_are_split_over_components() -> None:
-    one, many = (means(columns(2, k), 0.0, level=1e-3).critical for k in (1, 100))
+    one, many = (mean_test(columns(2, k), 0.0, level=1e-3).critical for k in (1, 100))
     assert one == pytest.approx(stats.t.isf(5e-4, 1023))
     assert many == pytest.approx(stats.t.isf(5e-6, 1023))
 
 
 def test_what_does_not_vary_is_compared_exactly() -> None:
     still = torch.full((64, 2), 3.0, dtype=torch.float64)
-    assert means(still, 3.0, level=1e-6).passed
+    assert mean_test(still, 3.0, level=1e-6).passed
     expected, known = torch.tensor([3.0, 3.0 + 1e-6]), torch.ones(2, dtype=torch.bool)
-    found = means(still, expected, level=1e-6, fixed=known)
+    found = mean_test(still, expected, level=1e-6, fixed=known)
     assert found.z.tolist() == [0.0, float("inf")]
     assert found.worst == 1
     assert not found.passed
-    assert means(still, expected, level=1e-6, rounding=1e-5).passed
-    drawn = means(still, expected, level=1e-6)
+    assert mean_test(still, expected, level=1e-6, rounding=1e-5).passed
+    drawn = mean_test(still, expected, level=1e-6)
     assert drawn.undecided.tolist() == [False, True], "an event that 64 draws did not meet may carry the rest"
     assert drawn.enough(1.0).tolist() == [0.0, float("inf")]
 
@@ -71,9 +71,9 @@ def test_rare_events_are_refuted_no_more_often_than_the_level_says(q: float, lev
     for events in counts:
         samples = torch.zeros(n, 1, dtype=torch.float64)
         samples[:events] = 1 / q
-        rate += stats.binom.pmf(events, n, q) * (not means(samples, 1.0, level=level).passed)
+        rate += stats.binom.pmf(events, n, q) * (not mean_test(samples, 1.0, level=level).passed)
     assert rate <= level
-    undecided = means(torch.zeros(n, 1), 1.0, level=level).undecided
+    undecided = mean_test(torch.zeros(n, 1), 1.0, level=level).undecided
     assert undecided.all()
 
 
@@ -81,7 +81,7 @@ def test_a_wrong_mean_of_events_that_are_not_rare_is_refuted() -> None:
     """Half of what it should be, 1 draw in 40: 102 of them moved it."""
     samples = torch.zeros(4096, 1, dtype=torch.float64)
     samples[::40] = 20.0
-    found = means(samples, 1.0, level=8e-8)
+    found = mean_test(samples, 1.0, level=8e-8)
     assert not found.passed
     assert int(found.moved[0]) == 103
 

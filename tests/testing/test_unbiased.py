@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import CASES, mixer, randn
+from cases import CASES, has_gradient, mixer, randn
 from hypothesis import assume, given
 from torch import nn
 
@@ -11,11 +11,6 @@ from fgvar.testing import expectation, strategies
 
 TOLERANCE = 1e-10
 NAMES = ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A")
-
-
-def has_gradient(estimator: fgvar.Estimator, problem: fgvar.Problem) -> bool:
-    target = estimator.target(problem)
-    return max(float(target[name].abs().max()) for name in problem.perturbed) > 1e-4
 
 
 def assert_unbiased(

@@ -1,53 +1,26 @@
 """Closed forms of mean and variance: against enumeration, textbooks, general Jacobians and draws."""
 
 import itertools
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from cases import CASES, labels, mixer, randn
+from cases import CASES, has_gradient, labels, mixer, randn
+from exact import TOLERANCE, assert_exact, assert_same
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_unbiased import has_gradient
 from torch import Tensor, nn
 
 import fgvar
 from fgvar import theory
 from fgvar.measurement.draws import estimates
-from fgvar.networks.local_mixer import GroupedLinear
 from fgvar.nn.heads import LocalHead, ReadOut
-from fgvar.testing import covariance, expectation
-from fgvar.testing.statistical import means
+from fgvar.testing import expectation
+from fgvar.testing.statistical import mean_test
 from fgvar.testing.strategies import pairs
-from fgvar.theory import closed_forms as implementation
-from fgvar.theory import credit_vectors, site_jacobians
+from fgvar.theory import credit_vectors
 
-TOLERANCE = 1e-9  # of a tensor's largest variance
 ENUMERABLE = 130  # random numbers
-
-
-def enumerated_variance(estimator: fgvar.Estimator, problem: fgvar.Problem) -> dict[str, Tensor]:
-    """Var ĝ by polarisation, which assumes (and checks) a quadratic form, and nothing of where it comes from."""
-    found = covariance(estimator, problem, chunk=1024)
-    return {name: found[name].diagonal().reshape(p.shape) for name, p in problem.params.items()}
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = TOLERANCE) -> None:
-    assert set(found) == set(expected)
-    largest = max(float(value.abs().max()) for value in expected.values())
-    for name, value in expected.items():
-        atol = tolerance * max(float(value.abs().max()), 1e-12 * largest)
-        torch.testing.assert_close(found[name], value, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def assert_exact(estimator: fgvar.Estimator, problem: fgvar.Problem, tolerance: float = TOLERANCE) -> None:
-    variance = theory.variance(estimator, problem)
-    assert_same(variance, enumerated_variance(estimator, problem), tolerance)
-    assert max(float(variance[name].max()) for name in problem.perturbed) > 0, "0 would be compared with 0"
-    mean = theory.mean(estimator, problem)
-    for name, value in expectation(estimator, problem).items():
-        torch.testing.assert_close(mean[name], value, rtol=0, atol=1e-10)
 
 
 noises = st.sampled_from([fgvar.Gaussian(), fgvar.Rademacher()])
@@ -220,110 +193,7 @@ def test_conditional_rows_of_table_1(space: fgvar.WeightSpace, size: int, shared
     assert total(variance) == pytest.approx(expected, rel=1e-12)
 
 
-# ---- layers that are recognised, against their Jacobians ---------------------------------------------------
-
-
-class Stack(nn.Module):
-    """A module, what lies between it and its site, and a nonlinear rest."""
-
-    def __init__(self, module: nn.Module, between: Callable[[Tensor], Tensor] = lambda y: y) -> None:
-        super().__init__()
-        self.module, self.between = module.double(), between
-        self.site = fgvar.networks.Site()
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = torch.tanh(self.site(self.between(self.module(x))))
-        return (z.flatten(1).cumsum(1) ** 2)[:, :3]
-
-
-def norm(*axes: int, eps: float = 1e-5) -> Callable[[Tensor], Tensor]:
-    def between(y: Tensor) -> Tensor:
-        centred = y - y.mean(axes, keepdim=True)
-        return centred / (centred.square().mean(axes, keepdim=True) + eps).sqrt()
-
-    return between
-
-
-def grouped(y: Tensor) -> Tensor:
-    return nn.functional.group_norm(y, 2)
-
-
-gain = randn(6, seed=5)
-STRUCTURES: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor], tuple[int, ...]]] = {
-    "linear": (nn.Linear(4, 6), lambda y: y, (4,)),
-    "linear, tokens": (nn.Linear(4, 6), lambda y: y.transpose(1, 2).flatten(2), (5, 4)),
-    "linear, then elementwise": (nn.Linear(4, 6), torch.tanh, (4,)),
-    "linear, norm": (nn.Linear(4, 6), norm(-1), (4,)),
-    "linear, norm with gain": (
-        nn.Linear(4, 6),
-        lambda y: nn.functional.layer_norm(y, (6,), gain, gain, 1e-6),
-        (3, 4),
-    ),
-    "linear, norm, residual": (nn.Linear(6, 6), lambda y: norm(-1)(y) + 1, (3, 6)),
-    "token layer": (nn.Linear(5, 5), lambda y: norm(1)(y).transpose(1, 2), (4, 5)),
-    "norm over everything": (nn.Linear(4, 6), norm(1, 2), (3, 4)),
-    "grouped": (GroupedLinear(2, 3, 4), lambda y: y, (5, 2, 3)),
-    "grouped, norm": (GroupedLinear(2, 3, 4), norm(-1), (5, 2, 3)),
-    "grouped, norm over groups": (GroupedLinear(2, 3, 4), norm(-1, -2), (5, 2, 3)),
-    "conv": (nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2), lambda y: y, (2, 5, 4)),
-    "conv, group norm": (nn.Conv2d(2, 4, 3, dilation=2, padding=2, padding_mode="circular"), grouped, (2, 4, 4)),
-    "conv, norm over channels": (nn.Conv2d(2, 4, 2), norm(1), (2, 4, 4)),
-    "conv, norm over all": (nn.Conv1d(2, 4, 3), norm(1, 2), (2, 7)),
-    "conv 3d": (nn.Conv3d(1, 2, 2), lambda y: y.flatten(1), (1, 3, 3, 3)),
-    "gain of a layer norm": (nn.LayerNorm((3, 4)), lambda y: y, (2, 3, 4)),
-    "gain of a group norm": (nn.GroupNorm(2, 4), torch.tanh, (4, 3, 2)),
-    "gain of a batch norm": (nn.BatchNorm1d(4).eval(), lambda y: y, (4, 3)),
-}
-
-
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("name", STRUCTURES)
-def test_recognised_layers_equal_their_jacobians(name: str, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, between, shape = STRUCTURES[name]
-    for index, p in enumerate(module.parameters()):
-        p.data = 0.5 * randn(*p.shape, seed=index)
-    problem = fgvar.Problem(Stack(module, between), "cross_entropy", (randn(3, *shape), labels(3, 3)))
-    estimator = fgvar.Estimator(fgvar.ActivitySpace(), fgvar.Rademacher(), shared=shared)
-    with monkeypatch.context() as patch:
-        patch.setattr(site_jacobians, "local_jacobian", None)  # the recognised path asks for none
-        recognised = theory.variance(estimator, problem)
-    monkeypatch.setattr(implementation, "recognise", lambda *_: {})
-    assert_same(recognised, theory.variance(estimator, problem))
-
-
-def test_layers_of_networks_that_with_sites_made_are_recognised() -> None:
-    """What a module returns is watched ahead of the site that stands in its own output."""
-    net = nn.Sequential(nn.Conv1d(2, 4, 2), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(12, 3)).double()
-    problem = fgvar.Problem(fgvar.with_sites(net), "cross_entropy", (randn(2, 2, 4), labels(2, 3)))
-    sites = tuple(problem.trace.sites)
-    found = implementation.recognise(problem, sites, site_jacobians.links(problem, sites))
-    assert {name: layer.site for name, layer in found.items()} == {k: f"{k}.site" for k in ("0", "1", "3")}
-    assert_exact(fgvar.Estimator(fgvar.ActivitySpace()), problem)
-
-
-def test_a_layer_that_reaches_its_site_otherwise_is_not_recognised() -> None:
-    softmax = Stack(nn.Linear(4, 6), lambda y: torch.softmax(y, -1))
-    problem = fgvar.Problem(softmax, "cross_entropy", (randn(2, 4), labels(2, 3)))
-    sites = tuple(problem.trace.sites)
-    assert not implementation.recognise(problem, sites, site_jacobians.links(problem, sites))
-    assert_exact(fgvar.Estimator(fgvar.ActivitySpace()), problem)
-
-
-@pytest.mark.parametrize("name", ["FG-A", "LG-FG-A"])
-def test_a_larger_mixer_needs_no_jacobian_and_equals_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=2, patches=2, channels=32, groups=8).double()
-    problem = fgvar.Problem(model, "cross_entropy", (randn(16, 1, 8, 8), labels(16, 10)))
-    with monkeypatch.context() as patch:
-        patch.setattr(site_jacobians, "local_jacobian", None)
-        theory.variance(fgvar.scheme(name), problem)
-        few = problem.at(batch=(problem.inputs[:1], problem.targets[:1]))
-        recognised = theory.variance(fgvar.scheme(name), few)
-    found = implementation.recognise
-    skipped = ("block0.channel", "block1.token")
-    monkeypatch.setattr(
-        implementation, "recognise", lambda *a: {k: v for k, v in found(*a).items() if k not in skipped}
-    )
-    assert_same(theory.variance(fgvar.scheme(name), few), recognised)
+# ---- how it is computed -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("budget", [1, 1 << 30])
@@ -398,7 +268,7 @@ def test_drawn_and_exact_routes_agree_within_errors() -> None:
 @settings(max_examples=6)
 @given(pair=pairs())
 def test_drawn_variances_agree_on_drawn_problems(pair) -> None:
-    """Skewness-corrected means of 2,048 squared deviations at 1e-6 an example: `Means` of the testing kit.
+    """Skewness-corrected means of 2,048 squared deviations at 1e-6 an example: `MeanTest` of the testing kit.
 
     Drawn once and for all (Hypothesis is derandomised). Where the noise is a single sign there is nothing to see.
     """
@@ -409,7 +279,7 @@ def test_drawn_variances_agree_on_drawn_problems(pair) -> None:
     squares = torch.stack([(drawn[k] - mean[k]).flatten(1).square().sum(1) for k in trace], dim=1)
     expected = torch.stack(list(trace.values()))
     size = float(torch.stack([g.square().sum() for g in mean.values()]).sum())
-    found = means(squares, expected, level=1e-6, rounding=1e-20 + 1e-12 * size)
+    found = mean_test(squares, expected, level=1e-6, rounding=1e-20 + 1e-12 * size)
     assert found.passed, (found, squares.mean(0) / expected)
 
 

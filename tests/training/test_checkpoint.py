@@ -73,7 +73,7 @@ def instead(name: str, at_step: int, act) -> None:
     now, original, store = [0], getattr(os, name), train.Checkpointer.store
 
     def following(self):
-        now[0] = self.going.step
+        now[0] = self.loop.step
         store(self)
         now[0] = 0
 

@@ -1,9 +1,11 @@
 """Schedules and their options: rates, optimisers, factors, autocast, compiled steps."""
 
 import functools
+import math
 
 import pytest
 import torch
+from refusals import says
 
 import fgvar
 from fgvar.training.gradients import gradient_of
@@ -148,3 +150,27 @@ def test_every_run_of_a_process_is_compiled_for_its_own_shapes(monkeypatch: pyte
             gradient = gradient_of(problem, fgvar.scheme("BP"), autocast=False, compile=True)
             found, _ = gradient(problem.params, (problem.inputs, problem.targets), {})
             torch.testing.assert_close(found, dict(problem.backprop()))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"epochs": 0},
+        {"batch": 0},
+        {"lr": 0.0},
+        {"lr": -0.1},
+        {"lr": math.nan},
+        {"lr": math.inf},
+        {"momentum": 1.0},
+        {"momentum": -0.1},
+        {"momentum": math.nan},
+        {"weight_decay": -1e-4},
+        {"weight_decay": math.nan},
+        {"weight_decay": math.inf},
+    ],
+    ids=str,
+)
+def test_schedules_out_of_range(words: dict[str, float]) -> None:
+    ((name, value),) = words.items()
+    with pytest.raises(ValueError, match=says(f"{name}={value}", "epochs, batch ≥ 1, lr > 0, 0 ≤ momentum < 1")):
+        fgvar.Schedule(**words)

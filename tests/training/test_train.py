@@ -7,7 +7,7 @@ import xarray as xr
 
 import fgvar
 from fgvar.training.objectives import Supervised
-from fgvar.training.train import TrainingLoop, gradient_of, log_steps, steps_of
+from fgvar.training.train import RunConfig, TrainingLoop, gradient_of, log_steps, steps_of
 
 SCHEDULE = fgvar.Schedule(epochs=2, batch=32, lr=0.1, momentum=0.9, weight_decay=1e-3)
 
@@ -68,9 +68,7 @@ def test_probes_measure_the_weights_of_their_step(data) -> None:
     first = next(data[0].batches(32, seed=2, epoch=0))
     problem = fgvar.Problem(model, "cross_entropy", first)
     gradient = gradient_of(problem, estimator, autocast=False, compile=False)
-    going = TrainingLoop(
-        problem, estimator, SCHEDULE, total=8, seed=2, gradient=gradient, probe=None, task=Supervised("cross_entropy")
-    )
+    going = TrainingLoop(problem, estimator, gradient, Supervised("cross_entropy"), RunConfig(SCHEDULE, 8, seed=2))
     going.update(first)
     direct = fgvar.measure({"FG-A": fgvar.scheme("FG-A")}, problem.at(going.params, batch), draws=32, seed=7)
     for name in ("variance", "cosine", "gradient_norm"):
@@ -83,7 +81,7 @@ def test_noise_that_is_drawn_ahead_is_each_update_s_own(data, first: int) -> Non
     estimator = fgvar.scheme("LG-FG-A")
     problem = fgvar.Problem(mixer(), "cross_entropy", data[0].sample(32, seed=0))
     gradient = gradient_of(problem, estimator, autocast=False, compile=False)
-    going = TrainingLoop(problem, estimator, SCHEDULE, 40, 3, gradient, None, Supervised("cross_entropy"))
+    going = TrainingLoop(problem, estimator, gradient, Supervised("cross_entropy"), RunConfig(SCHEDULE, 40, seed=3))
     for going.step in range(first, 35):
         alone = going.randomness.sample(3, [going.step])
         for name, u in going._noise().items():

@@ -6,12 +6,13 @@ it fails. Both are held in the test suite, and both are there to try checks of o
 
 from dataclasses import dataclass
 
+from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.combine import Normalised
 from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.estimators.losses import LocalLosses
 from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.estimators.schemes import scheme
-from fgvar.estimators.spaces import ActivitySpace, WeightSpace
+from fgvar.estimators.weight_space import WeightSpace
 from fgvar.testing.mutants import broken_estimates as estimates
 from fgvar.testing.mutants import broken_words as words
 from fgvar.testing.mutants.lookalikes import LOOKALIKES, Lookalike

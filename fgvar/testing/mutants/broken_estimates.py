@@ -1,18 +1,18 @@
 """Broken estimates: composed estimators with a defect that no word can have. They declare what the right one does."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.estimator import Estimate, Estimator
 from fgvar.estimators.losses import LocalLosses
 from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.oracles import Tensors
 from fgvar.estimators.randomness import Leaf, Randomness
-from fgvar.estimators.spaces import ActivitySpace
 from fgvar.problem import Problem
 from fgvar.testing.mutants.broken_words import LaterTerms
 from fgvar.theory import closed_forms
@@ -23,7 +23,7 @@ class Broken(Estimator):
 
     @property
     def right(self) -> Estimator:
-        return Estimator(*(getattr(self, name) for name in Estimator.__dataclass_fields__))
+        return Estimator(*(getattr(self, field.name) for field in fields(Estimator)))
 
     def variance(self, problem: Problem) -> dict[str, Tensor]:
         return closed_forms.variance(self.right, problem)

@@ -1,19 +1,22 @@
 """Broken words: each is the right one but for one defect that real code of the field has had."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
+from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses, LossTerms
 from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.estimators.oracles import CentralDifference, Function, Jvp, Pair, derived
 from fgvar.estimators.random_streams import Stream
-from fgvar.estimators.spaces import ActivitySpace, Linearised, Tensors, WeightSpace
+from fgvar.estimators.spaces import Linearised, Tensors, TermsAndLoss
 from fgvar.estimators.structured_noise import Sphere
+from fgvar.estimators.weight_space import WeightSpace
 from fgvar.problem import Problem
 
 # ---- oracles ---------------------------------------------------------------------------------------------------
@@ -26,7 +29,7 @@ class ClippedJvp:
     limit: float = 5.0
     bias_order: ClassVar[int | None] = None
 
-    def terms(self, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
+    def terms(self, linearised: Linearised, direction: Tensors) -> TermsAndLoss:
         return derived(self, linearised, direction)
 
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
@@ -40,7 +43,7 @@ class UphillJvp:
 
     bias_order: ClassVar[int | None] = None
 
-    def terms(self, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
+    def terms(self, linearised: Linearised, direction: Tensors) -> TermsAndLoss:
         return derived(self, linearised, direction)
 
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
@@ -53,7 +56,7 @@ class SilentJvp:
 
     bias_order: ClassVar[int | None] = None
 
-    def terms(self, linearised: Linearised, direction: Tensors) -> tuple[LossTerms, Tensor]:
+    def terms(self, linearised: Linearised, direction: Tensors) -> TermsAndLoss:
         return derived(self, linearised, direction)
 
     def __call__(self, function: Function, point: Tensors, direction: Tensors) -> Pair:
@@ -178,15 +181,21 @@ class LaterTerms(LocalLosses):
 # ---- spaces ----------------------------------------------------------------------------------------------------
 
 
+def _with(linearised: Linearised, **methods: Callable[[Tensors], dict[str, Tensor]]) -> Linearised:
+    """The same with other methods."""
+    public = {name: getattr(linearised, name) for name in dir(linearised) if not name.startswith("_")}
+    return cast(Linearised, SimpleNamespace(**{**public, **methods}))
+
+
 @dataclass(frozen=True)
 class HalfScaled(WeightSpace):
     """Directions σ·v, and the estimate divided by σ instead of σ²."""
 
     sigma: float = 0.1
 
-    def linearise(self, problem: Problem, losses: Losses, along: Tensors | None = None) -> Linearised:  # noqa: ARG002
+    def linearise(self, problem: Problem, losses: Losses) -> Linearised:
         linearised = super().linearise(problem, losses)
-        return replace(
+        return _with(
             linearised,
             direction=lambda noise: {name: self.sigma * u for name, u in noise.items()},
             backward=lambda credited: linearised.backward({name: u / self.sigma for name, u in credited.items()}),
@@ -196,7 +205,7 @@ class HalfScaled(WeightSpace):
 class WrongSlot(ActivitySpace):
     """The bias' gradient in the weight's place."""
 
-    def linearise(self, problem: Problem, losses: Losses, along: Tensors | None = None) -> Linearised:  # noqa: ARG002
+    def linearise(self, problem: Problem, losses: Losses) -> Linearised:
         linearised = super().linearise(problem, losses)
 
         def backward(credited: Tensors) -> dict[str, Tensor]:
@@ -209,4 +218,4 @@ class WrongSlot(ActivitySpace):
             }
             return {**found, **misplaced}
 
-        return replace(linearised, backward=backward)
+        return _with(linearised, backward=backward)

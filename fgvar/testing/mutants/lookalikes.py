@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.estimator import Estimate, Estimator, GradientEstimator
 from fgvar.estimators.losses import GlobalLoss, LocalLosses
 from fgvar.estimators.noise import Rademacher
@@ -14,8 +15,8 @@ from fgvar.estimators.oracles import CentralDifference
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.estimators.schemes import scheme
-from fgvar.estimators.spaces import ActivitySpace, WeightSpace
 from fgvar.estimators.structured_noise import Coordinate, Sphere
+from fgvar.estimators.weight_space import WeightSpace
 from fgvar.networks import MLP
 from fgvar.nn.heads import blank_linear
 from fgvar.nn.sites import with_sites

@@ -23,7 +23,7 @@ import fgvar
 from fgvar.measurement import files
 from fgvar.storage import atomic, foreign
 from fgvar.storage.atomic import replace, require_folder, require_place
-from studies import table3, table4
+from studies import table3
 from studies.common import Options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -320,23 +320,21 @@ def test_what_a_kill_leaves_is_written_over(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["all_schemes", "check_calibration", "cost", "quickstart", "scaling", "weight_sharing"]
+    "name",
+    ["all_schemes", "check_calibration", "cost", "quickstart", "scaling", "table3", "table4", "weight_sharing"],
 )
 def test_studies_look_at_their_place_first(tmp_path, name: str) -> None:
     study, path = import_module(f"studies.{name}"), tmp_path / "a.nc"
     path.mkdir()
-    config = study.Config(run=Options(path)) if name in ("cost", "scaling") else study.Config(out=path)
+    config = study.Config(run=Options(path)) if "run" in study.Config.__annotations__ else study.Config(out=path)
     with pytest.raises(OSError, match=r"a\.nc is a folder, expected a regular file"):
         study.main(config)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_tables_look_at_their_places_first(tmp_path) -> None:
-    path, cell = tmp_path / "a_probes.nc", table3.Cell("S/1/1", "BP", 0)
+def test_table_3_looks_at_the_place_of_its_probes_first(tmp_path) -> None:
+    path = tmp_path / "a_probes.nc"
     path.mkdir()
     with pytest.raises(OSError, match=r"a_probes\.nc is a folder"):
-        table3.every([cell], lambda _: path, dict, lambda *_: pytest.fail("too early"), False)
-    with pytest.raises(OSError, match=r"a_probes\.nc is a folder"):
-        table3.gather(tmp_path, tmp_path / "a.nc")
-    with pytest.raises(OSError, match=r"a_probes\.nc is a folder"):
-        table4.gather(tmp_path, path)
+        table3.main(table3.Config(run=Options(tmp_path / "a.nc")))
+    assert list(tmp_path.iterdir()) == [path]

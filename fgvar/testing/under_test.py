@@ -1,4 +1,4 @@
-"""An estimator under test, on one problem: asked so carefully that whatever it does wrong becomes a sentence."""
+"""The estimator under test: asks it on one problem so carefully that whatever it does wrong becomes a sentence."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fgvar.estimators.estimator import Estimate, GradientEstimator
-from fgvar.estimators.randomness import Leaf, Randomness
+from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.draws import estimates, ranges
+from fgvar.measurement.protocol_checks import require_estimate, require_mapping, require_randomness
 from fgvar.problem import Problem
 from fgvar.testing.statistical import Draws, unbiased
 from fgvar.testing.verdict import Verdict
@@ -66,27 +67,24 @@ class EstimatorUnderTest:
     def randomness(self) -> Randomness:
         try:
             found = self.estimator.randomness(self.problem)
-            if isinstance(found, Randomness) and all(isinstance(leaf, Leaf) for leaf in found.leaves.values()):
-                found.sample(0, [0])  # a joint law may not fit so few numbers, and says so when it is drawn
+            randomness = _required(lambda: require_randomness(found))
+            randomness.sample(0, [0])  # a joint law may not fit so few numbers, and says so when it is drawn
+        except Failure:
+            raise
         except ValueError as error:
             raise NotApplicable(f"{MISFIT}: {_line(error)}") from error
         except Exception as error:
             raise _raised("randomness", error) from error
-        if not isinstance(found, Randomness):
-            raise Failure(f"randomness returned {type(found).__name__}, expected fgvar.Randomness(name → Leaf)")
-        for name, leaf in found.leaves.items():
-            if not isinstance(leaf, Leaf):
-                raise Failure(f"leaf {name!r} is {type(leaf).__name__}, expected fgvar.Leaf(shape, noise)")
-        return found
+        return randomness
 
     @cached_property
     def target(self) -> Gradients:
         found = self.ask("target", lambda: self.estimator.target(self.problem))
-        self.require_gradient("the target", found)
-        for name, value in found.items():
+        target = self.require_gradient("the target", found)
+        for name, value in target.items():
             if not bool(value.isfinite().all()):
                 raise Failure(f"the target of {name!r} holds NaN or infinity, though the loss is finite")
-        return dict(found)
+        return target
 
     @property
     def size(self) -> float:
@@ -127,13 +125,11 @@ class EstimatorUnderTest:
             if may_refuse:
                 return {}
             raise _raised("estimate", error) from error
-        if not isinstance(found, Estimate):
-            raise Failure(f"estimate returned {type(found).__name__}, expected fgvar.Estimate(gradient)")
-        self.require_gradient("the estimate", found.gradient)
-        for name, value in found.gradient.items():
+        gradient = self.require_gradient("the estimate", _required(lambda: require_estimate(found)))
+        for name, value in gradient.items():
             if finite and not bool(value.isfinite().all()):
                 raise Failure(f"the estimate of {name!r} holds NaN or infinity")
-        return dict(found.gradient)
+        return gradient
 
     def estimates(self, noise: Mapping[str, Tensor], chunk: int | None = None) -> Gradients:
         """Estimates for a batch of noise, stacked."""
@@ -142,19 +138,20 @@ class EstimatorUnderTest:
         parts = self.ask("estimate", lambda: [estimates(self.estimator, self.problem, piece) for piece in pieces])
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def require_gradient(self, what: str, gradient: object) -> None:
-        """Raise a `Failure` where it is not a dict with the parameters' keys, shapes, dtype and device."""
-        if not isinstance(gradient, Mapping):
-            raise Failure(f"{what} is {type(gradient).__name__}, expected a dict like problem.params")
+    def require_gradient(self, what: str, found: object) -> Gradients:
+        """A gradient as a dict; a `Failure` where it has not the parameters' keys, shapes, dtype and device."""
+        gradient = _required(lambda: require_mapping(what, found))
         params = self.problem.params
         missing, extra = [k for k in params if k not in gradient], [k for k in gradient if k not in params]
         if missing or extra:
             lacks = f"lacks {_listed(missing)}" if missing else f"has {_listed(extra)} beside problem.params"
             raise Failure(f"{what} {lacks}; give every parameter an entry, 0 where it is not estimated")
+        tensors: Gradients = {}
         for name, p in params.items():
             g = gradient[name]
             if not isinstance(g, Tensor):
                 raise Failure(f"{what} of {name!r} is {type(g).__name__}, expected a tensor")
+            tensors[name] = g
             for kind, got, wanted in (
                 ("shape", tuple(g.shape), tuple(p.shape)),
                 ("dtype", g.dtype, p.dtype),
@@ -162,6 +159,7 @@ class EstimatorUnderTest:
             ):
                 if got != wanted:
                     raise Failure(f"{what} of {name!r} has {kind} {got}, expected {wanted}, that of the parameter")
+        return {name: tensors[name] for name in gradient}
 
     def verdict(self, size: float = 1.0) -> Verdict:
         """The statistical verdict on bias and scale; drawn once for all checks of this problem."""
@@ -187,6 +185,14 @@ class EstimatorUnderTest:
             raise
         except Exception as error:
             raise _raised(what, error) from error
+
+
+def _required(check: Callable[[], T]) -> T:
+    """What ``check`` returns; the sentence of its TypeError is a failure of the estimator's."""
+    try:
+        return check()
+    except TypeError as error:
+        raise Failure(str(error)) from None
 
 
 def _raised(what: str, error: Exception) -> Failure:

@@ -10,7 +10,7 @@ from public_estimators import mezo
 from torch import Tensor, nn
 
 import fgvar
-from fgvar.measurement.lending import Loan, ours, same_values
+from fgvar.measurement.mutation_guard import MutationGuard, is_builtin, same_values
 from fgvar.testing import default_problems, from_function
 from fgvar.testing.mutants import MUTANTS
 
@@ -81,9 +81,9 @@ def test_a_run_keeps_its_parameters_from_the_estimator() -> None:
 
 def test_fgvar_s_own_estimators_need_no_copy() -> None:
     own = [fgvar.scheme(one.name) for one in fgvar.schemes()]
-    assert all(ours(estimator) for estimator in own)
-    assert Loan.of("a", own[0], RELU).problem is RELU
-    assert not any(ours(MUTANTS[name].estimator) for name in ("not-restored", "forgetful"))
+    assert all(is_builtin(estimator) for estimator in own)
+    assert MutationGuard.of("a", own[0], RELU).problem is RELU
+    assert not any(is_builtin(MUTANTS[name].estimator) for name in ("not-restored", "forgetful"))
 
 
 class Returning(fgvar.Estimator):

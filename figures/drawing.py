@@ -1,0 +1,99 @@
+"""What several figures draw: curves in bands, repeats, and logarithmic axes with few plain numbers."""
+
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import seaborn
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import ArrayLike
+
+from figures import style
+
+
+def curve(axes: Axes, x: ArrayLike, mean: ArrayLike, ends: Sequence[ArrayLike], scheme: str) -> bool:
+    """Draw means as the scheme's line, in a band from one to the other of their ``ends``; undefined points are gaps.
+
+    On a log axis, values that are not positive cannot be drawn and are gaps, too.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    mean, (low, high) = np.asarray(mean, float), (np.asarray(end, float) for end in ends)
+    drawable = np.isfinite(mean) & ((mean > 0) | (axes.get_yscale() != "log"))
+    if not drawable.any():
+        return False
+    mean, low, high = (np.where(drawable, one, np.nan) for one in (mean, low, high))
+    axes.fill_between(np.asarray(x), low, high, color=style.look(scheme).color, alpha=0.25, linewidth=0, zorder=2)
+    axes.plot(np.asarray(x), mean, label=scheme, zorder=3, **style.line_style(scheme))
+    return True
+
+
+def repeated(
+    axes: Axes, x: xr.DataArray, values: xr.DataArray, *, estimator: str, errorbar: tuple[str, float], **how: Any
+) -> None:
+    """Draw repeats of a measurement: seaborn's line through their ``estimator``, in its band, over the other dims.
+
+    ``x`` has some of the dims of ``values``; see `seaborn.lineplot` for ``estimator`` and ``errorbar``. `curve`
+    draws what comes with an interval of its own, from which seaborn could not make a band.
+    """
+    at = x.broadcast_like(values).transpose(*values.dims)
+    seaborn.lineplot(
+        x=at.values.ravel(), y=values.values.ravel(), ax=axes, legend=False, estimator=estimator, errorbar=errorbar,
+        err_kws={"linewidth": 0, "alpha": 0.25}, **how,
+    )  # fmt: skip
+
+
+def symlog(
+    axes: Axes, which: Literal["x", "y"], linear: float, limits: tuple[float, float], *, sparse: bool = False
+) -> None:
+    """Make an axis logarithmic, but linear within ±``linear`` (a power of ten), so that 0 is on it.
+
+    ``sparse`` writes numbers at 0 and the outermost powers of ten alone.
+    """
+    (axes.set_xscale if which == "x" else axes.set_yscale)("symlog", linthresh=linear, linscale=0.6)
+    axes.set(**{f"{which}lim": limits})
+    reach = max(limits[1], -limits[0]) / linear
+    decades = linear * 10.0 ** np.arange(0, np.ceil(np.log10(reach)) + 1)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    labelled = np.array([*-decades[::-1], 0.0, *decades])
+    labelled = labelled[(labelled >= limits[0]) & (labelled <= limits[1])]
+    ticks(axis, labelled, {0, labelled.min(), labelled.max()} if sparse else None)
+
+
+def log(axes: Axes, which: Literal["x", "y"], limits: tuple[float, float]) -> None:
+    """Make an axis logarithmic; limits without two powers of ten between them widen to the next ones."""
+    low, high = np.log10(limits)
+    if np.floor(high) - np.ceil(low) < 1:
+        low, high = np.floor(low), np.ceil(high)
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (10**low, 10**high)})
+    powers = np.arange(np.ceil(low), np.floor(high) + 1)
+    most = 5 if which == "y" else 3  # labels stand side by side on an x axis
+    powers = powers[:: -(-len(powers) // most)]
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(FixedLocator((10.0**powers).tolist()))
+    axis.set_minor_locator(NullLocator())  # minor ticks would take most of the time of drawing
+
+
+def log_steps(axes: Axes, steps: ArrayLike) -> None:
+    """Make the x axis a log axis of training steps, with plain numbers at it."""
+    steps = np.asarray(steps, float)
+    low, high = steps.min() / 1.4, steps.max() * 1.4
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    decades = 10.0 ** np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
+    ticks(axes.xaxis, decades if len(decades) > 1 else np.unique([steps.min(), steps.max()]))
+
+
+def ticks(axis: Axis, places: ArrayLike, written: Collection[float] | None = None) -> None:
+    """Ticks at these places, with plain numbers at those that are ``written`` (default: all)."""
+
+    def number(value: float, _position: int) -> str:
+        return f"{value:g}".replace("-", "−") if written is None or value in written else ""
+
+    axis.set_major_locator(FixedLocator(np.asarray(places, float).tolist()))
+    axis.set_major_formatter(FuncFormatter(number))
+    axis.set_minor_locator(NullLocator())

@@ -1,0 +1,255 @@
+"""What holds of every study: its smoke run, what it refuses, and what its figure and caption say.
+
+What is particular to one, such as the evidence in its stored dataset, is held in a file of its own.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tyro
+import xarray as xr
+
+import fgvar
+from figures import scaling, weight_sharing
+from studies import check_calibration, common
+
+DATA = Path(__file__).parents[2] / "figures/data"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A study.
+
+    Attributes:
+        sizes: of its smoke run's dataset, among others.
+        printed: by its smoke run.
+        caption: words that the caption of the stored dataset has.
+        holds: of the smoke run's dataset.
+        figure: module and stored dataset.
+    """
+
+    sizes: dict[str, int]
+    printed: tuple[str, ...]
+    caption: tuple[str, ...]
+    holds: Callable[[xr.Dataset], Any] = lambda _: True
+    figure: str = ""
+
+
+def all_table_routes_agree(found: xr.Dataset) -> None:
+    table = found["variance"].sel(route="table")
+    assert float(abs(found["variance"] / table - 1).max()) < 1e-9, "closed form and enumerated"
+
+
+def weight_perturbation_loses_d(found: xr.Dataset) -> None:
+    for place in found["place"].values:
+        one = scaling.of_place(found, place).sel(estimator="FG-W")
+        np.testing.assert_allclose(one["relative_variance"], one["weights"] + 1, rtol=1e-9)
+
+
+def distances_have_errors(found: xr.Dataset) -> None:
+    """On some CPUs the smallest step moves nothing in float32: every estimate is 0, and lacks all of its length."""
+    assert np.isfinite(found["distance"]).all()
+    assert ((found["distance_se"] > 0) | (found["distance"] == 1)).all()
+    assert (found["distance_se"] > 0).sel(step=1e-4, method="nearest").all()
+
+
+def a_guess_of_the_target_is_the_target(found: xr.Dataset) -> None:
+    mine = {"space": "activity", "target": "local", "guess": "local", "reference": "target"}
+    assert found["cosine"].sel(mine).item() == pytest.approx(1, abs=1e-5)
+
+
+def probes_are_whole(found: xr.Dataset) -> None:
+    assert list(found["algorithm"].values) == ["LG-FG-A"]
+    assert found["step"][0] == 1
+    noisy = found.sel(layer="perturbed", estimator=["FG-W", "FG-A", "LG-FG-W", "LG-FG-A"])
+    for name in ("relative_variance", "cosine", "sq_bias", "slope"):
+        assert np.isfinite(noisy[name]).all(), name
+    assert (noisy["cosine_se"].sel(estimator="FG-W") > 0).all()
+
+
+def costs_are_measured(found: xr.Dataset) -> None:
+    assert (found["time"] > 0).all()
+    assert (found["peak"] > 0).all()
+
+
+PROXY = ("small proxy", "exact", "256 draws, replayed", "means of 3 seeds", "frozen")
+CASES = {
+    "all_schemes": Case(
+        {}, tuple(scheme.name for scheme in fgvar.schemes()[::9]),
+        ("Values are drawn (512 draws", "44 steps of backprop", "±1.96", "Hollow: biased"),
+    ),
+    "check_calibration": Case(
+        {"run": 3, "seed": 1},
+        ("alarms over expected ones", "verdicts at the default level 1e-06", "coverage of 95 % intervals", "p-v",
+         "coordinate noise in 10⁴ numbers: 0 alarms in 1 runs"),
+        ("Values are drawn, shares of simulated runs",), figure="calibration",
+    ),
+    "cost": Case(
+        {"along": 4, "repeat": 1}, ("parameters",),
+        ("medians of 5 repeats", "Slopes of the time", "Memory of the most draws over that of 64"),
+        costs_are_measured,
+    ),
+    "directions": Case({"directions": 3, "seed": 1, "estimator": 4}, ("theory",), ("From theory", "closed forms")),
+    "finite_differences": Case(
+        {"network": 1, "dtype": 2, "step": 3, "space": 2, "oracle": 2}, ("best step",),
+        ("values are drawn: 1024 draws", "±1.96", "3 standard errors above 0", "MLP, tanh: least distance"),
+        distances_have_errors,
+    ),
+    "fused_losses": Case(
+        {"groups": 2, "seed": 1, "repeat": 3, "way": 3}, ("naive/fused",), ("medians of 31 repeats",),
+    ),
+    "groups": Case({"losses": 2, "groups": 2, "seed": 1}, ("test error (range)",), PROXY),
+    "guesses": Case(
+        {"space": 1, "target": 2, "guess": 2, "seed": 1, "reference": 2}, ("activity/local/Gaussian",),
+        ("256 draws for each of 3 seeds", "44 steps of backprop"), a_guess_of_the_target_is_the_target,
+    ),
+    "local_losses": Case({"losses": 2, "groups": 1, "seed": 1}, ("test error (range)",), PROXY),
+    "quickstart": Case(
+        {"step": 1, "estimator": 5}, ("trained by LG-FG-A", "relative variance"),
+        ("in the panels of each algorithm",),
+        probes_are_whole,
+    ),
+    "scaling": Case(
+        {"place": 2, "seed": 1}, ("predicted",),
+        ("exact", "drawn", "(replayed)", "standard errors over seeds", "95 % intervals"), weight_perturbation_loses_d,
+    ),
+    "table1": Case(
+        {"space": 2, "noise": 2, "seed": 1, "route": 3}, ("formula",), ("Lines: Table 1 of Ren et al. 2023",),
+        all_table_routes_agree,
+    ),
+    "weight_sharing": Case(
+        {"kind": 2, "positions": 2, "example": 1}, ("medians over examples, exact",),
+        ("All values are exact", "288 of 288 problems", "linear, loss pooled: nowhere", "Fan-in: linear 16"),
+        lambda found: weight_sharing.agreement(found).all(),
+    ),
+}  # fmt: skip
+SWEEPS = [name for name in CASES if "run" in import_module(f"studies.{name}").Config.__annotations__]
+
+
+def figure_of(name: str) -> Any:
+    return import_module(f"figures.{CASES[name].figure or name}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_smoke(name: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    """Of all schemes every ninth; and by a thread in place of a process, which would load torch again."""
+    schemes = fgvar.schemes()[::9]
+    monkeypatch.setattr(fgvar, "schemes", lambda: schemes)
+    monkeypatch.setattr(check_calibration, "ProcessPoolExecutor", ThreadPoolExecutor)
+    study, case, figure = import_module(f"studies.{name}"), CASES[name], figure_of(name)
+    study.main(tyro.cli(study.Config, args=["--smoke", "--out", str(tmp_path / "a.nc")]))
+    out, printed = tmp_path / ("a_smoke.nc" if name in SWEEPS else "a.nc"), capsys.readouterr().out
+    assert [words for words in case.printed if words not in printed] == []
+    for suffix in (".nc", ".pdf", ".png"):
+        assert out.with_suffix(suffix).stat().st_size > 1000, suffix
+    assert out.with_suffix(".txt").read_text().startswith("A smoke run: the numbers mean nothing.")
+    found = fgvar.open_dataset(out)
+    assert set(figure.PAGE.needed) <= {*found.variables}
+    assert case.sizes.items() <= {str(dim): size for dim, size in found.sizes.items()}.items()
+    assert (found.get("status", xr.DataArray("done")) == "done").all()
+    assert found.attrs["study"] == name
+    assert str(tmp_path) not in str(found.attrs), "no path of this machine"
+    case.holds(found)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_nothing_to_collect_is_told(name: str, tmp_path: Path) -> None:
+    study = import_module(f"studies.{name}")
+    with pytest.raises(ValueError, match="no cell is done; see above, or run without --collect"):
+        study.main(tyro.cli(study.Config, args=["--collect", "--out", str(tmp_path / "a.nc")]))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("directions", ["--directions", "161"], "expected numbers from 1 to 160"),
+        ("finite_differences", ["--draws", "100"], "multiple of the blocks"),
+        ("finite_differences", ["--networks", "sigmoid"], "networks are tanh, relu, mixer"),
+        ("finite_differences", ["--dtypes", "half"], "dtypes float32 and float64"),
+        ("table1", ["--size", "0"], "sizes and batches are at least 1"),
+        ("weight_sharing", ["--positions", "3"], r"positions are \[3\], expected powers of two from 1 to 256"),
+        ("weight_sharing", ["--examples", "0"], "examples is 0 and fan_out 32, expected at least 1 and at least 2"),
+    ],
+)
+def test_wrong_input_is_refused(name: str, arguments: list[str], message: str, tmp_path: Path) -> None:
+    study = import_module(f"studies.{name}")
+    with pytest.raises(ValueError, match=message):
+        study.main(tyro.cli(study.Config, args=[*arguments, "--out", str(tmp_path / "a.nc")]))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_captions_say_how_numbers_came(name: str) -> None:
+    text = figure_of(name).caption(fgvar.open_dataset(DATA / f"{CASES[name].figure or name}.nc"))
+    assert [words for words in CASES[name].caption if words not in text] == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_foreign_data_is_refused(name: str) -> None:
+    for use in (figure_of(name).draw, figure_of(name).caption):
+        with pytest.raises(ValueError, match=rf"not a dataset of studies/{name}\.py: it lacks variable"):
+            use(xr.Dataset())
+
+
+# ---- the command line -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A study that does not sweep."""
+
+    out: Path = Path("a.nc")
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A study that does."""
+
+    run: common.Run = common.Options(Path("a.nc"))  # noqa: RUF009
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "line"),
+    [
+        (Plain, ValueError("no such thing"), "depth: no such thing"),
+        (Swept, OSError("disk full"), "depth: disk full"),
+        (Plain, KeyboardInterrupt(), "depth: stopped; the same command begins anew"),
+        (Swept, KeyboardInterrupt(), "depth: stopped; the same command goes on from here"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(config: type, error: BaseException, line: str, monkeypatch) -> None:
+    def study(_config: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["studies/depth.py"])
+    with pytest.raises(SystemExit, match=f"^{line}$"):
+        common.main(study, config, "Depth.")
+
+
+def test_a_command_line_loads_little() -> None:
+    code = "import studies.common, sys; print(*({'torch', 'xarray', 'numpy'} & {*sys.modules}))"
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True).stdout == b"\n"
+
+
+def test_configurations_are_described_without_a_path() -> None:
+    out = Path("/somewhere/a.nc")
+    assert common.described(Plain(out)) == repr(Plain(Path("results/a.nc")))
+    assert common.described(Swept(common.Options(out))) == repr(Swept(common.Options(Path("results/a.nc"))))
+
+
+def test_options() -> None:
+    args = ["--out", "results/a.nc", "--seed", "0", "1", "--workers", "2", "--shard", "1/4"]
+    assert tyro.cli(common.Options, args=args).arguments() == {
+        "folder": Path("results/a"), "out": Path("results/a.nc"), "seed": (0, 1), "workers": 2, "scheduler": None,
+        "shard": "1/4", "timeout": None, "compute": True,
+    }  # fmt: skip
+    assert common.Options(Path("a.nc"), smoke=True, collect=True).arguments()["folder"] == Path("a_smoke")

@@ -1,0 +1,85 @@
+"""Losses: targets of the right kind, and one floating-point number an example."""
+
+import pytest
+import torch
+from cases import randn
+from refusals import X, Y, problem, says
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@pytest.mark.parametrize("targets", [[0, 1, 2, 0], [0, -1, 1, 0], [0, 1, -100, 1]])
+def test_targets_out_of_range(targets: list[int]) -> None:
+    got = f"targets range from {min(targets)} to {max(targets)}"
+    with pytest.raises(
+        ValueError, match=says(got, r"2 classes \(0 to 1\)", "check the labels or the size of the last")
+    ):
+        problem(batch=(X, torch.tensor(targets)))
+
+
+@pytest.mark.parametrize("targets", [Y.double(), Y > 0, functional.one_hot(Y)])
+def test_targets_are_class_numbers(targets: Tensor) -> None:
+    got = rf"targets are {targets.dtype} of shape \({', '.join(map(str, targets.shape))},?\)"
+    with pytest.raises(ValueError, match=says(got, r"class numbers \[batch\] as integers")):
+        problem(batch=(X, targets))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
+def test_class_numbers_of_any_integer_type_are_accepted_or_explained(dtype: torch.dtype) -> None:
+    try:
+        loss = problem(batch=(X, Y.to(dtype))).loss()
+    except ValueError as error:
+        assert str(dtype) in str(error)  # noqa: PT017
+    else:
+        assert torch.equal(loss, problem().loss())
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (2, 2))), r"\(4, 2, 2\)"),
+        (nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), r"\(4,\)"),
+        (nn.LSTM(3, 2), "tuple"),
+    ],
+)
+def test_cross_entropy_needs_classes(module: nn.Module, shape: str) -> None:
+    with pytest.raises(ValueError, match=says(rf"network returned {shape}", r"outputs \[batch, classes\]")):
+        problem(module.double())
+
+
+@pytest.mark.parametrize("targets", [randn(4), randn(4, 3), randn(4, 1, 1)])
+def test_mse_needs_targets_of_the_shape_of_the_outputs(targets: Tensor) -> None:
+    """Broadcasting would compare every example with the targets of all."""
+    module = nn.Linear(3, 1).double()
+    shape = rf"\({', '.join(map(str, targets.shape))},?\)"
+    with pytest.raises(ValueError, match=says("mse", r"\(4, 1\)", shape)):
+        problem(module, "mse", (X, targets))
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [
+        (lambda outputs, _: outputs.argmax(1), "torch.int64"),
+        (lambda outputs, targets: outputs.argmax(1) == targets, "torch.bool"),
+        (lambda outputs, targets: (outputs, targets), "tuple"),
+        (lambda outputs, _: outputs.sum().item(), "float"),
+    ],
+)
+def test_a_loss_is_floating_point(loss, kind: str) -> None:
+    with pytest.raises(TypeError, match=says(f"the loss is {kind}", "expected a floating-point tensor")):
+        problem(loss=loss)
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [
+        (functional.cross_entropy, r"\(\)"),
+        (nn.CrossEntropyLoss(), r"\(\)"),
+        (lambda outputs, _: outputs, r"\(4, 2\)"),
+        (lambda outputs, _: outputs[:2, 0], r"\(2,\)"),
+    ],
+)
+def test_a_loss_is_one_number_an_example(loss, shape: str) -> None:
+    message = says(f"the loss has shape {shape}", r"one number an example, \(4,\)", "reduction='none'")
+    with pytest.raises(ValueError, match=message):
+        problem(loss=loss)

@@ -1,0 +1,115 @@
+"""Problems: networks without a gradient, with batch norm or random numbers, and batches that are none."""
+
+import math
+
+import pytest
+import torch
+from cases import randn
+from refusals import Calls, X, Y, net, problem, says
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fgvar.errors import NonFiniteError
+
+
+def test_a_network_without_parameters() -> None:
+    with pytest.raises(ValueError, match=says("ReLU has no parameters", "no gradient")):
+        problem(nn.ReLU())
+
+
+def layered(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 2), layer).double()
+
+
+BATCH_NORMS = {
+    "train": layered(nn.BatchNorm1d(2)),
+    "without statistics": layered(nn.BatchNorm1d(2, track_running_stats=False)).eval(),
+    "lazy": layered(nn.SyncBatchNorm(2)),
+}
+
+
+@pytest.mark.parametrize("kind", BATCH_NORMS)
+def test_batch_norm_in_train_mode(kind: str) -> None:
+    with pytest.raises(ValueError, match=says(r"'1' \(\w*BatchNorm\w*\) couples the examples", r"module\.eval\(\)")):
+        problem(BATCH_NORMS[kind])
+
+
+DROPOUTS = {
+    "Dropout": layered(nn.Dropout(0.1)),
+    "AlphaDropout": layered(nn.AlphaDropout(0.1)),
+    "RNN": Calls(lambda m, x: m.deep(x)[0], deep=nn.RNN(3, 2, num_layers=2, dropout=0.1)),
+    "MultiheadAttention": Calls(lambda m, x: m.deep(x, x, x)[0], deep=nn.MultiheadAttention(3, 1, dropout=0.1)),
+}
+
+
+@pytest.mark.parametrize("kind", DROPOUTS)
+def test_dropout_in_train_mode(kind: str) -> None:
+    name = "1" if isinstance(DROPOUTS[kind], nn.Sequential) else "deep"
+    message = says(rf"'{name}' \({kind}\) draws random numbers in train mode", r"module\.eval\(\)", "rate to 0")
+    with pytest.raises(ValueError, match=message):
+        problem(DROPOUTS[kind])
+
+
+RANDOM = {
+    "functional dropout": Calls(lambda m, x: functional.dropout(m.layer(x), 0.1)),
+    "functional dropout, by mode": Calls(lambda m, x: functional.dropout(m.layer(x), 0.1, m.training)),
+    "added noise": Calls(lambda m, x: m.layer(x) + torch.randn(2, dtype=torch.float64)),
+    "noise like": Calls(lambda m, x: torch.randn_like(m.layer(x))),
+    "one number": Calls(lambda m, x: m.layer(x) * torch.rand(1).item()),
+    "random slopes": layered(nn.RReLU()),
+}
+
+
+@pytest.mark.parametrize("kind", RANDOM)
+def test_random_numbers_in_the_forward_pass(kind: str) -> None:
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match=says("draws random numbers", r"module\.eval\(\)")):
+        problem(RANDOM[kind])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("kind", ["BatchNorm", "Dropout", "functional", "rate 0"])
+def test_what_does_nothing_is_accepted(kind: str) -> None:
+    modules = {
+        "BatchNorm": layered(nn.BatchNorm1d(2)).eval(),
+        "Dropout": layered(nn.Dropout(0.1)).eval(),
+        "functional": Calls(lambda m, x: functional.dropout(m.layer(x), 0.1, m.training)).eval(),
+        "rate 0": layered(nn.Dropout(0)),
+    }
+    assert problem(modules[kind]).loss().isfinite()
+
+
+def test_errors_of_the_network_itself_pass_through() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        problem(batch=(randn(4, 7), Y))
+
+
+@pytest.mark.parametrize("batch", [{"x": X}, (X, Y, Y), (X,), X, (X.numpy(), Y.numpy()), (X, [0, 1, 1, 0]), None])
+def test_a_batch_is_a_pair_of_tensors(batch: object) -> None:
+    with pytest.raises(TypeError, match=rf"batch is {type(batch).__name__}.*expected a pair \(inputs, targets\)"):
+        problem(batch=batch)
+
+
+@pytest.mark.parametrize("batch", [(X, Y[:3]), (X[:0], Y[:0]), (X, Y[0]), (X[0, 0], Y[0])])
+def test_inputs_and_targets_have_the_same_examples(batch: tuple[Tensor, Tensor]) -> None:
+    shapes = [rf"{name} \({', '.join(map(str, t.shape))},?\)" for name, t in zip(("inputs", "targets"), batch)]  # noqa: B905
+    with pytest.raises(ValueError, match=says(*shapes, "same, nonzero number of examples along the first axis")):
+        problem(batch=batch)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_non_finite_problems(value: float) -> None:
+    spoilt = net()
+    with torch.no_grad():
+        spoilt[2].bias[1] = value
+    with pytest.raises(NonFiniteError, match=r"parameters: 2\.bias holds NaN or infinity"):
+        problem(spoilt)
+    inputs = X.clone()
+    inputs[1, 2] = value
+    with pytest.raises(NonFiniteError, match="batch: inputs holds NaN or infinity"):
+        problem(batch=(inputs, Y))
+    with pytest.raises(NonFiniteError, match="batch: targets holds NaN or infinity"):
+        problem(loss="mse", batch=(X, inputs[:, 1:]))
+    with pytest.raises(NonFiniteError, match=r"loss.*holds NaN or infinity"):
+        problem(loss=lambda outputs, _: outputs.sum(1) * value)
+    assert issubclass(NonFiniteError, ArithmeticError)
