@@ -60,7 +60,8 @@ class _TimeLoop(nn.RNNBase):
                 x = functional.dropout(x, self.dropout, self.training)
             outputs = []
             for suffix in (f"_l{layer}", f"_l{layer}_reverse")[: 1 + self.bidirectional]:
-                output, final = self._scan(x, suffix, tuple(state[len(finals)] for state in states))
+                number = len(finals)  # torch counts layer by layer, each forward and then backward
+                output, final = self._scan(x, suffix, tuple(state[number] for state in states))
                 outputs.append(output)
                 finals.append(final)
             x = torch.cat(outputs, -1)
@@ -84,7 +85,8 @@ class _TimeLoop(nn.RNNBase):
         return torch.stack(outputs[::-1] if backward else outputs, time_axis), state
 
     def _product(self, kind: str, suffix: str) -> Callable[[Tensor], Tensor]:
-        """x ↦ Wx + b with the parameters of this kind, by name: torch's list of them is not that of a call."""
+        """x ↦ Wx + b with the parameters of this kind."""
+        # By name: torch's own list of weights still holds those of the module, and not those of a functional call.
         bias = getattr(self, f"bias_{kind}{suffix}") if self.bias and kind != "hr" else None
         return partial(linear_jvp, functional.linear, weight=getattr(self, f"weight_{kind}{suffix}"), bias=bias)
 
@@ -114,6 +116,9 @@ class _TimeLoop(nn.RNNBase):
                 f"{self._get_name()} got inputs of shape {list(input.shape)}, expected [batch, time, features] with "
                 "batch_first=True, [time, batch, features] without, or [time, features]"
             )
+
+
+# Named as torch's own, so that modules print as they did.
 
 
 class RNN(_TimeLoop, nn.RNN):

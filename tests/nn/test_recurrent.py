@@ -67,7 +67,7 @@ class Classifier(nn.Module):
 
 def problem(net: nn.Module, dtype: torch.dtype = torch.float64) -> fgvar.Problem:
     batch = randn(2, 3, 3).to(dtype), labels(2, 3)
-    return fgvar.Problem(fgvar.with_sites(fixed(net).to(dtype)), "cross_entropy", batch)
+    return fgvar.Problem(fgvar.with_sites(fixed(net, train=net.training).to(dtype)), "cross_entropy", batch)
 
 
 # ---- torch's own functions ---------------------------------------------------------------------------------
@@ -211,10 +211,13 @@ def test_exact_route(scheme: str) -> None:
 
 
 def test_measured_in_float32_by_the_default_chunk() -> None:
-    """The same draws, hence the same numbers but for rounding. A plain call in place of a stack would warn."""
+    """The same draws, hence the same numbers but for rounding. A plain call in place of a stack would warn.
+
+    In train mode, too, as no rate is set.
+    """
     schemes = {name: fgvar.scheme(name) for name in ("FG-W", "FG-A", "EGGROLL")}
     single, double = (
-        fgvar.measure(schemes, problem(Classifier(nn.LSTM(3, 4, batch_first=True)), dtype), draws=32)
+        fgvar.measure(schemes, problem(Classifier(nn.LSTM(3, 4, 2, batch_first=True)).train(), dtype), draws=32)
         for dtype in (torch.float32, torch.float64)
     )
     for name in ("cosine", "relative_variance"):
