@@ -1,11 +1,12 @@
 """fgvar: how good is a gradient estimator? Bias, variance and cosine to the true gradient, with errors."""
 
-import importlib
 import sys
 import types
 from typing import Any
 
-# Names load on first use, so that `import fgvar` and command lines that only print help need no torch.
+from fgvar.lazy import lazy
+
+# `import fgvar`, and command lines that only print help, need no torch.
 _NAMES = {
     # what is differentiated
     "Problem": "fgvar.problem",
@@ -79,47 +80,22 @@ _SUBJECTS = {
         "IsotropicNull": "fgvar.estimators.controls",
     },
 }
-_MODULES = ("contrastive", "data", "networks", "testing", "theory")
+_MODULES = dict.fromkeys(("contrastive", "data", "networks", "testing", "theory"), "")
 
 __all__ = ["__version__", *_NAMES, *_SUBJECTS, *_MODULES]
 
-
-class _Subject(types.ModuleType):
-    """The public names of one subject, wherever in the package they are defined."""
-
-    def __init__(self, name: str, names: dict[str, str]) -> None:
-        super().__init__(f"fgvar.{name}", f"The public names of {name}: {', '.join(names)}.")
-        self.__all__ = list(names)
-        self._names = names
-
-    def __getattr__(self, name: str) -> Any:
-        return _load(self, name, self._names)
-
-    def __dir__(self) -> list[str]:
-        return sorted(self.__all__)
-
-
-def _load(module: types.ModuleType, name: str, names: dict[str, str]) -> Any:
-    if name not in names:
-        from fgvar.errors import unknown
-
-        raise AttributeError(f"module {module.__name__!r}: {unknown('name', name, module.__all__)}")
-    found = getattr(importlib.import_module(names[name]), name)
-    setattr(module, name, found)
-    return found
-
-
 for _name, _members in _SUBJECTS.items():
-    sys.modules[f"fgvar.{_name}"] = globals()[_name] = _Subject(_name, _members)
+    _subject: Any = types.ModuleType(f"fgvar.{_name}", f"{_name.capitalize()}: {', '.join(_members)}.")
+    _subject.__all__ = list(_members)
+    _subject.__getattr__, _subject.__dir__ = lazy(f"fgvar.{_name}", _members)
+    sys.modules[f"fgvar.{_name}"] = globals()[_name] = _subject
+
+_load, __dir__ = lazy("fgvar", _NAMES | _MODULES | {"__version__": ""})
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"fgvar.{name}")
-    if name == "__version__":
-        return importlib.import_module("importlib.metadata").version("fgvar")
-    return _load(sys.modules["fgvar"], name, _NAMES)
+    if name != "__version__":
+        return _load(name)
+    from importlib.metadata import version  # which takes a tenth of a second
 
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return version("fgvar")

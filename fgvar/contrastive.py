@@ -152,6 +152,14 @@ class Contrastive(Problem):
         self._refuse_coupled()
         return self._with(inputs=queries, targets=numbers, weights=None)
 
+    def clone(self) -> Self:
+        keys = {end: key.clone() for end, key in self.keys.items()}
+        return super().clone()._with(second=self.second.clone(), keys=keys)
+
+    def tensors(self) -> dict[str, Tensor]:
+        keys = {f"keys at {end!r}": key for end, key in self.keys.items()}
+        return {**super().tensors(), "the second view": self.second, **keys}
+
     def to(self, dtype: torch.dtype) -> Self:
         """The problem, keys included, in another floating-point precision."""
         keys = {end: key.to(dtype) for end, key in self.keys.items()}

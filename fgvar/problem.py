@@ -103,13 +103,13 @@ class Problem:
             (other.inputs, other.targets), other.weights = batch, None
         return other
 
-    def clone(self) -> "Problem":
+    def clone(self) -> Self:
         """The same problem with tensors of its own: whatever is done to them stays there."""
 
         def cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: tensor.clone() for name, tensor in tensors.items()}
 
-        return self._of(cloned(self._leaves()))._with(params=cloned(self.params), buffers=cloned(self.buffers))
+        return self._with(params=cloned(self.params), buffers=cloned(self.buffers), **cloned(self._leaves()))
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that an estimator sees, by what they are."""

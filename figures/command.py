@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from fgvar.storage.atomic import replace, require_place
+from fgvar.storage import replace, require_place
 from figures import style, tabular
 from figures.page import Figures, Table
 

@@ -18,9 +18,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 from tueplots import figsizes, fontsizes
 
-from fgvar.measurement.dataset_checks import LABELS, missing_from
-from fgvar.measurement.files import open_dataset
-from fgvar.storage.atomic import replace
+import fgvar
+from fgvar.measurement import LABELS, missing_from
+from fgvar.storage import replace
 
 Venue = Literal["iclr", "neurips", "icml", "jmlr"]
 Columns = Literal[1, 2]
@@ -186,7 +186,8 @@ def read(path: Path) -> xr.Dataset:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no dataset at {path}; write it by the study of the same name")
-    return open_dataset(path)
+    dataset: xr.Dataset = fgvar.open_dataset(path)
+    return dataset
 
 
 def require(dataset: xr.Dataset, needed: Mapping[str, tuple[str, ...]], source: str) -> None:

@@ -69,7 +69,7 @@ def problem(
 ) -> tuple[Any, int]:
     """A LocalMixer after a little backprop, on a batch of digits; and how many steps it took."""
     import fgvar
-    from fgvar.training.train import steps_of
+    from fgvar.training import steps_of
 
     images, test = (fgvar.data.load("digits", split) for split in ("train", "test"))
     model = fgvar.networks.LocalMixer(
@@ -92,13 +92,13 @@ def problem(
 def family(estimator: Any) -> str:
     """What the estimator does, told from its words."""
     import fgvar
-    from fgvar.estimators import controls
 
+    controls = tuple(getattr(fgvar.controls, name) for name in fgvar.controls.__all__)
     if isinstance(estimator, fgvar.ExactGradient):
         return "exact"
     if isinstance(estimator, fgvar.feedback.FeedbackAlignment | fgvar.feedback.DirectFeedback):
         return "feedback"
-    if type(estimator).__module__ == controls.__name__ or isinstance(estimator.combine, fgvar.combine.ShuffledCredit):
+    if isinstance(estimator, controls) or isinstance(estimator.combine, fgvar.combine.ShuffledCredit):
         return "control"
     if not isinstance(estimator.guess, fgvar.guesses.Isotropic) or isinstance(
         estimator.combine, fgvar.combine.Normalised

@@ -67,7 +67,7 @@ class Config:
 def main(config: Config) -> None:
     import torch
 
-    from fgvar.measurement.dataset import provenance
+    from fgvar.measurement import provenance
     from figures import calibration
 
     common.place(config)
@@ -205,8 +205,8 @@ def power_job(runs: int, seed: int) -> Array:
     import numpy as np
     import torch
 
-    from fgvar.testing.statistical import DRAWS as n
-    from fgvar.testing.statistical import mean_test
+    from fgvar.testing import DRAWS as n
+    from fgvar.testing import mean_test
 
     rng = np.random.Generator(np.random.SFC64([seed, 77]))
     caught = np.zeros((2, len(EFFECTS)))

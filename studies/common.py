@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from fgvar.storage.atomic import require_place
+from fgvar.storage import require_place
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 Config = TypeVar("Config")

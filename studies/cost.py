@@ -66,7 +66,7 @@ def cell(*, draws: int, batch: int, width: int, groups: int, repeats: int, seed:
     import xarray as xr
 
     import fgvar
-    from fgvar.measurement.dataset import provenance
+    from fgvar.measurement import provenance
     from studies.fused_losses import peak
 
     model = fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=2, patches=4, channels=width, groups=groups, seed=seed)

@@ -52,7 +52,7 @@ def cell(*, directions: int, draws: int, batch: int, seed: int) -> Any:
     import torch
 
     import fgvar
-    from fgvar.measurement.dataset import ENDS
+    from fgvar.measurement import ENDS
 
     layer = torch.nn.Linear(16, 10, bias=False, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)

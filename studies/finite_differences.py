@@ -77,7 +77,7 @@ def cell(
     import torch
 
     import fgvar
-    from fgvar.measurement.dataset import provenance
+    from fgvar.measurement import provenance
 
     at = problem(network, dtype, seed=seed, **made)
     perturbed = {"weights": fgvar.WeightSpace(), "activities": fgvar.ActivitySpace()}[space]
@@ -115,7 +115,7 @@ def compared(at: Any, space: Any, steps: Array, draws: int, blocks: int, seed: i
     import xarray as xr
 
     import fgvar
-    from fgvar.measurement.draws import estimates, ranges
+    from fgvar.measurement import estimates, ranges
 
     oracles = {"forward": fgvar.oracles.ForwardDifference, "central": fgvar.oracles.CentralDifference}
     exact = fgvar.Estimator(space)

@@ -59,7 +59,7 @@ def cell(*, groups: int, seed: int, batch: int, patches: int, channels: int, cla
     import torch
     import xarray as xr
 
-    from fgvar.measurement.dataset import provenance
+    from fgvar.measurement import provenance
 
     its = ways(groups, seed, batch, patches, channels, classes)
     peaks = [peak(way) for way in its.values()]  # which warms them up, too
@@ -94,8 +94,7 @@ def ways(
     import torch
 
     import fgvar
-    from fgvar.nn.heads import LocalHead, ReadOut, initialise
-    from fgvar.nn.reach import OUTPUT
+    from fgvar.networks import OUTPUT, LocalHead, ReadOut, initialise
 
     class End(torch.nn.Module):
         """The end of a block, whose features are the inputs."""
@@ -137,7 +136,7 @@ def replicated(x: Any, linear: Callable[..., Any], bias: Any, y: Any) -> Any:
     import torch
     from torch.nn import functional
 
-    from fgvar.nn.forward_mode import layer_norm
+    from fgvar.networks import layer_norm
 
     batch, patches, groups, _ = x.shape
     adds = layer_norm(x) / patches  # to the pooled features

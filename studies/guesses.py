@@ -58,13 +58,12 @@ def main(config: Config) -> None:
 def cell(*, space: str, target: str, guess: str, draws: int, seed: int, **network: int) -> Any:
     """One place of the matrix, on a network of this seed."""
     import fgvar
-    from fgvar.errors import unknown
-    from fgvar.measurement.dataset import ENDS
+    from fgvar.measurement import ENDS
     from studies import all_schemes
 
     matrix, name = fgvar.guesses.guess_matrix(), f"{space}/{target}/{guess}"
     if name not in matrix:
-        raise ValueError(unknown("place of the guess matrix", name, matrix))
+        raise ValueError(f"unknown place of the guess matrix {name!r} (valid: {', '.join(matrix)})")
     at, steps = all_schemes.problem(**network, seed=seed)
     found = fgvar.measure({name: matrix[name]}, at, draws=draws, seed=seed).isel(estimator=0, drop=True)
     found = found.sel(layer="perturbed", drop=True)

@@ -129,7 +129,7 @@ def measured(estimators: dict[str, Any], problem: Any, draws: int, seed: int) ->
     import torch
 
     import fgvar
-    from fgvar.measurement.dataset import ENDS
+    from fgvar.measurement import ENDS
 
     its = {"layer": "perturbed"}
     # In float32 the closed form takes the rounding behind narrow layer norms for credit that is missing.

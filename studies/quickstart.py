@@ -56,7 +56,7 @@ def main(config: Config) -> None:
     import xarray as xr
 
     import fgvar  # after the command line is parsed: --help needs no torch
-    from fgvar.training.train import log_steps, steps_of
+    from fgvar.training import log_steps, steps_of
     from figures import quickstart
 
     common.place(config)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from fgvar.measurement.dataset import ENDS
+from fgvar.measurement import ENDS
 
 CURVES = ("loss", "train_error", "test_error")
 # Of the probes what curves over training show; what has a closed form has no error.
@@ -52,7 +52,8 @@ def errors(
     for one in runs:
         place = _place(one, networks, algorithms, seeds)
         if lengths[place]:
-            raise ValueError(f"there are two runs of {networks[place[0]]} {algorithms[place[1]]} {seeds[place[2]]}")
+            which = f"{networks[place[0]]} {algorithms[place[1]]} {seeds[place[2]]}"
+            raise ValueError(f"there are two runs of {which}, expected one; give each an --out of its own")
         for name in found:
             if name in one:
                 found[name][*place, : one[name].size] = one[name]

@@ -76,7 +76,7 @@ def cell(*, network: str, width: int, depth: int, groups: int, epochs: int, batc
     import torch
 
     import fgvar
-    from fgvar.measurement.dataset import ENDS
+    from fgvar.measurement import ENDS
 
     images, test = (fgvar.data.load("digits", split) for split in ("train", "test"))
     x, y = images.sample(batch, seed=seed + 1)

@@ -72,7 +72,7 @@ def cell(*, cell: str, space: str, noise: str, draws: int, seed: int) -> Any:
     import xarray as xr
 
     import fgvar
-    from fgvar.measurement.dataset import provenance
+    from fgvar.measurement import provenance
     from fgvar.testing import covariance
 
     size, batch = (int(number) for number in cell.split(" × "))
@@ -154,7 +154,7 @@ def _drawn(draws: int, seed: int, estimator: Any, population: Any, expected: Any
     import numpy as np
     import torch
 
-    from fgvar.measurement.draws import estimates
+    from fgvar.measurement import estimates
 
     batches = _batches(batch)
     generator = np.random.default_rng([seed, batch, expected.numel()])

@@ -174,7 +174,7 @@ def cell(
     import torch
 
     import fgvar
-    from fgvar.training.train import log_steps, steps_of
+    from fgvar.training import log_steps, steps_of
 
     torch.set_num_threads(threads)
     train, test = training.images(data, validation)

@@ -137,7 +137,7 @@ def cell(
     import torch
 
     import fgvar
-    from fgvar.training.train import log_steps, steps_of
+    from fgvar.training import log_steps, steps_of
     from studies import table3
 
     torch.set_num_threads(threads)

@@ -30,7 +30,7 @@ def train_all(cell: Cell, grids: Sequence[Grid], run: Options, folder: Path) -> 
         ValueError: a run that is finished with other settings, runs that fail, torchrun with workers.
     """
     import fgvar
-    from fgvar.training.distributed import broadcast_bytes, join, world
+    from fgvar.training import broadcast_bytes, join, world
 
     join()
     rank, processes = world()
@@ -60,7 +60,7 @@ def by_all(cell: Cell) -> Cell:
 
     @functools.wraps(cell)
     def asked(**arguments: Any) -> Any:
-        from fgvar.training.distributed import broadcast_bytes
+        from fgvar.training import broadcast_bytes
 
         broadcast_bytes(pickle.dumps(arguments))
         return cell(**arguments)
@@ -82,7 +82,7 @@ def images(data: str, validation: int = 0) -> tuple[Any, Any]:
 
 def _follow(cell: Cell) -> None:
     """Compute the cells that the first process asks for, until it has no more."""
-    from fgvar.training.distributed import broadcast_bytes
+    from fgvar.training import broadcast_bytes
 
     while (arguments := broadcast_bytes(None)) is not None:
         try:
@@ -108,14 +108,14 @@ def _require_same(grids: Sequence[Grid], folder: Path) -> None:
 
 def finished(folder: Path) -> list[Any]:
     """The datasets of all runs that a folder has."""
-    from fgvar.sweeps import cells
+    from fgvar.sweeps import finished
 
-    return cells.finished(folder)
+    return finished(folder)
 
 
 def tell(dataset: Any) -> None:
     """Print a finished run in a row, by the first process."""
-    from fgvar.training.distributed import world
+    from fgvar.training import world
 
     if world()[0] == 0:
         print(*_row(dataset), sep="\t", flush=True)

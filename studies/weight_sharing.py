@@ -47,7 +47,7 @@ def main(config: Config) -> None:
     import xarray as xr
 
     import fgvar  # after the command line is parsed: --help needs no torch
-    from fgvar.measurement.dataset import provenance
+    from fgvar.measurement import provenance
     from figures import weight_sharing
 
     common.place(config)
@@ -96,7 +96,7 @@ def problem(kind: str, loss: str, positions: int, fan_out: int, seed: int) -> An
     from torch.nn import functional
 
     import fgvar
-    from fgvar.nn.heads import ReadOut
+    from fgvar.networks import ReadOut
 
     images, labels = fgvar.data.load("digits").sample(64, seed=seed, dtype=torch.float64)
     if kind == "linear":

@@ -245,6 +245,39 @@ def test_meta_device() -> None:
         assert all(g.is_meta for g in found.gradient.values())
 
 
+class SpoilsKeys:
+    """Backpropagation that writes into what it was lent."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def randomness(self, problem: fgvar.Problem) -> fgvar.Randomness:  # noqa: ARG002
+        return fgvar.Randomness({"u": fgvar.Leaf((), fgvar.Gaussian())})
+
+    def estimate(self, problem: fgvar.Problem, noise: dict[str, Tensor]) -> fgvar.Estimate:
+        gradient = problem.backprop()
+        problem.tensors()[self.name].mul_(2)
+        return fgvar.Estimate({name: g + 0 * noise["u"] for name, g in gradient.items()})
+
+    def target(self, problem: fgvar.Problem) -> dict[str, Tensor]:
+        return problem.backprop()
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_a_copy_shares_no_tensor(stop: bool) -> None:
+    problem = contrastive(stop_gradient=stop)
+    for (name, own), copied in zip(problem.tensors().items(), problem.clone().tensors().values(), strict=True):
+        assert torch.equal(own, copied), name
+        assert own.data_ptr() != copied.data_ptr(), name
+
+
+@pytest.mark.parametrize(("stop", "name"), [(True, "keys at 'output'"), (True, "the second view"), (False, "inputs")])
+def test_who_spoils_what_it_was_lent_is_named(stop: bool, name: str) -> None:
+    problem = contrastive(stop_gradient=stop)
+    with pytest.raises(ValueError, match=rf"(?s)'mine'.*changed.*{name}"):
+        fgvar.measure({"mine": SpoilsKeys(name)}, problem, draws=32, chunk=1)
+
+
 def test_settings_are_checked() -> None:
     model, (one, two) = network(), views()
     with pytest.raises(ValueError, match="temperature is 0, expected a positive number"):

@@ -51,11 +51,11 @@ def to_markdown(rows: Sequence[TableRow]) -> str:
     r"""A table in Markdown: numbers rounded and to the right, text to the left.
 
     Example:
-        >>> print(to_markdown([{"scheme": "BP", "cost": 2.9}, {"scheme": "FG-W", "cost": 31.8012}]))
+        >>> print(to_markdown([{"scheme": "BP", "cost": 2.9}, {"scheme": "a|b", "cost": 31.8012}]))
         | scheme | cost |
         |---|---:|
         | BP | 2.9 |
-        | FG-W | 31.8 |
+        | a\|b | 31.8 |
     """
     names = list(rows[0]) if rows else []
     rule = ["---:" if any(isinstance(row[name], int | float) for row in rows) else "---" for name in names]

@@ -1,8 +1,11 @@
-"""Networks whose activities can be perturbed, ordinary modules that contain sites; and what own ones may declare."""
+"""Networks whose activities can be perturbed, ordinary modules that contain sites; and the parts of one's own."""
 
 from fgvar.networks.local_mixer import LocalMixer
 from fgvar.networks.mlp import MLP
+from fgvar.nn.forward_mode import layer_norm
+from fgvar.nn.heads import LocalHead, ReadOut, initialise
+from fgvar.nn.reach import OUTPUT
 from fgvar.nn.sites import Site
 from fgvar.nn.traits import Traits
 
-__all__ = ["MLP", "LocalMixer", "Site", "Traits"]
+__all__ = ["MLP", "OUTPUT", "LocalHead", "LocalMixer", "ReadOut", "Site", "Traits", "initialise", "layer_norm"]

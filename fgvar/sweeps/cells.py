@@ -226,6 +226,17 @@ def finished(folder: str | os.PathLike[str]) -> list[xr.Dataset]:
     """The datasets of all cells that are done in a sweep's folder, of whatever grids; what is damaged is left out.
 
     Each has what the cell was called with as its attribute ``cell_arguments``, in JSON.
+
+    Example:
+        >>> import tempfile
+        >>> from fgvar.sweeps.sweep import sweep
+        >>> def cell(width):
+        ...     return xr.Dataset({"square": float(width**2)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for widths in ((1, 2), (2, 3)):
+        ...         _ = sweep(cell, {"width": widths}, folder=folder)
+        ...     sorted(one["square"].item() for one in finished(folder))
+        [1.0, 4.0, 9.0]
     """
     found = []
     for path in sorted(Path(folder, "cells").glob("*.cell")):

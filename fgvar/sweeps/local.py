@@ -28,6 +28,7 @@ import cloudpickle
 import xarray as xr
 from pebble import ProcessPool
 from threadpoolctl import threadpool_limits
+from tqdm import tqdm
 
 from fgvar.measurement.files import versions
 from fgvar.storage.packing import pack
@@ -260,6 +261,7 @@ def _begin(function: bytes, threads: int, faults: str) -> None:
     file = open(faults, "a")  # noqa: SIM115  for as long as it lives
     faulthandler.enable(file)
     faulthandler.register(signal.SIGTERM, file, chain=True)
+    tqdm.set_lock(threading.RLock())  # its own is between processes, and a kill leaks it
     _life.enter_context(threads_of_cells(threads))
     try:
         _function = cloudpickle.loads(function)

@@ -5,8 +5,7 @@
 problems and estimators for Hypothesis; `mutants` holds planted defects that the checks catch.
 """
 
-import importlib
-from typing import Any
+from fgvar.lazy import lazy
 
 _NAMES = {
     # every check of an estimator
@@ -24,21 +23,13 @@ _NAMES = {
     "unbiased": "fgvar.testing.statistical",
     "Verdict": "fgvar.testing.verdict",
     "DRAWS": "fgvar.testing.statistical",
+    # tests of means from draws
+    "mean_test": "fgvar.testing.mean_tests",
+    "MeanTest": "fgvar.testing.mean_tests",
+    # whole modules
+    "strategies": "",
+    "mutants": "",
 }
-_MODULES = ("strategies", "mutants")
 
-__all__ = [*_NAMES, *_MODULES]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"fgvar.testing.{name}")
-    if name not in _NAMES:
-        from fgvar.errors import unknown
-
-        raise AttributeError(f"module 'fgvar.testing': {unknown('name', name, __all__)}")
-    return getattr(importlib.import_module(_NAMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__ = list(_NAMES)
+__getattr__, __dir__ = lazy(__name__, _NAMES)

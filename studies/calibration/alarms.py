@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from fgvar.testing.mean_tests import MeanTest, mean_test
-from fgvar.testing.statistical import DRAWS
+from fgvar.testing import DRAWS, MeanTest, mean_test
 from studies.calibration.coverage import generator
 
 Array = Any

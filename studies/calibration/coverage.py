@@ -11,13 +11,24 @@ import numpy as np
 import torch
 from scipy import special
 
-from fgvar.measurement.intervals import Estimated
-from fgvar.measurement.moments import BLOCK, Block, Moments, absorb, init
-from fgvar.measurement.paired import Measured, differences
-from fgvar.measurement.references import BUCKETS, References
-from fgvar.measurement.sampled import Drawn
-from fgvar.measurement.statistics import BY_REFERENCE, bias_test, snr, variance
-from fgvar.measurement.sums import Sums
+from fgvar.measurement import (
+    BLOCK,
+    BUCKETS,
+    BY_REFERENCE,
+    Block,
+    Drawn,
+    Estimated,
+    Measured,
+    Moments,
+    References,
+    Sums,
+    absorb,
+    bias_test,
+    differences,
+    init,
+    snr,
+    variance,
+)
 from studies.calibration.laws import Law
 
 Array = Any

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 import fgvar
-from fgvar.measurement.draws import estimates
+from fgvar.measurement import estimates
 from studies.calibration.laws import Law
 
 Array = Any
@@ -36,7 +36,7 @@ def network(name: str, seed: int) -> tuple[dict[str, Law], Callable[[int, int], 
     exact = fgvar.measure({"it": estimator}, its, route="exact").isel(estimator=0)
     target, backprop = estimator.target(its), its.backprop()
     members = {k: [k] for k in its.perturbed} | {"perturbed": list(its.perturbed)}
-    flags = fgvar.measurement.dataset.FLAGS
+    flags = fgvar.measurement.FLAGS
     live = [k for k in members if not (exact["flag"].sel(layer=k).values & (flags["dead"] | flags["no_noise"])).any()]
 
     def flat(gradient: dict[str, torch.Tensor], layer: str, start: int) -> Array:

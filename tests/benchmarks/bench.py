@@ -388,9 +388,8 @@ ALL = {part.__name__: part for part in PARTS}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(ALL), default=list(ALL))
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    parser.add_argument("--only", nargs="+", choices=[*ALL], default=[*ALL])
+    print(platform.processor() or platform.machine(), "torch", torch.__version__, torch.get_num_threads(), "threads")
     for name in parser.parse_args().only:
         for row in ALL[name]():
             print(row, flush=True)

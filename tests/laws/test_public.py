@@ -17,6 +17,7 @@ FILES = sorted((ROOT / "fgvar").rglob("*.py"))
 # Each file may import those before it.
 ORDER = (
     "fgvar.errors",
+    "fgvar.lazy",
     "fgvar",
     "fgvar.measurement.text_tables",
     "fgvar.storage",
@@ -195,7 +196,9 @@ def test_every_public_name_loads_and_is_documented() -> None:
     assert 35 <= len(fgvar.__all__) <= 40
 
 
-@pytest.mark.parametrize("subject", [*fgvar._SUBJECTS, *fgvar._MODULES])
+@pytest.mark.parametrize(
+    "subject", [*fgvar._SUBJECTS, *fgvar._MODULES, "measurement", "training", "sweeps", "storage"]
+)
 def test_every_name_of_a_subject_loads_and_is_documented(subject: str) -> None:
     found = importlib.import_module(f"fgvar.{subject}")
     assert found is getattr(fgvar, subject)
@@ -219,6 +222,15 @@ def test_a_misspelt_public_name_is_answered_with_the_nearest() -> None:
         _ = fgvar.with_site
     with pytest.raises(ImportError, match="mesure"):
         from fgvar import mesure  # noqa: F401
+
+
+@pytest.mark.parametrize("path", sorted([*(ROOT / "studies").rglob("*.py"), *(ROOT / "figures").glob("*.py")]))
+def test_what_studies_and_figures_need_is_public(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fgvar":
+            package = importlib.import_module(str(node.module))
+            for alias in node.names:
+                assert alias.name in package.__all__, f"{node.module}.{alias.name}"
 
 
 def run(code: str) -> str:

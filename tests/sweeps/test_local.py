@@ -121,3 +121,15 @@ found = fgvar.sweep(elsewhere.cell, {{"number": (1, 2)}}, folder={str(tmp_path)!
 print(*found["status"].values, *found["traceback"].values)
 """
     assert run(code).count("ModuleNotFoundError: No module named 'elsewhere'") == 2
+
+
+def test_a_driver_ends_in_silence(tmp_path) -> None:
+    """What a killed process leaves behind would be told on its starter's last lines: tqdm's lock was, once."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import fgvar, xarray\nfrom tqdm import tqdm\n"
+        "def cell(number): return xarray.Dataset({'x': sum(tqdm([number], disable=False))})\n"
+        f"fgvar.sweep(cell, {{'number': (1, 2)}}, folder={str(tmp_path / 'cells')!r}, workers=1)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, env=os.environ | HERE)
+    assert "leaked" not in done.stderr
