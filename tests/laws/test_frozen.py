@@ -197,14 +197,9 @@ def test_feedback_passes_frozen_layers_by_weights_of_its_own(wrapped: bool) -> N
 @pytest.mark.parametrize("name", sorted(BACK))
 def test_schemes_that_read_weights_read_frozen_ones(name: str) -> None:
     """The estimate is that of the whole network, at the parameters that train."""
-    net = partly_frozen()
-    every = partly_frozen().requires_grad_(True)
-    sites = fgvar.ActivitySpace(sites=tuple(problem_of(net).trace.sites))
     # The same sites in both, with all weights trained in one of them.
+    frozen, whole = problem_of(partly_frozen()), problem_of(partly_frozen().requires_grad_(True))
     estimator = fgvar.scheme(name)
-    if isinstance(estimator, fgvar.Estimator):
-        estimator = fgvar.scheme(name, space=sites)
-    frozen, whole = problem_of(net), problem_of(every)
     randomness = estimator.randomness(frozen)
     noise = {k: u[0] for k, u in randomness.sample(0, [0], dtype=torch.float64, device=frozen.device).items()}
     found, expected = (estimator.estimate(problem, noise).gradient for problem in (frozen, whole))
@@ -376,3 +371,26 @@ def test_contrastive_problems_have_constants_too(stop_gradient: bool) -> None:
     one, other = (fgvar.measure(estimators, each, draws=4).drop_vars("seconds") for each in (found, expected))
     xr.testing.assert_allclose(one, other, rtol=1e-12)
     assert (one["variance"].sel(layer="perturbed", estimator=["FG-W", "LG-FG-A"]) > 0).all()
+
+
+class Last(nn.Module):
+    """A recurrent layer's last output, read by a linear one."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.read = layer, nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(self.layer(x[:, None].expand(-1, 2, -1))[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_a_recurrent_layer_may_be_frozen_in_part(kind: type[nn.RNNBase]) -> None:
+    net = fixed(Last(kind(3, 2, num_layers=2, batch_first=True)))
+    for name, p in net.layer.named_parameters():
+        p.requires_grad_(name.endswith("_l1"))
+    problem = problem_of(fgvar.with_sites(net))
+    for name, value in autograd(net, problem).items():
+        torch.testing.assert_close(problem.backprop()[name], value, rtol=0, atol=1e-12)
+    for name in ("FG-W", "FG-A"):
+        assert_exact(fgvar.scheme(name), problem)
