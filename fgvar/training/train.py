@@ -34,7 +34,13 @@ __all__ = ["Probe", "Run", "Schedule", "choose_device", "log_steps", "steps_of",
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its curves and probes, and the parameters it ended with."""
+    """A finished run: its curves and probes, and what it ended with.
+
+    Attributes:
+        dataset: curves and probes.
+        params: the module's whole state dict: the parameters by all names that it has for them, and its buffers, so
+            that ``module.load_state_dict(run.params, strict=True)`` works.
+    """
 
     dataset: xr.Dataset
     params: dict[str, Tensor] = field(repr=False)
@@ -141,7 +147,16 @@ def train(
             loop.run(images, test, name or "training", checkpointer, logger, interrupt)
         if checkpointer is not None:
             checkpointer.store()
-    return Run(_dataset(loop, images), loop.params)
+    return Run(_dataset(loop, images), _state(module, loop.params))
+
+
+def _state(module: nn.Module, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of the run's own copy of the module, with these parameters."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name in params:
+                parameter.copy_(params[name])
+    return dict(module.state_dict())
 
 
 def _checkpointer(
