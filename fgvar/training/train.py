@@ -1,7 +1,6 @@
 """Training: `train` runs any gradient estimator to the end of a schedule, and measures gradients on the way."""
 
 import contextlib
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from fgvar.data.images import Images
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.loss_functions import Loss
 from fgvar.measurement.dataset import describe, provenance
-from fgvar.nn.sites import require_module
+from fgvar.nn.sites import copied, require_module
 from fgvar.problem_checks import require_parameters, usable_device
 from fgvar.training import allocator
 from fgvar.training.checkpoint import Checkpointer
@@ -121,7 +120,7 @@ def train(
     task = task_of(loss, views, seed, schedule.batch)
     join()
     where = choose_device(device)
-    module = copy.deepcopy(module).to(where)
+    module = copied(module).to(where)
     total = steps_of(schedule, len(data[0]))
     if total == 0:
         raise ValueError(
