@@ -83,16 +83,7 @@ def mixed() -> nn.Module:
         (lambda: called_once(embedding(sparse=True), TOKENS), TOKENS),
         (lambda: torch.compile(chain(nn.Linear(3, 4)), backend="eager"), X),
     ],
-    ids=[
-        "older weight_norm",
-        "weight_norm",
-        "spectral_norm",
-        "lazy",
-        "two names",
-        "sparse",
-        "sparse bag",
-        "compiled",
-    ],
+    ids=["older weight_norm", "weight_norm", "spectral_norm", "lazy", "two names", "sparse", "compiled"],
 )
 def test_right(build: Callable[[], nn.Module], x: Tensor) -> None:
     """Backprop is autograd's, schemes run in default chunks, and FG-W is exact: relative variance d + 1."""
