@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fgvar.nn.forward_mode import use_dense_gradients, use_linear_jvp, use_plain_weight_norm
+from fgvar.nn.forward_mode import use_dense_gradients, use_plain_weight_norm
 from fgvar.nn.forward_pass import Feedback, ForwardPass, OutputShifts
+from fgvar.nn.layers import use_linear_jvp
 from fgvar.nn.purity import coach, undrawn
 from fgvar.nn.reach import OUTPUT, CallRecorder, ForwardTrace
 from fgvar.nn.sites import copied, exact_modules, inside

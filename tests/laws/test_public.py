@@ -27,6 +27,8 @@ ORDER = (
     "fgvar.storage.packing",
     "fgvar.nn",
     "fgvar.nn.forward_mode",
+    "fgvar.nn.recurrent",
+    "fgvar.nn.layers",
     "fgvar.nn.purity",
     "fgvar.nn.traits",
     "fgvar.nn.sites",
