@@ -135,7 +135,7 @@ class Measure:
                 return answer._replace(status=1, failure=f"--out: {error.strerror or error}")
         return answer
 
-    def _own_problem(self) -> tuple["fgvar.Problem", dict[str, str]]:
+    def _own_problem(self) -> tuple["fgvar.Problem", dict[str, Any]]:
         """The problem that is named, and its name without the path of a machine."""
         from fgvar.testing.load import load_problem
 
@@ -145,7 +145,7 @@ class Measure:
             raise ValueError(f"--problem brings its own network, batch and device; leave out --{twice[0]}")
         return load_problem(str(self.problem)), {"problem": Path(str(self.problem)).name}
 
-    def _image_problem(self) -> tuple["fgvar.Problem", dict[str, str]]:
+    def _image_problem(self) -> tuple["fgvar.Problem", dict[str, Any]]:
         """A preset on a batch of images, and where these are from."""
         import fgvar
 
