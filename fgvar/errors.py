@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral
 
+__all__ = ["needs_extra"]  # what figures need, too; the rest is for fgvar's own files
+
 
 class NonFiniteError(ArithmeticError):
     """A loss, gradient or noise held NaN or infinity; the message names layer, step and draw."""
@@ -35,6 +37,13 @@ def unknown(kind: str, got: object, valid: Iterable[str]) -> str:
 @contextmanager
 def needs_extra(what: str, extra: str) -> Iterator[None]:
     """Within, a package that cannot be imported is an ImportError that names the extra to install.
+
+    Args:
+        what: needs the package; the sentence begins with it.
+        extra: of fgvar, which brings it.
+
+    Raises:
+        ImportError: a package is not there, or does not import.
 
     Example:
         >>> with needs_extra("drawing", "studies"):  # doctest: +ELLIPSIS
