@@ -147,9 +147,11 @@ def _flat_target(dataset: xr.Dataset) -> list[str]:
     """A line that says why there are dashes, where a target is 0."""
     if "gradient_norm" not in dataset:
         return []
-    norms = dataset["gradient_norm"].sel(reference="target")
+    rows = dataset.sel(reference="target")
     names = [
-        visible(str(name)) for name, norm in zip(dataset["estimator"].values, norms.values, strict=True) if norm == 0
+        visible(str(name))
+        for name in dataset["estimator"].values
+        if rows.sel(estimator=name)["gradient_norm"].item() == 0
     ]
     if not names:
         return []
