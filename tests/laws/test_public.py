@@ -218,6 +218,11 @@ def test_a_misspelt_public_name_is_an_attribute_error(name: str) -> None:
     assert not hasattr(fgvar, name)
 
 
+def test_a_name_of_a_subject_is_answered_with_its_place() -> None:
+    with pytest.raises(AttributeError, match=r"has no 'Sphere'; it is fgvar\.noise\.Sphere"):
+        _ = fgvar.Sphere
+
+
 def test_a_misspelt_public_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(AttributeError, match="unknown name 'with_site'; did you mean 'with_sites'"):
         _ = fgvar.with_site
