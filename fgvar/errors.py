@@ -1,8 +1,11 @@
 """Errors that say what was got, what was expected and what to do about it."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral
+
+__all__ = ["needs_extra"]  # what figures need, too; the rest is for fgvar's own files
 
 
 class NonFiniteError(ArithmeticError):
@@ -29,3 +32,30 @@ def unknown(kind: str, got: object, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {got!r}{hint} (valid: {', '.join(names) or 'none'})"
+
+
+@contextmanager
+def needs_extra(what: str, extra: str) -> Iterator[None]:
+    """Within, a package that cannot be imported is an ImportError that names the extra to install.
+
+    Args:
+        what: needs the package; the sentence begins with it.
+        extra: of fgvar, which brings it.
+
+    Raises:
+        ImportError: a package is not there, or does not import.
+
+    Example:
+        >>> with needs_extra("drawing", "studies"):  # doctest: +ELLIPSIS
+        ...     import a_package_that_is_not_there
+        Traceback (most recent call last):
+        ...
+        ImportError: drawing needs a_package_that_is_not_there: pip install 'fgvar[studies]' (No ...
+    """
+    try:
+        yield
+    except ImportError as error:
+        needed = error.name or "another package"
+        raise ImportError(
+            f"{what} needs {needed}: pip install 'fgvar[{extra}]' ({error})", name=error.name
+        ) from error

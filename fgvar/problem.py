@@ -91,13 +91,13 @@ class Problem:
         return tuple(name for name in self.params if name not in self.network.exact)
 
     def at(self, params: Mapping[str, Tensor] | None = None, batch: tuple[Tensor, Tensor] | None = None) -> Self:
-        """The same network and loss with other parameters or another batch, without checking them again.
+        """The same with other parameters (a whole state dict, too, as ``run.params``) or another batch, unchecked.
 
         Weights belong to a batch: those of the old one do not go with another (``.at(batch=…).weighted(…)``).
         """
         other = copy.copy(self)
         if params is not None:
-            problem_checks.require_names(params, self.params)
+            params, other.buffers = problem_checks.of_state(params, self.params, self.buffers, self.network.aliases)
             # A model's own parameters would record a graph.
             other.params = {name: p.detach() if isinstance(p, nn.Parameter) else p for name, p in params.items()}
         if batch is not None:

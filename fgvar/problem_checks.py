@@ -1,7 +1,7 @@
 """Problem checks: which modules, batches, weights and precisions a problem refuses, before anything is computed."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,17 @@ def require_names(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
             f"params lack {lacking} and have {beyond} beyond them, expected those of the problem: "
             "{**problem.params, …} takes the rest from there"
         )
+
+
+def of_state(
+    given: Mapping[str, Tensor], params: Mapping[str, Tensor], buffers: dict[str, Tensor], aliases: Collection[str]
+) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
+    """Parameters and buffers of a module's state dict, or of its parameters alone, which leave the buffers."""
+    if given.keys() == params.keys():
+        return given, buffers
+    own = {name: tensor for name, tensor in given.items() if name not in buffers and name not in aliases}
+    require_names(own, params)
+    return own, {name: given.get(name, buffer) for name, buffer in buffers.items()}
 
 
 def require_rows(which: object) -> None:

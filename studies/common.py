@@ -70,7 +70,7 @@ def main(study: Callable[[Config], None], config: type[Config], description: str
     name = Path(sys.argv[0]).stem
     try:
         study(tyro.cli(config, description=description))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:
         goes_on = "run" in {field.name for field in fields(config)}  # type: ignore[arg-type]

@@ -11,10 +11,13 @@ import xarray as xr
 
 import fgvar
 from fgvar.cli import main
+from fgvar.testing.load import load_problem
 
 STORED = Path(__file__).resolve().parents[1] / "figures" / "data"
 SMALL = ("measure", "--network", "M/1/16", "--channels", "32", "--groups", "4", "--batch", "4", "--draws", "16")
 MINE = """
+import torch
+
 import fgvar
 
 scaled = fgvar.Estimator(combine=fgvar.combine.Normalised())
@@ -27,6 +30,17 @@ def make():
 
 def needy(width):
     return None
+
+def problem(width=3):
+    torch.manual_seed(0)
+    net = fgvar.with_sites(torch.nn.Linear(width, 2).double())
+    return fgvar.Problem(net, "cross_entropy", (torch.randn(4, width).double(), torch.tensor([0, 1, 1, 0])))
+
+ready = problem()
+layer = torch.nn.Linear(3, 2)
+
+def stuck():
+    return 1 / 0
 """
 
 
@@ -107,6 +121,31 @@ def test_check_exits_with_its_verdict(run, mine) -> None:
     assert {row["check"] for row in rows if row["outcome"] == "failed"} <= {"unbiased", "scale"}
 
 
+@pytest.mark.parametrize("name", ["problem", "ready"])
+def test_a_problem_of_ones_own_is_measured_and_checked_on(run, mine, tmp_path, name: str) -> None:
+    """A function that returns a problem, or the problem; no path of this machine is stored."""
+    out = tmp_path / "own.nc"
+    given = ("--scheme", "FG-W", "FG-A", "--draws", "16", "--seed", "3")
+    status, text, _ = run("measure", "--problem", f"{mine}:{name}", *given, "--out", str(out), "--json")
+    expected = fgvar.measure(
+        {scheme: fgvar.scheme(scheme) for scheme in ("FG-W", "FG-A")},
+        load_problem(f"{mine}:{name}"),
+        draws=16,
+        seed=3,
+    )
+    assert status == 0
+    for row in json.loads(text):
+        its = expected.sel(estimator=row["estimator"], layer="perturbed", reference=row["reference"])
+        assert row["variance"] == pytest.approx(its["variance"].item(), rel=1e-12)
+    attrs = fgvar.open_dataset(out).attrs
+    assert attrs["problem"] == f"mine.py:{name}"
+    assert not {"network", "data"} & {*attrs}
+    assert str(tmp_path) not in attrs["configuration"]
+    status, text, _ = run("check", "FG-A", "--problem", f"{mine}:{name}", "--checks", "unbiased", "scale", "--json")
+    assert status == 0
+    assert {(row["problem"], row["outcome"]) for row in json.loads(text)} == {(name, "passed")}
+
+
 @pytest.mark.parametrize("path", sorted(STORED.glob("*.nc")), ids=lambda path: path.stem)
 def test_open_sums_up_every_stored_dataset(run, path: Path) -> None:
     status, text, _ = run("open", str(path))
@@ -160,6 +199,16 @@ def test_open_takes_the_last_known_epoch_of_each_run(run, tmp_path) -> None:
         (["check", "nowhere.py:estimator"], "no file nowhere.py"),
         (["check", "MINE:dobled"], "did you mean 'doubled'"),
         (["check", "MINE:needy"], "needs width"),
+        (["measure", "--problem", "MINE"], "names no function; give path/to/file.py:name or module:name"),
+        (["measure", "--problem", "MINE:probelm"], "did you mean 'problem'"),
+        (["measure", "--problem", "nowhere.py:problem"], "no file nowhere.py"),
+        (["measure", "--problem", "MINE:needy"], "needs width; give it defaults, or name a function without"),
+        (["measure", "--problem", "MINE:make"], "returned ExactGradient, expected fgvar.Problem"),
+        (["measure", "--problem", "MINE:layer"], "is Linear, expected an fgvar.Problem, or a function that"),
+        (["measure", "--problem", "fgvar:Problem"], "is the class Problem, expected an fgvar.Problem, or a function"),
+        (["measure", "--problem", "MINE:stuck"], "returns no problem: ZeroDivisionError: division by zero"),
+        (["measure", "--problem", "MINE:ready", "--batch", "3"], "brings its own network, batch and device"),
+        (["check", "FG-A", "--problem", "MINE:stuck"], "mine.py, line"),
         (["check", "BROKEN:x"], "does not import: ZeroDivisionError: division by zero"),
         (["open", "nothing.nc"], "no dataset at nothing.nc"),
         (["open", "MINE"], "is not a whole netCDF file"),

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from fgvar.errors import unknown
+from fgvar.errors import needs_extra, unknown
 
 COLUMNS = {"image": ("image", "img"), "label": ("label", "labels", "fine_label")}
 SPLIT_FOLDERS = {"train", "test", "val", "valid", "validation"}
@@ -51,10 +51,8 @@ Splits = dict[str, Callable[[], Encoded]]
 
 
 def _require(module: str) -> Any:
-    try:
+    with needs_extra("reading this data", "data"):
         return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"reading this data needs {module}: pip install 'fgvar[data]' ({error})") from error
 
 
 def check_labels(encoded: Encoded, classes: int, where: str, every_class: bool = False) -> None:
@@ -150,7 +148,10 @@ def hub(name: str) -> Splits:
     missing = f"{unknown('dataset', name, ['digits'])}; there is no directory {Path(name).absolute()}"
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise FileNotFoundError(missing)
-    datasets = _require("datasets")
+    try:
+        datasets = _require("datasets")
+    except ImportError as error:  # a folder that is not there is more likely than a name on the hub
+        raise ImportError(f"{missing}; of a name on the hub, {error}", name=error.name) from error
     try:
         found = datasets.load_dataset(name)
     except Exception as error:  # datasets, huggingface_hub and httpx share no base class

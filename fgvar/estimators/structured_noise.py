@@ -91,10 +91,12 @@ class Orthogonal:
         numbers, count = directions.shape[-2:]
         if count > numbers:
             raise ValueError(f"{count} directions cannot be orthogonal among {numbers} perturbed numbers")
-        q, r = torch.linalg.qr(directions)
+        # Of half precision torch has no QR.
+        wide = torch.float32 if directions.dtype.itemsize < 4 else directions.dtype
+        q, r = torch.linalg.qr(directions.to(wide))
         # QR fixes signs its own way; with those of R's diagonal the frame is uniform.
         q = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
-        return (q * numbers**0.5).movedim(-1, 0).reshape(rows.shape)
+        return (q * numbers**0.5).movedim(-1, 0).reshape(rows.shape).to(rows.dtype)
 
 
 @dataclass(frozen=True)

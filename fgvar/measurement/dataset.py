@@ -139,8 +139,26 @@ def _table(dataset: xr.Dataset, layer: str, when: str) -> str:
     for name in dataset["estimator"].values:
         row = dataset.sel(estimator=name)
         rows.append([str(name), *(cell(row) for cell in columns.values())])
-    lines = [f"layer {layer!r}{when}: {_how(dataset)}", *_laid_out(rows)]
+    lines = [f"layer {layer!r}{when}: {_how(dataset)}", *_laid_out(rows), *_flat_target(dataset)]
     return "\n".join(lines if "baseline" not in dataset.coords else [*lines, *_paired(dataset)])
+
+
+def _flat_target(dataset: xr.Dataset) -> list[str]:
+    """A line that says why there are dashes, where a target is 0."""
+    if "gradient_norm" not in dataset:
+        return []
+    rows = dataset.sel(reference="target")
+    names = [
+        visible(str(name))
+        for name in dataset["estimator"].values
+        if rows.sel(estimator=name)["gradient_norm"].item() == 0
+    ]
+    if not names:
+        return []
+    return [
+        f"–: the target of {', '.join(names)} is 0, which nothing is relative to and has no angle; a loss without a "
+        'derivative (0-1 loss) has no other gradient: see dataset["variance"], or measure a loss that has one'
+    ]
 
 
 def _laid_out(rows: list[list[str]]) -> list[str]:

@@ -15,7 +15,19 @@ from fgvar.measurement.dataset_checks import extra_dims, missing_for_measurement
 from fgvar.measurement.text_tables import TableRow, cell, format_table, visible
 
 CURVES = ("loss", "train_error", "test_error")  # of a training run, over epochs
-PROVENANCE = ("study", "data", "network", "route", "draws", "seed", "batch_size", "device", "dtype", "commit")
+PROVENANCE = (
+    "study",
+    "problem",
+    "data",
+    "network",
+    "route",
+    "draws",
+    "seed",
+    "batch_size",
+    "device",
+    "dtype",
+    "commit",
+)
 
 
 def rows(dataset: xr.Dataset, layers: Sequence[str] = ()) -> list[TableRow]:

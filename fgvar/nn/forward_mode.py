@@ -144,6 +144,13 @@ def use_plain_weight_norm(module: nn.Module) -> None:
                 hook.__class__ = _Hook
 
 
+def use_dense_gradients(module: nn.Module) -> None:
+    """Let embeddings in ``module`` give gradients as all others do: sparse ones hardly add, and do not stack."""
+    for child in module.modules():
+        if isinstance(child, nn.Embedding | nn.EmbeddingBag):
+            child.sparse = False
+
+
 class _PlainAttention:
     """How many threads are within `plain_attention`, and how the choice before is put back."""
 

@@ -87,6 +87,11 @@ def coach(error: RuntimeError, inputs: Tensor, dtype: torch.dtype) -> None:
     """Raise a ValueError that says what to do, if the error of a failed pass is a known one."""
     if any(part in str(error) for part in ("setup_context", "generate_vmap_rule", "requires_grad_()")):
         raise ValueError(underivable("network", error)) from error
+    if "argument #1 'indices'" in str(error):
+        raise ValueError(
+            f"an embedding looks up what is no integer ({_first_line(error)}); give token numbers as integers, "
+            "inputs.long()"
+        ) from error
     if inputs.dtype != dtype:
         raise ValueError(
             f"inputs are {inputs.dtype}, the network's parameters {dtype}, and it does not take them "

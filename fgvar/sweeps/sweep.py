@@ -13,6 +13,7 @@ from typing import Any
 import xarray as xr
 from tqdm.auto import tqdm
 
+from fgvar.errors import needs_extra
 from fgvar.measurement.files import save
 from fgvar.storage import locks
 from fgvar.storage.atomic import require_folder, require_place
@@ -79,7 +80,7 @@ def sweep(
         TypeError: values that are not text or numbers.
         OSError: the folder, ``out`` or ``scratch`` cannot be written, before anything is computed, or is another
             sweep's that is going on; or it cannot be written any more, after the last cell was kept.
-        ModuleNotFoundError: a scheduler without ``pip install fgvar[cluster]``.
+        ImportError: a scheduler without ``pip install fgvar[cluster]``.
 
     Example:
         >>> import tempfile, xarray as xr
@@ -217,10 +218,8 @@ def _run(
 ) -> Generator[tuple[Cell, Outcome], None, None]:
     """What comes of the cells: in this process, in others of this machine, or on a cluster."""
     if scheduler is not None:
-        try:
+        with needs_extra("a scheduler", "cluster"):
             from fgvar.sweeps import cluster
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(f"{error}: a scheduler needs pip install 'fgvar[cluster]'") from error
         yield from cluster.run(function, cells, scheduler=scheduler, threads=threads, timeout=timeout)
     elif workers or timeout is not None:
         yield from local.run(function, cells, workers=max(1, workers), threads=threads, timeout=timeout)

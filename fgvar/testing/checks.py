@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fgvar.errors import unknown
+from fgvar.errors import needs_extra, unknown
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.problem import Problem
 from fgvar.testing import declared_checks, required_checks, unbiasedness
@@ -170,6 +170,7 @@ def parametrize_with_checks(
 
     Raises:
         ValueError: an expected failure that names no check.
+        ImportError: pytest is not installed.
 
     Example:
         >>> import fgvar
@@ -177,7 +178,8 @@ def parametrize_with_checks(
         ... def test_contract(estimator, check):
         ...     check(estimator)
     """
-    import pytest
+    with needs_extra("fgvar.testing.parametrize_with_checks", "testing"):
+        import pytest
 
     expected = dict(expected_failures or {})
     named = dict(estimators) if isinstance(estimators, Mapping) else _by_class(estimators)

@@ -56,11 +56,14 @@ class Report:
         return tuple(dict.fromkeys(row.check for row in self.rows if row.outcome == UNDECIDED))
 
     def __str__(self) -> str:
-        # A problem that the estimator refuses has a line of its own in place of a column of dashes.
-        misfits = {
-            row.problem: row.note for row in self.rows if row.note.startswith(MISFIT) and row.outcome != FAILED
-        }
+        # A problem that the estimator refuses has a line of its own in place of a column, whatever the outcome.
+        misfits = {row.problem: row.note for row in self.rows if row.note.startswith(MISFIT)}
         rows = [row for row in self.rows if row.problem not in misfits]
+        if not rows:
+            refused = (f"{problem}: {note}" for problem, note in misfits.items())
+            return "\n".join(
+                [self.estimator, *refused, "failed: it fits none of the problems, so nothing was checked"]
+            )
         lines = [self.estimator, *_table(rows)]
         for outcome in (FAILED, UNDECIDED):
             lines += [f"{row.check}, {row.problem}: {sentence(row)}" for row in rows if row.outcome == outcome]

@@ -41,15 +41,16 @@ def structure(tested: EstimatorUnderTest) -> str:
         for name, value in found.gradient.items():
             if value.requires_grad:
                 raise Failure(f"the estimate of {name!r} requires grad, and keeps its whole graph; detach it")
-        _require_loss(found.loss, loss)
+        _require_loss(found.loss, loss, tested.problem.dtype)
     return f"{len(tested.problem.params)} tensors, like problem.params, in float32 too"
 
 
-def _require_loss(found: object, expected: float) -> None:
+def _require_loss(found: object, expected: float, dtype: torch.dtype) -> None:
     """Raise where an estimate states another loss than the batch mean; it need not state any."""
     number = float(found) if isinstance(found, Tensor) and found.numel() == 1 else None
     # Wide enough for float32, in which the estimate may be: the mistake to find is a sum, or another batch's.
-    if found is not None and (number is None or abs(number - expected) > 1e-3 * abs(expected) + 1e-6):
+    share = 1e-3 + 4 * torch.finfo(dtype).eps
+    if found is not None and (number is None or abs(number - expected) > share * abs(expected) + 1e-6):
         shown = found if number is None else number
         raise Failure(f"the estimate's loss is {shown!r}, expected {expected:.6g}, the batch mean, or None")
 

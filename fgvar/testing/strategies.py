@@ -7,10 +7,10 @@ layer, a batch of one, Gaussian noise in the weights and the global loss.
 from typing import Any
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fgvar.errors import needs_extra
 from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.estimator import Estimator
 from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses
@@ -22,6 +22,9 @@ from fgvar.estimators.weight_space import WeightSpace
 from fgvar.problem import Loss, Problem
 from fgvar.testing import small
 from fgvar.testing.problems import randn
+
+with needs_extra("fgvar.testing.strategies", "testing"):
+    from hypothesis import strategies as st
 
 Strategy = st.SearchStrategy
 

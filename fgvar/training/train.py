@@ -1,7 +1,6 @@
 """Training: `train` runs any gradient estimator to the end of a schedule, and measures gradients on the way."""
 
 import contextlib
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from fgvar.data.images import Images
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.loss_functions import Loss
 from fgvar.measurement.dataset import describe, provenance
-from fgvar.nn.sites import require_module
+from fgvar.nn.sites import copied, require_module
 from fgvar.problem_checks import require_parameters, usable_device
 from fgvar.training import allocator
 from fgvar.training.checkpoint import Checkpointer
@@ -34,9 +33,12 @@ __all__ = ["Probe", "Run", "Schedule", "choose_device", "log_steps", "steps_of",
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its curves and probes, and the parameters that it trained, as it ended with them.
+    """A finished run: its curves and probes, and what it ended with.
 
-    ``params`` lack what was frozen: ``module.load_state_dict(run.params, strict=False)`` takes the rest as it is.
+    Attributes:
+        dataset: curves and probes.
+        params: the module's whole state dict: the parameters, trained or frozen, by all names that it has for them, and its buffers, so
+            that ``module.load_state_dict(run.params, strict=True)`` works.
     """
 
     dataset: xr.Dataset
@@ -101,7 +103,7 @@ def train(
         ``loss``, ``train_error`` and ``test_error`` over ``epoch`` (0: before training; with InfoNCE ``loss``,
         ``test_loss``, ``train_retrieval_error`` and ``test_retrieval_error``), ``batch_loss`` over ``update`` (of its
         batch, before it; only of estimators that tell it), and the probes' measurements over ``step``, in one
-        dataset; and the final values of the parameters that require a gradient.
+        dataset; and the final state.
 
     Raises:
         TypeError: no module, estimator, data or schedule.
@@ -119,7 +121,7 @@ def train(
     task = task_of(loss, views, seed, schedule.batch)
     join()
     where = choose_device(device)
-    module = copy.deepcopy(module).to(where)
+    module = copied(module).to(where)
     total = steps_of(schedule, len(data[0]))
     if total == 0:
         raise ValueError(
@@ -145,7 +147,16 @@ def train(
             loop.run(images, test, name or "training", checkpointer, logger, interrupt)
         if checkpointer is not None:
             checkpointer.store()
-    return Run(_dataset(loop, images), loop.params)
+    return Run(_dataset(loop, images), _state(module, loop.params))
+
+
+def _state(module: nn.Module, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of the run's own copy of the module, with these parameters."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name in params:
+                parameter.copy_(params[name])
+    return dict(module.state_dict())
 
 
 def _checkpointer(

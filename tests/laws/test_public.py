@@ -120,7 +120,7 @@ ORDER = (
     "fgvar.testing.black_box",
     "fgvar.testing.enumeration",
     "fgvar.testing.line_quadrature",
-    "fgvar.testing.load_estimator",
+    "fgvar.testing.load",
     "fgvar.testing.mean_tests",
     "fgvar.testing.mutants.broken_words",
     "fgvar.testing.mutants.broken_estimates",
@@ -140,6 +140,7 @@ ORDER = (
     "fgvar.testing.declared_checks",
     "fgvar.testing.unbiasedness",
     "fgvar.testing.checks",
+    "fgvar.commands",
     "fgvar.cli",
     "fgvar.__main__",
 )

@@ -1,5 +1,6 @@
 """measure: the dataset contract, independence of chunks, and agreement with closed forms."""
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -294,6 +295,17 @@ def test_summary_of_errors_alone(dataset: xr.Dataset) -> None:
     assert f"{its['relative_variance'].item():.0f} ± {1.96 * its['relative_variance_se'].item():.0f}" in table
     dead = fgvar.summary(dataset, layer="block1.token.bias")
     assert "at most" not in dead, "of a target of 0 a bias is no share"
+
+
+@pytest.mark.parametrize("route", ["drawn", "exact"])
+def test_the_summary_of_a_0_1_loss_says_why_it_has_dashes(route: str) -> None:
+    torch.manual_seed(0)
+    problem = fgvar.Problem(
+        torch.nn.Linear(3, 2), lambda z, y: (z.argmax(1) != y).float(), (torch.randn(8, 3), torch.arange(8) % 2)
+    )
+    names = ("FG-W", "MeZO") if route == "drawn" else ("FG-W",)
+    table = fgvar.summary(fgvar.measure({name: fgvar.scheme(name) for name in names}, problem, draws=4, route=route))
+    assert re.search(rf"\n–: the target of {', '.join(names)} is 0, .*0-1 loss.*dataset\[\"variance\"\]", table)
 
 
 @pytest.mark.parametrize(("dimension", "null"), [(1, 1.0), (2, float(np.cos(np.pi * 0.05 / 2))), (4096, 1.96 / 64)])

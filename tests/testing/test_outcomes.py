@@ -54,6 +54,23 @@ def test_what_could_not_have_failed_has_not_passed(estimator: fgvar.Estimator) -
         CHECKS["scale"](estimator, LINEAR)
 
 
+def test_a_refused_problem_is_said_once_with_its_reason() -> None:
+    """Whether another problem is taken or none is: no column, and no sentence for every check."""
+    plain = fgvar.Problem(
+        torch.nn.Linear(3, 2).double(), "mse", (torch.ones(2, 3).double(), torch.ones(2, 2).double())
+    )
+    reason = "it does not fit this problem: the network has no site to perturb"
+    report = check_estimator(fgvar.scheme("FG-A"), plain)
+    assert not report.passed
+    assert report.failures == tuple(CHECKS)
+    _, line, verdict = str(report).splitlines()
+    assert line.startswith(f"problem: {reason}")
+    assert verdict == "failed: it fits none of the problems, so nothing was checked"
+    beside = check_estimator(fgvar.scheme("FG-A"), {"plain": plain, "linear": LINEAR}, checks=["structure", "pure"])
+    assert beside.passed
+    assert str(beside).count(reason) == 1
+
+
 def test_an_undecided_declaration_does_not_keep_a_report_from_passing() -> None:
     """Its mean is known exactly; its variance, a sum of fourth powers, would take more than 64 draws."""
     big = fgvar.scheme("FG-A")

@@ -118,6 +118,41 @@ def test_the_module_is_left_as_it_was(data) -> None:
         assert p.grad is None
 
 
+class Tied(torch.nn.Module):
+    """Two layers of one weight, and a norm that has buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = torch.nn.Linear(64, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+        self.c.weight = self.b.weight
+        self.norm, self.out = torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.norm(self.c(self.b(self.a(x.flatten(1)).tanh()).tanh())))
+
+
+def with_heads(net: torch.nn.Module) -> torch.nn.Module:
+    return fgvar.with_local_heads(net, after=("a", "b"), classes=10)
+
+
+@pytest.mark.parametrize("copied", [lambda net: net, fgvar.with_sites, with_heads], ids=["plain", "sites", "heads"])
+def test_a_run_s_parameters_load_into_its_module(data, copied) -> None:
+    """Strictly, by all names of a tied weight and with the buffers; and into a problem."""
+    torch.manual_seed(0)
+    net = copied(Tied().eval())
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    run = fgvar.train(net, fgvar.scheme("BP"), data, fgvar.Schedule(epochs=1, batch=32), device="cpu")
+    problem = fgvar.Problem(net, "cross_entropy", data[0].sample(8, seed=0))
+    moved = problem.at(run.params)
+    net.load_state_dict(run.params, strict=True)
+    assert net.b.weight is net.c.weight
+    assert not torch.equal(net.c.weight, before["c.weight"])
+    assert torch.equal(run.params["c.weight"], run.params["b.weight"])
+    assert torch.equal(moved.loss(), fgvar.Problem(net, "cross_entropy", data[0].sample(8, seed=0)).loss())
+    shifted = problem.at({**run.params, "norm.running_mean": before["norm.running_mean"] + 1})
+    assert not torch.equal(shifted.loss(), moved.loss()), "buffers of a state dict count"
+
+
 def test_log_steps() -> None:
     assert log_steps(12, 880)[0] == 1
     assert log_steps(12, 880)[-1] == 880

@@ -1,4 +1,4 @@
-"""Loading: finds an estimator by name, a scheme's or anybody's own in a module or a file."""
+"""Loading: finds an estimator or a problem by name, a scheme's or anybody's own in a module or a file."""
 
 import difflib
 import importlib
@@ -12,10 +12,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from torch import nn
+
 import fgvar
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.estimators.schemes import SCHEMES, scheme
+from fgvar.problem import Problem
 from fgvar.testing.black_box import from_function
 
 T = TypeVar("T")
@@ -41,22 +44,56 @@ def load_estimator(name: str) -> GradientEstimator:
     """
     if name in SCHEMES:
         return scheme(name)
-    place, _, attribute = name.rpartition(":")
-    if not (place and attribute):
+    if not all(name.rpartition(":")):
         near = difflib.get_close_matches(name, SCHEMES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"unknown scheme {name!r}{hint} (see `fgvar schemes`); your own is module:name or path/to/file.py:name"
         )
-    module = _from_file(Path(place)) if place.endswith(".py") else _module(place)
-    if not hasattr(module, attribute):
-        raise ValueError(unknown(f"name in {place}", attribute, _own(module)))
-    found = _made(name, getattr(module, attribute))
+    found = _made(name, _named(name))
     try:
         require_estimator(name, found)
     except TypeError as error:
         raise ValueError(str(error)) from None
     return found
+
+
+def load_problem(name: str) -> Problem:
+    """The problem of ``module:name`` or of ``path/to/file.py:name``: a `Problem`, or a function that returns one.
+
+    Modules are looked for in the working directory, too.
+
+    Raises:
+        ValueError: an unknown name, a function that needs arguments, or what is or returns no problem.
+        FileNotFoundError: no such file.
+        ImportError: no such module, or one that does not import, with the line where it stops.
+
+    Example:
+        >>> load_problem("fgvar.testing:default_problems")
+        Traceback (most recent call last):
+        ...
+        ValueError: fgvar.testing:default_problems is a function that returned dict, expected fgvar.Problem
+    """
+    if not all(name.rpartition(":")):
+        raise ValueError(
+            f"problem {name!r} names no function; give path/to/file.py:name or module:name, of a function that "
+            "returns an fgvar.Problem"
+        )
+    found = _named(name)
+    if isinstance(found, Problem):
+        return found
+    if isinstance(found, type | nn.Module) or not callable(found):
+        kind = f"the class {found.__name__}" if isinstance(found, type) else type(found).__name__
+        raise ValueError(f"{name} is {kind}, expected an fgvar.Problem, or a function that returns one")
+    if needed := _needed(found):
+        raise ValueError(
+            f"{name} is a function that needs {', '.join(needed)}; give it defaults, or name a function without "
+            "arguments that calls it and returns an fgvar.Problem"
+        )
+    made = _ran(f"{name} returns no problem", found, ValueError)
+    if not isinstance(made, Problem):
+        raise ValueError(f"{name} is a function that returned {type(made).__name__}, expected fgvar.Problem")
+    return made
 
 
 def where(error: BaseException) -> str:
@@ -72,6 +109,21 @@ def where(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}{place if not isinstance(error, SyntaxError) else ''}"
 
 
+def _named(name: str) -> Any:
+    """What a module or a file calls so."""
+    place, _, attribute = name.rpartition(":")
+    module = _from_file(Path(place)) if place.endswith(".py") else _module(place)
+    if not hasattr(module, attribute):
+        raise ValueError(unknown(f"name in {place}", attribute, _own(module)))
+    return getattr(module, attribute)
+
+
+def _needed(function: Callable[..., Any]) -> list[str]:
+    """Its arguments without a default."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
 def _own(module: ModuleType) -> list[str]:
     """What a module defines that could be meant."""
     return [name for name, found in vars(module).items() if getattr(found, "__module__", None) == module.__name__]
@@ -84,8 +136,7 @@ def _made(name: str, found: Any) -> Any:
     if not callable(found):
         return found
     kind = "class" if isinstance(found, type) else "function"
-    parameters = inspect.signature(found).parameters.values()
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    needed = _needed(found)
     if not needed:
         return _ran(f"{name} makes no estimator", found, ValueError)
     if kind == "function" and len(needed) == 2:
