@@ -283,9 +283,12 @@ class Problem:
         if weights is None:
             return losses
         self.weighs, self.weights = True, even_weights(weights, losses)
-        loss_functions.require_constant_weights(
-            weights, lambda params: self._returned(self.run(params)[0])[1], self.params
-        )
+
+        def at(params: Mapping[str, Tensor]) -> Tensor:
+            found: Tensor = self._returned(self.run(params)[0])[1]
+            return found
+
+        loss_functions.require_constant_weights(weights, at, self.params)
         return losses * self.weights
 
     def _pass(self, which: slice) -> purity.Pass:
