@@ -49,6 +49,11 @@ class Two(nn.Module):
         return torch.tanh(self.first(a)) + self.second(b)
 
 
+class TwoCalls(Calls):
+    def forward(self, a: Tensor, b: Tensor) -> object:
+        return self.function(self, a, b)
+
+
 class Denoiser(nn.Module):
     """ε of x_t and t, where the noise ε is an input: x_t is made inside."""
 
@@ -151,7 +156,7 @@ def test_unbiased_by_enumeration_and_measured_in_chunks(kind: str, name: str) ->
     problem = built(kind)[0]
     estimator = fgvar.scheme("FG-W", shared=False) if name == "independent" else fgvar.scheme(name)
     assert_close(expectation(estimator, problem), problem.backprop())
-    one, other = (fgvar.measure({name: estimator}, problem, draws=20, chunk=chunk) for chunk in (1, 7))
+    one, other = (fgvar.measure({name: estimator}, problem, draws=20, chunk=chunk) for chunk in (1, 16))
     for variable in ("variance", "slope", "data_variance", "loss"):
         np.testing.assert_allclose(one[variable], other[variable], rtol=1e-9, atol=1e-12)
 
@@ -215,8 +220,7 @@ def test_precision_copies_and_names() -> None:
 
 
 def test_a_network_that_writes_into_one_of_its_inputs_gets_copies() -> None:
-    module = Calls(lambda m, a, b: m.layer(a.mul_(2)) + b)
-    module.forward = lambda a, b: module.function(module, a, b)
+    module = TwoCalls(lambda m, a, b: m.layer(a.mul_(2)) + b)
     inputs = tree_map(torch.clone, PAIR)
     fgvar.Problem(module, "mse", (inputs, Y["y"])).loss()
     assert torch.equal(inputs[0], PAIR[0])
@@ -228,25 +232,25 @@ SPOILT = PAIR[0], PAIR[1] / torch.tensor([0.0, 1.0]).double()
 @pytest.mark.parametrize(
     ("module", "loss", "batch", "error", "message"),
     [
-        (Two, "mse", ((X, PAIR[1][:3]), Y["y"]), ValueError, r"inputs\[0\] \(4, 3\) and inputs\[1\] \(3, 2\) and .*same"),
+        (Two, "mse", ((X, PAIR[1][:3]), Y["y"]), ValueError, r"inputs\[0\] \(4, 3\) and inputs\[1\] \(3, 2\)"),
         (Two, "mse", ((X, torch.ones(())), Y["y"]), ValueError, r"inputs\[1\] \(\).*nonzero number of examples"),
         (Two, "mse", (SPOILT, Y["y"]), NonFiniteError, r"the batch: inputs\[1\] holds NaN"),
-        (Two, "mse", ((X, [1.0] * 4), Y["y"]), TypeError, r"expected a pair .*\(inputs\[1\]\[0\] is float\); torch\.as_"),
+        (Two, "mse", ((X, [1.0] * 4), Y["y"]), TypeError, r"\(inputs\[1\]\[0\] is float\); torch\.as_"),
         (LanguageModel, "causal_lm", ({"ids": IDS, "mask": None}, IDS), TypeError, r"\(inputs\['mask'\] is NoneType\)"),
         (Two, "mse", ((), Y["y"]), TypeError, r"batch is tuple of tuple and Tensor, expected a pair"),
         (Two, "mse", (X, Y["y"]), TypeError, r"cannot be called with one tensor.*a tuple module\(\*x\), a dict"),
         (Two, "mse", ((X, X, X), Y["y"]), TypeError, r"called with inputs that are a tuple of 3 .*too many"),
         (Two, "mse", ({"a": X, "c": X}, Y["y"]), TypeError, r"called with inputs that are a dict of 2 .*missing"),
-        (Two, "mse", ((X, PAIR[1].float()), Y["y"]), ValueError, r"inputs\[1\] are torch\.float32, .*give inputs\[1\]\.to"),
+        (Two, "mse", ((X, PAIR[1].float()), Y["y"]), ValueError, r"inputs\[1\] are torch\.float32.*\[1\]\.to"),
         (Two, "mse", ((X, PAIR[1].to("meta")), Y["y"]), ValueError, r"inputs\[1\] is on meta"),
         (Two, "mse", (PAIR, Y), ValueError, r"mse needs targets .* the targets are dict"),
         (Two, "cross_entropy", (PAIR, Y), ValueError, r"as integers, .* the targets are dict"),
-        (LanguageModel, "cross_entropy", (IDS, 2 * LABELS.clamp_min(0)), ValueError, r"targets range from 0 to 6, .*5 cl"),
-        (LanguageModel, "cross_entropy", (IDS, IDS[:, :3]), ValueError, r"targets \[batch, positions\]; .*\(3, 4, 5\)"),
+        (LanguageModel, "cross_entropy", (IDS, 2 * LABELS.clamp_min(0)), ValueError, r"range from 0 to 6, "),
+        (LanguageModel, "cross_entropy", (IDS, IDS[:, :3]), ValueError, r"\[batch, positions\]; .*\(3, 4, 5\)"),
         (LanguageModel, "causal_lm", (IDS, 2 * IDS), ValueError, r"targets range from 0 to 6, .*5 classes"),
         (LanguageModel, "causal_lm", (IDS, IDS[:, :1]), ValueError, r"two positions or more; .*the labels are \(3, 1\)"),
         (LanguageModel, "causal_lm", (IDS, IDS.double()), ValueError, r"token numbers, integers; .*torch\.float64"),
-        (LanguageModel, "causal_lm", (IDS, IDS[:, :3]), ValueError, r"\[batch, positions, classes\]; .*\(3, 4, 5\)"),
+        (LanguageModel, "causal_lm", (IDS, IDS[:, :3]), ValueError, r"classes\]; .*\(3, 4, 5\)"),
         (LanguageModel, "causal_lm", (IDS, 0 * IDS - 100), ValueError, r"weights sum to 0.*all targets ignored"),
     ],
 )  # fmt: skip
@@ -259,9 +263,7 @@ def test_other_batches_are_refused(
 
 def test_an_axis_that_may_be_either_is_refused() -> None:
     ids = torch.arange(5)[None].expand(2, 5) % 4
-    with pytest.raises(
-        ValueError, match=r"cannot tell the axis of classes: outputs \(2, 5, 5\) fit targets \(2, 5\)"
-    ):
+    with pytest.raises(ValueError, match=r"cannot tell the axis of classes: .*\(2, 5, 5\) fit targets \(2, 5\)"):
         fgvar.Problem(fixed(LanguageModel()), "cross_entropy", (ids, ids))
     assert fgvar.Problem(fixed(LanguageModel()), "causal_lm", (ids, ids)).loss().isfinite()
 
@@ -270,12 +272,8 @@ def test_noise_of_an_autoencoder_is_an_input() -> None:
     def coder(m: Calls, x: Tensor, noise: Tensor) -> Tensor:
         return m.layer(x + noise)
 
-    class Coder(Calls):
-        def forward(self, x: Tensor, noise: Tensor) -> object:
-            return self.function(self, x, noise)
-
     drawing = Calls(lambda m, x: coder(m, x, torch.randn_like(x)))
     with pytest.raises(ValueError, match=r"the network draws random numbers.*part of the batch's inputs"):
         fgvar.Problem(drawing, "mse", (X, Y["y"]))
-    problem = fgvar.Problem(Coder(coder), "mse", ((X, randn(4, 3, seed=5)), Y["y"]))
+    problem = fgvar.Problem(TwoCalls(coder), "mse", ((X, randn(4, 3, seed=5)), Y["y"]))
     assert_close(expectation(fgvar.scheme("FG-W"), problem), problem.backprop())
