@@ -90,10 +90,13 @@ for _name, _members in _SUBJECTS.items():
     _subject.__getattr__, _subject.__dir__ = lazy(f"fgvar.{_name}", _members)
     sys.modules[f"fgvar.{_name}"] = globals()[_name] = _subject
 
-_load, __dir__ = lazy("fgvar", _NAMES | _MODULES | {"__version__": ""})
+_load, __dir__ = lazy("fgvar", dict.fromkeys(__all__, "") | _NAMES)
 
 
 def __getattr__(name: str) -> Any:
+    for subject, members in _SUBJECTS.items():
+        if name in members:
+            raise AttributeError(f"module 'fgvar' has no {name!r}; it is fgvar.{subject}.{name}")
     if name != "__version__":
         return _load(name)
     from importlib.metadata import version  # which takes a tenth of a second

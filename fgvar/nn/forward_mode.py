@@ -1,4 +1,4 @@
-"""Forward mode: dual numbers x + ε·ẋ, and layers whose derivative along ẋ costs no more than it has to."""
+"""Forward mode: dual numbers x + ε·ẋ, and maps whose derivative along ẋ costs no more than it has to."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -77,45 +76,6 @@ def linear_jvp(product: Product, x: Tensor, weight: Tensor, bias: Tensor | None)
         return product(x, weight, bias)
     value = product(at, weight, bias)
     return forward_ad.make_dual(value, product(along, weight, None).to(value.dtype))  # autocast may keep one precise
-
-
-class Linear(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        return linear_jvp(functional.linear, input, self.weight, self.bias)
-
-
-class _Convolution(_ConvNd):
-    def forward(self, input: Tensor) -> Tensor:
-        return linear_jvp(self._conv_forward, input, self.weight, self.bias)
-
-
-class Conv1d(_Convolution, nn.Conv1d):
-    pass
-
-
-class Conv2d(_Convolution, nn.Conv2d):
-    pass
-
-
-class Conv3d(_Convolution, nn.Conv3d):
-    pass
-
-
-LINEAR_JVP: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Linear: Linear,
-    nn.Conv1d: Conv1d,
-    nn.Conv2d: Conv2d,
-    nn.Conv3d: Conv3d,
-}
-
-
-def use_linear_jvp(module: nn.Module) -> None:
-    """Let torch's linear and convolutional layers in ``module`` use `linear_jvp`; subclasses stay as they are."""
-    for child in module.modules():
-        # By exact type: a subclass may compute something else. The class alone changes, so that names, parameters and
-        # hooks stay.
-        if replacement := LINEAR_JVP.get(type(child)):
-            child.__class__ = replacement
 
 
 def layer_norm(x: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from fgvar.nn.forward_mode import use_linear_jvp, use_plain_weight_norm
+from fgvar.nn.forward_mode import use_plain_weight_norm
 from fgvar.nn.forward_pass import Feedback, ForwardPass, OutputShifts
+from fgvar.nn.layers import use_linear_jvp
 from fgvar.nn.purity import coach, undrawn
 from fgvar.nn.reach import OUTPUT, CallRecorder, ForwardTrace
 from fgvar.nn.sites import copied, exact_modules, inside

@@ -101,8 +101,8 @@ def at_once(function: Callable[..., Any], *stacked: Any) -> Any:
             raise
         raise ValueError(
             "several directions, and directions or closed forms of each example, are computed by torch.func.vmap, "
-            "and something in the network or the loss does not run under it (.item(), an if on a tensor, a recurrent "
-            "layer?); take torch.where instead, or draw with one direction for the whole batch"
+            "and something in the network or the loss does not run under it (.item(), an if on a tensor?); take "
+            "torch.where instead, or draw with one direction for the whole batch"
         ) from error
 
 

@@ -28,6 +28,8 @@ ORDER = (
     "fgvar.nn",
     "fgvar.nn.forward_mode",
     "fgvar.nn.structures",
+    "fgvar.nn.recurrent",
+    "fgvar.nn.layers",
     "fgvar.nn.purity",
     "fgvar.nn.traits",
     "fgvar.nn.sites",
@@ -214,6 +216,11 @@ def test_a_misspelt_public_name_is_an_attribute_error(name: str) -> None:
     with pytest.raises(AttributeError, match=f"module 'fgvar'.*{name}"):
         getattr(fgvar, name)
     assert not hasattr(fgvar, name)
+
+
+def test_a_name_of_a_subject_is_answered_with_its_place() -> None:
+    with pytest.raises(AttributeError, match=r"has no 'Sphere'; it is fgvar\.noise\.Sphere"):
+        _ = fgvar.Sphere
 
 
 def test_a_misspelt_public_name_is_answered_with_the_nearest() -> None:

@@ -13,8 +13,8 @@ from torch.func import functional_call, grad, jvp, vmap
 import fgvar
 from fgvar.measurement.cost import Flops
 from fgvar.networks.local_mixer import GroupedLinear
-from fgvar.nn.forward_mode import LINEAR_JVP, use_linear_jvp
 from fgvar.nn.instrumented import Network
+from fgvar.nn.layers import LINEAR_JVP, use_linear_jvp
 
 
 def drawn(layer: nn.Module) -> nn.Module:

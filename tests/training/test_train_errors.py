@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fgvar
 from fgvar.errors import NonFiniteError
-from fgvar.estimators.noise import Randomness
+from fgvar.estimators.randomness import Randomness
 from fgvar.networks import MLP
 
 
