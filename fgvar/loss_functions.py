@@ -34,11 +34,9 @@ def _cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
     the mean over those whose target is not −100; 0 if there is none.
     """
     logits = _classes_last(getattr(outputs, "logits", outputs), targets)
-    return (
-        functional.cross_entropy(logits, targets.long(), reduction="none")
-        if targets.ndim == 1
-        else _mean_ce(logits, targets)
-    )
+    if targets.ndim > 1:
+        return _mean_ce(logits, targets)
+    return functional.cross_entropy(logits, targets.long(), reduction="none")
 
 
 def _causal_lm(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -170,7 +170,10 @@ class Problem:
             return self
         with torch.no_grad():
             losses, weights = losses_and_weights(self._returned(self.run(self.params)[0]))
-        return self._with(weights=even_weights(weights, losses))
+        found = self._with(weights=even_weights(weights, losses))
+        if torch._C._functorch.peek_interpreter_stack() is None:  # tensors of a transform must not outlive it
+            self.weights = found.weights
+        return found
 
     def _of(self, leaves: Mapping[str, Any]) -> "Problem":
         """The problem of some examples, given their `_leaves`."""
@@ -283,12 +286,9 @@ class Problem:
         if weights is None:
             return losses
         self.weighs, self.weights = True, even_weights(weights, losses)
-
-        def at(params: Mapping[str, Tensor]) -> Tensor:
-            found: Tensor = self._returned(self.run(params)[0])[1]
-            return found
-
-        loss_functions.require_constant_weights(weights, at, self.params)
+        loss_functions.require_constant_weights(
+            weights, lambda params: self._returned(self.run(params)[0])[1], self.params
+        )
         return losses * self.weights
 
     def _pass(self, which: slice) -> purity.Pass:

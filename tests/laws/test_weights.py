@@ -120,7 +120,10 @@ def test_weights_belong_to_their_batch() -> None:
     batch = problem.inputs[:2], {"y": problem.targets["y"][:2], "w": RAW[:2]}
     other, anew = problem.at(batch=batch), fgvar.Problem(fixed(nn.Linear(3, 2)), squares, batch)
     torch.testing.assert_close(other.loss(), anew.loss())
+    torch.func.vmap(lambda w: w * other.example(0).loss())(RAW)
+    assert other.weights is None  # nothing of a transform stays
     torch.testing.assert_close(other.rows(slice(1)).loss(), anew.rows(slice(1)).loss())
+    torch.testing.assert_close(other.weights, anew.weights)  # computed once
     each = other.per_example(lambda one: one.backprop())
     assert_close({name: g.mean(0) for name, g in each.items()}, other.backprop())
     doubled = {name: 2 * p for name, p in problem.params.items()}
