@@ -18,6 +18,7 @@ import fgvar
 from fgvar.errors import NonFiniteError
 from fgvar.measurement.data_variance import DataVariance
 from fgvar.testing import expectation
+from fgvar.training.probes import moved
 
 IDS = torch.tensor([[0, 2, 1, 3], [1, 1, 0, 2], [3, 0, 2, 2]])
 LABELS = torch.tensor([[0, 2, 1, 3], [1, 1, -100, 2], [-100, -100, 2, -100]])
@@ -217,6 +218,12 @@ def test_precision_copies_and_names() -> None:
     assert not torch.equal(other.inputs["ids"], problem.inputs["ids"])
     assert {"inputs['ids']", "inputs['mask']", "targets", "weights"} <= problem.tensors().keys()
     assert {"inputs[0]", "inputs[1]", "inputs[2]"} <= denoiser.tensors().keys()
+
+
+def test_a_probe_leaves_token_ids_alone() -> None:
+    ids, labels = moved((IDS, LABELS), torch.device("cpu"), torch.float64)
+    assert ids.dtype == labels.dtype == torch.int64
+    assert moved((X.float(), LABELS), torch.device("cpu"), torch.float64)[0].dtype == torch.float64
 
 
 def test_a_network_that_writes_into_one_of_its_inputs_gets_copies() -> None:
