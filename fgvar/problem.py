@@ -37,7 +37,7 @@ class Problem:
         ValueError: a network or a loss that couples examples, draws random numbers, uses parameters that the network
             does not own, writes into buffers, outputs or targets, or cannot be followed by `torch.func`; parameters
             of several dtypes, or sparse, complex or integer ones; tensors on several devices; targets out of range;
-            a loss that is not one number an example.
+            a loss that is not one number an example, or whose weights depend on the outputs.
         NonFiniteError: parameters, inputs or losses with NaN or infinity.
 
     Example:
