@@ -1,9 +1,9 @@
 """Loss functions: those that have a name, and what any one must return: one number an example.
 
 - "mse": mean over the outputs of an example.
-- "cross_entropy": outputs, or their ``.logits``, [batch, classes] against classes [batch]; [batch, positions, classes]
-  or [batch, classes, positions] against [batch, positions], by the axis that the targets lack: the mean over an
-  example's positions, without those whose target is −100.
+- "cross_entropy": outputs, or their ``.logits``, [batch, classes] against classes [batch]; or [batch, positions,
+  classes] or [batch, classes, positions] against [batch, positions], by the axis that the targets lack: the mean over
+  an example's positions, without those whose target is −100.
 - "causal_lm": logits at position t against labels [batch, positions] at t + 1, without those of −100: the mean over
   all tokens of the batch, Σ w ℓ / Σ w for the mean ℓ over an example's tokens and their number w.
 """
