@@ -82,8 +82,7 @@ class Contrastive(Problem):
     first views and ``targets`` the numbers of their keys, so that one example's problem keeps all keys. Without
     the stop (``InfoNCE(stop_gradient=False)``) ``inputs`` are the first views and then the second ones, each
     with the loss of its pair; ``coupled`` is True, no example has a problem of its own (data variance is NaN, and
-    there is no closed form), and activities are credited with the sum over the batch. Weights (`weighted`) are of
-    these losses: one for each query, and without the stop one for each of both views.
+    there is no closed form), and activities are credited with the sum over the batch.
 
     Args:
         module: as for `Problem`.
@@ -130,13 +129,14 @@ class Contrastive(Problem):
         other = super().at(params)
         if batch is not None:
             _, second = problem_checks.require_pair(batch)
-            if not second.is_floating_point():
+            kind = getattr(second, "dtype", type(second).__name__)
+            if not isinstance(second, Tensor) or not second.is_floating_point():
                 raise TypeError(
-                    f"the second view is {second.dtype}, expected images; queries and the numbers of their keys go "
+                    f"the second view is {kind}, expected images; queries and the numbers of their keys go "
                     "into with_queries(queries, numbers), and some of the batch are rows(which)"
                 )
             other.inputs, other.second = batch
-            other.weights, other.targets = None, torch.arange(len(second), device=second.device)
+            other.targets = torch.arange(len(second), device=second.device)
             if self.coupled:
                 other._couple()
         if not self.coupled and (params is not None or other.second is not self.second):
@@ -150,7 +150,7 @@ class Contrastive(Problem):
             ValueError: there is no stop of the gradient, so that queries are keys, too.
         """
         self._refuse_coupled()
-        return self._with(inputs=queries, targets=numbers, weights=None)
+        return self._with(inputs=queries, targets=numbers)
 
     def clone(self) -> Self:
         keys = {end: key.clone() for end, key in self.keys.items()}
@@ -165,13 +165,13 @@ class Contrastive(Problem):
         keys = {end: key.to(dtype) for end, key in self.keys.items()}
         return super().to(dtype)._with(second=self.second.to(dtype), keys=keys)
 
-    def losses(self, outputs: Any) -> Tensor:
-        """Per-query loss [batch] of features at the output."""
-        return super().losses(self._pair(OUTPUT, outputs))
-
     def local_losses(self, params: Mapping[str, Tensor], end: str, features: Tensor) -> Tensor:
         """Per-query loss [batch] of the features at ``end``."""
-        return super().losses(self._pair(end, self.logits(params, end, features)))
+        losses: Tensor = self._returned(self.logits(params, end, features), end)
+        return losses
+
+    def _returned(self, outputs: Any, end: str = OUTPUT) -> Any:
+        return self.loss_function(self._pair(end, outputs), self.targets)
 
     def correct(self, outputs: Any) -> Tensor:
         """Is a query's own key the one most like it? [batch]"""
@@ -218,7 +218,7 @@ class Contrastive(Problem):
         self.inputs, self.targets = torch.cat([self.inputs, self.second]), self.targets.repeat(2)
         self.keys = {}
 
-    def _dry_run(self, classification: bool) -> tuple[ForwardTrace, ForwardTrace]:
+    def _dry_run(self, loss: str) -> tuple[ForwardTrace, ForwardTrace]:
         try:
             self.keys = self._encode()
         except RuntimeError as error:
@@ -233,7 +233,7 @@ class Contrastive(Problem):
         if not self.criterion.stop_gradient:
             # The network itself has to keep examples apart: seen here with the keys stopped.
             self.inputs, self.targets = torch.cat([self.inputs, self.second]), self.targets.repeat(2)
-        traces = super()._dry_run(classification)
+        traces = super()._dry_run(loss)
         self.coupled = not self.criterion.stop_gradient
         return traces
 

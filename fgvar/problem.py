@@ -7,10 +7,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.func import grad
+from torch.utils._pytree import tree_map
 
-from fgvar import problem_checks
-from fgvar.loss_functions import Loss, as_loss_function, require_classes, require_classes_of_heads, require_losses
-from fgvar.nn import purity
+from fgvar import loss_functions, problem_checks
+from fgvar.loss_functions import Loss, even_weights, losses_and_weights
+from fgvar.nn import purity, structures
 from fgvar.nn.instrumented import Network
 from fgvar.nn.reach import ForwardTrace
 from fgvar.nn.sites import require_module
@@ -19,15 +20,16 @@ from fgvar.nn.sites import require_module
 class Problem:
     """A network, a loss and one batch: everything that a gradient is a gradient of.
 
-    ``loss(params)`` is the *mean* over the batch, and every gradient in fgvar is of batch means. The module
+    ``loss(params)`` is the (weighted) *mean* over the batch, and every gradient in fgvar is of such means. The module
     is read once; later changes to it are not seen. Nothing here reads or moves the global random state.
 
     Args:
-        module: any network of one input tensor in which examples do not influence each other. What is estimated,
-            ``params``, are its parameters that require a gradient; frozen ones, of any dtype, are constants.
-        loss: "cross_entropy", "mse" (mean over the outputs of an example) or a callable
-            ``(outputs, targets) -> per-example loss`` of shape [batch].
-        batch: inputs and targets, batch axis first.
+        module: any network in which examples do not influence each other. What is estimated, ``params``, are its
+            parameters that require a gradient; frozen ones, of any dtype, are constants.
+        loss: "cross_entropy", "causal_lm", "mse" (see `fgvar.loss_functions`) or a callable ``(outputs, targets) ->
+            ℓ`` of shape [batch], or ``-> (ℓ, w)``, both [batch], for Σ w ℓ / Σ w. Weights depend on targets alone.
+        batch: inputs and targets, each a tensor, or a tuple, list or dict of tensors (a pytree), batch axis first in
+            all. The module is called as module(x), of a tuple as module(*x), of a dict as module(**x).
 
     Raises:
         TypeError: a module, a batch or a loss that is none: a function or class as module, arrays, a loss of other
@@ -35,7 +37,7 @@ class Problem:
         ValueError: a network or a loss that couples examples, draws random numbers, uses parameters that the network
             does not own, writes into buffers, outputs or targets, or cannot be followed by `torch.func`; no
             parameters that require a gradient, or such of several dtypes, sparse or complex; tensors on several
-            devices; targets out of range; a loss that is not one number an example.
+            devices; targets out of range; a loss that is not one number an example, or has weights by outputs.
         NonFiniteError: parameters, inputs or losses with NaN or infinity.
 
     Example:
@@ -46,31 +48,35 @@ class Problem:
     """
 
     params: dict[str, Tensor]
-    inputs: Tensor
-    targets: Tensor
-    weights: Tensor | None  # of the examples' losses, [batch]; None are ones
+    inputs: Any
+    targets: Any
+    # n w/Σw of a loss with weights, [batch]: a mean over some examples is then their part of Σ w ℓ / Σ w. None where
+    # the loss has none, and for a whole batch of which no example has been taken yet.
+    weights: Tensor | None = None
+    weighs = False  # has the loss weights?
     trace: ForwardTrace
     single_trace: ForwardTrace  # of the first example alone
     coupled = False  # does a loss term depend on other examples than its own?
 
-    def __init__(self, module: nn.Module, loss: str | Loss, batch: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, module: nn.Module, loss: str | Loss, batch: tuple[Any, Any]) -> None:
         require_module(module)
         problem_checks.require_forward(module)
-        self.loss_function: Loss = as_loss_function(loss)
+        self.loss_function: Loss = loss_functions.as_loss_function(loss)
         self.inputs, self.targets = problem_checks.checked_batch(batch)
-        self.weights = None
+        problem_checks.require_arguments(module, self.inputs)
         problem_checks.require_parameters(module)
         self.params, self.buffers = problem_checks.params_and_constants(module)
-        problem_checks.require_one_device({**self.params, **self.buffers, **self._leaves()})
+        leaves = problem_checks.named_leaves(self.inputs, self.targets)
+        problem_checks.require_one_device({**self.params, **self.buffers, **leaves})
         problem_checks.refuse_coupled_or_random(module)
         self.network = Network(module)
         problem_checks.require_finite("parameters", {**self.params, **self.frozen})
         with purity.undisturbed(self.device):
-            self.trace, self.single_trace = self._dry_run(loss == "cross_entropy")
+            self.trace, self.single_trace = self._dry_run(loss if isinstance(loss, str) else "")
 
     @property
     def batch_size(self) -> int:
-        return int(self.inputs.shape[0])
+        return int(structures.leaves(self.inputs)[0].shape[0])
 
     @property
     def device(self) -> torch.device:
@@ -90,65 +96,36 @@ class Problem:
         """Names of the parameters that schemes estimate: all but those of heads and read-outs."""
         return tuple(name for name in self.params if name not in self.network.exact)
 
-    def at(self, params: Mapping[str, Tensor] | None = None, batch: tuple[Tensor, Tensor] | None = None) -> Self:
-        """The same with other parameters (a whole state dict, too, as ``run.params``) or another batch, unchecked.
-
-        Weights belong to a batch: those of the old one do not go with another (``.at(batch=…).weighted(…)``).
-        """
+    def at(self, params: Mapping[str, Tensor] | None = None, batch: tuple[Any, Any] | None = None) -> Self:
+        """The same with other parameters (a whole state dict, too, as ``run.params``) or another batch, unchecked."""
         other = copy.copy(self)
         if params is not None:
             params, other.buffers = problem_checks.of_state(params, self.params, self.buffers, self.network.aliases)
             # A model's own parameters would record a graph.
             other.params = {name: p.detach() if isinstance(p, nn.Parameter) else p for name, p in params.items()}
         if batch is not None:
-            problem_checks.require_pair(batch)
-            (other.inputs, other.targets), other.weights = batch, None
+            (other.inputs, other.targets), other.weights = problem_checks.require_pair(batch), None
         return other
 
     def clone(self) -> Self:
         """The same problem with tensors of its own: whatever is done to them stays there."""
 
-        def cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: tensor.clone() for name, tensor in tensors.items()}
-
-        return self._with(params=cloned(self.params), buffers=cloned(self.buffers), **cloned(self._leaves()))
+        changed = {"params": self.params, "buffers": self.buffers, **self._leaves()}
+        return self._with(**tree_map(lambda tensor: tensor.clone(), changed))
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that an estimator sees, by what they are."""
         return {
             **{f"parameter {k!r}": v for k, v in self.params.items()},
             **{f"{'frozen' if k in self.network.owners else 'buffer'} {k!r}": v for k, v in self.buffers.items()},
-            **self._leaves(),
+            **{k: v for what, leaf in self._leaves().items() for k, v in structures.named(what, leaf).items()},
         }
 
     def to(self, dtype: torch.dtype) -> Self:
         """The problem in another floating-point precision."""
         problem_checks.require_floating_point(dtype)
-
-        def cast(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # class numbers and masks stay what they are
-            return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-
-        return self._with(params=cast(self.params), buffers=cast(self.buffers), **cast(self._leaves()))
-
-    def weighted(self, weights: Tensor) -> "Problem":
-        """The problem whose examples' losses are multiplied by ``weights`` [batch].
-
-        L = (1/N) Σ_n w_n ℓ_n, so that the mean's weights are w_n/N: they are not divided by their sum. Of a problem
-        with weights the product counts. They go with their examples wherever some of these are taken (`rows`).
-
-        Raises:
-            TypeError: weights that are no tensor.
-            ValueError: weights of another shape, dtype or device, or that require a gradient.
-            NonFiniteError: weights with NaN or infinity.
-
-        Example:
-            >>> problem = Problem(nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
-            >>> twice = problem.weighted(torch.full((4,), 2.0))
-            >>> bool((twice.rows(slice(2)).loss() / problem.loss()).isclose(torch.tensor(2.0)))
-            True
-        """
-        weights = problem_checks.checked_weights(weights, next(iter(self.params.values())), self.batch_size)
-        return self._with(weights=weights if self.weights is None else self.weights * weights)
+        changed = {"params": self.params, "buffers": self.buffers, **self._leaves()}
+        return self._with(**structures.cast(changed, dtype))
 
     def rows(self, which: slice | Tensor) -> "Problem":
         """The problem of some of the examples, with their weights: a slice, or a tensor [rows] of their numbers.
@@ -162,10 +139,10 @@ class Problem:
             2
         """
         problem_checks.require_rows(which)
-        some = {name: leaf[which] for name, leaf in self._leaves().items()}
-        if not len(some["inputs"]):
+        some = self._of(tree_map(lambda leaf: leaf[which], self._weighed()._leaves()))
+        if not some.batch_size:
             raise ValueError(f"rows {which!r} are none of the batch of {self.batch_size}, expected at least one")
-        return self._of(some)
+        return some
 
     def example(self, index: int) -> "Problem":
         """The problem of one example, as a batch of one; from the end where the index is negative."""
@@ -180,17 +157,28 @@ class Problem:
         Tensors given ``beside``, with the examples along the first axis, go to the function example by example, too.
         """
 
-        def one(leaves: Mapping[str, Tensor], *own: Any) -> Any:
-            return function(self._of({name: leaf[None] for name, leaf in leaves.items()}), *own)
+        def one(leaves: Mapping[str, Any], *own: Any) -> Any:
+            return function(self._of(tree_map(lambda leaf: leaf[None], leaves)), *own)
 
-        return purity.at_once(one, self._leaves(), *beside)
+        return purity.at_once(one, self._weighed()._leaves(), *beside)
 
-    def _leaves(self) -> dict[str, Tensor]:
+    def _leaves(self) -> dict[str, Any]:
         """All that has the examples along its first axis."""
         leaves = {"inputs": self.inputs, "targets": self.targets}
         return leaves if self.weights is None else {**leaves, "weights": self.weights}
 
-    def _of(self, leaves: Mapping[str, Tensor]) -> "Problem":
+    def _weighed(self) -> Self:
+        """The problem with the weights of its whole batch: ahead of taking a part, whose own sum is another."""
+        if not self.weighs or self.weights is not None:
+            return self
+        with torch.no_grad():
+            losses, weights = losses_and_weights(self._returned(self.run(self.params)[0]))
+        found = self._with(weights=even_weights(weights, losses))
+        if torch._C._functorch.peek_interpreter_stack() is None:  # tensors of a transform must not outlive it
+            self.weights = found.weights
+        return found
+
+    def _of(self, leaves: Mapping[str, Any]) -> "Problem":
         """The problem of some examples, given their `_leaves`."""
         return self._with(**leaves)
 
@@ -230,9 +218,15 @@ class Problem:
         return self.network.shift_outputs({**self.buffers, **params}, self.inputs, shifts, cut=cut, replace=replace)
 
     def losses(self, outputs: Any) -> Tensor:
-        """Per-example loss [batch] of outputs of the network or of a local head, times the example's weight."""
-        losses = self.loss_function(outputs, self.targets)
-        return losses if self.weights is None else self.weights * losses
+        """Per-example loss [batch] of outputs of the network or of a local head: n w ℓ / Σ w where it has weights."""
+        losses, weights = losses_and_weights(self._returned(outputs))
+        if weights is None:
+            return losses
+        return losses * (even_weights(weights, losses) if self.weights is None else self.weights)
+
+    def _returned(self, outputs: Any) -> Any:
+        """What the loss function itself makes of outputs."""
+        return self.loss_function(outputs, self.targets)
 
     def local_losses(self, params: Mapping[str, Tensor], end: str, features: Tensor) -> Tensor:
         """Per-example loss [batch] of the local head at ``end`` for the features there."""
@@ -244,9 +238,7 @@ class Problem:
 
     def correct(self, outputs: Any) -> Tensor | None:
         """Is the largest output the target's? [batch]; None where targets are no classes."""
-        if self.targets.is_floating_point() or not isinstance(outputs, Tensor) or outputs.ndim != 2:
-            return None
-        return outputs.argmax(1) == self.targets
+        return loss_functions.correct(outputs, self.targets)
 
     def loss(self, params: Mapping[str, Tensor] | None = None) -> Tensor:
         """Batch-mean loss of the network's output."""
@@ -256,21 +248,22 @@ class Problem:
         """The end-to-end gradient of `loss`; zero for local heads, which the output does not use."""
         return dict(grad(self.loss)(self.params))
 
-    def _dry_run(self, classification: bool) -> tuple[ForwardTrace, ForwardTrace]:
+    def _dry_run(self, loss: str) -> tuple[ForwardTrace, ForwardTrace]:
         """Traces of the batch and of its first example alone, and checks of all that a pass and the loss do."""
-        one, tensors = self.example(0), {**self.buffers, **self.params}
+        alone = self._with(inputs=tree_map(lambda leaf: leaf[:1], self.inputs))  # of its loss no weight is known yet
+        tensors = {**self.buffers, **self.params}
         outputs, trace = self._traced(tensors, self.inputs)
         try:
-            first, single = self._traced(tensors, one.inputs)
+            first, single = self._traced(tensors, alone.inputs)
         except (RuntimeError, ValueError, IndexError) as error:
             raise ValueError(purity.batch_only(error)) from error
-        purity.require_derivative("network", lambda params: one.run(params)[0], self.params)
+        purity.require_derivative("network", lambda params: alone.run(params)[0], self.params)
         purity.refuse_foreign(outputs)
-        if classification:
-            require_classes(outputs, self.targets)
-            require_classes_of_heads(self.network.modules, trace.ends.values(), self.targets)
+        if loss in loss_functions.TARGET_CHECKS:
+            loss_functions.TARGET_CHECKS[loss](outputs, self.targets)
+            loss_functions.require_classes_of_heads(self.network.modules, trace.ends.values(), self.targets)
         losses = self._checked_losses(outputs)
-        require_losses(losses, self.batch_size)
+        one = self.example(0)
         if not losses.is_meta:  # without values there is nothing to compare
             with torch.no_grad():
                 purity.require_independence((outputs, losses), (first, one.losses(first)), self._pass)
@@ -281,17 +274,24 @@ class Problem:
             )
         return trace, single
 
-    def _traced(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, ForwardTrace]:
+    def _traced(self, tensors: Mapping[str, Tensor], inputs: Any) -> tuple[Any, ForwardTrace]:
         """Output and trace of a pass that draws nothing and changes nothing; a graph shows what it does not own."""
         with torch.enable_grad(), purity.unchanged("network", tensors, "call module.eval()"):
             return self.network.trace(tensors, inputs)
 
     def _checked_losses(self, outputs: Any) -> Tensor:
         """Losses of a call that draws nothing and changes nothing; a graph shows what the loss owns."""
-        given = {"targets": self.targets, **purity.named("outputs", outputs)}
+        given = {**structures.named("targets", self.targets), **structures.named("outputs", outputs)}
         with torch.enable_grad(), purity.unchanged("loss", given, "torch.where makes a new tensor"):
-            losses: Tensor = purity.undrawn("loss", lambda: self.losses(outputs))
+            returned = purity.undrawn("loss", lambda: self._returned(outputs))
+        losses, weights = loss_functions.require_losses(returned, self.batch_size)
+        if weights is None:
             return losses
+        self.weighs, self.weights = True, even_weights(weights, losses)
+        loss_functions.require_constant_weights(
+            weights, lambda params: self._returned(self.run(params)[0])[1], self.params
+        )
+        return losses * self.weights
 
     def _pass(self, which: slice) -> purity.Pass:
         """Outputs and losses of some of the examples."""

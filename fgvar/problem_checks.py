@@ -1,28 +1,39 @@
-"""Problem checks: which modules, batches, weights and precisions a problem refuses, before anything is computed."""
+"""Problem checks: which modules, batches and precisions a problem refuses, before anything is computed."""
 
 import inspect
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fgvar.errors import NonFiniteError
+from fgvar.nn.structures import arguments, named
 
 
 def require_forward(module: nn.Module) -> None:
-    """Raise where gradients cannot be, or a forward pass of one tensor."""
+    """Raise where gradients cannot be, or a forward pass."""
     if torch.is_inference_mode_enabled():
         raise ValueError("torch.inference_mode() is on, in which there is no gradient; leave it")
     if getattr(module.forward, "__func__", None) is nn.Module.forward:
         raise TypeError(f"{type(module).__name__} has no forward; give a module that calls it, such as nn.Sequential")
+
+
+def require_arguments(module: nn.Module, inputs: Any) -> None:
+    """Raise where the forward does not take these inputs."""
+    args, keywords = arguments(inputs)
     try:
-        inspect.signature(module.forward).bind(None)
+        inspect.signature(module.forward).bind(*args, **keywords)
     except ValueError:  # a builtin does not tell
         pass
     except TypeError as error:
+        one = isinstance(inputs, Tensor)
+        given = "one tensor of inputs" if one else f"inputs that are a {type(inputs).__name__} of {len(inputs)}"
         raise TypeError(
-            f"forward{inspect.signature(module.forward)} of {type(module).__name__} cannot be called with one "
-            f"tensor of inputs ({error}); wrap it in a module that makes the other arguments"
+            f"forward{inspect.signature(module.forward)} of {type(module).__name__} cannot be called with {given} "
+            f"({error}); a tensor becomes module(x), a tuple module(*x), a dict module(**x): give all that forward "
+            "needs, or wrap it in a module that makes the other arguments"
         ) from None
 
 
@@ -37,16 +48,24 @@ def usable_device(what: str, device: object) -> torch.device:
     return torch.device(found)
 
 
-def require_pair(batch: object) -> tuple[Tensor, Tensor]:
-    """The batch, if it is two tensors."""
+def require_pair(batch: object) -> tuple[Any, Any]:
+    """The batch, if it is inputs and targets, each a tensor or a structure of tensors."""
     parts = tuple(batch) if isinstance(batch, tuple | list) else ()
-    if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
+    found = named_leaves(*parts) if len(parts) == 2 else {}
+    other = next((name for name, leaf in found.items() if not isinstance(leaf, Tensor)), "")
+    if other or len(parts) != 2 or not all(tree_leaves(part) for part in parts):
         kinds = f" of {' and '.join(type(part).__name__ for part in parts)}" if parts else ""
+        where = f" ({other} is {type(found[other]).__name__})" if other else ""
         raise TypeError(
-            f"batch is {type(batch).__name__}{kinds}, expected a pair (inputs, targets) of tensors; "
-            "torch.as_tensor makes one of an array or a list"
+            f"batch is {type(batch).__name__}{kinds}, expected a pair (inputs, targets), each a tensor, or a "
+            f"tuple or dict of tensors{where}; torch.as_tensor makes one of an array or a list"
         )
     return parts[0], parts[1]
+
+
+def named_leaves(inputs: Any, targets: Any) -> dict[str, Any]:
+    """All leaves of a batch, by name."""
+    return {**named("inputs", inputs), **named("targets", targets)}
 
 
 def require_names(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -83,45 +102,21 @@ def require_floating_point(dtype: object) -> None:
         raise TypeError(f"dtype is {dtype!r}, expected a floating-point torch.dtype, such as torch.float64")
 
 
-def checked_batch(batch: object) -> tuple[Tensor, Tensor]:
+def checked_batch(batch: object) -> tuple[Any, Any]:
     """Inputs and targets as constants."""
-    parts = require_pair(batch)
-    for name, part in zip(("inputs", "targets"), parts, strict=True):
-        if part.layout is not torch.strided or part.is_nested:
-            kind = "nested" if part.is_nested else str(part.layout)
+    pair = require_pair(batch)
+    for name, leaf in named_leaves(*pair).items():
+        if leaf.layout is not torch.strided or leaf.is_nested:
+            kind = "nested" if leaf.is_nested else str(leaf.layout)
             raise ValueError(f"{name} are {kind}, expected a dense tensor (padded, or by .to_dense())")
-    inputs, targets = (part.clone() if part.is_inference() else part.detach() for part in parts)
-    if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets) or len(inputs) == 0:
-        raise ValueError(
-            f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} "
-            "need the same, nonzero number of examples along the first axis"
-        )
-    require_finite("the batch", {"inputs": inputs, "targets": targets})
+    inputs, targets = tree_map(lambda leaf: leaf.clone() if leaf.is_inference() else leaf.detach(), pair)
+    found = named_leaves(inputs, targets)
+    counts = {leaf.shape[0] if leaf.ndim else 0 for leaf in found.values()}
+    if len(counts) > 1 or 0 in counts:
+        shapes = " and ".join(f"{name} {tuple(leaf.shape)}" for name, leaf in found.items())
+        raise ValueError(f"{shapes} need the same, nonzero number of examples along the first axis")
+    require_finite("the batch", found)
     return inputs, targets
-
-
-def checked_weights(weights: object, like: Tensor, count: int) -> Tensor:
-    """Weights of the examples [count], of the parameters' dtype and device."""
-    if not isinstance(weights, Tensor):
-        raise TypeError(
-            f"weights is {type(weights).__name__}, expected a tensor of one number an example, ({count},)"
-        )
-    if tuple(weights.shape) != (count,):
-        raise ValueError(f"weights have shape {tuple(weights.shape)}, expected one number an example, ({count},)")
-    if (weights.dtype, weights.device) != (like.dtype, like.device):
-        raise ValueError(
-            f"weights are {weights.dtype} on {weights.device}, the problem is {like.dtype} on {like.device}; "
-            f"give weights.to({str(like.device)!r}, {like.dtype})"
-        )
-    if weights.requires_grad:
-        raise ValueError(
-            "weights require a gradient, and estimates are of the network's parameters alone; give weights.detach(), "
-            "or compute them in the network's forward"
-        )
-    # Inside a transform or a compiled graph they hold no values to look at (a control draws them there).
-    if not (torch._C._functorch.is_functorch_wrapped_tensor(weights) or torch.compiler.is_compiling()):
-        require_finite("the problem", {"weights": weights})
-    return weights
 
 
 def require_finite(what: str, tensors: Mapping[str, Tensor]) -> None:

@@ -158,10 +158,9 @@ def test_other_parameters_or_views_bring_new_keys(stop: bool) -> None:
 
 
 def test_other_queries_keep_the_keys() -> None:
-    """Those of some rows, and images of their own; weights do not go with them."""
+    """Those of some rows, and images of their own."""
     problem = contrastive()
-    some = problem.weighted(torch.ones(3).double()).with_queries(problem.inputs[1:], problem.targets[1:])
-    assert some.weights is None
+    some = problem.with_queries(problem.inputs[1:], problem.targets[1:])
     assert torch.equal(some.loss(), problem.rows(slice(1, 3)).loss())
     model, images = network(), randn(2, 1, 4, 4, seed=7)
     keys, numbers = represented(model, views()[1]), torch.tensor([2, 0])

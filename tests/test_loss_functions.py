@@ -61,7 +61,7 @@ def test_mse_needs_targets_of_the_shape_of_the_outputs(targets: Tensor) -> None:
     [
         (lambda outputs, _: outputs.argmax(1), "torch.int64"),
         (lambda outputs, targets: outputs.argmax(1) == targets, "torch.bool"),
-        (lambda outputs, targets: (outputs, targets), "tuple"),
+        (lambda outputs, targets: (outputs, targets, targets), "tuple"),
         (lambda outputs, _: outputs.sum().item(), "float"),
     ],
 )

@@ -187,6 +187,10 @@ def test_other_views_are_two_tensors() -> None:
         fgvar.contrastive.Contrastive(model, fgvar.contrastive.InfoNCE(), (images.float(), images.float()))
     with pytest.raises(TypeError, match=r"temperature is '0\.1', expected a number"):
         fgvar.contrastive.InfoNCE(temperature="0.1")
+    with pytest.raises(TypeError, match=r"the second view is dict, expected images"):
+        fgvar.contrastive.Contrastive(model, fgvar.contrastive.InfoNCE(), (images, images)).at(
+            batch=(images, {"view": images})
+        )
     with pytest.raises(TypeError, match=r"batch is tuple of ndarray and ndarray, expected a pair"):
         fgvar.contrastive.Contrastive(model, fgvar.contrastive.InfoNCE(), (images, images)).at(
             batch=(images.numpy(), images.numpy())

@@ -1,5 +1,6 @@
 """References and controls: what an estimator has to be compared with before its numbers mean anything."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -12,6 +13,7 @@ from fgvar.estimators.losses import GlobalLoss, Losses, gradient
 from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.estimators.structured_noise import Coordinate
+from fgvar.loss_functions import changed
 from fgvar.problem import Problem
 
 T = TypeVar("T")
@@ -91,9 +93,10 @@ class Minibatch:
         return Randomness({"minibatch": Leaf((self.size, problem.batch_size), Coordinate(), batch_dims=1)})
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
-        # A coordinate ±√N e_n chooses example n; its square weighs it N, so that the weights' mean is 1.
-        weights = noise["minibatch"].square().mean(0)
-        return Estimate(gradient(self.losses, problem.weighted(weights), problem.params))
+        # A coordinate ±√N e_n chooses example n; its square counts it N times, so that the counts' mean is 1.
+        counts, counted = noise["minibatch"].square().mean(0), copy.copy(problem)
+        counted.loss_function = changed(problem.loss_function, lambda losses: counts * losses)
+        return Estimate(gradient(self.losses, counted, problem.params))
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return gradient(self.losses, problem, problem.params)

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import flop_registry
 
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.estimators.randomness import Randomness
+from fgvar.nn.structures import leaves
 from fgvar.problem import Problem
 
 
@@ -15,7 +16,7 @@ def cost(estimator: GradientEstimator, problem: Problem, randomness: Randomness)
     """Matrix-product FLOPs of one estimate, in forward passes; counted once for a network and batch shape."""
     # Only a dataclass says in its repr all that it is; others are counted each time.
     known = problem.network.costs if is_dataclass(estimator) else {}
-    key = f"{estimator!r} {tuple(problem.inputs.shape)}"
+    key = f"{estimator!r} {[tuple(leaf.shape) for leaf in leaves(problem.inputs)]}"
     if key not in known:
         noise = randomness.sample(0, [0], dtype=problem.dtype, device=problem.device) if randomness.size else {}
         with Flops() as one:

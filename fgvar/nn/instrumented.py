@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from fgvar.nn.forward_mode import use_dense_gradients, use_plain_weight_norm
 from fgvar.nn.forward_pass import Feedback, ForwardPass, OutputShifts
@@ -15,6 +16,7 @@ from fgvar.nn.purity import coach, undrawn
 from fgvar.nn.reach import OUTPUT, CallRecorder, ForwardTrace
 from fgvar.nn.sites import copied, exact_modules, inside
 from fgvar.nn.skeleton import PerThread, Skeleton
+from fgvar.nn.structures import leaves
 
 
 class Network:
@@ -77,7 +79,7 @@ class Network:
     def run(
         self,
         tensors: Mapping[str, Tensor],
-        inputs: Tensor,
+        inputs: Any,
         *,
         watch: Collection[str] = (),
         cut: Collection[str] = (),
@@ -97,7 +99,7 @@ class Network:
     def shift_outputs(
         self,
         tensors: Mapping[str, Tensor],
-        inputs: Tensor,
+        inputs: Any,
         shifts: Mapping[str, Tensor],
         *,
         cut: Collection[str] = (),
@@ -118,31 +120,31 @@ class Network:
         own = {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
         return self._skeleton.call_head(ForwardPass(feedback=self._feedback()), head, own, features)
 
-    def trace(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, ForwardTrace]:
+    def trace(self, tensors: Mapping[str, Tensor], inputs: Any) -> tuple[Any, ForwardTrace]:
         """Output and trace of one forward pass.
 
         Raises:
             ValueError: random numbers are drawn on the way, inputs are of another dtype than the network takes, or
                 something in the network cannot be differentiated.
         """
-        clone = inputs.clone()  # torch counts the writes to it
-        before = clone._version
+        clone = _cloned(inputs)  # torch counts the writes to each tensor of it
+        before = [leaf._version for leaf in leaves(clone)]
         recorder = CallRecorder()
         try:
             output = undrawn("network", lambda: self._call(ForwardPass(recorder=recorder), tensors, clone))
         except RuntimeError as error:
             ordered = (tensors[name] for name in (*self.owners, *tensors))  # parameters first
-            coach(error, inputs, next((t.dtype for t in ordered if t.is_floating_point()), inputs.dtype))
+            coach(error, inputs, next(t.dtype for t in ordered if t.is_floating_point()))
             raise
-        self.writes = self.writes or clone._version != before
-        return output, ForwardTrace(self.skeleton, recorder.visits, len(inputs))
+        self.writes = self.writes or [leaf._version for leaf in leaves(clone)] != before
+        return output, ForwardTrace(self.skeleton, recorder.visits, len(leaves(inputs)[0]))
 
     def direct_edges(
         self,
         trace: ForwardTrace,
         tensors: Mapping[str, Tensor],
         params: Collection[str],
-        inputs: Tensor,
+        inputs: Any,
         losses: Callable[[Any], Tensor],
     ) -> dict[str, tuple[str, ...]]:
         """For each parameter, site and end the ends, and OUTPUT, that it leads to *directly*, past no other end.
@@ -171,10 +173,14 @@ class Network:
     def _feedback(self) -> Feedback | None:
         return Feedback(self._skeleton.without_hooks, self._feedback_weights) if self._feedback_weights else None
 
-    def _call(self, forward: ForwardPass, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
+    def _call(self, forward: ForwardPass, tensors: Mapping[str, Tensor], inputs: Any) -> Any:
         # Moving to the meta device has untied what was tied.
         tied = {alias: tensors[name] for alias, name in self.aliases.items()}
-        return self._skeleton.call(forward, {**tensors, **tied}, inputs.clone() if self.writes else inputs)
+        return self._skeleton.call(forward, {**tensors, **tied}, _cloned(inputs) if self.writes else inputs)
+
+
+def _cloned(structure: Any) -> Any:
+    return tree_map(lambda leaf: leaf.clone(), structure)
 
 
 def connected(outputs: Collection[Tensor], sources: Mapping[str, Tensor]) -> set[str]:

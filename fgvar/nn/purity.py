@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from fgvar.nn.structures import leaves, named
+
 Pass = tuple[Any, Tensor]  # outputs and losses
 
 DRAWS = {
@@ -65,25 +67,19 @@ def undisturbed(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def unchanged(who: str, tensors: Mapping[str, Tensor], remedy: str) -> Iterator[None]:
+def unchanged(who: str, tensors: Mapping[str, Any], remedy: str) -> Iterator[None]:
     """Raise where one of these is written to, within."""
     # A version counts the writes to a tensor, and to any view of it, which costs nothing; values would take a copy.
-    before = {name: tensor._version for name, tensor in tensors.items()}
+    before = {name: tensor._version for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
     yield
-    if changed := [name for name, tensor in tensors.items() if tensor._version != before[name]]:
+    if changed := [name for name, version in before.items() if tensors[name]._version != version]:
         raise ValueError(
             f"the {who} changes {', '.join(map(repr, changed))} in place, so that no two calls are of one function; "
             f"{remedy}"
         )
 
 
-def named(what: str, structure: Any) -> dict[str, Tensor]:
-    """The tensors of a structure, all of them by one name and a number."""
-    leaves = [leaf for leaf in tree_leaves(structure) if isinstance(leaf, Tensor)]
-    return {what if len(leaves) == 1 else f"{what} {number}": leaf for number, leaf in enumerate(leaves)}
-
-
-def coach(error: RuntimeError, inputs: Tensor, dtype: torch.dtype) -> None:
+def coach(error: RuntimeError, inputs: Any, dtype: torch.dtype) -> None:
     """Raise a ValueError that says what to do, if the error of a failed pass is a known one."""
     if any(part in str(error) for part in ("setup_context", "generate_vmap_rule", "requires_grad_()")):
         raise ValueError(underivable("network", error)) from error
@@ -92,11 +88,13 @@ def coach(error: RuntimeError, inputs: Tensor, dtype: torch.dtype) -> None:
             f"an embedding looks up what is no integer ({_first_line(error)}); give token numbers as integers, "
             "inputs.long()"
         ) from error
-    if inputs.dtype != dtype:
-        raise ValueError(
-            f"inputs are {inputs.dtype}, the network's parameters {dtype}, and it does not take them "
-            f"({_first_line(error)}); give inputs.to({dtype})"
-        ) from error
+    for name, leaf in named("inputs", inputs).items():
+        # Of several inputs, integers are what they should be: token ids, masks.
+        if leaf.dtype != dtype and (leaf is inputs or leaf.is_floating_point()):
+            raise ValueError(
+                f"{name} are {leaf.dtype}, the network's parameters {dtype}, and it does not take them "
+                f"({_first_line(error)}); give {name}.to({dtype})"
+            ) from error
 
 
 def at_once(function: Callable[..., Any], *stacked: Any) -> Any:
@@ -120,7 +118,7 @@ def require_derivative(who: str, function: Callable[[Mapping[str, Tensor]], Any]
     def followed(params: Mapping[str, Tensor]) -> Tensor:
         nonlocal depends
         # Within the vjp, what depends on the parameters by a derivative requires a gradient.
-        values = [leaf for leaf in tree_leaves(function(params)) if isinstance(leaf, Tensor)]
+        values = leaves(function(params))
         depends = any(value.requires_grad for value in values) or not values
         return torch.zeros(())  # whatever the function returns: an output may be no tensor
 
@@ -156,7 +154,7 @@ def underivable(who: str, error: Exception) -> str:
 
 def refuse_foreign(outputs: Any) -> None:
     """Raise where outputs have a graph though the network's own parameters are constants."""
-    if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(outputs)):
+    if any(leaf.requires_grad for leaf in leaves(outputs)):
         raise ValueError(
             "the network uses parameters that it does not own (layers in a plain list, another network's, a tensor "
             "that requires a gradient), which would be constants; register them (nn.ModuleList, nn.Parameter), or "

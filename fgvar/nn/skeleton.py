@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from fgvar.nn.forward_mode import plain_attention
 from fgvar.nn.forward_pass import ForwardPass
+from fgvar.nn.structures import arguments
 
 
 class Skeleton:
@@ -38,14 +39,15 @@ class Skeleton:
             # Before all others, those of `with_sites` too: what a module itself returns, ahead of its site.
             child.register_forward_hook(partial(self._own_output, name), prepend=True)
 
-    def call(self, forward: ForwardPass, tensors: Mapping[str, Tensor], inputs: Tensor) -> Any:
+    def call(self, forward: ForwardPass, tensors: Mapping[str, Tensor], inputs: Any) -> Any:
         """The output of the module with these parameters and buffers, in this pass."""
+        args, keywords = arguments(inputs)
         self._pass = forward
         try:
             if torch.compiler.is_compiling():  # which cannot trace the switches, and takes kernels apart itself
-                return functional_call(self.module, dict(tensors), (inputs,), tie_weights=False)
+                return functional_call(self.module, dict(tensors), args, keywords, tie_weights=False)
             with plain_attention():
-                return functional_call(self.module, dict(tensors), (inputs,), tie_weights=False)
+                return functional_call(self.module, dict(tensors), args, keywords, tie_weights=False)
         finally:
             self._pass = None
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fgvar.loss_functions import changed
 from fgvar.problem import Problem
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable
 
@@ -28,8 +29,8 @@ def single(problem: Problem) -> Problem:
 
 def with_loss(problem: Problem, change: Callable[[Tensor], Tensor]) -> Problem:
     """The problem with another function of its per-example loss."""
-    other, original = problem.clone(), problem.loss_function
-    other.loss_function = lambda outputs, targets: change(original(outputs, targets))
+    other = problem.clone()
+    other.loss_function = changed(problem.loss_function, change)
     return other
 
 

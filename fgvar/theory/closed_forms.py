@@ -267,7 +267,7 @@ class _Sites:
 def _activity_bytes(problem: Problem) -> int:
     """Bytes of all modules' outputs for one example."""
     shapes = [visit.shape[1:] for visits in problem.trace.visits.values() for visit in visits if visit.shape]
-    return problem.inputs[0].element_size() * sum(math.prod(shape) for shape in shapes) or 1
+    return problem.dtype.itemsize * sum(math.prod(shape) for shape in shapes) or 1
 
 
 def _parts(problem: Problem, budget: int) -> Iterator[Problem]:

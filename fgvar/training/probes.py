@@ -16,6 +16,7 @@ from fgvar.measurement.data_variance import DataVariance
 from fgvar.measurement.dataset import ENDS
 from fgvar.measurement.measure import measure_unchecked
 from fgvar.measurement.sampled import examples_at_once
+from fgvar.nn.structures import cast
 from fgvar.problem import Problem
 from fgvar.training.identity import described, fingerprint
 
@@ -104,5 +105,6 @@ def log_steps(count: int, last: int) -> tuple[int, ...]:
 
 
 def moved(batch: tuple[Tensor, Tensor], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The batch on another device, its inputs in another type."""
-    return batch[0].to(device, dtype), batch[1].to(device)
+    """The batch on another device, its inputs in another precision; integers stay integers."""
+    inputs: Tensor = cast(batch[0].to(device), dtype)
+    return inputs, batch[1].to(device)

@@ -37,8 +37,8 @@ class Run:
 
     Attributes:
         dataset: curves and probes.
-        params: the module's whole state dict: the parameters, trained or frozen, by all names that it has for them, and its buffers, so
-            that ``module.load_state_dict(run.params, strict=True)`` works.
+        params: the module's whole state dict: parameters, trained or frozen, by all names that it has for them, and
+            buffers, so that ``module.load_state_dict(run.params, strict=True)`` works.
     """
 
     dataset: xr.Dataset

@@ -27,6 +27,7 @@ ORDER = (
     "fgvar.storage.packing",
     "fgvar.nn",
     "fgvar.nn.forward_mode",
+    "fgvar.nn.structures",
     "fgvar.nn.recurrent",
     "fgvar.nn.layers",
     "fgvar.nn.purity",

@@ -1,4 +1,4 @@
-"""Weights of the examples: sliced with the batch wherever it is, by every route to every number."""
+"""Weights of a loss, Σ w ℓ / Σ w: sliced with the batch wherever it is, by every route to every number."""
 
 from dataclasses import replace
 
@@ -15,7 +15,8 @@ from fgvar.errors import NonFiniteError
 from fgvar.measurement.data_variance import DataVariance
 from fgvar.testing import covariance, expectation
 
-W = torch.tensor([0.25, 3.0, 1.0, 0.5], dtype=torch.float64)
+W = torch.tensor([0.25, 2.25, 1.0, 0.5], dtype=torch.float64)  # their mean is 1
+RAW = 3 * W  # what the loss returns
 INDEPENDENT = {"shared": False}
 SCHEMES = {
     "FG-W": fgvar.scheme("FG-W"),
@@ -35,12 +36,21 @@ def plain() -> fgvar.Problem:
     return fgvar.Problem(net, "mse", (randn(4, 3), randn(4, 2, seed=1)))
 
 
+def squares(outputs: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    return (outputs - targets["y"]).square().mean(1), targets["w"]
+
+
+def entropies(outputs: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    return functional.cross_entropy(outputs, targets["y"], reduction="none"), targets["w"]
+
+
 def linear() -> fgvar.Problem:
-    return plain().weighted(W)
+    net = fgvar.with_sites(fixed(nn.Linear(3, 2)))
+    return fgvar.Problem(net, squares, (randn(4, 3), {"y": randn(4, 2, seed=1), "w": RAW}))
 
 
-def local() -> fgvar.Problem:
-    return mixer(blocks=1, batch=2).weighted(W[:2])
+def local(batch: int = 2) -> fgvar.Problem:
+    return mixer(blocks=1, batch=batch, loss=entropies, targets={"y": labels(batch, 3), "w": RAW[:batch]})
 
 
 def by_hand() -> list[Tensor]:
@@ -71,8 +81,8 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], atol: fl
 def test_loss_and_gradient_are_weighted_means() -> None:
     problem = linear()
     outputs = functional.linear(problem.inputs, problem.params["weight"], problem.params["bias"])
-    losses = (outputs - problem.targets).square().mean(1)
-    torch.testing.assert_close(problem.loss(), (W * losses).mean())
+    losses = (outputs - problem.targets["y"]).square().mean(1)
+    torch.testing.assert_close(problem.loss(), (RAW * losses).sum() / RAW.sum())
     found = problem.backprop()
     torch.testing.assert_close(torch.cat([g.flatten() for g in found.values()]), torch.stack(by_hand()).mean(0))
 
@@ -81,8 +91,8 @@ def test_loss_and_gradient_are_weighted_means() -> None:
 def test_rows_take_their_weights_along(which: slice | Tensor) -> None:
     problem, part = linear(), linear().rows(which)
     assert torch.equal(part.inputs, problem.inputs[which])
-    assert torch.equal(part.targets, problem.targets[which])
-    assert torch.equal(part.weights, W[which])
+    assert torch.equal(part.targets["y"], problem.targets["y"][which])
+    torch.testing.assert_close(part.weights, W[which])
     expected = torch.stack(by_hand())[which].mean(0)
     torch.testing.assert_close(torch.cat([g.flatten() for g in part.backprop().values()]), expected)
 
@@ -91,7 +101,7 @@ def test_an_example_has_its_own_weight() -> None:
     problem = linear()
     each = [torch.cat([g.flatten() for g in problem.example(n).backprop().values()]) for n in range(4)]
     torch.testing.assert_close(torch.stack(each), torch.stack(by_hand()))
-    assert torch.equal(problem.example(-1).weights, W[3:])
+    torch.testing.assert_close(problem.example(-1).weights, W[3:])
     at_once = problem.per_example(lambda one: one.backprop())
     torch.testing.assert_close(torch.cat([g.flatten(1) for g in at_once.values()], 1), torch.stack(by_hand()))
 
@@ -105,38 +115,68 @@ def test_what_is_given_beside_is_taken_example_by_example() -> None:
 
 
 def test_weights_belong_to_their_batch() -> None:
+    """Of another batch they are divided by its own sum, whether or not some of it is taken."""
     problem = linear()
-    other = problem.at(batch=(problem.inputs[:2], problem.targets[:2]))
-    assert other.weights is None
-    assert torch.equal(other.loss(), plain().rows(slice(2)).loss())
+    batch = problem.inputs[:2], {"y": problem.targets["y"][:2], "w": RAW[:2]}
+    other, anew = problem.at(batch=batch), fgvar.Problem(fixed(nn.Linear(3, 2)), squares, batch)
+    torch.testing.assert_close(other.loss(), anew.loss())
+    torch.func.vmap(lambda w: w * other.example(0).loss())(RAW)
+    assert other.weights is None  # nothing of a transform stays
+    torch.testing.assert_close(other.rows(slice(1)).loss(), anew.rows(slice(1)).loss())
+    torch.testing.assert_close(other.weights, anew.weights)  # computed once
+    each = other.per_example(lambda one: one.backprop())
+    assert_close({name: g.mean(0) for name, g in each.items()}, other.backprop())
     doubled = {name: 2 * p for name, p in problem.params.items()}
     assert problem.at(doubled).weights is problem.weights
-    assert torch.equal(other.weighted(W[:2]).loss(), problem.rows(slice(2)).loss())
 
 
-def test_weights_multiply_and_keep_the_precision() -> None:
-    problem = linear().weighted(2 * W)
-    torch.testing.assert_close(problem.weights, 2 * W**2)
-    assert problem.to(torch.float32).weights.dtype == problem.to(torch.float32).loss().dtype == torch.float32
-    ones = plain().weighted(torch.ones(4, dtype=torch.float64))
-    assert torch.equal(ones.loss(), plain().loss())
+def test_weights_keep_the_precision() -> None:
+    single = linear().to(torch.float32)
+    assert single.weights.dtype == single.targets["w"].dtype == single.loss().dtype == torch.float32
+
+
+def test_equal_weights_are_none() -> None:
+    ones = fgvar.Problem(
+        fixed(nn.Linear(3, 2)), squares, (plain().inputs, {"y": plain().targets, "w": 7 * torch.ones(4)})
+    )
+    torch.testing.assert_close(ones.loss(), plain().loss())
+    assert_close(ones.backprop(), plain().backprop())
+
+
+def returning(weights: object) -> object:
+    return lambda outputs, targets: ((outputs - targets).square().mean(1), weights)
+
+
+SCALE = nn.Parameter(torch.ones(4).double())
+CONSTANT = r"made of the targets alone; multiply the loss itself"
 
 
 @pytest.mark.parametrize(
-    ("weights", "error", "message"),
+    ("loss", "error", "message"),
     [
-        ([1.0] * 4, TypeError, r"weights is list, expected a tensor of one number an example, \(4,\)"),
-        (torch.ones(3).double(), ValueError, r"weights have shape \(3,\), expected one number an example, \(4,\)"),
-        (torch.ones(4, 1).double(), ValueError, r"weights have shape \(4, 1\), expected one number"),
-        (torch.ones(4), ValueError, r"weights are torch.float32 on cpu, the problem is torch.float64.*weights\.to\("),
-        (torch.ones(4).double().to("meta"), ValueError, r"on meta, the problem is torch.float64 on cpu"),
-        (torch.ones(4).double().requires_grad_(), ValueError, r"weights require a gradient.*weights\.detach\(\)"),
-        (torch.tensor([1.0, 1.0, torch.nan, 1.0]).double(), NonFiniteError, "weights holds NaN or infinity"),
+        (returning([1.0] * 4), ValueError, r"weights are list, expected a tensor of one number an example, \(4,\)"),
+        (returning(torch.ones(3)), ValueError, r"weights are \(3,\), expected a tensor of one number an example"),
+        (returning(torch.ones(4, 1)), ValueError, r"weights are \(4, 1\), expected a tensor of one number"),
+        (returning(SCALE), ValueError, rf"weights require a gradient; .*{CONSTANT}"),
+        (returning(torch.tensor([1.0, torch.nan, 1, 1])), NonFiniteError, "weights holds NaN or infinity"),
+        (
+            returning(torch.tensor([1, -1, 2, 2])),
+            ValueError,
+            r"sum to 4 and their least is -1, expected none below 0",
+        ),
+        (returning(torch.zeros(4)), ValueError, r"sum to 0 and .*are all targets ignored"),
+        (
+            lambda o, t: ((o - t).square().mean(1), o.square().sum(1)),
+            ValueError,
+            rf"depend on .*{CONSTANT}",
+        ),
+        (lambda o, t: ((o - t).square().mean(1), o.detach().abs().sum(1)), ValueError, rf"depend on .*{CONSTANT}"),
+        (lambda o, t: ((o - t).square().mean(1), 1 + o.argmax(1)), ValueError, rf"depend on .*{CONSTANT}"),
     ],
 )
-def test_other_weights_are_refused(weights: object, error: type[Exception], message: str) -> None:
+def test_other_weights_are_refused(loss: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        plain().weighted(weights)
+        fgvar.Problem(fixed(nn.Linear(3, 2)), loss, (randn(4, 3), randn(4, 2, seed=1)))
 
 
 @pytest.mark.parametrize(
@@ -173,14 +213,14 @@ def test_data_variance_is_that_of_a_loop(chunk: int) -> None:
 
 
 def test_data_variance_by_hand() -> None:
-    """One parameter θ = 1 and targets 0: w x² has the gradients 2 w x², here 2, 4, 24."""
+    """One parameter θ = 1 and targets 0: w x² has the gradients 2 w x², here 4/3, 8/3, 16."""
     net = nn.Linear(1, 1, bias=False).double()
     nn.init.ones_(net.weight)
-    x, w = torch.tensor([[1.0], [2.0], [2.0]]).double(), torch.tensor([1.0, 0.5, 3.0]).double()
-    problem = fgvar.Problem(net, "mse", (x, 0 * x)).weighted(w)
+    x, w = torch.tensor([[1.0], [2.0], [2.0]]).double(), torch.tensor([2, 1, 6])  # 3w/Σw = 2/3, 1/3, 2
+    problem = fgvar.Problem(net, squares, (x, {"y": 0 * x, "w": w}))
     ds = fgvar.measure({"FG-W": fgvar.scheme("FG-W")}, problem, route="exact")
-    assert float(ds["loss"]) == pytest.approx(5)
-    assert float(ds["data_variance"].sel(reference="backprop", layer="total").squeeze()) == pytest.approx(148 / 3)
+    assert float(ds["loss"]) == pytest.approx(30 / 9)
+    assert float(ds["data_variance"].sel(reference="backprop", layer="total").squeeze()) == pytest.approx(592 / 27)
 
 
 # ---- estimators, by both routes ----------------------------------------------------------------------------
@@ -247,7 +287,7 @@ def test_paired_differences_are_of_the_weighted_problem() -> None:
 @pytest.mark.parametrize("name", ["BP", "LG-BP", "L-BP", "FA", "DFA", "LG-FG-A"])
 def test_the_mean_over_examples_of_any_gradient_is_that_of_the_batch(name: str) -> None:
     """What is linear in the loss is the mean of the weighted examples' own."""
-    problem, estimator = mixer(batch=4).weighted(W), fgvar.scheme(name)
+    problem, estimator = local(4), fgvar.scheme(name)
     randomness = estimator.randomness(problem)
     noise = noise_of(estimator, problem) if randomness.size else {}
 
@@ -267,33 +307,9 @@ def test_a_minibatch_of_weighted_examples() -> None:
         assert_close(fgvar.controls.Minibatch(1).estimate(problem, noise).gradient, problem.example(n).backprop())
 
 
-# ---- contrastive problems ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stop", [True, False])
-def test_weights_of_queries(stop: bool) -> None:
-    net = fgvar.networks.LocalMixer((1, 4, 4), 3, blocks=1, patches=2, channels=8, groups=2).double()
-    views = randn(3, 1, 4, 4, seed=1), randn(3, 1, 4, 4, seed=2)
-    even = fgvar.contrastive.Contrastive(net, fgvar.contrastive.InfoNCE(stop_gradient=stop), views)
-    w = torch.arange(1.0, even.batch_size + 1).double()
-    problem = even.weighted(w)
-    torch.testing.assert_close(problem.loss(), (w * even.losses(even.run(even.params)[0])).mean())
-    assert problem.at(problem.params, views).weights is None
-    for name in ("FG-W", "FG-A", "LG-FG-A"):
-        estimator = fgvar.scheme(name)
-        assert_close(expectation(estimator, problem), estimator.target(problem), atol=1e-9)
-    if stop:
-        each = problem.per_example(lambda one: one.backprop())
-        assert_close({name: g.mean(0) for name, g in each.items()}, problem.backprop())
-    else:
-        with pytest.raises(ValueError, match="none has a problem of its own"):
-            problem.rows(slice(2))
-
-
 def test_cross_entropy_of_weighted_classes() -> None:
-    """Class weights w_y, divided by N: torch's own sum over the batch."""
+    """Class weights w_y, divided by their sum: torch's own mean."""
     net, x, y = nn.Linear(3, 3).double(), randn(5, 3), labels(5, 3)
     classes = torch.tensor([0.5, 1.0, 4.0]).double()
-    problem = fgvar.Problem(net, "cross_entropy", (x, y)).weighted(classes[y])
-    expected = functional.cross_entropy(net(x), y, weight=classes, reduction="sum") / 5
-    torch.testing.assert_close(problem.loss(), expected.detach())
+    problem = fgvar.Problem(net, lambda o, t: entropies(o, {"y": t, "w": classes[t]}), (x, y))
+    torch.testing.assert_close(problem.loss(), functional.cross_entropy(net(x), y, weight=classes).detach())

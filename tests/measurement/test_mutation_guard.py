@@ -230,12 +230,13 @@ def test_names_of_estimators_are_texts(name: Any) -> None:
 
 
 def test_a_clone_has_tensors_of_its_own() -> None:
-    problem = fgvar.Problem(nn.Linear(2, 1), "mse", (torch.ones(2, 2), torch.ones(2, 1))).weighted(torch.ones(2))
+    inputs, targets = {"input": torch.ones(2, 2)}, (torch.ones(2, 1), torch.ones(2))
+    problem = fgvar.Problem(nn.Linear(2, 1), lambda o, t: ((o - t[0]).square().sum(1), t[1]), (inputs, targets))
     other = problem.clone()
     assert (
         other.tensors().keys()
         == problem.tensors().keys()
-        == {"parameter 'weight'", "parameter 'bias'", "inputs", "targets", "weights"}
+        == {"parameter 'weight'", "parameter 'bias'", "inputs['input']", "targets[0]", "targets[1]", "weights"}
     )
     for name, value in other.tensors().items():
         assert value.data_ptr() != problem.tensors()[name].data_ptr(), name

@@ -24,8 +24,9 @@ def labels(n: int, classes: int) -> Tensor:
 
 
 def mixer(
-    *, blocks: int = 2, patches: int = 2, channels: int = 8, groups: int = 2, batch: int = 2, seed: int = 0
-) -> fgvar.Problem:
+    *, blocks: int = 2, patches: int = 2, channels: int = 8, groups: int = 2, batch: int = 2, seed: int = 0,
+    loss: object = "cross_entropy", targets: object = None,
+) -> fgvar.Problem:  # fmt: skip
     """A LocalMixer on images of 4 by 4 pixels with random, nonzero biases."""
     model = fgvar.networks.LocalMixer(
         (1, 4, 4), 3, blocks=blocks, patches=patches, channels=channels, groups=groups, seed=seed
@@ -34,7 +35,8 @@ def mixer(
         for index, (name, p) in enumerate(model.named_parameters()):
             if name.endswith("bias"):
                 p.copy_(0.3 * randn(*p.shape, seed=seed + index))
-    return fgvar.Problem(model, "cross_entropy", (randn(batch, 1, 4, 4, seed=seed + 99), labels(batch, 3)))
+    targets = labels(batch, 3) if targets is None else targets
+    return fgvar.Problem(model, loss, (randn(batch, 1, 4, 4, seed=seed + 99), targets))
 
 
 @case

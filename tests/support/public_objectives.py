@@ -26,7 +26,9 @@ def prioritised(weighted: bool) -> Any:
         p = loss / loss.sum()
         at = torch.multinomial(p, 2, replacement=True, generator=generator)
         w = 1 / (len(p) * p[at])
-        return problem.rows(at).weighted(w if weighted else torch.ones_like(w)).backprop()
+        w = w if weighted else torch.ones_like(w)
+        each = problem.rows(at).per_example(lambda one, w: times(w, one.backprop()), w)
+        return {name: g.mean(0) for name, g in each.items()}
 
     return from_function(replay)
 
@@ -43,7 +45,8 @@ class Poisson:
     def estimate(self, problem: fgvar.Problem, noise: Any) -> fgvar.Estimate:
         kept = (noise["in"] > 0).to(problem.dtype)
         size = kept.sum().clamp_min(1) if self.actual else problem.batch_size / 2
-        return fgvar.Estimate(problem.weighted(kept * problem.batch_size / size).backprop())
+        each = problem.per_example(lambda one, k: times(k, one.backprop()), kept / size)
+        return fgvar.Estimate({name: g.sum(0) for name, g in each.items()})
 
     def target(self, problem: fgvar.Problem) -> Gradients:
         return problem.backprop()

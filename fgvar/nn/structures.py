@@ -1,0 +1,34 @@
+"""Structures: tensors, and tuples, lists and dicts of them (torch's pytrees), as inputs, targets and outputs are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map
+
+
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a module takes its inputs: module(x), module(*x) for a tuple or list, module(**x) for a dict."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
+
+
+def leaves(structure: Any) -> list[Tensor]:
+    """Its tensors."""
+    return [leaf for leaf in tree_leaves(structure) if isinstance(leaf, Tensor)]
+
+
+def named(what: str, structure: Any) -> dict[str, Any]:
+    """Its leaves, tensors or not, by where they are: "inputs", "inputs['ids']", "targets[1]"."""
+    try:
+        found = tree_flatten_with_path(structure)[0]
+    except ValueError:  # a class that torch can take apart, and whose places have no names
+        return {f"{what}, leaf {number}": leaf for number, leaf in enumerate(tree_leaves(structure))}
+    return {what + keystr(path): leaf for path, leaf in found}
+
+
+def cast(structure: Any, dtype: torch.dtype) -> Any:
+    """The structure in another precision; class numbers, token ids and masks stay what they are."""
+    return tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, structure)
