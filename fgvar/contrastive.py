@@ -116,7 +116,9 @@ class Contrastive(Problem):
         self.criterion = loss
         _check_views(views)
         self.second = views[1].detach()
-        super().__init__(headless(module), loss, (views[0], torch.arange(len(views[0]), device=views[0].device)))
+        trunk = headless(module)
+        self.heads = module.state_dict().keys() - trunk.state_dict().keys()  # names that a state dict has beside
+        super().__init__(trunk, loss, (views[0], torch.arange(len(views[0]), device=views[0].device)))
 
     def at(self, params: Mapping[str, Tensor] | None = None, batch: tuple[Tensor, Tensor] | None = None) -> Self:
         """The same network with other parameters, or another batch: a pair of views, as the constructor takes it.
@@ -126,7 +128,7 @@ class Contrastive(Problem):
         Raises:
             TypeError: a batch that is no pair of tensors, or whose second one holds integers.
         """
-        other = super().at(params)
+        other = super().at(params and {name: value for name, value in params.items() if name not in self.heads})
         if batch is not None:
             _, second = problem_checks.require_pair(batch)
             kind = getattr(second, "dtype", type(second).__name__)

@@ -308,10 +308,14 @@ def test_frozen_parameters_are_finite_and_on_one_device() -> None:
         problem_of(net)
 
 
-def test_other_parameters_are_not_those_of_the_problem() -> None:
+def test_all_parameters_of_a_module_are_taken_and_no_others() -> None:
     net = lora()
-    with pytest.raises(ValueError, match=r"params lack \[\] and have \['0\.base\.weight'"):
-        problem_of(net).at({name: p.detach() for name, p in net.named_parameters()})
+    problem, every = problem_of(net), {name: 2 * p.detach() for name, p in net.named_parameters()}
+    moved = problem.at(every)
+    assert moved.params.keys() == problem.params.keys()
+    assert all(torch.equal({**moved.params, **moved.frozen}[name], value) for name, value in every.items())
+    with pytest.raises(ValueError, match=r"params lack \[\] and have \['mine'\]"):
+        problem.at({**every, "mine": torch.ones(1)})
 
 
 class Quantised(nn.Module):
