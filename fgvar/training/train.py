@@ -147,15 +147,16 @@ def train(
             loop.run(images, test, name or "training", checkpointer, logger, interrupt)
         if checkpointer is not None:
             checkpointer.store()
-    return Run(_dataset(loop, images), _state(module, loop.params))
+    # Constants, too: those of the first of several processes are everybody's.
+    return Run(_dataset(loop, images), _state(module, {**loop.problem.buffers, **loop.params}))
 
 
-def _state(module: nn.Module, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of the run's own copy of the module, with these parameters."""
+def _state(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of the run's own copy of the module, with these parameters and buffers."""
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            if name in params:
-                parameter.copy_(params[name])
+        for name, own in (*module.named_parameters(), *module.named_buffers()):
+            if name in values:
+                own.copy_(values[name])
     return dict(module.state_dict())
 
 

@@ -64,9 +64,8 @@ def test_backprop_equals_a_plain_loop(data) -> None:
             for p in model.parameters():
                 p -= 0.05 * (0 if p.grad is None else p.grad)
     np.testing.assert_allclose(run.dataset["batch_loss"], losses, rtol=1e-9)
-    own = dict(model.named_parameters())
-    for name, value in run.params.items():
-        torch.testing.assert_close(value, own[name].detach(), rtol=1e-9, atol=1e-10)
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(run.params[name], value.detach(), rtol=1e-9, atol=1e-10)
 
 
 def test_views_are_new_in_every_step_and_the_same_for_one_step(data) -> None:
