@@ -122,9 +122,8 @@ def changed(loss: Loss, change: Callable[[Tensor], Tensor]) -> Loss:
     return of
 
 
-def even_weights(weights: Tensor | None, losses: Tensor) -> Tensor:
+def even_weights(weights: Tensor, losses: Tensor) -> Tensor:
     """n w / Σw, whose mean is 1: the mean over the batch of their products with the losses ℓ is Σ w ℓ / Σ w."""
-    assert weights is not None
     weights = weights.to(losses.dtype)
     return weights * (len(weights) / weights.sum())
 

@@ -109,7 +109,6 @@ class Problem:
 
     def clone(self) -> Self:
         """The same problem with tensors of its own: whatever is done to them stays there."""
-
         changed = {"params": self.params, "buffers": self.buffers, **self._leaves()}
         return self._with(**tree_map(lambda tensor: tensor.clone(), changed))
 
@@ -172,7 +171,7 @@ class Problem:
         if not self.weighs or self.weights is not None:
             return self
         with torch.no_grad():
-            losses, weights = losses_and_weights(self._returned(self.run(self.params)[0]))
+            losses, weights = self._returned(self.run(self.params)[0])
         found = self._with(weights=even_weights(weights, losses))
         if torch._C._functorch.peek_interpreter_stack() is None:  # tensors of a transform must not outlive it
             self.weights = found.weights

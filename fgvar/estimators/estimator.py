@@ -134,6 +134,8 @@ class Estimator:
             if missing := [part for part in parts if not hasattr(given, part)]:
                 default = type(self.__dataclass_fields__[word].default).__name__
                 raise TypeError(f"{word} is {given!r} without {', '.join(missing)}, expected one like {default}()")
+        if isinstance(self.noise, Randomness):  # which samples, too, but is what laws make
+            raise TypeError(f"noise is {self.noise!r}, expected a law like Gaussian()")
         require_directions(self.directions)
 
     @property

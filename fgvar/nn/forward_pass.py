@@ -1,10 +1,10 @@
 """ForwardPass: what one call of a network does at each module, and what it has seen there.
 
-The object belongs to one call. The hooks of a `Skeleton` hand every module's call to it at three moments, and the
+The object belongs to one call. The hooks of a `Skeleton` hand it the calls of modules at three moments, and the
 network goes on with what it returns:
 
 - `enter`, before the module: its arguments;
-- `own_output`, right behind the module: what it returned itself, ahead of a site that `with_sites` has put there;
+- `OutputShifts.add`, right behind the module: what it returned itself, ahead of a site that `with_sites` has put there;
 - `leave`, behind that site: the output that other modules get.
 """
 
@@ -97,17 +97,15 @@ class ForwardPass:
     values: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._named = {*self.watch, *self.cut, *self.add_tangent, *self.replace}
+        self.named = {*self.watch, *self.cut, *self.add_tangent, *self.replace}
+        # Most passes have business with a few modules, and their hooks need not ask about the others.
+        self.sees_all = self.recorder is not None or self.feedback is not None
 
     def enter(self, name: str, inputs: Any, keywords: Any) -> Any:
         """The arguments to call a module with; None leaves them as they are."""
         if self.recorder is not None:
             self.recorder.enter()
         return None if self.feedback is None else self.feedback.enter(name, inputs, keywords)
-
-    def own_output(self, name: str, inputs: tuple[Any, ...], output: Any) -> Any:
-        """What a site, or else whoever follows, gets of a module's own output."""
-        return output if self.shifts is None else self.shifts.add(name, inputs, output)
 
     def leave(self, name: str, output: Any) -> Any:
         """What follows a module gets, given its output. A module with a name here, called again, is a ValueError."""
@@ -116,7 +114,7 @@ class ForwardPass:
         # Ahead of the cut: feedback is part of how the module differentiates, and a cut stops that, too.
         if self.feedback is not None:
             output = self.feedback.leave(name, output)
-        if name not in self._named:
+        if name not in self.named:
             return output
         if name in self.values:
             raise ValueError(called_twice(name))

@@ -63,13 +63,18 @@ class Skeleton:
     # Modules are called outside of a pass, too, by those who take single layers apart: then nothing is done.
 
     def _enter(self, name: str, _module: nn.Module, inputs: Any, keywords: Any) -> Any:
-        return None if self._pass is None else self._pass.enter(name, inputs, keywords)
+        forward = self._pass
+        return None if forward is None or not forward.sees_all else forward.enter(name, inputs, keywords)
 
     def _own_output(self, name: str, _module: nn.Module, inputs: Any, output: Any) -> Any:
-        return output if self._pass is None else self._pass.own_output(name, inputs, output)
+        forward = self._pass
+        return output if forward is None or forward.shifts is None else forward.shifts.add(name, inputs, output)
 
     def _leave(self, name: str, _module: nn.Module, _inputs: Any, output: Any) -> Any:
-        return output if self._pass is None else self._pass.leave(name, output)
+        forward = self._pass
+        if forward is None or not (forward.sees_all or name in forward.named):
+            return output
+        return forward.leave(name, output)
 
 
 class PerThread:

@@ -76,6 +76,7 @@ def test_the_ends_of_blocks_may_be_any_iterable() -> None:
     [
         ({"noise": "Gaussian"}, "noise is 'Gaussian' without sample, expected one like Gaussian"),
         ({"noise": fgvar.Gaussian}, r"noise is the class Gaussian, expected an instance: Gaussian\(…\)"),
+        ({"noise": fgvar.Randomness({})}, r"noise is Randomness\(leaves=\{\}\), expected a law like Gaussian"),
         ({"space": fgvar.Gaussian()}, "space is Gaussian.* expected one like WeightSpace"),
         ({"oracle": fgvar.GlobalLoss()}, "oracle is GlobalLoss.* without bias_order"),
     ],

@@ -10,7 +10,7 @@ from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.combine import Normalised
 from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.estimators.losses import LocalLosses
-from fgvar.estimators.noise import Gaussian, Rademacher
+from fgvar.estimators.noise import Rademacher
 from fgvar.estimators.schemes import scheme
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.testing.mutants import broken_estimates as estimates
@@ -50,7 +50,6 @@ class Mutant:
 
 _LOCAL = LocalLosses()
 _WEIGHTS, _ACTIVITIES = WeightSpace(), ActivitySpace()
-_GAUSSIAN = Gaussian()
 
 _MUTANTS = (
     # the derivative
