@@ -4,7 +4,7 @@ The object belongs to one call. The hooks of a `Skeleton` hand it the calls of m
 network goes on with what it returns:
 
 - `enter`, before the module: its arguments;
-- `OutputShifts.add`, right behind the module: what it returned itself, ahead of a site that `with_sites` has put there;
+- `OutputShifts.add`, right behind the module: what it returned itself, ahead of a site from `with_sites`;
 - `leave`, behind that site: the output that other modules get.
 """
 
