@@ -61,7 +61,9 @@ LANGUAGE = {"GPT-2": gpt2, "Llama": llama, "Qwen2": qwen2, "Mixtral": mixtral}
 IMAGES = {"ViT": vit, "ResNet": resnet, "ConvNeXt": convnext}
 
 
-def built(make: Callable[..., nn.Module], *, seed: int = 0, dtype: torch.dtype = torch.float64, **config: Any) -> nn.Module:
+def built(
+    make: Callable[..., nn.Module], *, seed: int = 0, dtype: torch.dtype = torch.float64, **config: Any
+) -> nn.Module:
     """The network with weights of this seed: Hugging Face classes draw them from torch's global generator."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
