@@ -15,7 +15,7 @@ from fgvar.estimators.losses import GlobalLoss, Losses, gradient, gradient_and_l
 from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.oracles import Jvp, Oracle
 from fgvar.estimators.randomness import Law, Leaf, Randomness
-from fgvar.estimators.spaces import OnePassSpace, Space, Tensors, TermsAndLoss
+from fgvar.estimators.spaces import Linearised, OnePassSpace, Space, Tensors, TermsAndLoss
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.nn.purity import at_once
 from fgvar.problem import Problem
@@ -27,6 +27,19 @@ class Estimate:
 
     gradient: dict[str, Tensor]
     loss: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One estimate as what it is made of: ĝ = Σ_k c_k ⊙ u_k of the directions u_k that its noise holds.
+
+    Attributes:
+        credit: perturbed parameter → c [directions, rows or 1, 1, …], to broadcast with it.
+        exact: parameter that learns exactly → its gradient, whatever the noise.
+    """
+
+    credit: dict[str, Tensor]
+    exact: dict[str, Tensor]
 
 
 @runtime_checkable
@@ -203,7 +216,31 @@ class Estimator:
         single = self.directions == 1 and not self.antithetic
         return single and all(_declares_one_pass(word) for word in (self.space, self.guess, self.oracle))
 
+    @property
+    def factored(self) -> bool:
+        """Are its `factors` all that there is to know of an estimate whose noise is known?"""
+        whole = type(self) is Estimator and type(self.space) is WeightSpace and not self.space.per_tensor
+        return whole and self.shares_noise and type(self.guess) is Isotropic
+
+    def factors(self, problem: Problem, noise: Mapping[str, Tensor]) -> Factors:
+        """What `estimate` multiplies its noise by, where it is `factored`."""
+        draws = {name: u if self.stacks_directions else u[None] for name, u in noise.items()}
+        linearised, credit, _, _ = self._credited(problem, draws)
+        if self.antithetic:  # u and −u were credited apart
+            pairs = {name: c.unflatten(0, (2, -1)) for name, c in credit.items()}
+            credit = {name: pair[0] - pair[1] for name, pair in pairs.items()}
+        return Factors(credit, linearised.backward({}))
+
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
+        linearised, credit, directions, loss = self._credited(problem, noise)
+        credited = {name: _summed(credit[name], u) for name, u in directions.items()}
+        found = linearised.backward(credited)
+        return Estimate({name: found[name] for name in problem.params}, loss)
+
+    def _credited(
+        self, problem: Problem, noise: Mapping[str, Tensor]
+    ) -> tuple[Linearised, dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """The linearised space, what credits each direction, the directions, and the batch-mean loss."""
         derivatives: Callable[[Tensors], TermsAndLoss]
         if self._one_pass:
             along, space = {name: u[0] for name, u in noise.items()}, cast(OnePassSpace, self.space)
@@ -216,9 +253,7 @@ class Estimator:
         directions = Directions.of(linearised, draws, per_tensor=self.space.per_tensor, antithetic=self.antithetic)
         terms, losses = _each(derivatives, directions.directions)
         credit = _each(linearised.credit, self.combine(terms, directions))
-        credited = {name: _summed(credit[name], u) for name, u in directions.directions.items()}
-        found = linearised.backward(credited)
-        return Estimate({name: found[name] for name in problem.params}, losses.mean())
+        return linearised, credit, directions.directions, losses.mean()
 
 
 def _declares_one_pass(word: object) -> bool:

@@ -23,6 +23,7 @@ class Gaussian:
     """
 
     isotropic: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
     kurtosis: ClassVar[float] = 3.0
 
     def spans_evenly(self, directions: int) -> bool:  # noqa: ARG002
@@ -48,6 +49,7 @@ class Rademacher:
     """
 
     isotropic: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
     kurtosis: ClassVar[float] = 1.0
 
     def spans_evenly(self, directions: int) -> bool:

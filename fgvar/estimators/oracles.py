@@ -207,7 +207,7 @@ def _gathered(linearised: Linearised, name: str, gradient: Tensor, direction: Te
 
 
 def _moved(point: Tensors, direction: Tensors, step: float) -> dict[str, Tensor]:
-    return {name: value + step * direction[name] for name, value in point.items()}
+    return {name: torch.add(value, direction[name], alpha=step) for name, value in point.items()}
 
 
 def _check_step(step: float) -> None:

@@ -1,4 +1,4 @@
-"""Random streams: the numbers of one (seed, leaf, draw), each made from these three alone, on any device."""
+"""Random streams: the numbers of one (seed, leaf, draw, piece), made from these four alone, on any device."""
 
 import functools
 import hashlib
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
-BLOCK = 1 << 17  # normal numbers made at once, in the cache
+TILE = 1 << 16  # numbers that one stream serves at most: what is larger is drawn in pieces, each of which is alone
 ODD = 0x9E3779B1  # whose multiples below 2³² times it are all different modulo 2³²
 FEW = 5000  # normal numbers; fewer are drawn one by one before a block's dozen passes have been called
 
 
 @dataclass(frozen=True)
 class Stream:
-    """The random numbers of one (seed, leaf, draw), on any device.
+    """The random numbers of one (seed, leaf, draw), or of the piece of it that ``part`` names, on any device.
 
     On the CPU they come from NumPy: torch's CPU generator keeps only 32 bits of its seed, so among 100,000
     streams it would repeat one with probability 2/3.
@@ -28,6 +28,7 @@ class Stream:
     seed: int
     name: str
     draw: int
+    part: str = ""
     buffers: list[Tensor] = field(default_factory=list)
     """Where the numbers go that are asked for first, if in this shape and dtype; what is asked for later is new."""
 
@@ -74,7 +75,7 @@ class Stream:
         return torch.empty(tuple(shape), dtype=dtype, device=device)
 
     def _digest(self) -> bytes:
-        return hashlib.blake2b(f"{self.seed}/{self.draw}/{self.name}".encode(), digest_size=32).digest()
+        return hashlib.blake2b(f"{self.seed}/{self.draw}{self.part}/{self.name}".encode(), digest_size=32).digest()
 
     def _numpy(self) -> np.random.Generator:
         seed: Any = _Digest(self._digest())  # numpy annotates SeedSequence, where any ISeedSequence will do
@@ -93,8 +94,8 @@ def _box_muller(bits: np.random.BitGenerator, out: np.ndarray) -> None:
     In float32 of 32-bit words: none is larger than 6.7, as 1 of 4·10¹⁰ normal numbers is. Every x86 processor with
     AVX2 makes the same bits; others round some of the last ones differently.
     """
-    for start in range(0, out.size, BLOCK):
-        piece = out[start : start + BLOCK]
+    for start in range(0, out.size, TILE):  # which the cache holds
+        piece = out[start : start + TILE]
         half = -(-piece.size // 2)
         words = bits.random_raw(half).astype("<u8", copy=False).view("<i4")
         words[:half] &= 0x7FFFFFFF

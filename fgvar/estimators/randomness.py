@@ -1,19 +1,20 @@
 """Randomness: which random tensors an estimate needs, their laws, and draw number i of them by (seed, i) alone."""
 
-import collections
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fgvar.estimators.random_streams import Stream
+from fgvar.estimators.random_streams import TILE, Stream
 
 THREADED = 1 << 18  # numbers; fewer are drawn before threads have started
+TOGETHER = 16  # consecutive draws of a small leaf that one stream serves: to open it takes longer than its numbers
 
 
 class Law(Protocol):
@@ -22,8 +23,9 @@ class Law(Protocol):
     It asks the stream once, and nothing else, for random numbers: a stream that is asked again begins with the same
     bits. It may declare, as attributes of its class: ``isotropic = True`` (E uuᵀ = I exactly: means of quadratic
     estimates are enumerated), ``kurtosis`` (E u⁴ of independent numbers: variances have closed forms),
-    ``spans_evenly`` (as `Gaussian`), ``one_by_one`` (a stream for each direction and example), and ``dtype``, that of
-    its tensors, where they are of other numbers, such as indices.
+    ``spans_evenly`` (as `Gaussian`), and ``dtype``, that of its tensors, where they are of other numbers, such as
+    indices. ``elementwise = True`` says that every number is made by itself: it is then asked for pieces of large
+    tensors, and for several draws of small ones, at once; else for each direction and example alone.
     """
 
     def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -61,16 +63,64 @@ class Leaf:
         """Of its tensor: that of the other noise, unless the law has one of its own."""
         return getattr(self.noise, "dtype", floating)
 
-    def draw(self, seed: int, name: str, number: int, out: Tensor) -> None:
-        """Write draw number ``number`` into ``out``, before leaves of a joint law are joined."""
-        if not (self.batch_dims and getattr(self.noise, "one_by_one", False)):
-            found = self.noise.sample(Stream(seed, name, number, [out]), self.shape, out.dtype, out.device)
-            if found is not out:
-                out.copy_(found)
-            return
-        lead, shape = self.shape[: self.batch_dims], self.shape[self.batch_dims :]
-        for index, one in enumerate(out.reshape(int(np.prod(lead)), *shape)):
-            one.copy_(self.noise.sample(Stream(seed, f"{name}[{index}]", number), shape, out.dtype, out.device))
+    @property
+    def elementwise(self) -> bool:
+        """Is every number made by itself? A subclass that samples in its own way has to say so, too."""
+        return bool(vars(type(self.noise)).get("elementwise", False))
+
+    def tasks(
+        self, seed: int, name: str, draws: Sequence[int], out: Tensor, first: int = 0
+    ) -> Iterator[Callable[[], None]]:
+        """Calls that write the draws' numbers, from ``first`` on, into ``out`` [draws, numbers]; each writes its own.
+
+        Of an elementwise law a stream serves a tile: 16 draws of a small leaf, or up to 2¹⁶ numbers of one draw.
+        """
+        if not self.elementwise:
+            for draw, row in zip(draws, out, strict=True):
+                yield from self._whole(seed, name, draw, row)
+        elif 0 < self.size <= TILE // TOGETHER:
+            rows: dict[int, list[int]] = {}
+            for row, draw in enumerate(draws):
+                rows.setdefault(draw // TOGETHER, []).append(row)
+            for tile, own in rows.items():
+                stream = Stream(seed, name, tile, f"*{TOGETHER}")
+                yield partial(self._together, stream, [draws[row] % TOGETHER for row in own], own, out)
+        else:
+            for draw, row in zip(draws, out, strict=True):
+                for start in range(first - first % TILE, first + len(row), TILE):
+                    stream = Stream(seed, name, draw, f"+{start}" if start else "")
+                    yield partial(self._piece, stream, start, first, row)
+
+    def _sample(self, stream: Stream, out: Tensor) -> None:
+        found = self.noise.sample(replace(stream, buffers=[out]), tuple(out.shape), out.dtype, out.device)
+        if found is not out:
+            out.copy_(found)
+
+    def _whole(self, seed: int, name: str, draw: int, row: Tensor) -> Iterator[Callable[[], None]]:
+        """A draw of a law that makes a tensor as a whole: each direction and example by a stream of its own."""
+        lead = self.shape[: self.batch_dims]
+        for index, one in enumerate(row.reshape(math.prod(lead), *self.shape[self.batch_dims :])):
+            yield partial(self._sample, Stream(seed, f"{name}[{index}]" if lead else name, draw), one)
+
+    def _together(self, stream: Stream, places: list[int], rows: list[int], out: Tensor) -> None:
+        """Some of 16 draws of a small leaf; all of them, in order, without a copy."""
+        if places == list(range(TOGETHER)) and rows == list(range(rows[0], rows[0] + TOGETHER)):
+            return self._sample(stream, out[rows[0] : rows[0] + TOGETHER])
+        tile = out.new_empty(TOGETHER, self.size)
+        self._sample(stream, tile)
+        out[rows] = tile[places]
+        return None
+
+    def _piece(self, stream: Stream, start: int, first: int, row: Tensor) -> None:
+        """Of one draw the tile that begins at number ``start``, for a row that begins at ``first``."""
+        stop, last = min(start + TILE, self.size), first + len(row)
+        if first <= start and stop <= last:
+            return self._sample(stream, row[start - first : stop - first])
+        tile = row.new_empty(stop - start)
+        self._sample(stream, tile)
+        low, high = max(start, first), min(stop, last)
+        row[low - first : high - first] = tile[low - start : high - start]
+        return None
 
 
 @dataclass(frozen=True)
@@ -135,34 +185,18 @@ class Randomness:
             name: torch.empty((len(numbers), *leaf.shape), dtype=leaf.dtype(dtype), device=where)
             for name, leaf in self.leaves.items()
         }
-        buffers = {name: stacked.unbind() for name, stacked in found.items()}
-        each = [{name: draws[index] for name, draws in buffers.items()} for index in range(len(numbers))]
-        self._fill(each, seed, numbers)
+        fill(
+            (
+                task
+                for name, leaf in self.leaves.items()
+                for task in leaf.tasks(seed, name, numbers, found[name].reshape(len(numbers), leaf.size))
+            ),
+            len(numbers) * self.size if where.type == "cpu" else 0,
+        )
         for (law, _), names in self._joint().items():
-            for one in each:
-                self._join(law, {name: one[name] for name in names})
+            for index in range(len(numbers)):
+                self._join(law, {name: found[name][index] for name in names})
         return {name: value.to(device) for name, value in found.items()}
-
-    def _fill(self, out: list[dict[str, Tensor]], seed: int, numbers: list[int]) -> None:
-        """All draws. Every leaf has a stream of its own, so that several threads make the same numbers."""
-
-        pending = collections.deque(itertools.product(range(len(out)), self.leaves))
-
-        def draw(_: int = 0) -> None:
-            while True:
-                try:
-                    index, name = pending.popleft()
-                except IndexError:  # this or another thread took the last one
-                    return
-                self.leaves[name].draw(seed, name, numbers[index], out[index][name])
-
-        cpu = all(buffer.device.type == "cpu" for buffer in out[0].values())
-        threads = min(torch.get_num_threads(), len(pending)) if cpu else 1
-        if threads > 1 and len(numbers) * self.size >= THREADED:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(draw, range(threads)))
-        else:
-            draw()
 
     def _joint(self) -> dict[tuple[JointLaw, str], list[str]]:
         """Leaves that are one direction together."""
@@ -178,3 +212,14 @@ class Randomness:
         joint = law.couple(torch.cat(rows, dim=-1))
         for value, piece in zip(drawn.values(), joint.split([row.shape[-1] for row in rows], dim=-1), strict=True):
             value.copy_(piece.reshape(value.shape))
+
+
+def fill(tasks: Iterable[Callable[[], None]], size: int) -> None:
+    """Call the tasks, which write so many numbers: in threads where that is worth it, as each writes its own."""
+    waiting = iter(list(tasks))  # of a list, so that threads can share it
+    if (threads := torch.get_num_threads()) > 1 and size >= THREADED:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda _: [task() for task in waiting], range(threads)))
+    else:
+        for task in waiting:
+            task()

@@ -25,6 +25,7 @@ class Sphere:
     """
 
     isotropic: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def spans_evenly(self, directions: int) -> bool:  # noqa: ARG002
         return True
@@ -50,6 +51,7 @@ class Coordinate:
     """
 
     isotropic: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.normal(shape, dtype, device)
@@ -78,6 +80,7 @@ class Orthogonal:
     """
 
     isotropic: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
     couples_directions: ClassVar[bool] = True  # its leaves have an axis of directions, also where there is one alone
 
     def spans_evenly(self, directions: int) -> bool:  # noqa: ARG002
@@ -117,6 +120,7 @@ class Sparse:
     density: float
 
     isotropic: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
@@ -160,7 +164,6 @@ class LowRank:
             raise ValueError(f"rank is {self.rank!r}, expected at least 1")
 
     isotropic: ClassVar[bool] = True
-    one_by_one: ClassVar[bool] = True  # a matrix for each direction and example
 
     def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         if len(shape) < 2:

@@ -47,7 +47,7 @@ def exact_statistics(
     sums = []
     # Products by parameter add up to those of the groups, of which there is no vector.
     for name, target in references.target.items():
-        m, pair = mean[name], (target, references.backprop[name])
+        m, pair = mean[name], (target.double(), references.backprop[name].double())
         own = [spread[name], m @ m]
         sums.append(torch.stack([*own, *(v for r in pair for v in (m @ r, r @ r, (m - r) @ (m - r)))]))
     variance, signal, *rest = references.grouped(sums).cpu().numpy().T

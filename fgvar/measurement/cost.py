@@ -1,12 +1,13 @@
 """Cost: counts what one estimate takes, FLOPs(estimate)/FLOPs(forward pass), matrix products alone."""
 
 from dataclasses import is_dataclass
+from functools import partial
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.estimators.randomness import Randomness
 from fgvar.nn.structures import leaves
 from fgvar.problem import Problem
@@ -18,9 +19,11 @@ def cost(estimator: GradientEstimator, problem: Problem, randomness: Randomness)
     known = problem.network.costs if is_dataclass(estimator) else {}
     key = f"{estimator!r} {[tuple(leaf.shape) for leaf in leaves(problem.inputs)]}"
     if key not in known:
+        factored = isinstance(estimator, Estimator) and estimator.factored
+        makes = partial(estimator.factors if factored else estimator.estimate, problem)
         noise = randomness.sample(0, [0], dtype=problem.dtype, device=problem.device) if randomness.size else {}
         with Flops() as one:
-            estimator.estimate(problem, {name: u[0] for name, u in noise.items()})
+            makes({name: u[0] for name, u in noise.items()})
         with Flops() as forward:
             problem.loss()
         known[key] = one.count / forward.count if forward.count else float("nan")

@@ -3,14 +3,15 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from fgvar.errors import unknown
-from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.estimator import Estimator, Factors, GradientEstimator
 from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.protocol_checks import gradient_in
 from fgvar.problem import Problem
@@ -100,12 +101,25 @@ def estimates(estimator: GradientEstimator, problem: Problem, noise: Mapping[str
     Raises:
         TypeError: what the estimator returned is no `Estimate` of a dict of tensors.
     """
-    count = len(next(iter(noise.values())))
-    if count > 1:
-        stacked: dict[str, Tensor] = vmap(lambda one: gradient_in(estimator.estimate(problem, one)))(dict(noise))
-        return stacked
-    one = {name: u[0] for name, u in noise.items()}
-    return {name: g[None] for name, g in gradient_in(estimator.estimate(problem, one)).items()}
+    return _of_each(lambda one: gradient_in(estimator.estimate(problem, one)), noise)
+
+
+def factors(estimator: Estimator, problem: Problem, noise: Mapping[str, Tensor]) -> Factors:
+    """The factors for a batch of noise: its credit stacked along a new first axis."""
+
+    def one(own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        found = estimator.factors(problem, own)
+        return found.credit, found.exact
+
+    credit, exact = _of_each(one, noise)
+    return Factors(credit, {name: g[0] for name, g in exact.items()})
+
+
+def _of_each(function: Callable[[dict[str, Tensor]], T], noise: Mapping[str, Tensor]) -> T:
+    """``function`` of every draw, stacked."""
+    if len(next(iter(noise.values()))) > 1:
+        return cast(T, vmap(function)(dict(noise)))
+    return cast(T, tree_map(lambda found: found[None], function({name: u[0] for name, u in noise.items()})))
 
 
 @dataclass

@@ -164,13 +164,13 @@ class Scatter:
     @staticmethod
     def of(n: int, moments: Moments) -> "Scatter":
         """Of n draws."""
-        blocks = moments.trace_square / (moments.trace_weight or np.nan)
+        blocks = moments.of("trace_square") / (moments.trace_weight or np.nan)
         lag = LAG.to(blocks.device)
         dof = moments.dof or np.nan
         # `Moments.within` is about M, the mean of the draws before: its noise is in every draw of a block, and goes.
         excess = blocks[:, None, None] * (lag[:, None] * lag) * (moments.lag / dof)
-        trace_square, within = blocks.cpu().numpy(), (moments.within / dof - excess).cpu().numpy()
-        mean, second, third = (moments.apart / n).cpu().numpy().T
+        trace_square, within = blocks.cpu().numpy(), (moments.of("within") / dof - excess).cpu().numpy()
+        mean, second, third = (moments.of("apart") / n).cpu().numpy().T
         share = moments.share or np.nan
         # Distances to sample means: of their variance so much is the share of Var‖ĝ − E ĝ‖² itself.
         seen = np.maximum(second - mean**2, 0) * n * n / (n - 1) / share

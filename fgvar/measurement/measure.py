@@ -157,6 +157,7 @@ def _measure_one(
     target = tensors_in(what, estimator.target(guard.problem))
     require_finite_gradient(what, problem, target)
     references, sizes = References.of(target, backprop, problem.perturbed), np.array(_sizes(problem), dtype=float)
+    del target  # of the global loss it is backprop, which the references hold once
     drawn, noisy = None, randomness.size > 0
     if settings.route == "drawn":
         drawn = drawn_statistics(guard, estimator, references, randomness, settings, data_variance.fallback)
@@ -180,8 +181,7 @@ def _measure_one(
 
 def _relate(values: dict[str, Estimated], references: References, sizes: Array, dtype: torch.dtype) -> np.ndarray:
     """Add what is relative to the references' norms, blank what is undefined, and return the flags."""
-    pairs = zip(references.target.values(), references.backprop.values(), strict=True)
-    squares = references.grouped([torch.stack([t @ t, b @ b]) for t, b in pairs]).cpu().numpy().T
+    squares = references.grouped([references.squares(name) for name in references.target]).cpu().numpy().T
     # Rounding of a sum over examples is proportional to the largest gradients that were added up.
     dead = np.sqrt(squares) <= 10 * torch.finfo(dtype).eps * np.sqrt(squares[:, -1:])
     variance = values["variance"].value

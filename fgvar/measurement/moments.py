@@ -5,198 +5,228 @@ D = ĝ − target, of the mean M of all earlier blocks and of the two references
 statistics need. Blocks add, and so do moments of different draws (`merge`).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from fgvar.errors import NonFiniteError
-from fgvar.measurement.references import BUCKETS, References
+from fgvar.measurement.references import BUCKETS, PIECE, References
+from fgvar.measurement.stacks import Stack
 
 # Draws a block. Fixed, so that no sum depends on how many draws are computed at once; enough for an unbiased tr Σ² of
 # each block, and few enough that its Gram matrix costs less than the estimates.
 BLOCK = 16
-PIECE = 1 << 15  # numbers of every draw that are worked on at a time, so that they stay in the CPU's cache
 FEATURES = ("square", "along_target", "along_backprop", "cosine_target", "cosine_backprop")
 # In units of tr Σ²/(draws before), what the noise of M adds to the covariances `within` a block.
 LAG = torch.tensor([2.0, -1.0, -1.0, -1.0], dtype=torch.float64)
+F = len(FEATURES)
+SHAPES = {
+    "first": (F,),
+    "second": (F, F),
+    "third": (F, F, F),
+    "projected": (BUCKETS,),
+    "projected_square": (BUCKETS,),
+    "projected_cube": (BUCKETS,),
+    "apart": (3,),
+    "trace_square": (),
+    "within": (4, 4),
+}
+"""Of the sums that every layer has, by name."""
+WEIGHTS = ("share", "excess", "trace_weight", "dof", "lag")
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Additive sums over draws. Axis 0 is the layer (parameters, then `GROUPS`), unless said otherwise.
+    """Additive sums over draws.
 
     Attributes:
+        sums: of every layer (parameters, then `GROUPS`), one beside the other [layers, numbers of `SHAPES`]:
+
+            - first, second, third: Σf, Σf⊗f and Σf⊗f⊗f of the per-draw `FEATURES` ‖D‖², ⟨D, target⟩, ⟨D, backprop⟩
+              and cosines;
+            - projected, projected_square, projected_cube: Σ, Σ² and Σ³ of the random projections of D;
+            - apart: Σw, Σw² and Σw³ of w = (k + 1)/k · ‖D − P‖², P the mean of D and of k other draws, all of the
+              block and of those before: E w = tr Σ, Var w = (Var‖ĝ − E ĝ‖² + (4/k + 2/k²) tr Σ²) (k/(k + 1))²;
+            - trace_square: Σ over blocks of (draws × an unbiased estimate of tr Σ²), Σ = Cov ĝ;
+            - within: Σ over blocks, weighted by the draws before, of the scatter matrix of ‖D − M‖², ⟨D, M⟩ and
+              ⟨D, M + target − r⟩ for r = backprop and 0.
         count: draws.
-        deviation: ΣD, a flat tensor for every parameter.
-        first, second, third: Σf, Σf⊗f and Σf⊗f⊗f of the per-draw `FEATURES` ‖D‖², ⟨D, target⟩, ⟨D, backprop⟩
-            and cosines.
-        projected, projected_square, projected_cube: Σ, Σ² and Σ³ of the random projections of D [layers, BUCKETS].
-        apart: Σw, Σw² and Σw³ of w = (k + 1)/k · ‖D − P‖², P the mean of D and of k other draws, all of the block
-            and of those before [layers, 3]: E w = tr Σ, Var w = (Var‖ĝ − E ĝ‖² + (4/k + 2/k²) tr Σ²) (k/(k + 1))².
-        share, excess: Σ (k/(k + 1))² and Σ (4/k + 2/k²)(k/(k + 1))² over the same draws.
-        trace_square: Σ over blocks of (draws × an unbiased estimate of tr Σ²), Σ = Cov ĝ.
-        trace_weight: Σ of those draws.
-        within: Σ over blocks, weighted by the draws before, of the scatter matrix [4, 4] of ‖D − M‖², ⟨D, M⟩
-            and ⟨D, M + target − r⟩ for r = backprop and 0.
-        dof, lag: Σ (draws before)(draws − 1) and Σ (draws − 1), over the same blocks.
+        share, excess: Σ (k/(k + 1))² and Σ (4/k + 2/k²)(k/(k + 1))² over the same draws as ``apart``.
+        trace_weight: Σ of the draws of ``trace_square``.
+        dof, lag: Σ (draws before)(draws − 1) and Σ (draws − 1), over the blocks of ``within``.
+        deviation: ΣD, a flat tensor for every parameter, which later blocks are added to in place.
     """
 
-    count: int
-    deviation: dict[str, Tensor]
-    first: Tensor
-    second: Tensor
-    third: Tensor
-    projected: Tensor
-    projected_square: Tensor
-    projected_cube: Tensor
-    apart: Tensor
-    share: float
-    excess: float
-    trace_square: Tensor
-    trace_weight: float
-    within: Tensor
-    dof: int
-    lag: int
+    sums: Tensor
+    count: int = 0
+    share: float = 0.0
+    excess: float = 0.0
+    trace_weight: float = 0.0
+    dof: int = 0
+    lag: int = 0
+    deviation: dict[str, Tensor] = field(default_factory=dict)
+
+    def of(self, name: str) -> Tensor:
+        """The sums of this name, [layers, …]."""
+        names, sizes = list(SHAPES), [math.prod(shape) for shape in SHAPES.values()]
+        index = names.index(name)
+        start = sum(sizes[:index])
+        return self.sums[:, start : start + sizes[index]].reshape(-1, *SHAPES[name])
 
 
 @dataclass(frozen=True)
 class Block:
-    """Up to `BLOCK` consecutive draws.
+    """Up to `BLOCK` consecutive draws, or several full ones of those, which have an axis of their own.
 
     Attributes:
-        gram: Gram matrix of (D₁ … D_m, M, target, backprop), [layers, m + 3, m + 3].
-        projected: random projections of each D [layers, m, BUCKETS].
-        deviation: ΣD of the block, a flat tensor for every parameter.
+        gram: Gram matrix of (D₁ … D_m, M, target, backprop), [blocks, layers, m + 3, m + 3].
+        projected: random projections of each D [blocks, layers, m, BUCKETS].
+        before: draws before each of the blocks.
     """
 
     gram: Tensor
     projected: Tensor
-    deviation: dict[str, Tensor]
+    before: Sequence[int]
 
 
 def init(references: References) -> Moments:
     """Moments of no draw."""
-    empty = blank(len(references.layers), references.members.device)
-    return replace(empty, deviation={name: torch.zeros_like(value) for name, value in references.target.items()})
+    deviation = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in references.target.items()}
+    return replace(blank(len(references.layers), references.members.device), deviation=deviation)
 
 
 def blank(layers: int, device: torch.device) -> Moments:
     """Moments of no draw that know of no parameter."""
-
-    def zeros(*shape: int) -> Tensor:
-        return torch.zeros(layers, *shape, dtype=torch.float64, device=device)
-
-    return Moments(
-        count=0,
-        deviation={},
-        first=zeros(len(FEATURES)),
-        second=zeros(len(FEATURES), len(FEATURES)),
-        third=zeros(len(FEATURES), len(FEATURES), len(FEATURES)),
-        projected=zeros(BUCKETS),
-        projected_square=zeros(BUCKETS),
-        projected_cube=zeros(BUCKETS),
-        apart=zeros(3),
-        share=0.0,
-        excess=0.0,
-        trace_square=zeros(),
-        trace_weight=0.0,
-        within=zeros(4, 4),
-        dof=0,
-        lag=0,
-    )
+    numbers = sum(math.prod(shape) for shape in SHAPES.values())
+    return Moments(torch.zeros(layers, numbers, dtype=torch.float64, device=device))
 
 
-def update(moments: Moments, references: References, gradients: Mapping[str, Tensor]) -> tuple[Moments, Tensor]:
-    """Moments with one more block of estimates, and the block's per-draw features [layers, draws, FEATURES].
+def update(moments: Moments, references: References, stack: Stack) -> tuple[Moments, list[Block], Tensor]:
+    """Moments with the next estimates; their blocks, and per-draw features [layers, draws, FEATURES].
 
-    Args:
-        moments: of the draws before.
-        references: as in `init`.
-        gradients: like ``problem.params`` with a leading axis of at most `BLOCK` draws.
+    Estimates that begin with a new block are expected. ``moments`` is used up: its deviation is added to.
 
     Raises:
-        NonFiniteError: naming the layer and the draw within the block.
+        NonFiniteError: naming the layer and the draw.
     """
-    return absorb(moments, block(moments, references, gradients))
+    blocks, features = [], []
+    full = stack.draws - stack.draws % BLOCK
+    for first, last in ((0, full), (full, stack.draws)):
+        if first < last:
+            block = _block(moments, references, stack, range(first, last))
+            moments, found = absorb(moments, block)
+            blocks.append(block)
+            features.append(found)
+    return moments, blocks, torch.cat(features, dim=1)
 
 
-def block(moments: Moments, references: References, gradients: Mapping[str, Tensor]) -> Block:
-    """The next block of estimates, centred about the mean of the draws before; raises as `update`."""
-    m, before = len(next(iter(gradients.values()))), max(moments.count, 1)
-    grams, projections, deviation = [], [], {}
+def _block(moments: Moments, references: References, stack: Stack, draws: range) -> Block:
+    """The next draws, full blocks or less than one, each centred about the mean of those before it."""
+    m = min(len(draws), BLOCK)
+    count = len(draws) // m
+    before = [moments.count + index * m for index in range(count)]
+    grams, projections = [], []
     for name, target in references.target.items():
-        rows, numbers = gradients[name].reshape(m, -1), target.numel()
-        pieces = range(0, numbers, PIECE if target.device.type == "cpu" else max(numbers, 1))
-        gram, projected, sums = target.new_zeros(m + 3, m + 3), target.new_zeros(m, BUCKETS), torch.empty_like(target)
-        for at in (slice(first, min(first + pieces.step, numbers)) for first in pieces):
-            # Deviations from the target, not estimates: a good estimator's are small, and their squares lose nothing.
-            frame = target.new_empty(m + 3, at.stop - at.start)
-            frame[:m].copy_(rows[:, at]).sub_(target[at])  # faster than a subtraction that converts
-            # M, the mean of the draws before, is independent of this block's: no draw enters its own centre.
-            torch.div(moments.deviation[name][at], before, out=frame[m])
-            frame[m + 1], frame[m + 2] = target[at], references.backprop[name][at]
-            gram += frame @ frame.T
-            projected += references.projected(name, frame[:m], at)
-            torch.sum(frame[:m], 0, out=sums[at])
+        numbers, deviation = target.numel(), moments.deviation[name]
+        gram = deviation.new_zeros(count, m + 3, m + 3)
+        projected = deviation.new_zeros(count, m, BUCKETS)
+        for start, rows in stack.pieces(name, draws):
+            width = PIECE if target.device.type == "cpu" else max(numbers, 1)
+            for part in rows.split(width, dim=1):
+                at = slice(start, start + part.shape[1])
+                start = at.stop
+                # Deviations from the target, not estimates: a good estimator's are small, and squares lose nothing.
+                frame = deviation.new_empty(count, m + 3, part.shape[1])
+                frame[:, :m].copy_(part.view(count, m, -1)).sub_(target[at])  # faster than one that converts
+                frame[:, m + 1], frame[:, m + 2] = target[at], references.backprop[name][at]
+                for one, draws_before in zip(frame, before, strict=True):
+                    # M, the mean of the draws before, is independent of this block's: none enters its own centre.
+                    torch.div(deviation[at], max(draws_before, 1), out=one[m])
+                    deviation[at] += one[:m].sum(0)
+                for total, one in zip(gram, frame, strict=True):
+                    total.addmm_(one, one.T)
+                projected += references.projected(name, frame[:, :m], at)
         grams.append(gram)
         projections.append(projected)
-        deviation[name] = sums
-    gram, projected = references.grouped(grams), references.grouped(projections)
-    _require_finite(references, gram[:, :m, :m].diagonal(dim1=1, dim2=2), moments.count)
-    return Block(gram, projected, deviation)
+    gram, projected = (references.grouped(each).movedim(0, 1) for each in (grams, projections))
+    _require_finite(references, gram[:, :, :m, :m].diagonal(dim1=2, dim2=3), moments.count)
+    return Block(gram, projected, before)
 
 
-def absorb(moments: Moments, one: Block) -> tuple[Moments, Tensor]:
-    """Moments with one more block, and its per-draw features."""
-    features = _features(one.gram, one.projected.shape[1])
-    found = replace(
-        scatter(one.gram, moments.count),
-        count=features.shape[1],
-        first=features.sum(1),
-        second=features.mT @ features,
-        third=torch.einsum("lni,lnj,lnk->lijk", features, features, features),
-        projected=one.projected.sum(1),
-        projected_square=one.projected.square().sum(1),
-        projected_cube=one.projected.pow(3).sum(1),
-    )
-    return _add(moments, found, {k: moments.deviation[k] + v for k, v in one.deviation.items()}), features
+def absorb(moments: Moments, block: Block) -> tuple[Moments, Tensor]:
+    """Moments with the sums of some more blocks, and their features [layers, draws, FEATURES]."""
+    layers, projected = block.gram.shape[1], block.projected
+    features = _features(block.gram.flatten(0, 1), draws_in(block.gram)).unflatten(0, (-1, layers))
+    own = {
+        "first": features.sum(2),
+        "second": features.mT @ features,
+        "third": torch.einsum("blni,blnj,blnk->blijk", features, features, features),
+        "projected": projected.sum(2),
+        "projected_square": projected.square().sum(2),
+        "projected_cube": projected.pow(3).sum(2),
+    }
+    pairs, weights = _scatter(block.gram, block.before)
+    found = _added(moments, {**own, **pairs}, weights)
+    draws = features.shape[0] * features.shape[2]
+    return replace(found, count=moments.count + draws), features.movedim(0, 1).reshape(layers, draws, F)
 
 
-def scatter(gram: Tensor, before: int) -> Moments:
-    """Of one block after ``before`` draws, all that is about pairs of draws: apart, trace_square, within, weights."""
-    m = draws_in(gram)
-    found = blank(len(gram), gram.device)
-    if others := before + m - 1:
-        share = (others / (others + 1)) ** 2
-        powers = _apart(gram, m, before)[:, :, None] ** torch.arange(1, 4, device=gram.device)
-        excess = m * share * (4 / others + 2 / others**2)
-        found = replace(found, apart=powers.sum(1), share=m * share, excess=excess)
+def scatter(moments: Moments, gram: Tensor, before: int) -> Moments:
+    """Moments with what one more block, of this Gram matrix, says about pairs of draws, and nothing else of it."""
+    return _added(moments, *_scatter(gram[None], [before]))
+
+
+def _scatter(gram: Tensor, before: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Of blocks after so many draws, all that is about pairs of draws, and how it is weighted."""
+    m, weights = draws_in(gram), dict[str, float]()
+    found: dict[str, Tensor] = {}
+    others = [draws + m - 1 for draws in before]
+    if all(others):
+        found["apart"] = (_apart(gram, m, before)[..., None] ** torch.arange(1, 4, device=gram.device)).sum(2)
+        shares = [(k / (k + 1)) ** 2 for k in others]
+        weights["share"] = m * sum(shares)
+        weights["excess"] = m * sum(s * (4 / k + 2 / k**2) for s, k in zip(shares, others, strict=True))
     # Four different draws are needed for x₁₂x₃₄, and a mean of earlier draws for what is about it.
     if m >= 4:
-        found = replace(found, trace_square=m * _trace_square(gram, m), trace_weight=float(m))
-    if before and m >= 2:
-        spread = _about_mean(gram, m)
-        spread = spread - spread.mean(1, keepdim=True)
+        found["trace_square"] = m * _trace_square(gram.flatten(0, 1), m).unflatten(0, gram.shape[:2])
+        weights["trace_weight"] = float(m * len(before))
+    if m >= 2:
+        spread = _about_mean(gram.flatten(0, 1), m).unflatten(0, gram.shape[:2])
+        spread = spread - spread.mean(2, keepdim=True)
         # Later blocks are centred better and weigh more: in proportion to the draws before them.
-        found = replace(found, within=before * (spread.mT @ spread), dof=before * (m - 1), lag=m - 1)
-    return found
+        found["within"] = gram.new_tensor(before)[:, None, None, None] * (spread.mT @ spread)
+        weights["dof"] = sum(before) * (m - 1)
+        weights["lag"] = sum(1 for draws in before if draws) * (m - 1)
+    return found, weights
 
 
 def draws_in(gram: Tensor) -> int:
     """Draws of the block with this Gram matrix."""
-    return int(gram.shape[1]) - 3  # M and the two references
+    return int(gram.shape[-1]) - 3  # M and the two references
 
 
 def merge(one: Moments, other: Moments) -> Moments:
     """Moments of the draws of both; means and variances are those of one pass, errors agree statistically."""
-    return _add(one, other, {name: one.deviation[name] + other.deviation[name] for name in one.deviation})
+    weights = {name: getattr(one, name) + getattr(other, name) for name in (*WEIGHTS, "count")}
+    deviation = {name: value + other.deviation[name] for name, value in one.deviation.items()}
+    return Moments(one.sums + other.sums, deviation=deviation, **weights)
 
 
-def _add(one: Moments, other: Moments, deviation: dict[str, Tensor]) -> Moments:
-    sums = {f.name: getattr(one, f.name) + getattr(other, f.name) for f in fields(Moments) if f.name != "deviation"}
-    return Moments(deviation=deviation, **sums)
+def _added(moments: Moments, parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Moments:
+    """Moments with the sums of blocks [blocks, layers, …], one block after the other, whoever came with it."""
+    blocks, layers = next(iter(parts.values())).shape[:2]
+    nothing = moments.sums.new_zeros(()).expand(blocks, layers, 1)
+    found = [
+        parts[name].reshape(blocks, layers, -1) if name in parts else nothing.expand(-1, -1, math.prod(shape))
+        for name, shape in SHAPES.items()
+    ]
+    sums = moments.sums
+    for one in torch.cat(found, dim=2):
+        sums = sums + one
+    return replace(moments, sums=sums, **{name: getattr(moments, name) + weight for name, weight in weights.items()})
 
 
 def _features(gram: Tensor, m: int) -> Tensor:
@@ -225,13 +255,15 @@ def _trace_square(gram: Tensor, m: int) -> Tensor:
     return two - 2 * three + four
 
 
-def _apart(gram: Tensor, m: int, before: int) -> Tensor:
-    """Squared distance of each draw to the mean of all so far, to the mean's own law: E = tr Σ [layers, draws]."""
+def _apart(gram: Tensor, m: int, before: Sequence[int]) -> Tensor:
+    """Squared distance of draws to the mean of all so far, to the mean's own law, E = tr Σ [blocks, layers, m]."""
     # The mean of D and k others is nearer to D than E ĝ is, by k/(k + 1) in square: the factor at the end.
-    numbers = before + m
-    weights = gram.new_tensor([1.0] * m + [float(before)]) / numbers
-    to_mean = gram[:, : m + 1, : m + 1] @ weights
-    square = gram[:, :m, :m].diagonal(dim1=1, dim2=2) - 2 * to_mean[:, :m] + (to_mean @ weights)[:, None]
+    numbers = gram.new_tensor([draws + m for draws in before])[:, None, None]
+    shares = [[1 / (draws + m)] * m + [draws / (draws + m)] for draws in before]
+    weights = gram.new_tensor(shares)[:, None, :, None]
+    to_mean = (gram[..., : m + 1, : m + 1] @ weights)[..., 0]
+    centre = (to_mean * weights[..., 0]).sum(-1, keepdim=True)
+    square = gram[..., :m, :m].diagonal(dim1=-2, dim2=-1) - 2 * to_mean[..., :m] + centre
     return square * (numbers / (numbers - 1))
 
 
@@ -246,7 +278,6 @@ def _about_mean(gram: Tensor, m: int) -> Tensor:
 def _require_finite(references: References, squares: Tensor, before: int) -> None:
     if squares.is_meta or bool(squares.isfinite().all()):
         return
-    layer, draw = (~squares.isfinite()).nonzero()[0].tolist()
-    raise NonFiniteError(
-        f"layer {references.layers[layer]!r}: the estimate of draw {before + draw} holds NaN or infinity"
-    )
+    block, layer, draw = (~squares.isfinite()).nonzero()[0].tolist()
+    number = before + block * BLOCK + draw
+    raise NonFiniteError(f"layer {references.layers[layer]!r}: the estimate of draw {number} holds NaN or infinity")

@@ -110,7 +110,7 @@ def _variance_spread(one: Drawn, baseline: Drawn, scale: Array, baseline_scale: 
     # The same function of the difference of the Gram matrices: its blocks pair draw i of both.
     for left, right in zip(one.grams, baseline.grams, strict=True):
         gram = (factors[0] * left - factors[1] * right).flatten(0, 1)
-        total = streaming.merge(total, streaming.scatter(gram, before))
+        total = streaming.scatter(total, gram, before)
         before += streaming.draws_in(left)
     scatter = Scatter.of(before, total)
     error = variance_error(before, scatter.square, scatter.trace_square)

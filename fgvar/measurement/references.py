@@ -4,14 +4,17 @@ A projection Σ_k s_k (ĝ − r)_k has mean 0 for every choice of signs s where 
 disjoint supports test a bias in any direction, by numbers that are kept as sums.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fgvar.estimators.random_streams import Stream
+from fgvar.estimators.noise import Rademacher
+from fgvar.estimators.random_streams import TILE
+from fgvar.estimators.randomness import Leaf
 
+PIECE = 1 << 15  # numbers of every draw that are worked on at a time, so that they stay in the CPU's cache
 BUCKETS = 16  # random projections a layer, for the z of the bias
 GROUPS = ("perturbed", "total")  # layers that are sums over parameters
 
@@ -21,8 +24,8 @@ class References:
     """What estimates are compared with: two gradients, and the signs of the random projections.
 
     Attributes:
-        target, backprop: flat float64 tensor of every parameter.
-        signs: fixed random signs of every parameter, the same on every device.
+        target, backprop: flat tensor of every parameter, one for both where they are equal.
+        signs: fixed random signs of every parameter that is not large, the same on every device.
         members: which parameters each of `GROUPS` sums, 0/1 [2, parameters].
     """
 
@@ -34,19 +37,11 @@ class References:
     @staticmethod
     def of(target: Mapping[str, Tensor], backprop: Mapping[str, Tensor], perturbed: tuple[str, ...]) -> "References":
         device = next(iter(target.values())).device
-        cpu = torch.device("cpu")
         members = [[float(name in perturbed) for name in target], [1.0] * len(target)]
-        # Float64 whatever the network computes in: of 10⁵ draws a bias is sought far below one draw's rounding.
-        return References(
-            target={k: v.detach().double().flatten() for k, v in target.items()},
-            backprop={k: v.detach().double().flatten() for k, v in backprop.items()},
-            # Made on the CPU for every device, by a stream of no run's seed: z-scores of two runs can be compared.
-            signs={
-                k: Stream(0, f"projection of {k}", 0).signs((v.numel(),), torch.float64, cpu).to(device)
-                for k, v in target.items()
-            },
-            members=torch.tensor(members, dtype=torch.float64, device=device),
-        )
+        own = {k: v.detach().flatten() for k, v in target.items()}
+        other = {k: own[k] if _equal(own[k], v) else v.detach().flatten() for k, v in backprop.items()}
+        signs = {k: _signs(k, v, 0, v.numel()) for k, v in own.items() if v.numel() <= TILE}
+        return References(own, other, signs, torch.tensor(members, dtype=torch.float64, device=device))
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -57,10 +52,47 @@ class References:
         stacked = torch.stack(by_parameter)
         return torch.cat([stacked, torch.tensordot(self.members, stacked, dims=1)])
 
+    def pieces(self, name: str) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Of a parameter piece by piece where it lies, its target and backprop in float64.
+
+        Float64 whatever the network computes in: of 10⁵ draws a bias is sought far below one draw's rounding.
+        """
+        target, backprop = self.target[name], self.backprop[name]
+        step = PIECE if target.device.type == "cpu" else max(target.numel(), 1)
+        for first in range(0, target.numel(), step):
+            at = slice(first, min(first + step, target.numel()))
+            yield at, target[at].double(), backprop[at].double()
+
+    def squares(self, name: str) -> Tensor:
+        """‖target‖² and ‖backprop‖² of a parameter, [2]."""
+        found = [torch.stack([target @ target, backprop @ backprop]) for _, target, backprop in self.pieces(name)]
+        return torch.stack(found).sum(0) if found else self.members.new_zeros(2)
+
     def projected(self, name: str, rows: Tensor, at: slice = slice(None)) -> Tensor:
-        """Signed sums of every 16th entry (of a piece), [rows, BUCKETS]: projections with disjoint supports."""
-        signed = rows * self.signs[name][at]
-        even = signed.shape[1] // BUCKETS * BUCKETS
-        sums = signed[:, :even].reshape(len(rows), -1, BUCKETS).sum(1)
-        sums[:, : signed.shape[1] - even] += signed[:, even:]  # the last entries, which fill no row of 16
+        """Signed sums of every 16th entry, […, rows, BUCKETS]: projections with disjoint supports.
+
+        Of a piece, which begins at a multiple of 16, its part of them.
+        """
+        first, last, _ = at.indices(self.target[name].numel())
+        signs = self.signs[name][at] if name in self.signs else _signs(name, self.target[name], first, last)
+        signed = rows * signs
+        even = signed.shape[-1] // BUCKETS * BUCKETS
+        sums = signed[..., :even].unflatten(-1, (-1, BUCKETS)).sum(-2)
+        sums[..., : signed.shape[-1] - even] += signed[..., even:]  # the last entries, which fill no row of 16
         return sums
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Are they the same numbers? Elsewhere than on the CPU that would have to be waited for: taken for two."""
+    return one.device.type == "cpu" and torch.equal(one, other.flatten())
+
+
+def _signs(name: str, target: Tensor, first: int, last: int) -> Tensor:
+    """Signs of the numbers of a parameter from ``first`` to ``last``, made on the CPU for every device.
+
+    By streams of no run's seed: z-scores of two runs can be compared.
+    """
+    out = torch.empty(1, last - first, dtype=torch.float64)
+    for task in Leaf((target.numel(),), Rademacher()).tasks(0, f"projection of {name}", [0], out, first):
+        task()
+    return out[0].to(target.device)

@@ -7,25 +7,28 @@ not depend on how many draws are computed at once.
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
 from fgvar.errors import NonFiniteError
-from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.estimator import Estimator, Factors, GradientEstimator
 from fgvar.estimators.oracles import Replay
 from fgvar.estimators.randomness import Randomness
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.measurement import moments as streaming
 from fgvar.measurement.arguments import Settings
-from fgvar.measurement.draws import VmapFallback, estimates, ranges
+from fgvar.measurement.draws import VmapFallback, estimates, factors, ranges
 from fgvar.measurement.intervals import Array, Estimated
 from fgvar.measurement.moments import BLOCK
 from fgvar.measurement.mutation_guard import MutationGuard
 from fgvar.measurement.protocol_checks import gradient_in, require_like
 from fgvar.measurement.references import References
+from fgvar.measurement.stacks import Dense, Drawing, Factored, Stack
 from fgvar.measurement.statistics import statistics
 from fgvar.problem import Problem
 
@@ -60,20 +63,18 @@ def drawn_statistics(
     moments, feature_blocks, grams = streaming.init(references), list[Array](), list[Tensor]()
     noiseless = randomness.size == 0
     keeps_features = settings.keep_draws or settings.paired
-    blocks = (
-        _single_estimate(guard, estimator) if noiseless else _blocks(guard, estimator, randomness, settings, fallback)
+    stacks = (
+        _single_estimate(guard, estimator) if noiseless else _stacks(guard, estimator, randomness, settings, fallback)
     )
-    for gradients in blocks:
-        require_like(f"the estimate of {guard.name!r}", guard.problem, {k: g[0] for k, g in gradients.items()})
+    for stack in stacks:
         try:
-            block = streaming.block(moments, references, gradients)
+            moments, blocks, features = streaming.update(moments, references, stack)
         except NonFiniteError as error:
             raise NonFiniteError(f"estimator {guard.name!r}, {error}") from None
-        moments, features = streaming.absorb(moments, block)
         if keeps_features or not feature_blocks:
             feature_blocks.append(features[:, : None if keeps_features else 0].cpu().numpy())
         if settings.paired:
-            grams.append(block.gram)
+            grams.extend(gram for block in blocks for gram in block.gram)
     scalars = np.concatenate(feature_blocks, axis=1)
     if not noiseless:
         return Drawn(statistics(moments, references), scalars, grams)
@@ -101,33 +102,57 @@ def _repeated(gram: Tensor, numbers: range) -> Tensor:
     return gram[:, rows][:, :, rows]
 
 
-def _single_estimate(guard: MutationGuard, estimator: GradientEstimator) -> Iterator[dict[str, Tensor]]:
-    """The one estimate of an estimator that needs no noise, as a block."""
-    found = gradient_in(estimator.estimate(guard.problem, {}))
+def _single_estimate(guard: MutationGuard, estimator: GradientEstimator) -> Iterator[Stack]:
+    """The one estimate of an estimator that needs no noise, as a stack."""
+    found = {k: g[None] for k, g in gradient_in(estimator.estimate(guard.problem, {})).items()}
     guard.require_unchanged(range(1))
-    yield {k: g[None] for k, g in found.items()}
+    yield _dense(guard, found)
 
 
-def _blocks(
+def _dense(guard: MutationGuard, gradients: dict[str, Tensor]) -> Dense:
+    require_like(f"the estimate of {guard.name!r}", guard.problem, {k: g[0] for k, g in gradients.items()})
+    return Dense(gradients)
+
+
+def _stacks(
     guard: MutationGuard,
     estimator: GradientEstimator,
     randomness: Randomness,
     settings: Settings,
     fallback: VmapFallback,
-) -> Iterator[dict[str, Tensor]]:
-    """Estimates in blocks of 16 draws (the last may be shorter), whatever the chunk."""
+) -> Iterator[Stack]:
+    """Estimates in stacks of whole blocks of 16 draws (the last may be shorter), whatever the chunk.
+
+    Those of weights are kept as factors, with their noise, or with the numbers of the draws that it is drawn by.
+    """
     problem, draws, chunk = guard.problem, settings.draws, settings.chunk
     if chunk is None:
         chunk = default_chunk(estimator, guard.original, randomness, settings.budget)
+    factored = isinstance(estimator, Estimator) and estimator.factored
+    anew = (
+        factored and chunk < BLOCK and not any(hasattr(leaf.noise, "couple") for leaf in randomness.leaves.values())
+    )
 
-    def piece(numbers: range) -> dict[str, Tensor]:
+    def piece(numbers: range) -> tuple[dict[str, Tensor], ...]:
         noise = randomness.sample(
             settings.seed, numbers, dtype=problem.dtype, device=problem.device, noise_device=settings.noise_device
         )
-        found = estimates(estimator, problem, noise)
-        guard.require_unchanged(numbers)
-        return found
+        if not factored:
+            found = estimates(estimator, problem, noise)
+            guard.require_unchanged(numbers)
+            return (found,)
+        made = factors(cast(Estimator, estimator), problem, noise)
+        exact.update(made.exact)
+        return (made.credit, {} if anew else noise)
 
+    def stack(parts: tuple[dict[str, Tensor], ...], numbers: range) -> Stack:
+        if not factored:
+            return _dense(guard, *parts)
+        credit, noise = parts
+        again = Drawing(randomness, settings.seed, numbers, settings.noise_device)
+        return Factored(Factors(credit, exact), again if anew else noise)
+
+    exact: dict[str, Tensor] = {}
     # A black box says that it is none for vmap.
     chunk = 1 if getattr(estimator, "opaque", False) else min(chunk, draws)
     what = f"estimator {guard.name!r}"
@@ -136,40 +161,58 @@ def _blocks(
     size = chunk if first else 1
     with tqdm(total=draws, desc=guard.name, unit="draw", delay=1, leave=False, disable=None) as bar:
         for window in ranges(0, draws, max(size, BLOCK)):
-            rows: dict[str, Tensor] = {}
+            rows: tuple[dict[str, Tensor], ...] = ()
             for numbers in ranges(window.start, window.stop, size):
                 found, first = first or piece(numbers), None
                 bar.update(len(numbers))
-                if len(numbers) == len(window):  # one chunk fills the window: without a copy
-                    rows = found
-                    break
-                for k, g in found.items():
-                    rows.setdefault(k, g.new_empty(len(window), *g.shape[1:]))
-                    rows[k][numbers.start - window.start : numbers.stop - window.start] = g
-            for block in ranges(0, len(window), BLOCK):
-                yield {k: g[block.start : block.stop] for k, g in rows.items()}
+                # One chunk that fills the window: without a copy.
+                rows = found if len(numbers) == len(window) else _written(rows, found, window, numbers)
+                del found
+            yield stack(rows, window)
+            del rows
+
+
+def _written(rows: Any, found: Any, window: range, numbers: range) -> Any:
+    """``rows``, tensors of a window of draws, made where there are none yet, with what was found of some of them."""
+    rows = rows or tree_map(lambda part: part.new_empty(len(window), *part.shape[1:]), found)
+    at = slice(numbers.start - window.start, numbers.stop - window.start)
+    tree_map(lambda whole, part: whole[at].copy_(part), rows, found)
+    return rows
 
 
 def default_chunk(estimator: GradientEstimator, problem: Problem, randomness: Randomness, budget: int) -> int:
     """The largest chunk of draws within the budget.
 
-    A draw takes its noise and the direction of it (of weights, itself), its gradient (as it is made, in its block and
-    centred), and activations of its own, through which its credit is pulled back or its tangents pass; not where
-    directions of weights are replayed. References, a block and one backward pass are there anyway.
+    A draw takes its noise and the direction of it, its gradient (as it is made, in its block and centred), and
+    activations of its own, through which its credit is pulled back or its tangents pass. Of weights a draw's
+    coefficients are enough: it takes its noise and the moved weights; and where directions are replayed, no
+    activations. References, a block and one backward pass are there anyway.
     """
     activities, parameters = _sizes(problem)
     weights = isinstance(getattr(estimator, "space", None), WeightSpace)
     noise = randomness.size if weights else 2 * randomness.size
     # Replayed, all draws meet the same gradients of the loss terms: inner products, and no pass of a draw's own.
     own = 0 if weights and isinstance(getattr(estimator, "oracle", None), Replay) else activities
-    each = noise + 3 * parameters + own
-    return _fitting(problem, budget, (6 + BLOCK) * parameters + 2 * activities, each)
+    if isinstance(estimator, Estimator) and estimator.factored:
+        if draws_anew(randomness, problem.dtype, budget):
+            return 1  # of large networks vmap gains nothing
+        return _fitting(problem, budget, 8 * parameters + BLOCK * noise + 2 * activities, 2 * noise + own)
+    return _fitting(problem, budget, (6 + BLOCK) * parameters + 2 * activities, noise + 3 * parameters + own)
 
 
 def examples_at_once(problem: Problem, budget: int) -> int:
     """Of as many examples a gradient each keeps to the budget, with a backward pass."""
     activities, parameters = _sizes(problem)
     return _fitting(problem, budget, 6 * parameters, 2 * parameters + 2 * activities // problem.batch_size)
+
+
+def draws_anew(randomness: Randomness, dtype: torch.dtype, budget: int) -> bool:
+    """Is the noise of a block of draws too large to be held until the moments have seen it?
+
+    Then it is drawn again piece by piece; of a joint law no piece can be drawn alone.
+    """
+    joint = any(hasattr(leaf.noise, "couple") for leaf in randomness.leaves.values())
+    return not joint and 2 * BLOCK * randomness.size * dtype.itemsize > budget
 
 
 def _sizes(problem: Problem) -> tuple[int, int]:

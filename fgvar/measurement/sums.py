@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fgvar.measurement.intervals import Array, Scatter, skewness, variance_error
 from fgvar.measurement.moments import Moments
-from fgvar.measurement.references import References
+from fgvar.measurement.references import BUCKETS, References
 
 
 @dataclass(frozen=True)
@@ -36,29 +36,33 @@ class Sums:
 
     @staticmethod
     def of(moments: Moments, references: References) -> "Sums":
-        n = moments.count
+        n, zeros = moments.count, moments.sums.new_zeros
         squares, products, differences = [], [], []
-        for name, target in references.target.items():
-            backprop = references.backprop[name]
-            mean = moments.deviation[name] / n
-            # mean D − (r − target): how far E ĝ is from each reference r, the last of them 0.
-            shifts = (mean, mean + target - backprop, mean + target)
-            squares.append(torch.stack([shift @ shift for shift in shifts]))
-            products.append(torch.stack([target @ target, backprop @ backprop, target @ backprop]))
-            differences.append(references.projected(name, (target - backprop)[None])[0])
+        for name in references.target:
+            square, product, difference = zeros(3), zeros(3), zeros(1, BUCKETS)
+            for at, target, backprop in references.pieces(name):
+                mean = moments.deviation[name][at] / n
+                # mean D − (r − target): how far E ĝ is from each reference r, the last of them 0.
+                shifts = (mean, mean + target - backprop, mean + target)
+                square = square + torch.stack([shift @ shift for shift in shifts])
+                product = product + torch.stack([target @ target, backprop @ backprop, target @ backprop])
+                difference = difference + references.projected(name, (target - backprop)[None], at)
+            squares.append(square)
+            products.append(product)
+            differences.append(difference[0])
         return Sums(
             n=n,
-            first=_host(moments.first),
-            second=_host(moments.second),
-            third=_host(moments.third),
+            first=_host(moments.of("first")),
+            second=_host(moments.of("second")),
+            third=_host(moments.of("third")),
             square_mean=_host(references.grouped(squares)),
             products=_host(references.grouped(products)),
-            projected=_host(moments.projected),
-            projected_square=_host(moments.projected_square),
-            projected_cube=_host(moments.projected_cube),
+            projected=_host(moments.of("projected")),
+            projected_square=_host(moments.of("projected_square")),
+            projected_cube=_host(moments.of("projected_cube")),
             projected_difference=_host(references.grouped(differences)),
             scatter=Scatter.of(n, moments),
-            sizes=_host(references.grouped([t.new_tensor(float(t.numel())) for t in references.target.values()])),
+            sizes=_host(references.grouped([zeros(()) + t.numel() for t in references.target.values()])),
         )
 
     @property

@@ -223,7 +223,7 @@ class _Columns:
 
     def of(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """[draws, tests]."""
-        targets = self.references.target
+        targets = {name: t.double() for name, t in self.references.target.items()}
         deviations = {name: gradients[name].double().flatten(1) - t for name, t in targets.items()}
         columns = []
         for name, rows in deviations.items():
@@ -246,7 +246,7 @@ class _Columns:
         return sum(self._norm(name) ** 2 for name in self.references.target) ** 0.5 or self.size
 
     def _norm(self, name: str) -> float:
-        return float(self.references.target[name].norm())
+        return float(self.references.target[name].double().norm())
 
 
 def _caught(error: Tensor, scale: Tensor) -> Tensor:

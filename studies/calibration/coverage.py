@@ -152,7 +152,9 @@ def moments(references: References, estimates: Array) -> tuple[Moments, list[Any
         gram, projected = (torch.cat([one, 0 * one[:1], 0 * one[:1]]) for one in (frame @ frame.mT, projected))
         sums = rows.sum(1)
         total += sums
-        found, feature = absorb(found, Block(gram, projected, dict(zip(references.target, sums, strict=True))))
+        for deviation, one in zip(found.deviation.values(), sums, strict=True):
+            deviation += one
+        found, feature = absorb(found, Block(gram[None], projected[None], [start]))
         features.append(feature.numpy())
         grams.append(gram)
     return found, features, grams

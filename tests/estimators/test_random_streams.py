@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from noises import CPU, noises, seeds
 
-from fgvar.estimators.random_streams import BLOCK, FEW, Stream
+from fgvar.estimators.random_streams import FEW, TILE, Stream
 from fgvar.estimators.randomness import Law, Leaf, Randomness
 
 
@@ -48,18 +48,18 @@ def test_numbers_are_the_same_in_every_dtype(noise: Law, dtype: torch.dtype, siz
     assert torch.equal(leaves.sample(0, range(3), dtype=dtype)["u"], leaves.sample(0, range(3))["u"].to(dtype))
 
 
-@pytest.mark.parametrize("size", [FEW, FEW + 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1])
+@pytest.mark.parametrize("size", [FEW, FEW + 1, TILE, TILE + 1, 2 * TILE - 1])
 def test_many_normal_numbers_follow_box_and_muller(size: int) -> None:
     """Word by word in float64, but for uniform numbers: words of a block give its radii, then its angles."""
     stream, rest = Stream(0, "u", 1), size
     bits, expected = stream._numpy().bit_generator, []
     while rest:
-        half = -(-min(rest, BLOCK) // 2)
+        half = -(-min(rest, TILE) // 2)
         first, last = np.split(bits.random_raw(half).astype("<u8").view(np.int32).astype(float), [half])
         uniform = ((first % 2**31).astype(np.float32) + np.float32(0.5)).astype(float) / 2**31
         angle = last * np.pi / 2**31
         both = np.sqrt(-2 * np.log(uniform)) * np.stack([np.cos(angle), np.sin(angle)])
-        expected.append(both.reshape(-1)[: min(rest, BLOCK)])
+        expected.append(both.reshape(-1)[: min(rest, TILE)])
         rest -= expected[-1].size
     found = stream.normal((size,), torch.float64, CPU).numpy()
     np.testing.assert_allclose(found, np.concatenate(expected), rtol=0, atol=2e-6)  # rounding of angles below π

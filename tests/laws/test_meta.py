@@ -7,6 +7,7 @@ import fgvar
 from fgvar.measurement.draws import estimates
 from fgvar.measurement.moments import init, update
 from fgvar.measurement.references import References
+from fgvar.measurement.stacks import Dense
 from fgvar.training.objectives import Supervised
 from fgvar.training.train import RunConfig, TrainingLoop, gradient_of
 
@@ -31,8 +32,8 @@ def test_estimate_target_moments(problem: fgvar.Problem, name: str) -> None:
         gradients = estimates(estimator, problem, noise)
     else:
         gradients = {k: g[None] for k, g in estimator.estimate(problem, {}).gradient.items()}
-    moments, features = update(init(references), references, gradients)
-    for tensor in (*target.values(), *gradients.values(), moments.within, features):
+    moments, _, features = update(init(references), references, Dense(gradients))
+    for tensor in (*target.values(), *gradients.values(), moments.sums, features):
         assert tensor.is_meta
     for key, value in problem.params.items():
         assert gradients[key].shape[1:] == value.shape

@@ -10,6 +10,7 @@ from torch import nn
 import fgvar
 from fgvar.measurement.moments import init, merge, update
 from fgvar.measurement.references import References
+from fgvar.measurement.stacks import Dense
 from fgvar.measurement.statistics import statistics
 
 
@@ -116,7 +117,7 @@ def test_distances_to_the_mean_of_other_draws(n: int) -> None:
     draws = np.random.default_rng(n).normal(size=(n, 7)) + 2
     state, _ = moments(draws, np.zeros(7), np.ones(7))
     expected = [sum(w**power for w in distances(draws)) for power in (1, 2, 3)]
-    np.testing.assert_allclose(state.apart[-1], expected, rtol=1e-10)
+    np.testing.assert_allclose(state.of("apart")[-1], expected, rtol=1e-10)
     stops = [min(start + 16, n) for start in range(0, n, 16) for _ in range(start, min(start + 16, n))]
     assert state.share == pytest.approx(sum(((stop - 1) / stop) ** 2 for stop in stops))
     assert state.excess == pytest.approx(sum((4 * (stop - 1) + 2) / stop**2 for stop in stops))
@@ -130,7 +131,7 @@ def moments(draws: np.ndarray, target: np.ndarray, other: np.ndarray, block: int
     state = init(references)
     for start in range(0, len(draws), block):
         some = torch.from_numpy(draws[start : start + block])
-        state, _ = update(state, references, {k: some[:, s] for k, s in parts.items()})
+        state = update(state, references, Dense({k: some[:, s] for k, s in parts.items()}))[0]
     return state, references
 
 

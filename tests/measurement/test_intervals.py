@@ -13,6 +13,7 @@ from fgvar.measurement.dataset import FLAGS, ranged
 from fgvar.measurement.intervals import Estimated, Scatter, hall_quantiles, inflate_standard_error, interval, p_value
 from fgvar.measurement.moments import init, update
 from fgvar.measurement.references import References
+from fgvar.measurement.stacks import Dense
 from fgvar.measurement.statistics import Z, statistics
 from studies.calibration import coverage, laws
 
@@ -84,7 +85,7 @@ def measured(draws: np.ndarray, target: np.ndarray) -> dict[str, Estimated]:
     references = References.of({"w": torch.from_numpy(target)}, {"w": torch.from_numpy(target)}, ("w",))
     state = init(references)
     for start in range(0, len(draws), 16):
-        state, _ = update(state, references, {"w": torch.from_numpy(draws[start : start + 16])})
+        state = update(state, references, Dense({"w": torch.from_numpy(draws[start : start + 16])}))[0]
     return statistics(state, references)
 
 
@@ -120,7 +121,7 @@ def test_the_spread_that_is_left_without_that_of_the_means() -> None:
         references = References.of(*({"w": torch.zeros(draws.shape[1]).double()} for _ in range(2)), ("w",))
         state = init(references)
         for start in range(0, len(draws), 16):
-            state, _ = update(state, references, {"w": torch.from_numpy(draws[start : start + 16])})
+            state = update(state, references, Dense({"w": torch.from_numpy(draws[start : start + 16])}))[0]
         square = Scatter.of(len(draws), state).square[-1]
         seen = float(state.apart[-1, 1] / 4096 - (state.apart[-1, 0] / 4096) ** 2) * 4096**2 / 4095 / state.share
         left = seen - state.excess / state.share * Scatter.of(len(draws), state).trace_square[-1]

@@ -12,11 +12,12 @@ from fgvar.measurement.arguments import Settings
 from fgvar.measurement.dataset import ENDS, FLAGS, VARIABLES
 from fgvar.measurement.draws import VmapFallback
 from fgvar.measurement.intervals import Estimated
-from fgvar.measurement.moments import BLOCK, FEATURES, absorb, block, init
+from fgvar.measurement.moments import BLOCK, FEATURES, init, update
 from fgvar.measurement.mutation_guard import MutationGuard
 from fgvar.measurement.paired import DIFFERENCES, Measured, differences
 from fgvar.measurement.references import References
 from fgvar.measurement.sampled import Drawn, drawn_statistics
+from fgvar.measurement.stacks import Dense
 from fgvar.measurement.statistics import statistics
 
 ESTIMATORS = {
@@ -138,10 +139,9 @@ def simulate(seed: int, references: References) -> dict[str, Estimated]:
         moments, kept, grams = init(references), [], []
         estimates = ((v @ references.backprop["w"])[..., None] * v).mean(1) + bias
         for rows in estimates.split(BLOCK):
-            one = block(moments, references, {"w": rows})
-            moments, features = absorb(moments, one)
+            moments, blocks, features = update(moments, references, Dense({"w": rows}))
             kept.append(features.numpy())
-            grams.append(one.gram)
+            grams.append(blocks[0].gram[0])
         values = statistics(moments, references)
         length = float(references.target["w"].square().sum())
         values["relative_variance"] = values["variance"].scaled(np.array(1 / length))
