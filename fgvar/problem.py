@@ -15,6 +15,7 @@ from fgvar.nn import purity, structures
 from fgvar.nn.instrumented import Network
 from fgvar.nn.reach import ForwardTrace
 from fgvar.nn.sites import require_module
+from fgvar.nn.stacking import EXAMPLES
 
 
 class Problem:
@@ -151,7 +152,7 @@ class Problem:
         return self.rows(slice(number, number + 1))
 
     def per_example(self, function: Callable[..., Any], *beside: Any) -> Any:
-        """``function`` of every example's own problem, stacked along a new first axis (one vmap).
+        """``function`` of every example's own problem, stacked along a new first axis (one vmap, or plain calls).
 
         Tensors given ``beside``, with the examples along the first axis, go to the function example by example, too.
         """
@@ -159,7 +160,8 @@ class Problem:
         def one(leaves: Mapping[str, Any], *own: Any) -> Any:
             return function(self._of(tree_map(lambda leaf: leaf[None], leaves)), *own)
 
-        return purity.at_once(one, self._weighed()._leaves(), *beside)
+        leaves = self._weighed()._leaves()
+        return self.network.stack(EXAMPLES, one, leaves, *beside, name="what is computed of each example")
 
     def _leaves(self) -> dict[str, Any]:
         """All that has the examples along its first axis."""

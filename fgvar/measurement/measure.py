@@ -159,14 +159,14 @@ def _measure_one(
     references, sizes = References.of(target, backprop, problem.perturbed), np.array(_sizes(problem), dtype=float)
     drawn, noisy = None, randomness.size > 0
     if settings.route == "drawn":
-        drawn = drawn_statistics(guard, estimator, references, randomness, settings, data_variance.fallback)
+        drawn = drawn_statistics(guard, estimator, references, randomness, settings)
         values = dict(drawn.values)
     elif noisy:
         values = exact_statistics(estimator, problem, references, settings.budget)
     else:
         # Its one estimate is exact on either route, also of estimators that closed forms know nothing of.
         one = replace(settings, draws=2, paired=False)
-        values = drawn_statistics(guard, estimator, references, randomness, one, data_variance.fallback).values
+        values = drawn_statistics(guard, estimator, references, randomness, one).values
     values["data_variance"] = data_variance.of(estimator)
     flags = _relate(values, references, sizes, problem.dtype)
     if noisy and drawn is None:

@@ -1,5 +1,6 @@
 """Forward mode: dual numbers x + ε·ẋ, and maps whose derivative along ẋ costs no more than it has to."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+from fgvar.nn.failures import coached_derivatives
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -27,13 +30,16 @@ def jvp(
 
     Two threads within it get errors, wrong derivatives or a crash.
 
+    Raises:
+        NotImplementedError: an operation without forward mode; the sentence names it, its module and what to do.
+
     Example:
         >>> [float(x) for x in jvp(torch.square, (torch.tensor(3.0),), (torch.tensor(1.0),))]
         [9.0, 6.0]
     """
     if torch.compiler.is_compiling():  # which traces the derivative, and knows no locks
         return torch.func.jvp(function, point, along, has_aux=has_aux)
-    with _forward_mode:
+    with _forward_mode, coached_derivatives():
         return torch.func.jvp(function, point, along, has_aux=has_aux)
 
 
@@ -149,6 +155,20 @@ def use_dense_gradients(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, nn.Embedding | nn.EmbeddingBag):
             child.sparse = False
+
+
+def use_eager_calls(module: nn.Module) -> None:
+    """Let modules in ``module`` that torch.compile has wrapped compute as they are written.
+
+    Compilers trace neither hooks nor the transforms around a pass, and what they compute is the same.
+    """
+    for child in module.modules():
+        child._compiled_call_impl = None  # of module.compile()
+    if "torch._dynamo.eval_frame" not in sys.modules:  # whose import takes long, and without which nothing is wrapped
+        return
+    from fgvar.nn.eager import use_eager_modules
+
+    use_eager_modules(module)
 
 
 class _PlainAttention:

@@ -26,7 +26,7 @@ DRAWS = {
 def undrawn(who: str, function: Callable[[], Any]) -> Any:
     """What a function of the network or of the loss (``who``) returns; drawing random numbers is a ValueError.
 
-    Torch's are refused as they are drawn, NumPy's and Python's are seen by their global states.
+    Torch's are refused as they are drawn, all others are seen by their global states.
     """
     found, before = None, _states()
 
@@ -40,9 +40,11 @@ def undrawn(who: str, function: Callable[[], Any]) -> Any:
     try:
         torch.func.vmap(once, randomness="error")(torch.zeros(1))
     except RuntimeError as error:
-        if "randomness" not in str(error):
+        if "randomness" in str(error):
+            raise ValueError(DRAWS[who]) from error
+        if "vmap" not in str(error):
             raise
-        raise ValueError(DRAWS[who]) from error
+        found = function()  # something in it has no rule for vmap, whatever is mapped: its states tell
     if _states() != before:
         raise ValueError(DRAWS[who])
     return found
@@ -50,7 +52,7 @@ def undrawn(who: str, function: Callable[[], Any]) -> Any:
 
 def _states() -> tuple[object, ...]:
     numpy: Any = np.random.get_state()  # a tuple with an array, which == does not compare
-    return numpy[1].tobytes(), numpy[2:], random.getstate()
+    return numpy[1].tobytes(), numpy[2:], random.getstate(), torch.get_rng_state().numpy().tobytes()
 
 
 @contextmanager
@@ -95,20 +97,6 @@ def coach(error: RuntimeError, inputs: Any, dtype: torch.dtype) -> None:
                 f"{name} are {leaf.dtype}, the network's parameters {dtype}, and it does not take them "
                 f"({_first_line(error)}); give {name}.to({dtype})"
             ) from error
-
-
-def at_once(function: Callable[..., Any], *stacked: Any) -> Any:
-    """``function`` of every item of a stack, stacked, by one `torch.func.vmap`; a ValueError where that cannot be."""
-    try:
-        return torch.func.vmap(function)(*stacked)
-    except (RuntimeError, NotImplementedError) as error:
-        if "vmap" not in str(error):  # an error of the network's own, which says more than we could
-            raise
-        raise ValueError(
-            "several directions, and directions or closed forms of each example, are computed by torch.func.vmap, "
-            "and something in the network or the loss does not run under it (.item(), an if on a tensor?); take "
-            "torch.where instead, or draw with one direction for the whole batch"
-        ) from error
 
 
 def require_derivative(who: str, function: Callable[[Mapping[str, Tensor]], Any], at: Mapping[str, Tensor]) -> None:

@@ -59,7 +59,7 @@ def unbiased(
         draws: of each estimator, fixed before looking. Never draw again because a verdict failed. "enough": as many
             as no test is undecided at, by a pilot of 1,024 draws or more, with noise of its own (up to 262,144).
         seed: of the noise.
-        chunk: estimates computed at once; default 256, and 1 (plain calls) for what does not run under vmap.
+        chunk: estimates computed at once; default 256; 1 means plain calls, without vmap.
         size: in units of which errors are told where the whole target is 0.
 
     Raises:
@@ -192,7 +192,7 @@ def _samples(
             noise = randomness.sample(seed, numbers, dtype=problem.dtype, device=problem.device)
             return estimates(estimator, problem, noise)
 
-        chunk = chunk or (CHUNK if _runs_under_vmap(drawn) else 1)
+        chunk = chunk or CHUNK
         found = torch.cat(
             [columns.of(stacked(drawn, window, chunk)) for window in ranges(0, draws, max(chunk, CHUNK))]
         )
@@ -253,12 +253,3 @@ def _caught(error: Tensor, scale: Tensor) -> Tensor:
     """The sizes caught at 95 %: a wrong scale 1 + δ multiplies the spread, too, so that δ = error·(1 + δ)."""
     grown = torch.where(error < 1, error / (1 - error).clamp_min(1e-300), torch.inf)
     return torch.where(scale, grown, error)
-
-
-def _runs_under_vmap(drawn: Callable[[range], dict[str, Tensor]]) -> bool:
-    drawn(range(1))  # a plain call: its errors are the estimator's own
-    try:
-        drawn(range(2))
-    except Exception:
-        return False
-    return True
