@@ -11,11 +11,10 @@ from torch.utils._pytree import tree_map
 
 from fgvar import loss_functions, problem_checks
 from fgvar.loss_functions import Loss, even_weights, losses_and_weights
-from fgvar.nn import purity, structures
+from fgvar.nn import failures, purity, stacking, structures
 from fgvar.nn.instrumented import Network
 from fgvar.nn.reach import ForwardTrace
 from fgvar.nn.sites import require_module
-from fgvar.nn.stacking import EXAMPLES
 
 
 class Problem:
@@ -160,8 +159,7 @@ class Problem:
         def one(leaves: Mapping[str, Any], *own: Any) -> Any:
             return function(self._of(tree_map(lambda leaf: leaf[None], leaves)), *own)
 
-        leaves = self._weighed()._leaves()
-        return self.network.stack(EXAMPLES, one, leaves, *beside, name="what is computed of each example")
+        return self.network.stack(stacking.EXAMPLES, one, self._weighed()._leaves(), *beside)
 
     def _leaves(self) -> dict[str, Any]:
         """All that has the examples along its first axis."""
@@ -247,7 +245,8 @@ class Problem:
 
     def backprop(self) -> dict[str, Tensor]:
         """The end-to-end gradient of `loss`; zero for local heads, which the output does not use."""
-        return dict(grad(self.loss)(self.params))
+        with failures.coached_derivatives():
+            return dict(grad(self.loss)(self.params))
 
     def _dry_run(self, loss: str) -> tuple[ForwardTrace, ForwardTrace]:
         """Traces of the batch and of its first example alone, and checks of all that a pass and the loss do."""

@@ -235,7 +235,7 @@ def _summed(credit: Tensor, directions: Tensor) -> Tensor:
 def _each(stack: Stacker, function: Callable[[Any], Any], stacked: Mapping[str, Tensor]) -> Any:
     """``function`` of every item of a stack, stacked. One item alone takes the plain way; no tensor is one item."""
     if stacked and len(next(iter(stacked.values()))) > 1:
-        return stack(DIRECTIONS, function, dict(stacked), name="what is computed along each direction")
+        return stack(DIRECTIONS, function, dict(stacked))
     found = function({name: u[0] for name, u in stacked.items()})
     return tree_map(lambda value: value[None], found)
 

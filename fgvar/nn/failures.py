@@ -52,11 +52,11 @@ def coached_derivatives() -> Iterator[None]:
             own = "" if found[1] else ", or give the Function a jvp"
             raise NotImplementedError(
                 f"torch has no forward mode {what}, so that no derivative along a direction passes it; take finite "
-                f'differences, scheme("MeZO") or oracle=CentralDifference(){own}'
+                f'differences, scheme("MeZO") or oracle=CentralDifference(), or backward passes, oracle=Replay(){own}'
             ) from error
         if found := NO_DERIVATIVE.search(str(error)):
             raise NotImplementedError(
-                f"torch has no derivative of {found[1]}{where}, which a derivative inside the forward pass (torch.func "
-                "or autograd.grad) or an operation without one asks for; take another operation there"
+                f"torch has no derivative of {found[1]}{where}, which a derivative inside the forward pass "
+                "(torch.func.grad) or an operation without one asks for; take another operation there"
             ) from error
         raise

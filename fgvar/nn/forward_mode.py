@@ -3,7 +3,7 @@
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -157,22 +157,19 @@ def use_dense_gradients(module: nn.Module) -> None:
             child.sparse = False
 
 
-def use_eager_calls(module: nn.Module) -> None:
-    """Let modules in ``module`` that torch.compile has wrapped compute as they are written.
+def use_plain_experts(module: nn.Module) -> None:
+    """Let mixtures of experts in ``module`` by Hugging Face's classes call one expert after the other.
 
-    Compilers trace neither hooks nor the transforms around a pass, and what they compute is the same.
+    The kernel that multiplies all at once knows neither forward mode nor float64.
     """
     for child in module.modules():
-        child._compiled_call_impl = None  # of module.compile()
-    if "torch._dynamo.eval_frame" not in sys.modules:  # whose import takes long, and without which nothing is wrapped
-        return
-    from fgvar.nn.eager import use_eager_modules
-
-    use_eager_modules(module)
+        config: Any = getattr(child, "config", None)
+        if getattr(config, "_experts_implementation", None) is not None:
+            config._experts_implementation = "eager"
 
 
-class _PlainAttention:
-    """How many threads are within `plain_attention`, and how the choice before is put back."""
+class _PlainOperations:
+    """How many threads are within `plain_operations`, and how the choice before is put back."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -180,19 +177,20 @@ class _PlainAttention:
         self.undo: Callable[[], object] = lambda: None
 
 
-_plain_attention = _PlainAttention()
+_plain_operations = _PlainOperations()
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
-    """Within, attention computes in plain operations: its fused kernels have no forward-mode derivative.
+def plain_operations() -> Iterator[None]:
+    """Within, attention computes in plain operations, and what torch.compile has wrapped as it is written.
 
-    The choice of kernels belongs to the process: the first thread to come in makes it, the last to leave undoes it.
+    Fused kernels have no forward-mode derivative, and compilers trace neither hooks nor the transforms around a pass.
+    The choice belongs to the process: the first thread to come in makes it, the last to leave undoes it.
     """
-    state = _plain_attention
+    state = _plain_operations
     with state.lock:
         if not state.threads:
-            state.undo = _choose_plain_attention()
+            state.undo = _choose_plain_operations()
         state.threads += 1
     try:
         yield
@@ -203,15 +201,27 @@ def plain_attention() -> Iterator[None]:
                 state.undo()
 
 
-def _choose_plain_attention() -> Callable[[], object]:
+def _choose_plain_operations() -> Callable[[], object]:
     """Choose the plain kernels; what is returned puts back the choice before."""
     fast = torch.backends.mha.get_fastpath_enabled()
     kernels = sdpa_kernel(SDPBackend.MATH)
     torch.backends.mha.set_fastpath_enabled(False)
     kernels.__enter__()
+    stance = _eager_stance()
 
     def undo() -> None:
+        stance.__exit__(None, None, None)
         kernels.__exit__(None, None, None)
         torch.backends.mha.set_fastpath_enabled(fast)
 
     return undo
+
+
+def _eager_stance() -> AbstractContextManager[None]:
+    """What makes compiled functions run as they are written; its exit ends that."""
+    if "torch._dynamo.eval_frame" not in sys.modules:  # whose import takes long, and without which none is compiled
+        return nullcontext()
+    try:
+        return torch.compiler.set_stance("force_eager")
+    except RuntimeError:  # within a compiled function, between two of its graphs
+        return nullcontext()

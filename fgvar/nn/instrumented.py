@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from fgvar.nn.forward_mode import use_dense_gradients, use_eager_calls, use_plain_weight_norm
+from fgvar.nn.forward_mode import use_dense_gradients, use_plain_experts, use_plain_weight_norm
 from fgvar.nn.forward_pass import Feedback, ForwardPass, OutputShifts
 from fgvar.nn.layers import use_linear_jvp
 from fgvar.nn.purity import coach, undrawn
@@ -39,7 +39,7 @@ class Network:
         self.owners, self.aliases = _owners(module)
         # Without values: a pass gets all tensors as arguments, and a skeleton a thread costs no memory.
         blank = copied(module).to("meta")
-        use_eager_calls(blank)
+        use_plain_experts(blank)
         use_linear_jvp(blank)
         use_plain_weight_norm(blank)
         use_dense_gradients(blank)

@@ -1,6 +1,7 @@
 """Purity: networks and losses are functions of each example; draws, writes and coupled examples are found here."""
 
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from fgvar.nn.failures import raised_in
 from fgvar.nn.structures import leaves, named
 
 Pass = tuple[Any, Tensor]  # outputs and losses
@@ -21,6 +23,10 @@ DRAWS = {
     "loss": "the loss draws random numbers, so that no two calls are of one function; draw them beforehand and make "
     "them part of the batch, as inputs that the network hands on or as targets",
 }
+
+
+INTEGER = re.compile(r"\b(Long|Int|Short|Byte|Char|Bool|[Ii]nteger|long int|long long|int|unsigned char|bool)\b")
+NO_KERNEL = re.compile(r"not implemented for '|Expected mat_a to be")  # of a dtype
 
 
 def undrawn(who: str, function: Callable[[], Any]) -> Any:
@@ -42,7 +48,7 @@ def undrawn(who: str, function: Callable[[], Any]) -> Any:
     except RuntimeError as error:
         if "randomness" in str(error):
             raise ValueError(DRAWS[who]) from error
-        if "vmap" not in str(error):
+        if "vmap" not in str(error) or "setup_context" in str(error):  # which no transform takes
             raise
         found = function()  # something in it has no rule for vmap, whatever is mapped: its states tell
     if _states() != before:
@@ -91,12 +97,18 @@ def coach(error: RuntimeError, inputs: Any, dtype: torch.dtype) -> None:
             "inputs.long()"
         ) from error
     for name, leaf in named("inputs", inputs).items():
-        # Of several inputs, integers are what they should be: token ids, masks.
-        if leaf.dtype != dtype and (leaf is inputs or leaf.is_floating_point()):
+        # Integers are what they should be, token ids and masks, unless the one input is what torch complains of.
+        blamed = leaf.is_floating_point() or (leaf is inputs and INTEGER.search(str(error)))
+        if leaf.dtype != dtype and blamed:
             raise ValueError(
                 f"{name} are {leaf.dtype}, the network's parameters {dtype}, and it does not take them "
                 f"({_first_line(error)}); give {name}.to({dtype})"
             ) from error
+    if NO_KERNEL.search(str(error)):
+        raise ValueError(
+            f"{raised_in(error) or 'the network'} does not compute in {dtype} here ({_first_line(error)}); give "
+            "network and batch in another precision, as module.to(torch.float32)"
+        ) from error
 
 
 def require_derivative(who: str, function: Callable[[Mapping[str, Tensor]], Any], at: Mapping[str, Tensor]) -> None:
@@ -128,6 +140,12 @@ def underivable(who: str, error: Exception) -> str:
         return (
             "the network checkpoints its activations, which torch.func cannot differentiate; switch that off, for "
             "instance by model.gradient_checkpointing_disable()"
+        )
+    if "requires_grad_()" in text:
+        return (
+            f"the {who} calls requires_grad_() in its forward (as torch.autograd.grad there needs, and Hugging "
+            "Face's gradient checkpointing does), which torch.func cannot follow; take torch.func.grad for derivatives "
+            "inside, and model.gradient_checkpointing_disable(), model.disable_input_require_grads()"
         )
     if "setup_context" in text or "generate_vmap_rule" in text:
         return (

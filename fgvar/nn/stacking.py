@@ -10,7 +10,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fgvar.nn.failures import raised_in
 
-EXAMPLES, DIRECTIONS = "examples", "directions"  # what is stacked, beside the draws of an estimator
+# What is stacked, beside the draws of an estimator, in the words of the warning.
+EXAMPLES, DIRECTIONS = "what is computed of each example", "what is computed along each direction"
 
 
 class Stacker:
@@ -41,7 +42,7 @@ class Stacker:
 
         Args:
             of: what is stacked, EXAMPLES, DIRECTIONS, or the estimator of which these are draws.
-            name: of the function, in the warning where neither the network nor the loss is to blame; empty: none.
+            name: of the estimator, in the warning where neither network nor loss is to blame; empty: no warning.
             at_once: items of one vmap; default all.
         """
         if torch.compiler.is_compiling():  # which takes the map apart itself, and cannot trace what follows a failure
@@ -57,19 +58,17 @@ class Stacker:
             where = raised_in(error)
         found = _one_by_one(function, *stacks)  # what plain calls raise, too, is not vmap's fault
         self._plain[id(of)] = of
-        self._warn(where, name)
+        # Of the network or the loss one warning is enough, whatever is mapped; each estimator is told of its own code.
+        who = where or (of if isinstance(of, str) else name)
+        if who and not (where and self.warned):
+            self.warned = self.warned or bool(where)
+            end = "; chunk=1 says so without this warning" if who == name else ""
+            warnings.warn(
+                f"{who} does not run under torch.func.vmap (as .item() and an if on a tensor do not), so that it is "
+                f"computed one by one, by plain calls: the same numbers, in more time{end}",
+                stacklevel=2,
+            )
         return found
-
-    def _warn(self, where: str, name: str) -> None:
-        if (where and self.warned) or not (where or name):
-            return
-        self.warned = self.warned or bool(where)
-        end = "" if where else "; chunk=1 says so without this warning"
-        warnings.warn(
-            f"{where or name} does not run under torch.func.vmap (as .item() and an if on a tensor do not), so that "
-            f"it is computed one by one, by plain calls: the same numbers, in more time{end}",
-            stacklevel=3,
-        )
 
 
 def _one_by_one(function: Callable[..., Any], *stacks: Any) -> Any:
@@ -81,8 +80,9 @@ def _one_by_one(function: Callable[..., Any], *stacks: Any) -> Any:
 @contextmanager
 def _silent_loops() -> Iterator[None]:
     """Within, operations that vmap has no rule for loop without torch's request to file an issue about them."""
-    torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    switch = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
+    switch(False)
     try:
         yield
     finally:
-        torch._C._functorch._set_vmap_fallback_warning_enabled(True)  # torch does not tell what it was
+        switch(True)  # torch does not tell what it was

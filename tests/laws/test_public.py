@@ -28,7 +28,6 @@ ORDER = (
     "fgvar.nn",
     "fgvar.nn.failures",
     "fgvar.nn.stacking",
-    "fgvar.nn.eager",
     "fgvar.nn.forward_mode",
     "fgvar.nn.structures",
     "fgvar.nn.recurrent",
