@@ -144,8 +144,8 @@ def underivable(who: str, error: Exception) -> str:
     if "requires_grad_()" in text:
         return (
             f"the {who} calls requires_grad_() in its forward (as torch.autograd.grad there needs, and Hugging "
-            "Face's gradient checkpointing does), which torch.func cannot follow; take torch.func.grad for derivatives "
-            "inside, and model.gradient_checkpointing_disable(), model.disable_input_require_grads()"
+            "Face's gradient checkpointing does), which torch.func cannot follow; take torch.func.grad for "
+            "derivatives inside, and model.gradient_checkpointing_disable(), model.disable_input_require_grads()"
         )
     if "setup_context" in text or "generate_vmap_rule" in text:
         return (

@@ -58,7 +58,7 @@ class Stacker:
             where = raised_in(error)
         found = _one_by_one(function, *stacks)  # what plain calls raise, too, is not vmap's fault
         self._plain[id(of)] = of
-        # Of the network or the loss one warning is enough, whatever is mapped; each estimator is told of its own code.
+        # Of the network or the loss one warning is enough, whatever is mapped; estimators have code of their own.
         who = where or (of if isinstance(of, str) else name)
         if who and not (where and self.warned):
             self.warned = self.warned or bool(where)

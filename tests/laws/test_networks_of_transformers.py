@@ -1,4 +1,4 @@
-"""Networks of Hugging Face transformers and peft, as their users have them: each is right, or refused by a sentence."""
+"""Networks of Hugging Face transformers and peft, as people have them: right, or refused by a sentence."""
 
 import contextlib
 import warnings
@@ -81,7 +81,7 @@ def test_adapters_of_language_models(build: Any, targets: list[str]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_mixture_of_experts(dtype: torch.dtype) -> None:
-    """By default one kernel multiplies all experts, which has neither float64 nor forward mode: here they are called."""
+    """By default one kernel multiplies all experts, without float64 or forward mode: here they are called."""
     model, plain = hf.built(hf.mixtral, dtype=dtype), r"model\.layers\.0\.mlp\.experts"
     if dtype == torch.float64:
         with pytest.raises(RuntimeError, match="Expected mat_a to be"):
@@ -134,7 +134,7 @@ def test_gradient_checkpointing_is_named(reentrant: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # transformers has a new name for it, older ones have not
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    with pytest.raises(ValueError, match=r"Hugging Face's gradient checkpointing.*gradient_checkpointing_disable\(\)"):
+    with pytest.raises(ValueError, match=r"gradient checkpointing does.*gradient_checkpointing_disable\(\)"):
         fgvar.Problem(model.train(), "causal_lm", (IDS, IDS))
 
 

@@ -293,7 +293,7 @@ def test_draws_in_what_vmap_has_no_rule_for_are_refused() -> None:
 
 def test_a_precision_without_a_kernel_is_named() -> None:
     values = Calls(lambda m, x: m.layer(torch.linalg.svdvals(x.unflatten(0, (2, -1))).expand(2, -1))).half()
-    with pytest.raises(ValueError, match=r"the network \(Calls\) does not compute in torch\.float16 here \(.*\); give"):
+    with pytest.raises(ValueError, match=r"the network \(Calls\) does not compute in torch\.float16 here \("):
         problem(values, batch=(X.half(), Y))
 
 

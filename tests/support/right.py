@@ -26,7 +26,7 @@ def loss_by_torch(module: nn.Module, loss: Any, batch: tuple[Any, Any]) -> Tenso
 
 
 def assert_right(module: nn.Module, loss: Any, batch: tuple[Any, Any], *, tolerance: float = 1e-9) -> fgvar.Problem:
-    """The gradient of what requires one is autograd's, schemes run by default, and FG-W has relative variance d + 1."""
+    """Its gradient is autograd's, schemes run in default chunks, and FG-W has relative variance d + 1."""
     problem = fgvar.Problem(module, loss, batch)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(loss_by_torch(module, loss, batch), list(trained.values()), allow_unused=True)
