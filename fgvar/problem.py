@@ -276,7 +276,7 @@ class Problem:
 
     def _traced(self, tensors: Mapping[str, Tensor], inputs: Any) -> tuple[Any, ForwardTrace]:
         """Output and trace of a pass that draws nothing and changes nothing; a graph shows what it does not own."""
-        with torch.enable_grad(), purity.unchanged("network", tensors, "call module.eval()"):
+        with torch.enable_grad(), purity.unchanged("network", tensors, purity.STILL):
             return self.network.trace(tensors, inputs)
 
     def _checked_losses(self, outputs: Any) -> Tensor:

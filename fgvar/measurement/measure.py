@@ -80,6 +80,7 @@ def measure(
         ValueError: on the drawn route fewer than 2 draws or a chunk of another size, on the exact one an estimator
             without a closed form; no estimator, a problem that an estimator does not fit, an unknown route, or a
             single estimator to be compared.
+        NotImplementedError: torch lacks a derivative of an operation in the network that an estimator needs.
         NonFiniteError: NaN or infinity in an estimate, naming estimator, layer and draw.
 
     Example:

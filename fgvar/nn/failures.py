@@ -38,10 +38,11 @@ def raised_in(error: BaseException) -> str:
 
 @contextmanager
 def coached_derivatives() -> Iterator[None]:
-    """Within, an operation without forward mode, or without second derivatives, is an error that says so.
+    """Within, an operation that torch cannot differentiate, forward or at all, is an error that says so.
 
     Raises:
         NotImplementedError: torch lacks one; the sentence names the operation, its module and what to do.
+        ValueError: a tensor that the gradient needs was written to.
     """
     try:
         yield
@@ -58,5 +59,10 @@ def coached_derivatives() -> Iterator[None]:
             raise NotImplementedError(
                 f"torch has no derivative of {found[1]}{where}, which a derivative inside the forward pass "
                 "(torch.func.grad) or an operation without one asks for; take another operation there"
+            ) from error
+        if "modified by an inplace operation" in str(error):
+            raise ValueError(
+                "the network or the loss changes a tensor in place that its own gradient needs, so that torch's "
+                "backward() fails, too; compute a new one there, as h * 2 for h.mul_(2)"
             ) from error
         raise

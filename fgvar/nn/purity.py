@@ -26,7 +26,8 @@ DRAWS = {
 
 
 INTEGER = re.compile(r"\b(Long|Int|Short|Byte|Char|Bool|[Ii]nteger|long int|long long|int|unsigned char|bool)\b")
-NO_KERNEL = re.compile(r"not implemented for '|Expected mat_a to be")  # of a dtype
+PRECISION = re.compile(r"not implemented for '|Expected mat_a to be|must have the same dtype|expected scalar type")
+STILL = "call module.eval() (and module.apply(torch.ao.quantization.disable_observer) where it is quantised)"
 
 
 def undrawn(who: str, function: Callable[[], Any]) -> Any:
@@ -98,16 +99,17 @@ def coach(error: RuntimeError, inputs: Any, dtype: torch.dtype) -> None:
         ) from error
     for name, leaf in named("inputs", inputs).items():
         # Integers are what they should be, token ids and masks, unless the one input is what torch complains of.
-        blamed = leaf.is_floating_point() or (leaf is inputs and INTEGER.search(str(error)))
+        real = leaf.is_floating_point() or leaf.is_complex()
+        blamed = real or (leaf is inputs and INTEGER.search(str(error)))
         if leaf.dtype != dtype and blamed:
             raise ValueError(
                 f"{name} are {leaf.dtype}, the network's parameters {dtype}, and it does not take them "
                 f"({_first_line(error)}); give {name}.to({dtype})"
             ) from error
-    if NO_KERNEL.search(str(error)):
+    if PRECISION.search(str(error)):
         raise ValueError(
-            f"{raised_in(error) or 'the network'} does not compute in {dtype} here ({_first_line(error)}); give "
-            "network and batch in another precision, as module.to(torch.float32)"
+            f"{raised_in(error) or 'the network'} does not compute in {dtype} here ({_first_line(error)}); give the "
+            "network, frozen parameters too, and the batch one precision that it takes, as module.to(torch.float32)"
         ) from error
 
 

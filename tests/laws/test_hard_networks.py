@@ -10,6 +10,7 @@ from cases import labels, randn
 from nets import fixed
 from right import assert_right
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
@@ -71,6 +72,16 @@ def owning(parameter: Tensor) -> nn.Module:
     return net
 
 
+def frozen_float() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4).requires_grad_(False), nn.Tanh(), nn.Linear(4, 2).double())
+
+
+def frozen_sparse() -> nn.Module:
+    net = owning(torch.eye(2).to_sparse())
+    net.own.requires_grad_(False)
+    return net
+
+
 def mixed() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4).float(), nn.Tanh(), nn.Linear(4, 2).double())
 
@@ -124,6 +135,10 @@ def test_older_weight_norm_is_trained() -> None:
         (lambda: fixed(Checkpointed(True)), X, "(or gradient checkpointing by one: switch that off)"),
         (lambda: nn.DataParallel(nn.Linear(3, 2)), X, "spreads batches over devices; give the network inside"),
         (lambda: owning(torch.eye(2).to_sparse()), X, "'own' is torch.sparse_coo, expected a dense tensor"),
+        (frozen_sparse, X, "'own' is torch.sparse_coo, expected a dense tensor"),
+        (lambda: nn.Sequential(nn.DataParallel(nn.Linear(3, 2))), X, "'0' (DataParallel) spreads batches over"),
+        (lambda: nn.Sequential(nn.Linear(3, 2), FakeQuantize()).double().eval(), X, "disable_observer"),
+        (frozen_float, X.float(), "'2' (Linear) does not compute in torch.float32 here"),
         (mixed, X, "parameters are of several dtypes ('0.weight' is torch.float32, '2.weight' is torch.float64)"),
         (lambda: fixed(nn.Linear(3, 2)), X.float(), "inputs are torch.float32, the network's parameters"),
         (lambda: fixed(nn.Linear(3, 2)), X.long(), "give inputs.to(torch.float64)"),
@@ -134,6 +149,7 @@ def test_older_weight_norm_is_trained() -> None:
         ),
     ],
     ids=["jit", "jit inside", "lazy", "checkpoint", "reentrant checkpoint", "DataParallel", "sparse",
+         "frozen sparse", "DataParallel inside", "observer", "frozen dtype",
          "mixed dtypes", "other dtype", "integer inputs", "floating-point tokens"],
 )  # fmt: skip
 def test_refused_by_a_sentence(build: Callable[[], nn.Module], x: Tensor, message: str) -> None:

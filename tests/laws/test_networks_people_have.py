@@ -273,3 +273,9 @@ def test_no_second_derivative_names_the_operation() -> None:
     problem = fgvar.Problem(Calls(distance, body=nn.Linear(3, 3)), "cross_entropy", (X, Y))
     with pytest.raises(NotImplementedError, match=r"^torch has no derivative of _cdist_backward, which"):
         problem.backprop()
+
+
+def test_a_write_that_the_gradient_misses_is_named() -> None:
+    problem = fgvar.Problem(calls(lambda _, h: h.mul_(2)), "cross_entropy", (X, Y))
+    with pytest.raises(ValueError, match=r"changes a tensor in place that its own gradient needs.*a new one"):
+        problem.backprop()
