@@ -107,6 +107,11 @@ def as_loss_function(loss: object) -> Loss:
     return cast(Loss, loss)
 
 
+def has_perplexity(loss: str | Loss) -> bool:
+    """Is e^loss a perplexity? Only where the loss is known to be the mean over tokens of −log p."""
+    return loss == "causal_lm"
+
+
 def losses_and_weights(returned: Any) -> tuple[Tensor, Tensor | None]:
     """What a loss function returned, as losses and weights; None where it has none."""
     return returned if isinstance(returned, tuple) else (returned, None)
