@@ -49,7 +49,7 @@ class Images(Split):
     `pixels` uint8 [n, channels, height, width]; `labels` int64 [n] in 0 … classes−1; `mean` and `std` per
     channel of the train split, in units where black is 0 and white 1. A batch is (pixels/255 − mean)/std,
     computed on the target device, so that uint8 is what travels. Other constants: `dataclasses.replace`.
-    Floating-point `pixels`, such as features that a read-out is trained on, have 1 for white.
+    Floating-point `pixels` have 1 for white.
 
     >>> from fgvar import data
     >>> x, y = data.load("digits").sample(32, seed=0)

@@ -120,7 +120,7 @@ def train(
     require_module(module)
     require_parameters(module)
     require_estimator(name or "estimator", estimator)
-    splits = _splits(data)
+    splits = splits_of(data)
     _require_schedule(schedule)
     task = task_of(loss, views, seed, schedule.batch)
     join()
@@ -173,13 +173,13 @@ def _checkpointer(
     return Checkpointer(Path(path), loop, {**loop.task.identity, **numerics, **data})
 
 
-def _splits(data: object) -> dict[str, Split]:
+def splits_of(data: object) -> dict[str, Split]:
     """The split to train on, and the one to test with, where there is one."""
     if isinstance(data, Examples):
         return {"train": data} | ({} if data.test is None else {"test": data.test})
     pair = data if isinstance(data, tuple | list) else ()
     if len(pair) == 2 and isinstance(pair[0], Examples) and isinstance(pair[1], Examples):
-        return _splits(replace(pair[0], test=pair[1]))
+        return splits_of(replace(pair[0], test=pair[1]))
     refuse_loaders(data, *pair)
     if len(pair) != 2 or not all(isinstance(one, Split) for one in pair):
         kinds = f" of {', '.join(type(one).__name__ for one in pair)}" if pair else ""
