@@ -8,6 +8,7 @@ import pytest
 import torch
 import xarray as xr
 from cases import randn
+from refusals import says
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -122,6 +123,54 @@ def test_class_weights_of_an_own_loss_are_those_of_the_whole_split() -> None:
     net.load_state_dict(run.params)
     assert float(run.dataset["loss"][-1]) == pytest.approx(functional.cross_entropy(net(x), y, weight).item())
     assert float(run.dataset["train_error"][-1]) == float((net(x).argmax(1) != y).double().mean())
+
+
+def test_a_batch_without_a_token_moves_nothing_and_a_split_without_one_is_refused() -> None:
+    (inputs, labels), schedule = texts(4, seed=0), fgvar.Schedule(1, 1, momentum=0, decay="constant", weight_decay=0)
+    few = torch.where(torch.arange(4)[:, None] == 2, -100, labels)
+    net, words = Language(), {"loss": "causal_lm", "seed": 1, "device": "cpu"}
+    losses = fgvar.train(net, fgvar.scheme("FG-W"), Examples(inputs, few), schedule, **words).dataset["batch_loss"]
+    assert int((losses == 0).sum()) == 1
+    with pytest.raises(ValueError, match=says("weights sum to 0", "are all targets ignored", "Give some that count")):
+        trained(data=Examples(inputs, labels, test=(inputs, torch.full_like(labels, -100))))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", fgvar.contrastive.InfoNCE()])
+def test_images_as_tensors_are_trained_as_images_are(loss: object) -> None:
+    """Bit by bit: order, noise, views and curves are the same."""
+    digits = fgvar.data.load("digits").subset(range(32)), fgvar.data.load("digits", "test").subset(range(16))
+    same = Examples(*digits[0].batch(range(32)), test=digits[1].batch(range(16)), name="digits")
+    net = fgvar.networks.LocalMixer((1, 8, 8), 10, blocks=1, patches=2, channels=8, groups=2, seed=1)
+    views = fgvar.data.Views(flip=0.0) if isinstance(loss, fgvar.contrastive.InfoNCE) else None
+    one, two = (trained("LG-FG-A", data, net, loss=loss, views=views) for data in (digits, same))
+    assert all(torch.equal(value, two.params[name]) for name, value in one.params.items())
+    xr.testing.assert_allclose(one.dataset, two.dataset, rtol=1e-6)
+
+
+class Classifier(nn.Module):
+    """Classes of texts, by the mean of their tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.hidden, self.out = nn.Embedding(VOCABULARY, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        for seed, p in enumerate(self.parameters()):
+            p.data = randn(*p.shape, seed=seed).float()
+        self.embedding.weight.requires_grad_(False)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        rows = (self.embedding(ids) * mask[..., None]).mean(1)
+        return self.out(torch.tanh(self.hidden(rows)))
+
+
+@pytest.mark.parametrize("scheme", ["LG-FG-A", "LG-FG-W", "L-BP"])
+def test_local_losses_train_on_texts(scheme: str) -> None:
+    inputs = texts(16, seed=0)[0]
+    data = Examples(inputs, inputs["ids"][:, 0] % 3)
+    net = fgvar.with_local_heads(fgvar.with_sites(Classifier()), after=["hidden"], classes=3)
+    run = trained(scheme, data, net, loss="cross_entropy")
+    assert torch.equal(run.params["embedding.weight"], net.state_dict()["embedding.weight"])
+    assert not torch.equal(run.params["hidden.weight"], net.state_dict()["hidden.weight"])
+    assert np.isfinite(run.dataset["loss"]).all()
 
 
 @pytest.mark.parametrize("scheme", ["FG-W", "MeZO"])
