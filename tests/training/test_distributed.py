@@ -128,7 +128,7 @@ def draws(folder: Path, rank: int) -> None:
 
 
 def weighted(folder: Path, rank: int) -> None:
-    """One step of backprop on texts of one token to four, and of none: 5 of 11 tokens are one process's."""
+    """One step of backprop on texts of one token to four, and of none: the processes have unequal shares."""
     torch.save(step_on_texts(batch=4), folder / f"weighted{rank}.pt")
 
 

@@ -104,6 +104,15 @@ def test_the_curves_are_those_that_are_defined() -> None:
     assert curves(trained()) == [*both, "train_perplexity", "test_perplexity"]
 
 
+def test_no_more_examples_are_evaluated_at_once_than_an_update_has() -> None:
+    class Narrow(Language):
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            assert len(ids) <= SCHEDULE.batch, "a language model's outputs would outgrow memory"
+            return super().forward(ids, mask)
+
+    xr.testing.assert_equal(trained(net=Narrow()).dataset, trained().dataset)
+
+
 def test_a_pair_of_examples_is_examples_with_a_test_set() -> None:
     train, test = Examples(*texts(16, seed=0), name="texts"), Examples(*texts(10, seed=1))
     xr.testing.assert_identical(trained(data=(train, test)).dataset, trained().dataset)
