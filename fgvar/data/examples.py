@@ -139,8 +139,8 @@ def _stacked(dataset: Any) -> Batch:
     wrong = next((row for row in rows if not isinstance(row, tuple | list) or len(row) != 2), None)
     if wrong is not None:
         raise TypeError(
-            f"dataset[i] is {type(wrong).__name__}, expected a pair (inputs, targets); choose these from it, as "
-            "[((row['input_ids'], row['attention_mask']), row['label']) for row in dataset]"
+            f"dataset[i] is {type(wrong).__name__}, expected a pair (inputs, targets); choose these from it, as in "
+            "[({'input_ids': row['input_ids']}, row['labels']) for row in dataset.with_format('torch')]"
         )
     try:
         inputs, targets = default_collate(rows)
