@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fgvar
+from fgvar import theory
 from fgvar.measurement.data_variance import DataVariance
 from fgvar.testing import check_estimator, covariance, expectation, from_function, unbiased
 
@@ -143,6 +144,24 @@ def test_directions_and_examples_that_vmap_cannot_are_taken_one_by_one(
     expected = fgvar.measure({"a": estimator}, without_branch(problem), draws=4, route=route)
     for name in ("variance", "slope", "data_variance"):
         torch.testing.assert_close(torch.tensor(found[name].values), torch.tensor(expected[name].values))
+
+
+@pytest.mark.parametrize(
+    "estimator", [fgvar.scheme("FG-W", shared=False), fgvar.scheme("FG-A")], ids=["FG-W", "FG-A"]
+)
+def test_enumerations_and_closed_forms_of_what_vmap_cannot(estimator: fgvar.Estimator) -> None:
+    """Site Jacobians, too, which a layer that is not linear takes."""
+
+    def built(kind: type[nn.Sequential]) -> fgvar.Problem:
+        torch.manual_seed(0)
+        net = kind(nn.Sequential(nn.Linear(3, 2), nn.PReLU()), nn.Linear(2, 2)).double()
+        return fgvar.Problem(fgvar.with_sites(net, sites=["0", "1"]), "cross_entropy", (X.double(), Y))
+
+    asks, plain = built(Branching), built(nn.Sequential)
+    with pytest.warns(UserWarning, match=VMAP):
+        found = [f(estimator, asks) for f in (theory.variance, expectation, covariance)]
+    expected = [f(estimator, plain) for f in (theory.variance, expectation, covariance)]
+    torch.testing.assert_close(found, expected)
 
 
 def test_other_errors_under_vmap_are_their_own() -> None:
