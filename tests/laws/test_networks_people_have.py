@@ -216,6 +216,13 @@ class Mapped(Sine):
     generate_vmap_rule = True
 
 
+class OwnLSTM(nn.LSTM):
+    """Of a subclass nobody knows what it computes: it keeps torch's fused kernel."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__(inputs, width, batch_first=True)
+
+
 class Bag(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -230,6 +237,15 @@ NO_FORWARD_MODE: dict[str, tuple[Callable[[], nn.Module], Tensor, str, bool]] = 
     "distances": (
         lambda: calls(lambda _, h: h + torch.cdist(h[:, None], h.new_ones(len(h), 1, 3))[:, 0]),
         X[:2], r"_cdist_forward in the network \(Calls\)", False,
+    ),
+    "a kernel by name": (
+        lambda: calls(lambda _, h: torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            *(h[:, None, None],) * 3)[0][:, 0, 0]),
+        X[:2], r"_scaled_dot_product_flash_attention_for_cpu in the network \(Calls\)", False,
+    ),
+    "subclass of a recurrent layer": (
+        lambda: fixed(Calls(lambda m, x: m.layer(m.lstm(x[:, None])[0][:, 0]), lstm=OwnLSTM(3, 3))).float(),
+        X[:2].float(), r"mkldnn_rnn_layer in 'lstm' \(OwnLSTM\)", True,
     ),
     "quantised": (
         lambda: calls(lambda _, h: torch.fake_quantize_per_tensor_affine(h, 0.1, 0, -128, 127)),
