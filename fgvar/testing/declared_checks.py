@@ -246,7 +246,7 @@ def _mean_over_law(tested: EstimatorUnderTest) -> Gradients:
     }.get(frozenset(laws), ("", 0))
     if not 0 < count <= MOST_NODES:
         raise NotApplicable(f"its noise cannot be enumerated here ({tested.randomness.size} random numbers)")
-    return expectation(tested.estimator, tested.problem, method=method)
+    return expectation(tested.estimator, tested.problem, method=method, chunk=tested.chunk)
 
 
 def _require_mean(tested: EstimatorUnderTest, each: list[Gradients], found: Gradients, what: str, parts: str) -> None:

@@ -50,13 +50,13 @@ def _mean(tested: EstimatorUnderTest) -> Mean | None:
     if method is not None:
         if not _tells(tested, rounding):  # as in bfloat16, where an exact mean would pass whatever it is
             return None
-        found = enumerated.expectation(tested.estimator, tested.problem, method=method)
+        found = enumerated.expectation(tested.estimator, tested.problem, method=method, chunk=tested.chunk)
         return Mean(
             found, f"exact: {f'all {2**d} sign vectors' if method == 'signs' else f'{2 * d} nodes'}", rounding
         )
     if not follows(tested, *INDEPENDENT):
         return None
-    line = line_mean(tested.estimator, tested.problem)
+    line = line_mean(tested.estimator, tested.problem, chunk=tested.chunk)
     if line is None:
         return None
     allowed = rounding + KINK + 10 * line.residual / tested.size
@@ -83,9 +83,9 @@ def _covariance(tested: EstimatorUnderTest) -> Gradients | None:
         params = tested.problem.params
         return {k: torch.zeros(p.numel(), p.numel(), dtype=torch.float64) for k, p in params.items()}
     if method == "signs":
-        return enumerated.covariance(tested.estimator, tested.problem, method="signs")
+        return enumerated.covariance(tested.estimator, tested.problem, method="signs", chunk=tested.chunk)
     if method == "nodes" and follows(tested, *INDEPENDENT) and tested.randomness.size <= FEW_NUMBERS:
-        return enumerated.covariance(tested.estimator, tested.problem)
+        return enumerated.covariance(tested.estimator, tested.problem, chunk=tested.chunk)
     return None
 
 
@@ -108,7 +108,7 @@ def _isotropic(tested: EstimatorUnderTest) -> bool:
 
 def _quadratic(tested: EstimatorUnderTest) -> bool:
     try:
-        enumerated.require_quadratic(tested.estimator, tested.problem)
+        enumerated.require_quadratic(tested.estimator, tested.problem, chunk=tested.chunk)
     except ValueError:
         return False
     return True

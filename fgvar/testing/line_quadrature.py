@@ -39,7 +39,7 @@ class LineMean:
     residual: float
 
 
-def line_mean(estimator: GradientEstimator, problem: Problem, *, chunk: int = 256) -> LineMean | None:
+def line_mean(estimator: GradientEstimator, problem: Problem, *, chunk: int) -> LineMean | None:
     """E ĝ under independent `Gaussian` and `Rademacher` numbers; None where the estimate is not (almost) additive."""
     randomness = estimator.randomness(problem)
     rules = [_rule(leaf.noise) for leaf in randomness.leaves.values() for _ in range(leaf.size)]

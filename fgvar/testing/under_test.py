@@ -100,6 +100,10 @@ class EstimatorUnderTest:
         self.ask("estimate", lambda: estimates(self.estimator, self.problem.clone(), self.noise(range(2))))
         return not self.problem.network.stack.is_plain(self.estimator)
 
+    @property
+    def chunk(self) -> int:
+        return 256 if self.vmaps else 1
+
     def noise(self, draws: range, seed: int = 0) -> Gradients:
         def sample() -> Gradients:
             return self.randomness.sample(seed, draws, dtype=self.problem.dtype, device=self.problem.device)
@@ -124,9 +128,9 @@ class EstimatorUnderTest:
                 raise Failure(f"the estimate of {name!r} holds NaN or infinity")
         return gradient
 
-    def estimates(self, noise: Mapping[str, Tensor], chunk: int = 256) -> Gradients:
+    def estimates(self, noise: Mapping[str, Tensor], chunk: int | None = None) -> Gradients:
         """Estimates for a batch of noise, stacked."""
-        count = len(next(iter(noise.values())))
+        count, chunk = len(next(iter(noise.values()))), chunk or self.chunk
         pieces = [_take(noise, window) for window in ranges(0, count, chunk)]
         parts = self.ask("estimate", lambda: [estimates(self.estimator, self.problem, piece) for piece in pieces])
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -159,7 +163,7 @@ class EstimatorUnderTest:
         more: dict[str, Any] = {} if self.draws is None else {"draws": self.draws}
 
         def drawn() -> Verdict:
-            return unbiased(self.estimator, self.problem, level=self.level, size=size, **more)
+            return unbiased(self.estimator, self.problem, level=self.level, chunk=self.chunk, size=size, **more)
 
         return self.once("verdict", lambda: self.ask("estimate", drawn))
 
