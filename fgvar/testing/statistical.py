@@ -59,7 +59,7 @@ def unbiased(
         draws: of each estimator, fixed before looking. Never draw again because a verdict failed. "enough": as many
             as no test is undecided at, by a pilot of 1,024 draws or more, with noise of its own (up to 262,144).
         seed: of the noise.
-        chunk: estimates computed at once; default 256; 1 means plain calls, without vmap.
+        chunk: estimates computed at once; default 256, and 1 (plain calls) for what does not run under vmap.
         size: in units of which errors are told where the whole target is 0.
 
     Raises:
