@@ -295,6 +295,10 @@ def test_a_precision_without_a_kernel_is_named() -> None:
     values = Calls(lambda m, x: m.layer(torch.linalg.svdvals(x.unflatten(0, (2, -1))).expand(2, -1))).half()
     with pytest.raises(ValueError, match=r"the network \(Calls\) does not compute in torch\.float16 here \("):
         problem(values, batch=(X.half(), Y))
+    # Token numbers are not to blame for it.
+    tokens = Calls(lambda m, x: m.layer(torch.linalg.svdvals(m.table(x)[:, None])), table=nn.Embedding(3, 3)).half()
+    with pytest.raises(ValueError, match=r"does not compute in torch\.float16 here"):
+        problem(tokens, batch=(torch.tensor([0, 1, 2, 0]), Y))
 
 
 @pytest.mark.parametrize(
