@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from fgvar import loss_functions, problem_checks
 from fgvar.loss_functions import Loss, even_weights, losses_and_weights
-from fgvar.nn import purity, structures
+from fgvar.nn import failures, purity, stacking, structures
 from fgvar.nn.instrumented import Network
 from fgvar.nn.reach import ForwardTrace
 from fgvar.nn.sites import require_module
@@ -151,7 +151,7 @@ class Problem:
         return self.rows(slice(number, number + 1))
 
     def per_example(self, function: Callable[..., Any], *beside: Any) -> Any:
-        """``function`` of every example's own problem, stacked along a new first axis (one vmap).
+        """``function`` of every example's own problem, stacked along a new first axis (one vmap, or plain calls).
 
         Tensors given ``beside``, with the examples along the first axis, go to the function example by example, too.
         """
@@ -159,7 +159,7 @@ class Problem:
         def one(leaves: Mapping[str, Any], *own: Any) -> Any:
             return function(self._of(tree_map(lambda leaf: leaf[None], leaves)), *own)
 
-        return purity.at_once(one, self._weighed()._leaves(), *beside)
+        return self.network.stack(stacking.EXAMPLES, one, self._weighed()._leaves(), *beside)
 
     def _leaves(self) -> dict[str, Any]:
         """All that has the examples along its first axis."""
@@ -171,7 +171,7 @@ class Problem:
         if not self.weighs or self.weights is not None:
             return self
         with torch.no_grad():
-            losses, weights = self._returned(self.run(self.params)[0])
+            losses, weights = self.raw_losses(self.run(self.params)[0])
         found = self._with(weights=even_weights(weights, losses))
         if torch._C._functorch.peek_interpreter_stack() is None:  # tensors of a transform must not outlive it
             self.weights = found.weights
@@ -218,13 +218,13 @@ class Problem:
 
     def losses(self, outputs: Any) -> Tensor:
         """Per-example loss [batch] of outputs of the network or of a local head: n w ℓ / Σ w where it has weights."""
-        losses, weights = losses_and_weights(self._returned(outputs))
+        losses, weights = losses_and_weights(self.raw_losses(outputs))
         if weights is None:
             return losses
         return losses * (even_weights(weights, losses) if self.weights is None else self.weights)
 
-    def _returned(self, outputs: Any) -> Any:
-        """What the loss function itself makes of outputs."""
+    def raw_losses(self, outputs: Any) -> Any:
+        """What the loss function itself returns: losses [batch], or a pair of them and their weights."""
         return self.loss_function(outputs, self.targets)
 
     def local_losses(self, params: Mapping[str, Tensor], end: str, features: Tensor) -> Tensor:
@@ -245,7 +245,8 @@ class Problem:
 
     def backprop(self) -> dict[str, Tensor]:
         """The end-to-end gradient of `loss`; zero for local heads, which the output does not use."""
-        return dict(grad(self.loss)(self.params))
+        with failures.coached_derivatives():
+            return dict(grad(self.loss)(self.params))
 
     def _dry_run(self, loss: str) -> tuple[ForwardTrace, ForwardTrace]:
         """Traces of the batch and of its first example alone, and checks of all that a pass and the loss do."""
@@ -275,20 +276,20 @@ class Problem:
 
     def _traced(self, tensors: Mapping[str, Tensor], inputs: Any) -> tuple[Any, ForwardTrace]:
         """Output and trace of a pass that draws nothing and changes nothing; a graph shows what it does not own."""
-        with torch.enable_grad(), purity.unchanged("network", tensors, "call module.eval()"):
+        with torch.enable_grad(), purity.unchanged("network", tensors, purity.STILL):
             return self.network.trace(tensors, inputs)
 
     def _checked_losses(self, outputs: Any) -> Tensor:
         """Losses of a call that draws nothing and changes nothing; a graph shows what the loss owns."""
         given = {**structures.named("targets", self.targets), **structures.named("outputs", outputs)}
         with torch.enable_grad(), purity.unchanged("loss", given, "torch.where makes a new tensor"):
-            returned = purity.undrawn("loss", lambda: self._returned(outputs))
+            returned = purity.undrawn("loss", lambda: self.raw_losses(outputs))
         losses, weights = loss_functions.require_losses(returned, self.batch_size)
         if weights is None:
             return losses
         self.weighs, self.weights = True, even_weights(weights, losses)
         loss_functions.require_constant_weights(
-            weights, lambda params: self._returned(self.run(params)[0])[1], self.params
+            weights, lambda params: self.raw_losses(self.run(params)[0])[1], self.params
         )
         return losses * self.weights
 

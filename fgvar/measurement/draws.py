@@ -1,13 +1,11 @@
 """Draws: enumerate noise, and make estimates of a batch of it, by vmap where that runs."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from fgvar.errors import unknown
@@ -92,63 +90,45 @@ class Enumeration:
         return index[:, None] // self._base ** torch.arange(self.randomness.size) % self._base
 
 
-def estimates(estimator: GradientEstimator, problem: Problem, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def estimates(
+    estimator: GradientEstimator, problem: Problem, noise: Mapping[str, Tensor], *, name: str = ""
+) -> dict[str, Tensor]:
     """The gradients for a batch of noise, stacked along a new first axis.
 
-    One vmap over the batch; a batch of one is a plain call, so that estimators that do not run under vmap
-    can be measured with ``chunk=1``.
+    One vmap over the batch, or plain calls where vmap cannot (`Stacker`): of a batch of one, at once.
+
+    Args:
+        estimator, problem, noise: what is estimated, with each draw's noise along the first axis.
+        name: of the estimator, in the warning where vmap fails by its own code; empty: none.
 
     Raises:
         TypeError: what the estimator returned is no `Estimate` of a dict of tensors.
     """
-    return _of_each(lambda one: gradient_in(estimator.estimate(problem, one)), noise)
+    return _of_each(estimator, problem, lambda one: gradient_in(estimator.estimate(problem, one)), noise, name)
 
 
-def factors(estimator: Estimator, problem: Problem, noise: Mapping[str, Tensor]) -> Factors:
+def factors(estimator: Estimator, problem: Problem, noise: Mapping[str, Tensor], *, name: str) -> Factors:
     """The factors for a batch of noise: its credit stacked along a new first axis."""
 
     def one(own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         found = estimator.factors(problem, own)
         return found.credit, found.exact
 
-    credit, exact = _of_each(one, noise)
+    credit, exact = _of_each(estimator, problem, one, noise, name)
     return Factors(credit, {name: g[0] for name, g in exact.items()})
 
 
-def _of_each(function: Callable[[dict[str, Tensor]], T], noise: Mapping[str, Tensor]) -> T:
+def _of_each(
+    estimator: GradientEstimator,
+    problem: Problem,
+    function: Callable[[dict[str, Tensor]], T],
+    noise: Mapping[str, Tensor],
+    name: str,
+) -> T:
     """``function`` of every draw, stacked."""
     if len(next(iter(noise.values()))) > 1:
-        return cast(T, vmap(function)(dict(noise)))
-    return cast(T, tree_map(lambda found: found[None], function({name: u[0] for name, u in noise.items()})))
-
-
-@dataclass
-class VmapFallback:
-    """Tries vmap, and falls back to plain calls: one warning for all of a measurement that does not run under it.
-
-    Attributes:
-        warned: has there been a warning?
-    """
-
-    warned: bool = False
-
-    def try_vmap(self, what: str, stacked: Callable[[], T], single: Callable[[], object]) -> T | None:
-        """What ``stacked`` returns, a vmap; None, and a warning, where only ``single``, a plain call, can be."""
-        try:
-            return stacked()
-        except Exception as error:
-            # Plain calls would take hours where a smaller chunk is what is needed.
-            if "memory" in str(error):
-                raise
-        single()  # what a plain call raises, too, is not vmap's fault
-        if not self.warned:
-            warnings.warn(
-                f"{what} does not run under torch.func.vmap (as .item() and an if on a tensor do not), so that it is "
-                "computed one by one, like all here that does not; chunk=1 says so without this warning",
-                stacklevel=2,
-            )
-        self.warned = True
-        return None
+        return cast(T, problem.network.stack(estimator, function, dict(noise), name=name))
+    return cast(T, tree_map(lambda found: found[None], function({key: u[0] for key, u in noise.items()})))
 
 
 def ranges(start: int, stop: int, step: int) -> Iterator[range]:

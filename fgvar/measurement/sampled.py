@@ -22,7 +22,7 @@ from fgvar.estimators.randomness import Randomness
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.measurement import moments as streaming
 from fgvar.measurement.arguments import Settings
-from fgvar.measurement.draws import VmapFallback, estimates, factors, ranges
+from fgvar.measurement.draws import estimates, factors, ranges
 from fgvar.measurement.intervals import Array, Estimated
 from fgvar.measurement.moments import BLOCK
 from fgvar.measurement.mutation_guard import MutationGuard
@@ -57,15 +57,12 @@ def drawn_statistics(
     references: References,
     randomness: Randomness,
     settings: Settings,
-    fallback: VmapFallback,
 ) -> Drawn:
     """Statistics of an estimator's draws; of the one estimate of an estimator without randomness, for all draws."""
     moments, feature_blocks, grams = streaming.init(references), list[Array](), list[Tensor]()
     noiseless = randomness.size == 0
     keeps_features = settings.keep_draws or settings.paired
-    stacks = (
-        _single_estimate(guard, estimator) if noiseless else _stacks(guard, estimator, randomness, settings, fallback)
-    )
+    stacks = _single_estimate(guard, estimator) if noiseless else _stacks(guard, estimator, randomness, settings)
     for stack in stacks:
         try:
             moments, blocks, features = streaming.update(moments, references, stack)
@@ -119,7 +116,6 @@ def _stacks(
     estimator: GradientEstimator,
     randomness: Randomness,
     settings: Settings,
-    fallback: VmapFallback,
 ) -> Iterator[Stack]:
     """Estimates in stacks of whole blocks of 16 draws (the last may be shorter), whatever the chunk.
 
@@ -138,10 +134,10 @@ def _stacks(
             settings.seed, numbers, dtype=problem.dtype, device=problem.device, noise_device=settings.noise_device
         )
         if not factored:
-            found = estimates(estimator, problem, noise)
+            found = estimates(estimator, problem, noise, name=what)
             guard.require_unchanged(numbers)
             return (found,)
-        made = factors(cast(Estimator, estimator), problem, noise)
+        made = factors(cast(Estimator, estimator), problem, noise, name=what)
         exact.update(made.exact)
         return (made.credit, {} if anew else noise)
 
@@ -152,18 +148,14 @@ def _stacks(
         again = Drawing(randomness, settings.seed, numbers, settings.noise_device)
         return Factored(Factors(credit, exact), again if anew else noise)
 
-    exact: dict[str, Tensor] = {}
+    exact, what = dict[str, Tensor](), f"estimator {guard.name!r}"
     # A black box says that it is none for vmap.
     chunk = 1 if getattr(estimator, "opaque", False) else min(chunk, draws)
-    what = f"estimator {guard.name!r}"
-    # The first chunk is computed while vmap is tried, and not again.
-    first = None if chunk == 1 else fallback.try_vmap(what, lambda: piece(range(chunk)), lambda: piece(range(1)))
-    size = chunk if first else 1
     with tqdm(total=draws, desc=guard.name, unit="draw", delay=1, leave=False, disable=None) as bar:
-        for window in ranges(0, draws, max(size, BLOCK)):
+        for window in ranges(0, draws, max(chunk, BLOCK)):
             rows: tuple[dict[str, Tensor], ...] = ()
-            for numbers in ranges(window.start, window.stop, size):
-                found, first = first or piece(numbers), None
+            for numbers in ranges(window.start, window.stop, chunk):
+                found = piece(numbers)
                 bar.update(len(numbers))
                 # One chunk that fills the window: without a copy.
                 rows = found if len(numbers) == len(window) else _written(rows, found, window, numbers)
