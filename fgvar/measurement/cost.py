@@ -1,8 +1,7 @@
 """Cost: counts what one estimate takes, FLOPs(estimate)/FLOPs(forward pass), matrix products alone."""
 
 from dataclasses import is_dataclass
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -20,10 +19,10 @@ def cost(estimator: GradientEstimator, problem: Problem, randomness: Randomness)
     key = f"{estimator!r} {[tuple(leaf.shape) for leaf in leaves(problem.inputs)]}"
     if key not in known:
         factored = isinstance(estimator, Estimator) and estimator.factored
-        makes = partial(estimator.factors if factored else estimator.estimate, problem)
+        makes = cast(Estimator, estimator).factors if factored else estimator.estimate
         noise = randomness.sample(0, [0], dtype=problem.dtype, device=problem.device) if randomness.size else {}
         with Flops() as one:
-            makes({name: u[0] for name, u in noise.items()})
+            makes(problem, {name: u[0] for name, u in noise.items()})
         with Flops() as forward:
             problem.loss()
         known[key] = one.count / forward.count if forward.count else float("nan")

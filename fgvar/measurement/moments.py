@@ -129,31 +129,37 @@ def _block(moments: Moments, references: References, stack: Stack, draws: range)
     count = len(draws) // m
     before = [moments.count + index * m for index in range(count)]
     grams, projections = [], []
-    for name, target in references.target.items():
-        numbers, deviation = target.numel(), moments.deviation[name]
-        gram = deviation.new_zeros(count, m + 3, m + 3)
-        projected = deviation.new_zeros(count, m, BUCKETS)
+    for name, deviation in moments.deviation.items():
+        gram, projected = deviation.new_zeros(count, m + 3, m + 3), deviation.new_zeros(count, m, BUCKETS)
         for start, rows in stack.pieces(name, draws):
-            width = PIECE if target.device.type == "cpu" else max(numbers, 1)
-            for part in rows.split(width, dim=1):
-                at = slice(start, start + part.shape[1])
-                start = at.stop
-                # Deviations from the target, not estimates: a good estimator's are small, and squares lose nothing.
-                frame = deviation.new_empty(count, m + 3, part.shape[1])
-                frame[:, :m].copy_(part.view(count, m, -1)).sub_(target[at])  # faster than one that converts
-                frame[:, m + 1], frame[:, m + 2] = target[at], references.backprop[name][at]
-                for one, draws_before in zip(frame, before, strict=True):
-                    # M, the mean of the draws before, is independent of this block's: none enters its own centre.
-                    torch.div(deviation[at], max(draws_before, 1), out=one[m])
-                    deviation[at] += one[:m].sum(0)
-                for total, one in zip(gram, frame, strict=True):
-                    total.addmm_(one, one.T)
-                projected += references.projected(name, frame[:, :m], at)
+            for at, pair in references.pieces(name, start, start + rows.shape[1]):
+                piece = rows[:, at.start - start : at.stop - start].unflatten(0, (count, m))
+                # Several blocks at once of a small layer, each of a large one alone: no more than the cache holds.
+                together = max(PIECE // max(piece.shape[2], 1), 1)
+                for some in (slice(first, first + together) for first in range(0, count, together)):
+                    frame = _frame(piece[some], pair, deviation[at], before[some])
+                    for total, one in zip(gram[some], frame, strict=True):
+                        total.addmm_(one, one.T)
+                    projected[some] += references.projected(name, frame[:, :m], at)
         grams.append(gram)
         projections.append(projected)
     gram, projected = (references.grouped(each).movedim(0, 1) for each in (grams, projections))
     _require_finite(references, gram[:, :, :m, :m].diagonal(dim1=2, dim2=3), moments.count)
     return Block(gram, projected, before)
+
+
+def _frame(rows: Tensor, pair: tuple[Tensor, Tensor], deviation: Tensor, before: Sequence[int]) -> Tensor:
+    """(D₁ … D_m, M, target, backprop) of blocks [blocks, m + 3, numbers]; adds their ΣD to ``deviation``."""
+    count, m, numbers = rows.shape
+    frame = deviation.new_empty(count, m + 3, numbers)
+    # Deviations from the target, not estimates: a good estimator's are small, and their squares lose nothing.
+    frame[:, :m].copy_(rows).sub_(pair[0])  # faster than a subtraction that converts
+    frame[:, m + 1], frame[:, m + 2] = pair
+    for one, draws in zip(frame, before, strict=True):
+        # M, the mean of the draws before, is independent of this block's: no draw enters its own centre.
+        torch.div(deviation, max(draws, 1), out=one[m])
+        deviation += one[:m].sum(0)
+    return frame
 
 
 def absorb(moments: Moments, block: Block) -> tuple[Moments, Tensor]:

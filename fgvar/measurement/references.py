@@ -52,21 +52,26 @@ class References:
         stacked = torch.stack(by_parameter)
         return torch.cat([stacked, torch.tensordot(self.members, stacked, dims=1)])
 
-    def pieces(self, name: str) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Of a parameter piece by piece where it lies, its target and backprop in float64.
+    def pieces(
+        self, name: str, first: int = 0, last: int | None = None
+    ) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
+        """Of a parameter's numbers (or some of them) piece by piece where it lies: target and backprop in float64.
 
         Float64 whatever the network computes in: of 10⁵ draws a bias is sought far below one draw's rounding.
         """
         target, backprop = self.target[name], self.backprop[name]
-        step = PIECE if target.device.type == "cpu" else max(target.numel(), 1)
-        for first in range(0, target.numel(), step):
-            at = slice(first, min(first + step, target.numel()))
-            yield at, target[at].double(), backprop[at].double()
+        last = target.numel() if last is None else last
+        step = PIECE if target.device.type == "cpu" else max(last - first, 1)
+        for start in range(first, last, step):
+            at = slice(start, min(start + step, last))
+            yield at, (target[at].double(), backprop[at].double())
 
     def squares(self, name: str) -> Tensor:
         """‖target‖² and ‖backprop‖² of a parameter, [2]."""
-        found = [torch.stack([target @ target, backprop @ backprop]) for _, target, backprop in self.pieces(name)]
-        return torch.stack(found).sum(0) if found else self.members.new_zeros(2)
+        total = self.members.new_zeros(2)
+        for _, pair in self.pieces(name):
+            total = total + torch.stack([one @ one for one in pair])
+        return total
 
     def projected(self, name: str, rows: Tensor, at: slice = slice(None)) -> Tensor:
         """Signed sums of every 16th entry, […, rows, BUCKETS]: projections with disjoint supports.

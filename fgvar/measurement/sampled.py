@@ -27,7 +27,7 @@ from fgvar.measurement.intervals import Array, Estimated
 from fgvar.measurement.moments import BLOCK
 from fgvar.measurement.mutation_guard import MutationGuard
 from fgvar.measurement.protocol_checks import gradient_in, require_like
-from fgvar.measurement.references import References
+from fgvar.measurement.references import PIECE, References
 from fgvar.measurement.stacks import Dense, Drawing, Factored, Stack
 from fgvar.measurement.statistics import statistics
 from fgvar.problem import Problem
@@ -188,7 +188,8 @@ def default_chunk(estimator: GradientEstimator, problem: Problem, randomness: Ra
     if isinstance(estimator, Estimator) and estimator.factored:
         if draws_anew(randomness, problem.dtype, budget):
             return 1  # of large networks vmap gains nothing
-        return _fitting(problem, budget, 8 * parameters + BLOCK * noise + 2 * activities, 2 * noise + own)
+        once = 8 * parameters + BLOCK * noise + 2 * activities + 2 * (BLOCK + 3) * min(PIECE, BLOCK * parameters)
+        return _fitting(problem, budget, once, 2 * noise + own)
     return _fitting(problem, budget, (6 + BLOCK) * parameters + 2 * activities, noise + 3 * parameters + own)
 
 

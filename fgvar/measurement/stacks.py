@@ -79,7 +79,8 @@ class Factored:
         credit = self.factors.credit[name][draws.start : draws.stop].flatten(2)  # [draws, directions, rows or 1]
         if not isinstance(self.noise, Drawing):
             u = self.noise[name][draws.start : draws.stop].reshape(*credit.shape[:2], -1)
-            yield 0, (_along(credit, u.shape[2], 0, u.shape[2]) * u).sum(1)
+            each = _along(credit, u.shape[2], 0, u.shape[2])
+            yield 0, each[:, 0] * u[:, 0] if u.shape[1] == 1 else (each * u).sum(1)
             return
         leaf, (_, directions, _) = self.noise.randomness.leaves[name], credit.shape
         numbers = leaf.size // directions

@@ -40,7 +40,7 @@ class Sums:
         squares, products, differences = [], [], []
         for name in references.target:
             square, product, difference = zeros(3), zeros(3), zeros(1, BUCKETS)
-            for at, target, backprop in references.pieces(name):
+            for at, (target, backprop) in references.pieces(name):
                 mean = moments.deviation[name][at] / n
                 # mean D − (r − target): how far E ĝ is from each reference r, the last of them 0.
                 shifts = (mean, mean + target - backprop, mean + target)

@@ -123,7 +123,12 @@ def test_the_spread_that_is_left_without_that_of_the_means() -> None:
         for start in range(0, len(draws), 16):
             state = update(state, references, Dense({"w": torch.from_numpy(draws[start : start + 16])}))[0]
         square = Scatter.of(len(draws), state).square[-1]
-        seen = float(state.apart[-1, 1] / 4096 - (state.apart[-1, 0] / 4096) ** 2) * 4096**2 / 4095 / state.share
+        seen = (
+            float(state.of("apart")[-1, 1] / 4096 - (state.of("apart")[-1, 0] / 4096) ** 2)
+            * 4096**2
+            / 4095
+            / state.share
+        )
         left = seen - state.excess / state.share * Scatter.of(len(draws), state).trace_square[-1]
         assert square == pytest.approx(max(left, seen / 2))
         assert square == pytest.approx(true, rel=0.15, abs=0.02)
