@@ -1,0 +1,123 @@
+"""Stacks: estimates as factors, their noise held or drawn again, have the moments of the estimates themselves."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES
+
+import fgvar
+import fgvar.estimators.random_streams as random_streams
+import fgvar.estimators.randomness as randomness_module
+from fgvar.measurement import sampled, stacks
+
+ESTIMATORS = {
+    "FG-W": fgvar.scheme("FG-W"),
+    "MeZO": fgvar.scheme("MeZO"),
+    "EGGROLL": fgvar.scheme("EGGROLL"),
+    "sphere": fgvar.scheme("FG-W", noise=fgvar.noise.Sphere()),
+    "replayed": fgvar.scheme("FG-W", oracle=fgvar.oracles.Replay()),
+    "directions": fgvar.scheme("FG-W", directions=3),
+    "antithetic": fgvar.scheme("FG-W", directions=2, antithetic=True, oracle=fgvar.oracles.ForwardDifference(1e-4)),
+    "projection": fgvar.scheme("FG-W", directions=3, combine=fgvar.combine.Projection()),
+    "local": fgvar.scheme("LG-FG-W"),
+    "published": fgvar.scheme("LG-FG-W", losses=fgvar.LocalLosses(credit="published")),
+}
+
+
+class Plain:
+    """An estimator by its methods alone: nobody knows that its estimates have factors."""
+
+    def __init__(self, estimator: fgvar.Estimator) -> None:
+        self.randomness, self.estimate, self.target = estimator.randomness, estimator.estimate, estimator.target
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["held", "anew"])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_factors_are_measured_as_estimates_are(name: str, anew: bool, monkeypatch) -> None:
+    """Every number of the dataset, in blocks that are cut and one that is short, to rounding."""
+    if anew:  # in windows that are narrower than leaves, and tiles that are narrower yet
+        monkeypatch.setattr(sampled, "draws_anew", lambda randomness, *_: not joint(randomness))
+        monkeypatch.setattr(stacks, "WINDOW", 32)
+    for module in (random_streams, randomness_module):
+        monkeypatch.setattr(module, "TILE", 16)
+    problem, estimator = CASES["mixer_tiny"](), ESTIMATORS[name]
+    assert estimator.factored
+    options = {"draws": 39, "seed": 3, "keep_draws": True}
+    ours, theirs = (fgvar.measure({"one": one}, problem, **options) for one in (estimator, Plain(estimator)))
+    for variable in set(ours.data_vars) - {"seconds"}:
+        np.testing.assert_allclose(ours[variable], theirs[variable], rtol=1e-8, atol=1e-11, err_msg=variable)
+
+
+def joint(randomness: fgvar.Randomness) -> bool:
+    return any(hasattr(leaf.noise, "couple") for leaf in randomness.leaves.values())
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        fgvar.scheme("FG-A"),
+        fgvar.scheme("FG-W", shared=False),
+        fgvar.scheme("FG-W", space=fgvar.WeightSpace(per_tensor=True)),
+        replace(fgvar.scheme("FG-W"), guess=fgvar.guesses.BackpropGradient()),
+    ],
+)
+def test_what_has_no_factors(estimator: fgvar.Estimator) -> None:
+    assert not estimator.factored
+
+
+def test_a_subclass_estimates_in_its_own_way() -> None:
+    class Doubled(fgvar.Estimator):
+        def estimate(self, problem, noise):
+            return fgvar.Estimate({name: 2 * g for name, g in super().estimate(problem, noise).gradient.items()})
+
+    problem = CASES["mlp_relu"]()
+    found = fgvar.measure({"doubled": Doubled(), "plain": fgvar.Estimator()}, problem, draws=32)
+    doubled, plain = found["slope"].sel(layer="perturbed", reference="target").values
+    assert doubled == pytest.approx(2 * plain)
+
+
+def test_large_noise_is_drawn_again() -> None:
+    """Where 16 draws of it take more than half of the budget; a joint law's never."""
+    leaf = fgvar.Leaf((1000,), fgvar.Gaussian())
+    whole, half = (fgvar.Randomness({"w": replace(leaf, shape=(size,))}) for size in (1000, 500))
+    budget = 16 * 4 * 1000
+    assert sampled.draws_anew(whole, torch.float32, budget)
+    assert not sampled.draws_anew(half, torch.float32, budget)
+    sphere = fgvar.Randomness({"w": replace(leaf, noise=fgvar.noise.Sphere())})
+    assert not sampled.draws_anew(sphere, torch.float32, budget)
+
+
+PEAK = """
+import resource, sys, torch, fgvar
+def linear(fan_in, fan_out):
+    return torch.nn.utils.skip_init(torch.nn.Linear, fan_in, fan_out)
+net = torch.nn.Sequential(*(linear(1024, 1024) for _ in range(28)), linear(1024, 10))
+with torch.no_grad():
+    for p in net.parameters():
+        p.normal_(std=1 / 32)
+x, y = torch.randn(4, 1024), torch.zeros(4, dtype=torch.long)
+fgvar.measure({"one": fgvar.scheme("FG-W")}, fgvar.Problem(torch.nn.Linear(1024, 10), "cross_entropy", (x, y)), draws=2)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+problem = fgvar.Problem(net, "cross_entropy", (x, y))
+fgvar.measure({"one": fgvar.scheme(sys.argv[1])}, problem, draws=int(sys.argv[2]))
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((after - before) * 1024 / (4 * sum(p.numel() for p in net.parameters())))
+"""
+
+
+@pytest.mark.parametrize(("name", "draws"), [("MeZO", 4), ("FG-W", 36)])
+def test_large_networks_take_few_copies(name: str, draws: int) -> None:
+    """Of 29 million numbers at most 8 copies beyond the network, at any number of draws: by the resident memory."""
+    found = subprocess.run(
+        [sys.executable, "-c", PEAK, name, str(draws)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+    assert found.returncode == 0, found.stderr
+    assert float(found.stdout.split()[-1]) <= 8
