@@ -8,10 +8,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.func import vmap
+from torch.overrides import TorchFunctionMode
 
-from fgvar.estimators.estimator import Estimate, require_directions
+from fgvar.estimators.estimator import Estimate, GradientEstimator, require_directions
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import Leaf, Randomness
+from fgvar.measurement import draws
+from fgvar.measurement.protocol_checks import gradient_in
 from fgvar.problem import Problem
 
 Gradient = Callable[[Problem], Mapping[str, Tensor]]
@@ -53,6 +57,38 @@ class BlackBox:
         found: Any = self.function(problem, generator)  # of any type: the checks say what is wrong with it
         return Estimate(found)
 
+    def estimates(self, problem: Problem, seeds: Tensor) -> dict[str, Tensor]:
+        """The estimates of several seeds, stacked: by one vmap where that gives what plain calls give."""
+        if len(seeds) == 1:
+            return self._plain(problem, seeds)
+        first, last = (self._plain(problem, seeds[at : at + 1]) for at in (0, len(seeds) - 1))
+        try:
+            found = self._stacked(problem, seeds)
+            # Numbers that do not come from the generator are the same for all that are stacked.
+            right = _agree(found, first, 0) and _agree(found, last, -1)
+        except Exception:  # of vmap; what the function itself raises, a plain call raises, too
+            right = False
+        return found if right else self._plain(problem, seeds)
+
+    def _plain(self, problem: Problem, seeds: Tensor) -> dict[str, Tensor]:
+        found = [gradient_in(self.estimate(problem, {"seed": seed})) for seed in seeds]
+        return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+
+    def _stacked(self, problem: Problem, seeds: Tensor) -> dict[str, Tensor]:
+        generators = [torch.Generator(problem.device).manual_seed(int(seed)) for seed in seeds]
+        shared = torch.Generator(problem.device)
+        before = shared.get_state()
+
+        def one(index: Tensor) -> dict[str, Tensor]:
+            with _EachItsOwn(shared, generators, index):
+                found: Any = self.function(problem, shared)
+            return gradient_in(Estimate(found))
+
+        stacked: dict[str, Tensor] = vmap(one, randomness="same")(torch.arange(len(seeds), device=problem.device))
+        if not torch.equal(shared.get_state(), before):
+            raise RuntimeError("numbers were drawn from the generator that stands for those of all draws")
+        return stacked
+
     def idle(self, problem: Problem) -> bool:
         """Does it draw nothing from its generator, so that it has one estimate alone?"""
         generator = torch.Generator(problem.device).manual_seed(0)
@@ -63,6 +99,38 @@ class BlackBox:
     def target(self, problem: Problem) -> dict[str, Tensor]:
         found: Any = self.objective(problem)
         return found
+
+
+class _EachItsOwn(TorchFunctionMode):
+    """Within a vmap over draws, what is asked of the shared generator is answered by each draw's own."""
+
+    def __init__(self, shared: torch.Generator, generators: Sequence[torch.Generator], index: Tensor) -> None:
+        super().__init__()
+        self.shared, self.generators, self.index = shared, generators, index
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if kwargs.get("generator") is not self.shared:
+            return func(*args, **kwargs)
+        return torch.stack([func(*args, **kwargs | {"generator": own}) for own in self.generators])[self.index]
+
+
+def _agree(found: Mapping[str, Tensor], one: Mapping[str, Tensor], at: int) -> bool:
+    """Is this draw of those that were stacked the plain one, as far as rounding over a small step lets it be?"""
+    return found.keys() == one.keys() and all(
+        float((found[name][at] - value[0]).abs().max()) <= _rounding(value) for name, value in one.items()
+    )
+
+
+def _rounding(value: Tensor) -> float:
+    return 100 * torch.finfo(value.dtype).eps ** 0.5 * float(value.abs().max())
+
+
+def estimates(estimator: GradientEstimator, problem: Problem, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As `fgvar.measurement.draws.estimates`, black boxes stacked, too."""
+    if isinstance(estimator, BlackBox):
+        return estimator.estimates(problem, noise["seed"])
+    return draws.estimates(estimator, problem, noise)
 
 
 def from_function(

@@ -1,18 +1,16 @@
 """Checks: run them by name, all on one estimator, and as tests of pytest."""
 
-import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 from fgvar.errors import needs_extra, unknown
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.problem import Problem
-from fgvar.testing import declared_checks, required_checks, unbiasedness
+from fgvar.testing import declared_checks, noise_check, required_checks, unbiasedness
 from fgvar.testing.problems import default_problems
 from fgvar.testing.report import FAILED, NOT_APPLICABLE, PASSED, UNDECIDED, Report, Row, sentence
+from fgvar.testing.resources import one_thread
 from fgvar.testing.statistical import Draws, check_draws, check_level
 from fgvar.testing.under_test import MISFIT, EstimatorUnderTest, Failure, NotApplicable, Undecided
 
@@ -72,7 +70,7 @@ CHECKS = {
         Check("pure", required_checks.pure),
         Check("chunking", required_checks.chunking),
         Check("precision", required_checks.precision),
-        Check("noise", required_checks.noise),
+        Check("noise", noise_check.noise),
         Check("non_finite", required_checks.non_finite),
         Check("linear_in_loss", unbiasedness.linear_in_loss),
         Check("batch_order", unbiasedness.batch_order),
@@ -138,7 +136,7 @@ def check_estimator(
     named = _named(problems)
     each = level / (STATISTICAL * len(named))
     rows = []
-    with _one_thread():
+    with one_thread():
         for problem_name, problem in named.items():
             tested, sound = EstimatorUnderTest(estimator, problem, each, draws), True
             for name in chosen:
@@ -224,17 +222,6 @@ def _outcome(check: Check, tested: EstimatorUnderTest) -> tuple[str, str]:
         return UNDECIDED, str(reason)
     except Failure as failure:
         return FAILED, str(failure)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Within, torch uses one thread: tensors of small problems are too small to share."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _named(problems: Problems | None) -> dict[str, Problem]:

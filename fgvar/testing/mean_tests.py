@@ -1,5 +1,6 @@
 """Mean tests: test that means are what they should be, and tell the smallest error that they would have caught."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,12 @@ class MeanTest:
     moved: Tensor
     critical: float
     draws: int
+
+    @staticmethod
+    def joined(tests: Sequence["MeanTest"]) -> "MeanTest":
+        """The tests of several groups of components, of one number of draws and one ``critical``."""
+        z, error, moved = (torch.cat([getattr(test, name) for test in tests]) for name in ("z", "error", "moved"))
+        return MeanTest(z, error, moved, tests[0].critical, tests[0].draws)
 
     @property
     def undecided(self) -> Tensor:
