@@ -8,6 +8,7 @@ from fgvar.errors import needs_extra, unknown
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.problem import Problem
 from fgvar.testing import declared_checks, noise_check, required_checks, unbiasedness
+from fgvar.testing.forecast import announce
 from fgvar.testing.problems import default_problems
 from fgvar.testing.report import FAILED, NOT_APPLICABLE, PASSED, UNDECIDED, Report, Row, sentence
 from fgvar.testing.resources import one_thread
@@ -102,6 +103,9 @@ def check_estimator(
     error that it would have caught. A check that would not have caught a turned sign is undecided: it has not passed,
     and its sentence names the tensors and the draws that would do.
 
+    Memory is bounded: noise, estimates and enumerations are made in blocks that fit the budget of `fgvar.measure`,
+    and made again where all of them do not. A report that takes minutes, or more memory, warns before it starts.
+
     Args:
         estimator: of the protocol `fgvar.GradientEstimator`, or made by `from_function`.
         problems: one problem, several, or name → problem; best small and in float64. Default:
@@ -139,6 +143,7 @@ def check_estimator(
     with one_thread():
         for problem_name, problem in named.items():
             tested, sound = EstimatorUnderTest(estimator, problem, each, draws), True
+            announce(problem_name, tested.fresh(), chosen)
             for name in chosen:
                 outcome, note = _outcome(CHECKS[name], tested.fresh()) if sound else (NOT_APPLICABLE, UNSOUND)
                 rows.append(Row(name, problem_name, outcome, note, CHECKS[name].required))

@@ -96,10 +96,10 @@ def enumeration(tested: EstimatorUnderTest) -> str | None:
         return None
     if tested.randomness.size <= FEW_SIGNS and follows(tested, Rademacher):
         return "signs"
-    return "nodes" if _isotropic(tested) and _quadratic(tested) else None
+    return "nodes" if isotropic(tested) and _quadratic(tested) else None
 
 
-def _isotropic(tested: EstimatorUnderTest) -> bool:
+def isotropic(tested: EstimatorUnderTest) -> bool:
     """Does all its noise declare E uuᵀ = I? By its own class: one that inherits from a law may sample otherwise."""
     laws = [type(leaf.noise) for leaf in tested.randomness.leaves.values()]
     return not tested.opaque and all(vars(law).get("isotropic", False) for law in laws)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fgvar.measurement.arguments import BUDGET
 from fgvar.measurement.draws import ranges
 from fgvar.testing.comparisons import require_declared_noise
-from fgvar.testing.mean_tests import MARGIN, MIN_MOVED, MeanTest, mean_test
+from fgvar.testing.mean_tests import AT_ONCE, MARGIN, MIN_MOVED, MeanTest, mean_test
 from fgvar.testing.statistical import PILOT_SEED
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, Undecided
 from fgvar.testing.verdict import MAX_DRAWS, advice, rounded
@@ -117,8 +117,7 @@ def _moments(drawn: _Drawn, level: float) -> tuple[list[MeanTest], Tensor]:
     """Tests of the `MOMENTS` of every number, and its mean square."""
     found: list[list[MeanTest]] = [[] for _ in MOMENTS]
     squares = []
-    # A test takes some eight copies of what it tests, in double precision; larger blocks would be slower.
-    for which in ranges(0, len(drawn.owners), max(1, BUDGET // (512 * drawn.draws))):
+    for which in ranges(0, len(drawn.owners), max(1, AT_ONCE // drawn.draws)):
         u = drawn.columns(which).double()
         squares.append(u.square().mean(0))
         share = level * len(which) / len(drawn.owners)

@@ -140,6 +140,7 @@ ORDER = (
     "fgvar.testing.required_checks",
     "fgvar.testing.noise_check",
     "fgvar.testing.sampled_checks",
+    "fgvar.testing.forecast",
     "fgvar.testing.declared_checks",
     "fgvar.testing.unbiasedness",
     "fgvar.testing.checks",
