@@ -1,7 +1,7 @@
 """Resources: keep a report to one thread and a budget of bytes."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -23,12 +23,12 @@ def largest_chunk(estimator: GradientEstimator, problem: Problem, randomness: Ra
 
 
 class _OneThread:
-    """How many are within `one_thread`, and how the number of threads before is put back."""
+    """How many are within `one_thread`, and the number of threads before the first of them."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.within = 0
-        self.undo: Callable[[], object] = lambda: None
+        self.usual = 1
 
 
 _one_thread = _OneThread()
@@ -38,19 +38,18 @@ _one_thread = _OneThread()
 def one_thread() -> Iterator[None]:
     """Within, torch uses one thread: tensors of small problems are too small to share.
 
-    The number belongs to the process: the first to come in sets it, the last to leave puts back the one before.
+    The number belongs to the thread that asks, and new threads begin with the last one that was set: who leaves puts
+    back what it found, the last to leave what the first one found.
     """
     state = _one_thread
     with state.lock:
-        if not state.within:
-            threads = torch.get_num_threads()
-            state.undo = lambda: torch.set_num_threads(threads)
-            torch.set_num_threads(1)
+        found = torch.get_num_threads()
+        state.usual = state.usual if state.within else found
         state.within += 1
+        torch.set_num_threads(1)
     try:
         yield
     finally:
         with state.lock:
             state.within -= 1
-            if not state.within:
-                state.undo()
+            torch.set_num_threads(found if state.within else state.usual)
