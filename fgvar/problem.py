@@ -171,7 +171,7 @@ class Problem:
         if not self.weighs or self.weights is not None:
             return self
         with torch.no_grad():
-            losses, weights = self._returned(self.run(self.params)[0])
+            losses, weights = self.raw_losses(self.run(self.params)[0])
         found = self._with(weights=even_weights(weights, losses))
         if torch._C._functorch.peek_interpreter_stack() is None:  # tensors of a transform must not outlive it
             self.weights = found.weights
@@ -218,13 +218,13 @@ class Problem:
 
     def losses(self, outputs: Any) -> Tensor:
         """Per-example loss [batch] of outputs of the network or of a local head: n w ℓ / Σ w where it has weights."""
-        losses, weights = losses_and_weights(self._returned(outputs))
+        losses, weights = losses_and_weights(self.raw_losses(outputs))
         if weights is None:
             return losses
         return losses * (even_weights(weights, losses) if self.weights is None else self.weights)
 
-    def _returned(self, outputs: Any) -> Any:
-        """What the loss function itself makes of outputs."""
+    def raw_losses(self, outputs: Any) -> Any:
+        """What the loss function itself returns: losses [batch], or a pair of them and their weights."""
         return self.loss_function(outputs, self.targets)
 
     def local_losses(self, params: Mapping[str, Tensor], end: str, features: Tensor) -> Tensor:
@@ -282,13 +282,13 @@ class Problem:
         """Losses of a call that draws nothing and changes nothing; a graph shows what the loss owns."""
         given = {**structures.named("targets", self.targets), **structures.named("outputs", outputs)}
         with torch.enable_grad(), purity.unchanged("loss", given, "torch.where makes a new tensor"):
-            returned = purity.undrawn("loss", lambda: self._returned(outputs))
+            returned = purity.undrawn("loss", lambda: self.raw_losses(outputs))
         losses, weights = loss_functions.require_losses(returned, self.batch_size)
         if weights is None:
             return losses
         self.weighs, self.weights = True, even_weights(weights, losses)
         loss_functions.require_constant_weights(
-            weights, lambda params: self._returned(self.run(params)[0])[1], self.params
+            weights, lambda params: self.raw_losses(self.run(params)[0])[1], self.params
         )
         return losses * self.weights
 

@@ -48,7 +48,7 @@ def usable_device(what: str, device: object) -> torch.device:
     return torch.device(found)
 
 
-def require_pair(batch: object) -> tuple[Any, Any]:
+def require_pair(batch: object, what: str = "batch") -> tuple[Any, Any]:
     """The batch, if it is inputs and targets, each a tensor or a structure of tensors."""
     parts = tuple(batch) if isinstance(batch, tuple | list) else ()
     found = named_leaves(*parts) if len(parts) == 2 else {}
@@ -57,7 +57,7 @@ def require_pair(batch: object) -> tuple[Any, Any]:
         kinds = f" of {' and '.join(type(part).__name__ for part in parts)}" if parts else ""
         where = f" ({other} is {type(found[other]).__name__})" if other else ""
         raise TypeError(
-            f"batch is {type(batch).__name__}{kinds}, expected a pair (inputs, targets), each a tensor, or a "
+            f"{what} is {type(batch).__name__}{kinds}, expected a pair (inputs, targets), each a tensor, or a "
             f"tuple or dict of tensors{where}; torch.as_tensor makes one of an array or a list"
         )
     return parts[0], parts[1]
@@ -102,9 +102,9 @@ def require_floating_point(dtype: object) -> None:
         raise TypeError(f"dtype is {dtype!r}, expected a floating-point torch.dtype, such as torch.float64")
 
 
-def checked_batch(batch: object) -> tuple[Any, Any]:
+def checked_batch(batch: object, what: str = "batch") -> tuple[Any, Any]:
     """Inputs and targets as constants."""
-    pair = require_pair(batch)
+    pair = require_pair(batch, what)
     for name, leaf in named_leaves(*pair).items():
         if leaf.layout is not torch.strided or leaf.is_nested:
             kind = "nested" if leaf.is_nested else str(leaf.layout)
@@ -115,7 +115,7 @@ def checked_batch(batch: object) -> tuple[Any, Any]:
     if len(counts) > 1 or 0 in counts:
         shapes = " and ".join(f"{name} {tuple(leaf.shape)}" for name, leaf in found.items())
         raise ValueError(f"{shapes} need the same, nonzero number of examples along the first axis")
-    require_finite("the batch", found)
+    require_finite(f"the {what}", found)
     return inputs, targets
 
 

@@ -112,6 +112,10 @@ class Views:
                 f"generator is {type(generator).__name__}, expected torch.Generator().manual_seed(…): views never "
                 "touch the global random state"
             )
+        if not isinstance(images, Tensor):
+            raise TypeError(
+                f"images are {type(images).__name__}, expected one tensor [batch, channels, height, width]"
+            )
         if images.ndim != 4:
             raise ValueError(f"images have shape {tuple(images.shape)}, expected [batch, channels, height, width]")
         if not images.is_floating_point():

@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 
 from fgvar.data import sources
-from fgvar.errors import require_integer, unknown
+from fgvar.data.split import Device, Indices, Split
+from fgvar.errors import unknown
 from fgvar.storage import atomic
 
 __all__ = ["Images", "load"]
 
-Device = torch.device | str
-Indices = Tensor | Sequence[int]
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std per channel, white = 1
 
 DIGITS_TRAIN = 1437
@@ -39,17 +38,18 @@ KNOWN_STATISTICS: dict[tuple[int, str], Statistics] = {
     (60_000, "0 1 2 3 4 5 6 7 8 9"): ((0.1307,), (0.3081,)),
     (50_000, CIFAR10_CLASSES): ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
 }
+HASHED_PIXELS = 4096  # images of a split, evenly spaced, whose pixels are part of a run's identity
 STATISTICS_EXAMPLES = 50_000  # other data: over at most so many, evenly spaced training examples
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
+class Images(Split):
     """Labelled images of one split, as uint8 in memory (or memory-mapped), with their normalisation.
 
     `pixels` uint8 [n, channels, height, width]; `labels` int64 [n] in 0 … classes−1; `mean` and `std` per
     channel of the train split, in units where black is 0 and white 1. A batch is (pixels/255 − mean)/std,
     computed on the target device, so that uint8 is what travels. Other constants: `dataclasses.replace`.
-    Floating-point `pixels`, such as features that a read-out is trained on, have 1 for white.
+    Floating-point `pixels` have 1 for white.
 
     >>> from fgvar import data
     >>> x, y = data.load("digits").sample(32, seed=0)
@@ -69,7 +69,7 @@ class Images:
         channels = self.pixels.shape[1]
         if not (len(self.mean) == len(self.std) == channels and min(self.std) > 0):
             raise ValueError(
-                f"{self.name} ({self.split}): mean {self.mean} and std {self.std} cannot normalise {channels} "
+                f"{self.title}: mean {self.mean} and std {self.std} cannot normalise {channels} "
                 "channel(s); need one of each per channel, std > 0 (drop a channel that is constant over train)"
             )
 
@@ -77,15 +77,29 @@ class Images:
         return len(self.labels)
 
     @property
+    def title(self) -> str:
+        return f"{self.name} ({self.split})"
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
         channels, height, width = self.pixels.shape[1:]
         return channels, height, width
 
+    def tensors(self) -> dict[str, Tensor]:
+        return {"pixels": self.pixels, "labels": self.labels}
+
+    def hashed(self) -> dict[str, Tensor]:
+        """All labels, the normalisation and (of large ones, some) pixels."""
+        numbers = torch.arange(0, len(self), -(-len(self) // HASHED_PIXELS), device=self.device)
+        scale = torch.tensor([self.mean, self.std], dtype=torch.float64)
+        return {"labels": self.labels, "pixels": self.pixels[numbers], "scale": scale}
+
     def batch(
-        self, indices: Indices, *, device: Device = "cpu", dtype: torch.dtype = torch.float32
+        self, indices: Indices, *, device: Device = "cpu", dtype: torch.dtype | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The examples at `indices` [b]: x [b, channels, height, width] normalised, y [b] int64."""
+        """The examples at `indices` [b]: x [b, channels, height, width] normalised (float32), y [b] int64."""
+        dtype = dtype or torch.float32
         if not dtype.is_floating_point:
             raise TypeError(f"normalised images cannot be {dtype}; give a floating dtype, or read .pixels")
         index = torch.as_tensor(indices, dtype=torch.int64, device=self.pixels.device)
@@ -95,35 +109,6 @@ class Images:
         mean, std = (_constants(s, white, torch.device(device), dtype) for s in (self.mean, self.std))
         return x.sub_(mean).div_(std), self.labels[index].to(device)
 
-    def sample(
-        self, n: int, *, seed: int, device: Device = "cpu", dtype: torch.dtype = torch.float32
-    ) -> tuple[Tensor, Tensor]:
-        """`n` distinct examples that depend on `seed` only; a larger `n` begins with the smaller one's."""
-        return self.batch(self._order(n, seed, 0)[:n], device=device, dtype=dtype)
-
-    def batches(
-        self,
-        size: int,
-        *,
-        seed: int,
-        epoch: int,
-        device: Device = "cpu",
-        dtype: torch.dtype = torch.float32,
-        drop_last: bool = True,
-        part: tuple[int, int] = (0, 1),
-        start: int = 0,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch in batches of `size`, in an order that depends on (seed, epoch) only.
-
-        `drop_last` leaves out the examples that would make a smaller last batch (others in each epoch). Process
-        `part` = (rank, processes) gets batches of its own out of the same order; `start` leaves the first out.
-        """
-        order = self._order(size, seed, 1, epoch).to(self.pixels.device)
-        rank, whole = part[0], size * part[1]
-        stop = len(self) - whole + 1 if drop_last else len(self)
-        firsts = range(start * whole + rank * size, stop + rank * size, whole)
-        return (self.batch(order[first : first + size], device=device, dtype=dtype) for first in firsts)
-
     def subset(self, indices: Indices) -> "Images":
         """The examples at `indices`, with the normalisation of the whole."""
         index = torch.as_tensor(indices, dtype=torch.int64)
@@ -132,13 +117,6 @@ class Images:
     def to(self, device: Device) -> "Images":
         """With pixels and labels on another device, so that batches there cost no transfer."""
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
-
-    def _order(self, wanted: int, seed: int, *key: int) -> Tensor:
-        if not 1 <= wanted <= len(self):
-            raise ValueError(f"{self.name} ({self.split}): asked for {wanted} of 1 … {len(self)} examples")
-        require_integer("seed", seed, 0)
-        state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0]
-        return torch.randperm(len(self), generator=torch.Generator().manual_seed(int(state)))
 
 
 def load(

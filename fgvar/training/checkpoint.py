@@ -25,7 +25,7 @@ from fgvar.training.gradients import require_finite
 from fgvar.training.identity import described, fingerprint
 from fgvar.training.loop import TrainingLoop
 
-MAGIC = b"fgvar checkpoint 6\n"  # another number is another format, or other noise for a run to go on with
+MAGIC = b"fgvar checkpoint 7\n"  # another number is another format, or other noise for a run to go on with
 SECONDS = 10.0  # between checkpoints, or fifty times what one takes, if that is longer
 
 
@@ -45,7 +45,7 @@ class State:
     step: int
     params: dict[str, Tensor]
     optimiser: dict[str, Any]
-    curves: list[tuple[float, ...]]
+    curves: list[dict[str, float]]
     probes: list[bytes]
     losses: Tensor
 
@@ -187,7 +187,7 @@ class Checkpointer:
                 value.copy_(state.params[key])  # in place: the optimiser holds these tensors
         loop.optimiser.torch.load_state_dict(state.optimiser)
         self.last_good = state.step
-        loop.step, loop.curves, loop.losses = state.step, [tuple(row) for row in state.curves], state.losses
+        loop.step, loop.curves, loop.losses = state.step, state.curves, state.losses
         self.packed, loop.probes = state.probes, [unpack(probe) for probe in state.probes]
 
 

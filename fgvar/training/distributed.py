@@ -28,15 +28,25 @@ def world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
-def averaged(gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The mean over processes, in one message. With independent noise its variance falls as one over their number."""
+def averaged(gradient: Mapping[str, Tensor], weight: Tensor | None = None) -> dict[str, Tensor]:
+    """The mean over processes, in one message. With independent noise its variance falls as one over their number.
+
+    With a ``weight`` of each process it is Σ weight · gradient / Σ weight.
+    """
     _, processes = world()
     if processes == 1 or not gradient:
         return dict(gradient)
     # One message for all tensors: most of a small one's time would be latency.
     flat = torch.cat([g.flatten() for g in gradient.values()])
-    dist.all_reduce(flat)
-    pieces = (flat / processes).split([g.numel() for g in gradient.values()])
+    if weight is None:
+        dist.all_reduce(flat)
+        flat = flat / processes
+    else:
+        weight = weight.to(flat.dtype)
+        flat = torch.cat([weight * flat, weight[None]])
+        dist.all_reduce(flat)
+        flat = flat[:-1] / flat[-1]
+    pieces = flat.split([g.numel() for g in gradient.values()])
     return {name: piece.view_as(g) for (name, g), piece in zip(gradient.items(), pieces, strict=True)}
 
 

@@ -1,27 +1,42 @@
-"""Evaluation: means loss and error over many batches, without a gradient."""
+"""Evaluation: loss and error over many batches, Σ w ℓ / Σ w over all their examples, without a gradient."""
 
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from fgvar.data.split import Batch
+from fgvar.loss_functions import losses_and_weights
 from fgvar.problem import Problem
 from fgvar.training.distributed import summed
 
-Batch = tuple[Tensor, Tensor]
+
+def sums_of(problem: Problem, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """Σ w ℓ, Σ w, wrong answers (NaN where targets are no classes) and examples of a batch, [4]."""
+    batch_problem = problem.at(params, batch)
+    with torch.no_grad():
+        outputs = batch_problem.run(params)[0]
+        losses, weights = losses_and_weights(batch_problem.raw_losses(outputs))
+        losses, correct = losses.double(), batch_problem.correct(outputs)
+    weights = torch.ones_like(losses) if weights is None else weights.double()
+    wrong = losses.sum() * torch.nan if correct is None else (~correct).double().sum()
+    count = torch.full_like(wrong, len(losses))
+    return torch.stack([(weights * losses).sum(), weights.sum(), wrong, count])
 
 
 def mean_loss_and_error(problem: Problem, params: Mapping[str, Tensor], batches: Iterable[Batch]) -> Tensor:
-    """Mean loss and error (NaN where targets are no classes), [2], over the batches of all processes."""
-    sums = [torch.zeros(3, dtype=torch.float64, device=problem.device)]
-    for batch in batches:
-        batch_problem = problem.at(params, batch)
-        with torch.no_grad():
-            outputs = batch_problem.run(params)[0]
-            losses, correct = batch_problem.losses(outputs).double(), batch_problem.correct(outputs)
-        loss = losses.sum()
-        wrong = loss * torch.nan if correct is None else (~correct).double().sum()
-        sums.append(torch.stack([loss, wrong, torch.full_like(loss, len(losses))]))
-    # Sums, not means, cross the processes: the last batches differ in size.
-    loss, wrong, count = summed(torch.stack(sums).sum(0))
-    return torch.stack([loss, wrong]) / count
+    """Loss and error (NaN where targets are no classes), [2], over the batches of all processes.
+
+    Raises:
+        ValueError: no example counts.
+    """
+    sums = [torch.zeros(4, dtype=torch.float64, device=problem.device)]
+    sums += [sums_of(problem, params, batch) for batch in batches]
+    # Sums, not means, cross the processes: batches differ in size, and in the weights of their examples.
+    loss, weight, wrong, count = summed(torch.stack(sums).sum(0))
+    if not weight:
+        raise ValueError(
+            "the loss's weights sum to 0 over all examples of the train or test set, so that their mean loss is not "
+            "defined; are all targets ignored (−100)? Give some that count"
+        )
+    return torch.stack([loss / weight, wrong / count])

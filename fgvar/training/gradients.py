@@ -9,22 +9,21 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from fgvar.data.split import Batch
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.measurement.mutation_guard import is_builtin
 from fgvar.problem import Problem
 
 GradientAndLoss = tuple[dict[str, Tensor], Tensor | None]  # the batch's loss, where the estimator tells it
-Gradient = Callable[[dict[str, Tensor], tuple[Tensor, Tensor], dict[str, Tensor]], GradientAndLoss]
+Gradient = Callable[[dict[str, Tensor], Batch, dict[str, Tensor]], GradientAndLoss]
 
 
 def gradient_of(problem: Problem, estimator: GradientEstimator, autocast: bool, compile: bool) -> Gradient:
     """The estimate as a function of tensors alone: parameters, batch and noise."""
     copies = not is_builtin(estimator)
 
-    def gradient(
-        params: dict[str, Tensor], batch: tuple[Tensor, Tensor], noise: dict[str, Tensor]
-    ) -> GradientAndLoss:
+    def gradient(params: dict[str, Tensor], batch: Batch, noise: dict[str, Tensor]) -> GradientAndLoss:
         batch_problem = problem.at(params, batch)
         # What moves tensors in place, and back up to rounding, would train by its rounding; buffers would stay moved.
         estimate = estimator.estimate(batch_problem.clone() if copies else batch_problem, noise)

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fgvar.data.images import Images
-
-HASHED_PIXELS = 4096  # images of a split, evenly spaced, whose pixels are part of a run's identity
+from fgvar.data.split import Split
 
 
 def described(thing: object) -> str:
@@ -33,9 +31,6 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def described_images(images: Images) -> str:
-    """A split: its name and size, and a hash of all labels, the normalisation and (of large ones, some) pixels."""
-    numbers = torch.arange(0, len(images), -(-len(images) // HASHED_PIXELS), device=images.pixels.device)
-    scale = torch.tensor([images.mean, images.std], dtype=torch.float64)
-    found = fingerprint({"labels": images.labels, "pixels": images.pixels[numbers], "scale": scale})
-    return f"{images.name} ({images.split}), {len(images)} examples, {found}"
+def described_split(split: Split | None) -> str:
+    """A split: its name and size, and a hash of what it holds."""
+    return "none" if split is None else f"{split.title}, {len(split)} examples, {fingerprint(split.hashed())}"

@@ -1,17 +1,19 @@
 """Linear probe: `read_out` trains a linear classifier on the frozen features of a network that learned no labels."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fgvar.data.examples import Examples
 from fgvar.data.images import Images
+from fgvar.data.split import Split
 from fgvar.estimators.estimator import ExactGradient
 from fgvar.nn.heads import ReadOut, headless, initialise
+from fgvar.nn.structures import arguments
 from fgvar.training.schedule import Schedule
-from fgvar.training.train import Run, choose_device, train
+from fgvar.training.train import Run, choose_device, splits_of, train
 
 BATCH = 256  # of the forward passes
 
@@ -21,7 +23,7 @@ SCHEDULE = Schedule(epochs=20, batch=128, lr=1e-3, optimiser="adam", weight_deca
 def read_out(
     module: nn.Module,
     params: Mapping[str, Tensor],
-    data: tuple[Images, Images],
+    data: Examples | tuple[Split, Split],
     schedule: Schedule = SCHEDULE,
     *,
     seed: int = 0,
@@ -36,17 +38,17 @@ def read_out(
     Args:
         module: the network that has learned; its local heads and read-outs are left out.
         params: what it has learned, such as ``run.params``.
-        data: train and test split, with labels.
+        data: as for `train`, with class numbers as targets.
         schedule: of the classifier.
         seed: of data order.
         device: "auto" takes CUDA where there is one.
         name: shown in the progress bar.
 
     Returns:
-        The classifier's run: ``loss``, ``train_error`` and ``test_error`` over ``epoch`` (of the read-out).
+        The classifier's run: ``loss``, ``test_loss``, ``train_error`` and ``test_error`` over its ``epoch``.
 
     Raises:
-        ValueError: parameters that are not this network's.
+        ValueError: parameters that are not this network's, targets that are no class numbers.
         NonFiniteError: features that are NaN or infinite.
 
     Source: Ren et al. 2023, Table 4.
@@ -66,18 +68,20 @@ def read_out(
     if missing := {key for key, value in own.items() if value.requires_grad} - params.keys():
         raise ValueError(f"the parameters lack {min(missing)!r} of the network; give those of a run that trained it")
     frozen = {key: params.get(key, value).detach().to(where) for key, value in own.items()}
-    train_split, test_split = (_features(network.to(where), frozen, images) for images in data)
-    rows = train_split.pixels.flatten(1).double()
+    splits = splits_of(data)
+    found = {key: _features(network.to(where), frozen, split) for key, split in splits.items()}
+    rows = found["train"][0].double()
     # A feature that never varies says nothing: it stays 0.
     mean, std = rows.mean(0), rows.std(0, correction=0)
-    scale = tuple(mean.tolist()), tuple(torch.where(std > 0, std, 1.0).tolist())
-    classifier = ReadOut(rows.shape[1], train_split.classes, norm=False)
+    scale = mean.float(), torch.where(std > 0, std, 1.0).float()
+    scaled = {key: ((features - scale[0]) / scale[1], labels) for key, (features, labels) in found.items()}
+    classifier = ReadOut(rows.shape[1], _classes(splits, found), norm=False)
     # Convex, so that 0 is as good a start as any, and no seed is needed.
     initialise(classifier.linear, "zero", torch.Generator())
     return train(
-        nn.Sequential(nn.Flatten(), classifier),
+        classifier,
         ExactGradient(),
-        (_scaled(train_split, *scale), _scaled(test_split, *scale)),
+        Examples(*scaled["train"], test=scaled.get("test"), name=splits["train"].name),
         schedule,
         seed=seed,
         device=where,
@@ -85,18 +89,32 @@ def read_out(
     )
 
 
-def _features(network: nn.Module, params: Mapping[str, Tensor], images: Images) -> Images:
-    """The features [n, width, 1, 1] in place of a split's pixels."""
+def _features(network: nn.Module, params: Mapping[str, Tensor], split: Split) -> tuple[Tensor, Tensor]:
+    """The features [n, width] of a split, in float32 on the CPU, and the labels [n]."""
     one = next(iter(params.values()))
-    found = []
+    features, labels = [], []
     with torch.no_grad():
-        for numbers in torch.arange(len(images)).split(BATCH):
-            x = images.batch(numbers, device=one.device, dtype=one.dtype)[0]
-            found.append(functional_call(network, dict(params), (x,)).flatten(1).float().cpu())
-    pixels = torch.cat(found)[:, :, None, None]
-    width = pixels.shape[1]
-    return replace(images, pixels=pixels, mean=(0.0,) * width, std=(1.0,) * width)
+        for numbers in torch.arange(len(split)).split(BATCH):
+            inputs, targets = split.batch(numbers, device=one.device, dtype=one.dtype)
+            _require_labels(split.title, targets)
+            args, keywords = arguments(inputs)
+            features.append(functional_call(network, dict(params), args, keywords).flatten(1).float().cpu())
+            labels.append(targets.cpu())
+    return torch.cat(features), torch.cat(labels)
 
 
-def _scaled(features: Images, mean: tuple[float, ...], std: tuple[float, ...]) -> Images:
-    return replace(features, mean=mean, std=std)
+def _require_labels(title: str, targets: object) -> None:
+    """Raise unless targets are one class number an example."""
+    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point():
+        got = (
+            f"{targets.dtype} [n{', …' * (targets.ndim > 1)}]"
+            if isinstance(targets, Tensor)
+            else type(targets).__name__
+        )
+        raise ValueError(f"{title}: targets are {got}, expected class numbers [n], integers, to be read out")
+
+
+def _classes(splits: Mapping[str, Split], found: Mapping[str, tuple[Tensor, Tensor]]) -> int:
+    """How many classes there are: images know, of other examples it is what labels there are."""
+    train = splits["train"]
+    return train.classes if isinstance(train, Images) else 1 + max(int(labels.max()) for _, labels in found.values())

@@ -13,12 +13,13 @@ import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fgvar.data.images import Images
+from fgvar.data.split import Batch, Split
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.measurement.protocol_checks import require_randomness
 from fgvar.problem import Problem
 from fgvar.training.distributed import averaged, broadcast_params, world
+from fgvar.training.evaluation import sums_of
 from fgvar.training.gradients import Gradient, NonFiniteMonitor
 from fgvar.training.interrupt import Interrupt
 from fgvar.training.objectives import Task
@@ -79,14 +80,13 @@ class TrainingLoop:
         self.monitor = NonFiniteMonitor(self.learning, problem.device)
         self.ahead: dict[int, dict[str, Tensor]] = {}  # update → its noise
         self.step = 0
-        self.curves: list[tuple[float, ...]] = []
+        self.curves: list[dict[str, float]] = []  # a row before training, and after each epoch
         self.probes: list[xr.Dataset] = []
         self.losses = torch.full((config.total,), torch.nan, dtype=problem.dtype, device=problem.device)
 
     def run(
         self,
-        images: Images,
-        test: Images,
+        splits: Mapping[str, Split],
         name: str,
         checkpointer: CheckpointWriter | None,
         logger: Logger | None,
@@ -101,7 +101,7 @@ class TrainingLoop:
                 self.probe_if_due()
             # As many rows as epochs have ended: where it was stopped just before, the evaluation comes first.
             for epoch in range(len(self.curves) - 1, epochs):
-                for batch in self._batches(images, epoch, self.step - epoch * (total // epochs)):
+                for batch in self._batches(splits["train"], epoch, self.step - epoch * (total // epochs)):
                     self.update(batch)
                     bar.update()
                     self.probe_if_due()
@@ -112,9 +112,8 @@ class TrainingLoop:
                     if checkpointer is not None:
                         checkpointer.maybe_save()
                 self.monitor.check()
-                self.curves.append(self.task.evaluate(self.problem, self.params, images, test))
+                self.curves.append(row := self.task.evaluate(self.problem, self.params, splits))
                 self._show(bar)
-                row = dict(zip(self.task.curves, self.curves[-1], strict=True))
                 if not np.isfinite(row["loss"]):
                     raise NonFiniteError(
                         f"the loss after epoch {epoch + 1} (step {self.step}) is NaN or infinity; "
@@ -124,23 +123,25 @@ class TrainingLoop:
                     logger(self.step, row)
 
     def _show(self, bar: tqdm) -> None:
-        (loss, *_, error), (*_, name) = self.curves[-1], self.task.curves
-        bar.set_postfix({"loss": f"{loss:.3f}", name: f"{error:.1%}"}, refresh=False)
+        row = self.curves[-1]
+        last = next(reversed(row))  # an error on the test split, where there is one
+        bar.set_postfix({name: f"{row[name]:.4g}" for name in dict.fromkeys(("loss", last))}, refresh=False)
 
-    def _batches(self, images: Images, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, train: Split, epoch: int, start: int) -> Iterator[Batch]:
         config, problem = self.config, self.problem
-        return images.batches(
+        return train.batches(
             config.schedule.batch, seed=config.seed, epoch=epoch, device=problem.device, dtype=problem.dtype,
             part=world(), start=start,
         )  # fmt: skip
 
-    def update(self, batch: tuple[Tensor, Tensor]) -> None:
+    def update(self, batch: Batch) -> None:
         """One step along the estimate."""
         noise = self._noise()
-        gradient, loss = self.gradient(self.params, self.task.train_batch(batch, self._draw(self.step)), noise)
+        batch = self.task.train_batch(batch, self._draw(self.step))
+        gradient, loss = self.gradient(self.params, batch, noise)
         # The loss travels with the gradients: one message between processes, not two.
         batch_loss = {} if loss is None else {LOSS: loss.detach().to(self.problem.dtype)}
-        mean = averaged({key: gradient[key] for key in self.learning} | batch_loss)
+        mean = averaged({key: gradient[key] for key in self.learning} | batch_loss, self._weight(batch))
         if batch_loss:
             self.losses[self.step] = mean.pop(LOSS)
         self.monitor.update(self.step, mean)
@@ -149,6 +150,12 @@ class TrainingLoop:
             self.params[key].grad = value.contiguous()
         self.optimiser.step(self.step)
         self.step += 1
+
+    def _weight(self, batch: Batch) -> Tensor | None:
+        """Σ w of this process's batch, for a step along Σ w ℓ / Σ w of all; None where examples count the same."""
+        if world()[1] == 1 or not self.problem.weighs:
+            return None
+        return sums_of(self.problem, self.params, batch)[1]
 
     def _draw(self, step: int) -> int:
         """Number of the draw that this process takes in this update."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
+from torch.utils._pytree import tree_map
 
+from fgvar.data.split import Batch
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.measurement.arguments import BUDGET, Settings, check_arguments
@@ -18,6 +19,7 @@ from fgvar.measurement.measure import measure_unchecked
 from fgvar.measurement.sampled import examples_at_once
 from fgvar.nn.structures import cast
 from fgvar.problem import Problem
+from fgvar.problem_checks import named_leaves, require_pair
 from fgvar.training.identity import described, fingerprint
 
 
@@ -39,7 +41,7 @@ class Probe:
     """
 
     estimators: Mapping[str, GradientEstimator]
-    batch: tuple[Tensor, Tensor]
+    batch: Batch
     steps: Sequence[int]
     draws: int = 128
     seed: int = 0
@@ -71,7 +73,7 @@ class Probe:
     def identity(self) -> str:
         """All that its results depend on, in words and a hash."""
         estimators = {name: described(estimator) for name, estimator in self.estimators.items()}
-        batch = fingerprint(dict(zip("xy", self.batch, strict=True)))
+        batch = fingerprint(named_leaves(*self.batch))
         return (
             f"{estimators} at {list(self.steps)}, {self.draws} draws, seed {self.seed}, {self.route}, batch {batch}"
         )
@@ -104,7 +106,7 @@ def log_steps(count: int, last: int) -> tuple[int, ...]:
     return tuple(sorted({round(step) for step in np.geomspace(1, max(last, 1), count)}))
 
 
-def moved(batch: tuple[Tensor, Tensor], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The batch on another device, its inputs in another precision; integers stay integers."""
-    inputs: Tensor = cast(batch[0].to(device), dtype)
-    return inputs, batch[1].to(device)
+def moved(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
+    """The batch on another device, floating-point numbers in another precision; integers stay integers."""
+    pair: Batch = cast(tree_map(lambda leaf: leaf.to(device), require_pair(batch)), dtype)
+    return pair

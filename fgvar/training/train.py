@@ -11,7 +11,8 @@ import xarray as xr
 from torch import Tensor, nn
 
 from fgvar.data.augmentation import Views
-from fgvar.data.images import Images
+from fgvar.data.examples import Examples, refuse_loaders
+from fgvar.data.split import Split
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.loss_functions import Loss
 from fgvar.measurement.dataset import describe, provenance
@@ -21,7 +22,7 @@ from fgvar.training import allocator
 from fgvar.training.checkpoint import Checkpointer
 from fgvar.training.distributed import join, local_rank, world
 from fgvar.training.gradients import gradient_of
-from fgvar.training.identity import described_images
+from fgvar.training.identity import described_split
 from fgvar.training.interrupt import Interrupt
 from fgvar.training.loop import Logger, RunConfig, TrainingLoop
 from fgvar.training.objectives import task_of
@@ -53,7 +54,7 @@ def steps_of(schedule: Schedule, examples: int) -> int:
 def train(
     module: nn.Module,
     estimator: GradientEstimator,
-    data: tuple[Images, Images],
+    data: Examples | tuple[Split, Split],
     schedule: Schedule,
     *,
     loss: str | Loss = "cross_entropy",
@@ -79,7 +80,8 @@ def train(
     Args:
         module: the network, not changed: training starts from a copy of its parameters.
         estimator: its estimates are the gradients that the optimiser follows.
-        data: train and test split.
+        data: `fgvar.data.Examples` (tensors of any structure, with or without a test set), or a pair of train and
+            test split, as `fgvar.data.load` gives them.
         schedule: optimiser and length.
         loss: see `Problem`; an `InfoNCE` learns without labels, to tell each image's two views from the others'.
         views: for `InfoNCE`: every update sees two new views of its batch. What is learned are the features under
@@ -100,10 +102,11 @@ def train(
             values.items()]`` for TensorBoard.
 
     Returns:
-        ``loss``, ``train_error`` and ``test_error`` over ``epoch`` (0: before training; with InfoNCE ``loss``,
-        ``test_loss``, ``train_retrieval_error`` and ``test_retrieval_error``), ``batch_loss`` over ``update`` (of its
-        batch, before it; only of estimators that tell it), and the probes' measurements over ``step``, in one
-        dataset; and the final state.
+        Over ``epoch`` (0: before training) ``loss`` and ``test_loss``, each Σ w ℓ / Σ w over its whole split;
+        ``train_error`` and ``test_error`` where targets are classes, ``train_perplexity`` and ``test_perplexity``
+        where the loss is "causal_lm", ``train_retrieval_error`` and ``test_retrieval_error`` with InfoNCE.
+        ``batch_loss`` over ``update`` (of its batch, before it; only of estimators that tell it), and the probes'
+        measurements over ``step``, all in one dataset; and the final state.
 
     Raises:
         TypeError: no module, estimator, data or schedule.
@@ -117,38 +120,38 @@ def train(
     require_module(module)
     require_parameters(module)
     require_estimator(name or "estimator", estimator)
-    _require_arguments(data, schedule)
+    splits = splits_of(data)
+    _require_schedule(schedule)
     task = task_of(loss, views, seed, schedule.batch)
     join()
     where = choose_device(device)
     module = copied(module).to(where)
-    total = steps_of(schedule, len(data[0]))
+    total = steps_of(schedule, len(splits["train"]))
     if total == 0:
         raise ValueError(
-            f"{len(data[0])} training examples are fewer than one batch of {schedule.batch * world()[1]}"
+            f"{len(splits['train'])} training examples are fewer than one batch of {schedule.batch * world()[1]}"
         )
     dtype = next(p.dtype for p in module.parameters() if p.requires_grad)
-    images, test = (_near(split, where) for split in data)
-    problem = task.problem(
-        module, task.eval_batch(images.sample(schedule.batch, seed=seed, device=where, dtype=dtype))
-    )
+    near = {key: _near(split, where) for key, split in splits.items()}
+    first = near["train"].sample(schedule.batch, seed=seed, device=where, dtype=dtype)
+    problem = task.problem(module, task.eval_batch(first))
     if probe is not None:
         probe = replace(probe, batch=task.eval_batch(moved(probe.batch, where, dtype)))
         probe.check(task.problem(module, probe.batch), total)
     gradient = gradient_of(problem, estimator, autocast, compile)
     loop = TrainingLoop(problem, estimator, gradient, task, RunConfig(schedule, total, seed, probe))
     numerics = {"autocast": str(autocast), "compile": str(compile)}  # other rounding is another run
-    with _checkpointer(checkpoint, loop, data, numerics) as checkpointer:
+    with _checkpointer(checkpoint, loop, splits, numerics) as checkpointer:
         if checkpointer is not None and resume:
             checkpointer.restore()
         with allocator.keep_freed_memory(), Interrupt() as interrupt:
             if not loop.curves:
-                loop.curves.append(task.evaluate(problem, loop.params, images, test))
-            loop.run(images, test, name or "training", checkpointer, logger, interrupt)
+                loop.curves.append(task.evaluate(problem, loop.params, near))
+            loop.run(near, name or "training", checkpointer, logger, interrupt)
         if checkpointer is not None:
             checkpointer.store()
     # Constants, too: those of the first of several processes are everybody's.
-    return Run(_dataset(loop, images), _state(module, {**loop.problem.buffers, **loop.params}))
+    return Run(_dataset(loop, splits["train"].name), _state(module, {**loop.problem.buffers, **loop.params}))
 
 
 def _state(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -161,33 +164,45 @@ def _state(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def _checkpointer(
-    path: str | Path | None, loop: TrainingLoop, data: tuple[Images, Images], numerics: Mapping[str, str]
+    path: str | Path | None, loop: TrainingLoop, splits: Mapping[str, Split], numerics: Mapping[str, str]
 ) -> contextlib.AbstractContextManager[Checkpointer | None]:
     """The checkpoint at a path, which knows all that the run depends on; of no path, none."""
     if path is None:
         return contextlib.nullcontext()
-    splits = dict(zip(("train", "test"), map(described_images, data), strict=True))
-    return Checkpointer(Path(path), loop, {**loop.task.identity, **numerics, **splits})
+    data = {key: described_split(split) for key, split in splits.items()}
+    return Checkpointer(Path(path), loop, {**loop.task.identity, **numerics, **data})
 
 
-def _require_arguments(data: object, schedule: object) -> None:
-    """Raise a TypeError where these are no data to train and test with, or no schedule."""
-    if not isinstance(data, tuple | list) or len(data) != 2 or not all(isinstance(one, Images) for one in data):
-        kinds = f" of {', '.join(type(one).__name__ for one in data)}" if isinstance(data, tuple | list) else ""
+def splits_of(data: object) -> dict[str, Split]:
+    """The split to train on, and the one to test with, where there is one."""
+    if isinstance(data, Examples):
+        return {"train": data} | ({} if data.test is None else {"test": data.test})
+    pair = data if isinstance(data, tuple | list) else ()
+    if len(pair) == 2 and isinstance(pair[0], Examples) and isinstance(pair[1], Examples):
+        return splits_of(replace(pair[0], test=pair[1]))
+    refuse_loaders(data, *pair)
+    if len(pair) != 2 or not all(isinstance(one, Split) for one in pair):
+        kinds = f" of {', '.join(type(one).__name__ for one in pair)}" if pair else ""
         raise TypeError(
-            f"data is {type(data).__name__}{kinds}, expected a pair (train, test) of fgvar.data.Images, as "
+            f"data is {type(data).__name__}{kinds}, expected fgvar.data.Examples(inputs, targets, test=…) of "
+            "tensors, Examples.from_dataset(…) of a torch Dataset, or a pair (train, test) of fgvar.data.Images, as "
             'fgvar.data.load("digits"), fgvar.data.load("digits", "test")'
         )
+    return dict(zip(("train", "test"), pair, strict=True))
+
+
+def _require_schedule(schedule: object) -> None:
+    """Raise a TypeError where this is no schedule."""
     if not isinstance(schedule, Schedule):
         kind = f"the class {schedule.__name__}" if isinstance(schedule, type) else type(schedule).__name__
         raise TypeError(f"schedule is {kind}, expected an instance: fgvar.Schedule(epochs=20, batch=64)")
 
 
-def _near(images: Images, device: torch.device) -> Images:
-    """On the device, where the pixels take less than a quarter of its free memory."""
-    if device.type != "cuda" or images.pixels.numel() > torch.cuda.mem_get_info(device)[0] // 4:
-        return images
-    return images.to(device)
+def _near(split: Split, device: torch.device) -> Split:
+    """On the device, where the data take less than a quarter of its free memory."""
+    if device.type != "cuda" or split.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
+        return split
+    return split.to(device)
 
 
 def choose_device(device: torch.device | str) -> torch.device:
@@ -197,14 +212,12 @@ def choose_device(device: torch.device | str) -> torch.device:
     return usable_device("device", device)
 
 
-def _dataset(loop: TrainingLoop, images: Images) -> xr.Dataset:
-    curves, config = loop.task.curves, loop.config
-    rows = zip(curves, zip(*loop.curves, strict=True), strict=True)
-    dataset = xr.Dataset(
-        {key: ("epoch", list(column)) for key, column in rows}, coords={"epoch": range(config.schedule.epochs + 1)}
-    )
-    for key, (long_name, units) in curves.items():
-        dataset[key].attrs = {"long_name": long_name, "units": units}
+def _dataset(loop: TrainingLoop, data: str) -> xr.Dataset:
+    config = loop.config
+    dataset = xr.Dataset(coords={"epoch": range(config.schedule.epochs + 1)})
+    for key in loop.curves[0]:
+        long_name, units = loop.task.curves[key]
+        dataset[key] = "epoch", [row[key] for row in loop.curves], {"long_name": long_name, "units": units}
     losses = loop.losses.cpu().numpy()
     # An estimator either tells the loss of every batch or of none.
     if not np.isnan(losses).all():
@@ -216,7 +229,7 @@ def _dataset(loop: TrainingLoop, images: Images) -> xr.Dataset:
         dataset.attrs = dict(loop.probes[0].attrs)
     # A probe's own seed and estimators are attributes, too: the run's have a prefix.
     dataset.attrs |= {f"train_{key}": value for key, value in asdict(config.schedule).items()}
-    dataset.attrs |= {"train_estimator": repr(loop.estimator), "train_seed": config.seed, "data": images.name}
+    dataset.attrs |= {"train_estimator": repr(loop.estimator), "train_seed": config.seed, "data": data}
     dataset.attrs |= {f"train_{key}": value for key, value in loop.task.identity.items()}
     dataset.attrs |= provenance(loop.problem.device, loop.problem.dtype)
     return describe(dataset)

@@ -95,6 +95,8 @@ ORDER = (
     "fgvar.measurement.measure",
     "fgvar.data.augmentation",
     "fgvar.data.sources",
+    "fgvar.data.split",
+    "fgvar.data.examples",
     "fgvar.data.images",
     "fgvar.data",
     "fgvar.training",

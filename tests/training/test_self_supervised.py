@@ -198,7 +198,7 @@ def test_features_are_those_of_the_problem_standardised(data, monkeypatch) -> No
     problem = fgvar.contrastive.Contrastive(model, fgvar.contrastive.InfoNCE(), (x, x.flip(3)))
     changed = {name: value + 0.01 for name, value in problem.params.items()}
     fgvar.read_out(model, changed, data, device="cpu")
-    train_split, test_split = seen[0]
+    train_split, test_split = seen[0], seen[0].test
     rows, labels = test_split.batch(range(32))
     train_rows = problem.features(data[0].batch(range(64))[0], changed)
     mean, std = train_rows.mean(0), train_rows.std(0, correction=0)
