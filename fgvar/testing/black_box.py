@@ -1,5 +1,6 @@
 """Black boxes: make an estimator of a function that draws its own noise from a generator."""
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,14 +62,13 @@ class BlackBox:
         """The estimates of several seeds, stacked: by one vmap where that gives what plain calls give."""
         if len(seeds) == 1:
             return self._plain(problem, seeds)
-        first, last = (self._plain(problem, seeds[at : at + 1]) for at in (0, len(seeds) - 1))
-        try:
-            found = self._stacked(problem, seeds)
-            # Numbers that do not come from the generator are the same for all that are stacked.
-            right = _agree(found, first, 0) and _agree(found, last, -1)
-        except Exception:  # of vmap; what the function itself raises, a plain call raises, too
-            right = False
-        return found if right else self._plain(problem, seeds)
+        ends = seeds[[0, -1]]
+        plain = self._plain(problem, ends)
+        with contextlib.suppress(Exception):  # of vmap; what the function itself raises, a plain call raises, too
+            # Numbers that do not come from the generator would be the same for all that are stacked.
+            if _agree(self._stacked(problem, ends), plain):
+                return self._stacked(problem, seeds)
+        return self._plain(problem, seeds)
 
     def _plain(self, problem: Problem, seeds: Tensor) -> dict[str, Tensor]:
         found = [gradient_in(self.estimate(problem, {"seed": seed})) for seed in seeds]
@@ -115,15 +115,13 @@ class _EachItsOwn(TorchFunctionMode):
         return torch.stack([func(*args, **kwargs | {"generator": own}) for own in self.generators])[self.index]
 
 
-def _agree(found: Mapping[str, Tensor], one: Mapping[str, Tensor], at: int) -> bool:
-    """Is this draw of those that were stacked the plain one, as far as rounding over a small step lets it be?"""
-    return found.keys() == one.keys() and all(
-        float((found[name][at] - value[0]).abs().max()) <= _rounding(value) for name, value in one.items()
+def _agree(found: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> bool:
+    """Are draws that were stacked the plain ones, as far as rounding over a small step lets them be?"""
+    share = {name: 100 * torch.finfo(value.dtype).eps ** 0.5 for name, value in plain.items()}
+    return found.keys() == plain.keys() and all(
+        float((found[name] - value).abs().max()) <= share[name] * float(value.abs().max())
+        for name, value in plain.items()
     )
-
-
-def _rounding(value: Tensor) -> float:
-    return 100 * torch.finfo(value.dtype).eps ** 0.5 * float(value.abs().max())
 
 
 def estimates(estimator: GradientEstimator, problem: Problem, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -145,8 +143,9 @@ def from_function(
     """An estimator of a function that draws its own noise, so that it can be checked and measured.
 
     The function becomes deterministic given a seed, which is all the randomness it declares: checks that need
-    declared noise are not applicable, bias and scale are drawn, and it runs by plain calls (``chunk=1``). What else
-    it declares is tested by drawing.
+    declared noise are not applicable, bias and scale are drawn, and it is measured by plain calls (``chunk=1``).
+    Checks draw many at once, by one vmap in which every draw is answered by a generator of its own, where the first
+    and the last of them are what plain calls give. What else it declares is tested by drawing.
 
     Args:
         function: ``(problem, generator) -> dict`` like ``problem.params``; draws from the generator only.
