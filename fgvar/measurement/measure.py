@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fgvar.estimators.estimator import GradientEstimator, require_problem
 from fgvar.measurement.arguments import BUDGET, Settings, check_arguments, check_noise_device
+from fgvar.measurement.budget import announce, examples_at_once
 from fgvar.measurement.closed import check_route, exact_statistics
 from fgvar.measurement.cost import cost
 from fgvar.measurement.data_variance import DataVariance
@@ -25,7 +26,7 @@ from fgvar.measurement.mutation_guard import MutationGuard
 from fgvar.measurement.paired import Measured, differences
 from fgvar.measurement.protocol_checks import require_finite_gradient, require_randomness, tensors_in
 from fgvar.measurement.references import GROUPS, References
-from fgvar.measurement.sampled import drawn_statistics, examples_at_once
+from fgvar.measurement.sampled import drawn_statistics
 from fgvar.measurement.statistics import ERRORS, NOT_OF_ONE, cosine_null
 from fgvar.problem import Problem
 
@@ -100,6 +101,8 @@ def measure(
         raise ValueError(
             f"paired=True compares estimators with the first one, and {list(estimators)} is alone; give at least two"
         )
+    if route == "drawn":
+        announce(estimators, problem, settings)
     data_variance = DataVariance(problem, examples_at_once(problem, budget) if chunk is None else chunk)
     return measure_unchecked(estimators, problem, data_variance, settings)
 

@@ -4,7 +4,6 @@ Draw i depends on (seed, i) alone and every block holds the same 16 draws, so th
 not depend on how many draws are computed at once.
 """
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,22 +16,18 @@ from tqdm.auto import tqdm
 
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import Estimator, Factors, GradientEstimator
-from fgvar.estimators.oracles import Replay
 from fgvar.estimators.randomness import Randomness
-from fgvar.estimators.weight_space import WeightSpace
 from fgvar.measurement import moments as streaming
 from fgvar.measurement.arguments import Settings
+from fgvar.measurement.budget import default_chunk
 from fgvar.measurement.draws import estimates, factors, ranges
 from fgvar.measurement.intervals import Array, Estimated
 from fgvar.measurement.moments import BLOCK
 from fgvar.measurement.mutation_guard import MutationGuard
 from fgvar.measurement.protocol_checks import gradient_in, require_like
-from fgvar.measurement.references import PIECE, References
+from fgvar.measurement.references import References
 from fgvar.measurement.stacks import Dense, Drawing, Factored, Stack
 from fgvar.measurement.statistics import statistics
-from fgvar.problem import Problem
-
-LARGEST_CHUNK = 64  # beyond it vmap gains nothing, and takes memory
 
 
 @dataclass(frozen=True)
@@ -170,53 +165,3 @@ def _written(rows: Any, found: Any, window: range, numbers: range) -> Any:
     at = slice(numbers.start - window.start, numbers.stop - window.start)
     tree_map(lambda whole, part: whole[at].copy_(part), rows, found)
     return rows
-
-
-def default_chunk(estimator: GradientEstimator, problem: Problem, randomness: Randomness, budget: int) -> int:
-    """The largest chunk of draws within the budget.
-
-    A draw takes its noise and the direction of it, its gradient (as it is made, in its block and centred), and
-    activations of its own, through which its credit is pulled back or its tangents pass. Of weights a draw's
-    coefficients are enough: it takes its noise and the moved weights; and where directions are replayed, no
-    activations. References, a block and one backward pass are there anyway.
-    """
-    activities, parameters = _sizes(problem)
-    weights = isinstance(getattr(estimator, "space", None), WeightSpace)
-    noise = randomness.size if weights else 2 * randomness.size
-    # Replayed, all draws meet the same gradients of the loss terms: inner products, and no pass of a draw's own.
-    own = 0 if weights and isinstance(getattr(estimator, "oracle", None), Replay) else activities
-    if isinstance(estimator, Estimator) and estimator.factored:
-        if draws_anew(randomness, problem.dtype, budget):
-            return 1  # of large networks vmap gains nothing
-        once = 8 * parameters + BLOCK * noise + 2 * activities + 2 * (BLOCK + 3) * min(PIECE, BLOCK * parameters)
-        return _fitting(problem, budget, once, 2 * noise + own)
-    return _fitting(problem, budget, (6 + BLOCK) * parameters + 2 * activities, noise + 3 * parameters + own)
-
-
-def examples_at_once(problem: Problem, budget: int) -> int:
-    """Of as many examples a gradient each keeps to the budget, with a backward pass."""
-    activities, parameters = _sizes(problem)
-    return _fitting(problem, budget, 6 * parameters, 2 * parameters + 2 * activities // problem.batch_size)
-
-
-def draws_anew(randomness: Randomness, dtype: torch.dtype, budget: int) -> bool:
-    """Is the noise of a block of draws too large to be held until the moments have seen it?
-
-    Then it is drawn again piece by piece; of a joint law no piece can be drawn alone.
-    """
-    joint = any(hasattr(leaf.noise, "couple") for leaf in randomness.leaves.values())
-    return not joint and 2 * BLOCK * randomness.size * dtype.itemsize > budget
-
-
-def _sizes(problem: Problem) -> tuple[int, int]:
-    """Numbers of activations, at every layer of the network, and of parameters."""
-    visits = itertools.chain.from_iterable(problem.trace.visits.values())
-    activities = sum(int(np.prod(visit.shape)) for visit in visits if visit.shape)
-    return activities, sum(p.numel() for p in problem.params.values())
-
-
-def _fitting(problem: Problem, budget: int, once: int, each: int) -> int:
-    """How many things of ``each`` numbers fit beside ``once``: 1, 2, 4, 8 or a multiple of 16."""
-    numbers = budget // (torch.finfo(problem.dtype).bits // 8) - once
-    fits = min(max(numbers // max(each, 1), 1), LARGEST_CHUNK)
-    return int(fits // BLOCK * BLOCK if fits >= BLOCK else 2 ** int(np.log2(fits)))

@@ -9,7 +9,7 @@ import torch
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.arguments import BUDGET
-from fgvar.measurement.sampled import default_chunk
+from fgvar.measurement.budget import default_chunk
 from fgvar.problem import Problem
 
 CHUNK = 256  # estimates computed at once, where they fit

@@ -12,11 +12,11 @@ from fgvar.data.split import Batch
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.measurement.arguments import BUDGET, Settings, check_arguments
+from fgvar.measurement.budget import examples_at_once
 from fgvar.measurement.closed import check_route
 from fgvar.measurement.data_variance import DataVariance
 from fgvar.measurement.dataset import ENDS
 from fgvar.measurement.measure import measure_unchecked
-from fgvar.measurement.sampled import examples_at_once
 from fgvar.nn.structures import cast
 from fgvar.problem import Problem
 from fgvar.problem_checks import named_leaves, require_pair

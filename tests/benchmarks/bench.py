@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fgvar
 from fgvar.measurement.arguments import BUDGET
+from fgvar.measurement.budget import default_chunk
 from fgvar.measurement.cost import Flops
-from fgvar.measurement.sampled import default_chunk
 from fgvar.nn.forward_mode import EPS
 from fgvar.training import allocator
 from fgvar.training.gradients import gradient_of

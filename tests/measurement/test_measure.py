@@ -11,8 +11,8 @@ from cases import CASES, mixer, randn
 from torch import Tensor, nn
 
 import fgvar
+from fgvar.measurement.budget import default_chunk
 from fgvar.measurement.dataset import ENDS, FLAGS, VARIABLES
-from fgvar.measurement.sampled import default_chunk
 from fgvar.measurement.statistics import cosine_null
 from studies.fused_losses import peak
 

@@ -1,8 +1,10 @@
 """Stacks: estimates as factors, their noise held or drawn again, have the moments of the estimates themselves."""
 
 import os
+import re
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +15,7 @@ from cases import CASES
 import fgvar
 import fgvar.estimators.random_streams as random_streams
 import fgvar.estimators.randomness as randomness_module
+import fgvar.measurement.budget as budget_module
 from fgvar.measurement import sampled, stacks
 
 ESTIMATORS = {
@@ -86,10 +89,24 @@ def test_large_noise_is_drawn_again() -> None:
     leaf = fgvar.Leaf((1000,), fgvar.Gaussian())
     whole, half = (fgvar.Randomness({"w": replace(leaf, shape=(size,))}) for size in (1000, 500))
     budget = 16 * 4 * 1000
-    assert sampled.draws_anew(whole, torch.float32, budget)
-    assert not sampled.draws_anew(half, torch.float32, budget)
+    assert budget_module.draws_anew(whole, torch.float32, budget)
+    assert not budget_module.draws_anew(half, torch.float32, budget)
     sphere = fgvar.Randomness({"w": replace(leaf, noise=fgvar.noise.Sphere())})
-    assert not sampled.draws_anew(sphere, torch.float32, budget)
+    assert not budget_module.draws_anew(sphere, torch.float32, budget)
+
+
+@pytest.mark.parametrize(("name", "large"), [("FG-W", True), ("FG-W", False), ("BP", True)])
+def test_more_than_the_budget_is_said_beforehand(name: str, large: bool) -> None:
+    """By shapes, of the estimator that takes most; nothing of one without noise, which makes one estimate."""
+    problem, budget = CASES["mlp_relu"](), 2000 if large else 10**8
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fgvar.measure({"mine": fgvar.scheme(name)}, problem, draws=2, budget=budget)
+    said = [str(one.message) for one in caught]
+    assert len(said) == (large and name == "FG-W")
+    assert all(
+        re.fullmatch(r"measuring 'mine' takes about \d\.\d GB beside the network, .* is meant", s) for s in said
+    )
 
 
 PEAK = """
@@ -101,7 +118,7 @@ with torch.no_grad():
     for p in net.parameters():
         p.normal_(std=1 / 32)
 x, y = torch.randn(4, 1024), torch.zeros(4, dtype=torch.long)
-small = fgvar.Problem(linear(1024, 10), "mse", (x, torch.zeros(4, 10)))
+small = fgvar.Problem(torch.nn.Linear(1024, 10), "mse", (x, torch.zeros(4, 10)))
 fgvar.measure({"one": fgvar.scheme("FG-W")}, small, draws=2)  # imports are no copy
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 problem = fgvar.Problem(net, "cross_entropy", (x, y))

@@ -1,0 +1,103 @@
+"""Budget: how many draws and examples are computed at once, and a word where even one takes more than the budget."""
+
+import itertools
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fgvar.estimators.estimator import Estimator, GradientEstimator
+from fgvar.estimators.oracles import Replay
+from fgvar.estimators.randomness import Randomness
+from fgvar.estimators.weight_space import WeightSpace
+from fgvar.measurement.arguments import Settings
+from fgvar.measurement.moments import BLOCK
+from fgvar.measurement.references import PIECE
+from fgvar.problem import Problem
+
+LARGEST_CHUNK = 64  # beyond it vmap gains nothing, and takes memory
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Numbers that a measurement holds beside the network: ``once``, and for ``each`` draw of a chunk."""
+
+    once: int
+    each: int
+
+
+def needs(estimator: GradientEstimator, problem: Problem, randomness: Randomness, budget: int) -> Needs:
+    """What the draws of an estimator take.
+
+    A draw takes its noise and the direction of it, its gradient (as it is made, in its block and centred), and
+    activations of its own, through which its credit is pulled back or its tangents pass. Of weights a draw's
+    coefficients are enough: it takes its noise and the moved weights; and where directions are replayed, no
+    activations. References, sums, a block of estimates (of weights, of noise that is not drawn anew) with the frame
+    of the moments, and one backward pass are there anyway.
+    """
+    activities, parameters = sizes(problem)
+    weights = isinstance(getattr(estimator, "space", None), WeightSpace)
+    noise = randomness.size if weights else 2 * randomness.size
+    # Replayed, all draws meet the same gradients of the loss terms: inner products, and no pass of a draw's own.
+    own = 0 if weights and isinstance(getattr(estimator, "oracle", None), Replay) else activities
+    if not (isinstance(estimator, Estimator) and estimator.factored):
+        return Needs((6 + BLOCK) * parameters + 2 * activities, noise + 3 * parameters + own)
+    held = 0 if draws_anew(randomness, problem.dtype, budget) else BLOCK * noise
+    frame = 2 * (BLOCK + 3) * min(PIECE, BLOCK * parameters)
+    return Needs(6 * parameters + held + frame + 2 * activities, 2 * noise + own)
+
+
+def default_chunk(estimator: GradientEstimator, problem: Problem, randomness: Randomness, budget: int) -> int:
+    """The largest chunk of draws within the budget; 1 where noise is drawn anew, and vmap gains nothing."""
+    if isinstance(estimator, Estimator) and estimator.factored and draws_anew(randomness, problem.dtype, budget):
+        return 1
+    return _fitting(problem, budget, needs(estimator, problem, randomness, budget))
+
+
+def examples_at_once(problem: Problem, budget: int) -> int:
+    """Of as many examples a gradient each keeps to the budget, with a backward pass."""
+    activities, parameters = sizes(problem)
+    return _fitting(problem, budget, Needs(6 * parameters, 2 * parameters + 2 * activities // problem.batch_size))
+
+
+def draws_anew(randomness: Randomness, dtype: torch.dtype, budget: int) -> bool:
+    """Is the noise of a block of draws too large to be held until the moments have seen it?
+
+    Then it is drawn again piece by piece; of a joint law no piece can be drawn alone.
+    """
+    joint = any(hasattr(leaf.noise, "couple") for leaf in randomness.leaves.values())
+    return not joint and 2 * BLOCK * randomness.size * dtype.itemsize > budget
+
+
+def announce(estimators: Mapping[str, GradientEstimator], problem: Problem, settings: Settings) -> None:
+    """Warn, before anything is drawn, of an estimator whose draws take more bytes than the budget."""
+    most = 0
+    for name, estimator in estimators.items():
+        randomness = estimator.randomness(problem)
+        found = needs(estimator, problem, randomness, settings.budget)
+        chunk = settings.chunk or default_chunk(estimator, problem, randomness, settings.budget)
+        taken = (found.once + min(chunk, settings.draws) * found.each) * problem.dtype.itemsize
+        if randomness.size and taken > max(settings.budget, most):
+            most, worst = taken, name
+    if most:
+        warnings.warn(
+            f"measuring {worst!r} takes about {most / 1e9:.1f} GB beside the network, more than the budget of "
+            f"{settings.budget / 1e9:.1f} GB; budget= at least as large says that this is meant",
+            stacklevel=3,
+        )
+
+
+def sizes(problem: Problem) -> tuple[int, int]:
+    """Numbers of activations, at every layer of the network, and of parameters."""
+    visits = itertools.chain.from_iterable(problem.trace.visits.values())
+    activities = sum(int(np.prod(visit.shape)) for visit in visits if visit.shape)
+    return activities, sum(p.numel() for p in problem.params.values())
+
+
+def _fitting(problem: Problem, budget: int, found: Needs) -> int:
+    """How many draws fit: 1, 2, 4, 8 or a multiple of 16."""
+    numbers = budget // problem.dtype.itemsize - found.once
+    fits = min(max(numbers // max(found.each, 1), 1), LARGEST_CHUNK)
+    return int(fits // BLOCK * BLOCK if fits >= BLOCK else 2 ** int(np.log2(fits)))
