@@ -73,8 +73,10 @@ class Leaf:
     ) -> Iterator[Callable[[], None]]:
         """Calls that write the draws' numbers, from ``first`` on, into ``out`` [draws, numbers]; each writes its own.
 
-        Of an elementwise law a stream serves a tile: 16 draws of a small leaf, or up to 2¹⁶ numbers of one draw.
+        Of an elementwise law a stream serves a tile: 16 draws of a small leaf, or up to 2¹⁶ numbers of one draw (2²²
+        where they are not made on the CPU, whose cache holds no more).
         """
+        tile_size = TILE if out.device.type == "cpu" else TILE << 6
         if not self.elementwise:
             for draw, row in zip(draws, out, strict=True):
                 yield from self._whole(seed, name, draw, row)
@@ -87,9 +89,9 @@ class Leaf:
                 yield partial(self._together, stream, [draws[row] % TOGETHER for row in own], own, out)
         else:
             for draw, row in zip(draws, out, strict=True):
-                for start in range(first - first % TILE, first + len(row), TILE):
+                for start in range(first - first % tile_size, first + len(row), tile_size):
                     stream = Stream(seed, name, draw, f"+{start}" if start else "")
-                    yield partial(self._piece, stream, start, first, row)
+                    yield partial(self._piece, stream, slice(start, min(start + tile_size, self.size)), first, row)
 
     def _sample(self, stream: Stream, out: Tensor) -> None:
         found = self.noise.sample(replace(stream, buffers=[out]), tuple(out.shape), out.dtype, out.device)
@@ -111,15 +113,14 @@ class Leaf:
         out[rows] = tile[places]
         return None
 
-    def _piece(self, stream: Stream, start: int, first: int, row: Tensor) -> None:
-        """Of one draw the tile that begins at number ``start``, for a row that begins at ``first``."""
-        stop, last = min(start + TILE, self.size), first + len(row)
-        if first <= start and stop <= last:
-            return self._sample(stream, row[start - first : stop - first])
-        tile = row.new_empty(stop - start)
+    def _piece(self, stream: Stream, at: slice, first: int, row: Tensor) -> None:
+        """A tile of one draw, or what a row that begins at ``first`` has of it."""
+        low, high = max(at.start, first), min(at.stop, first + len(row))
+        if (low, high) == (at.start, at.stop):
+            return self._sample(stream, row[low - first : high - first])
+        tile = row.new_empty(at.stop - at.start)
         self._sample(stream, tile)
-        low, high = max(start, first), min(stop, last)
-        row[low - first : high - first] = tile[low - start : high - start]
+        row[low - first : high - first] = tile[low - at.start : high - at.start]
         return None
 
 
