@@ -14,7 +14,8 @@ from fgvar.nn.forward_pass import Feedback, ForwardPass, OutputShifts
 from fgvar.nn.layers import use_linear_jvp
 from fgvar.nn.purity import coach, undrawn
 from fgvar.nn.reach import OUTPUT, CallRecorder, ForwardTrace
-from fgvar.nn.sites import copied, exact_modules, inside
+from fgvar.nn.site_choice import exact_modules, inside
+from fgvar.nn.sites import copied
 from fgvar.nn.skeleton import PerThread, Skeleton
 from fgvar.nn.structures import leaves
 

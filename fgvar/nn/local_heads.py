@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fgvar.errors import unknown
 from fgvar.nn.heads import LocalHead, initialise
 from fgvar.nn.instrumented import Network
-from fgvar.nn.sites import Site, apply_site, copied, inside, require_module
+from fgvar.nn.site_choice import inside
+from fgvar.nn.sites import Site, apply_site, copied, require_module
 from fgvar.nn.traits import declare, traits_of
 from fgvar.problem_checks import require_one_device
 

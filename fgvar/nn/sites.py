@@ -1,23 +1,20 @@
 """Sites: named tensors inside a network, z → z + tap, at which it can be perturbed, watched and cut."""
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 
-from fgvar.errors import unknown
+from fgvar.nn.batch_axis import BatchAxis
+from fgvar.nn.site_choice import chosen_modules, exact_modules, inside
+from fgvar.nn.structures import activity, with_activity
 from fgvar.nn.traits import traits_of
-
-# Modules that use their children's parameters without calling the children: no hook sees these.
-INDIVISIBLE = (nn.MultiheadAttention,)
 
 
 class Site(nn.Module):
@@ -65,6 +62,7 @@ def with_sites(
     *,
     sites: Collection[str] | None = None,
     types: tuple[type[nn.Module], ...] | None = None,
+    inputs: Any = None,
 ) -> nn.Module:
     """A copy of ``module`` with a `Site` on the output of every module that owns parameters to be estimated.
 
@@ -74,16 +72,26 @@ def with_sites(
     (heads, read-outs) and those whose own parameters are all frozen (``requires_grad`` is False) get no site, and
     `torch.nn.MultiheadAttention` gets one as a whole.
 
+    A site needs an activity with the batch axis first, which position embeddings, routers of flattened tokens, and
+    modules called twice or never do not return. With ``inputs`` the network is run on them, without moving its
+    buffers or the global random state, and such modules get no site. Each parameter of theirs, and of the network
+    itself (class tokens), is credited at the first output with a batch axis that depends on it: the sum of the
+    embeddings (the dropout after it), the block around the router.
+
     Args:
         module: any network.
-        sites: names of the modules to give a site, frozen or not, instead of all that own parameters.
+        sites: names of the modules to give a site, frozen or not, instead of all that own parameters. Of a module
+            that has several names any one.
         types: give a site to the modules of these types, instead.
+        inputs: an example batch, as `Problem` takes inputs: a tensor, or a tuple or dict of tensors.
 
     Raises:
         ValueError: an unknown module name, no module chosen, a module that learns exactly or is never called,
-            or a network that has sites already.
+            or a network that has sites already; with inputs, a module in ``sites`` that returns no activity with the
+            batch axis first, or inputs that the network does not take.
         TypeError: what is no network to follow (a function, a class, a torch.jit or DataParallel module) or to copy;
-            in the forward pass, a module that returns neither a tensor nor a tuple with one.
+            inputs that are no tensors; in the forward pass, a module that returns neither a tensor nor a tuple with
+            one.
 
     Example:
         >>> net = with_sites(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
@@ -91,21 +99,10 @@ def with_sites(
         ['0.site', '2.site']
     """
     require_module(module)
-    if isinstance(sites, str):
-        raise TypeError(f"sites is the text {sites!r}, expected a collection of names: [{sites!r}]")
-    if sites is not None and not isinstance(sites, Collection):
-        raise TypeError(f"sites is {sites!r}, expected a collection of names (those of named_modules)")
-    kinds = types if isinstance(types, tuple) else (types,)
-    if types is not None and not all(isinstance(kind, type) for kind in kinds):
-        raise TypeError(f"types is {types!r}, expected a tuple of classes: (torch.nn.Linear,)")
-    if sites is not None and types is not None:
-        raise ValueError("with_sites takes sites= or types=, not both")
-    if present := sites_of(module):
-        raise ValueError(
-            f"{type(module).__name__} has sites already ({present[0]!r}, …); call with_sites on plain networks"
-        )
+    _check_words(module, sites, types)
     instrumented = copied(module)
-    chosen = _chosen(instrumented, sites, types)
+    batch_axis = None if inputs is None else BatchAxis(copied(module), inputs)
+    chosen = chosen_modules(instrumented, sites, types, batch_axis)
     if not chosen:
         raise ValueError(
             f"with_sites found no module to follow in {type(module).__name__} "
@@ -121,6 +118,22 @@ def with_sites(
         if type(child).forward is not nn.Sequential.forward:  # which calls the site itself: its last child
             child.register_forward_hook(partial(apply_site, name), prepend=axes is not None)
     return instrumented
+
+
+def _check_words(module: nn.Module, sites: Collection[str] | None, types: tuple[type[nn.Module], ...] | None) -> None:
+    if isinstance(sites, str):
+        raise TypeError(f"sites is the text {sites!r}, expected a collection of names: [{sites!r}]")
+    if sites is not None and not isinstance(sites, Collection):
+        raise TypeError(f"sites is {sites!r}, expected a collection of names (those of named_modules)")
+    kinds = types if isinstance(types, tuple) else (types,)
+    if types is not None and not all(isinstance(kind, type) for kind in kinds):
+        raise TypeError(f"types is {types!r}, expected a tuple of classes: (torch.nn.Linear,)")
+    if sites is not None and types is not None:
+        raise ValueError("with_sites takes sites= or types=, not both")
+    if present := sites_of(module):
+        raise ValueError(
+            f"{type(module).__name__} has sites already ({present[0]!r}, …); call with_sites on plain networks"
+        )
 
 
 def require_module(module: object) -> None:
@@ -176,70 +189,13 @@ def sites_of(module: nn.Module) -> list[str]:
     return [name for name, child in module.named_modules() if isinstance(child, Site) and not inside(name, exact)]
 
 
-def exact_modules(module: nn.Module) -> list[str]:
-    """Names of the modules in ``module`` that learn exactly: their parameters are never perturbed."""
-    return [name for name, child in module.named_modules() if traits_of(child).learns_exactly]
-
-
-def inside(name: str, modules: Collection[str]) -> bool:
-    """Is ``name`` one of these modules, or within one?"""
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
-
-
-def _chosen(
-    module: nn.Module, sites: Collection[str] | None, types: tuple[type[nn.Module], ...] | None
-) -> dict[str, nn.Module]:
-    modules, exact = dict(module.named_modules()), exact_modules(module)
-    indivisible = [name for name, child in modules.items() if isinstance(child, INDIVISIBLE)]
-    # What makes a parametrized module's weights is called, but returns no activity.
-    makers = [f"{name}.parametrizations".lstrip(".") for name, child in modules.items() if is_parametrized(child)]
-    for name in sites or ():
-        if name not in modules:
-            raise ValueError(unknown("module", name, (key for key in modules if key)))
-        if inside(name, exact):
-            raise ValueError(f"module {name!r} learns exactly and is never perturbed; leave it out of sites=")
-        if inside(name, makers):
-            raise ValueError(f"module {name!r} makes weights, no activity; name the module that has them in sites=")
-        if name not in indivisible and inside(name, indivisible):
-            owner = next(other for other in indivisible if inside(name, [other]))
-            raise ValueError(
-                f"module {name!r} is never called: {owner!r} ({type(modules[owner]).__name__}) uses its parameters "
-                f"itself; name {owner!r} in sites="
-            )
-    chosen = {}
-    for name, child in modules.items():
-        if inside(name, (*exact, *makers)) or (name not in indivisible and inside(name, indivisible)):
-            continue
-        if sites is not None:
-            wanted = name in sites
-        else:
-            own = [p.requires_grad for p in _own_parameters(child)]
-            wanted = any(own) if types is None else isinstance(child, types) and (any(own) or not own)
-        if wanted:
-            chosen[name] = child
-    return chosen
-
-
-def _own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
-    """The parameters that a module uses itself."""
-    if isinstance(module, INDIVISIBLE):
-        return module.parameters()
-    makers = module.get_submodule("parametrizations").parameters() if is_parametrized(module) else ()
-    return chain(module.parameters(recurse=False), makers)
-
-
 def apply_site(name: str, module: nn.Module, _inputs: Any, output: Any) -> Any:
     """The hook of `with_sites`: a module's output, or its first tensor, behind the module's site."""
     site: Any = module.site
-    if isinstance(output, Tensor):
-        return site(output)
-    # Attention returns (values, weights), recurrent layers (outputs, state): the first tensor is the activity.
-    # Subclasses, such as named tuples, are refused: a plain tuple would come back to whoever asks for fields by name.
-    parts = output if type(output) is tuple else ()
-    first = next((index for index, part in enumerate(parts) if isinstance(part, Tensor)), None)
-    if first is None:
+    found = activity(output)
+    if found is None:
         raise TypeError(
             f"a site after {name!r} ({type(module).__name__}) got {type(output).__name__}, expected a tensor or a "
             "tuple with one; choose other modules with with_sites(sites=…)"
         )
-    return (*output[:first], site(output[first]), *output[first + 1 :])
+    return with_activity(output, site(found))

@@ -20,6 +20,22 @@ def leaves(structure: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(structure) if isinstance(leaf, Tensor)]
 
 
+def activity(output: Any) -> Tensor | None:
+    """The tensor of a module's output that sites perturb and local heads read: itself, or the first of a tuple."""
+    # Attention returns (values, weights), recurrent layers (outputs, state): the first tensor is the activity.
+    # Subclasses, such as named tuples, have none: a plain tuple would come back to whoever asks for fields by name.
+    parts = output if type(output) is tuple else (output,)
+    return next((part for part in parts if isinstance(part, Tensor)), None)
+
+
+def with_activity(output: Any, value: Tensor) -> Any:
+    """A module's output with ``value`` in the place of its `activity`."""
+    if isinstance(output, Tensor):
+        return value
+    first = next(index for index, part in enumerate(output) if isinstance(part, Tensor))
+    return (*output[:first], value, *output[first + 1 :])
+
+
 def named(what: str, structure: Any) -> dict[str, Any]:
     """Its leaves, tensors or not, by where they are: "inputs", "inputs['ids']", "targets[1]"."""
     try:

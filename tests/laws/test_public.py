@@ -32,6 +32,8 @@ ORDER = (
     "fgvar.nn.layers",
     "fgvar.nn.purity",
     "fgvar.nn.traits",
+    "fgvar.nn.batch_axis",
+    "fgvar.nn.site_choice",
     "fgvar.nn.sites",
     "fgvar.nn.heads",
     "fgvar.nn.reach",
