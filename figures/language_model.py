@@ -4,7 +4,7 @@ Run   python -m figures.language_model results/language_model.nc [--venue iclr] 
 writes <stem>.pdf, .png, .txt (the caption) and .tex (the table).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,42 +35,44 @@ KINDS = {"c_attn": ("#56B4E9", "o"), "c_proj": ("#0072B2", "s"), "c_fc": ("#009E
 
 @PAGE.figure
 def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
-    """Against the number of trained numbers relative variance and cosine; against ρ the variance of single layers."""
+    """For each trainable set relative variance over d, and cosine at equal cost; against ρ that of single layers."""
     schemes = style.in_order(style.names(dataset, "estimator"))
     left, middle, right = sheet.row(3, head=0.7, height=1.9)
-    sizes = np.array([dataset["size"].min(), dataset["size"].max()])
     data = dataset.sel(reference="backprop")
-    _points(left, data, data["relative_variance"], intervals.ends(data, "relative_variance"), schemes)
-    left.plot(sizes, sizes + 1, **style.THEORY)
-    left.set_ylabel("relative variance")
     value, ends = at_equal_cost(data, "cosine")
-    _points(middle, data, value, ends, schemes)
-    middle.plot(sizes, np.sqrt(2 / np.pi / sizes / 3), **style.THEORY)
+    d = data["size"]
+    _points(left, data, data["relative_variance"] / d, [end / d for end in intervals.ends(data, "relative_variance")])
+    _points(middle, data, value, ends)
+    for place, size in enumerate(d.isel(stage=0).values):
+        left.plot([place - 0.45, place + 0.45], [(size + 1) / size] * 2, **style.THEORY)
+        middle.plot([place - 0.45, place + 0.45], [(2 / np.pi / size / 3) ** 0.5] * 2, **style.THEORY)
+    left.set_ylabel("relative variance / d")
     middle.set_ylabel("cosine to backprop / √cost")
-    for axes in (left, middle):
-        axes.set_xlabel("trained numbers d")
     _layers(right, dataset)
-    grey: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3.5, "color": "0.35"}
+    grey: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3.5}
     stages = [Line2D([], [], label=stage, **grey | _fill(stage, "0.35")) for stage in style.names(dataset, "stage")]
-    kinds = [Line2D([], [], label=kind, linestyle="none", color=color, marker=marker)
-             for kind, (color, marker) in KINDS.items()]  # fmt: skip
+    kinds = [
+        Line2D([], [], label=kind, linestyle="none", color=color, marker=marker, markersize=2.5)
+        for kind, (color, marker) in KINDS.items()
+        if any(_of_kind(dataset, kind))
+    ]
     law = Line2D([], [], label="d + 1, √(2/3πd)", **style.THEORY)
     sheet.schemes(schemes, [*stages, law, *kinds], entry=0.8, points=True)
 
 
-def _points(axes: Axes, data: xr.Dataset, value: xr.DataArray, ends: Any, schemes: list[str]) -> None:
-    """A point with its interval for each set, stage and scheme, side by side around the set's size."""
-    stages, shown = style.names(data, "stage"), value.where(value > 0)
+def _points(axes: Axes, data: xr.Dataset, value: xr.DataArray, ends: Sequence[xr.DataArray]) -> None:
+    """A point with its interval for each scheme and stage, side by side within the set's place on the axis."""
+    sets, stages = style.names(data, "trainable"), style.names(data, "stage")
+    schemes, shown = style.in_order(style.names(data, "estimator")), value.where(value > 0)
     for row, scheme in enumerate(schemes):
         for column, stage in enumerate(stages):
             at = {"estimator": scheme, "stage": stage}
-            y, around = shown.sel(at), [end.sel(at) for end in ends]
-            aside = 0.1 * (row - (len(schemes) - 1) / 2) + 0.03 * (column - (len(stages) - 1) / 2)
-            axes.errorbar(
-                data["size"].sel(stage=stage) * 10**aside, y, yerr=intervals.bars(y, around), elinewidth=0.5,
-                **style.point_style(scheme) | _fill(stage, style.look(scheme).color),
-            )  # fmt: skip
-    drawing.log(axes, "x", (float(data["size"].min()) / 2.5, float(data["size"].max()) * 2.5))
+            aside = (row - (len(schemes) - 1) / 2) * 0.18 + (column - (len(stages) - 1) / 2) * 0.05
+            bars = intervals.bars(shown.sel(at), [end.sel(at) for end in ends])
+            how = style.point_style(scheme) | _fill(stage, style.look(scheme).color)
+            axes.errorbar(np.arange(len(sets)) + aside, shown.sel(at), yerr=bars, elinewidth=0.5, **how)
+    axes.set_xticks(range(len(sets)), [name.replace(" ", "\n") for name in sets], fontsize="x-small")
+    axes.tick_params(axis="x", length=0)
     drawing.log(axes, "y", (float(shown.min()) / 1.5, float(shown.max()) * 1.5))
 
 
@@ -201,9 +203,10 @@ def caption(dataset: xr.Dataset) -> Iterator[str]:
         f"{', '.join(f'{name} has {share(dataset, name):.2g}' for name in sets)} (LoRA in the scale of its own factors, "
         "of which B is 0 at first, so that A has no gradient yet). How fast each trains is not measured."
     )
+    told = [name for name in schemes if within(dataset, name)[1]]
     yield (
-        "Line: d + 1, and √(2/πd) at a cost of 3. The relative variance that theory says (d + 1; of EGGROLL more, by its "
-        f"matrices' sizes) lies in the 95 % interval of {', '.join(_within(dataset, name) for name in schemes[:3])} values."
+        "Lines: d + 1, and √(2/πd) at a cost of 3. The relative variance that theory says (d + 1; of EGGROLL more, by its "
+        f"matrices' sizes) lies in the 95 % interval of {', '.join(_within(dataset, name) for name in told)} values."
     )
     same, count = agreement(dataset)
     yield (
