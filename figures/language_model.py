@@ -1,4 +1,4 @@
-"""The language model's figure: relative variance, cosine at equal cost, and layers one by one, for each trainable set.
+"""The language model's figure: relative variance and cosine of each trainable set, and layers one by one.
 
 Run   python -m figures.language_model results/language_model.nc [--venue iclr] [--columns 2] [--out FOLDER_OR_STEM]
 writes <stem>.pdf, .png, .txt (the caption) and .tex (the table).
@@ -181,38 +181,40 @@ def caption(dataset: xr.Dataset) -> Iterator[str]:
     """What the figure shows, in words and in numbers from the dataset."""
     get, schemes = dataset.attrs.get, style.in_order(style.names(dataset, "estimator"))
     sets = [name for name in style.names(dataset, "trainable") if name != FULL]
+    shares = ", ".join(f"{name} has {share(dataset, name):.2g}" for name in sets)
+    known = [_within(dataset, name) for name in schemes if within(dataset, name)[1]]
+    same, count = agreement(dataset)
     yield (
-        f"A causal transformer of {dataset['size'].sel(trainable=FULL).values[0]:.0f} numbers (GPT-2 classes, bytes), "
-        "trained by backprop on the sources of Python's standard library and fine-tuned by backprop on its help topics "
-        f"({get('text', '?')}): everything, the last block alone, or LoRA of a rank. Test perplexity of a byte, before "
-        f"→ after: {'; '.join(_perplexity(dataset, name) for name in [FULL, *sets])}."
+        f"A causal transformer of {dataset['size'].sel(trainable=FULL).values[0]:.0f} numbers (GPT-2 classes, "
+        "bytes), trained by backprop on the sources of Python's standard library and fine-tuned by backprop on "
+        f"its help topics ({get('text', '?')}): everything, the last block alone, or LoRA of a rank. Test perplexity "
+        f"of a byte, before → after: {'; '.join(_perplexity(dataset, name) for name in [FULL, *sets])}."
     )
     yield (
-        f"Left and middle: drawn ({get('draws', '?')} draws), given one batch of {get('batch_size', '?')} examples; "
-        f"bars: {intervals.words(dataset, 'cosine')}. Filled, pale, hollow: before, during and after fine-tuning. "
-        "Middle: over the root of an estimate's cost in forward passes (those of the network with its adapters), as a "
-        "mean of K estimates has √K times the cosine. Cosines at or below 0 have no point."
+        f"Left and middle: drawn ({get('draws', '?')} draws), given one network and one batch of "
+        f"{get('batch_size', '?')} examples; bars: {intervals.words(dataset, 'cosine')}. Filled, pale, hollow: "
+        "before, during and after fine-tuning. Middle: over the root of an estimate's cost in forward passes (of the "
+        "network with its adapters), as a mean of K estimates has √K times the cosine. Lines: d + 1, and √(2/πd) at "
+        "a cost of 3. Cosines at or below 0 have no point."
     )
     yield (
-        "At equal cost and before fine-tuning, training a set in place of everything divides the relative variance by, "
-        "and multiplies the cosine to backprop by (95 % intervals): "
+        "At equal cost and before fine-tuning, training a set in place of everything divides the relative variance "
+        "by, and multiplies the cosine to backprop by (95 % intervals): "
         + " ".join(f"{scheme}: {'; '.join(_gains(dataset, scheme, name) for name in sets)}." for scheme in schemes)
     )
     yield (
-        "Each set's cosine is to its own gradient, which is shorter: of the full set's squared norm, before fine-tuning, "
-        f"{', '.join(f'{name} has {share(dataset, name):.2g}' for name in sets)} (LoRA in the scale of its own factors, "
-        "of which B is 0 at first, so that A has no gradient yet). How fast each trains is not measured."
+        "Each set's cosine is to its own gradient, which is shorter: of the full set's squared norm, before "
+        f"fine-tuning, {shares} (LoRA in the scale of its own factors, of which B is 0 at first, so that A has no "
+        "gradient yet). How fast these estimates train is not measured."
     )
-    told = [name for name in schemes if within(dataset, name)[1]]
     yield (
-        "Lines: d + 1, and √(2/πd) at a cost of 3. The relative variance that theory says (d + 1; of EGGROLL more, by its "
-        f"matrices' sizes) lies in the 95 % interval of {', '.join(_within(dataset, name) for name in told)} values."
+        "The relative variance that theory says (d + 1; of EGGROLL more, by its matrices' sizes) lies in the 95 % "
+        f"interval of {', '.join(known)} values."
     )
-    same, count = agreement(dataset)
     yield (
-        f"Right: exact, each linear layer alone, before and after fine-tuning. In {same} of {count} cases ρ < fan-in says "
-        f"which of FG-A and FG-W has the smaller variance. FG-A's is smaller in {_winners(dataset)}. All layers of a set "
-        f"together, FG-A has so many times FG-W's variance (before, during, after): {_together(dataset)}."
+        f"Right: exact, each linear layer alone, before and after fine-tuning. In {same} of {count} cases ρ < fan-in "
+        f"says which of FG-A and FG-W has the smaller variance; FG-A's is smaller in {_winners(dataset)}. All layers "
+        f"of a set together, FG-A has so many times FG-W's variance (before, during, after): {_together(dataset)}."
     )
 
 

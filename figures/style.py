@@ -89,7 +89,9 @@ SCHEMES = {
     "EGGROLL": Look("#AA4499", "H", DASHED),
     "frozen": Look("#A9A9A9", "h", DOTTED),
 }
-_LARGER = {"*": 1.6, "X": 1.25, "P": 1.25, "^": 1.15, "v": 1.15, "D": 0.85, "s": 0.9, (4, 1, 0): 1.6}  # to look equally large
+_LARGER = {  # to look equally large
+    "*": 1.6, "X": 1.25, "P": 1.25, "^": 1.15, "v": 1.15, "D": 0.85, "s": 0.9, (4, 1, 0): 1.6,
+}  # fmt: skip
 
 
 def look(scheme: str) -> Look:

@@ -3,17 +3,17 @@
 Question   By how much do LoRA, or the last block alone, raise the cosine and lower the variance of gradient estimates
            at equal cost? Is the relative variance d + 1 as theory says? Is perturbing activities less noisy than
            perturbing weights where ρ is below the fan-in (`fgvar.theory.activity_ratio`)?
-Claim      For d trained numbers FG-W and MeZO have a relative variance of d + 1 and a mean cosine of √(2/πd), which is
+Claim      For d trained numbers FG-W and MeZO have a relative variance of d + 1 and a mean cosine of √(2/πd), that is
            |cos| of a random direction, before, during and after fine-tuning. EGGROLL's matrices of rank 1 have
            d − 1 + Σ_k s_k e_k: s_k is tensor k's share of ‖∇‖², e_k = 2(rows + columns) + 4, of vectors 2. Every set
            costs about three forward passes an estimate, so that what a small set buys at equal cost is its d. Of one
            layer alone ρ < fan-in says whether FG-A or FG-W is less noisy.
 Shown      A causal transformer of Hugging Face's GPT-2 classes, 3.2M numbers, bytes as tokens, trained by backprop on
            the sources of Python's standard library, then fine-tuned by backprop on its help topics: everything, LoRA
-           of rank 16, 4 and 1 on c_attn of every block (α = 2·rank), or the last block alone (the output layer is tied
-           to the embedding and no layer of its own). One probe batch of topics that are not trained on; before, during
-           and after fine-tuning: drawn. Each linear layer alone, before and after: exact. LG-FG-A is probed in runs of
-           their own, in which local heads (behind each block but the last) learn beside, from features alone.
+           of rank 16, 4 and 1 on c_attn of every block (α = 2·rank), or the last block alone (the output layer is
+           tied to the embedding, no layer of its own). One probe batch of topics that are not trained on; before,
+           during and after fine-tuning: drawn. Each linear layer alone, before and after: exact. LG-FG-A is probed in
+           runs of its own, where local heads (behind each block but the last) learn beside, from features alone.
 Text       What the running Python ships, so that another version has another text: its version and hashes of the text
            are attributes of the dataset. Nothing is downloaded.
 Cost       About 25 minutes on one core; --smoke: seconds. Needs the extra [hf].
@@ -142,7 +142,7 @@ def predicted(found: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
     ]
     excess = {"EGGROLL": matrix, **dict.fromkeys(("MeZO", "FG-W"), [2] * len(layers))}
     table = [excess.get(name, [math.nan] * len(layers)) for name in found["estimator"].values]
-    e = xr.DataArray(table, dims=("estimator", "layer"), coords={"layer": layers})
+    e = xr.DataArray(table, {"estimator": found["estimator"].values, "layer": layers}, ("estimator", "layer"))
     d = found["size"].sel(layer="perturbed", drop=True)
     return d - 1 + (e * squares).sum("layer", skipna=False) / squares.sum("layer")
 

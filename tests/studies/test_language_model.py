@@ -1,0 +1,185 @@
+"""The study of a language model: its sets and texts, what theory says, its stored evidence and its figure."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import fgvar
+from figures import language_model as figure
+from figures import style
+from studies import language_model as study
+from studies import language_network as networks
+
+STORED = Path(__file__).parents[2] / "figures/data/language_model.nc"
+TINY = networks.Base(width=8, depth=2, positions=4, pretraining=4, batch=2, lr=1e-3, seed=0)
+
+
+@pytest.fixture(scope="module")
+def stored() -> xr.Dataset:
+    return fgvar.open_dataset(STORED)
+
+
+# ---- what is trained ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize(
+    ("trainable", "expected"),
+    [
+        ("full", {"transformer.wte", "transformer.wpe", "transformer.ln_f"} | {f"transformer.h.{i}" for i in (0, 1)}),
+        ("last block", {"transformer.h.1"}),
+        (
+            "LoRA 2",
+            {f"base_model.model.transformer.h.{i}.attn.c_attn.lora_{which}" for i in (0, 1) for which in "AB"},
+        ),
+    ],
+)
+def test_a_set_requires_a_gradient_and_computes_the_same_function(trainable: str, expected: set[str]) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers", reason="needs the extra fgvar[hf]")
+    net = networks.gpt2(TINY)
+    part = networks.trained_in_part(net, TINY, trainable)
+    trained = {name for name, p in part.named_parameters() if p.requires_grad}
+    assert all(any(name.startswith(f"{one}.") for one in expected) for name in trained)
+    assert all(any(name.startswith(f"{one}.") for name in trained) for one in expected)
+    ids = torch.arange(8).reshape(2, 4)
+    torch.testing.assert_close(part(ids).logits, net(ids).logits)
+    state = torch.random.get_rng_state()
+    networks.trained_in_part(networks.gpt2(TINY), TINY, trainable)
+    assert torch.equal(torch.random.get_rng_state(), state), "the global state stays"
+
+
+@pytest.mark.parametrize(("trainable", "rank"), [("LoRA 16", 16), ("LoRA 0", 0), ("LoRA", 0), ("full", 0)])
+def test_ranks(trainable: str, rank: int) -> None:
+    assert networks.rank_of(trainable) == rank
+
+
+def test_windows_are_trained_on_or_tested_on() -> None:
+    text = np.arange(4 * 300, dtype=np.uint16).view(np.uint8).tobytes()
+    data = networks.examples(text, 8, 40, seed=1)
+    train, test = ({tuple(row) for row in part.tolist()} for part in (data.inputs, data.test.inputs))
+    assert (len(train), len(test)) == (40, networks.TESTED)
+    assert not train & test
+    assert (data.inputs == data.targets).all()
+    with pytest.raises(ValueError, match=r"50 examples of 8 bytes asked for, 44 are there"):
+        networks.examples(text, 8, 50, seed=1)
+
+
+def test_texts_are_the_librarys_own() -> None:
+    assert b"def randperm" not in networks.sources(), "what is installed beside it is left out"
+    assert b"class Fraction" in networks.sources()
+    assert b'The "if" statement' in networks.help_topics()
+    assert len(networks.origin()["sources_sha256"]) == 64
+
+
+# ---- what theory says -----------------------------------------------------------------------------------------
+
+
+def test_relative_variance_of_rank_one_is_exact() -> None:
+    """By quadrature: three nodes for each of six normal numbers integrate ĝ², of degree four in each, exactly."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(3)
+    w, b = np.array([[1.0, -2.0], [0.5, 3.0]]), np.array([0.7, -1.1])
+    square = (w**2).sum() + (b**2).sum()
+    second = 0.0
+    for at in itertools.product(range(3), repeat=6):
+        x = nodes[list(at)]
+        u, v = np.outer(x[:2], x[2:4]), x[4:]
+        second += weights[list(at)].prod() * ((w * u).sum() + b @ v) ** 2 * ((u**2).sum() + v @ v)
+    exact = second / (2 * np.pi) ** 3 / square - 1
+    norms = np.sqrt([(w**2).sum(), (b**2).sum(), np.nan])[:, None, None] * np.ones((3, 4, 2))
+    measured = xr.Dataset(
+        {"gradient_norm": (("layer", "estimator", "reference"), norms), "size": ("layer", [4, 2, 6])},
+        coords={
+            "layer": ["weight", "bias", "perturbed"], "estimator": ["FG-W", "EGGROLL", "MeZO", "FG-A"],
+            "reference": ["target", "backprop"],
+        },
+    )  # fmt: skip
+    found = study.predicted(measured, {"weight": (2, 2), "bias": (2,)})
+    assert found.sel(estimator="EGGROLL").item() == pytest.approx(exact, rel=1e-12)
+    assert found.sel(estimator=["FG-W", "MeZO"]).values == pytest.approx(7)
+    assert np.isnan(found.sel(estimator="FG-A"))
+
+
+# ---- the figure -----------------------------------------------------------------------------------------------
+
+
+def made() -> xr.Dataset:
+    """A dataset of two sets: FG-A ten times as noisy as FG-W, costs of 3 and 2, and layers of which one disagrees."""
+    sets, schemes = ["full", "LoRA 1"], ["FG-W", "FG-A"]
+    d = np.array([3e6, 3e3])
+    dims = {"trainable": sets, "seed": [0], "stage": list(study.STAGES), "estimator": schemes}
+    variance = np.ones((2, 1, 3, 2)) * d[:, None, None, None] * [1, 10]
+    cosine = np.sqrt(2 / np.pi / variance)[..., None] * np.ones(2)
+    layers = {
+        "ratio": [[1, 400], [64, np.nan]], "fan_in": [[64, 64], [64, 64]],
+        "variance_ratio": [[0.1, 6], [0.9, np.nan]],
+    }  # fmt: skip
+    found = xr.Dataset(
+        {
+            "relative_variance": (tuple(dims), variance), "predicted": (tuple(dims), variance * [1.05, np.nan]),
+            "cosine": ((*dims, "reference"), cosine),
+            "gradient_norm": ((*dims, "reference"), cosine * 0 + np.reshape([2, 1], (2, 1, 1, 1, 1))),
+            "cost": (tuple(dims), np.broadcast_to(np.reshape([3, 2], (2, 1, 1, 1)), variance.shape)),
+            "size": (("trainable", "seed", "stage"), np.ones((2, 1, 3)) * d[:, None, None]),
+            "test_perplexity": (("trainable", "seed", "epoch"), np.ones((2, 1, 2)) * [12, 9]),
+            **{
+                name: (("trainable", "seed", "end", "linear"), np.repeat(np.reshape(values, (2, 1, 1, 2)), 2, axis=2))
+                for name, values in layers.items()
+            },
+        },
+        coords={**dims, "reference": ["target", "backprop"], "epoch": [0, 1], "end": ["before", "after"],
+                "linear": ["h.0.attn.c_attn", "h.0.mlp.c_fc"]},
+        attrs={"draws": 64, "batch_size": 4, "text": "Python 3.11's own"},
+    )  # fmt: skip
+    for name in ("relative_variance", "cosine"):
+        found[f"{name}_low"], found[f"{name}_high"] = found[name] / 1.1, found[name] * 1.1
+    return found
+
+
+def test_gains_are_at_equal_cost_with_intervals() -> None:
+    """Half-widths of two logarithms, 0.0953 each, add up as those of independent values do."""
+    data, at = figure.PAGE.prepared(made()), {"trainable": "LoRA 1", "estimator": "FG-A", "stage": "before"}
+    value, low, high = figure.gain(data, "relative_variance", at)
+    assert value == pytest.approx(1000 * 3 / 2)
+    assert (low, high) == pytest.approx((value / 1.1**2**0.5, value * 1.1**2**0.5))
+    value, low, high = figure.gain(data, "cosine", at)
+    assert value == pytest.approx(1500**0.5)
+    assert (low, high) == pytest.approx((value / 1.1**2**0.5, value * 1.1**2**0.5))
+    data["cosine_low"] = data["cosine_low"] * 0 - 1
+    assert np.isnan(figure.gain(data, "cosine", at)[1]), "an interval that reaches 0"
+
+
+def test_shares_and_counts() -> None:
+    data = figure.PAGE.prepared(made())
+    assert figure.share(data, "LoRA 1") == pytest.approx(0.25)
+    assert figure.within(data, "FG-W") == (6, 6)
+    assert figure.within(data, "FG-A") == (0, 0), "of which theory says nothing here"
+    assert figure.agreement(data) == (4, 6), "one pair has ρ = fan-in and the smaller variance"
+
+
+def test_what_is_drawn() -> None:
+    drawn = figure.draw(made())
+    left, middle, right = drawn.axes
+    assert [text.get_text() for text in left.get_xticklabels()] == ["full", "LoRA\n1"]
+    markers = [style.look(name).marker for name in ("FG-W", "FG-A")]
+    for axes, name in ((left, "relative variance / d"), (middle, "cosine to backprop / √cost")):
+        assert axes.get_ylabel() == name
+        assert [sum(line.get_marker() == one for line in axes.lines) for one in markers] == [3, 3]
+    theory = [
+        line.get_ydata()[0] for line in middle.lines if len(line.get_ydata()) == 2 and line.get_marker() == "None"
+    ]
+    assert theory[-2:] == pytest.approx([(2 / np.pi / d / 3) ** 0.5 for d in (3e6, 3e3)])
+    assert right.get_xlabel() == "ρ / fan-in, one layer alone"
+
+
+def test_the_caption_answers_the_questions() -> None:
+    text = figure.caption(made())
+    for words in (
+        "FG-A: LoRA 1 1.5e+03 [1.31e+03, 1.72e+03] and 38.7 [33.8, 44.3]",
+        "full 12.00 → 9.00", "LoRA 1 has 0.25", "FG-W 6 of 6 values", "In 4 of 6 cases ρ < fan-in",
+        "c_attn 4 of 4, c_fc 0 of 2", "LoRA 1 10, 10, 10",
+    ):  # fmt: skip
+        assert words in text
