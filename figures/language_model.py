@@ -56,8 +56,8 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
         for kind, (color, marker) in KINDS.items()
         if any(_of_kind(dataset, kind))
     ]
-    law = Line2D([], [], label="d + 1, √(2/3πd)", **style.THEORY)
-    sheet.schemes(schemes, [*stages, law, *kinds], entry=0.8, points=True)
+    law = Line2D([], [], label="theory", **style.THEORY)
+    sheet.schemes(schemes, [*stages, law, *kinds], entry=1.05, points=True)
 
 
 def _points(axes: Axes, data: xr.Dataset, value: xr.DataArray, ends: Sequence[xr.DataArray]) -> None:
@@ -146,7 +146,7 @@ def table(dataset: xr.Dataset) -> pd.DataFrame:
         cells = rows[name] = {
             ("", "d"): f"{its['size'].values[0]:.0f}",
             ("", "perplexity"): f"{perplexity[0]:.2f} → {perplexity[-1]:.2f}",
-            ("", "‖∇‖²"): tabular.number(share(dataset, name), digits=2),
+            ("", "squared gradient"): tabular.number(share(dataset, name), digits=2),
         }
         for scheme in style.in_order(style.names(dataset, "estimator")):
             at = {"trainable": name, "estimator": scheme, "stage": "before"}

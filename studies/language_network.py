@@ -62,7 +62,7 @@ def with_heads(its: Base, folder: Path) -> Any:
     data = examples(sources(), its.positions, max(its.batch, its.pretraining // 4), its.seed)
     after = [f"transformer.h.{block}" for block in range(its.depth - 1)]
     net = fgvar.with_local_heads(
-        pretrained(its, folder), after=after, classes=VOCABULARY, inputs=data.sample(2, seed=0)[0]
+        pretrained(its, folder), after=after, classes=VOCABULARY, inputs=data.sample(2, seed=0)[0], pool=False
     )
     run = fgvar.train(
         net, fgvar.scheme("frozen"), data, schedule_of(its.batch, its.lr), loss="causal_lm", seed=its.seed,
