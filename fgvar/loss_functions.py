@@ -264,11 +264,20 @@ def correct(outputs: Any, targets: Any) -> Tensor | None:
 
 
 def require_classes_of_heads(modules: Mapping[str, nn.Module], heads: Collection[str], targets: Tensor) -> None:
-    """Raise where a local head has fewer classes than the targets: the network's own number does not tell."""
-    for head in heads:
-        classes = getattr(modules.get(f"{head}.linear"), "out_features", None)
+    """Raise where a local head has fewer classes than the targets, or positions where these have none, or none."""
+    for name in heads:
+        head = modules[name]
+        pooled, positions = bool(getattr(head, "pool", True)), targets.ndim > 1
+        if pooled == positions:
+            raise ValueError(
+                f"targets are {_shape(targets)}, and the local head {name!r} returns "
+                f"{'[batch, classes]' if pooled else '[batch, positions, classes]'}; build it by "
+                f"with_local_heads(pool={not positions})"
+            )
+        # The network's own number of classes does not tell theirs.
+        classes = getattr(modules.get(f"{name}.linear"), "out_features", None)
         if classes is not None and not targets.is_meta and int(targets.max()) >= classes:
             raise ValueError(
-                f"targets range to {int(targets.max())}, but the local head {head!r} has {classes} classes (0 to "
+                f"targets range to {int(targets.max())}, but the local head {name!r} has {classes} classes (0 to "
                 f"{classes - 1}); give with_local_heads the classes= of the network"
             )

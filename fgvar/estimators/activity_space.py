@@ -134,8 +134,9 @@ class ActivitySpace:
             # The first axis may be as long as the batch by chance: it has to follow the batch.
             if shape[:1] != (problem.trace.batch_size,) or problem.single_trace.sites[site] != (1, *shape[1:]):
                 raise ValueError(
-                    f"site {site!r} has shape {shape}, expected the batch axis ({problem.trace.batch_size}) first; "
-                    "choose other sites with with_sites(sites=…)"
+                    f"site {site!r} has shape {shape}, expected the batch axis ({problem.trace.batch_size}) first "
+                    "(position embeddings and routers of flattened tokens have none); with_sites(inputs=…) sees "
+                    "which outputs have one, or choose other sites with with_sites(sites=…)"
                 )
         for site, relu in self._relus(self._sites(problem)).items():
             if relu not in problem.trace.visits:
@@ -227,10 +228,12 @@ class ActivitySpace:
                 f"parameters {sorted(early)} are to learn exactly but lead to perturbed sites, which cut their "
                 "gradient; only modules after the last site can learn exactly (readout=)"
             )
-        if uncovered := [name for name in problem.perturbed if name not in through or name in past]:
+        if uncovered := [name for name in problem.perturbed if name in past]:
             raise ValueError(
                 f"parameters {uncovered} reach the loss past the sites, so that perturbing activities cannot "
-                "credit them; give the modules that use them a site, with_sites(net, sites=…), or none at all"
+                "credit them; give the modules that use them a site, with_sites(net, sites=…) (what the network uses "
+                "itself, such as class tokens, belongs into a module of its own for that), or freeze them with "
+                "requires_grad_(False)"
             )
 
 

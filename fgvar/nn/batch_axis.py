@@ -1,15 +1,15 @@
 """Batch axis: which modules return activities with a row for each example, seen by passes of two batch sizes."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from fgvar.nn.purity import undisturbed
-from fgvar.nn.structures import activity, arguments
+from fgvar.nn.structures import activity, arguments, leaves, named
 
 
 class BatchAxis:
@@ -28,7 +28,7 @@ class BatchAxis:
     """
 
     def __init__(self, module: nn.Module, inputs: Any) -> None:
-        self.module, self.inputs, self.count = module, inputs, _count(inputs)
+        self.module, self.inputs, self.count = module, inputs, count_examples(inputs)
         with torch.no_grad():
             calls = self._pass(inputs, _shape)
             self._longer = dict(self._pass(tree_map(lambda leaf: torch.cat([leaf, leaf[:1]]), inputs), _shape))
@@ -47,19 +47,25 @@ class BatchAxis:
             return f"returns shape {shape}, whose first axis is not the batch's ({self.count} examples)"
         return ""
 
-    def first_after(self, parameters: Collection[nn.Parameter], candidates: Collection[str]) -> set[str]:
+    def first_after(self, owned: Mapping[str, list[nn.Parameter]], candidates: Collection[str]) -> set[str]:
         """For each of the parameters the first of the modules to return such an activity that depends on it, if any.
 
-        The parameters are those of ``module``, of which no others require a gradient afterwards.
+        Of an owner that is called again, the first one after each further call, too. The parameters are those of
+        ``module``, of which no others require a gradient afterwards.
         """
         self.module.requires_grad_(False)
-        for parameter in parameters:
+        for parameter in (p for parameters in owned.values() for p in parameters):
             parameter.requires_grad_(True)
         with torch.enable_grad():
             # The sum is made at once: what follows may write into the activity, and make it depend on more.
             sums = self._pass(self.inputs, lambda z: z.sum() if z.requires_grad else None)
-        places = [(name, z) for name, z in sums if z is not None and name in candidates and not self.lacking(name)]
-        return {name for parameter in parameters if (name := _first_from(parameter, places)) is not None}
+        places = [z if name in candidates and not self.lacking(name) else None for name, z in sums]
+        found = set()
+        for owner, parameters in owned.items():
+            again = [index + 1 for index, (name, _) in enumerate(sums) if name == owner][1:]
+            for start in (0, *again):
+                found |= {_first_from(p, places[start:], start) for p in parameters}
+        return {sums[index][0] for index in found if index is not None}
 
     def _pass(self, inputs: Any, look: Callable[[Tensor], Any]) -> list[tuple[str, Any]]:
         """What ``look`` sees in modules' activities (None where there is none), in the order in which calls end."""
@@ -72,13 +78,13 @@ class BatchAxis:
         hooks = [m.register_forward_hook(partial(note, name)) for name, m in self.module.named_modules()]
         args, keywords = arguments(inputs)
         try:
-            with undisturbed(tree_leaves(inputs)[0].device):
+            with undisturbed(leaves(inputs)[0].device):
                 self.module(*args, **keywords)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
-                f"{type(self.module).__name__} does not take inputs of {_count(inputs)} examples ({line}); give "
-                "inputs= as the problem's batch has them, for a network that takes any number of examples"
+                f"{type(self.module).__name__} does not take inputs of {len(leaves(inputs)[0])} examples ({line}); "
+                "give inputs= as the problem's batch has them, to a network that takes any number of examples"
             ) from error
         finally:
             for hook in hooks:
@@ -86,20 +92,19 @@ class BatchAxis:
         return seen
 
 
-def _count(inputs: Any) -> int:
-    """The number of examples of inputs."""
-    leaves = tree_leaves(inputs)
-    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
-        kinds = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)})
+def count_examples(inputs: Any) -> int:
+    """The number of examples of inputs, if these are tensors that all have as many."""
+    found = named("inputs", inputs)
+    other = next((name for name, leaf in found.items() if not isinstance(leaf, Tensor)), "")
+    if other or not found:
+        got = f"{other} is {type(found[other]).__name__}" if other else "inputs hold no tensor"
         raise TypeError(
-            f"inputs is {type(inputs).__name__}{f' of {kinds}' if kinds else ''}, expected a tensor, or a tuple or "
-            "dict of tensors, as a problem's inputs are: torch.as_tensor(…)"
+            f"{got}, expected a tensor of examples, or a tuple or dict of such: torch.as_tensor makes one"
         )
-    counts = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves}
+    counts = {leaf.shape[0] if leaf.ndim else 0 for leaf in found.values()}
     if len(counts) > 1 or 0 in counts:
-        raise ValueError(
-            f"inputs have {sorted(counts)} rows, expected the same, nonzero number of examples along the first axis"
-        )
+        shapes = " and ".join(f"{name} {tuple(leaf.shape)}" for name, leaf in found.items())
+        raise ValueError(f"{shapes} need the same, nonzero number of examples along the first axis")
     return int(counts.pop())
 
 
@@ -107,10 +112,11 @@ def _shape(z: Tensor) -> tuple[int, ...]:
     return tuple(z.shape)
 
 
-def _first_from(parameter: nn.Parameter, places: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The first place whose number has a graph that leads to the parameter, whatever the derivative's value."""
-    for name, z in places:
-        found = torch.autograd.grad(z, parameter, torch.ones_like(z), allow_unused=True, retain_graph=True)
-        if found[0] is not None:
-            return name
+def _first_from(parameter: nn.Parameter, numbers: Sequence[Tensor | None], start: int) -> int | None:
+    """The index, counted from ``start``, of the first number whose graph leads to the parameter, if any does."""
+    for index, z in enumerate(numbers, start):
+        if z is not None:
+            found = torch.autograd.grad(z, parameter, torch.ones_like(z), allow_unused=True, retain_graph=True)
+            if found[0] is not None:
+                return index
     return None

@@ -49,7 +49,8 @@ class LocalHead(nn.Module):
     losses), and whoever wants the local loss calls ``head(features)``.
 
     Shapes: features ``[batch, patches, groups, channels / groups]`` → ``[batch, classes]``: layer norm
-    within each group, average over patches, groups side by side, linear.
+    within each group, average over patches, groups side by side, linear. With ``pool=False`` there is no average:
+    → ``[batch, patches, classes]``, for losses of positions.
 
     Example:
         >>> head = LocalHead(channels=8, classes=3)
@@ -59,13 +60,15 @@ class LocalHead(nn.Module):
 
     fgvar_traits = Traits(learns_exactly=True)
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, *, pool: bool = True) -> None:
         super().__init__()
+        self.pool = pool
         self.end = Site()  # watched and cut, never perturbed: it lies in a module that learns exactly
         self.linear = blank_linear(channels, classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.linear(layer_norm(features).mean(1).flatten(1))
+        normed = layer_norm(features)
+        logits: Tensor = self.linear((normed.mean(1) if self.pool else normed).flatten(-2))
         return logits
 
 

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from fgvar.errors import unknown
+from fgvar.nn.batch_axis import count_examples
 from fgvar.nn.heads import LocalHead, initialise
 from fgvar.nn.instrumented import Network
+from fgvar.nn.reach import Visit
 from fgvar.nn.site_choice import inside
 from fgvar.nn.sites import Site, apply_site, copied, require_module
+from fgvar.nn.structures import activity, named, with_activity
 from fgvar.nn.traits import declare, traits_of
 from fgvar.problem_checks import require_one_device
 
@@ -26,27 +29,28 @@ AXES = {2: {"group_axis": 1}, 3: {"patch_axis": 1, "group_axis": 2}, 4: {"group_
 class BlockEnd(nn.Module):
     """What `with_local_heads` hangs on a module: a head, and the layout in which it reads the module's output.
 
-    A hook hands the output to `read`. Called as a module it is the identity, since a Sequential calls all of
-    its children.
+    A hook hands the output, or the first tensor of a tuple, to `read`. Called as a module it is the identity, since
+    a Sequential calls all of its children.
 
     Example:
         >>> BlockEnd("layer1", 8, classes=3, groups=2).read(torch.ones(5, 8, 4, 4)).shape
         torch.Size([5, 8, 4, 4])
     """
 
-    def __init__(self, after: str, channels: int, classes: int, groups: int, ndim: int | None = None) -> None:
+    def __init__(
+        self, after: str, channels: int, classes: int, groups: int, ndim: int | None = None, *, pool: bool = True
+    ) -> None:
         super().__init__()
         self.after, self.channels, self.groups, self.ndim = after, channels, groups, ndim
         # Along which a number of a site just before it moves its own copy of the loss alone.
         declare(self, feature_axes=AXES.get(ndim or 0, {}))
-        self.head = LocalHead(channels, classes)
+        self.head = LocalHead(channels, classes, pool=pool)
 
     def forward(self, output: Tensor) -> Tensor:
         return output
 
-    def read(self, output: Any) -> Tensor:
+    def read(self, output: Tensor) -> Tensor:
         """The same output, after the head's end has seen it as [batch, patches, groups, channels / groups]."""
-        require_features(self.after, output)
         if self.ndim not in (None, output.ndim):
             raise ValueError(
                 f"module {self.after!r} returned shape {tuple(output.shape)}, but {self.ndim} axes for the example "
@@ -75,7 +79,8 @@ def with_local_heads(
     after: Sequence[str],
     classes: int,
     groups: int = 1,
-    inputs: Tensor | None = None,
+    inputs: Any = None,
+    pool: bool = True,
     readout: str | Collection[str] = (),
     head_init: str = "kaiming",
     seed: int = 0,
@@ -86,7 +91,13 @@ def with_local_heads(
     ("LG-FG-A", "LG-FG-W", "LG-BP", "L-BP") run on it: gradients stop at the named modules' outputs. (What is
     led around a named module is not stopped; credit counts it.) Features are read as patches of channels:
     ``[batch, channels]`` is one patch, ``[batch, tokens, channels]`` one patch a token,
-    ``[batch, channels, height, width]`` one patch a pixel. Combine with `with_sites`, in either order.
+    ``[batch, channels, height, width]`` one patch a pixel; of a tuple that a module returns, the first tensor
+    is read. Combine with `with_sites`, in either order.
+
+    A head's loss is the problem's loss of the head's outputs, a tensor [batch, classes]. A language model's loss is
+    one of positions: ``pool=False`` gives each token's features, through one linear map for all positions, the head's
+    outputs there, [batch, tokens, classes], with classes the vocabulary; "causal_lm", and "cross_entropy" of targets
+    [batch, tokens], take them.
 
     Args:
         module: any network.
@@ -96,7 +107,9 @@ def with_local_heads(
         inputs: an example batch. With it channels are read off a forward pass, and problems are found at once;
             without, channels are those that the modules up to the end of the block declare (``out_features``,
             …), and problems are found in the first forward pass. Only with it are the groups (and tokens) of the
-            named modules themselves credited apart, which lowers the variance; elsewhere copies are summed.
+            named modules themselves credited apart, which lowers the variance; elsewhere copies are summed. As
+            `Problem` takes inputs: a tensor, or a tuple or dict of tensors.
+        pool: heads average over patches (True), or keep the positions of token features (False).
         readout: names of modules that learn from their exact gradient, as heads do: the classifier at the end.
             Without it the classifier is perturbed like all other modules.
         head_init: of the heads: "kaiming", "constant" or "zero" (as in training: no gradient at first).
@@ -130,7 +143,7 @@ def with_local_heads(
         if number < 1 and what != "seed":
             raise ValueError(f"{what} is {number}, expected at least 1")
     # Of the plain network: what is called twice, or returns no features, is told before heads are hung on it.
-    shapes = dict.fromkeys(after) if inputs is None else _shapes(module, after, inputs)
+    shapes = dict.fromkeys(after) if inputs is None else _shapes(module, after, inputs, pool)
     channels = {name: channels_of(shape) if shape else _declared(module, name) for name, shape in shapes.items()}
     _check_groups(channels, groups)
     network = copied(module)
@@ -145,7 +158,7 @@ def with_local_heads(
     # One generator for all heads: they differ from each other, and are the same again by the same seed.
     generator = torch.Generator().manual_seed(seed)
     for name, shape in shapes.items():
-        end = BlockEnd(name, channels[name], classes, groups, len(shape) if shape else None)
+        end = BlockEnd(name, channels[name], classes, groups, len(shape) if shape else None, pool=pool)
         initialise(end.head.linear, head_init, generator)
         _attach(network.get_submodule(name), end.to(like.device, like.dtype))
     if inputs is not None:  # once more, now with the heads: what they refuse shows here, and not in training
@@ -158,17 +171,19 @@ def channels_of(shape: Sequence[int]) -> int:
     return shape[1] if len(shape) == 4 else shape[-1]
 
 
-def require_features(name: str, output: Any) -> None:
-    """Raise where a module's output is not a tensor that a local head can read."""
-    if not isinstance(output, Tensor):
+def require_features(name: str, output: Tensor | None, pool: bool) -> None:
+    """Raise where a module's activity is not a tensor that a local head can read."""
+    if output is None:
         raise TypeError(
-            f"module {name!r} returned {type(output).__name__}, expected one tensor with the batch axis first; name "
-            "a module in after= that returns the features alone"
+            f"module {name!r} returned neither a tensor nor a tuple with one, expected features with the batch axis "
+            "first; name a module in after= that returns the features alone"
         )
-    if output.ndim not in (2, 3, 4):
+    if output.ndim not in ((2, 3, 4) if pool else (3,)):
+        expected = "[batch, channels], [batch, tokens, channels] or [batch, channels, height, width]"
+        expected = expected if pool else "[batch, tokens, channels], whose positions pool=False keeps"
         raise ValueError(
-            f"module {name!r} returned shape {tuple(output.shape)}, expected [batch, channels], [batch, tokens, "
-            "channels] or [batch, channels, height, width]; name a module in after= that returns such features"
+            f"module {name!r} returned shape {tuple(output.shape)}, expected {expected}; name a module in after= "
+            "that returns such features"
         )
 
 
@@ -232,17 +247,16 @@ def _declared(module: nn.Module, name: str) -> int:
     return channels
 
 
-def _dry_run(module: nn.Module, inputs: Tensor) -> dict[str, list[Any]]:
+def _dry_run(module: nn.Module, inputs: Any) -> dict[str, list[Visit]]:
     """The visits of one forward pass, which finds what is wrong with ends."""
-    if not isinstance(inputs, Tensor):
-        raise TypeError(f"inputs is {type(inputs).__name__}, expected a tensor of examples: torch.as_tensor(…)")
+    count_examples(inputs)
     tensors = {k: v.detach() for k, v in (*module.named_parameters(), *module.named_buffers())}
-    require_one_device({**tensors, "inputs": inputs})
+    require_one_device({**tensors, **named("inputs", inputs)})
     with torch.no_grad():
         return Network(module).trace(tensors, inputs)[1].visits
 
 
-def _shapes(module: nn.Module, after: Sequence[str], inputs: Tensor) -> dict[str, tuple[int, ...] | None]:
+def _shapes(module: nn.Module, after: Sequence[str], inputs: Any, pool: bool) -> dict[str, tuple[int, ...] | None]:
     visits = _dry_run(module, inputs)
     shapes: dict[str, tuple[int, ...] | None] = {}
     for name in after:
@@ -252,9 +266,9 @@ def _shapes(module: nn.Module, after: Sequence[str], inputs: Tensor) -> dict[str
                 f"module {name!r} is called {len(calls)} times in one forward pass, expected once; name a module in "
                 "after= that ends one block"
             )
-        shape = calls[0].shape
-        # The shape is all that is looked at; None stands for an output that is no tensor.
-        require_features(name, shape if shape is None else torch.empty(shape, device="meta"))
+        shape = calls[0].activity
+        # The shape is all that is looked at.
+        require_features(name, None if shape is None else torch.empty(shape, device="meta"), pool)
         shapes[name] = shape
     return shapes
 
@@ -274,7 +288,7 @@ def _attach(module: nn.Module, end: BlockEnd) -> None:
     module.register_forward_hook(partial(_read, name))
 
 
-def _read(name: str, module: nn.Module, _inputs: Any, output: Any) -> Tensor:
-    end = getattr(module, name)
-    features: Tensor = end.read(output)
-    return features
+def _read(name: str, module: nn.Module, _inputs: Any, output: Any) -> Any:
+    end, features = getattr(module, name), activity(output)
+    require_features(end.after, features, end.head.pool)
+    return with_activity(output, end.read(features))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fgvar.nn.heads import LocalHead
 from fgvar.nn.sites import sites_of
+from fgvar.nn.structures import activity
 
 OUTPUT = "output"  # the last place where a loss can be read, after all local ends
 AFTER_ALL = 1 << 60  # a tick later than any: when the output is read
@@ -14,11 +15,17 @@ AFTER_ALL = 1 << 60  # a tick later than any: when the output is read
 
 @dataclass(frozen=True)
 class Visit:
-    """One call of one module in a forward pass: the ticks at which it began and ended, and its output."""
+    """One call of one module in a forward pass: the ticks at which it began and ended, and what it returned.
+
+    Attributes:
+        shape: of the output, where that is a tensor.
+        activity: of the output, or of the first tensor of a tuple.
+    """
 
     entered: int
     left: int
     shape: tuple[int, ...] | None
+    activity: tuple[int, ...] | None = None
 
 
 class CallRecorder:
@@ -34,8 +41,10 @@ class CallRecorder:
         self._clock += 1
 
     def leave(self, name: str, output: object) -> None:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else None
-        self.visits.append((name, Visit(self._entered.pop(), self._clock, shape)))
+        found = activity(output)
+        shape = None if found is None else tuple(found.shape)
+        whole = shape if isinstance(output, Tensor) else None
+        self.visits.append((name, Visit(self._entered.pop(), self._clock, whole, shape)))
         self._clock += 1
 
 

@@ -54,9 +54,9 @@ def _with_batch_axis(owners: set[str], axes: BatchAxis, eligible: Collection[str
 
     The whole network counts to the rest: it returns after all that its own parameters, such as class tokens, lead to.
     """
-    rest = {name for name in owners if not name or axes.lacking(name)}
-    parameters = [p for name in sorted(rest) for p in _own_parameters(axes.module.get_submodule(name))]
-    return (owners - rest) | axes.first_after([p for p in parameters if p.requires_grad], eligible)
+    rest = {name: axes.module.get_submodule(name) for name in owners if not name or axes.lacking(name)}
+    owned = {name: [p for p in _own_parameters(child) if p.requires_grad] for name, child in rest.items()}
+    return (owners - rest.keys()) | axes.first_after(owned, eligible)
 
 
 def _eligible(module: nn.Module) -> dict[str, nn.Module]:
