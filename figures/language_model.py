@@ -133,7 +133,7 @@ def gain(dataset: xr.Dataset, name: str, at: dict[str, str]) -> tuple[float, flo
 
 def _written(found: tuple[float, float, float]) -> str:
     value, low, high = found
-    return f"{value:.3g}" + (f" [{low:.3g}, {high:.3g}]" if np.isfinite(low + high) else "")
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]" if np.isfinite(low + high) else f"{value:.3g} (not told from 0)"
 
 
 @PAGE.table

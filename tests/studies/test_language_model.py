@@ -103,6 +103,25 @@ def test_relative_variance_of_rank_one_is_exact() -> None:
     assert np.isnan(found.sel(estimator="FG-A"))
 
 
+def test_the_stored_runs_keep_the_claims(stored: xr.Dataset) -> None:
+    """Drawn values within a third of what theory says: 128 draws have a standard error of 12.5 %."""
+    assert not stored.attrs["commit"].endswith("+"), "made from a clean commit"
+    assert stored.attrs["text"].startswith("Python 3.")
+    assert len(stored.attrs["help_topics_sha256"]) == 64
+    assert STORED.stat().st_size < 1e6
+    assert (stored["status"] == "done").all()
+    ours, size = stored.sel(estimator=["FG-W", "MeZO"]), stored["size"]
+    np.testing.assert_allclose(ours["predicted"], (size + 1).broadcast_like(ours["predicted"]), rtol=1e-9)
+    np.testing.assert_allclose(ours["relative_variance"] / ours["predicted"], 1, atol=1 / 3)
+    np.testing.assert_allclose(ours["cosine"].sel(reference="backprop") * (np.pi / 2 * size) ** 0.5, 1, atol=1 / 3)
+    pair = [stored["relative_variance"].sel(estimator=name) for name in ("FG-W", "MeZO")]
+    np.testing.assert_allclose(*pair, rtol=0.01, err_msg="a step of 10⁻³ is a derivative here, of the same noise")
+    same, count = figure.agreement(figure.PAGE.prepared(stored))
+    assert same == count > 40, "ρ decides, whatever the layer"
+    perplexity = stored["test_perplexity"]
+    assert (perplexity.isel(epoch=-1) < perplexity.isel(epoch=0)).all(), "every set learns"
+
+
 # ---- the figure -----------------------------------------------------------------------------------------------
 
 
