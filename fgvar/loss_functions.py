@@ -128,9 +128,13 @@ def changed(loss: Loss, change: Callable[[Tensor], Tensor]) -> Loss:
 
 
 def even_weights(weights: Tensor, losses: Tensor) -> Tensor:
-    """n w / Σw, whose mean is 1: the mean over the batch of their products with the losses ℓ is Σ w ℓ / Σ w."""
+    """n w / Σw, whose mean is 1: the mean over the batch of their products with the losses ℓ is Σ w ℓ / Σ w.
+
+    All 0 where no example counts, as of a training batch without a token to predict: it moves nothing.
+    """
     weights = weights.to(losses.dtype)
-    return weights * (len(weights) / weights.sum())
+    total = weights.sum()
+    return weights * (len(weights) / total.where(total > 0, 1))
 
 
 def require_losses(returned: object, count: int) -> tuple[Tensor, Tensor | None]:

@@ -55,6 +55,7 @@ class Examples(Split):
             pair = (test.inputs, test.targets) if isinstance(test, Examples) else test
             test = Examples(*checked_batch(pair, "test data"), name=f"{self.name} (test)")
             _require_same_structure((inputs, targets), (test.inputs, test.targets))
+        # Frozen, so that what has been checked stays: its fields are set once, here.
         for key, value in (("inputs", inputs), ("targets", targets), ("test", test)):
             object.__setattr__(self, key, value)
 
@@ -77,6 +78,7 @@ class Examples(Split):
             >>> Examples.from_dataset(dataset).sample(2, seed=0)[0].shape
             torch.Size([2, 3])
         """
+        # A pair of tensors is a test set, and a list of pairs is a dataset.
         given = test is None or isinstance(test, Examples | tuple)
         return cls(*_stacked(dataset), test=test if given else _stacked(test), name=name)
 
@@ -91,7 +93,7 @@ class Examples(Split):
         return named_leaves(self.inputs, self.targets)
 
     def hashed(self) -> dict[str, Tensor]:
-        return self.tensors()
+        return self.tensors()  # a second for every GB, as they are in memory
 
     def batch(self, indices: Indices, *, device: Device = "cpu", dtype: torch.dtype | None = None) -> Batch:
         """The examples at ``indices`` [b]; with a dtype, floating-point numbers in it."""
@@ -137,8 +139,8 @@ def _stacked(dataset: Any) -> Batch:
     wrong = next((row for row in rows if not isinstance(row, tuple | list) or len(row) != 2), None)
     if wrong is not None:
         raise TypeError(
-            f"dataset[i] is {type(wrong).__name__}, expected a pair (inputs, targets); choose these from it, as "
-            "[((row['input_ids'], row['attention_mask']), row['label']) for row in dataset]"
+            f"dataset[i] is {type(wrong).__name__}, expected a pair (inputs, targets); choose these from it, as in "
+            "[({'input_ids': row['input_ids']}, row['labels']) for row in dataset.with_format('torch')]"
         )
     try:
         inputs, targets = default_collate(rows)

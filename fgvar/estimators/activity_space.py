@@ -130,7 +130,7 @@ class ActivitySpace:
         for site in self._sites(problem):
             shape = problem.trace.sites[site]
             if len(problem.trace.visits[site]) > 1:
-                raise ValueError(called_twice(site))
+                raise ValueError(f"{called_twice(site)}, or none a site: with_sites(net, inputs=…)")
             # The first axis may be as long as the batch by chance: it has to follow the batch.
             if shape[:1] != (problem.trace.batch_size,) or problem.single_trace.sites[site] != (1, *shape[1:]):
                 raise ValueError(

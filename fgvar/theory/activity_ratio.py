@@ -12,21 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from fgvar.problem import Problem
-from fgvar.theory.linear_forms import NORMS, Form, linear_form
+from fgvar.theory.linear_forms import Form, linear_form, transposed_form
 
 InputsAndOutputs = dict[str, tuple[Any, Tensor]]  # module → its input and its output
 
 
 @dataclass(frozen=True)
 class ActivityRatio:
-    """One layer's ρ, to be compared with its fan-in; all sums run over examples and positions.
+    """One weight's ρ, to be compared with its fan-in; all sums run over examples and positions.
 
     Attributes:
         ratio: ρ = ‖X‖²_F ‖∂L/∂Z‖²_F / ‖G‖²_F; NaN where G is 0 within rounding.
         per_example: its counterpart if each example is credited with its own loss, as `scheme("FG-A")` does; ρ
             itself with one example.
         fan_in: inputs of one position, over all groups; a bias is an input of 1.
-        positions: tokens or pixels of one example that share the weights.
+        positions: tokens or pixels of one example that share the weights. Of a tied weight fan-in and positions are
+            those of its first use.
     """
 
     ratio: float
@@ -41,7 +42,7 @@ class ActivityRatio:
 
 
 def activity_ratio(problem: Problem) -> dict[str, ActivityRatio]:
-    """ρ of every linear, grouped linear and convolutional layer: does perturbing its activities beat its weights?
+    """ρ of every layer that is linear in its weight: does perturbing its activities beat perturbing its weights?
 
     Perturb one layer Z = XW alone: p inputs, q outputs (of a group, where there are several; p is over all), X and
     Δ = ∂L/∂Z over all T positions of all examples, G = XᵀΔ. By Var ĝ_w = ‖M‖² + tr M² (Gaussian noise; `variance`):
@@ -62,12 +63,25 @@ def activity_ratio(problem: Problem) -> dict[str, ActivityRatio]:
     activities ‖G‖² − 2Σ_t ‖x_t‖²‖δ_t‖², so ρ decides but for a relative margin of 2/q. Other layers perturbed at the
     same time add their ‖G‖² to the weights' side and their ‖Δ‖² to the activities'.
 
+    What X is, by the kind of layer (Conv1D of Hugging Face is linear; groups and kernels count to p):
+
+    - linear, convolution: the inputs of each position.
+    - embedding: 1 at the token that is looked up; p is the size of the vocabulary, ‖X‖² the number of tokens, and
+      ‖G‖² sums the credits of equal tokens before they are squared. ρ = T where no token occurs twice.
+    - norm (layer, group, RMS): each number of the gain is a group with one input, the normalised number, and one
+      output; p is how many there are, twice that with a bias.
+    - tied weights (embedding and read-out): X and Δ of all uses, ρ = (Σ_s q_s‖X_s‖²)(Σ_s‖Δ_s‖²)/(q‖G‖²) for G of all
+      of them, with q and p of the first one.
+
+    None has ρ: a weight whose module returns no row for each example (position embeddings, which are credited at
+    the sum), is called more than once, has parameters beyond a weight and a bias of its own, or is not linear.
+
     Args:
         problem: network, loss and batch. Gradients are of the output's loss, the batch mean.
 
     Returns:
-        Name of the weight → `ActivityRatio`, for all such layers whose weight and bias are theirs alone and are
-        perturbed.
+        Name of the weight → `ActivityRatio`, for all such layers whose weight is perturbed. A frozen bias is a
+        constant.
 
     Source: the closed forms of Ren et al. 2023, Sec. 3 (one position: ρ = 1 < p always); conditions derived here.
 
@@ -87,27 +101,54 @@ def activity_ratio(problem: Problem) -> dict[str, ActivityRatio]:
         return problem.losses(outputs).mean(), seen
 
     credits, seen = torch.func.grad(loss, has_aux=True)(shifts)
-    found = {}
+    uses: dict[str, list[Use | None]] = {}
     for module, parameters in modules.items():
-        form = linear_form(problem, module, *seen[module])
-        if form is not None and _is_linear(problem, form, parameters, seen[module][1]):
-            found[parameters["weight"]] = _ratio(form.x, form.rows(credits[module]), "bias" in parameters)
+        uses.setdefault(parameters["weight"], []).append(_use(problem, module, parameters, seen, credits))
+    found = {}
+    for weight, several in uses.items():
+        known = [use for use in several if use is not None]
+        if len(known) == len(problem.network.owners[weight]):  # else a part of its gradient is not seen
+            found[weight] = _ratio(known)
     return found
 
 
+@dataclass(frozen=True)
+class Use:
+    """What one module does with a weight, and with its own bias if that is perturbed, too.
+
+    Attributes:
+        x: inputs [batch, positions, groups, fan-in], the last of them 1 where there is a bias.
+        delta: credits ∂L/∂Z [batch, positions, groups, fan-out].
+        bias: is there one?
+        transposed: is the weight stored [fan-in, fan-out]?
+    """
+
+    x: Tensor
+    delta: Tensor
+    bias: bool
+    transposed: bool
+
+    def gradient(self, example: int) -> tuple[Tensor, Tensor]:
+        """Of one example: by the weight, its numbers in the order in which they are stored, and by the bias."""
+        found = torch.einsum("rho,rhi->hoi", self.delta[example], self.x[example])
+        weight, bias = (found[..., :-1], found[..., -1]) if self.bias else (found, found[..., :0])
+        return (weight.mT if self.transposed else weight).flatten(), bias.flatten()
+
+
 def _modules(problem: Problem) -> dict[str, dict[str, str]]:
-    """Modules that may be such a layer → their "weight" and "bias" among the parameters."""
+    """Modules that may be such a layer, each called once → their "weight" and "bias" among the parameters."""
+    perturbed, aliases = set(problem.perturbed), problem.network.aliases
     found: dict[str, dict[str, str]] = {}
-    for name in problem.perturbed:
-        for owner in problem.network.owners[name]:
-            found.setdefault(owner, {})[name.rpartition(".")[2]] = name
+    for path, name in (*zip(problem.perturbed, problem.perturbed, strict=True), *aliases.items()):
+        if name in perturbed:
+            module, _, key = path.rpartition(".")
+            found.setdefault(module, {})[key] = name
     return {
         module: parameters
         for module, parameters in found.items()
-        if all(problem.network.owners[name] == (module,) for name in parameters.values())
-        and "weight" in parameters
+        if "weight" in parameters
         and parameters.keys() <= {"weight", "bias"}
-        and not isinstance(problem.network.skeleton.get_submodule(module), NORMS)
+        and all(problem.network.owners[name] == (module,) for key, name in parameters.items() if key == "bias")
         and (not module or len(problem.trace.visits.get(module, ())) == 1)
     }
 
@@ -130,13 +171,33 @@ def _run(problem: Problem, modules: Collection[str], shifts: Mapping[str, Tensor
             handle.remove()
 
 
-def _is_linear(problem: Problem, form: Form, parameters: Mapping[str, str], output: Tensor) -> bool:
+def _use(
+    problem: Problem,
+    module: str,
+    parameters: Mapping[str, str],
+    seen: InputsAndOutputs,
+    credits: Mapping[str, Tensor],
+) -> Use | None:
+    """The module as a linear map of its weight, if it is one and has a row for each example."""
+    x, y = seen[module]
+    for guess, transposed in ((linear_form, False), (transposed_form, True)):
+        form = guess(problem, module, x, y)
+        if form is None or len(y) != problem.trace.batch_size:
+            continue
+        if _is_linear(problem, form, module, problem.params[parameters["weight"]], y, transposed):
+            x, bias = form.x.double(), "bias" in parameters
+            x = torch.cat([x, torch.ones_like(x[..., :1])], -1) if bias else x
+            return Use(x, form.rows(credits[module]).double(), bias, transposed)
+    return None
+
+
+def _is_linear(problem: Problem, form: Form, module: str, weight: Tensor, output: Tensor, transposed: bool) -> bool:
     """Does the hypothesis of its form give the module's output?"""
     _, _, groups, fan_in = form.x.shape
-    weight = problem.params[parameters["weight"]].reshape(groups, -1, fan_in)
+    weight = (weight.T if transposed else weight).reshape(groups, -1, fan_in)
     found = torch.einsum("nrhi,hoi->nrho", form.x, weight)
     # A frozen bias is added all the same, and is no part of what is perturbed.
-    path = f"{parameters['weight'].removesuffix('weight')}bias"
+    path = f"{module}.bias".lstrip(".")
     bias = problem.network.aliases.get(path, path)
     if bias in problem.network.owners:
         found = found + {**problem.buffers, **problem.params}[bias].reshape(groups, -1)
@@ -146,22 +207,22 @@ def _is_linear(problem: Problem, form: Form, parameters: Mapping[str, str], outp
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
-def _ratio(x: Tensor, delta: Tensor, bias: bool) -> ActivityRatio:
-    """Of inputs [batch, positions, groups, fan-in] and credits [batch, positions, groups, fan-out]."""
-    x, delta = x.double(), delta.double()
-    if bias:
-        x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
-    positions, groups, fan_in = x.shape[1:]
-    outputs = delta.shape[-1]
-    own = torch.zeros((), dtype=x.dtype, device=x.device)
-    total = torch.zeros(groups, outputs, fan_in, dtype=x.dtype, device=x.device)
-    for one_x, one_delta in zip(x, delta, strict=True):  # example by example: one gradient in memory
-        gradient = torch.einsum("rho,rhi->hoi", one_delta, one_x)
+def _ratio(uses: list[Use]) -> ActivityRatio:
+    """Of all uses of one weight."""
+    positions, fan_in = uses[0].x.shape[1], uses[0].x.shape[2:].numel()
+    # ‖∂Z/∂w‖² summed over the numbers w: an input moves as many outputs as its use has.
+    moved = torch.stack([use.delta.shape[-1] * use.x.square().flatten(1).sum(1) for use in uses]).sum(0)
+    credits = torch.stack([use.delta.square().flatten(1).sum(1) for use in uses]).sum(0)
+    own = total = torch.zeros((), dtype=moved.dtype, device=moved.device)
+    for example in range(len(moved)):  # one gradient in memory
+        parts = [use.gradient(example) for use in uses]
+        gradient = torch.cat([torch.stack([weight for weight, _ in parts]).sum(0), *(bias for _, bias in parts)])
         own, total = own + gradient.square().sum(), total + gradient
-    squares, credits = x.square().flatten(1).sum(1), delta.square().flatten(1).sum(1)
-    length, bound = float(total.square().sum()), float(squares.sum() * credits.sum())
+    outputs = total.numel() / fan_in  # q, where there is one use
+    squares, length = moved / outputs, float(total.square().sum())
+    bound = float(squares.sum() * credits.sum())
     # Compared with ‖X‖²‖Δ‖², the largest that ‖G‖² can be: below it, in units of float32, lies rounding alone.
     if length <= (10 * torch.finfo(torch.float32).eps) ** 2 * bound:
-        return ActivityRatio(float("nan"), float("nan"), groups * fan_in, positions)
+        return ActivityRatio(float("nan"), float("nan"), fan_in, positions)
     each = float(squares @ credits) + (float(own) - length) / outputs
-    return ActivityRatio(bound / length, each / length, groups * fan_in, positions)
+    return ActivityRatio(bound / length, each / length, fan_in, positions)

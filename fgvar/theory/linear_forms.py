@@ -1,7 +1,8 @@
 """Linear forms: guess from type and shapes the linear map that a module is in its parameters, y = Wx + b by position.
 
-Linear layers, grouped ones, convolutions, and norms, whose gain multiplies what the norm makes of its input. Nobody
-relies on the guess: `fgvar.theory.linear_layers` and `activity_ratio` hold it against what the module does.
+Linear layers, grouped ones, convolutions, embeddings, and norms, whose gain multiplies what the norm makes of its
+input. Nobody relies on the guess: `fgvar.theory.linear_layers` and `activity_ratio` hold it against what the module
+does.
 """
 
 import itertools
@@ -41,7 +42,11 @@ def linear_form(problem: Problem, name: str, x: object, y: Tensor) -> Form | Non
     weight = own["weight"]
     if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
         return Form(_patches(module, x), lambda z: z.flatten(2).unflatten(1, (module.groups, -1)).permute(0, 3, 1, 2))
-    if isinstance(module, NORMS):
+    # A module of another class with one number a channel may be a norm, too.
+    gain = (
+        len(weight) == 1 and x.shape == y.shape and x.shape[-1:] == weight and len([*module.parameters()]) == len(own)
+    )
+    if isinstance(module, NORMS) or gain:
         return _gain(problem, name, module, x)
     # Anything else that looks like a product with the last axes; `_verified` tells whether it is one.
     fan_in, fan_out = weight[-1], weight[-2] if len(weight) > 1 else 0
@@ -51,6 +56,22 @@ def linear_form(problem: Problem, name: str, x: object, y: Tensor) -> Form | Non
         n, h = len(x), math.prod(groups)
         return Form(x.reshape(n, -1, h, fan_in), lambda z: z.reshape(len(z), -1, h, fan_out))
     return None
+
+
+def transposed_form(problem: Problem, name: str, x: object, y: Tensor) -> Form | None:
+    """The module as a product with a weight that is stored [fan-in, fan-out]: an embedding, or GPT-2's Conv1D.
+
+    Of an embedding the input at a position is 1 at the number that is looked up and 0 elsewhere.
+    """
+    own = {key: p.shape for key, p in problem.network.skeleton.get_submodule(name).named_parameters(recurse=False)}
+    if not isinstance(x, Tensor) or len(own.get("weight", ())) != 2:
+        return None
+    fan_in, fan_out = own["weight"]
+    if not x.is_floating_point() and y.shape == (*x.shape, fan_out):
+        x = nn.functional.one_hot(x.long(), fan_in).to(y.dtype)
+    if x.shape[-1] != fan_in or y.shape != (*x.shape[:-1], fan_out):
+        return None
+    return Form(x.reshape(len(x), -1, 1, fan_in), lambda z: z.reshape(len(z), -1, 1, fan_out))
 
 
 def _patches(module: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
@@ -82,9 +103,9 @@ def _gain(problem: Problem, name: str, module: nn.Module, x: Tensor) -> Form:
     # Gain times what the norm makes of its input, plus bias: linear in both, however the norm works.
     normed = functional_call(module, {**buffers, **plain}, (x,))
     count = plain["weight"].numel()
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        return Form(normed.reshape(len(x), -1, count, 1), lambda z: z.reshape(len(z), -1, count, 1))
-    return Form(
-        normed.reshape(len(x), count, -1, 1).transpose(1, 2),
-        lambda z: z.reshape(len(z), count, -1, 1).transpose(1, 2),
-    )
+    if isinstance(module, nn.GroupNorm | nn.modules.batchnorm._NormBase):  # which have their channels second
+        return Form(
+            normed.reshape(len(x), count, -1, 1).transpose(1, 2),
+            lambda z: z.reshape(len(z), count, -1, 1).transpose(1, 2),
+        )
+    return Form(normed.reshape(len(x), -1, count, 1), lambda z: z.reshape(len(z), -1, count, 1))

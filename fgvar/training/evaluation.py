@@ -25,9 +25,18 @@ def sums_of(problem: Problem, params: Mapping[str, Tensor], batch: Batch) -> Ten
 
 
 def mean_loss_and_error(problem: Problem, params: Mapping[str, Tensor], batches: Iterable[Batch]) -> Tensor:
-    """Loss and error (NaN where targets are no classes), [2], over the batches of all processes."""
+    """Loss and error (NaN where targets are no classes), [2], over the batches of all processes.
+
+    Raises:
+        ValueError: no example counts.
+    """
     sums = [torch.zeros(4, dtype=torch.float64, device=problem.device)]
     sums += [sums_of(problem, params, batch) for batch in batches]
     # Sums, not means, cross the processes: batches differ in size, and in the weights of their examples.
     loss, weight, wrong, count = summed(torch.stack(sums).sum(0))
+    if not weight:
+        raise ValueError(
+            "the loss's weights sum to 0 over all examples of the train or test set, so that their mean loss is not "
+            "defined; are all targets ignored (−100)? Give some that count"
+        )
     return torch.stack([loss / weight, wrong / count])

@@ -94,10 +94,9 @@ class Supervised:
         batches = {name: self._batches(problem, split) for name, split in splits.items()}
         found = _evaluated(problem, params, batches, "error")
         if has_perplexity(self.loss):
-            # Of a run that diverges it is infinite, where math.exp raises.
-            found |= {
-                PERPLEXITY[key]: float(torch.tensor(loss).exp()) for key, loss in found.items() if key in PERPLEXITY
-            }
+            losses = {key: torch.tensor(found[key], dtype=torch.float64) for key in PERPLEXITY if key in found}
+            # By torch: infinite of a run that diverges, where math.exp raises.
+            found |= {PERPLEXITY[key]: float(loss.exp()) for key, loss in losses.items()}
         return found
 
     def _batches(self, problem: Problem, split: Split) -> Iterator[Batch]:

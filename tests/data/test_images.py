@@ -1,5 +1,6 @@
 """Loading: every source gives the same thing, and every broken source says what is wrong and what to do."""
 
+import dataclasses
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +61,12 @@ def test_each_channel_has_its_own_mean_and_std() -> None:
     x, _ = images.batch([1, 0])
     for channel, (mean, std) in enumerate(zip(images.mean, images.std, strict=True)):
         torch.testing.assert_close(x[:, channel], (pixels[[1, 0], channel] / 255 - mean) / std)
+
+
+def test_pixels_in_floating_point_have_1_for_white(digits: module.Images) -> None:
+    unit = dataclasses.replace(digits, pixels=digits.pixels.double() / 255)
+    indices = range(0, 40, 7)
+    torch.testing.assert_close(unit.batch(indices, dtype=torch.float64), digits.batch(indices, dtype=torch.float64))
 
 
 @pytest.mark.cuda

@@ -71,6 +71,28 @@ def test_noise_is_made_on_the_device(noise: object, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_examples_of_any_structure_train_as_on_the_cpu(device: str) -> None:
+    """Token ids stay integers wherever they are."""
+
+    class Pairs(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.of = torch.nn.Embedding(5, 3)
+
+        def forward(self, ids: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return (self.of(ids) * scale[:, None, None]).mean(1)
+
+    ids, net = torch.arange(64).reshape(32, 2) % 5, Pairs()
+    inputs = {"ids": ids, "scale": torch.linspace(0, 1, 32)}
+    data = fgvar.data.Examples(inputs, ids[:, 0] % 3, test=(inputs, ids[:, 1] % 3))
+    here, there = (
+        fgvar.train(net, fgvar.scheme("BP"), data, fgvar.Schedule(2, 8), device=where) for where in ("cpu", device)
+    )
+    for name in ("loss", "test_loss", "train_error", "test_error"):
+        np.testing.assert_allclose(there.dataset[name], here.dataset[name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_the_exact_route_agrees_with_the_cpu(device: str) -> None:
     estimators = {name: fgvar.scheme(name) for name in ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A")}
     here, there = (fgvar.measure(estimators, problem_on(where), route="exact") for where in ("cpu", device))

@@ -86,3 +86,97 @@ def sites_of(net: nn.Module) -> list[str]:
 
 def problem_of(net: nn.Module, batch: int = 3) -> fgvar.Problem:
     return fgvar.Problem(net, "cross_entropy", (randn(batch, 4, seed=50), labels(batch, 3)))
+
+
+class Embedded(nn.Module):
+    """The first step of a vision transformer as a module of its own, which owns class token and positions."""
+
+    def __init__(self, width: int, patches: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 2, 2)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, patches + 1, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1) + self.pos_embed
+
+
+class ViT(nn.Module):
+    """A vision transformer that owns class token and positions itself, as timm's do; images [batch, 1, 4, 4]."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(1, width, 2, 2)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 5, width))
+        self.pos_drop = nn.Dropout(0.1)
+        self.block = nn.TransformerEncoderLayer(width, 2, 6, dropout=0, batch_first=True, norm_first=True)
+        self.head = nn.Linear(width, 3)
+
+    def embed(self, x: Tensor) -> Tensor:
+        tokens = self.patch_embed(x).flatten(2).transpose(1, 2)
+        return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1) + self.pos_embed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.pos_drop(self.embed(x)))[:, 0])
+
+
+class Positions(nn.Module):
+    """Embeddings of tokens, and of positions, which have no batch axis; ids [batch, positions]."""
+
+    def __init__(self, positions: int = 3) -> None:
+        super().__init__()
+        self.wte, self.wpe, self.drop = nn.Embedding(5, 4), nn.Embedding(positions, 4), nn.Dropout(0.1)
+        self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, 5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))
+        return self.head(h + torch.tanh(self.norm(self.drop(h))))
+
+
+class MixtureOfExperts(nn.Module):
+    """Tokens [batch, tokens, 3], flattened, each sent to one of two experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.last = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(4, 3)
+        self.experts = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        tokens = h.flatten(0, 1)
+        weights, chosen = self.gate(tokens).softmax(-1).max(-1)
+        mixed = torch.zeros_like(tokens)
+        for number, expert in enumerate(self.experts):
+            rows = torch.where(chosen == number)[0]
+            mixed = mixed.index_add(0, rows, weights[rows, None] * expert(tokens[rows]))
+        return self.last(mixed.reshape(h.shape).mean(1))
+
+
+class UNet(nn.Module):
+    """Down, up, and a connection that is led around; images [batch, 1, 4, 4] → [batch, 1, 4, 4]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.bottom = nn.Conv2d(1, 2, 3, 2, 1), nn.Conv2d(2, 2, 3, padding=1)
+        self.norm, self.up, self.last = (
+            nn.GroupNorm(1, 2),
+            nn.ConvTranspose2d(2, 2, 2, 2),
+            nn.Conv2d(3, 1, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = nn.functional.silu(self.norm(self.down(x)))
+        return self.last(torch.cat([x, torch.tanh(self.up(self.bottom(h)))], 1))
+
+
+class LastOfLSTM(nn.Module):
+    """The last output of two recurrent layers; inputs [batch, positions, 2]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.last = nn.LSTM(2, 3, num_layers=2, batch_first=True), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.rnn(x)[0][:, -1])

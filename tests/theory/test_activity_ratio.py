@@ -14,6 +14,28 @@ from fgvar import theory
 from fgvar.networks.local_mixer import GroupedLinear
 
 
+class Transposed(nn.Module):
+    """A linear layer whose weight is stored [fan-in, fan-out], as Conv1D of Hugging Face is."""
+
+    def __init__(self, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.zeros(fan_in, fan_out)), nn.Parameter(torch.zeros(fan_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
+
+class OwnNorm(nn.Module):
+    """A norm of a class that torch does not know, as Llama's is."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * x.square().mean(-1, keepdim=True).add(1e-6).rsqrt()
+
+
 class One(nn.Module):
     """One trainable layer; what comes before and after it is fixed."""
 
@@ -36,6 +58,16 @@ def single(kind: str, sizes: tuple[int, int, int], batch: int, bias: bool, seed:
         layer, x, size = nn.Linear(p, q, bias=bias), randn(batch, side, p, seed=seed), side * q
     elif kind == "grouped":
         layer, x, size = GroupedLinear(2, p, q), randn(batch, side, 2, p, seed=seed), side * 2 * q
+    elif kind == "embedding":
+        layer, side, bias = nn.Embedding(p, q), max(side, 2), False
+        x, size = torch.randint(p, (batch, side), generator=torch.Generator().manual_seed(seed)), side * q
+    elif kind == "transposed":
+        layer, x, size = Transposed(p, q), randn(batch, side, p, seed=seed), side * q
+    elif kind in ("layer norm", "own norm"):
+        layer = nn.LayerNorm(p + 1, bias=bias) if kind == "layer norm" else OwnNorm(p + 1)
+        x, size = randn(batch, side, p + 1, seed=seed), side * (p + 1)
+    elif kind == "group norm":
+        layer, x, size = nn.GroupNorm(1, p), randn(batch, p, side, 2, seed=seed), 2 * p * side
     elif kind == "grouped conv":
         layer = nn.Conv2d(2 * p, 2 * q, 2, padding=1, groups=2, bias=bias)
         x, size = randn(batch, 2 * p, side, side, seed=seed), 2 * q * (side + 1) ** 2
@@ -53,9 +85,20 @@ def total(scheme: fgvar.Estimator, problem: fgvar.Problem) -> float:
     return float(torch.stack(list(theory.trace(scheme, problem).values())).sum())
 
 
+KINDS = [
+    "tokens",
+    "grouped",
+    "conv",
+    "grouped conv",
+    "embedding",
+    "transposed",
+    "layer norm",
+    "own norm",
+    "group norm",
+]
 singles = st.builds(
     single,
-    st.sampled_from(["tokens", "grouped", "conv", "grouped conv"]),
+    st.sampled_from(KINDS),
     st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5)),
     batch=st.integers(1, 3),
     bias=st.booleans(),
@@ -186,9 +229,52 @@ def test_a_gradient_of_0_has_no_ratio() -> None:
     assert not found["weight"].activity_wins
 
 
-def test_heads_norms_and_tied_weights_have_no_ratio() -> None:
+def test_heads_and_modules_that_are_no_linear_map_have_no_ratio() -> None:
     names = theory.activity_ratio(mixer())
     assert set(names) == {name for name in mixer().perturbed if name.endswith("weight")}
-    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.LayerNorm(3)).double()
-    tied[1].weight = tied[0].weight
-    assert theory.activity_ratio(fgvar.Problem(tied, "mse", (randn(2, 3), randn(2, 3)))) == {}
+
+    class Square(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).square()
+
+    half = nn.Sequential(nn.Linear(3, 3), nn.PReLU(3), Square(3, 3)).double()
+    assert set(theory.activity_ratio(fgvar.Problem(half, "mse", (randn(2, 3), randn(2, 3))))) == {"0.weight"}
+
+
+class Tied(nn.Module):
+    """An embedding that is the read-out, too; with a bias there."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.embed, self.map, self.head = nn.Embedding(5, 3), nn.Linear(3, 3), nn.Linear(3, 5, bias=bias)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.map(self.embed(ids))))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_tied_weight_has_one_ratio_of_all_its_uses(bias: bool, seed: int) -> None:
+    net, ids = Tied(bias).double(), torch.tensor([[0, 1, 4, 1], [2, 2, 3, 1]])
+    with torch.no_grad():
+        for index, value in enumerate(net.parameters()):
+            value.copy_(randn(*value.shape, seed=10 * seed + index))
+    for value in net.map.parameters():
+        value.requires_grad_(False)
+    problem = fgvar.Problem(fgvar.with_sites(net), "cross_entropy", (ids, ids.roll(-1, 1)))
+    ((_, found),) = theory.activity_ratio(problem).items()
+    weights, activities = (total(fgvar.scheme(name), problem) for name in ("FG-W", "FG-A"))
+    square = float(torch.stack([g.square().sum() for g in problem.backprop().values()]).sum())
+    numbers = sum(p.numel() for p in problem.params.values())
+    assert found.activity_wins == (activities < weights)
+    assert (found.fan_in, found.positions) == (5, 4)
+    assert weights == pytest.approx((numbers + 1) * square)
+    assert activities == pytest.approx((numbers / 5 * found.per_example + 1) * square)
+
+
+def test_a_token_that_occurs_once_has_a_position_of_its_own() -> None:
+    net, ids = nn.Embedding(7, 2).double(), torch.tensor([[0, 3, 5], [1, 6, 2]])
+    found = theory.activity_ratio(fgvar.Problem(net, "mse", (ids, randn(2, 3, 2))))["weight"]
+    assert found.ratio == pytest.approx(6)
+    assert found.fan_in == 7

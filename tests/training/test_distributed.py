@@ -16,7 +16,7 @@ import fgvar
 from fgvar.training.checkpoint import MAGIC
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNS = ("whole", "killed", "resumed", "stopped", "resumed_again", "foreign", "draws")
+RUNS = ("whole", "killed", "resumed", "stopped", "resumed_again", "foreign", "draws", "weighted")
 
 # Both are forked from a process that has loaded all they need, which takes seconds (torch.optim asks for dynamo).
 SCRIPT = """
@@ -127,6 +127,25 @@ def draws(folder: Path, rank: int) -> None:
     torch.save(torch.cat([found[k].flatten(1) for k in where.perturbed], dim=1), folder / f"draws{rank}.pt")
 
 
+def weighted(folder: Path, rank: int) -> None:
+    """One step of backprop on texts of one token to four, and of none: the processes have unequal shares."""
+    torch.save(step_on_texts(batch=4), folder / f"weighted{rank}.pt")
+
+
+def step_on_texts(batch: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """What a step of so many examples a process ends with, and the loss before and after."""
+    ids = torch.arange(40).reshape(8, 5) % 7
+    labels = torch.where(torch.arange(5) <= torch.tensor([[1], [2], [3], [4], [1], [0], [1], [1]]), ids, -100)
+    net = torch.nn.Sequential(torch.nn.Embedding(7, 4), torch.nn.Linear(4, 7)).double()
+    for seed, p in enumerate(net.parameters()):
+        p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)).double()
+    found = fgvar.train(
+        net, fgvar.scheme("BP"), fgvar.data.Examples(ids, labels), fgvar.Schedule(1, batch, 0.5), loss="causal_lm"
+    )
+    rows = [found.dataset[name].values for name in ("loss", "train_perplexity", "batch_loss")]
+    return found.params, torch.tensor(np.concatenate(rows))
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> tuple[Path, list[dict[str, str]]]:
     """Where the results of all runs lie, and how each ended on each process."""
@@ -185,3 +204,12 @@ def test_the_average_has_half_of_the_noise_variance(done) -> None:
     variance, error = float(squares.mean()) * 256 / 255, float(squares.std()) / 16
     assert abs(variance - whole / 2) < 5.5 * error
     assert 5.5 * error < whole / 4
+
+
+def test_weights_are_shared_by_all_processes(done) -> None:
+    """Two processes of four texts make the step of one with all eight: Σ w ℓ / Σ w, not the mean of two such."""
+    expected, curves = step_on_texts(batch=8)
+    for found, rows in load(done[0], "weighted"):
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(rows, curves, rtol=1e-12, atol=1e-12)
