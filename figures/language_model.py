@@ -4,7 +4,7 @@ Run   python -m figures.language_model results/language_model.nc [--venue iclr] 
 writes <stem>.pdf, .png, .txt (the caption) and .tex (the table).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,26 +28,27 @@ NEEDED = {
 }
 PAGE = Page("studies/language_model.py", NEEDED, intervals.over_seeds)
 FULL = "full"
+PASSES = 1000  # forward passes that pay for the estimates of one mean
 # Kinds of layers are no schemes: Okabe & Ito's colours, with markers of their own.
 KINDS = {"c_attn": ("#56B4E9", "o"), "c_proj": ("#0072B2", "s"), "c_fc": ("#009E73", "D"),
-         "lora_A": ("#D55E00", "^"), "lora_B": ("#CC79A7", "v")}  # fmt: skip
+         "lora_A": ("#D55E00", "^"), "lora_B": ("#CC79A7", "v"), "ln": ("#E69F00", "P")}  # fmt: skip
 
 
 @PAGE.figure
 def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
-    """For each trainable set relative variance over d, and cosine at equal cost; against ρ that of single layers."""
+    """Of each trainable set relative variance over d, and cosine at equal cost; against ρ single layers' variance."""
     schemes = style.in_order(style.names(dataset, "estimator"))
     left, middle, right = sheet.row(3, head=0.7, height=1.9)
     data = dataset.sel(reference="backprop")
-    value, ends = at_equal_cost(data, "cosine")
+    value, ends = cosine_of_passes(data)
     d = data["size"]
     _points(left, data, data["relative_variance"] / d, [end / d for end in intervals.ends(data, "relative_variance")])
     _points(middle, data, value, ends)
     for place, size in enumerate(d.isel(stage=0).values):
         left.plot([place - 0.45, place + 0.45], [(size + 1) / size] * 2, **style.THEORY)
-        middle.plot([place - 0.45, place + 0.45], [(2 / np.pi / size / 3) ** 0.5] * 2, **style.THEORY)
+        middle.plot([place - 0.45, place + 0.45], [(1 + (size + 1) * 3 / PASSES) ** -0.5] * 2, **style.THEORY)
     left.set_ylabel("relative variance / d")
-    middle.set_ylabel("cosine to backprop / √cost")
+    middle.set_ylabel(f"cosine of {PASSES} passes' mean")
     _layers(right, dataset)
     grey: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3.5}
     stages = [Line2D([], [], label=stage, **grey | _fill(stage, "0.35")) for stage in style.names(dataset, "stage")]
@@ -105,40 +106,41 @@ def _layer_ratios(dataset: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
     return ratio.where(defined), dataset["variance_ratio"].where(defined)
 
 
-def at_equal_cost(data: xr.Dataset, name: str) -> tuple[xr.DataArray, list[xr.DataArray]]:
-    """What as many estimates as one forward pass pays for have on average, and the ends of its interval.
+def at_equal_cost(data: xr.Dataset) -> tuple[xr.DataArray, list[xr.DataArray]]:
+    """Relative variance times cost, and the ends of its interval: what n passes pay for has the n-th part of it."""
+    return data["relative_variance"] * data["cost"], [
+        end * data["cost"] for end in intervals.ends(data, "relative_variance")
+    ]
 
-    The mean of K estimates has 1/K of the variance, and √K times the cosine while that is small.
+
+def cosine_of_passes(data: xr.Dataset) -> tuple[xr.DataArray, list[xr.DataArray]]:
+    """Cosine to its target of the mean of K = n/cost estimates without bias, 1/√(1 + v/K), and its interval's ends."""
+    value, (low, high) = at_equal_cost(data)
+    cosine, *ends = ((1 + one / PASSES) ** -0.5 for one in (value, high, low))
+    return cosine, ends
+
+
+def gain(dataset: xr.Dataset, at: dict[str, str]) -> tuple[float, float, float]:
+    """How many times a set's relative variance the full set's is, at equal cost, and the 95 % interval's ends.
+
+    Ends are those of a difference of logarithms of independent values.
     """
-    factor = data["cost"] if name == "relative_variance" else data["cost"] ** -0.5
-    return data[name] * factor, [end * factor for end in intervals.ends(data, name)]
-
-
-def gain(dataset: xr.Dataset, name: str, at: dict[str, str]) -> tuple[float, float, float]:
-    """How many times better than the full set a set is at equal cost, and the ends of the 95 % interval.
-
-    Ends are those of a difference of logarithms of independent values; NaN where an interval reaches 0.
-    """
-    its = dataset.sel(reference="backprop")
-    found = [its.sel(at | {"trainable": which}) for which in (at["trainable"], FULL)]
     logs = []
-    for one in found:
-        value, ends = at_equal_cost(one, name)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            logs.append(np.log([value.item(), *(end.item() for end in ends)]))
-    (a, a_low, a_high), (b, b_low, b_high) = reversed(logs) if name == "relative_variance" else logs
+    for which in (FULL, at["trainable"]):
+        value, ends = at_equal_cost(dataset.sel(at | {"trainable": which}))
+        logs.append(np.log([value.item(), *(end.item() for end in ends)]))
+    (a, a_low, a_high), (b, b_low, b_high) = logs
     low, high = a - b - np.hypot(a - a_low, b_high - b), a - b + np.hypot(a_high - a, b - b_low)
     return float(np.exp(a - b)), float(np.exp(low)), float(np.exp(high))
 
 
-def _written(found: tuple[float, float, float]) -> str:
-    value, low, high = found
-    return f"{value:.3g} [{low:.3g}, {high:.3g}]" if np.isfinite(low + high) else f"{value:.3g} (not told from 0)"
+def _written(value: float, low: float, high: float) -> str:
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
 
 
 @PAGE.table
 def table(dataset: xr.Dataset) -> pd.DataFrame:
-    """Before fine-tuning: each set's size and gradient, and what its estimates have beside the full set's."""
+    """Before fine-tuning: each set's size and gradient, and its estimates at equal cost (perplexity: after, too)."""
     rows: dict[str, dict[tuple[str, str], str]] = {}
     for name in style.names(dataset, "trainable"):
         its = dataset.sel(trainable=name)
@@ -149,10 +151,10 @@ def table(dataset: xr.Dataset) -> pd.DataFrame:
             ("", "squared gradient"): tabular.number(share(dataset, name), digits=2),
         }
         for scheme in style.in_order(style.names(dataset, "estimator")):
-            at = {"trainable": name, "estimator": scheme, "stage": "before"}
-            one = dataset.sel(at | {"reference": "backprop"})
+            one = dataset.sel(trainable=name, estimator=scheme, stage="before")
             cells[scheme, "variance / d"] = tabular.number((one["relative_variance"] / one["size"]).item())
-            cells[scheme, "cosine, times"] = tabular.number(gain(dataset, "cosine", at)[0])
+            cells[scheme, "cosine"] = tabular.number(cosine_of_passes(one)[0].item())
+            cells[scheme, "cost"] = f"{one['cost'].item():.2f}"
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -162,12 +164,14 @@ def share(dataset: xr.Dataset, trainable: str, stage: str = "before") -> float:
     return float((norms.sel(trainable=trainable) / norms.sel(trainable=FULL)) ** 2)
 
 
-def within(dataset: xr.Dataset, scheme: str) -> tuple[int, int]:
-    """Of how many of its relative variances the 95 % interval holds what theory says, and how many there are."""
+def within(dataset: xr.Dataset, scheme: str, name: str = "relative_variance") -> tuple[int, int]:
+    """Of how many drawn values of a scheme the 95 % interval holds what theory says, and how many there are."""
     its = dataset.sel(estimator=scheme, reference="backprop")
-    low, high = intervals.ends(its, "relative_variance")
-    known = its["predicted"].notnull() & low.notnull()
-    return int(((low <= its["predicted"]) & (its["predicted"] <= high) & known).sum()), int(known.sum())
+    low, high = intervals.ends(its, name)
+    # Of Gaussian directions the cosine is that of a random one; EGGROLL's are none.
+    theory = its["predicted"] if name == "relative_variance" else (2 / np.pi / its["size"]) ** 0.5
+    known = theory.notnull() & low.notnull()
+    return int(((low <= theory) & (theory <= high) & known).sum()), int(known.sum())
 
 
 def agreement(dataset: xr.Dataset) -> tuple[int, int]:
@@ -182,7 +186,8 @@ def caption(dataset: xr.Dataset) -> Iterator[str]:
     get, schemes = dataset.attrs.get, style.in_order(style.names(dataset, "estimator"))
     sets = [name for name in style.names(dataset, "trainable") if name != FULL]
     shares = ", ".join(f"{name} has {share(dataset, name):.2g}" for name in sets)
-    known = [_within(dataset, name) for name in schemes if within(dataset, name)[1]]
+    known = [name for name in schemes if within(dataset, name)[1]]
+    cosines = [_within(dataset, name, "cosine") for name in known if name != "EGGROLL"]
     same, count = agreement(dataset)
     yield (
         f"A causal transformer of {dataset['size'].sel(trainable=FULL).values[0]:.0f} numbers (GPT-2 classes, "
@@ -191,35 +196,62 @@ def caption(dataset: xr.Dataset) -> Iterator[str]:
         f"of a byte, before → after: {'; '.join(_perplexity(dataset, name) for name in [FULL, *sets])}."
     )
     yield (
-        f"Left and middle: drawn ({get('draws', '?')} draws), given one network and one batch of "
-        f"{get('batch_size', '?')} examples; bars: {intervals.words(dataset, 'cosine')}. Filled, pale, hollow: "
-        "before, during and after fine-tuning. Middle: over the root of an estimate's cost in forward passes (of the "
-        "network with its adapters), as a mean of K estimates has √K times the cosine. Lines: d + 1, and √(2/πd) at "
-        "a cost of 3. Cosines at or below 0 have no point."
+        f"Left: drawn ({get('draws', '?')} draws), given one network and one batch of {get('batch_size', '?')} "
+        f"examples; bars: {intervals.words(dataset, 'relative_variance')}. Filled, pale, hollow: before, during and "
+        "after fine-tuning. Middle: from the same variances, the cosine 1/√(1 + v/K) to its target of the mean of "
+        f"as many estimates as {PASSES} forward passes pay for (of the network with its adapters). Lines: d + 1 at a "
+        "cost of 3, MeZO's. LG-FG-A's target is the local gradient; on the last block, with nothing trained ahead of it, "
+        "it is FG-A."
     )
     yield (
         "At equal cost and before fine-tuning, training a set in place of everything divides the relative variance "
-        "by, and multiplies the cosine to backprop by (95 % intervals): "
-        + " ".join(f"{scheme}: {'; '.join(_gains(dataset, scheme, name) for name in sets)}." for scheme in schemes)
+        "by (95 % intervals): " + _by_set(dataset, schemes, sets, gain)
     )
+    yield f"The mean of {PASSES} passes then has a cosine of: " + _by_set(dataset, schemes, [FULL, *sets], _cosine)
     yield (
-        "Each set's cosine is to its own gradient, which is shorter: of the full set's squared norm, before "
+        "Each set's target is its own gradient, which is shorter: of the full set's squared norm, before "
         f"fine-tuning, {shares} (LoRA in the scale of its own factors, of which B is 0 at first, so that A has no "
         "gradient yet). How fast these estimates train is not measured."
     )
     yield (
         "The relative variance that theory says (d + 1; of EGGROLL more, by its matrices' sizes) lies in the 95 % "
-        f"interval of {', '.join(known)} values."
+        f"interval of {', '.join(_within(dataset, name) for name in known)} values, the cosine √(2/πd) of one "
+        f"estimate in that of {', '.join(cosines)}."
     )
     yield (
-        f"Right: exact, each linear layer alone, before and after fine-tuning. In {same} of {count} cases ρ < fan-in "
-        f"says which of FG-A and FG-W has the smaller variance; FG-A's is smaller in {_winners(dataset)}. All layers "
-        f"of a set together, FG-A has so many times FG-W's variance (before, during, after): {_together(dataset)}."
+        f"Right: exact, each layer alone, before and after fine-tuning. In {same} of {count} cases ρ < fan-in says "
+        f"which of FG-A and FG-W has the smaller variance; FG-A's is smaller in {_winners(dataset)}. All layers of a "
+        f"set together, FG-A has so many times FG-W's variance (before, during, after): {_together(dataset)}."
     )
 
 
-def _within(dataset: xr.Dataset, scheme: str) -> str:
-    number, count = within(dataset, scheme)
+def _by_set(
+    dataset: xr.Dataset,
+    schemes: Sequence[str],
+    sets: Sequence[str],
+    number: Callable[[xr.Dataset, dict[str, str]], tuple[float, float, float]],
+) -> str:
+    """A number with its interval for each scheme and set, before fine-tuning."""
+    parts = []
+    for scheme in schemes:
+        at = {"estimator": scheme, "stage": "before"}
+        each = [f"{name} {_written(*number(dataset, at | {'trainable': name}))}" for name in sets]
+        parts.append(f"{scheme}: {'; '.join(each)}.")
+    return " ".join(parts)
+
+
+def _cosine(dataset: xr.Dataset, at: dict[str, str]) -> tuple[float, float, float]:
+    value, (low, high) = cosine_of_passes(dataset.sel(at))
+    return value.item(), low.item(), high.item()
+
+
+def _perplexity(dataset: xr.Dataset, name: str) -> str:
+    values = dataset["test_perplexity"].sel(trainable=name).values
+    return f"{name} {values[0]:.2f} → {values[-1]:.2f}"
+
+
+def _within(dataset: xr.Dataset, scheme: str, name: str = "relative_variance") -> str:
+    number, count = within(dataset, scheme, name)
     return f"{scheme} {number} of {count}"
 
 
@@ -232,8 +264,8 @@ def _winners(dataset: xr.Dataset) -> str:
 
 
 def _of_kind(dataset: xr.Dataset, kind: str) -> list[bool]:
-    """Which of the layers are of a kind: their names end in it."""
-    return [name.endswith(kind) for name in style.names(dataset, "linear")]
+    """Which of the layers are of a kind, by the last part of their names."""
+    return [name.split(".")[-1].startswith(kind) for name in style.names(dataset, "linear")]
 
 
 def _together(dataset: xr.Dataset) -> str:
@@ -243,16 +275,6 @@ def _together(dataset: xr.Dataset) -> str:
         f"{name} {', '.join(f'{value:.2g}' for value in ratios.sel(trainable=name).values)}"
         for name in style.names(dataset, "trainable")
     )
-
-
-def _perplexity(dataset: xr.Dataset, name: str) -> str:
-    values = dataset["test_perplexity"].sel(trainable=name).values
-    return f"{name} {values[0]:.2f} → {values[-1]:.2f}"
-
-
-def _gains(dataset: xr.Dataset, scheme: str, name: str) -> str:
-    at = {"trainable": name, "estimator": scheme, "stage": "before"}
-    return f"{name} {_written(gain(dataset, 'relative_variance', at))} and {_written(gain(dataset, 'cosine', at))}"
 
 
 FIGURES: Figures = {"": (draw, caption)}

@@ -5,9 +5,10 @@ Question   By how much do LoRA, or the last block alone, raise the cosine and lo
            perturbing weights where ρ is below the fan-in (`fgvar.theory.activity_ratio`)?
 Claim      For d trained numbers FG-W and MeZO have a relative variance of d + 1 and a mean cosine of √(2/πd), that is
            |cos| of a random direction, before, during and after fine-tuning. EGGROLL's matrices of rank 1 have
-           d − 1 + Σ_k s_k e_k: s_k is tensor k's share of ‖∇‖², e_k = 2(rows + columns) + 4, of vectors 2. Every set
-           costs about three forward passes an estimate, so that what a small set buys at equal cost is its d. Of one
-           layer alone ρ < fan-in says whether FG-A or FG-W is less noisy.
+           d − 1 + Σ_k s_k e_k: s_k is tensor k's share of ‖∇‖², e_k = 2(rows + columns) + 4, of vectors 2. MeZO costs
+           three forward passes in every set, so that what a small one buys at equal cost is its d; forward mode,
+           which follows what lies behind the trained numbers alone, costs less there. Of one layer alone ρ < fan-in
+           says whether FG-A or FG-W is less noisy.
 Shown      A causal transformer of Hugging Face's GPT-2 classes, 3.2M numbers, bytes as tokens, trained by backprop on
            the sources of Python's standard library, then fine-tuned by backprop on its help topics: everything, LoRA
            of rank 16, 4 and 1 on c_attn of every block (α = 2·rank), or the last block alone (the output layer is
@@ -148,7 +149,8 @@ def predicted(found: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
 
 
 def one_by_one(net: Any, state: Mapping[str, Any], batch: tuple[Any, Any]) -> Any:
-    """Of each linear layer alone: ρ (each example with its own loss), fan-in, and FG-A's variance over FG-W's."""
+    """Of each layer alone: ρ (each example with its own loss), fan-in, and FG-A's variance over FG-W's."""
+    import torch
     import xarray as xr
 
     import fgvar
@@ -156,15 +158,18 @@ def one_by_one(net: Any, state: Mapping[str, Any], batch: tuple[Any, Any]) -> An
     net = copy.deepcopy(net)
     net.load_state_dict(state)
     rows: dict[str, tuple[float, int, float]] = {}
-    for weight in fgvar.theory.activity_ratio(fgvar.Problem(net, "causal_lm", batch)):
+    for weight, ratio in fgvar.theory.activity_ratio(fgvar.Problem(net, "causal_lm", batch)).items():
         layer, alone = weight.removesuffix(".weight"), copy.deepcopy(net)
-        for name, parameter in alone.named_parameters():
+        for name, parameter in networks.with_linear(alone, layer).named_parameters():
             parameter.requires_grad_(name.startswith(f"{layer}."))
-        problem = fgvar.Problem(fgvar.with_sites(alone, sites=[layer]), "causal_lm", batch)
-        (ratio,) = fgvar.theory.activity_ratio(problem).values()
-        variances = [sum(fgvar.theory.trace(fgvar.scheme(name), problem).values()) for name in ("FG-A", "FG-W")]
+        problem = fgvar.Problem(fgvar.with_sites(alone, inputs=batch[0]), "causal_lm", batch)
+        variances = dict.fromkeys(("FG-A", "FG-W"), torch.tensor(math.nan))
+        # Of a weight that is used twice the closed form would take the Jacobian of both uses, gigabytes of it.
+        if len(problem.trace.sites) == 1:
+            traces = {name: fgvar.theory.trace(fgvar.scheme(name), problem) for name in variances}
+            variances = {name: torch.stack(list(its.values())).sum() for name, its in traces.items()}
         name = layer.removeprefix("base_model.model.").removeprefix("transformer.").removesuffix(".default")
-        rows[name] = ratio.per_example, ratio.fan_in, float(variances[0] / variances[1])
+        rows[name] = ratio.per_example, ratio.fan_in, float(variances["FG-A"] / variances["FG-W"])
     found = xr.Dataset(coords={"linear": list(rows)})
     for index, (key, long_name) in enumerate(ALONE.items()):
         found[key] = "linear", [row[index] for row in rows.values()], {"long_name": long_name, "units": "1"}

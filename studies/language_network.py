@@ -92,6 +92,19 @@ def trained_in_part(net: Any, its: Base, trainable: str) -> Any:
     return net
 
 
+def with_linear(net: Any, layer: str) -> Any:
+    """The same network, with a `torch.nn.Linear`, which closed forms know, in place of a Conv1D, its transpose."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    old = net.get_submodule(layer)
+    if isinstance(old, Conv1D):
+        new = torch.nn.Linear(*old.weight.shape)
+        new.load_state_dict({"weight": old.weight.T, "bias": old.bias})
+        net.set_submodule(layer, new)
+    return net
+
+
 def rank_of(trainable: str) -> int:
     """The rank of a LoRA set; 0 of others."""
     name, _, rank = trainable.partition(" ")

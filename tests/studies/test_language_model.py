@@ -52,6 +52,25 @@ def test_a_set_requires_a_gradient_and_computes_the_same_function(trainable: str
     assert torch.equal(torch.random.get_rng_state(), state), "the global state stays"
 
 
+@pytest.mark.hf
+def test_each_layer_alone_by_closed_forms() -> None:
+    """A Conv1D's transpose computes the same; ρ and exact variances keep (qρ + 1)/(qp + 1); tied weights have ρ."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers", reason="needs the extra fgvar[hf]")
+    net, ids = networks.gpt2(TINY), torch.arange(8).reshape(2, 4)
+    other = networks.with_linear(networks.gpt2(TINY), "transformer.h.0.mlp.c_fc")
+    assert isinstance(other.get_submodule("transformer.h.0.mlp.c_fc"), torch.nn.Linear)
+    torch.testing.assert_close(other(ids).logits, net(ids).logits)
+    found = study.one_by_one(net, net.state_dict(), (ids, ids))
+    assert found.sizes["linear"] == 2 * 6 + 2
+    assert [str(name) for name in found["linear"].values[found["variance_ratio"].isnull()]] == ["wte"]
+    q = {"c_attn": 24, "c_fc": 32, "c_proj": 8}  # outputs
+    for name in (str(name) for name in found["linear"].values if str(name).split(".")[-1] in q):
+        one, fan_out = found.sel(linear=name), q[name.split(".")[-1]]
+        expected = (fan_out * one["ratio"] + 1) / (fan_out * one["fan_in"] + 1)
+        assert one["variance_ratio"].item() == pytest.approx(expected.item(), rel=1e-3), name
+
+
 @pytest.mark.parametrize(("trainable", "rank"), [("LoRA 16", 16), ("LoRA 0", 0), ("LoRA", 0), ("full", 0)])
 def test_ranks(trainable: str, rank: int) -> None:
     assert networks.rank_of(trainable) == rank
@@ -161,20 +180,19 @@ def made() -> xr.Dataset:
 def test_gains_are_at_equal_cost_with_intervals() -> None:
     """Half-widths of two logarithms, 0.0953 each, add up as those of independent values do."""
     data, at = figure.PAGE.prepared(made()), {"trainable": "LoRA 1", "estimator": "FG-A", "stage": "before"}
-    value, low, high = figure.gain(data, "relative_variance", at)
+    value, low, high = figure.gain(data, at)
     assert value == pytest.approx(1000 * 3 / 2)
     assert (low, high) == pytest.approx((value / 1.1**2**0.5, value * 1.1**2**0.5))
-    value, low, high = figure.gain(data, "cosine", at)
-    assert value == pytest.approx(1500**0.5)
-    assert (low, high) == pytest.approx((value / 1.1**2**0.5, value * 1.1**2**0.5))
-    data["cosine_low"] = data["cosine_low"] * 0 - 1
-    assert np.isnan(figure.gain(data, "cosine", at)[1]), "an interval that reaches 0"
+    cosine, ends = figure.cosine_of_passes(data.sel(at))
+    assert cosine.item() == pytest.approx((1 + 3e4 * 2 / figure.PASSES) ** -0.5)
+    assert [end.item() for end in ends] == pytest.approx([(1 + 60 * 1.1) ** -0.5, (1 + 60 / 1.1) ** -0.5])
 
 
 def test_shares_and_counts() -> None:
     data = figure.PAGE.prepared(made())
     assert figure.share(data, "LoRA 1") == pytest.approx(0.25)
     assert figure.within(data, "FG-W") == (6, 6)
+    assert figure.within(data, "FG-W", "cosine") == (6, 6)
     assert figure.within(data, "FG-A") == (0, 0), "of which theory says nothing here"
     assert figure.agreement(data) == (4, 6), "one pair has ρ = fan-in and the smaller variance"
 
@@ -184,21 +202,21 @@ def test_what_is_drawn() -> None:
     left, middle, right = drawn.axes
     assert [text.get_text() for text in left.get_xticklabels()] == ["full", "LoRA\n1"]
     markers = [style.look(name).marker for name in ("FG-W", "FG-A")]
-    for axes, name in ((left, "relative variance / d"), (middle, "cosine to backprop / √cost")):
+    for axes, name in ((left, "relative variance / d"), (middle, "cosine of 1000 passes' mean")):
         assert axes.get_ylabel() == name
         assert [sum(line.get_marker() == one for line in axes.lines) for one in markers] == [3, 3]
     theory = [
         line.get_ydata()[0] for line in middle.lines if len(line.get_ydata()) == 2 and line.get_marker() == "None"
     ]
-    assert theory[-2:] == pytest.approx([(2 / np.pi / d / 3) ** 0.5 for d in (3e6, 3e3)])
+    assert theory[-2:] == pytest.approx([(1 + (d + 1) * 0.003) ** -0.5 for d in (3e6, 3e3)])
     assert right.get_xlabel() == "ρ / fan-in, one layer alone"
 
 
 def test_the_caption_answers_the_questions() -> None:
     text = figure.caption(made())
     for words in (
-        "FG-A: LoRA 1 1.5e+03 [1.31e+03, 1.72e+03] and 38.7 [33.8, 44.3]",
-        "full 12.00 → 9.00", "LoRA 1 has 0.25", "FG-W 6 of 6 values", "In 4 of 6 cases ρ < fan-in",
+        "FG-A: LoRA 1 1.5e+03 [1.31e+03, 1.72e+03]", "LoRA 1 0.128 [0.122, 0.134]", "full 12.00 → 9.00",
+        "LoRA 1 has 0.25", "FG-W 6 of 6 values", "estimate in that of FG-W 6 of 6", "In 4 of 6 cases ρ < fan-in",
         "c_attn 4 of 4, c_fc 0 of 2", "LoRA 1 10, 10, 10",
     ):  # fmt: skip
         assert words in text
