@@ -97,7 +97,8 @@ def with_local_heads(
     A head's loss is the problem's loss of the head's outputs, a tensor [batch, classes]. A language model's loss is
     one of positions: ``pool=False`` gives each token's features, through one linear map for all positions, the head's
     outputs there, [batch, tokens, classes], with classes the vocabulary; "causal_lm", and "cross_entropy" of targets
-    [batch, tokens], take them.
+    [batch, tokens], take them. A loss of one's own gets that tensor where it would get the network's output (which
+    may have it as ``.logits``).
 
     Args:
         module: any network.

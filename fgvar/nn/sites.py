@@ -97,6 +97,10 @@ def with_sites(
         >>> net = with_sites(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
         >>> [name for name, child in net.named_modules() if isinstance(child, Site)]
         ['0.site', '2.site']
+        >>> net = nn.Sequential(nn.Flatten(0, 1), nn.Linear(3, 4), nn.Unflatten(0, (-1, 5)), nn.Linear(4, 2))
+        >>> looked = with_sites(net, inputs=torch.ones(2, 5, 3))  # "1" returns [batch * 5, 4]
+        >>> [name for name, child in looked.named_modules() if isinstance(child, Site)]
+        ['2.site', '3.site']
     """
     require_module(module)
     _check_words(module, sites, types)

@@ -1,5 +1,7 @@
 """Local heads on features of tokens [batch, positions, channels]: one loss a sequence, or one a position."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from cases import labels, randn
@@ -41,6 +43,13 @@ def language(*, pool: bool = False, example: bool = True, **words) -> nn.Module:
         net.block0.num_features = net.block1.num_features = 4
     words = {"after": ("block0", "block1"), "classes": 5, "groups": 2, "pool": pool, **words}
     return fgvar.with_sites(fgvar.with_local_heads(net, **words, inputs=IDS if example else None), inputs=IDS)
+
+
+def test_sites_first() -> None:
+    net = fgvar.with_sites(fixed(Language()), sites=["embed", "block0", "block1", "head"], inputs=IDS)
+    net = fgvar.with_local_heads(net, after=("block0", "block1"), classes=5, groups=2, pool=False, inputs=IDS)
+    assert (net.block1.site.patch_axis, net.block1.site.group_axis) == (1, 2)
+    assert_unbiased(fgvar.scheme("LG-FG-A"), fgvar.Problem(net, "causal_lm", (IDS, IDS)))
 
 
 @pytest.mark.parametrize("loss", ["causal_lm", "cross_entropy"])
@@ -98,6 +107,22 @@ def test_a_dict_of_inputs() -> None:
     blocks = fgvar.with_local_heads(fixed(Named()), after=("block0",), classes=5, pool=False, inputs=inputs)
     problem = fgvar.Problem(fgvar.with_sites(blocks, inputs=inputs), "cross_entropy", (inputs, IDS))
     assert_unbiased(fgvar.scheme("LG-FG-A"), problem)
+
+
+def test_a_loss_of_ones_own_gets_the_heads_tensor() -> None:
+    class Output(NamedTuple):
+        logits: Tensor
+
+    class Named(Language):
+        def forward(self, ids: Tensor) -> Output:
+            return Output(super().forward(ids))
+
+    def loss(outputs, labels: Tensor) -> Tensor:
+        logits = getattr(outputs, "logits", outputs)
+        return functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(1)
+
+    net = fgvar.with_local_heads(fixed(Named()), after=("block0",), classes=5, pool=False, inputs=IDS)
+    assert_unbiased(fgvar.scheme("LG-FG-A"), fgvar.Problem(fgvar.with_sites(net), loss, (IDS, IDS)))
 
 
 # ---- sentences -------------------------------------------------------------------------------------------------
