@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from fgvar import loss_functions, problem_checks
 from fgvar.loss_functions import Loss, even_weights, losses_and_weights
-from fgvar.nn import purity, structures
+from fgvar.nn import failures, purity, stacking, structures
 from fgvar.nn.instrumented import Network
 from fgvar.nn.reach import ForwardTrace
 from fgvar.nn.sites import require_module
@@ -151,7 +151,7 @@ class Problem:
         return self.rows(slice(number, number + 1))
 
     def per_example(self, function: Callable[..., Any], *beside: Any) -> Any:
-        """``function`` of every example's own problem, stacked along a new first axis (one vmap).
+        """``function`` of every example's own problem, stacked along a new first axis (one vmap, or plain calls).
 
         Tensors given ``beside``, with the examples along the first axis, go to the function example by example, too.
         """
@@ -159,7 +159,7 @@ class Problem:
         def one(leaves: Mapping[str, Any], *own: Any) -> Any:
             return function(self._of(tree_map(lambda leaf: leaf[None], leaves)), *own)
 
-        return purity.at_once(one, self._weighed()._leaves(), *beside)
+        return self.network.stack(stacking.EXAMPLES, one, self._weighed()._leaves(), *beside)
 
     def _leaves(self) -> dict[str, Any]:
         """All that has the examples along its first axis."""
@@ -245,7 +245,8 @@ class Problem:
 
     def backprop(self) -> dict[str, Tensor]:
         """The end-to-end gradient of `loss`; zero for local heads, which the output does not use."""
-        return dict(grad(self.loss)(self.params))
+        with failures.coached_derivatives():
+            return dict(grad(self.loss)(self.params))
 
     def _dry_run(self, loss: str) -> tuple[ForwardTrace, ForwardTrace]:
         """Traces of the batch and of its first example alone, and checks of all that a pass and the loss do."""
@@ -275,7 +276,7 @@ class Problem:
 
     def _traced(self, tensors: Mapping[str, Tensor], inputs: Any) -> tuple[Any, ForwardTrace]:
         """Output and trace of a pass that draws nothing and changes nothing; a graph shows what it does not own."""
-        with torch.enable_grad(), purity.unchanged("network", tensors, "call module.eval()"):
+        with torch.enable_grad(), purity.unchanged("network", tensors, purity.STILL):
             return self.network.trace(tensors, inputs)
 
     def _checked_losses(self, outputs: Any) -> Tensor:

@@ -137,15 +137,15 @@ def params_and_constants(module: nn.Module) -> tuple[dict[str, Tensor], dict[str
 
 
 def require_parameters(module: nn.Module) -> None:
-    """Raise unless parameters require a gradient, all of these dense, real and of one dtype; frozen ones are free."""
+    """Raise unless parameters require a gradient, all of these real and of one dtype, and all are dense."""
     kinds: dict[torch.dtype, str] = {}
     for name, p in module.named_parameters():
-        if not p.requires_grad:
-            continue
         if p.layout is not torch.strided:
             raise ValueError(
                 f"parameter {name!r} is {p.layout}, expected a dense tensor; give it as {name}.to_dense()"
             )
+        if not p.requires_grad:
+            continue
         if not p.is_floating_point():
             raise ValueError(
                 f"parameter {name!r} is {p.dtype}, expected floating-point numbers; complex ones are pairs of real "

@@ -12,7 +12,7 @@ from torch import Tensor
 from fgvar.errors import unknown
 from fgvar.estimators.credit import Plan, broadcast_over_site, site_modules, site_plans, sum_terms
 from fgvar.estimators.losses import Losses, LossTerms, forward_terms, jvp_terms
-from fgvar.estimators.spaces import Linearised, Tensors, TermsAndLoss
+from fgvar.estimators.spaces import Linearised, Tensors, TermsAndLoss, require_perturbed
 from fgvar.nn.forward_pass import called_twice
 from fgvar.nn.instrumented import connected
 from fgvar.nn.reach import OUTPUT
@@ -122,6 +122,7 @@ class ActivitySpace:
         return not self.per_tensor and not self.relu_after
 
     def check(self, problem: Problem) -> None:
+        require_perturbed(problem)
         if not problem.trace.sites:
             raise ValueError("the network has no site to perturb; wrap it: fgvar.Problem(fgvar.with_sites(net), …)")
         for site in (*(self.sites or ()), *(self.relu_after or {})):
@@ -215,10 +216,6 @@ class ActivitySpace:
     def _require_coverage(self, problem: Problem) -> None:
         """Every perturbed parameter must reach the loss through the sites, and only so."""
         weights = {name: value.clone().requires_grad_() for name, value in problem.params.items()}
-        if not problem.perturbed:
-            raise ValueError(
-                "all trainable parameters belong to heads, which learn exactly: nothing is left to perturb"
-            )
         names, ends = tuple(self._sites(problem)), tuple(problem.trace.ends)
         outputs, values = problem.run({**problem.params, **weights}, watch=ends, cut=names)
         through = connected([values[name] for name in names], weights)

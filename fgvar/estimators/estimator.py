@@ -17,7 +17,7 @@ from fgvar.estimators.oracles import Jvp, Oracle
 from fgvar.estimators.randomness import Law, Leaf, Randomness
 from fgvar.estimators.spaces import OnePassSpace, Space, Tensors, TermsAndLoss
 from fgvar.estimators.weight_space import WeightSpace
-from fgvar.nn.purity import at_once
+from fgvar.nn.stacking import DIRECTIONS, Stacker
 from fgvar.problem import Problem
 
 
@@ -212,10 +212,11 @@ class Estimator:
         else:
             linearised = self.space.linearise(problem, self.losses)
             derivatives = lambda direction: self.oracle.terms(linearised, direction)  # noqa: E731
-        draws = _each(lambda own: self.guess.direction(problem, self.losses, linearised, own), noise)
+        stack = problem.network.stack
+        draws = _each(stack, lambda own: self.guess.direction(problem, self.losses, linearised, own), noise)
         directions = Directions.of(linearised, draws, per_tensor=self.space.per_tensor, antithetic=self.antithetic)
-        terms, losses = _each(derivatives, directions.directions)
-        credit = _each(linearised.credit, self.combine(terms, directions))
+        terms, losses = _each(stack, derivatives, directions.directions)
+        credit = _each(stack, linearised.credit, self.combine(terms, directions))
         credited = {name: _summed(credit[name], u) for name, u in directions.directions.items()}
         found = linearised.backward(credited)
         return Estimate({name: found[name] for name in problem.params}, losses.mean())
@@ -231,10 +232,10 @@ def _summed(credit: Tensor, directions: Tensor) -> Tensor:
     return credit[0] * directions[0] if len(directions) == 1 else (credit * directions).sum(0)
 
 
-def _each(function: Callable[[Any], Any], stacked: Mapping[str, Tensor]) -> Any:
+def _each(stack: Stacker, function: Callable[[Any], Any], stacked: Mapping[str, Tensor]) -> Any:
     """``function`` of every item of a stack, stacked. One item alone takes the plain way; no tensor is one item."""
     if stacked and len(next(iter(stacked.values()))) > 1:
-        return at_once(function, dict(stacked))
+        return stack(DIRECTIONS, function, dict(stacked))
     found = function({name: u[0] for name, u in stacked.items()})
     return tree_map(lambda value: value[None], found)
 

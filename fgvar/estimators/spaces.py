@@ -58,6 +58,15 @@ class Linearised(Protocol):
         """
 
 
+def require_perturbed(problem: Problem) -> None:
+    """Raise where no parameter is left that schemes perturb."""
+    if not problem.perturbed:
+        raise ValueError(
+            "all trainable parameters belong to heads, which learn exactly: nothing is left to perturb; let others "
+            'require a gradient, or take fgvar.scheme("BP"), which is exact and draws nothing'
+        )
+
+
 class Space(Protocol):
     """Which named tensors are perturbed."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fgvar.estimators.credit import Plan, broadcast_over_rows, row_plans, sum_terms
 from fgvar.estimators.losses import Losses, LossTerms, forward_terms, gradient, jvp_terms
-from fgvar.estimators.spaces import Linearised, Tensors, TermsAndLoss
+from fgvar.estimators.spaces import Linearised, Tensors, TermsAndLoss, require_perturbed
 from fgvar.nn.forward_mode import jvp
 from fgvar.nn.reach import OUTPUT
 from fgvar.problem import Problem
@@ -93,10 +93,7 @@ class WeightSpace:
         return not self.per_tensor
 
     def check(self, problem: Problem) -> None:
-        if not problem.perturbed:
-            raise ValueError(
-                "all trainable parameters belong to heads, which learn exactly: nothing is left to perturb"
-            )
+        require_perturbed(problem)
 
     def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
         return {name: tuple(problem.params[name].shape) for name in problem.perturbed}

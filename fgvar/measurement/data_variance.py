@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimator
 from fgvar.estimators.losses import Losses
-from fgvar.measurement.draws import VmapFallback, ranges
+from fgvar.measurement.draws import ranges
 from fgvar.measurement.intervals import Estimated
 from fgvar.measurement.mutation_guard import MutationGuard
 from fgvar.measurement.protocol_checks import tensors_in
@@ -29,14 +29,10 @@ class DataVariance:
     Args:
         problem: network, loss and batch.
         chunk: examples whose gradients are computed at once (1: by plain calls).
-
-    Attributes:
-        fallback: of the measurement that these belong to, the warning of what does not run under vmap.
     """
 
     def __init__(self, problem: Problem, chunk: int) -> None:
         self.problem, self.chunk = problem, chunk
-        self.fallback = VmapFallback()
         self._backprop: np.ndarray | None = None
         self._targets: list[tuple[Losses, np.ndarray]] = []
 
@@ -78,7 +74,7 @@ class DataVariance:
         return np.array([*spread, perturbed, spread.sum()])
 
     def _stacks(self, gradient: Gradient, problem: Problem) -> Iterator[dict[str, Tensor]]:
-        """The gradients of the examples, a chunk of them stacked; one by one where vmap cannot."""
+        """The gradients of the examples, a chunk of them stacked."""
         what = "the gradient of one example"
 
         def piece(numbers: range) -> dict[str, Tensor]:
@@ -88,14 +84,8 @@ class DataVariance:
                 return stacked
             return {name: g[None] for name, g in tensors_in(what, gradient(part)).items()}
 
-        n = problem.batch_size
-        chunk = min(self.chunk, n)
-        first = None
-        if chunk > 1:
-            first = self.fallback.try_vmap(what, lambda: piece(range(chunk)), lambda: piece(range(1)))
-        for numbers in ranges(0, n, chunk if first else 1):
-            found, first = first or piece(numbers), None
-            yield found
+        for numbers in ranges(0, problem.batch_size, self.chunk):
+            yield piece(numbers)
 
 
 def _add(rows: Tensor, total: Tensor, square: Tensor) -> None:

@@ -1,13 +1,10 @@
 """Draws: enumerate noise, and make estimates of a batch of it, by vmap where that runs."""
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator
@@ -17,8 +14,6 @@ from fgvar.problem import Problem
 
 LARGEST = {"signs": 18, "hermite": 11}  # random numbers that are enumerated at most: 2^18 and 3^11 estimates
 METHODS = ("nodes", *LARGEST)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,50 +86,27 @@ class Enumeration:
         return index[:, None] // self._base ** torch.arange(self.randomness.size) % self._base
 
 
-def estimates(estimator: GradientEstimator, problem: Problem, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def estimates(
+    estimator: GradientEstimator, problem: Problem, noise: Mapping[str, Tensor], *, name: str = ""
+) -> dict[str, Tensor]:
     """The gradients for a batch of noise, stacked along a new first axis.
 
-    One vmap over the batch; a batch of one is a plain call, so that estimators that do not run under vmap
-    can be measured with ``chunk=1``.
+    One vmap over the batch, or plain calls where vmap cannot (`Stacker`): of a batch of one, at once.
+
+    Args:
+        estimator, problem, noise: what is estimated, with each draw's noise along the first axis.
+        name: of the estimator, in the warning where vmap fails by its own code; empty: none.
 
     Raises:
         TypeError: what the estimator returned is no `Estimate` of a dict of tensors.
     """
-    count = len(next(iter(noise.values())))
-    if count > 1:
-        stacked: dict[str, Tensor] = vmap(lambda one: gradient_in(estimator.estimate(problem, one)))(dict(noise))
+    if len(next(iter(noise.values()))) > 1:
+        stacked: dict[str, Tensor] = problem.network.stack(
+            estimator, lambda one: gradient_in(estimator.estimate(problem, one)), dict(noise), name=name
+        )
         return stacked
     one = {name: u[0] for name, u in noise.items()}
     return {name: g[None] for name, g in gradient_in(estimator.estimate(problem, one)).items()}
-
-
-@dataclass
-class VmapFallback:
-    """Tries vmap, and falls back to plain calls: one warning for all of a measurement that does not run under it.
-
-    Attributes:
-        warned: has there been a warning?
-    """
-
-    warned: bool = False
-
-    def try_vmap(self, what: str, stacked: Callable[[], T], single: Callable[[], object]) -> T | None:
-        """What ``stacked`` returns, a vmap; None, and a warning, where only ``single``, a plain call, can be."""
-        try:
-            return stacked()
-        except Exception as error:
-            # Plain calls would take hours where a smaller chunk is what is needed.
-            if "memory" in str(error):
-                raise
-        single()  # what a plain call raises, too, is not vmap's fault
-        if not self.warned:
-            warnings.warn(
-                f"{what} does not run under torch.func.vmap (as .item() and an if on a tensor do not), so that it is "
-                "computed one by one, like all here that does not; chunk=1 says so without this warning",
-                stacklevel=2,
-            )
-        self.warned = True
-        return None
 
 
 def ranges(start: int, stop: int, step: int) -> Iterator[range]:

@@ -20,7 +20,7 @@ from fgvar.estimators.randomness import Randomness
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.measurement import moments as streaming
 from fgvar.measurement.arguments import Settings
-from fgvar.measurement.draws import VmapFallback, estimates, ranges
+from fgvar.measurement.draws import estimates, ranges
 from fgvar.measurement.intervals import Array, Estimated
 from fgvar.measurement.moments import BLOCK
 from fgvar.measurement.mutation_guard import MutationGuard
@@ -54,15 +54,12 @@ def drawn_statistics(
     references: References,
     randomness: Randomness,
     settings: Settings,
-    fallback: VmapFallback,
 ) -> Drawn:
     """Statistics of an estimator's draws; of the one estimate of an estimator without randomness, for all draws."""
     moments, feature_blocks, grams = streaming.init(references), list[Array](), list[Tensor]()
     noiseless = randomness.size == 0
     keeps_features = settings.keep_draws or settings.paired
-    blocks = (
-        _single_estimate(guard, estimator) if noiseless else _blocks(guard, estimator, randomness, settings, fallback)
-    )
+    blocks = _single_estimate(guard, estimator) if noiseless else _blocks(guard, estimator, randomness, settings)
     for gradients in blocks:
         require_like(f"the estimate of {guard.name!r}", guard.problem, {k: g[0] for k, g in gradients.items()})
         try:
@@ -113,7 +110,6 @@ def _blocks(
     estimator: GradientEstimator,
     randomness: Randomness,
     settings: Settings,
-    fallback: VmapFallback,
 ) -> Iterator[dict[str, Tensor]]:
     """Estimates in blocks of 16 draws (the last may be shorter), whatever the chunk."""
     problem, draws, chunk = guard.problem, settings.draws, settings.chunk
@@ -124,21 +120,17 @@ def _blocks(
         noise = randomness.sample(
             settings.seed, numbers, dtype=problem.dtype, device=problem.device, noise_device=settings.noise_device
         )
-        found = estimates(estimator, problem, noise)
+        found = estimates(estimator, problem, noise, name=f"estimator {guard.name!r}")
         guard.require_unchanged(numbers)
         return found
 
     # A black box says that it is none for vmap.
     chunk = 1 if getattr(estimator, "opaque", False) else min(chunk, draws)
-    what = f"estimator {guard.name!r}"
-    # The first chunk is computed while vmap is tried, and not again.
-    first = None if chunk == 1 else fallback.try_vmap(what, lambda: piece(range(chunk)), lambda: piece(range(1)))
-    size = chunk if first else 1
     with tqdm(total=draws, desc=guard.name, unit="draw", delay=1, leave=False, disable=None) as bar:
-        for window in ranges(0, draws, max(size, BLOCK)):
+        for window in ranges(0, draws, max(chunk, BLOCK)):
             rows: dict[str, Tensor] = {}
-            for numbers in ranges(window.start, window.stop, size):
-                found, first = first or piece(numbers), None
+            for numbers in ranges(window.start, window.stop, chunk):
+                found = piece(numbers)
                 bar.update(len(numbers))
                 if len(numbers) == len(window):  # one chunk fills the window: without a copy
                     rows = found

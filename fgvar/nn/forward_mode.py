@@ -1,8 +1,9 @@
 """Forward mode: dual numbers x + ε·ẋ, and maps whose derivative along ẋ costs no more than it has to."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+from fgvar.nn.failures import coached_derivatives
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -27,13 +30,16 @@ def jvp(
 
     Two threads within it get errors, wrong derivatives or a crash.
 
+    Raises:
+        NotImplementedError: an operation without forward mode; the sentence names it, its module and what to do.
+
     Example:
         >>> [float(x) for x in jvp(torch.square, (torch.tensor(3.0),), (torch.tensor(1.0),))]
         [9.0, 6.0]
     """
     if torch.compiler.is_compiling():  # which traces the derivative, and knows no locks
         return torch.func.jvp(function, point, along, has_aux=has_aux)
-    with _forward_mode:
+    with _forward_mode, coached_derivatives():
         return torch.func.jvp(function, point, along, has_aux=has_aux)
 
 
@@ -151,8 +157,19 @@ def use_dense_gradients(module: nn.Module) -> None:
             child.sparse = False
 
 
-class _PlainAttention:
-    """How many threads are within `plain_attention`, and how the choice before is put back."""
+def use_plain_experts(module: nn.Module) -> None:
+    """Let mixtures of experts in ``module`` by Hugging Face's classes call one expert after the other.
+
+    The kernel that multiplies all at once knows neither forward mode nor float64.
+    """
+    for child in module.modules():
+        config: Any = getattr(child, "config", None)
+        if getattr(config, "_experts_implementation", None) is not None:
+            config._experts_implementation = "eager"
+
+
+class _PlainOperations:
+    """How many threads are within `plain_operations`, and how the choice before is put back."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -160,19 +177,20 @@ class _PlainAttention:
         self.undo: Callable[[], object] = lambda: None
 
 
-_plain_attention = _PlainAttention()
+_plain_operations = _PlainOperations()
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
-    """Within, attention computes in plain operations: its fused kernels have no forward-mode derivative.
+def plain_operations() -> Iterator[None]:
+    """Within, attention computes in plain operations, and what torch.compile has wrapped as it is written.
 
-    The choice of kernels belongs to the process: the first thread to come in makes it, the last to leave undoes it.
+    Fused kernels have no forward-mode derivative, and compilers trace neither hooks nor the transforms around a pass.
+    The choice belongs to the process: the first thread to come in makes it, the last to leave undoes it.
     """
-    state = _plain_attention
+    state = _plain_operations
     with state.lock:
         if not state.threads:
-            state.undo = _choose_plain_attention()
+            state.undo = _choose_plain_operations()
         state.threads += 1
     try:
         yield
@@ -183,15 +201,27 @@ def plain_attention() -> Iterator[None]:
                 state.undo()
 
 
-def _choose_plain_attention() -> Callable[[], object]:
+def _choose_plain_operations() -> Callable[[], object]:
     """Choose the plain kernels; what is returned puts back the choice before."""
     fast = torch.backends.mha.get_fastpath_enabled()
     kernels = sdpa_kernel(SDPBackend.MATH)
     torch.backends.mha.set_fastpath_enabled(False)
     kernels.__enter__()
+    stance = _eager_stance()
 
     def undo() -> None:
+        stance.__exit__(None, None, None)
         kernels.__exit__(None, None, None)
         torch.backends.mha.set_fastpath_enabled(fast)
 
     return undo
+
+
+def _eager_stance() -> AbstractContextManager[None]:
+    """What makes compiled functions run as they are written; its exit ends that."""
+    if "torch._dynamo.eval_frame" not in sys.modules:  # whose import takes long, and without which none is compiled
+        return nullcontext()
+    try:
+        return torch.compiler.set_stance("force_eager")
+    except RuntimeError:  # within a compiled function, between two of its graphs
+        return nullcontext()

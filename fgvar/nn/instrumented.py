@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from fgvar.nn.forward_mode import use_dense_gradients, use_plain_weight_norm
+from fgvar.nn.forward_mode import use_dense_gradients, use_plain_experts, use_plain_weight_norm
 from fgvar.nn.forward_pass import Feedback, ForwardPass, OutputShifts
 from fgvar.nn.layers import use_linear_jvp
 from fgvar.nn.purity import coach, undrawn
@@ -17,6 +17,7 @@ from fgvar.nn.reach import OUTPUT, CallRecorder, ForwardTrace
 from fgvar.nn.site_choice import exact_modules, inside
 from fgvar.nn.sites import copied
 from fgvar.nn.skeleton import PerThread, Skeleton
+from fgvar.nn.stacking import Stacker
 from fgvar.nn.structures import leaves
 
 
@@ -32,12 +33,14 @@ class Network:
         exact: names of the parameters that learn from their exact gradient.
         writes: does a pass change its inputs in place? Then it gets a copy.
         costs: what measuring remembers of estimators on this network.
+        stack: maps functions over examples, directions and draws, by vmap where that runs on this network.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.owners, self.aliases = _owners(module)
         # Without values: a pass gets all tensors as arguments, and a skeleton a thread costs no memory.
         blank = copied(module).to("meta")
+        use_plain_experts(blank)
         use_linear_jvp(blank)
         use_plain_weight_norm(blank)
         use_dense_gradients(blank)
@@ -48,6 +51,7 @@ class Network:
         self._feedback_weights: Mapping[str, Mapping[str, Tensor]] = {}
         self.writes = False
         self.costs: dict[str, float] = {}
+        self.stack = Stacker()
         heads = exact_modules(module)
         trainable = (name for name, p in module.named_parameters() if p.requires_grad)
         # A parameter that a head shares with the trunk moves the trunk, so that it is perturbed.
@@ -130,9 +134,13 @@ class Network:
         """
         clone = _cloned(inputs)  # torch counts the writes to each tensor of it
         before = [leaf._version for leaf in leaves(clone)]
-        recorder = CallRecorder()
+
+        def recorded() -> tuple[Any, CallRecorder]:
+            recorder = CallRecorder()
+            return self._call(ForwardPass(recorder=recorder), tensors, clone), recorder
+
         try:
-            output = undrawn("network", lambda: self._call(ForwardPass(recorder=recorder), tensors, clone))
+            output, recorder = undrawn("network", recorded)
         except RuntimeError as error:
             ordered = (tensors[name] for name in (*self.owners, *tensors))  # parameters first
             coach(error, inputs, next(t.dtype for t in ordered if t.is_floating_point()))

@@ -1,6 +1,7 @@
 """Purity: networks and losses are functions of each example; draws, writes and coupled examples are found here."""
 
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from fgvar.nn.failures import raised_in
 from fgvar.nn.structures import leaves, named
 
 Pass = tuple[Any, Tensor]  # outputs and losses
@@ -23,10 +25,15 @@ DRAWS = {
 }
 
 
+INTEGER = re.compile(r"\b(Long|Int|Short|Byte|Char|Bool|[Ii]nteger|long int|long long|int|unsigned char|bool)\b")
+PRECISION = re.compile(r"not implemented for '|Expected mat_a to be|must have the same dtype|expected scalar type")
+STILL = "call module.eval() (and module.apply(torch.ao.quantization.disable_observer) where it is quantised)"
+
+
 def undrawn(who: str, function: Callable[[], Any]) -> Any:
     """What a function of the network or of the loss (``who``) returns; drawing random numbers is a ValueError.
 
-    Torch's are refused as they are drawn, NumPy's and Python's are seen by their global states.
+    Torch's are refused as they are drawn, all others are seen by their global states.
     """
     found, before = None, _states()
 
@@ -40,9 +47,11 @@ def undrawn(who: str, function: Callable[[], Any]) -> Any:
     try:
         torch.func.vmap(once, randomness="error")(torch.zeros(1))
     except RuntimeError as error:
-        if "randomness" not in str(error):
+        if "randomness" in str(error):
+            raise ValueError(DRAWS[who]) from error
+        if "vmap" not in str(error) or "setup_context" in str(error):  # which no transform takes
             raise
-        raise ValueError(DRAWS[who]) from error
+        found = function()  # something in it has no rule for vmap, whatever is mapped: its states tell
     if _states() != before:
         raise ValueError(DRAWS[who])
     return found
@@ -50,7 +59,7 @@ def undrawn(who: str, function: Callable[[], Any]) -> Any:
 
 def _states() -> tuple[object, ...]:
     numpy: Any = np.random.get_state()  # a tuple with an array, which == does not compare
-    return numpy[1].tobytes(), numpy[2:], random.getstate()
+    return numpy[1].tobytes(), numpy[2:], random.getstate(), torch.get_rng_state().numpy().tobytes()
 
 
 @contextmanager
@@ -89,25 +98,18 @@ def coach(error: RuntimeError, inputs: Any, dtype: torch.dtype) -> None:
             "inputs.long()"
         ) from error
     for name, leaf in named("inputs", inputs).items():
-        # Of several inputs, integers are what they should be: token ids, masks.
-        if leaf.dtype != dtype and (leaf is inputs or leaf.is_floating_point()):
+        # Integers are what they should be, token ids and masks, unless the one input is what torch complains of.
+        real = leaf.is_floating_point() or leaf.is_complex()
+        blamed = real or (leaf is inputs and INTEGER.search(str(error)))
+        if leaf.dtype != dtype and blamed:
             raise ValueError(
                 f"{name} are {leaf.dtype}, the network's parameters {dtype}, and it does not take them "
                 f"({_first_line(error)}); give {name}.to({dtype})"
             ) from error
-
-
-def at_once(function: Callable[..., Any], *stacked: Any) -> Any:
-    """``function`` of every item of a stack, stacked, by one `torch.func.vmap`; a ValueError where that cannot be."""
-    try:
-        return torch.func.vmap(function)(*stacked)
-    except (RuntimeError, NotImplementedError) as error:
-        if "vmap" not in str(error):  # an error of the network's own, which says more than we could
-            raise
+    if PRECISION.search(str(error)):
         raise ValueError(
-            "several directions, and directions or closed forms of each example, are computed by torch.func.vmap, "
-            "and something in the network or the loss does not run under it (.item(), an if on a tensor?); take "
-            "torch.where instead, or draw with one direction for the whole batch"
+            f"{raised_in(error) or 'the network'} does not compute in {dtype} here ({_first_line(error)}); give the "
+            "network, frozen parameters too, and the batch one precision that it takes, as module.to(torch.float32)"
         ) from error
 
 
@@ -140,6 +142,12 @@ def underivable(who: str, error: Exception) -> str:
         return (
             "the network checkpoints its activations, which torch.func cannot differentiate; switch that off, for "
             "instance by model.gradient_checkpointing_disable()"
+        )
+    if "requires_grad_()" in text:
+        return (
+            f"the {who} calls requires_grad_() in its forward (as torch.autograd.grad there needs, and Hugging "
+            "Face's gradient checkpointing does), which torch.func cannot follow; take torch.func.grad for "
+            "derivatives inside, and model.gradient_checkpointing_disable(), model.disable_input_require_grads()"
         )
     if "setup_context" in text or "generate_vmap_rule" in text:
         return (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fgvar.nn.forward_mode import plain_attention
+from fgvar.nn.forward_mode import plain_operations
 from fgvar.nn.forward_pass import ForwardPass
 from fgvar.nn.structures import arguments
 
@@ -46,7 +46,7 @@ class Skeleton:
         try:
             if torch.compiler.is_compiling():  # which cannot trace the switches, and takes kernels apart itself
                 return functional_call(self.module, dict(tensors), args, keywords, tie_weights=False)
-            with plain_attention():
+            with plain_operations():
                 return functional_call(self.module, dict(tensors), args, keywords, tie_weights=False)
         finally:
             self._pass = None

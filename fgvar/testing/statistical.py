@@ -192,7 +192,7 @@ def _samples(
             noise = randomness.sample(seed, numbers, dtype=problem.dtype, device=problem.device)
             return estimates(estimator, problem, noise)
 
-        chunk = chunk or (CHUNK if _runs_under_vmap(drawn) else 1)
+        chunk = chunk or CHUNK
         found = torch.cat(
             [columns.of(stacked(drawn, window, chunk)) for window in ranges(0, draws, max(chunk, CHUNK))]
         )
@@ -253,12 +253,3 @@ def _caught(error: Tensor, scale: Tensor) -> Tensor:
     """The sizes caught at 95 %: a wrong scale 1 + δ multiplies the spread, too, so that δ = error·(1 + δ)."""
     grown = torch.where(error < 1, error / (1 - error).clamp_min(1e-300), torch.inf)
     return torch.where(scale, grown, error)
-
-
-def _runs_under_vmap(drawn: Callable[[range], dict[str, Tensor]]) -> bool:
-    drawn(range(1))  # a plain call: its errors are the estimator's own
-    try:
-        drawn(range(2))
-    except Exception:
-        return False
-    return True

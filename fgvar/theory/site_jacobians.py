@@ -7,12 +7,14 @@ Exact for whatever lies between two sites, at the price of one row (or column) a
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import vjp, vmap
+from torch.func import vjp
 
 from fgvar.nn.forward_mode import jvp
+from fgvar.nn.stacking import DIRECTIONS
 from fgvar.problem import Problem
 from fgvar.theory.credit_vectors import CreditVjp, class_gradients
 
@@ -61,6 +63,7 @@ def local_jacobian(
     point = problem.params[name]
     columns = torch.eye(point.numel(), dtype=point.dtype, device=point.device).reshape(-1, *point.shape)
     rows = torch.eye(numbers, dtype=point.dtype, device=point.device)
+    stack = partial(problem.network.stack, DIRECTIONS, at_once=at_once)
 
     def one(example: Problem) -> Tensor:
         def sites(parameter: Tensor) -> Tensor:
@@ -69,10 +72,10 @@ def local_jacobian(
 
         # Whichever side is shorter: a column by forward mode, or a row by backward mode.
         if len(columns) <= numbers:
-            moved: Tensor = vmap(lambda step: jvp(sites, (point,), (step,))[1], chunk_size=at_once)(columns)
+            moved: Tensor = stack(lambda step: jvp(sites, (point,), (step,))[1], columns)
             return moved.T
         back = vjp(sites, point)[1]
-        pulled: Tensor = vmap(lambda row: back(row)[0], chunk_size=at_once)(rows)
+        pulled: Tensor = stack(lambda row: back(row)[0], rows)
         return pulled.flatten(1)
 
     stacked: Tensor = problem.per_example(one)

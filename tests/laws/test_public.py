@@ -26,6 +26,8 @@ ORDER = (
     "fgvar.storage.atomic",
     "fgvar.storage.packing",
     "fgvar.nn",
+    "fgvar.nn.failures",
+    "fgvar.nn.stacking",
     "fgvar.nn.forward_mode",
     "fgvar.nn.structures",
     "fgvar.nn.recurrent",

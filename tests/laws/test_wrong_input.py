@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fgvar
+from fgvar import theory
 from fgvar.measurement.data_variance import DataVariance
 from fgvar.testing import check_estimator, covariance, expectation, from_function, unbiased
 
@@ -92,6 +93,13 @@ def branching() -> fgvar.Problem:
     return fgvar.Problem(Branching(nn.Linear(3, 2)), "cross_entropy", (X, Y))
 
 
+VMAP = r"^the network \(Branching\) does not run under torch\.func\.vmap"
+
+
+def without_branch(problem: fgvar.Problem) -> fgvar.Problem:
+    return fgvar.Problem(nn.Sequential(nn.Linear(3, 2)), "cross_entropy", (X, Y)).at(problem.params)
+
+
 @pytest.mark.parametrize(
     ("names", "route"), [(("FG-W",), "drawn"), (("FG-W",), "exact"), (("SPSA", "MeZO"), "drawn")]
 )
@@ -99,20 +107,20 @@ def test_networks_that_vmap_cannot_are_measured_by_plain_calls_with_one_warning(
     names: tuple[str, ...], route: str
 ) -> None:
     problem, estimators = branching(), {name: fgvar.scheme(name) for name in names}
-    with pytest.warns(UserWarning, match=r"does not run under torch\.func\.vmap .*; chunk=1 says so") as caught:
+    with pytest.warns(UserWarning, match=VMAP) as caught:
         found = fgvar.measure(estimators, problem, draws=8, route=route)
     (told,) = [str(one.message) for one in caught if "vmap" in str(one.message)]
     assert "github" not in told
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        expected = fgvar.measure(estimators, problem, draws=8, route=route, chunk=1)
+        fgvar.measure(estimators, problem, draws=8, route=route)  # one warning a problem, not a measurement
+        expected = fgvar.measure(estimators, branching().at(problem.params), draws=8, route=route, chunk=1)
     for name in ("variance", "data_variance", "cosine"):
         torch.testing.assert_close(
             torch.tensor(found[name].values), torch.tensor(expected[name].values), equal_nan=True
         )
-    plain = fgvar.Problem(nn.Sequential(nn.Linear(3, 2)), "cross_entropy", (X, Y)).at(problem.params)
     torch.testing.assert_close(
-        torch.tensor(DataVariance(plain, 4).of(fgvar.scheme("FG-W")).value),
+        torch.tensor(DataVariance(without_branch(problem), 4).of(fgvar.scheme("FG-W")).value),
         torch.tensor(found["data_variance"].values[0]),
     )
 
@@ -126,9 +134,34 @@ def test_networks_that_vmap_cannot_are_measured_by_plain_calls_with_one_warning(
     ],
 )
 @pytest.mark.parametrize("chunk", [1, None])
-def test_what_needs_vmap_says_so(estimator: fgvar.Estimator, route: str, chunk: int | None) -> None:
-    with pytest.raises(ValueError, match=r"are computed by torch\.func\.vmap, and something in the network or the"):
-        fgvar.measure({"a": estimator}, branching(), draws=4, route=route, chunk=chunk)
+def test_directions_and_examples_that_vmap_cannot_are_taken_one_by_one(
+    estimator: fgvar.Estimator, route: str, chunk: int | None
+) -> None:
+    problem = branching()
+    with pytest.warns(UserWarning, match=VMAP) as caught:
+        found = fgvar.measure({"a": estimator}, problem, draws=4, route=route, chunk=chunk)
+    assert len([one for one in caught if "vmap" in str(one.message)]) == 1
+    expected = fgvar.measure({"a": estimator}, without_branch(problem), draws=4, route=route)
+    for name in ("variance", "slope", "data_variance"):
+        torch.testing.assert_close(torch.tensor(found[name].values), torch.tensor(expected[name].values))
+
+
+@pytest.mark.parametrize(
+    "estimator", [fgvar.scheme("FG-W", shared=False), fgvar.scheme("FG-A")], ids=["FG-W", "FG-A"]
+)
+def test_enumerations_and_closed_forms_of_what_vmap_cannot(estimator: fgvar.Estimator) -> None:
+    """Site Jacobians, too, which a layer that is not linear takes."""
+
+    def built(kind: type[nn.Sequential]) -> fgvar.Problem:
+        torch.manual_seed(0)
+        net = kind(nn.Sequential(nn.Linear(3, 2), nn.PReLU()), nn.Linear(2, 2)).double()
+        return fgvar.Problem(fgvar.with_sites(net, sites=["0", "1"]), "cross_entropy", (X.double(), Y))
+
+    asks, plain = built(Branching), built(nn.Sequential)
+    with pytest.warns(UserWarning, match=VMAP):
+        found = [f(estimator, asks) for f in (theory.variance, expectation, covariance)]
+    expected = [f(estimator, plain) for f in (theory.variance, expectation, covariance)]
+    torch.testing.assert_close(found, expected)
 
 
 def test_other_errors_under_vmap_are_their_own() -> None:

@@ -10,7 +10,6 @@ from torch import nn
 import fgvar
 from fgvar.measurement.arguments import Settings
 from fgvar.measurement.dataset import ENDS, FLAGS, VARIABLES
-from fgvar.measurement.draws import VmapFallback
 from fgvar.measurement.intervals import Estimated
 from fgvar.measurement.moments import BLOCK, FEATURES, absorb, block, init
 from fgvar.measurement.mutation_guard import MutationGuard
@@ -174,7 +173,7 @@ def test_memory_is_that_of_scalars(problem: fgvar.Problem) -> None:
     references = References.of(problem.backprop(), problem.backprop(), problem.perturbed)
     guard, randomness = MutationGuard.of("a", estimator, problem), estimator.randomness(problem)
     kept, dropped = (
-        drawn_statistics(guard, estimator, references, randomness, settings, VmapFallback())
+        drawn_statistics(guard, estimator, references, randomness, settings)
         for settings in (Settings(160, 0, chunk=16, paired=keep) for keep in (True, False))
     )
     layers = len(problem.params) + 2

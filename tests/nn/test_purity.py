@@ -270,7 +270,7 @@ UNDERIVABLE = {
     "NumPy": (lambda m, x: m.layer(torch.as_tensor(np.sin(x.numpy()))), "without NumPy"),
     "autograd inside": (
         lambda m, x: torch.autograd.grad(m.layer(x.requires_grad_()).sum(), x, create_graph=True)[0],
-        r"cannot differentiate the network.*torch\.func\.grad for derivatives inside",
+        r"the network calls requires_grad_\(\) in its forward.*take torch\.func\.grad for derivatives inside",
     ),
     "no gradient": (lambda m, x: m.layer(x).detach(), r"no parameter leads to the network's outputs.*would be 0"),
 }
@@ -281,6 +281,24 @@ def test_networks_that_cannot_be_differentiated(kind: str) -> None:
     function, message = UNDERIVABLE[kind]
     with pytest.raises(ValueError, match=f"(?s){message}"):
         problem(Calls(function, body=nn.Linear(3, 3)))
+
+
+def test_draws_in_what_vmap_has_no_rule_for_are_refused() -> None:
+    """Torch refuses draws under vmap, and there such an operation itself: the random state tells."""
+    leaky = Calls(lambda m, x: m.layer(torch.nn.functional.rrelu(x, training=m.training)))
+    with pytest.raises(ValueError, match="the network draws random numbers in its forward pass"):
+        problem(leaky)
+    assert problem(leaky.eval()).loss().isfinite()
+
+
+def test_a_precision_without_a_kernel_is_named() -> None:
+    values = Calls(lambda m, x: m.layer(torch.linalg.svdvals(x.unflatten(0, (2, -1))).expand(2, -1))).half()
+    with pytest.raises(ValueError, match=r"the network \(Calls\) does not compute in torch\.float16 here \("):
+        problem(values, batch=(X.half(), Y))
+    # Token numbers are not to blame for it.
+    tokens = Calls(lambda m, x: m.layer(torch.linalg.svdvals(m.table(x)[:, None])), table=nn.Embedding(3, 3)).half()
+    with pytest.raises(ValueError, match=r"does not compute in torch\.float16 here"):
+        problem(tokens, batch=(torch.tensor([0, 1, 2, 0]), Y))
 
 
 @pytest.mark.parametrize(
