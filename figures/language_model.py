@@ -114,7 +114,7 @@ def at_equal_cost(data: xr.Dataset) -> tuple[xr.DataArray, list[xr.DataArray]]:
 
 
 def cosine_of_passes(data: xr.Dataset) -> tuple[xr.DataArray, list[xr.DataArray]]:
-    """Cosine to its target of the mean of K = n/cost estimates without bias, 1/√(1 + v/K), and its interval's ends."""
+    """Cosine to its target of a mean of K = n/cost unbiased estimates, 1/√(1 + v/K), and its interval's ends."""
     value, (low, high) = at_equal_cost(data)
     cosine, *ends = ((1 + one / PASSES) ** -0.5 for one in (value, high, low))
     return cosine, ends
@@ -207,7 +207,8 @@ def caption(dataset: xr.Dataset) -> Iterator[str]:
         "At equal cost and before fine-tuning, training a set in place of everything divides the relative variance "
         "by (95 % intervals): " + _by_set(dataset, schemes, sets, gain)
     )
-    yield f"The mean of {PASSES} passes then has a cosine of: " + _by_set(dataset, schemes, [FULL, *sets], _cosine)
+    some = [name for name in ("FG-W", "FG-A") if name in schemes]
+    yield f"The mean of {PASSES} passes then has a cosine of: " + _by_set(dataset, some, [FULL, *sets], _cosine)
     yield (
         "Each set's target is its own gradient, which is shorter: of the full set's squared norm, before "
         f"fine-tuning, {shares} (LoRA in the scale of its own factors, of which B is 0 at first, so that A has no "
