@@ -200,8 +200,8 @@ def caption(dataset: xr.Dataset) -> Iterator[str]:
         f"examples; bars: {intervals.words(dataset, 'relative_variance')}. Filled, pale, hollow: before, during and "
         "after fine-tuning. Middle: from the same variances, the cosine 1/√(1 + v/K) to its target of the mean of "
         f"as many estimates as {PASSES} forward passes pay for (of the network with its adapters). Lines: d + 1 at a "
-        "cost of 3, MeZO's. LG-FG-A's target is the local gradient; on the last block, with nothing trained ahead of it, "
-        "it is FG-A."
+        "cost of 3, MeZO's. LG-FG-A's target is the local gradient; on the last block, with nothing trained ahead of "
+        "it, it is FG-A."
     )
     yield (
         "At equal cost and before fine-tuning, training a set in place of everything divides the relative variance "
