@@ -25,7 +25,7 @@ def raised_in(error: BaseException) -> str:
     # A traceback costs nothing until something is raised, where hooks would cost in every pass.
     while traceback is not None:
         frame, traceback = traceback.tb_frame, traceback.tb_next
-        if frame.f_code.co_name == "_returned":  # of a `Problem`: what follows, modules too, belongs to the loss
+        if frame.f_code.co_name == "raw_losses":  # of a `Problem`: what follows, modules too, belongs to the loss
             return "the loss"
         if isinstance(owner := frame.f_locals.get("self"), nn.Module):
             modules.append(owner)

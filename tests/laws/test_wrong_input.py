@@ -242,8 +242,8 @@ def test_steps_of_differences() -> None:
     [
         ({"module": nn.Linear}, TypeError, r"module is the class Linear, expected an instance: Linear"),
         ({"module": nn.ReLU()}, ValueError, "ReLU has no parameters"),
-        ({"data": ((X, Y), (X, Y))}, TypeError, r"data is tuple of tuple, tuple, expected a pair \(train, test\)"),
-        ({"data": None}, TypeError, r"data is NoneType, expected a pair \(train, test\)"),
+        ({"data": ((X, Y), (X, Y))}, TypeError, r"data is tuple of tuple, tuple, expected fgvar\.data\.Examples"),
+        ({"data": None}, TypeError, r"data is NoneType, expected fgvar\.data\.Examples"),
         ({"schedule": {"epochs": 1}}, TypeError, r"schedule is dict, expected an instance: fgvar\.Schedule"),
         ({"schedule": fgvar.Schedule}, TypeError, "schedule is the class Schedule, expected an instance"),
         ({"seed": -1}, ValueError, "seed is -1, expected a non-negative"),
