@@ -158,10 +158,16 @@ def table(dataset: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def share(dataset: xr.Dataset, trainable: str, stage: str = "before") -> float:
-    """Squared norm of the set's gradient over that of the full set's."""
-    norms = dataset["gradient_norm"].sel(stage=stage, reference="backprop").isel(estimator=0)
+def share(dataset: xr.Dataset, trainable: str) -> float:
+    """Squared norm of the set's gradient over that of the full set's, before fine-tuning."""
+    norms = dataset["gradient_norm"].sel(stage="before", reference="backprop").isel(estimator=0)
     return float((norms.sel(trainable=trainable) / norms.sel(trainable=FULL)) ** 2)
+
+
+def progress(dataset: xr.Dataset, at: dict[str, str]) -> float:
+    """‖∇‖² cos² over that of the full set at equal cost: what one step gains, if curvatures are alike."""
+    one, full = (cosine_of_passes(dataset.sel(at | {"trainable": name}))[0] for name in (at["trainable"], FULL))
+    return share(dataset, at["trainable"]) * float(one / full) ** 2
 
 
 def within(dataset: xr.Dataset, scheme: str, name: str = "relative_variance") -> tuple[int, int]:
@@ -185,7 +191,9 @@ def caption(dataset: xr.Dataset) -> Iterator[str]:
     """What the figure shows, in words and in numbers from the dataset."""
     get, schemes = dataset.attrs.get, style.in_order(style.names(dataset, "estimator"))
     sets = [name for name in style.names(dataset, "trainable") if name != FULL]
-    shares = ", ".join(f"{name} has {share(dataset, name):.2g}" for name in sets)
+    first = {"estimator": "FG-W", "stage": "before"}
+    gains = {name: progress(dataset, first | {"trainable": name}) for name in sets}
+    shares = ", ".join(f"{name} {share(dataset, name):.2g} ({gains[name]:.2g})" for name in sets)
     known = [name for name in schemes if within(dataset, name)[1]]
     cosines = [_within(dataset, name, "cosine") for name in known if name != "EGGROLL"]
     same, count = agreement(dataset)
@@ -210,9 +218,10 @@ def caption(dataset: xr.Dataset) -> Iterator[str]:
     some = [name for name in ("FG-W", "FG-A") if name in schemes]
     yield f"The mean of {PASSES} passes then has a cosine of: " + _by_set(dataset, some, [FULL, *sets], _cosine)
     yield (
-        "Each set's target is its own gradient, which is shorter: of the full set's squared norm, before "
-        f"fine-tuning, {shares} (LoRA in the scale of its own factors, of which B is 0 at first, so that A has no "
-        "gradient yet). How fast these estimates train is not measured."
+        "Each set's target is its own gradient, which is shorter. Of the full set's squared norm, before "
+        "fine-tuning, they have (and, times FG-W's squared cosine at equal cost, of what one step gains): "
+        f"{shares}; LoRA in the scale of its own factors, of which B is 0 at first, so that A has no gradient yet. "
+        "How fast these estimates train is not measured."
     )
     yield (
         "The relative variance that theory says (d + 1; of EGGROLL more, by its matrices' sizes) lies in the 95 % "

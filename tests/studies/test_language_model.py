@@ -134,7 +134,7 @@ def test_the_stored_runs_keep_the_claims(stored: xr.Dataset) -> None:
     np.testing.assert_allclose(ours["relative_variance"] / ours["predicted"], 1, atol=1 / 3)
     np.testing.assert_allclose(ours["cosine"].sel(reference="backprop") * (np.pi / 2 * size) ** 0.5, 1, atol=1 / 3)
     pair = [stored["relative_variance"].sel(estimator=name) for name in ("FG-W", "MeZO")]
-    np.testing.assert_allclose(*pair, rtol=0.01, err_msg="a step of 10⁻³ is a derivative here, of the same noise")
+    np.testing.assert_allclose(*pair, rtol=0.02, err_msg="of the same noise, a step of 10⁻³ in float32")
     same, count = figure.agreement(figure.PAGE.prepared(stored))
     assert same == count > 40, "ρ decides, whatever the layer"
     perplexity = stored["test_perplexity"]
@@ -191,6 +191,8 @@ def test_gains_are_at_equal_cost_with_intervals() -> None:
 def test_shares_and_counts() -> None:
     data = figure.PAGE.prepared(made())
     assert figure.share(data, "LoRA 1") == pytest.approx(0.25)
+    at = {"trainable": "LoRA 1", "estimator": "FG-W", "stage": "before"}
+    assert figure.progress(data, at) == pytest.approx(0.25 * (1 + 3e3 * 3) / (1 + 3 * 2))
     assert figure.within(data, "FG-W") == (6, 6)
     assert figure.within(data, "FG-W", "cosine") == (6, 6)
     assert figure.within(data, "FG-A") == (0, 0), "of which theory says nothing here"
@@ -216,7 +218,7 @@ def test_the_caption_answers_the_questions() -> None:
     text = figure.caption(made())
     for words in (
         "FG-A: LoRA 1 1.5e+03 [1.31e+03, 1.72e+03]", "LoRA 1 0.128 [0.122, 0.134]", "full 12.00 → 9.00",
-        "LoRA 1 has 0.25", "FG-W 6 of 6 values", "estimate in that of FG-W 6 of 6", "In 4 of 6 cases ρ < fan-in",
+        "LoRA 1 0.25 (3.2e+02)", "FG-W 6 of 6 values", "estimate in that of FG-W 6 of 6", "In 4 of 6 cases",
         "c_attn 4 of 4, c_fc 0 of 2", "LoRA 1 10, 10, 10",
     ):  # fmt: skip
         assert words in text
