@@ -135,6 +135,8 @@ def test_the_stored_runs_keep_the_claims(stored: xr.Dataset) -> None:
     np.testing.assert_allclose(ours["cosine"].sel(reference="backprop") * (np.pi / 2 * size) ** 0.5, 1, atol=1 / 3)
     pair = [stored["relative_variance"].sel(estimator=name) for name in ("FG-W", "MeZO")]
     np.testing.assert_allclose(*pair, rtol=0.02, err_msg="of the same noise, a step of 10⁻³ in float32")
+    last = stored["relative_variance"].sel(trainable="last block")
+    np.testing.assert_allclose(last.sel(estimator="LG-FG-A"), last.sel(estimator="FG-A"), rtol=1e-4)
     same, count = figure.agreement(figure.PAGE.prepared(stored))
     assert same == count > 40, "ρ decides, whatever the layer"
     perplexity = stored["test_perplexity"]
