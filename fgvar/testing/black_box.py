@@ -1,5 +1,6 @@
 """Black boxes: make an estimator of a function that draws its own noise from a generator."""
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,10 +9,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.func import vmap
+from torch.overrides import TorchFunctionMode
 
-from fgvar.estimators.estimator import Estimate, require_directions
+from fgvar.estimators.estimator import Estimate, GradientEstimator, require_directions
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import Leaf, Randomness
+from fgvar.measurement import draws
+from fgvar.measurement.protocol_checks import gradient_in
 from fgvar.problem import Problem
 
 Gradient = Callable[[Problem], Mapping[str, Tensor]]
@@ -53,6 +58,37 @@ class BlackBox:
         found: Any = self.function(problem, generator)  # of any type: the checks say what is wrong with it
         return Estimate(found)
 
+    def estimates(self, problem: Problem, seeds: Tensor) -> dict[str, Tensor]:
+        """The estimates of several seeds, stacked: by one vmap where that gives what plain calls give."""
+        if len(seeds) == 1:
+            return self._plain(problem, seeds)
+        ends = seeds[[0, -1]]
+        plain = self._plain(problem, ends)
+        with contextlib.suppress(Exception):  # of vmap; what the function itself raises, a plain call raises, too
+            # Numbers that do not come from the generator would be the same for all that are stacked.
+            if _agree(self._stacked(problem, ends), plain):
+                return self._stacked(problem, seeds)
+        return self._plain(problem, seeds)
+
+    def _plain(self, problem: Problem, seeds: Tensor) -> dict[str, Tensor]:
+        found = [gradient_in(self.estimate(problem, {"seed": seed})) for seed in seeds]
+        return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+
+    def _stacked(self, problem: Problem, seeds: Tensor) -> dict[str, Tensor]:
+        generators = [torch.Generator(problem.device).manual_seed(int(seed)) for seed in seeds]
+        shared = torch.Generator(problem.device)
+        before = shared.get_state()
+
+        def one(index: Tensor) -> dict[str, Tensor]:
+            with _EachItsOwn(shared, generators, index):
+                found: Any = self.function(problem, shared)
+            return gradient_in(Estimate(found))
+
+        stacked: dict[str, Tensor] = vmap(one, randomness="same")(torch.arange(len(seeds), device=problem.device))
+        if not torch.equal(shared.get_state(), before):
+            raise RuntimeError("numbers were drawn from the generator that stands for those of all draws")
+        return stacked
+
     def idle(self, problem: Problem) -> bool:
         """Does it draw nothing from its generator, so that it has one estimate alone?"""
         generator = torch.Generator(problem.device).manual_seed(0)
@@ -63,6 +99,36 @@ class BlackBox:
     def target(self, problem: Problem) -> dict[str, Tensor]:
         found: Any = self.objective(problem)
         return found
+
+
+class _EachItsOwn(TorchFunctionMode):
+    """Within a vmap over draws, what is asked of the shared generator is answered by each draw's own."""
+
+    def __init__(self, shared: torch.Generator, generators: Sequence[torch.Generator], index: Tensor) -> None:
+        super().__init__()
+        self.shared, self.generators, self.index = shared, generators, index
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if kwargs.get("generator") is not self.shared:
+            return func(*args, **kwargs)
+        return torch.stack([func(*args, **kwargs | {"generator": own}) for own in self.generators])[self.index]
+
+
+def _agree(found: Mapping[str, Tensor], plain: Mapping[str, Tensor]) -> bool:
+    """Are draws that were stacked the plain ones, as far as rounding over a small step lets them be?"""
+    share = {name: 100 * torch.finfo(value.dtype).eps ** 0.5 for name, value in plain.items()}
+    return found.keys() == plain.keys() and all(
+        float((found[name] - value).abs().max()) <= share[name] * float(value.abs().max())
+        for name, value in plain.items()
+    )
+
+
+def estimates(estimator: GradientEstimator, problem: Problem, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As `fgvar.measurement.draws.estimates`, black boxes stacked, too."""
+    if isinstance(estimator, BlackBox):
+        return estimator.estimates(problem, noise["seed"])
+    return draws.estimates(estimator, problem, noise)
 
 
 def from_function(
@@ -77,8 +143,9 @@ def from_function(
     """An estimator of a function that draws its own noise, so that it can be checked and measured.
 
     The function becomes deterministic given a seed, which is all the randomness it declares: checks that need
-    declared noise are not applicable, bias and scale are drawn, and it runs by plain calls (``chunk=1``). What else
-    it declares is tested by drawing.
+    declared noise are not applicable, bias and scale are drawn, and it is measured by plain calls (``chunk=1``).
+    Checks draw many at once, by one vmap in which every draw is answered by a generator of its own, where the first
+    and the last of them are what plain calls give. What else it declares is tested by drawing.
 
     Args:
         function: ``(problem, generator) -> dict`` like ``problem.params``; draws from the generator only.

@@ -1,18 +1,17 @@
 """Checks: run them by name, all on one estimator, and as tests of pytest."""
 
-import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 from fgvar.errors import needs_extra, unknown
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.problem import Problem
-from fgvar.testing import declared_checks, required_checks, unbiasedness
+from fgvar.testing import declared_checks, noise_check, required_checks, unbiasedness
+from fgvar.testing.forecast import announce
 from fgvar.testing.problems import default_problems
 from fgvar.testing.report import FAILED, NOT_APPLICABLE, PASSED, UNDECIDED, Report, Row, sentence
+from fgvar.testing.resources import one_thread
 from fgvar.testing.statistical import Draws, check_draws, check_level
 from fgvar.testing.under_test import MISFIT, EstimatorUnderTest, Failure, NotApplicable, Undecided
 
@@ -72,7 +71,7 @@ CHECKS = {
         Check("pure", required_checks.pure),
         Check("chunking", required_checks.chunking),
         Check("precision", required_checks.precision),
-        Check("noise", required_checks.noise),
+        Check("noise", noise_check.noise),
         Check("non_finite", required_checks.non_finite),
         Check("linear_in_loss", unbiasedness.linear_in_loss),
         Check("batch_order", unbiasedness.batch_order),
@@ -103,6 +102,9 @@ def check_estimator(
     fixed number of draws, at one nominal false-alarm rate in total; its notes say the smallest bias and scale
     error that it would have caught. A check that would not have caught a turned sign is undecided: it has not passed,
     and its sentence names the tensors and the draws that would do.
+
+    Memory is bounded: noise, estimates and enumerations are made in blocks that fit the budget of `fgvar.measure`,
+    and made again where all of them do not. A report that takes minutes, or more memory, warns before it starts.
 
     Args:
         estimator: of the protocol `fgvar.GradientEstimator`, or made by `from_function`.
@@ -138,9 +140,10 @@ def check_estimator(
     named = _named(problems)
     each = level / (STATISTICAL * len(named))
     rows = []
-    with _one_thread():
+    with one_thread():
         for problem_name, problem in named.items():
             tested, sound = EstimatorUnderTest(estimator, problem, each, draws), True
+            announce(problem_name, tested.fresh(), chosen)
             for name in chosen:
                 outcome, note = _outcome(CHECKS[name], tested.fresh()) if sound else (NOT_APPLICABLE, UNSOUND)
                 rows.append(Row(name, problem_name, outcome, note, CHECKS[name].required))
@@ -224,17 +227,6 @@ def _outcome(check: Check, tested: EstimatorUnderTest) -> tuple[str, str]:
         return UNDECIDED, str(reason)
     except Failure as failure:
         return FAILED, str(failure)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Within, torch uses one thread: tensors of small problems are too small to share."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _named(problems: Problems | None) -> dict[str, Problem]:

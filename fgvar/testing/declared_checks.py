@@ -20,7 +20,7 @@ from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.problem import Problem
 from fgvar.testing.comparisons import batch_axes, difference
 from fgvar.testing.enumeration import expectation
-from fgvar.testing.exact_moments import claim, covariance, tolerance
+from fgvar.testing.exact_moments import claim, tolerance, variances
 from fgvar.testing.sampled_checks import drawn_directions, drawn_pair, of_traces, traces
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, Gradients, NotApplicable, Undecided
 from fgvar.testing.verdict import MAX_DETECTABLE, advice
@@ -35,12 +35,12 @@ def variance(tested: EstimatorUnderTest) -> str:
     """The variance of every weight is the declared one: exactly where it can be enumerated, else as a trace."""
     declared = _declared_variance(tested.estimator, tested.problem)
     tested.require_gradient("the declared variance", {k: v.to(tested.problem.dtype) for k, v in declared.items()})
-    if (exact := covariance(tested)) is not None:
+    if (exact := variances(tested)) is not None:
         largest = max(max(float(value.max()) for value in declared.values()), tested.size**2)
-        for name, matrix in exact.items():
-            off = float((matrix.diagonal().reshape(declared[name].shape) - declared[name]).abs().max()) / largest
+        for name, found in exact.items():
+            off = float((found.reshape(declared[name].shape) - declared[name]).abs().max()) / largest
             if not off <= tolerance(tested):
-                ratio = float(matrix.trace()) / max(float(declared[name].sum()), 1e-300)
+                ratio = float(found.sum()) / max(float(declared[name].sum()), 1e-300)
                 raise Failure(f"the variance of {name!r} is {ratio:.4g} times the declared one (exact, by its trace)")
         return f"exact, every weight to {tolerance(tested):.1g}"
     names = list(declared)
@@ -85,9 +85,9 @@ def directions(tested: EstimatorUnderTest) -> str:
         notes.append(f"the mean of {count} directions to {tolerance(tested):.1g}")
     # A mean of independent estimates needs no look at its variance, which is costly; that they are independent is
     # the check of the noise.
-    if not notes and (of_one := covariance(one)) is not None and (of_two := covariance(two)) is not None:
-        for name, matrix in of_one.items():
-            trace, half = float(matrix.trace()), float(of_two[name].trace())
+    if not notes and (of_one := variances(one)) is not None and (of_two := variances(two)) is not None:
+        for name, found in of_one.items():
+            trace, half = float(found.sum()), float(of_two[name].sum())
             if abs(trace - 2 * half) > tolerance(tested) * max(trace, tested.size**2):
                 raise Failure(
                     f"2 directions divide the variance of {name!r} by {trace / max(half, 1e-300):.4g}, not 2"

@@ -1,6 +1,6 @@
 """Enumeration: computes E ĝ = Σ_u p(u) ĝ(u) and Cov ĝ exactly, over all values u of the noise."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from fgvar.measurement.draws import Enumeration, estimates, ranges
 from fgvar.problem import Problem
 
 Gradients = dict[str, Tensor]
+Product = Callable[[Tensor, Tensor], Tensor]  # rows r and their weights w → Σ w r⊗r, or what is wanted of it
 
 
 def expectation(
@@ -85,20 +86,35 @@ def covariance(
     """
     require_estimator("estimator", estimator)
     require_problem(problem)
+    return _second_moments(
+        estimator, problem, method, chunk, lambda rows, weights: rows.T @ (weights[:, None] * rows)
+    )
+
+
+def variances(
+    estimator: GradientEstimator, problem: Problem, *, method: str = "polarisation", chunk: int = 256
+) -> dict[str, Tensor]:
+    """The diagonals of `covariance`, flat, by no matrix of a parameter's size squared."""
+    return _second_moments(estimator, problem, method, chunk, lambda rows, weights: weights @ rows.square())
+
+
+def _second_moments(
+    estimator: GradientEstimator, problem: Problem, method: str, chunk: int, product: Product
+) -> Gradients:
     if method == "polarisation":
-        return _polarised(estimator, problem, chunk)
+        return _polarised(estimator, problem, chunk, product)
     if method not in ("signs", "hermite"):
         raise ValueError(unknown("method", method, ("polarisation", "signs", "hermite")))
     enumeration = Enumeration(estimator.randomness(problem), method)
     shift = {name: g.double().flatten() for name, g in estimator.target(problem).items()}
     first = {name: torch.zeros_like(g) for name, g in shift.items()}
-    second = {name: torch.outer(g, g) * 0 for name, g in shift.items()}
+    second = {name: product(g[None], g.new_zeros(1)) for name, g in shift.items()}
     for weights, gradients in _enumerated(enumeration, estimator, problem, chunk):
         for name, gradient in gradients.items():
             rows = gradient.double().flatten(1) - shift[name]
             first[name] += weights @ rows
-            second[name] += rows.T @ (weights[:, None] * rows)
-    return {name: second[name] - torch.outer(mean, mean) for name, mean in first.items()}
+            second[name] += product(rows, weights)
+    return {name: second[name] - product(mean[None], mean.new_ones(1)) for name, mean in first.items()}
 
 
 def require_quadratic(estimator: GradientEstimator, problem: Problem, *, seed: int = 0, chunk: int = 256) -> None:
@@ -133,10 +149,11 @@ def require_quadratic(estimator: GradientEstimator, problem: Problem, *, seed: i
                 )
 
 
-def _polarised(estimator: GradientEstimator, problem: Problem, chunk: int) -> Gradients:
+def _polarised(estimator: GradientEstimator, problem: Problem, chunk: int, product: Product) -> Gradients:
     randomness = estimator.randomness(problem)
     if randomness.size == 0:
-        return {name: torch.zeros(p.numel(), p.numel(), dtype=torch.float64) for name, p in problem.params.items()}
+        flat = {name: p.detach().double().flatten() for name, p in problem.params.items()}
+        return {name: product(p[None], p.new_zeros(1)) for name, p in flat.items()}
     kurtosis = torch.cat(
         [torch.full((leaf.size,), _kurtosis(name, leaf.noise)) for name, leaf in randomness.leaves.items()]
     )
@@ -145,14 +162,14 @@ def _polarised(estimator: GradientEstimator, problem: Problem, chunk: int) -> Gr
     basis = torch.eye(d, dtype=torch.float64, device=problem.device)
     constant = {k: g[0] for k, g in evaluated(estimator, problem, randomness, basis[:1] * 0, chunk).items()}
     diagonal = {k: g - constant[k] for k, g in evaluated(estimator, problem, randomness, basis, chunk).items()}
-    weights = (kurtosis.to(problem.device) - 1)[:, None]
-    found = {name: s.T @ (weights * s) for name, s in diagonal.items()}
+    weights = (kurtosis.to(problem.device) - 1).double()
+    found = {name: product(s, weights) for name, s in diagonal.items()}
     pairs = torch.triu_indices(d, d, offset=1, device=problem.device)
     for numbers in _bar(pairs.shape[1], chunk):
         one, two = pairs[:, numbers.start : numbers.stop]
         for name, g in evaluated(estimator, problem, randomness, basis[one] + basis[two], chunk).items():
             twice = g - constant[name] - diagonal[name][one] - diagonal[name][two]
-            found[name] += twice.T @ twice
+            found[name] += product(twice, twice.new_ones(len(twice)))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Exact moments: enumerate or integrate mean and covariance of an estimator, where the law of its noise allows it."""
+"""Exact moments: enumerate or integrate mean and variance of an estimator, where the law of its noise allows it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -72,20 +72,19 @@ def _tells(tested: EstimatorUnderTest, allowed: float) -> bool:
     return not live or allowed * tested.size <= SHARP * min(live)
 
 
-def covariance(tested: EstimatorUnderTest) -> Gradients | None:
-    """Cov ĝ by parameter, exactly; None where there are too many numbers or it can only be drawn."""
-    return tested.once("covariance", lambda: _covariance(tested))
+def variances(tested: EstimatorUnderTest) -> Gradients | None:
+    """Of every weight, flat and exactly; None where there are too many numbers or it can only be drawn."""
+    return tested.once("variances", lambda: _variances(tested))
 
 
-def _covariance(tested: EstimatorUnderTest) -> Gradients | None:
+def _variances(tested: EstimatorUnderTest) -> Gradients | None:
     method = enumeration(tested)
     if method == "none":
-        params = tested.problem.params
-        return {k: torch.zeros(p.numel(), p.numel(), dtype=torch.float64) for k, p in params.items()}
+        return {k: torch.zeros(p.numel(), dtype=torch.float64) for k, p in tested.problem.params.items()}
     if method == "signs":
-        return enumerated.covariance(tested.estimator, tested.problem, method="signs", chunk=tested.chunk)
+        return enumerated.variances(tested.estimator, tested.problem, method="signs", chunk=tested.chunk)
     if method == "nodes" and follows(tested, *INDEPENDENT) and tested.randomness.size <= FEW_NUMBERS:
-        return enumerated.covariance(tested.estimator, tested.problem, chunk=tested.chunk)
+        return enumerated.variances(tested.estimator, tested.problem, chunk=tested.chunk)
     return None
 
 
@@ -97,10 +96,10 @@ def enumeration(tested: EstimatorUnderTest) -> str | None:
         return None
     if tested.randomness.size <= FEW_SIGNS and follows(tested, Rademacher):
         return "signs"
-    return "nodes" if _isotropic(tested) and _quadratic(tested) else None
+    return "nodes" if isotropic(tested) and _quadratic(tested) else None
 
 
-def _isotropic(tested: EstimatorUnderTest) -> bool:
+def isotropic(tested: EstimatorUnderTest) -> bool:
     """Does all its noise declare E uuᵀ = I? By its own class: one that inherits from a law may sample otherwise."""
     laws = [type(leaf.noise) for leaf in tested.randomness.leaves.values()]
     return not tested.opaque and all(vars(law).get("isotropic", False) for law in laws)

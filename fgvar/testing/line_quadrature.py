@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.estimators.randomness import Randomness
+from fgvar.measurement.draws import ranges
 from fgvar.problem import Problem
 from fgvar.testing.enumeration import Gradients, evaluated
 
@@ -51,14 +51,18 @@ def line_mean(estimator: GradientEstimator, problem: Problem, *, chunk: int) -> 
         return None
     numbers = torch.tensor([number for number, rule in enumerate(rules) for _ in rule])
     at, weights = torch.tensor([pair for rule in rules for pair in rule], dtype=torch.float64).T
-    rows = torch.zeros(len(numbers), randomness.size, dtype=torch.float64)
-    rows[torch.arange(len(numbers)), numbers] = at
-    origin = evaluated(estimator, problem, randomness, rows[:1] * 0, chunk)
-    total: dict[str, Tensor] = {}
-    for sign in (1, -1):
-        for name, found in evaluated(estimator, problem, randomness, sign * rows.to(problem.device), chunk).items():
-            part = weights.to(found.device) @ (found - origin[name]) / 2
-            total[name] = total[name] + part if name in total else origin[name][0] + part
+    none = torch.zeros(1, randomness.size, dtype=torch.float64, device=problem.device)
+    origin = evaluated(estimator, problem, randomness, none, chunk)
+    total = {name: value[0].clone() for name, value in origin.items()}
+    for window in ranges(0, len(numbers), chunk):  # of which a row is as long as all the noise
+        here = slice(window.start, window.stop)
+        rows = torch.zeros(len(window), randomness.size, dtype=torch.float64)
+        rows[torch.arange(len(window)), numbers[here]] = at[here]
+        for sign in (1, -1):
+            for name, found in evaluated(
+                estimator, problem, randomness, sign * rows.to(problem.device), chunk
+            ).items():
+                total[name] += weights[here].to(found.device) @ (found - origin[name]) / 2
     params = problem.params
     return LineMean({name: value.reshape(params[name].shape) for name, value in total.items()}, points, residual)
 

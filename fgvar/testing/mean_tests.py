@@ -1,5 +1,6 @@
 """Mean tests: test that means are what they should be, and tell the smallest error that they would have caught."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,11 +8,13 @@ import torch
 from scipy import special
 from torch import Tensor
 
+from fgvar.measurement.draws import ranges
 from fgvar.measurement.intervals import standardised
 
 POWER = 0.95  # at which detectable sizes are told
 MIN_MOVED = 30  # draws that have to move a number before its mean is judged
 MOVE_THRESHOLD = 0.1  # standard deviations from the median at which a draw has moved it
+AT_ONCE = 1 << 21  # numbers, of which a test makes some eight copies in double precision
 MARGIN = 1.2  # times the draws that would just do
 
 
@@ -32,6 +35,12 @@ class MeanTest:
     moved: Tensor
     critical: float
     draws: int
+
+    @staticmethod
+    def joined(tests: Sequence["MeanTest"]) -> "MeanTest":
+        """The tests of several groups of components, of one number of draws and one ``critical``."""
+        z, error, moved = (torch.cat([getattr(test, name) for test in tests]) for name in ("z", "error", "moved"))
+        return MeanTest(z, error, moved, tests[0].critical, tests[0].draws)
 
     @property
     def undecided(self) -> Tensor:
@@ -87,8 +96,18 @@ def mean_test(
         >>> mean_test(samples, 0.5, level=1e-6).passed, mean_test(samples, 0.9, level=1e-6).passed
         (True, False)
     """
+    n, components = samples.shape
+    critical = -float(special.stdtrit(n - 1, level / 2 / components))
+    known = torch.zeros(components, dtype=torch.bool, device=samples.device) if fixed is None else fixed
+    wanted = torch.as_tensor(expected, dtype=torch.float64, device=samples.device).expand(components)
+    blocks = [slice(one.start, one.stop) for one in ranges(0, components, max(1, AT_ONCE // n))]
+    return MeanTest.joined([_tested(samples[:, at], wanted[at], known[at], critical, rounding) for at in blocks])
+
+
+def _tested(samples: Tensor, expected: Tensor, fixed: Tensor, critical: float, rounding: float) -> MeanTest:
+    """The test of some of the columns."""
     x = samples.double() - expected
-    n, components = x.shape
+    n = len(x)
     mean = x.mean(0)
     centred = x - mean
     variance = centred.square().mean(0)
@@ -102,9 +121,8 @@ def mean_test(
     error_of_mean = (spread / (n - 1)).sqrt().cpu().numpy()
     with np.errstate(over="ignore", invalid="ignore"):  # of what has no spread
         z = torch.from_numpy(standardised(n, mean.cpu().numpy(), error_of_mean, skewness)).to(mean.device)
-    certain = still & (torch.zeros_like(still) if fixed is None else fixed)
+    certain = still & fixed.to(still.device)
     z = torch.where(right, 0.0, torch.where(still, torch.inf, z))
-    critical = -float(special.stdtrit(n - 1, level / 2 / components))
     error = (critical + float(special.ndtri(POWER))) * (variance / (n - 1)).sqrt()
     # What never varied, and is off, has no spread to tell a size by: any error at all.
     error = torch.where(right | certain, 0.0, torch.where(still, mean.abs(), error))

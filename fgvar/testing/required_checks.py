@@ -9,25 +9,17 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from scipy import special
 from torch import Tensor
 
 from fgvar.measurement.mutation_guard import same_values
 from fgvar.problem import Problem
 from fgvar.testing.comparisons import OWN_LOSS, difference, gap, own_loss, require_declared_noise, single, with_loss
 from fgvar.testing.exact_moments import by_step, tolerance
-from fgvar.testing.mean_tests import MARGIN, MIN_MOVED, MeanTest, mean_test
-from fgvar.testing.statistical import PILOT_SEED
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable, Undecided
-from fgvar.testing.verdict import MAX_DRAWS, advice, rounded
 
-NOISE_DRAWS = 8192
-MANY = 1024  # random numbers, of which half as many draws are looked at
-NUMBERS = 1 << 27  # of all noise that is looked at together
 PRECISION_DRAWS = 8
 FLIPPED = 2  # of them may differ: rounding turns a comparison, or the order of two numbers
 FEW = 200  # weights of a problem on which a function's mean in float32 is drawn
-PILE = 10  # draws of one value, of a law of hundreds, that are no coincidence
 
 
 def structure(tested: EstimatorUnderTest) -> str:
@@ -135,45 +127,6 @@ def precision(tested: EstimatorUnderTest) -> str:
     return f"float32 agrees with float64 to {allowed:.1g}"
 
 
-def noise(tested: EstimatorUnderTest) -> str:
-    """Every number has mean 0, variance 1 and its dtype's precision, and is uncorrelated with all others."""
-    require_declared_noise(tested)
-    drawn = tested.noise(range(_noise_draws(tested)), seed=1)
-    if all(torch.equal(u, drawn[name][:64]) for name, u in tested.noise(range(64), seed=2).items()):
-        raise Failure("another seed gives the same noise")
-    u = torch.cat([leaf.flatten(1) for leaf in drawn.values()], dim=1).double()
-    owners = [name for name, leaf in tested.randomness.leaves.items() for _ in range(leaf.size)]
-    n, d = u.shape
-    level = tested.level / 4
-    for what, samples, expected in (
-        ("mean 0", u, 0.0),
-        ("variance 1", u.square(), 1.0),
-        ("draws that are uncorrelated with each other", u[0::2] * u[1::2], 0.0),
-    ):
-        verdict = mean_test(samples, expected, level=level)
-        if samples.shape[0] == n:  # two draws of a sparse law seldom meet, and that they do not is no fault
-            _require_moves(verdict, owners)
-        if not verdict.passed:
-            name = owners[verdict.worst]
-            size = float(drawn[name].double().square().mean().sqrt())
-            raise Failure(
-                f"a number of leaf {name!r} has not {what}: {verdict} (the leaf's root mean square {size:.3g})"
-            )
-    product, square = u.T @ u, u.square().T @ u.square()
-    z = (product / square.clamp_min(1e-300).sqrt()).fill_diagonal_(0).abs()
-    critical = float(special.ndtri(1 - level / max(d * (d - 1), 1)))
-    if float(z.max()) > critical:
-        i, j = divmod(int(z.argmax()), d)
-        raise Failure(
-            f"a number of leaf {owners[i]!r} and one of {owners[j]!r} are correlated (z = {float(z.max()):.1f}, "
-            f"critical {critical:.1f}): E uuᵀ is not the identity"
-        )
-    for name, leaf in drawn.items():
-        _require_precision(name, leaf)
-    caught = (critical + 1.645) / n**0.5
-    return f"{n} draws, false alarms {tested.level:.1g} (nominal); caught at 95 %: a correlation of {caught:.2g}"
-
-
 def non_finite(tested: EstimatorUnderTest) -> str:
     """A loss that is not a number gives an estimate that is none, or an error: nothing is hidden."""
     if own_loss(tested):
@@ -187,26 +140,6 @@ def non_finite(tested: EstimatorUnderTest) -> str:
     return "NaN loss shows" if found else "NaN loss is refused"
 
 
-def _noise_draws(tested: EstimatorUnderTest) -> int:
-    """So many that each number moves often enough for a verdict, by a look at other noise, if that is asked for."""
-    if tested.draws != "enough":
-        # Products of all pairs of so many numbers take the most of a report's time.
-        return max(NOISE_DRAWS // (2 if tested.randomness.size > MANY else 1), tested.draws or 0)
-    pilot = torch.cat([u.flatten(1) for u in tested.noise(range(NOISE_DRAWS), seed=PILOT_SEED).values()], dim=1)
-    fewest = int((pilot != pilot.median(0).values).sum(0).min())
-    most = min(MAX_DRAWS, NUMBERS // pilot.shape[1])
-    return max(NOISE_DRAWS, min(most, rounded(MARGIN**2 * NOISE_DRAWS * MIN_MOVED / max(fewest, 1))))
-
-
-def _require_moves(verdict: MeanTest, owners: list[str]) -> None:
-    if bool(verdict.undecided.any()):
-        number = int(verdict.undecided.double().argmax())
-        raise Undecided(
-            f"a number of leaf {owners[number]!r} moved in {int(verdict.moved[number])} of {verdict.draws} draws, "
-            f"too few for a verdict on it; {advice(float(verdict.enough(torch.inf)[number]))}"
-        )
-
-
 def _precision_by_drawing(coarse: EstimatorUnderTest) -> str:
     """Of a function that draws its own noise, which need not be the same in float32: its mean there."""
     verdict = coarse.verdict()
@@ -216,27 +149,6 @@ def _precision_by_drawing(coarse: EstimatorUnderTest) -> str:
         if verdict.undecided(kind):
             raise Undecided(f"in float32 it {verdict.sentence(kind)}")
     return f"its mean in float32: {verdict}"
-
-
-def _require_precision(name: str, u: Tensor) -> None:
-    if torch.finfo(u.dtype).bits < 32:
-        return  # whose own values are few
-    pooled = u.flatten()[u.flatten() != 0].unique(return_counts=True)
-    if len(pooled[0]) > 64 and int(pooled[1].max()) >= PILE:
-        value = float(pooled[0][pooled[1].argmax()])
-        raise Failure(
-            f"{int(pooled[1].max())} numbers of noise {name!r} are {value:.6g} of {len(pooled[0])} values: it was "
-            "clipped, or drawn with less precision than its dtype's"
-        )
-    values = u.flatten(1)[:, 0]  # of one number: orthogonal directions share their values with each other
-    values = values[values != 0]
-    distinct = len(values.unique())
-    # A law of a few values is discrete on purpose; one of hundreds that repeat was rounded.
-    if 64 < distinct < 0.99 * len(values):
-        raise Failure(
-            f"{len(values)} draws of a number of noise {name!r} have only {distinct} distinct values: it was drawn "
-            f"with less precision than {str(u.dtype).removeprefix('torch.')}"
-        )
 
 
 def _random_states(problem: Problem) -> dict[str, object]:

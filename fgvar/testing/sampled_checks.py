@@ -1,12 +1,15 @@
 """Sampled checks: hold what is declared, and cannot be enumerated, against drawn estimates."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
+from fgvar.measurement.arguments import BUDGET
 from fgvar.testing.exact_moments import tolerance
 from fgvar.testing.mean_tests import MeanTest, mean_test
 from fgvar.testing.statistical import PILOT, PILOT_SEED, enough
-from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable, Undecided
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, Gradients, NotApplicable, Undecided
 from fgvar.testing.verdict import MAX_DETECTABLE, advice
 
 VARIANCE_DRAWS = 4096
@@ -73,9 +76,21 @@ def traces(tested: EstimatorUnderTest, names: list[str]) -> Tensor:
 
 
 def _squares(tested: EstimatorUnderTest, draws: int, seed: int) -> dict[str, Tensor]:
-    gradients = tested.estimates(tested.noise(range(draws), seed=seed))
-    rows = {name: g.double().flatten(1) for name, g in gradients.items()}
-    return {k: ((g - g.mean(0)).square().sum(1) * draws / (draws - 1)).cpu() for k, g in rows.items()}
+    def drawn() -> Iterable[Gradients]:
+        return tested.drawn(range(draws), seed)
+
+    # About the mean of all draws, which is known after the last: what is too much to be held is made twice.
+    fits = 2 * draws * sum(8 * p.numel() for p in tested.problem.params.values()) <= BUDGET
+    blocks = list(drawn()) if fits else None
+    mean: Gradients = {}
+    for one in blocks or drawn():
+        for name, g in one.items():
+            mean[name] = mean.get(name, 0) + g.double().sum(0) / draws
+    found: dict[str, list[Tensor]] = {name: [] for name in mean}
+    for one in blocks or drawn():
+        for name, g in one.items():
+            found[name].append((g.double() - mean[name]).square().flatten(1).sum(1).cpu())
+    return {name: torch.cat(squares) * draws / (draws - 1) for name, squares in found.items()}
 
 
 def of_traces(squares: Tensor, expected: Tensor, tested: EstimatorUnderTest) -> MeanTest:

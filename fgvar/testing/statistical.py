@@ -17,11 +17,13 @@ from torch import Tensor
 
 from fgvar.errors import NonFiniteError, require_integer
 from fgvar.estimators.estimator import GradientEstimator, require_estimator, require_problem
-from fgvar.measurement.draws import estimates, ranges
+from fgvar.measurement.arguments import BUDGET
+from fgvar.measurement.draws import ranges
 from fgvar.measurement.references import BUCKETS, References
 from fgvar.problem import Problem
-from fgvar.testing.black_box import BlackBox
+from fgvar.testing.black_box import BlackBox, estimates
 from fgvar.testing.mean_tests import MIN_MOVED, MeanTest, mean_test
+from fgvar.testing.resources import CHUNK, largest_chunk
 from fgvar.testing.verdict import MAX_DETECTABLE, MAX_DRAWS, TOTAL, Test, Verdict, rounded
 
 Draws = int | Literal["enough"]
@@ -31,7 +33,6 @@ FEWEST = 64  # draws of a verdict: for fewer, p-values do not hold their nominal
 PILOT = 1024  # draws that tell how many are enough
 PILOT_GROWTH = 8  # times as long a pilot
 PILOT_SEED = 1 << 32  # seeds of pilots, and of verdicts, differ by so much
-CHUNK = 256
 DOUBLED = 0.5  # of the spread of right estimates, at which a slope twice too large is just caught
 
 
@@ -59,7 +60,8 @@ def unbiased(
         draws: of each estimator, fixed before looking. Never draw again because a verdict failed. "enough": as many
             as no test is undecided at, by a pilot of 1,024 draws or more, with noise of its own (up to 262,144).
         seed: of the noise.
-        chunk: estimates computed at once; default 256, and 1 (plain calls) for what does not run under vmap.
+        chunk: estimates computed at once; default 256, or as many as fit the budget of `fgvar.measure`, and 1 (plain
+            calls) for what does not run under vmap.
         size: in units of which errors are told where the whole target is 0.
 
     Raises:
@@ -192,15 +194,21 @@ def _samples(
             noise = randomness.sample(seed, numbers, dtype=problem.dtype, device=problem.device)
             return estimates(estimator, problem, noise)
 
-        chunk = chunk or CHUNK
+        chunk = chunk or largest_chunk(estimator, problem, randomness)
         found = torch.cat(
-            [columns.of(stacked(drawn, window, chunk)) for window in ranges(0, draws, max(chunk, CHUNK))]
+            [columns.of(stacked(drawn, window, chunk)) for window in ranges(0, draws, _window(problem, chunk))]
         )
     if not bool(found.isfinite().all()):
         draw = int((~found.isfinite()).any(1).nonzero()[0])
         raise NonFiniteError(f"estimator {name!r}: the estimate of draw {draw} holds NaN or infinity")
     fixed = randomness.size == 0 or (isinstance(estimator, BlackBox) and estimator.idle(problem))
     return _Samples(found.cpu(), columns.labels, fixed)
+
+
+def _window(problem: Problem, chunk: int) -> int:
+    """Estimates that are projected at once: as many as a few chunks, where the budget lets them be held."""
+    numbers = sum(p.numel() for p in problem.params.values())
+    return max(chunk, min(CHUNK, BUDGET // (8 * 8 * numbers)))
 
 
 def stacked(drawn: Callable[[range], dict[str, Tensor]], window: range, chunk: int) -> dict[str, Tensor]:

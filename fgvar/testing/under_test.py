@@ -1,6 +1,6 @@
 """The estimator under test: asks it on one problem so carefully that whatever it does wrong becomes a sentence."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -10,9 +10,11 @@ from torch import Tensor
 
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.estimators.randomness import Randomness
-from fgvar.measurement.draws import estimates, ranges
+from fgvar.measurement.draws import ranges
 from fgvar.measurement.protocol_checks import require_estimate, require_mapping, require_randomness
 from fgvar.problem import Problem
+from fgvar.testing.black_box import estimates
+from fgvar.testing.resources import largest_chunk
 from fgvar.testing.statistical import Draws, unbiased
 from fgvar.testing.verdict import Verdict
 
@@ -100,9 +102,10 @@ class EstimatorUnderTest:
         self.ask("estimate", lambda: estimates(self.estimator, self.problem.clone(), self.noise(range(2))))
         return not self.problem.network.stack.is_plain(self.estimator)
 
-    @property
+    @cached_property
     def chunk(self) -> int:
-        return 256 if self.vmaps else 1
+        """Estimates that are computed at once."""
+        return largest_chunk(self.estimator, self.problem, self.randomness) if self.vmaps else 1
 
     def noise(self, draws: range, seed: int = 0) -> Gradients:
         def sample() -> Gradients:
@@ -134,6 +137,11 @@ class EstimatorUnderTest:
         pieces = [_take(noise, window) for window in ranges(0, count, chunk)]
         parts = self.ask("estimate", lambda: [estimates(self.estimator, self.problem, piece) for piece in pieces])
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def drawn(self, draws: range, seed: int) -> Iterator[Gradients]:
+        """Stacked estimates of these draws, as many at a time as are computed at once."""
+        for window in ranges(draws.start, draws.stop, self.chunk):
+            yield self.estimates(self.noise(window, seed=seed))
 
     def require_gradient(self, what: str, found: object) -> Gradients:
         """A gradient as a dict; a `Failure` where it has not the parameters' keys, shapes, dtype and device."""

@@ -124,6 +124,7 @@ ORDER = (
     "fgvar.sweeps.cluster",
     "fgvar.sweeps.sweep",
     "fgvar.testing",
+    "fgvar.testing.resources",
     "fgvar.testing.black_box",
     "fgvar.testing.enumeration",
     "fgvar.testing.line_quadrature",
@@ -143,7 +144,9 @@ ORDER = (
     "fgvar.testing.exact_moments",
     "fgvar.testing.report",
     "fgvar.testing.required_checks",
+    "fgvar.testing.noise_check",
     "fgvar.testing.sampled_checks",
+    "fgvar.testing.forecast",
     "fgvar.testing.declared_checks",
     "fgvar.testing.unbiasedness",
     "fgvar.testing.checks",
@@ -285,9 +288,12 @@ def masked(text: str) -> list[str]:
     return [" ".join(re.sub(r"-?\d[\d.]*(e-?\d+)?", "#", line).split()) for line in text.splitlines()]
 
 
+@pytest.mark.filterwarnings("ignore:.*by plain calls:UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("path", READMES, ids=name_of)
 def test_examples_of_a_readme_run_and_print_what_it_shows(path: Path, tmp_path, monkeypatch, capsys) -> None:
     """In order, and in one namespace: what an example defines the next one may use."""
+    if path.parent.name == "nn":
+        pytest.importorskip("peft")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block, shown in re.findall(r"```python\n(.*?)```\n\n((?:    [^\n]*\n)*)", path.read_text(), flags=re.DOTALL):
