@@ -81,7 +81,7 @@ def main(config: Config) -> None:
     settings = {name: value for name, value in asdict(config).items() if name not in ("trainable", "run")}
     if not config.run.collect:
         for seed in config.run.seed:  # once, ahead of all cells
-            networks.pretrained(Base(**{name: (settings | {"seed": seed})[name] for name in Base._fields}), scratch)
+            networks.with_heads(Base(**{name: (settings | {"seed": seed})[name] for name in Base._fields}), scratch)
     parts = [
         common.sweep(
             cell, {"trainable": config.trainable}, settings | {"losses": losses}, config.run, losses, scratch
@@ -90,6 +90,8 @@ def main(config: Config) -> None:
     ]
     # What has no estimators is the same in both parts, but that layers are looked at in the first alone.
     dataset = xr.concat(parts, "estimator", data_vars="minimal", coords="minimal", compat="override", join="override")
+    statuses = [part["status"] for part in parts]  # of a pair of cells, that of the one that is not done
+    dataset["status"] = statuses[0].where(statuses[0] != "done", statuses[1])
     common.publish(dataset, config, language_model)
 
 
@@ -117,7 +119,7 @@ def cell(
     probe = fgvar.Probe({name: fgvar.scheme(name) for name in SCHEMES[losses]}, batch, steps, draws=draws, seed=seed)
     run = fgvar.train(
         model, networks.backprop(), data, schedule, loss="causal_lm", seed=seed, probe=probe, device="cpu",
-        name=trainable, checkpoint=scratch.parent / f"{losses}_{trainable}_{seed}.checkpoint",
+        name=trainable, checkpoint=scratch / "run.checkpoint",
     )  # fmt: skip
     found = run.dataset.assign_coords(step=list(STAGES)).rename(step="stage")
     found["predicted"] = predicted(found, {name: tuple(p.shape) for name, p in net.named_parameters()})

@@ -3,6 +3,7 @@
 import copy
 import functools
 import hashlib
+import io
 import platform
 import sysconfig
 import warnings
@@ -42,33 +43,44 @@ def gpt2(its: Base) -> Any:
 
 @functools.cache  # for the cells of a sweep
 def pretrained(its: Base, folder: Path) -> Any:
-    """The network trained on sources by backprop, from its checkpoint if there is one."""
-    import fgvar
-
-    net, data = gpt2(its), examples(sources(), its.positions, its.pretraining, its.seed)
-    run = fgvar.train(
-        net, backprop(), data, schedule_of(its.batch, its.lr), loss="causal_lm", seed=its.seed, device="cpu",
-        name="pretraining", checkpoint=folder / f"pretrained_{its.seed}.checkpoint",
-    )  # fmt: skip
-    net.load_state_dict(run.params)
-    return net
+    """The network trained on sources by backprop."""
+    return _trained("pretrained", gpt2(its), backprop(), its, its.pretraining, folder)
 
 
 @functools.cache
 def with_heads(its: Base, folder: Path) -> Any:
     """The pretrained network with a local head behind every block but the last, trained on sources, too."""
+    import torch
+
     import fgvar
 
-    data = examples(sources(), its.positions, max(its.batch, its.pretraining // 4), its.seed)
     after = [f"transformer.h.{block}" for block in range(its.depth - 1)]
-    net = fgvar.with_local_heads(
-        pretrained(its, folder), after=after, classes=VOCABULARY, inputs=data.sample(2, seed=0)[0], pool=False
-    )
-    run = fgvar.train(
-        net, fgvar.scheme("frozen"), data, schedule_of(its.batch, its.lr), loss="causal_lm", seed=its.seed,
-        device="cpu", name="local heads", checkpoint=folder / f"heads_{its.seed}.checkpoint",
-    )  # fmt: skip
-    net.load_state_dict(run.params)
+    inputs = torch.zeros(2, its.positions, dtype=torch.long)
+    net = fgvar.with_local_heads(pretrained(its, folder), after=after, classes=VOCABULARY, inputs=inputs, pool=False)
+    return _trained("heads", net, fgvar.scheme("frozen"), its, max(its.batch, its.pretraining // 4), folder)
+
+
+def _trained(name: str, net: Any, estimator: Any, its: Base, count: int, folder: Path) -> Any:
+    """The network after one pass through sources: its file in the folder, if an earlier run left one, else a run.
+
+    Cells that are computed side by side read the file, where a checkpoint has one reader at a time.
+    """
+    import torch
+
+    import fgvar
+    from fgvar.storage import replace
+
+    key = hashlib.sha256(f"{its} {origin()}".encode()).hexdigest()[:16]
+    file = folder / f"{name}_{key}.pt"
+    if not file.exists():
+        data, schedule = examples(sources(), its.positions, count, its.seed), schedule_of(its.batch, its.lr)
+        run = fgvar.train(
+            net, estimator, data, schedule, loss="causal_lm", seed=its.seed, device="cpu", name=name,
+            checkpoint=file.with_suffix(".checkpoint"),
+        )  # fmt: skip
+        torch.save(run.params, buffer := io.BytesIO())
+        replace(file, [buffer.getvalue()])
+    net.load_state_dict(torch.load(file, weights_only=True))
     return net
 
 

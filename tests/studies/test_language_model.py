@@ -71,6 +71,19 @@ def test_each_layer_alone_by_closed_forms() -> None:
         assert one["variance_ratio"].item() == pytest.approx(expected.item(), rel=1e-3), name
 
 
+@pytest.mark.hf
+def test_a_network_is_pretrained_once_for_all_cells(tmp_path: Path, monkeypatch) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers", reason="needs the extra fgvar[hf]")
+    first = networks.with_heads.__wrapped__(TINY, tmp_path)
+    start = networks.gpt2(TINY).get_parameter("transformer.wte.weight")
+    assert not torch.equal(first.get_parameter("transformer.wte.weight"), start), "it has learned"
+    networks.pretrained.cache_clear()
+    monkeypatch.setattr(fgvar, "train", lambda *_, **__: pytest.fail("trained again"))
+    for name, value in networks.with_heads.__wrapped__(TINY, tmp_path).state_dict().items():
+        assert torch.equal(value, first.state_dict()[name]), name
+
+
 @pytest.mark.parametrize(("trainable", "rank"), [("LoRA 16", 16), ("LoRA 0", 0), ("LoRA", 0), ("full", 0)])
 def test_ranks(trainable: str, rank: int) -> None:
     assert networks.rank_of(trainable) == rank
