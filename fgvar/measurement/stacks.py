@@ -78,21 +78,31 @@ class Factored:
             return
         credit = self.factors.credit[name][draws.start : draws.stop]
         credit = credit.reshape(*credit.shape[:2], -1)  # [draws, directions, rows or 1]
-        if not isinstance(self.noise, Drawing):
-            u = self.noise[name][draws.start : draws.stop].reshape(*credit.shape[:2], -1)
-            each = _along(credit, u.shape[2], 0, u.shape[2])
-            yield 0, each[:, 0] * u[:, 0] if u.shape[1] == 1 else (each * u).sum(1)
+        if isinstance(self.noise, Drawing) and self.noise.randomness.leaves[name].elementwise:
+            yield from self._windows(self.noise, name, draws, credit)
             return
-        leaf, (_, directions, _) = self.noise.randomness.leaves[name], credit.shape
-        numbers = leaf.size // directions
-        step = WINDOW if leaf.elementwise else numbers
-        for start in range(0, numbers, step):
-            width = min(step, numbers - start)
+        u = self._whole(name, draws).reshape(*credit.shape[:2], -1)
+        each = _along(credit, u.shape[2], 0, u.shape[2])
+        yield 0, each[:, 0] * u[:, 0] if u.shape[1] == 1 else (each * u).sum(1)
+
+    def _whole(self, name: str, draws: range) -> Tensor:
+        """The noise of some of the draws."""
+        if not isinstance(self.noise, Drawing):
+            return self.noise[name][draws.start : draws.stop]
+        size = self.noise.randomness.leaves[name].size
+        return self.noise.piece(name, draws, 0, self.factors.credit[name].new_empty(len(draws), size))
+
+    def _windows(self, noise: Drawing, name: str, draws: range, credit: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The same window by window, of noise whose pieces can be drawn alone."""
+        directions = credit.shape[1]
+        numbers = noise.randomness.leaves[name].size // directions
+        for start in range(0, numbers, WINDOW):
+            width = min(WINDOW, numbers - start)
             each = _along(credit, numbers, start, width)
             total = credit.new_empty(len(draws), width)
             for k in range(directions):
                 out = torch.empty_like(total) if k else total
-                u = self.noise.piece(name, draws, k * numbers + start, out).mul_(each[:, k])
+                u = noise.piece(name, draws, k * numbers + start, out).mul_(each[:, k])
                 total = total.add_(u) if k else u
             yield start, total
 

@@ -22,6 +22,7 @@ ESTIMATORS = {
     "FG-W": fgvar.scheme("FG-W"),
     "MeZO": fgvar.scheme("MeZO"),
     "EGGROLL": fgvar.scheme("EGGROLL"),
+    "low rank": fgvar.scheme("EGGROLL", directions=2),
     "sphere": fgvar.scheme("FG-W", noise=fgvar.noise.Sphere()),
     "replayed": fgvar.scheme("FG-W", oracle=fgvar.oracles.Replay()),
     "directions": fgvar.scheme("FG-W", directions=3),
