@@ -1,4 +1,4 @@
-"""Allocator: keeps the memory that a step or a chunk frees, so that the next one need not fault its pages in again."""
+"""Allocator: keeps the memory that a step or chunk frees, so that the next one need not fault its pages in again."""
 
 import ctypes
 import sys
@@ -42,7 +42,7 @@ def keep_freed_memory() -> Iterator[None]:
 
 def _count(library: Any, change: int) -> None:
     """Trim the heap again where the last one is out."""
-    global _within  # noqa: PLW0603 (of the process, as what it counts)
+    global _within  # of the process, as what it counts
     with _lock:
         _within += change
         library.mallopt(TRIM_THRESHOLD, NEVER if _within else 2 * LARGEST_MMAP_THRESHOLD)

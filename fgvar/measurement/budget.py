@@ -19,7 +19,7 @@ from fgvar.measurement.references import PIECE
 from fgvar.problem import Problem
 
 LARGEST_CHUNK = 64  # beyond it vmap gains nothing, and takes memory
-# Of draws so small that the time goes to Python and to calling kernels, as many more as hold so many numbers together.
+# Of draws so small that Python and the calls of kernels take the time: as many as hold so many numbers together.
 LARGEST_SMALL_CHUNK, SMALL = 256, 1 << 22
 
 

@@ -77,6 +77,10 @@ class Strip:
             out[:, :, place.start + rows.shape[2] : place.stop] = 0
 
 
+def _joined(pieces: list[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+
 def _part_of(values: Mapping[str, Tensor]) -> Callable[[str, slice], Tensor]:
     return lambda name, at: values[name][at]
 
@@ -85,7 +89,7 @@ def strips(references: References, stack: Stack, draws: range) -> Iterator[Strip
     """All numbers of all parameters once, with the estimates of some draws."""
     for names in references.batches():
         if len(names) > 1:
-            rows = {name: next(stack.pieces(name, draws))[1] for name in names}
+            rows = {name: _joined([piece for _, piece in stack.pieces(name, draws)]) for name in names}
             yield Strip({name: slice(0, own.shape[1]) for name, own in rows.items()}, rows)
             continue
         for start, piece in stack.pieces(names[0], draws):

@@ -23,11 +23,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fgvar
+from fgvar import allocator
 from fgvar.measurement.arguments import BUDGET
 from fgvar.measurement.budget import default_chunk
 from fgvar.measurement.cost import Flops
 from fgvar.nn.forward_mode import EPS
-from fgvar import allocator
 from fgvar.training.gradients import gradient_of
 from fgvar.training.loop import RunConfig, TrainingLoop
 from fgvar.training.objectives import task_of
