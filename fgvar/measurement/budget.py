@@ -20,7 +20,7 @@ from fgvar.problem import Problem
 
 LARGEST_CHUNK = 64  # beyond it vmap gains nothing, and takes memory
 # Of draws so small that Python and the calls of kernels take the time: as many as hold so many numbers together.
-LARGEST_SMALL_CHUNK, SMALL = 256, 1 << 22
+LARGEST_SMALL_CHUNK, SMALL = 256, 1 << 23
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,11 @@ class References:
         """The parameters: small ones that are worked on together, and each larger one alone."""
         batch, numbers = list[str](), 0
         for name, value in self.target.items():
-            if batch and numbers + value.numel() > PIECE:
+            own = padded(value.numel())
+            if batch and numbers + own > PIECE:
                 yield tuple(batch)
                 batch, numbers = [], 0
-            batch, numbers = [*batch, name], numbers + value.numel()
+            batch, numbers = [*batch, name], numbers + own
         yield tuple(batch)
 
     def signs_at(self, name: str, at: slice) -> Tensor:
