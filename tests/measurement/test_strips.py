@@ -16,9 +16,7 @@ def values() -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape) for name, shape in SIZES.items()}
 
 
-def found_of(
-    draws: int, blocks: tuple[int, ...]
-) -> tuple[moments.Moments, References, dict[str, torch.Tensor], list]:
+def found_of(draws: int, blocks: tuple[int, ...]) -> tuple[moments.Moments, References, dict, list[moments.Block]]:
     """Moments of so many draws that come in stacks of these, what they are about, the draws, and their blocks."""
     torch.manual_seed(0)
     target, backprop = values(), values()
