@@ -19,6 +19,8 @@ from fgvar.measurement.references import PIECE
 from fgvar.problem import Problem
 
 LARGEST_CHUNK = 64  # beyond it vmap gains nothing, and takes memory
+# Of draws so small that Python and the calls of kernels take the time: as many as hold so many numbers together.
+LARGEST_SMALL_CHUNK, SMALL = 256, 1 << 23
 
 
 @dataclass(frozen=True)
@@ -99,5 +101,6 @@ def sizes(problem: Problem) -> tuple[int, int]:
 def _fitting(problem: Problem, budget: int, found: Needs) -> int:
     """How many draws fit: 1, 2, 4, 8 or a multiple of 16."""
     numbers = budget // problem.dtype.itemsize - found.once
-    fits = min(max(numbers // max(found.each, 1), 1), LARGEST_CHUNK)
+    each = max(found.each, 1)
+    fits = min(max(numbers // each, 1), max(LARGEST_CHUNK, min(SMALL // each, LARGEST_SMALL_CHUNK)))
     return int(fits // BLOCK * BLOCK if fits >= BLOCK else 2 ** int(np.log2(fits)))

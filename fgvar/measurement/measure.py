@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from fgvar.allocator import keep_freed_memory
 from fgvar.estimators.estimator import GradientEstimator, require_problem
 from fgvar.measurement.arguments import BUDGET, Settings, check_arguments, check_noise_device
 from fgvar.measurement.budget import announce, examples_at_once
@@ -59,7 +60,7 @@ def measure(
             else hides them, whatever the draws look like.
         seed: of the noise. Draw i depends on (seed, i) only, so more draws extend fewer.
         chunk: estimates computed at once (one vmap; 1 means plain calls); 1, 2, 4, 8 or a multiple of 16.
-            Default: the largest up to 64 that keeps to the budget.
+            Default: the largest up to 64 (256 where draws are small) that keeps to the budget.
         budget: bytes that one chunk may take by the default (estimated from shapes).
         noise_device: where noise is made; "cpu" gives the same draws on every device.
         keep_draws: keep the per-draw scalars (variables ``draw_*``, dimension ``draw``).
@@ -107,6 +108,7 @@ def measure(
     return measure_unchecked(estimators, problem, data_variance, settings)
 
 
+@keep_freed_memory()
 def measure_unchecked(
     estimators: Mapping[str, GradientEstimator],
     problem: Problem,

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from fgvar.errors import NonFiniteError
-from fgvar.measurement.references import BUCKETS, PIECE, References
+from fgvar.measurement.references import BUCKETS, References, bucket_sums
 from fgvar.measurement.stacks import Stack
+from fgvar.measurement.strips import strips
 
 # Draws a block. Fixed, so that no sum depends on how many draws are computed at once; enough for an unbiased tr Σ² of
 # each block, and few enough that its Gram matrix costs less than the estimates.
@@ -128,38 +129,19 @@ def _block(moments: Moments, references: References, stack: Stack, draws: range)
     m = min(len(draws), BLOCK)
     count = len(draws) // m
     before = [moments.count + index * m for index in range(count)]
-    grams, projections = [], []
-    for name, deviation in moments.deviation.items():
-        gram, projected = deviation.new_zeros(count, m + 3, m + 3), deviation.new_zeros(count, m, BUCKETS)
-        for start, rows in stack.pieces(name, draws):
-            for at, pair in references.pieces(name, start, start + rows.shape[1]):
-                piece = rows[:, at.start - start : at.stop - start].unflatten(0, (count, m))
-                # Several blocks at once of a small layer, each of a large one alone: no more than the cache holds.
-                together = max(PIECE // max(piece.shape[2], 1), 1)
-                for some in (slice(first, first + together) for first in range(0, count, together)):
-                    frame = _frame(piece[some], pair, deviation[at], before[some])
-                    for total, one in zip(gram[some], frame, strict=True):
-                        total.addmm_(one, one.T)
-                    projected[some] += references.projected(name, frame[:, :m], at)
-        grams.append(gram)
-        projections.append(projected)
-    gram, projected = (references.grouped(each).movedim(0, 1) for each in (grams, projections))
+    grams = {name: value.new_zeros(count, m + 3, m + 3) for name, value in moments.deviation.items()}
+    projections = {name: gram.new_zeros(count, m, BUCKETS) for name, gram in grams.items()}
+    for strip in strips(references, stack, draws):
+        places, signs = strip.places(), strip.lay(references.signs_at)
+        for some, frame in strip.frames(references, moments.deviation, before, m):
+            signed = frame[:, :m] * signs
+            for name, place in places.items():
+                own = frame[:, :, place]
+                grams[name][some] += torch.bmm(own, own.mT)
+                projections[name][some] += bucket_sums(signed[:, :, place])
+    gram, projected = (references.grouped([*each.values()]).movedim(0, 1) for each in (grams, projections))
     _require_finite(references, gram[:, :, :m, :m].diagonal(dim1=2, dim2=3), moments.count)
     return Block(gram, projected, before)
-
-
-def _frame(rows: Tensor, pair: tuple[Tensor, Tensor], deviation: Tensor, before: Sequence[int]) -> Tensor:
-    """(D₁ … D_m, M, target, backprop) of blocks [blocks, m + 3, numbers]; adds their ΣD to ``deviation``."""
-    count, m, numbers = rows.shape
-    frame = deviation.new_empty(count, m + 3, numbers)
-    # Deviations from the target, not estimates: a good estimator's are small, and their squares lose nothing.
-    frame[:, :m].copy_(rows).sub_(pair[0])  # faster than a subtraction that converts
-    frame[:, m + 1], frame[:, m + 2] = pair
-    for one, draws in zip(frame, before, strict=True):
-        # M, the mean of the draws before, is independent of this block's: no draw enters its own centre.
-        torch.div(deviation, max(draws, 1), out=one[m])
-        deviation += one[:m].sum(0)
-    return frame
 
 
 def absorb(moments: Moments, block: Block) -> tuple[Moments, Tensor]:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fgvar.estimators.noise import Rademacher
 from fgvar.estimators.random_streams import TILE
 from fgvar.estimators.randomness import Leaf
 
-PIECE = 1 << 15  # numbers of every draw that are worked on at a time, so that they stay in the CPU's cache
+PIECE = 1 << 14  # numbers of every draw that are worked on at a time: float64 rows of a block stay in the CPU's cache
 BUCKETS = 16  # random projections a layer, for the z of the bias
 GROUPS = ("perturbed", "total")  # layers that are sums over parameters
 
@@ -59,12 +60,14 @@ class References:
 
         Float64 whatever the network computes in: of 10⁵ draws a bias is sought far below one draw's rounding.
         """
-        target, backprop = self.target[name], self.backprop[name]
-        last = target.numel() if last is None else last
-        step = PIECE if target.device.type == "cpu" else max(last - first, 1)
+        for at in self.cuts(name, first, self.target[name].numel() if last is None else last):
+            yield at, (self.target[name][at].double(), self.backprop[name][at].double())
+
+    def cuts(self, name: str, first: int, last: int) -> Iterator[slice]:
+        """Where a parameter's numbers from ``first`` to ``last`` are cut into pieces."""
+        step = PIECE if self.target[name].device.type == "cpu" else max(last - first, 1)
         for start in range(first, last, step):
-            at = slice(start, min(start + step, last))
-            yield at, (target[at].double(), backprop[at].double())
+            yield slice(start, min(start + step, last))
 
     def squares(self, name: str) -> Tensor:
         """‖target‖² and ‖backprop‖² of a parameter, [2]."""
@@ -73,18 +76,40 @@ class References:
             total = total + torch.stack([one @ one for one in pair])
         return total
 
+    def batches(self) -> Iterator[tuple[str, ...]]:
+        """The parameters: small ones that are worked on together, and each larger one alone."""
+        batch, numbers = list[str](), 0
+        for name, value in self.target.items():
+            own = padded(value.numel())
+            if batch and numbers + own > PIECE:
+                yield tuple(batch)
+                batch, numbers = [], 0
+            batch, numbers = [*batch, name], numbers + own
+        yield tuple(batch)
+
+    def signs_at(self, name: str, at: slice) -> Tensor:
+        """Signs of some of a parameter's numbers."""
+        first, last, _ = at.indices(self.target[name].numel())
+        return self.signs[name][at] if name in self.signs else _signs(name, self.target[name], first, last)
+
     def projected(self, name: str, rows: Tensor, at: slice = slice(None)) -> Tensor:
         """Signed sums of every 16th entry, […, rows, BUCKETS]: projections with disjoint supports.
 
         Of a piece, which begins at a multiple of 16, its part of them.
         """
-        first, last, _ = at.indices(self.target[name].numel())
-        signs = self.signs[name][at] if name in self.signs else _signs(name, self.target[name], first, last)
-        signed = rows * signs
-        even = signed.shape[-1] // BUCKETS * BUCKETS
-        sums = signed[..., :even].unflatten(-1, (-1, BUCKETS)).sum(-2)
-        sums[..., : signed.shape[-1] - even] += signed[..., even:]  # the last entries, which fill no row of 16
-        return sums
+        return bucket_sums(rows * self.signs_at(name, at))
+
+
+def padded(numbers: int) -> int:
+    """The next multiple of `BUCKETS`."""
+    return -(-numbers // BUCKETS) * BUCKETS
+
+
+def bucket_sums(signed: Tensor) -> Tensor:
+    """Sums of every 16th entry, […, BUCKETS]."""
+    if missing := padded(signed.shape[-1]) - signed.shape[-1]:
+        signed = functional.pad(signed, (0, missing))
+    return signed.unflatten(-1, (-1, BUCKETS)).sum(-2)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

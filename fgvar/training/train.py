@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from fgvar.allocator import keep_freed_memory
 from fgvar.data.augmentation import Views
 from fgvar.data.examples import Examples, refuse_loaders
 from fgvar.data.split import Split
@@ -18,7 +19,6 @@ from fgvar.loss_functions import Loss
 from fgvar.measurement.dataset import describe, provenance
 from fgvar.nn.sites import copied, require_module
 from fgvar.problem_checks import require_parameters, usable_device
-from fgvar.training import allocator
 from fgvar.training.checkpoint import Checkpointer
 from fgvar.training.distributed import join, local_rank, world
 from fgvar.training.gradients import gradient_of
@@ -75,7 +75,7 @@ def train(
     (`FrozenTrunk`). Started by torchrun, every process takes batches and noise of its own, and gradients are
     averaged: n processes make steps of n batches. Frozen parameters (``requires_grad`` is False) stay as they are.
     On Linux memory that a step frees stays with the process until the run has ended
-    (`fgvar.training.allocator.keep_freed_memory`).
+    (`fgvar.allocator.keep_freed_memory`).
 
     Args:
         module: the network, not changed: training starts from a copy of its parameters.
@@ -144,7 +144,7 @@ def train(
     with _checkpointer(checkpoint, loop, splits, numerics) as checkpointer:
         if checkpointer is not None and resume:
             checkpointer.restore()
-        with allocator.keep_freed_memory(), Interrupt() as interrupt:
+        with keep_freed_memory(), Interrupt() as interrupt:
             if not loop.curves:
                 loop.curves.append(task.evaluate(problem, loop.params, near))
             loop.run(near, name or "training", checkpointer, logger, interrupt)

@@ -1,6 +1,7 @@
 """How fast is the honest computation? Ratios to what else a user would do, and to the machine's limit.
 
 Run   make bench        or a part: python -m tests.benchmarks.bench --only steps measure
+      writes results/bench.md, too; JAX is timed where it is installed (pip install jax)
 
 Medians and quartiles of interleaved repeats, in one process; nothing here is a test. OMP_NUM_THREADS=2 is two cores.
 """
@@ -10,28 +11,27 @@ import itertools
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fgvar
+from fgvar import allocator
 from fgvar.measurement.arguments import BUDGET
 from fgvar.measurement.budget import default_chunk
 from fgvar.measurement.cost import Flops
-from fgvar.nn.forward_mode import EPS
-from fgvar.training import allocator
 from fgvar.training.gradients import gradient_of
 from fgvar.training.loop import RunConfig, TrainingLoop
 from fgvar.training.objectives import task_of
-from tests.benchmarks.timing import Row, Work, in_a_process, interleaved, product_rate, ratio, seconds
+from tests.benchmarks.loops import by_torch_alone, loop
+from tests.benchmarks.networks import large, small
+from tests.benchmarks.timing import HEAD, Row, Work, in_a_process, interleaved, product_rate, ratio, seconds
 
 LONG = 10**6  # updates of a schedule whose end nobody sees
 
@@ -187,70 +187,6 @@ def epoch() -> Iterator[Row]:
 # ---- measurements ----------------------------------------------------------------------------------------------
 
 
-def loop(scheme: fgvar.Estimator, problem: fgvar.Problem, draws: int) -> Work:
-    """What a user writes first: a jvp for each draw, and Welford's mean and sum of squares of every weight."""
-    weights = isinstance(scheme.space, fgvar.WeightSpace)
-    shapes = scheme.space.shapes(problem)
-    zeros = {name: torch.zeros_like(p) for name, p in problem.params.items()}
-
-    def gradient(taps: dict[str, Tensor]) -> dict[str, Tensor]:
-        def losses(params: dict[str, Tensor]) -> Tensor:
-            return problem.losses(problem.run(params)[0])
-
-        if weights:
-            derivative = torch.func.jvp(losses, (problem.params,), ({**zeros, **taps},))[1].mean()
-            return {name: derivative * taps[name] for name in taps}
-
-        def perturbed(taps: dict[str, Tensor]) -> Tensor:
-            return problem.losses(problem.run(problem.params, taps)[0])
-
-        point = {name: torch.zeros_like(u) for name, u in taps.items()}
-        derivative = torch.func.jvp(perturbed, (point,), (taps,))[1]
-        credited = {k: u * derivative.view(-1, *[1] * (u.ndim - 1)) / len(u) for k, u in taps.items()}
-
-        def sites(params: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {k: v for k, v in problem.run(params, cut=tuple(taps))[1].items() if k in taps}
-
-        found: dict[str, Tensor] = torch.func.vjp(sites, problem.params)[1](credited)[0]
-        return {name: found[name] for name in problem.perturbed}
-
-    def work() -> dict[str, Tensor]:
-        mean = {name: torch.zeros_like(problem.params[name]) for name in problem.perturbed}
-        squares = {name: torch.zeros_like(value) for name, value in mean.items()}
-        for n in range(1, draws + 1):
-            lead = () if weights else (problem.batch_size,)
-            found = gradient({name: torch.randn(*lead, *shape) for name, shape in shapes.items()})
-            for name, value in found.items():
-                before = value - mean[name]
-                mean[name] += before / n
-                squares[name] += before * (value - mean[name])
-        return squares
-
-    return work
-
-
-def by_torch_alone(work: Work) -> Work:
-    """The same by torch's own layers, as in a network that somebody writes without fgvar."""
-    plain: dict[str, Callable[..., Tensor]] = {
-        "layer_norm": lambda x: functional.layer_norm(x, x.shape[-1:], eps=EPS),
-        "linear_jvp": lambda product, x, weight, bias: product(x, weight, bias),
-    }
-    places = (
-        "heads.layer_norm",
-        "networks.local_mixer.layer_norm",
-        "linear.linear_jvp",
-        "networks.local_mixer.linear_jvp",
-    )
-
-    def plainly() -> object:
-        with ExitStack() as replaced:
-            for place in places:
-                replaced.enter_context(mock.patch(f"fgvar.{place}", plain[place.rpartition(".")[2]]))
-            return work()
-
-    return plainly
-
-
 def measure() -> Iterator[Row]:
     """256 draws by `measure` beside a loop over 8, times 32; the memory of two chunks beside the budget of one."""
     from studies.fused_losses import peak
@@ -382,17 +318,25 @@ def start() -> Iterator[Row]:
     yield Row("python -m fgvar --help", [in_a_process(["-m", "fgvar", "--help"]) for _ in range(5)], 0.5, unit="s")
 
 
-PARTS = (start, noise, steps, twins, rate, epoch, measure, profiles, replicated, exact, probes)
+PARTS = (start, noise, steps, twins, rate, epoch, measure, small, large, profiles, replicated, exact, probes)
 ALL = {part.__name__: part for part in PARTS}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*ALL], default=[*ALL])
-    print(platform.processor() or platform.machine(), "torch", torch.__version__, torch.get_num_threads(), "threads")
-    for name in parser.parse_args().only:
-        for row in ALL[name]():
-            print(row, flush=True)
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/bench.md"), help="where the table goes, as Markdown"
+    )
+    arguments = parser.parse_args()
+    machine = f"{platform.processor() or platform.machine()}, torch {torch.__version__}, "
+    lines = [f"{machine}{torch.get_num_threads()} threads", "", HEAD]
+    print(lines[0])
+    for row in itertools.chain.from_iterable(ALL[name]() for name in arguments.only):
+        print(row, flush=True)
+        lines.append(row.to_markdown())
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

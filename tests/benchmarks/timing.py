@@ -33,7 +33,7 @@ class Row:
 
     Attributes:
         what: was measured.
-        values: a ratio or number for each repeat.
+        values: a ratio or number for each repeat; none where what it takes is not installed.
         goal: bound on the median, at most (True) or at least; None: reported beside others.
     """
 
@@ -43,16 +43,29 @@ class Row:
     at_most: bool = True
     unit: str = "×"
 
-    def __str__(self) -> str:
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """Median, quartiles, goal and verdict."""
+        goal = "" if self.goal is None else f"{'≤' if self.at_most else '≥'} {self.goal:g}"
+        if not self.values:
+            return "–", "", goal, "not installed"
         middle = statistics.median(self.values)
         low, _, high = statistics.quantiles(self.values, n=4) if len(self.values) > 1 else [middle] * 3
-        goal, verdict = "", ""
-        if self.goal is not None:
-            met = middle <= self.goal if self.at_most else middle >= self.goal
-            goal = f"{'≤' if self.at_most else '≥'} {self.goal:g}"
-            verdict = "met" if met else "NOT met"
         spread = f"{low:.3g} to {high:.3g}" if len(self.values) > 1 else ""
-        return f"{self.what:<74}{middle:>9.3g} {self.unit:<4}{spread:>18}{goal:>9}  {verdict}"
+        met = self.goal is None or (middle <= self.goal if self.at_most else middle >= self.goal)
+        verdict = "" if self.goal is None else "met" if met else "missed"
+        return f"{middle:.3g} {self.unit}", spread, goal, verdict
+
+    def __str__(self) -> str:
+        middle, spread, goal, verdict = self.cells
+        return f"{self.what:<74}{middle:>14}{spread:>18}{goal:>9}  {verdict}"
+
+    def to_markdown(self) -> str:
+        """The line of a table `HEAD`."""
+        return f"| {' | '.join((self.what, *self.cells))} |"
+
+
+HEAD = "| | median | quartiles | goal | |\n|---|---|---|---|---|"
 
 
 def ratio(times: Mapping[str, Sequence[float]], one: str, other: str, scale: float = 1) -> list[float]:

@@ -18,6 +18,7 @@ FILES = sorted((ROOT / "fgvar").rglob("*.py"))
 ORDER = (
     "fgvar.errors",
     "fgvar.lazy",
+    "fgvar.allocator",
     "fgvar",
     "fgvar.measurement.text_tables",
     "fgvar.storage",
@@ -87,6 +88,7 @@ ORDER = (
     "fgvar.measurement.draws",
     "fgvar.measurement.references",
     "fgvar.measurement.stacks",
+    "fgvar.measurement.strips",
     "fgvar.measurement.moments",
     "fgvar.measurement.arguments",
     "fgvar.measurement.budget",
@@ -106,7 +108,6 @@ ORDER = (
     "fgvar.data.images",
     "fgvar.data",
     "fgvar.training",
-    "fgvar.training.allocator",
     "fgvar.training.distributed",
     "fgvar.training.identity",
     "fgvar.training.evaluation",

@@ -1,7 +1,8 @@
-"""Allocator: keeps the memory that a training step frees, so that the next one need not fault its pages in again."""
+"""Allocator: keeps the memory that a step or chunk frees, so that the next one need not fault its pages in again."""
 
 import ctypes
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 LARGEST_MMAP_THRESHOLD = 32 << 20
 NEVER = -1
+
+_lock = threading.Lock()
+_within = 0  # how often `keep_freed_memory` is entered: runs measure, and both want it
 
 
 @contextmanager
@@ -29,11 +33,19 @@ def keep_freed_memory() -> Iterator[None]:
         return
     # Below the threshold blocks come from the heap, which is never trimmed; above it each goes back when it is freed.
     library.mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
-    library.mallopt(TRIM_THRESHOLD, NEVER)
+    _count(library, 1)
     try:
         yield
     finally:
-        library.mallopt(TRIM_THRESHOLD, 2 * LARGEST_MMAP_THRESHOLD)
+        _count(library, -1)
+
+
+def _count(library: Any, change: int) -> None:
+    """Trim the heap again where the last one is out."""
+    global _within  # of the process, as what it counts
+    with _lock:
+        _within += change
+        library.mallopt(TRIM_THRESHOLD, NEVER if _within else 2 * LARGEST_MMAP_THRESHOLD)
 
 
 def _glibc() -> Any:

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from fgvar.training import allocator
+from fgvar import allocator
 
 # Blocks of 24 MB are written and freed, as by a training step, in a main thread (pytest may run this in another one).
 STEPS = """
 import resource
-from fgvar.training import allocator
+from fgvar import allocator
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -21,13 +21,15 @@ def faults():
 faults()
 without = faults()
 with allocator.keep_freed_memory():
-    faults()
+    with allocator.keep_freed_memory():
+        faults()
     print(without, faults())
 """
 
 
 @pytest.mark.skipif(allocator._glibc() is None, reason="memory is kept by glibc alone")
 def test_freed_memory_is_taken_again_without_page_faults() -> None:
+    """Also after what was entered within has ended."""
     found = subprocess.run([sys.executable, "-c", STEPS], check=True, capture_output=True, text=True)
     without, kept = map(int, found.stdout.split())
     assert without > 10_000, "of the 24,576 pages: else there is nothing to keep"
