@@ -161,11 +161,14 @@ def require_module(module: object) -> None:
             raise ValueError(f"{label} has parameters without a shape yet; call the network on a batch once before")
 
 
-def copied(module: nn.Module) -> nn.Module:
-    """A copy with tensors of its own."""
+def copied(module: nn.Module, *, values: bool = True) -> nn.Module:
+    """A copy with tensors of its own, or whose parameters are on the meta device, without their values."""
     # Weight norm and pruning leave their last result, with its graph, as a plain attribute. deepcopy refuses a graph,
     # and every pass makes it anew: the copy gets the value. Any other such tensor would silently become a constant.
-    recomputed = {}
+    recomputed: dict[int, Any] = {}
+    if not values:
+        plain = (p for p in module.parameters() if type(p) is nn.Parameter)
+        recomputed = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in plain}
     for path, child in module.named_modules():
         hooks = child._forward_pre_hooks.values()
         by_hooks = {hook.name for hook in hooks if isinstance(hook, WeightNorm)}

@@ -17,11 +17,12 @@ from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.loss_functions import Loss
 from fgvar.measurement.dataset import describe, provenance
 from fgvar.nn.sites import copied, require_module
+from fgvar.problem import Problem
 from fgvar.problem_checks import require_parameters, usable_device
 from fgvar.training import allocator
 from fgvar.training.checkpoint import Checkpointer
 from fgvar.training.distributed import join, local_rank, world
-from fgvar.training.gradients import gradient_of
+from fgvar.training.gradients import by_tensor, gradient_of
 from fgvar.training.identity import described_split
 from fgvar.training.interrupt import Interrupt
 from fgvar.training.loop import Logger, RunConfig, TrainingLoop
@@ -139,7 +140,9 @@ def train(
         probe = replace(probe, batch=task.eval_batch(moved(probe.batch, where, dtype)))
         probe.check(task.problem(module, probe.batch), total)
     gradient = gradient_of(problem, estimator, autocast, compile)
-    loop = TrainingLoop(problem, estimator, gradient, task, RunConfig(schedule, total, seed, probe))
+    _share(module, problem)
+    lazy = by_tensor(estimator, estimator.randomness(problem), problem.dtype, compile)
+    loop = TrainingLoop(problem, estimator, gradient, task, RunConfig(schedule, total, seed, probe, lazy))
     numerics = {"autocast": str(autocast), "compile": str(compile)}  # other rounding is another run
     with _checkpointer(checkpoint, loop, splits, numerics) as checkpointer:
         if checkpointer is not None and resume:
@@ -150,17 +153,15 @@ def train(
             loop.run(near, name or "training", checkpointer, logger, interrupt)
         if checkpointer is not None:
             checkpointer.store()
-    # Constants, too: those of the first of several processes are everybody's.
-    return Run(_dataset(loop, splits["train"].name), _state(module, {**loop.problem.buffers, **loop.params}))
+    return Run(_dataset(loop, splits["train"].name), dict(module.state_dict()))
 
 
-def _state(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of the run's own copy of the module, with these parameters and buffers."""
-    with torch.no_grad():
-        for name, own in (*module.named_parameters(), *module.named_buffers()):
-            if name in values:
-                own.copy_(values[name])
-    return dict(module.state_dict())
+def _share(module: nn.Module, problem: Problem) -> None:
+    """Let the run's module have the very tensors that the run moves: one copy of them, by all their names."""
+    values = {**problem.buffers, **problem.params}
+    for name, own in (*module.named_parameters(), *module.named_buffers()):
+        if name in values:  # of a read-out InfoNCE learns nothing
+            own.data = values[name]
 
 
 def _checkpointer(

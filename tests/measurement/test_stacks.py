@@ -16,7 +16,7 @@ import fgvar
 import fgvar.estimators.random_streams as random_streams
 import fgvar.estimators.randomness as randomness_module
 import fgvar.measurement.budget as budget_module
-from fgvar.measurement import sampled, stacks
+from fgvar.measurement import stacks
 
 ESTIMATORS = {
     "FG-W": fgvar.scheme("FG-W"),
@@ -44,7 +44,7 @@ class Plain:
 def test_factors_are_measured_as_estimates_are(name: str, anew: bool, monkeypatch) -> None:
     """Every number of the dataset, in blocks that are cut and one that is short, to rounding."""
     if anew:  # in windows that are narrower than leaves, and tiles that are narrower yet
-        monkeypatch.setattr(sampled, "draws_anew", lambda randomness, *_: not joint(randomness))
+        monkeypatch.setattr(budget_module, "draws_anew", lambda randomness, *_: not joint(randomness))
         monkeypatch.setattr(stacks, "WINDOW", 32)
     for module in (random_streams, randomness_module):
         monkeypatch.setattr(module, "TILE", 16)
