@@ -68,20 +68,21 @@ def compiled(function: Gradient) -> Gradient:
 class NonFiniteMonitor:
     """Remembers on the device which parameter's gradient was first non-finite, and when."""
 
-    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
-        self.names = names
-        self.extremes: dict[str, tuple[Tensor, Tensor]] = {}
-        self.first = torch.full((len(names),), -1, dtype=torch.int64, device=device)
+    def __init__(self, params: Mapping[str, Tensor], device: torch.device) -> None:
+        self.names = tuple(params)
+        self.first = torch.full((len(params),), -1, dtype=torch.int64, device=device)
+        # Made once: a small tensor that lived on in the place of a large one would keep the next from it.
+        self.extremes = {name: (value.new_zeros(()), value.new_zeros(())) for name, value in params.items()}
 
     def see(self, name: str, gradient: Tensor) -> None:
         # The extremes are NaN where anything is: one pass, where isfinite().all() makes three.
-        self.extremes[name] = torch.aminmax(gradient)
+        torch.aminmax(gradient, out=self.extremes[name])
 
     def update(self, step: int) -> None:
         """After all gradients of a step have been seen."""
         if not self.names:
             return
-        lows, highs = zip(*(self.extremes[name] for name in self.names), strict=True)
+        lows, highs = zip(*self.extremes.values(), strict=True)
         finite = torch.stack(lows).isfinite() & torch.stack(highs).isfinite()
         self.first = torch.where(finite | (self.first >= 0), self.first, step)
 

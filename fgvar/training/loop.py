@@ -80,7 +80,7 @@ class TrainingLoop:
         self.learning = tuple(self.params) if learns is None else tuple(learns(problem))
         learning = {key: self.params[key] for key in self.learning}
         self.optimiser = Optimiser(config.schedule, problem, learning, config.total)
-        self.monitor = NonFiniteMonitor(self.learning, problem.device)
+        self.monitor = NonFiniteMonitor(learning, problem.device)
         self.ahead: dict[int, dict[str, Tensor]] = {}  # update → its noise
         self.step = 0
         self.curves: list[dict[str, float]] = []  # a row before training, and after each epoch

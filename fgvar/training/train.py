@@ -78,6 +78,10 @@ def train(
     On Linux memory that a step frees stays with the process until the run has ended
     (`fgvar.training.allocator.keep_freed_memory`).
 
+    Weight perturbation of eight million numbers or more (float32) goes tensor by tensor, with the same bits: noise is
+    drawn again wherever it is needed, and an estimate is gone as soon as its tensor has moved. A step of MeZO holds
+    the parameters and the moved ones, one by `Jvp` the parameters and its noise; momentum adds a copy, Adam two.
+
     Args:
         module: the network, not changed: training starts from a copy of its parameters.
         estimator: its estimates are the gradients that the optimiser follows.
@@ -143,11 +147,12 @@ def train(
     _share(module, problem)
     lazy = by_tensor(estimator, estimator.randomness(problem), problem.dtype, compile)
     loop = TrainingLoop(problem, estimator, gradient, task, RunConfig(schedule, total, seed, probe, lazy))
+    largest = allocator.MEGABYTE if lazy else allocator.LARGEST_MMAP_THRESHOLD
     numerics = {"autocast": str(autocast), "compile": str(compile)}  # other rounding is another run
     with _checkpointer(checkpoint, loop, splits, numerics) as checkpointer:
         if checkpointer is not None and resume:
             checkpointer.restore()
-        with allocator.keep_freed_memory(), Interrupt() as interrupt:
+        with allocator.keep_freed_memory(largest), Interrupt() as interrupt:
             if not loop.curves:
                 loop.curves.append(task.evaluate(problem, loop.params, near))
             loop.run(near, name or "training", checkpointer, logger, interrupt)
