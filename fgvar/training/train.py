@@ -17,7 +17,6 @@ from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.loss_functions import Loss
 from fgvar.measurement.dataset import describe, provenance
 from fgvar.nn.sites import copied, require_module
-from fgvar.problem import Problem
 from fgvar.problem_checks import require_parameters, usable_device
 from fgvar.training import allocator
 from fgvar.training.checkpoint import Checkpointer
@@ -130,7 +129,8 @@ def train(
     task = task_of(loss, views, seed, schedule.batch)
     join()
     where = choose_device(device)
-    module = copied(module).to(where)
+    if any(tensor.device != where for tensor in (*module.parameters(), *module.buffers())):
+        module = copied(module).to(where)
     total = steps_of(schedule, len(splits["train"]))
     if total == 0:
         raise ValueError(
@@ -144,7 +144,7 @@ def train(
         probe = replace(probe, batch=task.eval_batch(moved(probe.batch, where, dtype)))
         probe.check(task.problem(module, probe.batch), total)
     gradient = gradient_of(problem, estimator, autocast, compile)
-    _share(module, problem)
+    module = copied(module, {**problem.frozen, **problem.params})  # one copy of them: what the run moves
     lazy = by_tensor(estimator, estimator.randomness(problem), problem.dtype, compile)
     loop = TrainingLoop(problem, estimator, gradient, task, RunConfig(schedule, total, seed, probe, lazy))
     largest = allocator.MEGABYTE if lazy else allocator.LARGEST_MMAP_THRESHOLD
@@ -159,14 +159,6 @@ def train(
         if checkpointer is not None:
             checkpointer.store()
     return Run(_dataset(loop, splits["train"].name), dict(module.state_dict()))
-
-
-def _share(module: nn.Module, problem: Problem) -> None:
-    """Let the run's module have the very tensors that the run moves: one copy of them, by all their names."""
-    values = {**problem.buffers, **problem.params}
-    for name, own in (*module.named_parameters(), *module.named_buffers()):
-        if name in values:  # of a read-out InfoNCE learns nothing
-            own.data = values[name]
 
 
 def _checkpointer(
