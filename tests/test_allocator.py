@@ -23,7 +23,10 @@ without = faults()
 with allocator.keep_freed_memory():
     with allocator.keep_freed_memory():
         faults()
-    print(without, faults())
+    kept = faults()
+with allocator.keep_freed_memory(allocator.MEGABYTE):
+    faults()
+    print(without, kept, faults())
 """
 
 
@@ -31,9 +34,10 @@ with allocator.keep_freed_memory():
 def test_freed_memory_is_taken_again_without_page_faults() -> None:
     """Also after what was entered within has ended."""
     found = subprocess.run([sys.executable, "-c", STEPS], check=True, capture_output=True, text=True)
-    without, kept = map(int, found.stdout.split())
+    without, kept, large = map(int, found.stdout.split())
     assert without > 10_000, "of the 24,576 pages: else there is nothing to keep"
     assert kept < 100
+    assert large > 10_000, "blocks that are larger than what stays"
 
 
 def test_elsewhere_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fgvar.estimators.combine import Combine, Directions, Mean
+from fgvar.estimators.factors import Factors, sum_directions
 from fgvar.estimators.guesses import Guess, Isotropic
 from fgvar.estimators.losses import GlobalLoss, Losses, gradient, gradient_and_loss
 from fgvar.estimators.noise import Gaussian
@@ -27,19 +28,6 @@ class Estimate:
 
     gradient: dict[str, Tensor]
     loss: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Factors:
-    """One estimate as what it is made of: ĝ = Σ_k c_k ⊙ u_k of the directions u_k that its noise holds.
-
-    Attributes:
-        credit: perturbed parameter → c [directions, rows or 1, 1, …], to broadcast with it.
-        exact: parameter that learns exactly → its gradient, whatever the noise.
-    """
-
-    credit: dict[str, Tensor]
-    exact: dict[str, Tensor]
 
 
 @runtime_checkable
@@ -214,7 +202,13 @@ class Estimator:
         It can where the noise itself is the direction, but for numbers masked since nothing depends on them.
         """
         single = self.directions == 1 and not self.antithetic
-        return single and all(_declares_one_pass(word) for word in (self.space, self.guess, self.oracle))
+        return single and all(_declares("one_pass", word) for word in (self.space, self.guess, self.oracle))
+
+    @property
+    def _by_tensor(self) -> bool:
+        """Is its noise one direction, of which no more than a tensor is looked at at a time?"""
+        single = not (self.stacks_directions or self.antithetic) and type(self.combine) is Mean
+        return single and _declares("by_tensor", self.oracle)
 
     @property
     def factored(self) -> bool:
@@ -222,16 +216,24 @@ class Estimator:
         return self.shares_noise and (type(self), self.space, self.guess) == (Estimator, WeightSpace(), Isotropic())
 
     def factors(self, problem: Problem, noise: Mapping[str, Tensor]) -> Factors:
-        """What `estimate` multiplies its noise by, where it is `factored`."""
+        """What `estimate` multiplies its noise by, where it is `factored`.
+
+        Of `LazyTensors` no more than one is there at a time, where the oracle takes differences along one direction.
+        """
+        if self._by_tensor:  # the mean of one direction is its own
+            linearised = self.space.linearise(problem, self.losses)
+            terms, loss = self.oracle.terms(linearised, noise)
+            credit = {name: c[None] for name, c in linearised.credit(terms).items()}
+            return Factors(credit, linearised.backward({}), loss)
         draws = {name: u if self.stacks_directions else u[None] for name, u in noise.items()}
-        linearised, credit, *_ = self._credited(problem, draws)
+        linearised, credit, _, loss = self._credited(problem, draws)
         if self.antithetic:  # u and −u were credited apart
             credit = {name: -c.unflatten(0, (2, -1)).diff(dim=0)[0] for name, c in credit.items()}
-        return Factors(credit, linearised.backward({}))
+        return Factors(credit, linearised.backward({}), loss)
 
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         linearised, credit, directions, loss = self._credited(problem, noise)
-        found = linearised.backward({name: _summed(credit[name], u) for name, u in directions.items()})
+        found = linearised.backward({name: sum_directions(credit[name], u) for name, u in directions.items()})
         return Estimate({name: found[name] for name in problem.params}, loss)
 
     def _credited(
@@ -254,14 +256,9 @@ class Estimator:
         return linearised, credit, directions.directions, losses.mean()
 
 
-def _declares_one_pass(word: object) -> bool:
-    """Does a word's very class say that one pass is enough? A subclass may do things its own way: it has no say."""
-    return "one_pass" in vars(type(word)) and bool(word.one_pass)  # type: ignore[attr-defined]
-
-
-def _summed(credit: Tensor, directions: Tensor) -> Tensor:
-    """Σ c·u over the directions; of one alone its product, without a pass that adds nothing."""
-    return credit[0] * directions[0] if len(directions) == 1 else (credit * directions).sum(0)
+def _declares(what: str, word: object) -> bool:
+    """Does a word's very class say this of itself? A subclass may do things its own way: it has no say."""
+    return what in vars(type(word)) and bool(getattr(word, what))
 
 
 def _each(stack: Stacker, function: Callable[[Any], Any], stacked: Mapping[str, Tensor]) -> Any:

@@ -94,6 +94,7 @@ class ForwardDifference:
 
     step: float = 1e-3
     bias_order: ClassVar[int | None] = 2
+    by_tensor: ClassVar[bool] = True  # each tensor of a direction is looked at alone, where it is added
 
     def __post_init__(self) -> None:
         _check_step(self.step)
@@ -127,6 +128,7 @@ class CentralDifference:
 
     step: float = 1e-3
     bias_order: ClassVar[int | None] = 2
+    by_tensor: ClassVar[bool] = True  # each tensor of a direction is looked at alone, where it is added
 
     def __post_init__(self) -> None:
         _check_step(self.step)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fgvar.estimators.factors import LazyTensors
 from fgvar.estimators.random_streams import TILE, Stream
 
 THREADED = 1 << 18  # numbers; fewer are drawn before threads have started
@@ -199,6 +200,18 @@ class Randomness:
             for index in range(len(numbers)):
                 self._join(law, {name: found[name][index] for name in names})
         return {name: value.to(device) for name, value in found.items()}
+
+    def lazily(self, seed: int, draw: int, *, dtype: torch.dtype, device: torch.device | str) -> LazyTensors:
+        """Noise of one draw, bit by bit that of `sample`, of which each leaf is drawn when it is asked for.
+
+        Not of joint laws, of which no leaf is drawn alone.
+        """
+
+        def one(name: str) -> Tensor:
+            leaf = Randomness({name: self.leaves[name]})
+            return leaf.sample(seed, [draw], dtype=dtype, device=device)[name][0]
+
+        return LazyTensors(self.leaves, one)
 
     def _joint(self) -> dict[tuple[JointLaw, str], list[str]]:
         """Leaves that are one direction together."""

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fgvar.errors import unknown
-from fgvar.estimators.estimator import Estimator, Factors, GradientEstimator
+from fgvar.estimators.estimator import Estimator, GradientEstimator
+from fgvar.estimators.factors import Factors
 from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.protocol_checks import gradient_in
 from fgvar.problem import Problem

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
 from fgvar.errors import NonFiniteError
-from fgvar.estimators.estimator import Estimator, Factors, GradientEstimator
+from fgvar.estimators.estimator import Estimator, GradientEstimator
+from fgvar.estimators.factors import Factors
 from fgvar.estimators.randomness import Randomness
 from fgvar.measurement import moments as streaming
 from fgvar.measurement.arguments import Settings

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fgvar.estimators.estimator import Factors
+from fgvar.estimators.factors import Factors
 from fgvar.estimators.randomness import Randomness, fill
 
 WINDOW = 1 << 19  # numbers of every draw that are drawn anew at a time: enough work for threads

@@ -39,7 +39,8 @@ class Network:
     def __init__(self, module: nn.Module) -> None:
         self.owners, self.aliases = _owners(module)
         # Without values: a pass gets all tensors as arguments, and a skeleton a thread costs no memory.
-        blank = copied(module).to("meta")
+        plain = {name: p.detach() for name, p in module.named_parameters() if type(p) is nn.Parameter}
+        blank = copied(module, {name: p.to("meta") for name, p in plain.items()}).to("meta")
         use_plain_experts(blank)
         use_linear_jvp(blank)
         use_plain_weight_norm(blank)

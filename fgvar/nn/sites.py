@@ -1,7 +1,7 @@
 """Sites: named tensors inside a network, z → z + tap, at which it can be perturbed, watched and cut."""
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -161,11 +161,14 @@ def require_module(module: object) -> None:
             raise ValueError(f"{label} has parameters without a shape yet; call the network on a batch once before")
 
 
-def copied(module: nn.Module) -> nn.Module:
-    """A copy with tensors of its own."""
+def copied(module: nn.Module, params: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """A copy with tensors of its own, but for parameters that are given here by name: it has these very tensors."""
     # Weight norm and pruning leave their last result, with its graph, as a plain attribute. deepcopy refuses a graph,
     # and every pass makes it anew: the copy gets the value. Any other such tensor would silently become a constant.
-    recomputed = {}
+    given, named = params or {}, dict(module.named_parameters())
+    recomputed: dict[int, Any] = {
+        id(p): nn.Parameter(given[name], p.requires_grad) for name, p in named.items() if name in given
+    }
     for path, child in module.named_modules():
         hooks = child._forward_pre_hooks.values()
         by_hooks = {hook.name for hook in hooks if isinstance(hook, WeightNorm)}

@@ -5,32 +5,51 @@
 
 import types
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from fgvar.data.split import Batch
 from fgvar.errors import NonFiniteError
-from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.estimator import Estimator, GradientEstimator
+from fgvar.estimators.factors import LazyTensors
+from fgvar.estimators.randomness import Randomness
+from fgvar.measurement.arguments import BUDGET
+from fgvar.measurement.budget import draws_anew
 from fgvar.measurement.mutation_guard import is_builtin
 from fgvar.problem import Problem
+from fgvar.training.distributed import world
 
-GradientAndLoss = tuple[dict[str, Tensor], Tensor | None]  # the batch's loss, where the estimator tells it
-Gradient = Callable[[dict[str, Tensor], Batch, dict[str, Tensor]], GradientAndLoss]
+GradientAndLoss = tuple[Mapping[str, Tensor], Tensor | None]  # the batch's loss, where the estimator tells it
+Gradient = Callable[[dict[str, Tensor], Batch, Mapping[str, Tensor]], GradientAndLoss]
 
 
 def gradient_of(problem: Problem, estimator: GradientEstimator, autocast: bool, compile: bool) -> Gradient:
-    """The estimate as a function of tensors alone: parameters, batch and noise."""
+    """The estimate as a function of tensors alone: parameters, batch and noise. Of lazy noise it is lazy."""
     copies = not is_builtin(estimator)
 
-    def gradient(params: dict[str, Tensor], batch: Batch, noise: dict[str, Tensor]) -> GradientAndLoss:
+    def gradient(params: dict[str, Tensor], batch: Batch, noise: Mapping[str, Tensor]) -> GradientAndLoss:
         batch_problem = problem.at(params, batch)
+        if isinstance(noise, LazyTensors):
+            factors = cast(Estimator, estimator).factors(batch_problem, noise)
+            return LazyTensors(params, lambda name: factors.gradient(name, noise)), factors.loss
         # What moves tensors in place, and back up to rounding, would train by its rounding; buffers would stay moved.
         estimate = estimator.estimate(batch_problem.clone() if copies else batch_problem, noise)
         return estimate.gradient, estimate.loss
 
     function: Gradient = compiled(gradient) if compile else gradient
     return torch.autocast(problem.device.type, dtype=torch.bfloat16)(function) if autocast else function
+
+
+def by_tensor(estimator: GradientEstimator, randomness: Randomness, dtype: torch.dtype, compile: bool) -> bool:
+    """Does a step make its estimate tensor by tensor, of noise that it draws again? Only where noise is large.
+
+    A compiled function is of all tensors at once, and so is the one message of several processes. Estimates of u and
+    −u are added up before they meet their noise in factors, and would round in another way.
+    """
+    factored = isinstance(estimator, Estimator) and estimator.factored and not estimator.antithetic
+    return factored and not compile and world()[1] == 1 and draws_anew(randomness, dtype, BUDGET)
 
 
 def compiled(function: Gradient) -> Gradient:
@@ -49,15 +68,21 @@ def compiled(function: Gradient) -> Gradient:
 class NonFiniteMonitor:
     """Remembers on the device which parameter's gradient was first non-finite, and when."""
 
-    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
-        self.names = names
-        self.first = torch.full((len(names),), -1, dtype=torch.int64, device=device)
+    def __init__(self, params: Mapping[str, Tensor], device: torch.device) -> None:
+        self.names = tuple(params)
+        self.first = torch.full((len(params),), -1, dtype=torch.int64, device=device)
+        # Made once: a small tensor that lived on in the place of a large one would keep the next from it.
+        self.extremes = {name: (value.new_zeros(()), value.new_zeros(())) for name, value in params.items()}
 
-    def update(self, step: int, gradient: Mapping[str, Tensor]) -> None:
+    def see(self, name: str, gradient: Tensor) -> None:
+        # The extremes are NaN where anything is: one pass, where isfinite().all() makes three.
+        torch.aminmax(gradient, out=self.extremes[name])
+
+    def update(self, step: int) -> None:
+        """After all gradients of a step have been seen."""
         if not self.names:
             return
-        # The extremes are NaN where anything is: one pass, where isfinite().all() makes three.
-        lows, highs = zip(*(torch.aminmax(gradient[name]) for name in self.names), strict=True)
+        lows, highs = zip(*self.extremes.values(), strict=True)
         finite = torch.stack(lows).isfinite() & torch.stack(highs).isfinite()
         self.first = torch.where(finite | (self.first >= 0), self.first, step)
 

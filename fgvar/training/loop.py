@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from fgvar.data.split import Batch, Split
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.factors import LazyTensors
 from fgvar.measurement.protocol_checks import require_randomness
 from fgvar.problem import Problem
 from fgvar.training.distributed import averaged, broadcast_params, world
@@ -49,16 +50,18 @@ class RunConfig:
         total: updates of the whole run.
         seed: of data order and noise.
         probe: what is measured on the way, if anything.
+        by_tensor: is one tensor of noise and estimate made at a time (see `fgvar.training.gradients.by_tensor`)?
     """
 
     schedule: Schedule
     total: int
     seed: int
     probe: Probe | None = None
+    by_tensor: bool = False
 
 
 class TrainingLoop:
-    """All that a checkpoint has to hold, and how it goes on from there."""
+    """All that a checkpoint has to hold, and how it goes on from there. It moves the problem's own parameters."""
 
     def __init__(
         self,
@@ -71,13 +74,13 @@ class TrainingLoop:
         self.problem, self.estimator, self.gradient = problem, estimator, gradient
         self.task, self.config = task, config
         self.randomness = require_randomness(estimator.randomness(problem), "estimator")
-        self.params = {key: value.clone() for key, value in problem.params.items()}
+        self.params = dict(problem.params)
         broadcast_params({**problem.frozen, **self.params})
         learns = getattr(estimator, "learns", None)
         self.learning = tuple(self.params) if learns is None else tuple(learns(problem))
         learning = {key: self.params[key] for key in self.learning}
         self.optimiser = Optimiser(config.schedule, problem, learning, config.total)
-        self.monitor = NonFiniteMonitor(self.learning, problem.device)
+        self.monitor = NonFiniteMonitor(learning, problem.device)
         self.ahead: dict[int, dict[str, Tensor]] = {}  # update → its noise
         self.step = 0
         self.curves: list[dict[str, float]] = []  # a row before training, and after each epoch
@@ -139,17 +142,29 @@ class TrainingLoop:
         noise = self._noise()
         batch = self.task.train_batch(batch, self._draw(self.step))
         gradient, loss = self.gradient(self.params, batch, noise)
-        # The loss travels with the gradients: one message between processes, not two.
         batch_loss = {} if loss is None else {LOSS: loss.detach().to(self.problem.dtype)}
-        mean = averaged({key: gradient[key] for key in self.learning} | batch_loss, self._weight(batch))
+        if isinstance(gradient, LazyTensors):  # of one process alone; each is gone when its parameter has moved
+            for key in self.learning:
+                self._move({key: gradient[key]})
+        else:
+            # The loss travels with the gradients: one message between processes, not two.
+            mean = averaged({key: gradient[key] for key in self.learning} | batch_loss, self._weight(batch))
+            batch_loss = {LOSS: mean.pop(LOSS)} if batch_loss else {}
+            self._move(mean)
         if batch_loss:
-            self.losses[self.step] = mean.pop(LOSS)
-        self.monitor.update(self.step, mean)
-        for key, value in mean.items():
+            self.losses[self.step] = batch_loss[LOSS]
+        self.monitor.update(self.step)
+        self.step += 1
+
+    def _move(self, gradient: Mapping[str, Tensor]) -> None:
+        """Move some of the parameters along their gradients."""
+        for key, value in gradient.items():
+            self.monitor.see(key, value)
             # Fused optimisers read the memory of a transposed gradient as it lies.
             self.params[key].grad = value.contiguous()
         self.optimiser.step(self.step)
-        self.step += 1
+        for key in gradient:
+            self.params[key].grad = None
 
     def _weight(self, batch: Batch) -> Tensor | None:
         """Σ w of this process's batch, for a step along Σ w ℓ / Σ w of all; None where examples count the same."""
@@ -162,17 +177,18 @@ class TrainingLoop:
         rank, processes = world()
         return step * processes + rank
 
-    def _noise(self) -> dict[str, Tensor]:
+    def _noise(self) -> Mapping[str, Tensor]:
         """Of the next update. Small draws come several at once, from as many threads as large ones.
 
         Always the same several, from wherever a run goes on: matrix products may round by where their factors lie.
         """
+        problem, seed = self.problem, self.config.seed
+        if self.config.by_tensor:
+            return self.randomness.lazily(seed, self._draw(self.step), dtype=problem.dtype, device=problem.device)
         if self.step not in self.ahead:
             several = min(max(AHEAD // max(self.randomness.size, 1), 1), 16)
             steps = range(self.step - self.step % several, self.step - self.step % several + several)
-            noise = self.randomness.sample(
-                self.config.seed, map(self._draw, steps), dtype=self.problem.dtype, device=self.problem.device
-            )
+            noise = self.randomness.sample(seed, map(self._draw, steps), dtype=problem.dtype, device=problem.device)
             self.ahead = {step: {key: u[i] for key, u in noise.items()} for i, step in enumerate(steps)}
         return self.ahead.pop(self.step)
 

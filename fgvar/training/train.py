@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from fgvar.allocator import keep_freed_memory
+from fgvar.allocator import LARGEST_MMAP_THRESHOLD, MEGABYTE, keep_freed_memory
 from fgvar.data.augmentation import Views
 from fgvar.data.examples import Examples, refuse_loaders
 from fgvar.data.split import Split
@@ -21,7 +21,7 @@ from fgvar.nn.sites import copied, require_module
 from fgvar.problem_checks import require_parameters, usable_device
 from fgvar.training.checkpoint import Checkpointer
 from fgvar.training.distributed import join, local_rank, world
-from fgvar.training.gradients import gradient_of
+from fgvar.training.gradients import by_tensor, gradient_of
 from fgvar.training.identity import described_split
 from fgvar.training.interrupt import Interrupt
 from fgvar.training.loop import Logger, RunConfig, TrainingLoop
@@ -77,6 +77,10 @@ def train(
     On Linux memory that a step frees stays with the process until the run has ended
     (`fgvar.allocator.keep_freed_memory`).
 
+    Weight perturbation of eight million numbers or more (float32) goes tensor by tensor, with the same bits: noise is
+    drawn again wherever it is needed, and an estimate is gone as soon as its tensor has moved. A step of MeZO holds
+    the parameters and the moved ones, one by `Jvp` the parameters and its noise; momentum adds a copy, Adam two.
+
     Args:
         module: the network, not changed: training starts from a copy of its parameters.
         estimator: its estimates are the gradients that the optimiser follows.
@@ -125,7 +129,8 @@ def train(
     task = task_of(loss, views, seed, schedule.batch)
     join()
     where = choose_device(device)
-    module = copied(module).to(where)
+    if any(tensor.device != where for tensor in (*module.parameters(), *module.buffers())):
+        module = copied(module).to(where)
     total = steps_of(schedule, len(splits["train"]))
     if total == 0:
         raise ValueError(
@@ -139,28 +144,21 @@ def train(
         probe = replace(probe, batch=task.eval_batch(moved(probe.batch, where, dtype)))
         probe.check(task.problem(module, probe.batch), total)
     gradient = gradient_of(problem, estimator, autocast, compile)
-    loop = TrainingLoop(problem, estimator, gradient, task, RunConfig(schedule, total, seed, probe))
+    module = copied(module, {**problem.frozen, **problem.params})  # one copy of them: what the run moves
+    lazy = by_tensor(estimator, estimator.randomness(problem), problem.dtype, compile)
+    loop = TrainingLoop(problem, estimator, gradient, task, RunConfig(schedule, total, seed, probe, lazy))
+    largest = MEGABYTE if lazy else LARGEST_MMAP_THRESHOLD
     numerics = {"autocast": str(autocast), "compile": str(compile)}  # other rounding is another run
     with _checkpointer(checkpoint, loop, splits, numerics) as checkpointer:
         if checkpointer is not None and resume:
             checkpointer.restore()
-        with keep_freed_memory(), Interrupt() as interrupt:
+        with keep_freed_memory(largest), Interrupt() as interrupt:
             if not loop.curves:
                 loop.curves.append(task.evaluate(problem, loop.params, near))
             loop.run(near, name or "training", checkpointer, logger, interrupt)
         if checkpointer is not None:
             checkpointer.store()
-    # Constants, too: those of the first of several processes are everybody's.
-    return Run(_dataset(loop, splits["train"].name), _state(module, {**loop.problem.buffers, **loop.params}))
-
-
-def _state(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of the run's own copy of the module, with these parameters and buffers."""
-    with torch.no_grad():
-        for name, own in (*module.named_parameters(), *module.named_buffers()):
-            if name in values:
-                own.copy_(values[name])
-    return dict(module.state_dict())
+    return Run(_dataset(loop, splits["train"].name), dict(module.state_dict()))
 
 
 def _checkpointer(

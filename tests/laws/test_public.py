@@ -54,6 +54,7 @@ ORDER = (
     "fgvar.estimators",
     "fgvar.estimators.losses",
     "fgvar.estimators.credit",
+    "fgvar.estimators.factors",
     "fgvar.estimators.random_streams",
     "fgvar.estimators.randomness",
     "fgvar.estimators.noise",
