@@ -22,11 +22,11 @@ from fgvar.training.distributed import averaged, broadcast_params, world
 from fgvar.training.evaluation import sums_of
 from fgvar.training.gradients import Gradient, NonFiniteMonitor
 from fgvar.training.interrupt import Interrupt
+from fgvar.training.noise_ahead import NoiseAhead
 from fgvar.training.objectives import Task
 from fgvar.training.probes import Probe
 from fgvar.training.schedule import Optimiser, Schedule
 
-AHEAD = 1 << 20  # random numbers that are drawn at once, for several updates where each needs few
 LOSS = ""  # beside gradients by parameter, none of which has this name
 
 Logger = Callable[[int, Mapping[str, float]], None]  # (updates made, name → value)
@@ -78,7 +78,7 @@ class TrainingLoop:
         learning = {key: self.params[key] for key in self.learning}
         self.optimiser = Optimiser(config.schedule, problem, learning, config.total)
         self.monitor = NonFiniteMonitor(self.learning, problem.device)
-        self.ahead: dict[int, dict[str, Tensor]] = {}  # update → its noise
+        self.noise = NoiseAhead(self._sample, self.randomness.size, config.total, problem.device)
         self.step = 0
         self.curves: list[dict[str, float]] = []  # a row before training, and after each epoch
         self.probes: list[xr.Dataset] = []
@@ -95,7 +95,8 @@ class TrainingLoop:
         """From the present step to the last."""
         epochs, total = self.config.schedule.epochs, self.config.total
         disable = None if world()[0] == 0 else True  # None shows the bar on a terminal
-        with tqdm(total=total, initial=self.step, desc=name, unit="step", disable=disable) as bar:
+        bar = tqdm(total=total, initial=self.step, desc=name, unit="step", disable=disable)
+        with self.noise.in_thread(), bar:
             self._show(bar)
             if self.step == 0:
                 self.probe_if_due()
@@ -136,7 +137,7 @@ class TrainingLoop:
 
     def update(self, batch: Batch) -> None:
         """One step along the estimate."""
-        noise = self._noise()
+        noise = self.noise.of(self.step)
         batch = self.task.train_batch(batch, self._draw(self.step))
         gradient, loss = self.gradient(self.params, batch, noise)
         # The loss travels with the gradients: one message between processes, not two.
@@ -144,10 +145,11 @@ class TrainingLoop:
         mean = averaged({key: gradient[key] for key in self.learning} | batch_loss, self._weight(batch))
         if batch_loss:
             self.losses[self.step] = mean.pop(LOSS)
+        # Fused optimisers read the memory of a transposed gradient as it lies, and the monitor reads it slowly.
+        mean = {key: value.contiguous() for key, value in mean.items()}
         self.monitor.update(self.step, mean)
         for key, value in mean.items():
-            # Fused optimisers read the memory of a transposed gradient as it lies.
-            self.params[key].grad = value.contiguous()
+            self.params[key].grad = value
         self.optimiser.step(self.step)
         self.step += 1
 
@@ -162,19 +164,11 @@ class TrainingLoop:
         rank, processes = world()
         return step * processes + rank
 
-    def _noise(self) -> dict[str, Tensor]:
-        """Of the next update. Small draws come several at once, from as many threads as large ones.
-
-        Always the same several, from wherever a run goes on: matrix products may round by where their factors lie.
-        """
-        if self.step not in self.ahead:
-            several = min(max(AHEAD // max(self.randomness.size, 1), 1), 16)
-            steps = range(self.step - self.step % several, self.step - self.step % several + several)
-            noise = self.randomness.sample(
-                self.config.seed, map(self._draw, steps), dtype=self.problem.dtype, device=self.problem.device
-            )
-            self.ahead = {step: {key: u[i] for key, u in noise.items()} for i, step in enumerate(steps)}
-        return self.ahead.pop(self.step)
+    def _sample(self, steps: range) -> dict[str, Tensor]:
+        """Noise of some updates, stacked."""
+        return self.randomness.sample(
+            self.config.seed, map(self._draw, steps), dtype=self.problem.dtype, device=self.problem.device
+        )
 
     def probe_if_due(self) -> None:
         """Probe, where it is time to."""

@@ -84,9 +84,9 @@ def test_noise_that_is_drawn_ahead_is_each_update_s_own(data, first: int) -> Non
     going = TrainingLoop(problem, estimator, gradient, Supervised("cross_entropy"), RunConfig(SCHEDULE, 40, seed=3))
     for going.step in range(first, 35):
         alone = going.randomness.sample(3, [going.step])
-        for name, u in going._noise().items():
+        for name, u in going.noise.of(going.step).items():
             assert torch.equal(u, alone[name][0]), (going.step, name)
-    assert len(going.ahead) == 13, "updates 35 to 47: drawn, and not yet taken"
+    assert len(going.noise.drawn) == 13, "updates 35 to 47: drawn, and not yet taken"
 
 
 @pytest.mark.parametrize("name", ["BP", "L-BP", "LG-BP", "LG-FG-A"])
