@@ -63,7 +63,7 @@ class Look:
     """How one scheme is drawn: everywhere the same."""
 
     color: str
-    marker: str
+    marker: Any  # a name of matplotlib's or (points, 1, angle) of a star
     line: Any  # a name of matplotlib's or (offset, on-off lengths in line widths)
 
 
@@ -85,9 +85,13 @@ SCHEMES = {
     "LG-FG-W": Look("#0072B2", "D", DASHED),
     "LG-FG-A": Look("#D55E00", "^", SOLID),
     "LG-FG-A-no-stop": Look("#DDAA33", "d", SOLID),
+    "MeZO": Look("#44AA99", (4, 1, 0), DASHED),
+    "EGGROLL": Look("#AA4499", "H", DASHED),
     "frozen": Look("#A9A9A9", "h", DOTTED),
 }
-_LARGER = {"*": 1.6, "X": 1.25, "P": 1.25, "^": 1.15, "v": 1.15, "D": 0.85, "s": 0.9}  # to look equally large
+_LARGER = {  # to look equally large
+    "*": 1.6, "X": 1.25, "P": 1.25, "^": 1.15, "v": 1.15, "D": 0.85, "s": 0.9, (4, 1, 0): 1.6,
+}  # fmt: skip
 
 
 def look(scheme: str) -> Look:

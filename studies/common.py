@@ -94,8 +94,11 @@ def sweep(
     settings: Mapping[str, Any],
     run: Options,
     part: str = "",
+    scratch: Path | None = None,
 ) -> Any:
     """All cells of a study, or of the ``part`` that has a file of its own beside the cells.
+
+    In a folder ``scratch`` every cell gets one of its own, for what it needs to go on where it was stopped.
 
     Raises:
         ValueError: no cell is done.
@@ -105,7 +108,7 @@ def sweep(
     how = run.arguments()
     if part:
         how["out"] = how["folder"] / f"{part}.nc"
-    dataset = fgvar.sweep(cell, axes, config=settings, **how)
+    dataset = fgvar.sweep(cell, axes, config=settings, scratch=scratch, **how)
     if not (dataset["status"] == "done").any():
         raise ValueError("no cell is done; see above, or run without --collect")
     return dataset

@@ -219,22 +219,19 @@ class Estimator:
     @property
     def factored(self) -> bool:
         """Are its `factors` all that there is to know of an estimate whose noise is known?"""
-        whole = type(self) is Estimator and type(self.space) is WeightSpace and not self.space.per_tensor
-        return whole and self.shares_noise and type(self.guess) is Isotropic
+        return self.shares_noise and (type(self), self.space, self.guess) == (Estimator, WeightSpace(), Isotropic())
 
     def factors(self, problem: Problem, noise: Mapping[str, Tensor]) -> Factors:
         """What `estimate` multiplies its noise by, where it is `factored`."""
         draws = {name: u if self.stacks_directions else u[None] for name, u in noise.items()}
-        linearised, credit, _, _ = self._credited(problem, draws)
+        linearised, credit, *_ = self._credited(problem, draws)
         if self.antithetic:  # u and −u were credited apart
-            pairs = {name: c.unflatten(0, (2, -1)) for name, c in credit.items()}
-            credit = {name: pair[0] - pair[1] for name, pair in pairs.items()}
+            credit = {name: -c.unflatten(0, (2, -1)).diff(dim=0)[0] for name, c in credit.items()}
         return Factors(credit, linearised.backward({}))
 
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         linearised, credit, directions, loss = self._credited(problem, noise)
-        credited = {name: _summed(credit[name], u) for name, u in directions.items()}
-        found = linearised.backward(credited)
+        found = linearised.backward({name: _summed(credit[name], u) for name, u in directions.items()})
         return Estimate({name: found[name] for name in problem.params}, loss)
 
     def _credited(

@@ -86,7 +86,7 @@ class Leaf:
                 rows.setdefault(draw // TOGETHER, []).append(row)
             for tile, own in rows.items():
                 stream = Stream(seed, name, tile, f"*{TOGETHER}")
-                yield partial(self._together, stream, [draws[row] % TOGETHER for row in own], own, out)
+                yield partial(self._together, stream, [draws[row] % TOGETHER for row in own], own, first, out)
         else:
             for draw, row in zip(draws, out, strict=True):
                 for start in range(first - first % tile_size, first + len(row), tile_size):
@@ -104,13 +104,14 @@ class Leaf:
         for index, one in enumerate(row.reshape(math.prod(lead), *self.shape[self.batch_dims :])):
             yield partial(self._sample, Stream(seed, f"{name}[{index}]" if lead else name, draw), one)
 
-    def _together(self, stream: Stream, places: list[int], rows: list[int], out: Tensor) -> None:
-        """Some of 16 draws of a small leaf; all of them, in order, without a copy."""
-        if places == list(range(TOGETHER)) and rows == list(range(rows[0], rows[0] + TOGETHER)):
-            return self._sample(stream, out[rows[0] : rows[0] + TOGETHER])
+    def _together(self, stream: Stream, places: list[int], rows: list[int], first: int, out: Tensor) -> None:
+        """Some of 16 draws of a small leaf; all of them, whole and in order, without a copy."""
+        own = slice(rows[0], rows[0] + TOGETHER)
+        if out.shape[1] == self.size and places == list(range(TOGETHER)) and rows == list(range(own.start, own.stop)):
+            return self._sample(stream, out[own])
         tile = out.new_empty(TOGETHER, self.size)
         self._sample(stream, tile)
-        out[rows] = tile[places]
+        out[rows] = tile[places, first : first + out.shape[1]]
         return None
 
     def _piece(self, stream: Stream, at: slice, first: int, row: Tensor) -> None:

@@ -14,6 +14,7 @@ from fgvar.estimators.randomness import Randomness
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.measurement.arguments import Settings
 from fgvar.measurement.moments import BLOCK
+from fgvar.measurement.protocol_checks import require_randomness
 from fgvar.measurement.references import PIECE
 from fgvar.problem import Problem
 
@@ -33,9 +34,9 @@ def needs(estimator: GradientEstimator, problem: Problem, randomness: Randomness
 
     A draw takes its noise and the direction of it, its gradient (as it is made, in its block and centred), and
     activations of its own, through which its credit is pulled back or its tangents pass. Of weights a draw's
-    coefficients are enough: it takes its noise and the moved weights; and where directions are replayed, no
-    activations. References, sums, a block of estimates (of weights, of noise that is not drawn anew) with the frame
-    of the moments, and one backward pass are there anyway.
+    coefficients are enough: it takes its noise, the moved weights, and a piece of them centred; and where directions
+    are replayed, no activations. References, sums, a block of estimates (of weights, of noise that is not drawn anew)
+    and one backward pass are there anyway.
     """
     activities, parameters = sizes(problem)
     weights = isinstance(getattr(estimator, "space", None), WeightSpace)
@@ -45,8 +46,7 @@ def needs(estimator: GradientEstimator, problem: Problem, randomness: Randomness
     if not (isinstance(estimator, Estimator) and estimator.factored):
         return Needs((6 + BLOCK) * parameters + 2 * activities, noise + 3 * parameters + own)
     held = 0 if draws_anew(randomness, problem.dtype, budget) else BLOCK * noise
-    frame = 2 * (BLOCK + 3) * min(PIECE, BLOCK * parameters)
-    return Needs(6 * parameters + held + frame + 2 * activities, 2 * noise + own)
+    return Needs(6 * parameters + held + 2 * activities, 2 * noise + own + 2 * min(PIECE, parameters))
 
 
 def default_chunk(estimator: GradientEstimator, problem: Problem, randomness: Randomness, budget: int) -> int:
@@ -75,7 +75,7 @@ def announce(estimators: Mapping[str, GradientEstimator], problem: Problem, sett
     """Warn, before anything is drawn, of an estimator whose draws take more bytes than the budget."""
     most = 0
     for name, estimator in estimators.items():
-        randomness = estimator.randomness(problem)
+        randomness = require_randomness(estimator.randomness(problem), name)
         found = needs(estimator, problem, randomness, settings.budget)
         chunk = settings.chunk or default_chunk(estimator, problem, randomness, settings.budget)
         taken = (found.once + min(chunk, settings.draws) * found.each) * problem.dtype.itemsize

@@ -19,7 +19,7 @@ from fgvar.estimators.estimator import Estimator, Factors, GradientEstimator
 from fgvar.estimators.randomness import Randomness
 from fgvar.measurement import moments as streaming
 from fgvar.measurement.arguments import Settings
-from fgvar.measurement.budget import default_chunk
+from fgvar.measurement.budget import default_chunk, draws_anew
 from fgvar.measurement.draws import estimates, factors, ranges
 from fgvar.measurement.intervals import Array, Estimated
 from fgvar.measurement.moments import BLOCK
@@ -120,9 +120,7 @@ def _stacks(
     if chunk is None:
         chunk = default_chunk(estimator, guard.original, randomness, settings.budget)
     factored = isinstance(estimator, Estimator) and estimator.factored
-    anew = (
-        factored and chunk < BLOCK and not any(hasattr(leaf.noise, "couple") for leaf in randomness.leaves.values())
-    )
+    anew = factored and draws_anew(randomness, problem.dtype, settings.budget)
 
     def piece(numbers: range) -> tuple[dict[str, Tensor], ...]:
         noise = randomness.sample(

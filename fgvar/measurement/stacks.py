@@ -76,7 +76,8 @@ class Factored:
         if name in self.factors.exact:
             yield 0, self.factors.exact[name].flatten().expand(len(draws), -1)
             return
-        credit = self.factors.credit[name][draws.start : draws.stop].flatten(2)  # [draws, directions, rows or 1]
+        credit = self.factors.credit[name][draws.start : draws.stop]
+        credit = credit.reshape(*credit.shape[:2], -1)  # [draws, directions, rows or 1]
         if not isinstance(self.noise, Drawing):
             u = self.noise[name][draws.start : draws.stop].reshape(*credit.shape[:2], -1)
             each = _along(credit, u.shape[2], 0, u.shape[2])

@@ -321,8 +321,11 @@ def test_what_a_kill_leaves_is_written_over(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["all_schemes", "check_calibration", "cost", "quickstart", "scaling", "table3", "table4", "weight_sharing"],
-)
+    [
+        "all_schemes", "check_calibration", "cost", "language_model", "quickstart", "scaling", "table3", "table4",
+        "weight_sharing",
+    ],
+)  # fmt: skip
 def test_studies_look_at_their_place_first(tmp_path, name: str) -> None:
     study, path = import_module(f"studies.{name}"), tmp_path / "a.nc"
     path.mkdir()

@@ -22,6 +22,7 @@ NAMES = (
     "scaling",
     "cost",
     "calibration",
+    "language_model",
 )
 
 
@@ -58,7 +59,7 @@ def test_nothing_is_clipped_and_the_legend_stands_above(
             assert max(tops) < legend.get_window_extent(renderer).y0
 
 
-@pytest.mark.parametrize("name", ["table1", "table3", "table4", "all_schemes", "scaling", "cost"])
+@pytest.mark.parametrize("name", ["table1", "table3", "table4", "all_schemes", "scaling", "cost", "language_model"])
 def test_tables_are_whole_in_latex(name: str) -> None:
     """Every row has the cells of the heads, and nothing is left that LaTeX would take for a command of its own."""
     frame = import_module(f"figures.{name}").table(style.read(DATA / f"{name}.nc"))

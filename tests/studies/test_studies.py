@@ -34,6 +34,7 @@ class Case:
         caption: words that the caption of the stored dataset has.
         holds: of the smoke run's dataset.
         figure: module and stored dataset.
+        extra: a package beside those of the studies that its run needs.
     """
 
     sizes: dict[str, int]
@@ -41,6 +42,7 @@ class Case:
     caption: tuple[str, ...]
     holds: Callable[[xr.Dataset], Any] = lambda _: True
     figure: str = ""
+    extra: str = ""
 
 
 def all_table_routes_agree(found: xr.Dataset) -> None:
@@ -111,6 +113,11 @@ CASES = {
         {"space": 1, "target": 2, "guess": 2, "seed": 1, "reference": 2}, ("activity/local/Gaussian",),
         ("256 draws for each of 3 seeds", "44 steps of backprop"), a_guess_of_the_target_is_the_target,
     ),
+    "language_model": Case(
+        {"trainable": 2, "seed": 1, "stage": 3, "estimator": 5, "end": 2}, ("LoRA 1",),
+        ("Test perplexity of a byte", "128 draws", "At equal cost", "ρ < fan-in", "not measured"),
+        extra="transformers",
+    ),
     "local_losses": Case({"losses": 2, "groups": 1, "seed": 1}, ("test error (range)",), PROXY),
     "quickstart": Case(
         {"step": 1, "estimator": 5}, ("trained by LG-FG-A", "relative variance"),
@@ -138,9 +145,13 @@ def figure_of(name: str) -> Any:
     return import_module(f"figures.{CASES[name].figure or name}")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.hf if case.extra else ()) for name, case in CASES.items()]
+)
 def test_smoke(name: str, tmp_path: Path, capsys, monkeypatch) -> None:
     """Of all schemes every ninth; and by a thread in place of a process, which would load torch again."""
+    if CASES[name].extra:
+        pytest.importorskip(CASES[name].extra, reason="needs the extra fgvar[hf]")
     schemes = fgvar.schemes()[::9]
     monkeypatch.setattr(fgvar, "schemes", lambda: schemes)
     monkeypatch.setattr(check_calibration, "ProcessPoolExecutor", ThreadPoolExecutor)
@@ -174,6 +185,7 @@ def test_nothing_to_collect_is_told(name: str, tmp_path: Path) -> None:
         ("finite_differences", ["--draws", "100"], "multiple of the blocks"),
         ("finite_differences", ["--networks", "sigmoid"], "networks are tanh, relu, mixer"),
         ("finite_differences", ["--dtypes", "half"], "dtypes float32 and float64"),
+        ("language_model", ["--trainable", "LoRA"], "expected full, last block, or LoRA and a rank, as 'LoRA 4'"),
         ("table1", ["--size", "0"], "sizes and batches are at least 1"),
         ("weight_sharing", ["--positions", "3"], r"positions are \[3\], expected powers of two from 1 to 256"),
         ("weight_sharing", ["--examples", "0"], "examples is 0 and fan_out 32, expected at least 1 and at least 2"),
