@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fgvar.estimators.noise import Rademacher
-from fgvar.estimators.random_streams import TILE
 from fgvar.estimators.randomness import Leaf
 
 PIECE = 1 << 15  # numbers of every draw that are worked on at a time, so that they stay in the CPU's cache
+KEPT = 1 << 20  # signs of a parameter, a byte each; of a larger one they are drawn again piece by piece
 BUCKETS = 16  # random projections a layer, for the z of the bias
 GROUPS = ("perturbed", "total")  # layers that are sums over parameters
 
@@ -25,7 +25,7 @@ class References:
 
     Attributes:
         target, backprop: flat tensor of every parameter, one for both where they are equal.
-        signs: fixed random signs of every parameter that is not large, the same on every device.
+        signs: fixed random signs of every parameter that is not large, in bytes, the same on every device.
         members: which parameters each of `GROUPS` sums, 0/1 [2, parameters].
     """
 
@@ -40,7 +40,7 @@ class References:
         members = [[float(name in perturbed) for name in target], [1.0] * len(target)]
         own = {k: v.detach().flatten() for k, v in target.items()}
         other = {k: own[k] if _equal(own[k], v) else v.detach().flatten() for k, v in backprop.items()}
-        signs = {k: _signs(k, v, 0, v.numel()) for k, v in own.items() if v.numel() <= TILE}
+        signs = {k: _signs(k, v, 0, v.numel()).to(torch.int8) for k, v in own.items() if v.numel() <= KEPT}
         return References(own, other, signs, torch.tensor(members, dtype=torch.float64, device=device))
 
     @property
@@ -79,7 +79,7 @@ class References:
         Of a piece, which begins at a multiple of 16, its part of them.
         """
         first, last, _ = at.indices(self.target[name].numel())
-        signs = self.signs[name][at] if name in self.signs else _signs(name, self.target[name], first, last)
+        signs = self.signs[name][at].double() if name in self.signs else _signs(name, self.target[name], first, last)
         signed = rows * signs
         even = signed.shape[-1] // BUCKETS * BUCKETS
         sums = signed[..., :even].unflatten(-1, (-1, BUCKETS)).sum(-2)
