@@ -236,9 +236,9 @@ def by_torch_alone(work: Work) -> Work:
         "linear_jvp": lambda product, x, weight, bias: product(x, weight, bias),
     }
     places = (
-        "heads.layer_norm",
+        "nn.heads.layer_norm",
         "networks.local_mixer.layer_norm",
-        "linear.linear_jvp",
+        "nn.layers.linear_jvp",
         "networks.local_mixer.linear_jvp",
     )
 
