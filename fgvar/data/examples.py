@@ -98,7 +98,7 @@ class Examples(Split):
     def batch(self, indices: Indices, *, device: Device = "cpu", dtype: torch.dtype | None = None) -> Batch:
         """The examples at ``indices`` [b]; with a dtype, floating-point numbers in it."""
         index = torch.as_tensor(indices, dtype=torch.int64, device=self.device)
-        chosen: Batch = tree_map(lambda leaf: leaf[index].to(device), (self.inputs, self.targets))
+        chosen: Batch = tree_map(lambda leaf: leaf.index_select(0, index).to(device), (self.inputs, self.targets))
         return chosen if dtype is None else cast(chosen, dtype)
 
     def subset(self, indices: Indices) -> "Examples":

@@ -103,7 +103,8 @@ class Images(Split):
         if not dtype.is_floating_point:
             raise TypeError(f"normalised images cannot be {dtype}; give a floating dtype, or read .pixels")
         index = torch.as_tensor(indices, dtype=torch.int64, device=self.pixels.device)
-        x = self.pixels[index].to(device).to(dtype)
+        # Not self.pixels[index], which copies number by number: five times as slow.
+        x = self.pixels.index_select(0, index).to(device).to(dtype)
         # In place: no second copy of the batch.
         white = 1.0 if self.pixels.is_floating_point() else 255.0
         mean, std = (_constants(s, white, torch.device(device), dtype) for s in (self.mean, self.std))

@@ -119,7 +119,7 @@ def measure_unchecked(
     backprop, outputs = problem.backprop(), problem.run(problem.params)[0]
     require_finite_gradient("backprop", problem, backprop)
     labels = {"reference": list(REFERENCES), "layer": [*problem.params, *GROUPS]}
-    rows: list[xr.Dataset] = []
+    rows: list[dict[str, Any]] = []
     baseline: Measured | None = None
     for name, estimator in estimators.items():
         started = time.perf_counter()
@@ -128,9 +128,8 @@ def measure_unchecked(
             baseline = baseline or found
             row |= _compared(found, baseline)
         row["seconds"] = ((), time.perf_counter() - started)
-        rows.append(xr.Dataset(row, coords=labels))
-    # Rows differ in variables where one has draws and another has none: "outer" fills them with NaN.
-    dataset = xr.concat(rows, xr.IndexVariable("estimator", list(estimators)), join="outer")
+        rows.append(row)
+    dataset = xr.Dataset(_stacked(rows), coords={"estimator": list(estimators), **labels})
     sizes = _sizes(problem)
     dataset["cosine_null"] = ("layer", [cosine_null(size) for size in sizes])
     dataset["size"] = ("layer", sizes)
@@ -146,6 +145,17 @@ def measure_unchecked(
         "estimators": "\n".join(f"{name}: {estimator!r}" for name, estimator in estimators.items()),
     } | provenance(problem.device, problem.dtype)
     return describe(dataset)
+
+
+def _stacked(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The variables of all rows over ``estimator``: NaN where one has draws and another has none."""
+    found = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        dims, like = next(row[name] for row in rows if name in row)
+        # Not xr.concat, which takes as long for its alignment as one estimator's statistics.
+        values = [row[name][1] if name in row else np.full_like(like, np.nan) for row in rows]
+        found[name] = (("estimator", *dims), np.stack(values))
+    return found
 
 
 def _measure_one(

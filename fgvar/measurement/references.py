@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from fgvar.estimators.noise import Rademacher
-from fgvar.estimators.random_streams import TILE
 from fgvar.estimators.randomness import Leaf
 
 PIECE = 1 << 14  # numbers of every draw that are worked on at a time: float64 rows of a block stay in the CPU's cache
+KEPT = 1 << 20  # signs of a parameter, a byte each; of a larger one they are drawn again piece by piece
 BUCKETS = 16  # random projections a layer, for the z of the bias
 GROUPS = ("perturbed", "total")  # layers that are sums over parameters
 
@@ -26,7 +26,7 @@ class References:
 
     Attributes:
         target, backprop: flat tensor of every parameter, one for both where they are equal.
-        signs: fixed random signs of every parameter that is not large, the same on every device.
+        signs: fixed random signs of every parameter that is not large, in bytes, the same on every device.
         members: which parameters each of `GROUPS` sums, 0/1 [2, parameters].
     """
 
@@ -41,7 +41,7 @@ class References:
         members = [[float(name in perturbed) for name in target], [1.0] * len(target)]
         own = {k: v.detach().flatten() for k, v in target.items()}
         other = {k: own[k] if _equal(own[k], v) else v.detach().flatten() for k, v in backprop.items()}
-        signs = {k: _signs(k, v, 0, v.numel()) for k, v in own.items() if v.numel() <= TILE}
+        signs = {k: _signs(k, v, 0, v.numel()).to(torch.int8) for k, v in own.items() if v.numel() <= KEPT}
         return References(own, other, signs, torch.tensor(members, dtype=torch.float64, device=device))
 
     @property
@@ -90,7 +90,7 @@ class References:
     def signs_at(self, name: str, at: slice) -> Tensor:
         """Signs of some of a parameter's numbers."""
         first, last, _ = at.indices(self.target[name].numel())
-        return self.signs[name][at] if name in self.signs else _signs(name, self.target[name], first, last)
+        return self.signs[name][at].double() if name in self.signs else _signs(name, self.target[name], first, last)
 
     def projected(self, name: str, rows: Tensor, at: slice = slice(None)) -> Tensor:
         """Signed sums of every 16th entry, […, rows, BUCKETS]: projections with disjoint supports.

@@ -23,11 +23,11 @@ from fgvar.training.distributed import averaged, broadcast_params, world
 from fgvar.training.evaluation import sums_of
 from fgvar.training.gradients import Gradient, NonFiniteMonitor
 from fgvar.training.interrupt import Interrupt
+from fgvar.training.noise_ahead import NoiseAhead
 from fgvar.training.objectives import Task
 from fgvar.training.probes import Probe
 from fgvar.training.schedule import Optimiser, Schedule
 
-AHEAD = 1 << 20  # random numbers that are drawn at once, for several updates where each needs few
 LOSS = ""  # beside gradients by parameter, none of which has this name
 
 Logger = Callable[[int, Mapping[str, float]], None]  # (updates made, name → value)
@@ -81,7 +81,7 @@ class TrainingLoop:
         learning = {key: self.params[key] for key in self.learning}
         self.optimiser = Optimiser(config.schedule, problem, learning, config.total)
         self.monitor = NonFiniteMonitor(learning, problem.device)
-        self.ahead: dict[int, dict[str, Tensor]] = {}  # update → its noise
+        self.noise = NoiseAhead(self._sample, self.randomness.size, config.total, problem.device)
         self.step = 0
         self.curves: list[dict[str, float]] = []  # a row before training, and after each epoch
         self.probes: list[xr.Dataset] = []
@@ -98,7 +98,8 @@ class TrainingLoop:
         """From the present step to the last."""
         epochs, total = self.config.schedule.epochs, self.config.total
         disable = None if world()[0] == 0 else True  # None shows the bar on a terminal
-        with tqdm(total=total, initial=self.step, desc=name, unit="step", disable=disable) as bar:
+        bar = tqdm(total=total, initial=self.step, desc=name, unit="step", disable=disable)
+        with self.noise.in_thread(), bar:
             self._show(bar)
             if self.step == 0:
                 self.probe_if_due()
@@ -159,9 +160,10 @@ class TrainingLoop:
     def _move(self, gradient: Mapping[str, Tensor]) -> None:
         """Move some of the parameters along their gradients."""
         for key, value in gradient.items():
-            self.monitor.see(key, value)
-            # Fused optimisers read the memory of a transposed gradient as it lies.
-            self.params[key].grad = value.contiguous()
+            # Fused optimisers read the memory of a transposed gradient as it lies, and the monitor reads it slowly.
+            found = value.contiguous()
+            self.monitor.see(key, found)
+            self.params[key].grad = found
         self.optimiser.step(self.step)
         for key in gradient:
             self.params[key].grad = None
@@ -178,19 +180,19 @@ class TrainingLoop:
         return step * processes + rank
 
     def _noise(self) -> Mapping[str, Tensor]:
-        """Of the next update. Small draws come several at once, from as many threads as large ones.
+        """Of this update; lazily where one tensor of it is made at a time."""
+        if not self.config.by_tensor:
+            return self.noise.of(self.step)
+        problem = self.problem
+        return self.randomness.lazily(
+            self.config.seed, self._draw(self.step), dtype=problem.dtype, device=problem.device
+        )
 
-        Always the same several, from wherever a run goes on: matrix products may round by where their factors lie.
-        """
-        problem, seed = self.problem, self.config.seed
-        if self.config.by_tensor:
-            return self.randomness.lazily(seed, self._draw(self.step), dtype=problem.dtype, device=problem.device)
-        if self.step not in self.ahead:
-            several = min(max(AHEAD // max(self.randomness.size, 1), 1), 16)
-            steps = range(self.step - self.step % several, self.step - self.step % several + several)
-            noise = self.randomness.sample(seed, map(self._draw, steps), dtype=problem.dtype, device=problem.device)
-            self.ahead = {step: {key: u[i] for key, u in noise.items()} for i, step in enumerate(steps)}
-        return self.ahead.pop(self.step)
+    def _sample(self, steps: range) -> dict[str, Tensor]:
+        """Noise of some updates, stacked."""
+        return self.randomness.sample(
+            self.config.seed, map(self._draw, steps), dtype=self.problem.dtype, device=self.problem.device
+        )
 
     def probe_if_due(self) -> None:
         """Probe, where it is time to."""

@@ -114,6 +114,7 @@ ORDER = (
     "fgvar.training.evaluation",
     "fgvar.training.gradients",
     "fgvar.training.interrupt",
+    "fgvar.training.noise_ahead",
     "fgvar.training.objectives",
     "fgvar.training.probes",
     "fgvar.training.schedule",

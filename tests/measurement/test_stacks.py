@@ -16,7 +16,7 @@ import fgvar
 import fgvar.estimators.random_streams as random_streams
 import fgvar.estimators.randomness as randomness_module
 import fgvar.measurement.budget as budget_module
-from fgvar.measurement import sampled, stacks
+from fgvar.measurement import references, sampled, stacks
 
 ESTIMATORS = {
     "FG-W": fgvar.scheme("FG-W"),
@@ -56,6 +56,17 @@ def test_factors_are_measured_as_estimates_are(name: str, anew: bool, monkeypatc
     ours, theirs = (fgvar.measure({"one": one}, problem, **options) for one in (estimator, Plain(estimator)))
     for variable in set(ours.data_vars) - {"seconds"}:
         np.testing.assert_allclose(ours[variable], theirs[variable], rtol=1e-8, atol=1e-11, err_msg=variable)
+
+
+def test_projections_by_kept_signs_are_those_by_signs_that_are_drawn_again(monkeypatch) -> None:
+    problem, estimators = CASES["mixer_tiny"](), {"FG-W": fgvar.scheme("FG-W")}
+    kept = fgvar.measure(estimators, problem, draws=64)
+    monkeypatch.setattr(references, "KEPT", 0)
+    assert not references.References.of(problem.backprop(), problem.backprop(), problem.perturbed).signs
+    again = fgvar.measure(estimators, problem, draws=64)
+    assert bool(kept["bias_z"].sel(layer="total").notnull().all())
+    for variable in ("bias_z", "bias_p"):
+        np.testing.assert_array_equal(kept[variable], again[variable])
 
 
 def joint(randomness: fgvar.Randomness) -> bool:

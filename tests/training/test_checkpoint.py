@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 
 import fgvar
-from fgvar.training import checkpoint, train
+from fgvar.training import checkpoint, noise_ahead, train
 from fgvar.training.checkpoint import MAGIC, restore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,6 +117,7 @@ PAIRS = {
 
 def resumed_until(stop, folder: Path, own) -> None:
     train.Checkpointer.maybe_save = lambda self: self.store()
+    noise_ahead.AHEAD = 1 << 11  # a thread draws two updates' noise while two are made, here too
     stop()
     on_disk(fgvar.train(**own(), checkpoint=folder / "run.checkpoint"), str(folder / "run"))
 

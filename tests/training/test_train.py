@@ -6,7 +6,9 @@ import torch
 import xarray as xr
 
 import fgvar
+from fgvar.measurement.dataset import ENDS
 from fgvar.training.objectives import Supervised
+from fgvar.training.probes import EXACT
 from fgvar.training.train import RunConfig, TrainingLoop, gradient_of, log_steps, steps_of
 
 SCHEDULE = fgvar.Schedule(epochs=2, batch=32, lr=0.1, momentum=0.9, weight_decay=1e-3)
@@ -84,9 +86,9 @@ def test_noise_that_is_drawn_ahead_is_each_update_s_own(data, first: int) -> Non
     going = TrainingLoop(problem, estimator, gradient, Supervised("cross_entropy"), RunConfig(SCHEDULE, 40, seed=3))
     for going.step in range(first, 35):
         alone = going.randomness.sample(3, [going.step])
-        for name, u in going._noise().items():
+        for name, u in going.noise.of(going.step).items():
             assert torch.equal(u, alone[name][0]), (going.step, name)
-    assert len(going.ahead) == 13, "updates 35 to 47: drawn, and not yet taken"
+    assert len(going.noise.drawn) == 13, "updates 35 to 47: drawn, and not yet taken"
 
 
 @pytest.mark.parametrize("name", ["BP", "L-BP", "LG-BP", "LG-FG-A"])
@@ -171,3 +173,20 @@ def test_the_logger_is_two_lines_of_tensorboard(data, tmp_path) -> None:
     writer.close()
     written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert all(name in written for name in (b"loss", b"train_error", b"test_error"))
+
+
+def test_a_probe_of_both_routes_has_closed_forms_where_there_are_some_and_draws_elsewhere(data) -> None:
+    """Also of estimators without noise, which either route measures exactly, wherever they stand among the others."""
+    problem = fgvar.Problem(mixer(head_init="kaiming"), "cross_entropy", data[0].sample(8, seed=1))
+    schemes = {name: fgvar.scheme(name) for name in ("BP", "FG-W", "LG-BP", "LG-FG-A")}
+    drawn, exact, both = (
+        fgvar.Probe(schemes, (problem.inputs, problem.targets), (1,), draws=32, route=route).measure(problem, 1)
+        for route in ("drawn", "exact", "both")
+    )
+    closed = {name for name in drawn if any(str(name).removesuffix(end) in EXACT for end in ("", *ENDS))}
+    assert {"variance_se", "sq_bias_high", "snr"} <= closed < set(drawn)
+    for name in set(drawn) - {"seconds"}:
+        xr.testing.assert_identical(both[name], (exact if name in closed else drawn)[name])
+    none = {name: scheme for name, scheme in schemes.items() if name.endswith("BP")}
+    quiet = fgvar.Probe(none, (problem.inputs, problem.targets), (1,), draws=32, route="both").measure(problem, 1)
+    xr.testing.assert_equal(quiet.drop_vars("seconds"), both.sel(estimator=list(none)).drop_vars("seconds"))
