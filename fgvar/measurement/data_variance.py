@@ -67,7 +67,8 @@ class DataVariance:
         # In float64: the difference of two sums of squares cancels where the examples agree.
         for found in self._stacks(gradient, problem):
             for name, total in totals.items():
-                _add(found[name].reshape(len(found[name]), -1), total, squares[name])
+                rows = found.pop(name)  # gone before the next examples' gradients are there
+                _add(rows.reshape(len(rows), -1), total, squares[name])
         means = torch.stack([total @ total / n for total in totals.values()])
         spread = ((torch.stack(list(squares.values())) - means).clamp_min(0) / (n - 1) / n).cpu().numpy()
         perturbed = spread[[name in problem.perturbed for name in totals]].sum()

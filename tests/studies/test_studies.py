@@ -86,7 +86,7 @@ PROXY = ("small proxy", "exact", "256 draws, replayed", "means of 3 seeds", "fro
 CASES = {
     "all_schemes": Case(
         {}, tuple(scheme.name for scheme in fgvar.schemes()[::9]),
-        ("Values are drawn (512 draws", "44 steps of backprop", "±1.96", "Hollow: biased"),
+        ("Values are drawn (512 draws", "44 steps of backprop", "95 % intervals", "Hollow: biased"),
     ),
     "check_calibration": Case(
         {"run": 3, "seed": 1},
