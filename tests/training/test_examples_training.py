@@ -1,12 +1,12 @@
 """Training on tensors of any structure: steps, curves, probes and checkpoints, with weights of the examples."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from broken_runs import stopped_at
 from cases import randn
 from refusals import says
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fgvar
 from fgvar.data import Examples
-from fgvar.training.train import Checkpointer, Run, TrainingLoop
+from fgvar.training.train import Run
 
 VOCABULARY, POSITIONS = 7, 5
 SCHEDULE = fgvar.Schedule(epochs=2, batch=4, lr=0.1, momentum=0.9)
@@ -197,22 +197,6 @@ def test_probes_leave_token_ids_alone_and_change_nothing(scheme: str) -> None:
 def test_autocast_leaves_token_ids_alone() -> None:
     found = trained("FG-W", autocast=True).dataset["loss"]
     np.testing.assert_allclose(found, trained("FG-W").dataset["loss"], rtol=0.05)
-
-
-def stopped_at(step: int, monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> None:
-    """The run, stored after every update and broken off in this one."""
-    update = TrainingLoop.update
-
-    def breaking(self: TrainingLoop, batch: tuple) -> None:
-        if self.step == step:
-            raise ZeroDivisionError
-        update(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpointer, "maybe_save", Checkpointer.store)
-        patch.setattr(TrainingLoop, "update", breaking)
-        with pytest.raises(ZeroDivisionError):
-            run()
 
 
 def test_it_goes_on_with_the_same_bits_and_knows_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from broken_runs import stopped_at
 from torch import nn
 from torch.nn import functional
 
@@ -78,20 +79,8 @@ def test_what_was_learned_loads_into_a_fresh_module(adapted: bool, tied: bool) -
 
 
 def test_it_goes_on_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fgvar.training.train import Checkpointer, TrainingLoop
-
-    path, update = tmp_path / "run.checkpoint", TrainingLoop.update
-
-    def breaking(self: TrainingLoop, batch: tuple) -> None:
-        if self.step == 5:
-            raise ZeroDivisionError
-        update(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpointer, "maybe_save", Checkpointer.store)
-        patch.setattr(TrainingLoop, "update", breaking)
-        with pytest.raises(ZeroDivisionError):
-            trained(gpt2(adapted=True), "MeZO", checkpoint=path)
+    path = tmp_path / "run.checkpoint"
+    stopped_at(5, monkeypatch, lambda: trained(gpt2(adapted=True), "MeZO", checkpoint=path))
     run, whole = trained(gpt2(adapted=True), "MeZO", checkpoint=path), trained(gpt2(adapted=True), "MeZO")
     assert all(torch.equal(value, whole.params[name]) for name, value in run.params.items())
     np.testing.assert_array_equal(run.dataset["test_loss"], whole.dataset["test_loss"])

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from broken_runs import stopped_at
 
 import fgvar
 from fgvar.estimators.factors import LazyTensors
 from fgvar.training import gradients
-from fgvar.training.train import Checkpointer, TrainingLoop
 
 ESTIMATORS = {
     "MeZO": fgvar.scheme("MeZO"),
@@ -86,19 +86,10 @@ def test_so_it_does_by_any_optimiser_and_in_mixed_precision(schedule: fgvar.Sche
 
 def test_so_it_does_from_a_checkpoint_and_with_probes(data, tmp_path: Path, monkeypatch, request) -> None:
     """Stored by a run that holds whole estimates, it goes on tensor by tensor."""
-    path, update = tmp_path / "run.checkpoint", TrainingLoop.update
+    path = tmp_path / "run.checkpoint"
     probe = fgvar.Probe({"BP": fgvar.scheme("BP")}, data[0].sample(8, seed=1), (1, 5), draws=2)
 
-    def breaking(self: TrainingLoop, batch: tuple) -> None:
-        if self.step == 4:
-            raise ZeroDivisionError
-        update(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpointer, "maybe_save", Checkpointer.store)
-        patch.setattr(TrainingLoop, "update", breaking)
-        with pytest.raises(ZeroDivisionError):
-            trained(fgvar.scheme("MeZO"), data, checkpoint=path, probe=probe)
+    stopped_at(4, monkeypatch, lambda: trained(fgvar.scheme("MeZO"), data, checkpoint=path, probe=probe))
     whole = trained(fgvar.scheme("MeZO"), data, probe=probe)
     said = request.getfixturevalue("large")
     run = trained(fgvar.scheme("MeZO"), data, checkpoint=path, probe=probe)
