@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fgvar.allocator import LARGEST_MMAP_THRESHOLD, MEGABYTE
 from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.estimators.oracles import Replay
 from fgvar.estimators.randomness import Randomness
@@ -72,12 +71,6 @@ def draws_anew(randomness: Randomness, dtype: torch.dtype, budget: int) -> bool:
     """
     joint = any(hasattr(leaf.noise, "couple") for leaf in randomness.leaves.values())
     return not joint and 2 * BLOCK * randomness.size * dtype.itemsize > budget
-
-
-def largest_kept(problem: Problem, budget: int) -> int:
-    """Bytes of the largest freed block that is kept for the next chunk: little where copies are to be few."""
-    large = 2 * BLOCK * sizes(problem)[1] * problem.dtype.itemsize > budget
-    return MEGABYTE if large else LARGEST_MMAP_THRESHOLD
 
 
 def announce(estimators: Mapping[str, GradientEstimator], problem: Problem, settings: Settings) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fgvar.allocator import keep_freed_memory
 from fgvar.estimators.estimator import GradientEstimator, require_problem
 from fgvar.measurement.arguments import BUDGET, Settings, check_arguments, check_noise_device
-from fgvar.measurement.budget import announce, examples_at_once, largest_kept
+from fgvar.measurement.budget import announce, examples_at_once
 from fgvar.measurement.closed import check_route, exact_statistics
 from fgvar.measurement.cost import cost
 from fgvar.measurement.data_variance import DataVariance
@@ -105,7 +105,7 @@ def measure(
     if route == "drawn":
         announce(estimators, problem, settings)
     data_variance = DataVariance(problem, examples_at_once(problem, budget) if chunk is None else chunk)
-    with keep_freed_memory(largest_kept(problem, budget)):
+    with keep_freed_memory():
         return measure_unchecked(estimators, problem, data_variance, settings)
 
 
