@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fgvar.errors import NonFiniteError
-from fgvar.nn.structures import arguments, named
+from fgvar.nn.structures import arguments, count_rows, named
 
 
 def require_forward(module: nn.Module) -> None:
@@ -111,10 +111,7 @@ def checked_batch(batch: object, what: str = "batch") -> tuple[Any, Any]:
             raise ValueError(f"{name} are {kind}, expected a dense tensor (padded, or by .to_dense())")
     inputs, targets = tree_map(lambda leaf: leaf.clone() if leaf.is_inference() else leaf.detach(), pair)
     found = named_leaves(inputs, targets)
-    counts = {leaf.shape[0] if leaf.ndim else 0 for leaf in found.values()}
-    if len(counts) > 1 or 0 in counts:
-        shapes = " and ".join(f"{name} {tuple(leaf.shape)}" for name, leaf in found.items())
-        raise ValueError(f"{shapes} need the same, nonzero number of examples along the first axis")
+    count_rows(found)
     require_finite(f"the {what}", found)
     return inputs, targets
 

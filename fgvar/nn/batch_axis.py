@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fgvar.nn.purity import undisturbed
-from fgvar.nn.structures import activity, arguments, leaves, named
+from fgvar.nn.structures import activity, arguments, count_rows, leaves, named
 
 
 class BatchAxis:
@@ -101,11 +101,7 @@ def count_examples(inputs: Any) -> int:
         raise TypeError(
             f"{got}, expected a tensor of examples, or a tuple or dict of such: torch.as_tensor makes one"
         )
-    counts = {leaf.shape[0] if leaf.ndim else 0 for leaf in found.values()}
-    if len(counts) > 1 or 0 in counts:
-        shapes = " and ".join(f"{name} {tuple(leaf.shape)}" for name, leaf in found.items())
-        raise ValueError(f"{shapes} need the same, nonzero number of examples along the first axis")
-    return int(counts.pop())
+    return count_rows(found)
 
 
 def _shape(z: Tensor) -> tuple[int, ...]:

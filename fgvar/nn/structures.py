@@ -48,3 +48,16 @@ def named(what: str, structure: Any) -> dict[str, Any]:
 def cast(structure: Any, dtype: torch.dtype) -> Any:
     """The structure in another precision; class numbers, token ids and masks stay what they are."""
     return tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, structure)
+
+
+def count_rows(tensors: Mapping[str, Tensor]) -> int:
+    """The number of examples that all of these named tensors have along their first axis.
+
+    Raises:
+        ValueError: none, or numbers that differ.
+    """
+    counts = {leaf.shape[0] if leaf.ndim else 0 for leaf in tensors.values()}
+    if len(counts) > 1 or 0 in counts:
+        shapes = " and ".join(f"{name} {tuple(leaf.shape)}" for name, leaf in tensors.items())
+        raise ValueError(f"{shapes} need the same, nonzero number of examples along the first axis")
+    return int(counts.pop())

@@ -4,8 +4,6 @@ Whether anything is said depends on numbers that are counted, not on the machine
 on one chunk of estimates and one block of correlations.
 """
 
-import itertools
-import math
 import time
 import warnings
 from collections.abc import Callable, Collection
@@ -14,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fgvar.measurement.arguments import BUDGET
+from fgvar.measurement.budget import sizes
 from fgvar.measurement.references import BUCKETS
 from fgvar.testing.exact_moments import claim, isotropic
 from fgvar.testing.line_quadrature import LARGEST, ORDER, PANELS
@@ -53,19 +52,17 @@ class Forecast:
 def forecast(tested: EstimatorUnderTest, checks: Collection[str]) -> Forecast:
     """What these checks take, by what can be counted beforehand."""
     problem, r = tested.problem, tested.randomness.size
-    sizes = [p.numel() for p in problem.params.values()]
-    visits = itertools.chain.from_iterable(problem.trace.visits.values())
-    activations = sum(math.prod(visit.shape) for visit in visits if visit.shape)
+    activations, parameters = sizes(problem)
     draws = MAX_DRAWS if tested.draws == "enough" else tested.draws or DRAWS
     plain = None if tested.draws == "enough" else tested.draws  # whose number is known by a pilot alone
     mean = bool({"unbiased", "scale"} & set(checks))
     looked = 0 if "noise" not in checks or tested.opaque else noise_draws(replace(tested, draws=plain))
-    columns = 16 * draws * sum(min(size, BUCKETS) + 1 for size in sizes) if mean else 0
+    columns = 16 * draws * sum(min(p.numel(), BUCKETS) + 1 for p in problem.params.values()) if mean else 0
     return Forecast(
         estimates=mean * max(draws, _points(tested)) + ("variance" in checks) * VARIANCE_DRAWS if r else 0,
         correlations=2.0 * looked * r * r,  # sums of products and of their squares, of half of the pairs
-        numbers=2 * r + 3 * sum(sizes) + activations,
-        memory=8 * (HELD * (sum(sizes) + r) + 5 * activations) + columns,
+        numbers=2 * r + 3 * parameters + activations,
+        memory=8 * (HELD * (parameters + r) + 5 * activations) + columns,
     )
 
 

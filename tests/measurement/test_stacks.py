@@ -1,9 +1,6 @@
 """Stacks: estimates as factors, their noise held or drawn again, have the moments of the estimates themselves."""
 
-import os
 import re
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 
@@ -11,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES
+from copies import copies_taken
 
 import fgvar
 import fgvar.estimators.random_streams as random_streams
@@ -122,34 +120,17 @@ def test_more_than_the_budget_is_said_beforehand(name: str, large: bool) -> None
     )
 
 
-PEAK = """
-import resource, sys, torch, fgvar
-def linear(fan_in, fan_out):
-    return torch.nn.utils.skip_init(torch.nn.Linear, fan_in, fan_out)
-net = torch.nn.Sequential(*(linear(1024, 1024) for _ in range(28)), linear(1024, 10))
-with torch.no_grad():
-    for p in net.parameters():
-        p.normal_(std=1 / 32)
+PREPARE = """
 x, y = torch.randn(4, 1024), torch.zeros(4, dtype=torch.long)
-small = fgvar.Problem(torch.nn.Linear(1024, 10), "mse", (x, torch.zeros(4, 10)))
-fgvar.measure({"one": fgvar.scheme("FG-W")}, small, draws=2)  # imports are no copy
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-problem = fgvar.Problem(net, "cross_entropy", (x, y))
-fgvar.measure({"one": fgvar.scheme(sys.argv[1])}, problem, draws=int(sys.argv[2]))
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * 1024 / (4 * sum(p.numel() for p in net.parameters())))
+fgvar.measure({"one": fgvar.scheme("FG-W")}, fgvar.Problem(small, "cross_entropy", (x, y)), draws=2)
+"""
+MEASURE = """
+fgvar.measure({{"one": fgvar.scheme("{name}")}}, fgvar.Problem(net, "cross_entropy", (x, y)), draws={draws})
 """
 
 
 @pytest.mark.timeout(600)  # half a minute on a quiet machine
 @pytest.mark.parametrize(("name", "draws"), [("MeZO", 4), ("FG-W", 20)])
 def test_large_networks_take_few_copies(name: str, draws: int) -> None:
-    """Of 29 million numbers at most 8 copies beyond the network, at any number of draws: by the resident memory."""
-    found = subprocess.run(
-        [sys.executable, "-c", PEAK, name, str(draws)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
-    )
-    assert found.returncode == 0, found.stderr
-    assert float(found.stdout.split()[-1]) <= 8
+    """Of 29 million numbers at most 8 copies beyond the network, at any number of draws."""
+    assert copies_taken(PREPARE, MEASURE.format(name=name, draws=draws)) <= 8

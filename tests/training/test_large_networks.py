@@ -1,8 +1,5 @@
 """Training of large networks: tensor by tensor, in few copies of the parameters, with the bits of whole estimates."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from broken_runs import stopped_at
+from copies import copies_taken
 
 import fgvar
 from fgvar.estimators.factors import LazyTensors
@@ -150,23 +148,11 @@ def test_lazy_noise_is_that_of_the_draw() -> None:
         assert lazy[name] is not lazy[name]
 
 
-PEAK = """
-import resource, sys, torch, fgvar
-def linear(fan_in, fan_out):
-    return torch.nn.utils.skip_init(torch.nn.Linear, fan_in, fan_out)
-net = torch.nn.Sequential(*(linear(1024, 1024) for _ in range(28)), linear(1024, 10))
-with torch.no_grad():
-    for p in net.parameters():
-        p.normal_(std=1 / 32)
-momentum, examples = float(sys.argv[2]), 4 * int(sys.argv[3])
+PREPARE = """
+examples = 4 * {steps}
 data = fgvar.data.Examples(torch.randn(examples, 1024), torch.zeros(examples, dtype=torch.long))
-schedule = fgvar.Schedule(epochs=1, batch=4, lr=1e-6, momentum=momentum, weight_decay=0.0)
-estimator = fgvar.scheme(sys.argv[1])
-fgvar.train(torch.nn.Linear(1024, 10), estimator, data, schedule, device="cpu")  # imports are no copy
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-fgvar.train(net, estimator, data, schedule, device="cpu")
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * 1024 / (4 * sum(p.numel() for p in net.parameters())))
+schedule = fgvar.Schedule(epochs=1, batch=4, lr=1e-6, momentum={momentum}, weight_decay=0.0)
+fgvar.train(small, fgvar.scheme("{name}"), data, schedule, device="cpu")
 """
 
 
@@ -178,11 +164,6 @@ def test_a_step_takes_few_copies(name: str, momentum: float, steps: int, most: f
 
     Momentum adds a copy, from the second step on.
     """
-    found = subprocess.run(
-        [sys.executable, "-c", PEAK, name, str(momentum), str(steps)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
-    )
-    assert found.returncode == 0, found.stderr
-    assert float(found.stdout.split()[-1]) <= most
+    prepare = PREPARE.format(name=name, momentum=momentum, steps=steps)
+    work = f'fgvar.train(net, fgvar.scheme("{name}"), data, schedule, device="cpu")'
+    assert copies_taken(prepare, work) <= most

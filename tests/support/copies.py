@@ -1,0 +1,34 @@
+"""Copies of a large network's parameters that a piece of work takes: the resident memory of a child process."""
+
+import os
+import subprocess
+import sys
+
+# 29 million numbers in linear layers, and inputs of four examples.
+CHILD = """
+import resource, torch, fgvar
+def linear(fan_in, fan_out):
+    return torch.nn.utils.skip_init(torch.nn.Linear, fan_in, fan_out)
+net = torch.nn.Sequential(*(linear(1024, 1024) for _ in range(28)), linear(1024, 10))
+small = torch.nn.Linear(1024, 10)
+with torch.no_grad():
+    for p in net.parameters():
+        p.normal_(std=1 / 32)
+{prepare}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+{work}
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((after - before) * 1024 / (4 * sum(p.numel() for p in net.parameters())))
+"""
+
+
+def copies_taken(prepare: str, work: str) -> float:
+    """Copies of ``net`` beyond itself and all that ``prepare``, which should use ``small``, has imported."""
+    found = subprocess.run(
+        [sys.executable, "-c", CHILD.format(prepare=prepare, work=work)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+    assert found.returncode == 0, found.stderr
+    return float(found.stdout.split()[-1])
