@@ -28,6 +28,7 @@ _NAMES = {
     "Gaussian": "fgvar.estimators.noise",
     "Rademacher": "fgvar.estimators.noise",
     "Jvp": "fgvar.estimators.oracles",
+    "Stochastic": "fgvar.stochastic.sentence",
     # measurements, training runs and grids of either
     "measure": "fgvar.measurement.measure",
     "summary": "fgvar.measurement.dataset",
@@ -48,6 +49,8 @@ _SUBJECTS = {
         "Orthogonal": "fgvar.estimators.structured_noise",
         "Sparse": "fgvar.estimators.structured_noise",
         "LowRank": "fgvar.estimators.structured_noise",
+        "Choice": "fgvar.estimators.choices",
+        "Bernoulli": "fgvar.estimators.choices",
     },
     "guesses": {
         "Isotropic": "fgvar.estimators.guesses",
@@ -78,6 +81,17 @@ _SUBJECTS = {
         "Minibatch": "fgvar.estimators.controls",
         "MatchedNoise": "fgvar.estimators.controls",
         "IsotropicNull": "fgvar.estimators.controls",
+    },
+}
+_SUBJECTS |= {
+    "sampling": {
+        "Everything": "fgvar.stochastic.sampling",
+        "Draw": "fgvar.stochastic.sampling",
+        "Poisson": "fgvar.stochastic.sampling",
+        "Uniform": "fgvar.stochastic.scores",
+    },
+    "points": {
+        "Here": "fgvar.stochastic.points",
     },
 }
 _MODULES = dict.fromkeys(("contrastive", "data", "networks", "testing", "theory"), "")

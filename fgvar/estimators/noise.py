@@ -1,5 +1,6 @@
 """Noise: the laws of directions with independent numbers."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fgvar.estimators.random_streams import Stream
+from fgvar.estimators.randomness import combinations
 
 
 @dataclass(frozen=True)
@@ -58,3 +60,8 @@ class Rademacher:
 
     def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.signs(shape, dtype, device)
+
+    def support(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """All sign vectors, equally likely."""
+        values = combinations([2] * math.prod(shape)).double() * 2 - 1
+        return values.reshape(-1, *shape), torch.full((len(values),), 1 / len(values), dtype=torch.float64)

@@ -103,8 +103,8 @@ def _second_moments(
 ) -> Gradients:
     if method == "polarisation":
         return _polarised(estimator, problem, chunk, product)
-    if method not in ("signs", "hermite"):
-        raise ValueError(unknown("method", method, ("polarisation", "signs", "hermite")))
+    if method not in (exact := ("signs", "hermite", "support", "support × hermite")):
+        raise ValueError(unknown("method", method, ("polarisation", *exact)))
     enumeration = Enumeration(estimator.randomness(problem), method)
     shift = {name: g.double().flatten() for name, g in estimator.target(problem).items()}
     first = {name: torch.zeros_like(g) for name, g in shift.items()}
