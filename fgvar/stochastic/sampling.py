@@ -1,5 +1,6 @@
 """Sampling: which terms of a sum are looked at, and what each counts so that E ω = 1."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -34,6 +35,20 @@ class Sample(Protocol):
     def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:
         """The sampled problem at ``here``, its terms `weighted`; probabilities are those of ``problem``."""
 
+    # What theory asks, of x_n for each of the N terms, [N, …], and of X = (1/N) Σ ω_n x_n; all entry by entry.
+
+    def no_closed_form(self, problem: Problem) -> str | None:
+        """Why the following are not known; None where they are."""
+
+    def mean(self, terms: Tensor, problem: Problem) -> Tensor:
+        """E X."""
+
+    def spread(self, terms: Tensor, problem: Problem) -> Tensor:
+        """Var X."""
+
+    def squares(self, terms: Tensor, problem: Problem) -> Tensor:
+        """E (1/N²) Σ ω_n² x_n, a term drawn twice counting as two: the variance of noise of their own, of variance x_n."""
+
 
 @dataclass(frozen=True)
 class Everything:
@@ -56,6 +71,18 @@ class Everything:
 
     def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:  # noqa: ARG002
         return here
+
+    def no_closed_form(self, problem: Problem) -> str | None:  # noqa: ARG002
+        return None
+
+    def mean(self, terms: Tensor, problem: Problem) -> Tensor:  # noqa: ARG002
+        return terms.mean(0)
+
+    def spread(self, terms: Tensor, problem: Problem) -> Tensor:  # noqa: ARG002
+        return torch.zeros_like(terms[0])
+
+    def squares(self, terms: Tensor, problem: Problem) -> Tensor:  # noqa: ARG002
+        return terms.mean(0) / len(terms)
 
 
 @dataclass(frozen=True)
@@ -126,6 +153,42 @@ class Draw:
         }[self.weigh]
         return here.rows(chosen).weighted(factors.to(problem.dtype))
 
+    def no_closed_form(self, problem: Problem) -> str | None:
+        even = self._choice(problem)[0].even
+        if even or (self.replace and self.weigh != "normalised"):
+            return None
+        return f"{self!r} draws by scores without putting back, or divides by the sum of what was drawn"
+
+    def mean(self, terms: Tensor, problem: Problem) -> Tensor:
+        choice, top = self._choice(problem)
+        p, sure = choice.probabilities.to(terms.dtype), terms[top].sum(0)
+        if self.weigh == "none":
+            return (sure + self.size * _sum(p, terms)) / (self.top + self.size)
+        return (sure + _sum((p > 0).to(p.dtype), terms)) / len(terms)
+
+    def spread(self, terms: Tensor, problem: Problem) -> Tensor:
+        choice, _ = self._choice(problem)
+        p, count = choice.probabilities.to(terms.dtype), len(terms)
+        if not self.replace:  # evenly
+            return (1 - self.size / count) / self.size * (terms - terms.mean(0)).square().sum(0) / max(count - 1, 1)
+        if self.weigh == "none":
+            of_one = _sum(p, terms.square()) - _sum(p, terms).square()
+            return of_one * (self.size / (self.top + self.size) ** 2)
+        drawn = p > 0
+        inverse = torch.where(drawn, 1 / p.where(drawn, 1), 0)
+        whole = _sum(drawn.to(p.dtype), terms)
+        return (_sum(inverse, terms.square()) - whole.square()) / (self.size * count**2)
+
+    def squares(self, terms: Tensor, problem: Problem) -> Tensor:
+        choice, top = self._choice(problem)
+        p, sure, count = choice.probabilities.to(terms.dtype), terms[top].sum(0), len(terms)
+        if choice.even:
+            return terms.mean(0) / self.size
+        if self.weigh == "none":
+            return (sure + self.size * _sum(p, terms)) / (self.top + self.size) ** 2
+        drawn = p > 0
+        return (sure + _sum(torch.where(drawn, 1 / p.where(drawn, 1), 0), terms) / self.size) / count**2
+
     def _choice(self, problem: Problem) -> tuple[Choice, Tensor]:
         """The law of what is drawn, and the terms that are taken for certain."""
         scores = self.by.scores(problem, self.over)
@@ -181,3 +244,32 @@ class Poisson:
         if self.divide == "expected":
             return here.weighted(kept / self.rate)
         return here.weighted(kept * (len(kept) / kept.sum().clamp_min(1)))
+
+    def no_closed_form(self, problem: Problem) -> str | None:  # noqa: ARG002
+        return None
+
+    def mean(self, terms: Tensor, problem: Problem) -> Tensor:  # noqa: ARG002
+        some = 1.0 if self.divide == "expected" else 1 - (1 - self.rate) ** len(terms)
+        return some * terms.mean(0)
+
+    def spread(self, terms: Tensor, problem: Problem) -> Tensor:  # noqa: ARG002
+        q, count, mean = self.rate, len(terms), terms.mean(0)
+        if self.divide == "expected":
+            return (1 - q) / q * terms.square().sum(0) / count**2
+        sizes = self._sizes(count)
+        within = sum(float(chance) * (1 - k / count) / k for k, chance in enumerate(sizes) if k)
+        return within * (terms - mean).square().sum(0) / max(count - 1, 1) + sizes[0] * (1 - sizes[0]) * mean.square()
+
+    def squares(self, terms: Tensor, problem: Problem) -> Tensor:  # noqa: ARG002
+        if self.divide == "expected":
+            return terms.mean(0) / (self.rate * len(terms))
+        return terms.mean(0) * sum(float(chance) / k for k, chance in enumerate(self._sizes(len(terms))) if k)
+
+    def _sizes(self, count: int) -> list[float]:
+        """Probability of each number of drawn examples, 0 to N."""
+        return [math.comb(count, k) * self.rate**k * (1 - self.rate) ** (count - k) for k in range(count + 1)]
+
+
+def _sum(factors: Tensor, terms: Tensor) -> Tensor:
+    """Σ factors_n · terms_n."""
+    return torch.tensordot(factors, terms, dims=1)
