@@ -34,21 +34,30 @@ def poisson(count: int, rate: float, *, sampled: bool) -> Iterator[Outcome]:
         yield rate**size * (1 - rate) ** (count - size), [(i, weight) for i in range(count) if kept[i]]
 
 
-def with_top(outcomes: Iterator[Outcome], top: Sequence[int]) -> Iterator[Outcome]:
-    for chance, weights in outcomes:
-        yield chance, [(i, 1.0) for i in top] + weights
-
-
-def all_alike(outcomes: Iterator[Outcome], count: int) -> Iterator[Outcome]:
-    """The plain mean of what was looked at."""
-    for chance, weights in outcomes:
-        yield chance, [(i, count / len(weights)) for i, _ in weights]
-
-
-def normalised(outcomes: Iterator[Outcome], count: int) -> Iterator[Outcome]:
-    for chance, weights in outcomes:
+def draw(scores: Sequence[float], size: int, top: int, *, replace: bool, weigh: str) -> Iterator[Outcome]:
+    """The ``top`` terms of highest score for certain, and so many of the others by their scores."""
+    count = len(scores)
+    best = sorted(range(count), key=lambda n: -scores[n])[:top]
+    rest = [0.0 if n in best else s for n, s in enumerate(scores)]
+    p = [s / sum(rest) for s in rest]
+    for chance, drawn in put_back(p, size) if replace else not_put_back(p, size):
+        weights = [(i, 1.0) for i in best] + drawn
         total = sum(w for _, w in weights)
-        yield chance, [(i, count * w / total) for i, w in weights]
+        # Of equal probabilities without putting back N/m, which is not what Des Raj gives, varies least.
+        alike = weigh == "none" or (not replace and len(set(scores)) == 1)
+        if alike:
+            weights = [(i, count / len(weights)) for i, _ in weights]
+        elif weigh == "normalised":
+            weights = [(i, count * w / total) for i, w in weights]
+        yield chance, weights
+
+
+def union(*parts: tuple[int, Sequence[Outcome]]) -> Iterator[Outcome]:
+    """Independent draws, each with the number that it looks at, by its share of all of them."""
+    total = sum(size for size, _ in parts)
+    for outcomes in itertools.product(*(list(part) for _, part in parts)):
+        shares = [(i, w * size / total) for (size, _), (_, own) in zip(parts, outcomes, strict=True) for i, w in own]
+        yield math.prod(chance for chance, _ in outcomes), shares
 
 
 def moments(outcomes: Iterator[Outcome], x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
