@@ -202,6 +202,14 @@ def test_several_thousand(replaced: bool) -> None:
     assert float((found - exact).norm() / exact.norm()) < 0.2
 
 
+def test_poisson_of_several_thousand() -> None:
+    """Of size K: E 1/K over K ≥ 1, here near 1/(Nq) + (1 − q)/(Nq)², the next order below 1e-7."""
+    x = torch.ones(5000, 1, dtype=torch.float64)
+    found = float(Poisson(0.3, "sampled").squares(x, problem()))
+    assert found == pytest.approx(1 / 1500 + 0.7 / 1500**2, rel=1e-5)
+    assert float(Poisson(0.3, "sampled").mean(x, problem())) == pytest.approx(1)
+
+
 def test_a_union_counts_an_example_twice_that_two_parts_drew() -> None:
     at = problem()
     estimator = fgvar.Stochastic(sample=Union((Draw(1), Draw(1)), weigh="none"))
