@@ -157,6 +157,11 @@ def test_all_terms_taken_for_certain_are_the_whole() -> None:
         x = randn(N, 3)
         torch.testing.assert_close(estimator.sample.mean(x, at), x.mean(0))
         torch.testing.assert_close(estimator.sample.spread(x, at), torch.zeros(3).double(), rtol=0, atol=1e-15)
+    alike = fgvar.Stochastic(sample=Draw(2, top=N, by=Losses(), weigh="none"))  # what is drawn counts as they do
+    mean, variance = expectation(alike, at, method="support"), variances(alike, at, method="support")
+    each = torch.cat([g.flatten(1) for g in at.per_example(lambda one: one.backprop()).values()], 1)
+    torch.testing.assert_close(alike.sample.mean(each, at), flat(mean), rtol=0, atol=1e-12)
+    torch.testing.assert_close(alike.sample.spread(each, at), flat(variance), rtol=0, atol=1e-12)
 
 
 class Scores:
