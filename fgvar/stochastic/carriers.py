@@ -104,9 +104,8 @@ class Carriers:
         # Decompositions take no 16-bit numbers.
         matrix = weight.detach().flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
         rank = min(self.rank, *matrix.shape)
-        start = Stream(self.seed, f"carriers of {name}", 0).normal(
-            (matrix.shape[1], rank), matrix.dtype, matrix.device
-        )
+        stream = Stream(self.seed, f"carriers of {name}", 0)  # the same numbers on every device
+        start = stream.normal((matrix.shape[1], rank), matrix.dtype, torch.device("cpu")).to(matrix.device)
         left = torch.linalg.qr(matrix @ start).Q
         right = torch.linalg.qr(matrix.T @ left).Q.T
         return left.to(weight.dtype), right.to(weight.dtype)
