@@ -147,7 +147,7 @@ class Problem:
         return some
 
     def weighted(self, factors: Tensor) -> Self:
-        """The problem whose loss of example n counts ``factors``\ ₙ times: (1/N) Σ fₙ ℓₙ, the factors [batch] constant.
+        """The problem whose loss of example n counts factors[n] times: (1/N) Σ f_n ℓ_n; the factors [batch] are constant.
 
         Factors of earlier calls multiply; weights of the loss stay what they are.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from fgvar.stochastic.transforms import Gradient, Transform
 
 T = TypeVar("T")
 
-RESERVED = frozenset({"of", "sample", "at", "each", "then"})  # what names of leaves of words begin with
+WHOLE = frozenset({"sample", "at", "then"})  # what names of leaves begin with that no term has of its own
+RESERVED = WHOLE | {"of", "each"}  # what names of leaves of words begin with
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Stochastic:
     def randomness(self, problem: Problem) -> Randomness:
         if problem.coupled and (self.each or type(self.sample) is not Everything):
             raise ValueError("the loss couples the examples, so that no sum over examples can be sampled")
-        declared = _declared(problem)
+        origin = origin_of(problem)
         own = self.of.randomness(self._template(problem))
         if own.adapted and (self.each or type(self.sample) is not Everything):
             raise ValueError(
@@ -102,7 +103,7 @@ class Stochastic:
             shaped = {**leaves, **_parts("each", self.each, problem)}
             leaves = {name: _repeated(leaf, examples) for name, leaf in shaped.items()}
         leaves |= {
-            **_named("sample", self.sample.leaves(declared)),
+            **_named("sample", self.sample.leaves(origin)),
             **_named("at", self.at.leaves(problem)),
             **_parts("then", self.then, problem),
         }
@@ -124,6 +125,13 @@ class Stochastic:
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return self.of.target(problem)
 
+    def term(self, example: Problem, noise: Mapping[str, Tensor]) -> Gradient:
+        """each(ĝ_n): the shaped gradient of one example as a batch of one, given the noise that is its own."""
+        gradient = self.of.estimate(example, _inner(noise)).gradient
+        for index, transform in enumerate(self.each):
+            gradient = transform(gradient, example, _under(f"each.{index}", noise))
+        return gradient
+
     def _template(self, problem: Problem) -> Problem:
         """A problem of as many examples as ``of`` will see."""
         if self.each:
@@ -133,7 +141,7 @@ class Stochastic:
 
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         here = self.at.view(problem, _under("at", noise))
-        seen = self.sample.view(here, _under("sample", noise), _declared(problem))
+        seen = self.sample.view(here, _under("sample", noise), origin_of(problem))
         gradient = self._shaped(seen, noise) if self.each else self.of.estimate(seen, _inner(noise)).gradient
         for index, transform in enumerate(self.then):
             gradient = transform(gradient, problem, _under(f"then.{index}", noise))
@@ -142,21 +150,14 @@ class Stochastic:
     def _shaped(self, seen: Problem, noise: Mapping[str, Tensor]) -> Gradient:
         """Σ_n ω_n each(ĝ_n)/N: every example's own gradient, without its ω, shaped before they are added up."""
         factors = seen.importance
-        names = [name for name in noise if name.partition(".")[0] not in ("sample", "at", "then")]
-
-        def one(example: Problem, own: Mapping[str, Tensor]) -> Gradient:
-            gradient = self.of.estimate(example, _inner(own)).gradient
-            for index, transform in enumerate(self.each):
-                gradient = transform(gradient, example, _under(f"each.{index}", own))
-            return gradient
-
-        each = seen.unweighted().per_example(one, {name: noise[name] for name in names})
+        own = {name: u for name, u in noise.items() if name.partition(".")[0] not in WHOLE}
+        each = seen.unweighted().per_example(self.term, own)
         if factors is None:
             return {name: g.mean(0) for name, g in each.items()}
         return {name: torch.tensordot(factors / len(factors), g, dims=1) for name, g in each.items()}
 
 
-def _declared(problem: Problem) -> Problem:
+def origin_of(problem: Problem) -> Problem:
     """Where probabilities come from: where the law of the noise was declared."""
     return problem if problem.origin is None else problem.origin
 
