@@ -16,7 +16,7 @@ from fgvar.estimators.guesses import Isotropic
 from fgvar.estimators.oracles import Jvp, Replay
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.problem import Problem
-from fgvar.stochastic.sentence import Stochastic, origin_of
+from fgvar.stochastic.sentence import Stochastic, of_terms, origin_of
 from fgvar.stochastic.transforms import Moments, Transform
 
 
@@ -27,8 +27,9 @@ def no_closed_form(estimator: GradientEstimator, problem: Problem) -> str | None
     if isinstance(estimator, ExactGradient) and kind is ExactGradient:
         return None
     if isinstance(estimator, Stochastic) and kind is Stochastic:
-        noisy = bool(estimator.of.randomness(problem.example(0) if estimator.each else problem).leaves)
-        return _of_words(estimator, problem, noisy) or _of_transforms(estimator, problem, noisy)
+        own = of_terms(estimator.randomness(problem).leaves)
+        perturbs = any(name.partition(".")[0] != "each" for name in own)
+        return _of_words(estimator, problem, perturbs) or _of_transforms(estimator, problem, bool(own))
     if not isinstance(estimator, Estimator) or kind is not Estimator:
         return f"{kind.__name__} is not a composed fgvar.Estimator"
     if type(estimator.oracle) not in (Jvp, Replay):
@@ -49,7 +50,7 @@ def no_closed_form(estimator: GradientEstimator, problem: Problem) -> str | None
 
 
 def _of_words(estimator: Stochastic, problem: Problem, noisy: bool) -> str | None:
-    """Why there is none by its point, its sampler or its ``of``, noisy or not."""
+    """Why there is none by its point, its sampler or its ``of``, which is noisy or not."""
     of, at, sample, origin = estimator.of, estimator.at, estimator.sample, origin_of(problem)
     if at.leaves(problem):
         return f"{at!r} moves the parameters at random"
@@ -70,9 +71,8 @@ def _of_transforms(estimator: Stochastic, problem: Problem, noisy: bool) -> str 
     """Why there is none by its transforms: asked for what they make of moments that stand in for the gradient's."""
     known = {name: torch.ones_like(value) for name, value in problem.params.items()}
     still = {name: torch.zeros_like(value) for name, value in problem.params.items()}
-    example = problem.example(0) if estimator.each else problem
     try:
-        found = _after(estimator.each, Moments(known, known if noisy else still), example)
+        found = _after(estimator.each, Moments(known, known if noisy else still), problem)
         if estimator.sample.leaves(origin_of(problem)):
             found = Moments(found.mean, found.mean)
         _after(estimator.then, found, problem)

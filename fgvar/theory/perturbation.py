@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from fgvar.estimators.estimator import Estimator
-from fgvar.estimators.losses import gradient
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.problem import Problem
 from fgvar.theory import quadratic_forms, site_jacobians
@@ -20,8 +19,8 @@ def mean(estimator: Estimator, problem: Problem, budget: int) -> dict[str, Tenso
     """E ĝ of an estimator that has a closed form."""
     if isinstance(estimator.space, WeightSpace):
         # Heads and read-outs are not perturbed: they learn by their exact gradient, which no draw changes.
-        heads = {name: value for name, value in problem.params.items() if name in problem.network.exact}
-        found = {**_weight_space(estimator, problem, budget)[0], **gradient(estimator.losses, problem, heads)}
+        exact = estimator.space.linearise(problem, estimator.losses).backward({})
+        found = {**_weight_space(estimator, problem, budget)[0], **exact}
         return {name: found[name] for name in problem.params}
     total = {name: torch.zeros_like(value) for name, value in problem.params.items()}
     for part in parts(problem, budget):

@@ -4,7 +4,7 @@ A sampler tells mean and spread of X = (1/N) Σ ω_n x_n for given terms x_n, an
 and a variance. Of ``of`` two facts are used: given ω its mean is linear in ω, and its variance a quadratic form of ω.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.problem import Problem
 from fgvar.stochastic.sampling import Everything, Sample
-from fgvar.stochastic.sentence import WHOLE, Stochastic, origin_of
+from fgvar.stochastic.sentence import Stochastic, of_terms, origin_of
 from fgvar.stochastic.transforms import Gradient, Moments
 from fgvar.theory import perturbation
 
@@ -28,7 +28,7 @@ def moments(estimator: Stochastic, problem: Problem, budget: int) -> Moments:
     elif isinstance(of, Estimator) and not estimator.each:
         found = _of_batches(of, sample, here, budget)
     else:
-        found = _of_terms(estimator, sample, here, budget)
+        found = _of_terms(_terms(estimator, problem, budget), sample, here, budget)
     for transform in estimator.then:
         found = transform.moments(*found, problem)
     return Moments(found.mean, {name: v / estimator.workers for name, v in found.variance.items()})
@@ -65,43 +65,44 @@ def _directions(sample: Sample, units: Tensor, origin: Problem) -> Iterator[Tens
             yield size.sqrt() * vector
 
 
-def _of_terms(estimator: Stochastic, sample: Sample, here: Problem, budget: int) -> Moments:
-    """Of terms that are shaped one by one, or that have no noise."""
+def _of_terms(terms: Callable[[Problem], Moments], sample: Sample, here: Problem, budget: int) -> Moments:
+    """Of given moments of the examples' own gradients, stacked; no variances where these have no noise."""
     origin, n = origin_of(here), here.batch_size
     factors = torch.ones(n, device=here.device) if here.importance is None else here.importance
-    shapes = {name: g.shape[1:] for name, g in _terms(estimator, here.rows(slice(0, 1)), budget).mean.items()}
+    here = here.unweighted()
+    shapes = {name: g.shape[1:] for name, g in terms(here.rows(slice(0, 1))).mean.items()}
     mean, variance = Gradient(), Gradient()
     for names in _groups(shapes, n, budget):
-        found = [_terms(estimator, part, budget) for part in perturbation.parts(here, budget)]
+        found = [terms(part) for part in perturbation.parts(here, budget)]
         g = _matrix([one.mean for one in found], names) * factors[:, None]
         spread = sample.spread(g, origin)
         if found[0].variance:
-            spread += sample.squares(
-                _matrix([one.variance for one in found], names) * factors[:, None].square(), origin
-            )
+            own = _matrix([one.variance for one in found], names) * factors[:, None].square()
+            spread = spread + sample.squares(own, origin)
         for total, columns in ((mean, sample.mean(g, origin)), (variance, spread)):
             pieces = columns.to(here.dtype).split([shapes[name].numel() for name in names])
             total |= {name: piece.reshape(shapes[name]) for name, piece in zip(names, pieces, strict=True)}
     return Moments(mean, variance)
 
 
-def _terms(estimator: Stochastic, part: Problem, budget: int) -> Moments:
-    """Means and variances of the examples' shaped gradients, stacked, without their ω; no variances without noise."""
-    part = part.unweighted()
-    if not any(name.partition(".")[0] not in WHOLE for name in estimator.randomness(part).leaves):
-        return Moments(part.per_example(lambda example: estimator.term(example, {})), {})
-    # One by one: closed forms look at values, which a vmap has none of.
-    each = [_term(estimator, part.example(index), budget) for index in range(part.batch_size)]
-    means, variances = ({name: torch.stack([one[k][name] for one in each]) for name in each[0][k]} for k in (0, 1))
-    return Moments(means, variances)
+def _terms(estimator: Stochastic, problem: Problem, budget: int) -> Callable[[Problem], Moments]:
+    """A function of some examples: moments of their own, shaped gradients, without their ω."""
+    if not of_terms(estimator.randomness(problem).leaves):
+        return lambda part: Moments(part.per_example(lambda example: estimator.term(example, {}, problem)), {})
 
+    def one(example: Problem) -> Moments:
+        found = _of_one(estimator.of, example, budget)
+        for transform in estimator.each:
+            found = transform.moments(*found, problem)
+        return found
 
-def _term(estimator: Stochastic, example: Problem, budget: int) -> Moments:
-    """Mean and variance of one example's shaped gradient."""
-    found = _of_one(estimator.of, example, budget)
-    for transform in estimator.each:
-        found = transform.moments(*found, example)
-    return found
+    def stacked(part: Problem) -> Moments:
+        # One by one: closed forms look at values, which a vmap has none of.
+        each = [one(part.example(index)) for index in range(part.batch_size)]
+        means, variances = ({name: torch.stack([g[k][name] for g in each]) for name in each[0][k]} for k in (0, 1))
+        return Moments(means, variances)
+
+    return stacked
 
 
 def _of_one(of: GradientEstimator, problem: Problem, budget: int) -> Moments:
