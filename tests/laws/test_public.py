@@ -81,6 +81,7 @@ ORDER = (
     "fgvar.stochastic.weighing",
     "fgvar.stochastic.points",
     "fgvar.stochastic.transforms",
+    "fgvar.stochastic.compression",
     "fgvar.stochastic.masks",
     "fgvar.stochastic.carriers",
     "fgvar.stochastic.retained",

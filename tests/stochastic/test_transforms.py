@@ -229,7 +229,7 @@ def test_every_transform_is_measured_of_each_and_of_the_whole(transform) -> None
 @every
 def test_every_transform_says_what_it_is(transform) -> None:
     assert type(transform).linear == (transform in (t.AddNoise(0.5), t.RandomK(3)))
-    assert eval(repr(transform), vars(fgvar.stochastic.transforms)) == transform
+    assert eval(repr(transform), {name: getattr(t, name) for name in t.__all__}) == transform
 
 
 def test_a_transform_of_one_s_own_needs_three_methods() -> None:
