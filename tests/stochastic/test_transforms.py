@@ -2,12 +2,13 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from shaping import bowl, exact, flat, line, rows, shaped
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vmap
 
 import fgvar
@@ -39,6 +40,21 @@ def test_clip_shortens_all_tensors_together() -> None:
     close(shaped(t.Clip(math.inf), V), V)
     assert t.Clip(2.0).bias_reason
     assert not t.Clip(math.inf).bias_reason
+
+
+def test_clipping_the_whole_is_torch_s_own() -> None:
+    """Which divides by the norm and 1e-6; its bias, measured: a shorter gradient of the same direction."""
+    problem = bowl()
+    clipped = {name: g.clone().requires_grad_() for name, g in problem.backprop().items()}
+    for g in clipped.values():
+        g.grad = g.detach().clone()
+    norm = float(nn.utils.clip_grad_norm_(list(clipped.values()), 0.5))
+    assert norm > 1
+    row = fgvar.Stochastic(then=(t.Clip(0.5),))
+    close(flat(row.estimate(problem, {}).gradient), flat({name: g.grad for name, g in clipped.items()}), 1e-6)
+    ds = fgvar.measure({"clip": row}, problem, draws=2).sel(layer="total", reference="target", estimator="clip")
+    assert float(ds["cosine"]) == pytest.approx(1, abs=1e-12)
+    assert float(ds["sq_bias"]) == pytest.approx((norm - 0.5) ** 2, rel=1e-12)
 
 
 def test_the_largest_k_are_kept() -> None:
@@ -172,6 +188,26 @@ def test_moments_of_a_random_gradient(transform) -> None:
     found = transform.moments(**before, problem=problem)
     close(flat(found.mean), after.mean[""])
     close(flat(found.variance), after.variance[""])
+
+
+SENTENCES = {
+    "private": fgvar.Stochastic(sample=sampling.Poisson(0.3), each=(t.Clip(0.8),), then=(t.AddNoise(0.2),)),
+    "random": fgvar.Stochastic(sample=sampling.Draw(2), then=(t.RandomK(2),)),
+    "random each": fgvar.Stochastic(sample=sampling.Draw(2), each=(t.RandomK(2),)),
+    "masked": fgvar.Stochastic(of=fgvar.scheme("FG-W"), sample=sampling.Draw(1), then=(t.Mask(t.Magnitude(0.5)),)),
+    "carried": fgvar.Stochastic(sample=sampling.Draw(2), each=(t.Carriers(1), t.Clip(0.5), t.Carriers(1).back)),
+    "workers": fgvar.Stochastic(then=(t.RandomK(2), t.AddNoise(0.1)), workers=2),
+}
+
+
+@pytest.mark.parametrize("estimator", SENTENCES.values(), ids=SENTENCES.keys())
+def test_theory_knows_what_transforms_make(estimator) -> None:
+    """Mean and variance of every number in closed form, against one worker's by enumeration."""
+    problem, one = line(inputs=2, batch=3), replace(estimator, workers=1)
+    gaussian = any(not leaf.is_finite for leaf in one.randomness(problem).leaves.values())
+    found = exact(one, problem, "support × hermite" if gaussian else "support")
+    close(flat(fgvar.theory.mean(estimator, problem)), found.mean[""])
+    close(flat(fgvar.theory.variance(estimator, problem)), found.variance[""] / estimator.workers, 1e-11)
 
 
 # ---- every one -------------------------------------------------------------------------------------------------
