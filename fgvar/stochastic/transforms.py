@@ -29,8 +29,10 @@ class Transform(Protocol):
     """What becomes of a gradient. ``bias_reason`` says why its mean is another; empty where it is the same.
 
     ``linear``, an attribute of its class, says whether it is a linear map (a random one, for random ones) of the
-    gradient, but for what it adds. One that returns tensors of other names or shapes has a method ``shapes(problem,
-    shapes)``, from those that it is given to those that it returns. It runs under ``torch.func.vmap``.
+    gradient, but for what it adds; ``adds_noise``, that it adds noise of each entry's own. One that returns tensors of
+    other names or shapes has a method ``shapes(problem, shapes)``, from those that it is given to those that it returns;
+    a linear one that mixes entries, without noise, may have ``spread(variance, problem)``, the variance that it makes
+    of uncorrelated entries. All run under ``torch.func.vmap``.
     """
 
     linear: ClassVar[bool]
@@ -62,6 +64,12 @@ def moments_without_noise(transform: Transform, mean: Gradient, variance: Gradie
 def shapes_of(problem: Problem) -> Shapes:
     """Of gradients of all parameters."""
     return {name: tuple(p.shape) for name, p in problem.params.items()}
+
+
+def returned_shapes(transform: Transform, problem: Problem, shapes: Shapes) -> Shapes:
+    """Of what a transform makes of a gradient of these shapes."""
+    changes = getattr(transform, "shapes", None)
+    return changes(problem, shapes) if changes else shapes
 
 
 def require_parameters(transform: Transform, problem: Problem, shapes: Shapes) -> None:
@@ -154,6 +162,7 @@ class AddNoise:
     std: float
 
     linear: ClassVar[bool] = True
+    adds_noise: ClassVar[bool] = True
     bias_reason: ClassVar[str] = ""
 
     def __post_init__(self) -> None:

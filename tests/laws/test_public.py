@@ -93,6 +93,7 @@ ORDER = (
     "fgvar.theory.linear_layers",
     "fgvar.theory.activity_ratio",
     "fgvar.theory.quadratic_forms",
+    "fgvar.theory.commuted",
     "fgvar.theory.applicability",
     "fgvar.theory.perturbation",
     "fgvar.theory.stochastic",

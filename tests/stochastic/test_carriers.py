@@ -1,12 +1,13 @@
 """Carriers: what is left out, what noise on them amounts to, and what clipping and projection cost together."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from cases import mixer
-from shaping import bowl, flat
+from cases import mixer, randn
+from shaping import bowl, exact, flat
 from torch import Tensor, nn
 from torch.func import vmap
 
@@ -201,3 +202,34 @@ def test_refusals() -> None:
             fgvar.Stochastic(then=(carriers, second)).randomness(problem)
     assert carriers.bias_reason
     assert eval(repr(carriers.back), vars(fgvar.stochastic.carriers)) == carriers.back
+
+
+@pytest.mark.parametrize("left_only", [False, True])
+def test_noise_on_carriers_in_closed_form(left_only: bool) -> None:
+    """Carried, clipped, sampled, noised and brought back: mean and variance of every number, by enumeration."""
+    torch.manual_seed(3)
+    problem = fgvar.Problem(nn.Linear(3, 2).double(), "mse", (randn(2, 3), randn(2, 2, seed=1)))
+    carriers, mask = t.Carriers(1, left_only), t.Mask(t.Magnitude(0.4))
+    estimator = fgvar.Stochastic(
+        sample=sampling.Poisson(0.3),
+        each=(carriers, t.Clip(0.5)),
+        then=(t.AddNoise(0.2), carriers.back, mask, t.AddNoise(0.0)),
+    )
+    found = replace(estimator, then=(t.AddNoise(0.2), carriers.back, mask))  # without numbers that change nothing
+    mean, variance = exact(found, problem, "support × hermite")
+    torch.testing.assert_close(flat(fgvar.theory.mean(estimator, problem)), mean[""], rtol=0, atol=1e-12)
+    torch.testing.assert_close(flat(fgvar.theory.variance(estimator, problem)), variance[""], rtol=0, atol=1e-12)
+    ds = fgvar.measure({"private": estimator}, problem, route="exact").sel(layer="total", estimator="private")
+    assert float(ds["variance"]) == pytest.approx(float(variance[""].sum()), rel=1e-12)
+
+
+def test_energy_of_noise_on_carriers_in_closed_form() -> None:
+    """r(m + n − r)s², of all that is exact otherwise; of sums that are not shaped one by one there is a reason."""
+    problem, carriers = bowl(width=5), t.Carriers(2)
+    words = (t.AddNoise(0.1), carriers.back)
+    found = fgvar.theory.trace(fgvar.Stochastic(each=(carriers,), then=words), problem)
+    expected = {"0.weight": 2 * (5 + 4 - 2), "2.weight": 2 * (2 + 5 - 2), "0.bias": 5, "2.bias": 2}
+    for name, numbers in expected.items():
+        assert float(found[name]) == pytest.approx(numbers * 0.01, rel=1e-12)
+    with pytest.raises(ValueError, match=r"what FromCarriers\(.*of a random gradient does not follow"):
+        fgvar.theory.trace(fgvar.Stochastic(then=(carriers, *words)), problem)
