@@ -29,10 +29,10 @@ class Transform(Protocol):
     """What becomes of a gradient. ``bias_reason`` says why its mean is another; empty where it is the same.
 
     ``linear``, an attribute of its class, says whether it is a linear map (a random one, for random ones) of the
-    gradient, but for what it adds; ``adds_noise``, that it adds noise of each entry's own. One that returns tensors of
-    other names or shapes has a method ``shapes(problem, shapes)``, from those that it is given to those that it returns;
-    a linear one that mixes entries, without noise, may have ``spread(variance, problem)``, the variance that it makes
-    of uncorrelated entries. All run under ``torch.func.vmap``.
+    gradient, but for what it adds; ``adds_noise``, that it adds noise of each entry's own. One that returns tensors
+    of other names or shapes has a method ``shapes(problem, shapes)``, from those that it is given to those that it
+    returns; a linear one that mixes entries, without noise, may have ``spread(variance, problem)``, the variance that
+    it makes of uncorrelated entries. All run under ``torch.func.vmap``.
     """
 
     linear: ClassVar[bool]
