@@ -147,7 +147,7 @@ class Problem:
         return some
 
     def weighted(self, factors: Tensor) -> Self:
-        """The problem whose loss of example n counts ``factors``\ ₙ times: (1/N) Σ fₙ ℓₙ, the factors [batch] constant.
+        """The problem whose loss of example n counts fₙ times: (1/N) Σ fₙ ℓₙ, the factors [batch] constant.
 
         Factors of earlier calls multiply; weights of the loss stay what they are.
 

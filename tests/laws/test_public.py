@@ -149,6 +149,7 @@ ORDER = (
     "fgvar.testing.exact_moments",
     "fgvar.testing.report",
     "fgvar.testing.required_checks",
+    "fgvar.testing.frequencies",
     "fgvar.testing.noise_check",
     "fgvar.testing.sampled_checks",
     "fgvar.testing.forecast",
