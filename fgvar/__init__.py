@@ -12,6 +12,7 @@ _NAMES = {
     "Problem": "fgvar.problem",
     "with_sites": "fgvar.nn.sites",
     "with_local_heads": "fgvar.nn.local_heads",
+    "Terms": "fgvar.nn.terms",
     # estimators: the field's names, the sentence and its first words
     "scheme": "fgvar.estimators.schemes",
     "schemes": "fgvar.estimators.schemes",
@@ -78,7 +79,6 @@ _SUBJECTS = {
     },
     "controls": {
         "FrozenTrunk": "fgvar.estimators.controls",
-        "Minibatch": "fgvar.estimators.controls",
         "MatchedNoise": "fgvar.estimators.controls",
         "IsotropicNull": "fgvar.estimators.controls",
     },
@@ -87,8 +87,15 @@ _SUBJECTS |= {
     "sampling": {
         "Everything": "fgvar.stochastic.sampling",
         "Draw": "fgvar.stochastic.sampling",
-        "Poisson": "fgvar.stochastic.sampling",
+        "Poisson": "fgvar.stochastic.weighing",
+        "Reweighted": "fgvar.stochastic.weighing",
+        "Union": "fgvar.stochastic.union",
         "Uniform": "fgvar.stochastic.scores",
+        "Losses": "fgvar.stochastic.scores",
+        "Outputs": "fgvar.stochastic.scores",
+        "GradientNorms": "fgvar.stochastic.scores",
+        "TermSizes": "fgvar.stochastic.scores",
+        "Mixed": "fgvar.stochastic.scores",
     },
     "points": {
         "Here": "fgvar.stochastic.points",

@@ -14,7 +14,7 @@ Gradient = dict[str, Tensor]
 class Transform(Protocol):
     """What becomes of a gradient. ``bias_reason`` says why its mean is another; empty where it is the same.
 
-    ``linear``, an attribute of its class, says whether it is a linear map (a random one, for random ones) of the gradient.
+    ``linear``, an attribute of its class, says whether it is a linear map of the gradient, if a random one.
     """
 
     linear: ClassVar[bool]

@@ -38,17 +38,20 @@ ORDER = (
     "fgvar.nn.batch_axis",
     "fgvar.nn.site_choice",
     "fgvar.nn.sites",
+    "fgvar.nn.terms",
     "fgvar.nn.heads",
     "fgvar.nn.reach",
     "fgvar.nn.forward_pass",
     "fgvar.nn.skeleton",
     "fgvar.nn.instrumented",
+    "fgvar.networks.linear_chain",
     "fgvar.networks.local_mixer",
     "fgvar.networks.mlp",
     "fgvar.networks",
     "fgvar.problem_checks",
     "fgvar.nn.local_heads",
     "fgvar.loss_functions",
+    "fgvar.dry_run",
     "fgvar.problem",
     "fgvar.contrastive",
     "fgvar.estimators",
@@ -58,6 +61,7 @@ ORDER = (
     "fgvar.estimators.random_streams",
     "fgvar.estimators.randomness",
     "fgvar.estimators.noise",
+    "fgvar.estimators.choices",
     "fgvar.estimators.spaces",
     "fgvar.estimators.activity_space",
     "fgvar.estimators.weight_space",
@@ -69,6 +73,14 @@ ORDER = (
     "fgvar.estimators.structured_noise",
     "fgvar.estimators.controls",
     "fgvar.estimators.subspace_guesses",
+    "fgvar.stochastic",
+    "fgvar.stochastic.scores",
+    "fgvar.stochastic.sampling",
+    "fgvar.stochastic.union",
+    "fgvar.stochastic.weighing",
+    "fgvar.stochastic.points",
+    "fgvar.stochastic.transforms",
+    "fgvar.stochastic.sentence",
     "fgvar.estimators.schemes",
     "fgvar.theory.credit_vectors",
     "fgvar.theory.site_jacobians",
@@ -210,7 +222,7 @@ def test_every_public_name_loads_and_is_documented() -> None:
     for name in fgvar.__all__:
         assert getattr(fgvar, name).__doc__, name
     assert set(fgvar.__all__) <= set(dir(fgvar))
-    assert 35 <= len(fgvar.__all__) <= 40
+    assert 35 <= len(fgvar.__all__) <= 48
 
 
 @pytest.mark.parametrize(
