@@ -50,6 +50,7 @@ _SUBJECTS = {
         "Orthogonal": "fgvar.estimators.structured_noise",
         "Sparse": "fgvar.estimators.structured_noise",
         "LowRank": "fgvar.estimators.structured_noise",
+        "Uniform": "fgvar.estimators.noise",
         "Choice": "fgvar.estimators.choices",
         "Bernoulli": "fgvar.estimators.choices",
     },
@@ -99,6 +100,20 @@ _SUBJECTS |= {
     },
     "points": {
         "Here": "fgvar.stochastic.points",
+    },
+    "transforms": {
+        "Clip": "fgvar.stochastic.transforms",
+        "AddNoise": "fgvar.stochastic.transforms",
+        "RandomK": "fgvar.stochastic.transforms",
+        "TopK": "fgvar.stochastic.transforms",
+        "Quantise": "fgvar.stochastic.transforms",
+        "Sign": "fgvar.stochastic.transforms",
+        "Mask": "fgvar.stochastic.masks",
+        "Magnitude": "fgvar.stochastic.masks",
+        "Saliency": "fgvar.stochastic.masks",
+        "Carriers": "fgvar.stochastic.carriers",
+        "FromCarriers": "fgvar.stochastic.carriers",
+        "Retained": "fgvar.stochastic.retained",
     },
 }
 _MODULES = dict.fromkeys(("contrastive", "data", "networks", "testing", "theory"), "")

@@ -13,7 +13,7 @@ from fgvar.nn.stacking import DIRECTIONS
 from fgvar.problem import Problem
 from fgvar.stochastic.points import Here, Point
 from fgvar.stochastic.sampling import Everything, Sample
-from fgvar.stochastic.transforms import Gradient, Transform
+from fgvar.stochastic.transforms import Gradient, Shapes, Transform, shapes_of
 
 T = TypeVar("T")
 
@@ -44,7 +44,8 @@ class Stochastic:
     Raises:
         TypeError: a word that is none.
         ValueError: fewer than 1 worker; on use, a loss that couples examples, or an ``of`` whose own probabilities
-            depend on the parameters behind a sampler, which would change with what was drawn.
+            depend on the parameters behind a sampler, which would change with what was drawn, or transforms that end
+            with tensors of other shapes than the parameters.
 
     Example:
         >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
@@ -97,14 +98,20 @@ class Stochastic:
                 f"the probabilities of {self.of!r} depend on the batch, which {self.sample!r} draws anew; sample once"
             )
         leaves = {_outer(name): leaf for name, leaf in own.leaves.items()}
+        of_each, shapes = _parts("each", self.each, problem, shapes_of(problem))
         if self.each:
             examples = self.sample.batch_size(problem)
-            shaped = {**leaves, **_parts("each", self.each, problem)}
-            leaves = {name: _repeated(leaf, examples) for name, leaf in shaped.items()}
+            leaves = {name: _repeated(leaf, examples) for name, leaf in {**leaves, **of_each}.items()}
+        of_whole, shapes = _parts("then", self.then, problem, shapes)
+        if shapes != shapes_of(problem):
+            raise ValueError(
+                f"each and then end with {', '.join(shapes)}, expected gradients of the parameters "
+                f"{', '.join(problem.params)}; put the way back last in then, as Carriers(…).back"
+            )
         leaves |= {
             **_named("sample", self.sample.leaves(declared)),
             **_named("at", self.at.leaves(problem)),
-            **_parts("then", self.then, problem),
+            **of_whole,
         }
         if self.workers > 1:
             leaves = {name: _repeated(leaf, self.workers) for name, leaf in leaves.items()}
@@ -134,12 +141,12 @@ class Stochastic:
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         here = self.at.view(problem, _under("at", noise))
         seen = self.sample.view(here, _under("sample", noise), _declared(problem))
-        gradient = self._shaped(seen, noise) if self.each else self.of.estimate(seen, _inner(noise)).gradient
+        gradient = self._shaped(seen, noise, problem) if self.each else self.of.estimate(seen, _inner(noise)).gradient
         for index, transform in enumerate(self.then):
             gradient = transform(gradient, problem, _under(f"then.{index}", noise))
         return Estimate({name: gradient[name] for name in problem.params})
 
-    def _shaped(self, seen: Problem, noise: Mapping[str, Tensor]) -> Gradient:
+    def _shaped(self, seen: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Gradient:
         """Σ_n ω_n each(ĝ_n)/N: every example's own gradient, without its ω, shaped before they are added up."""
         factors = seen.importance
         names = [name for name in noise if name.partition(".")[0] not in ("sample", "at", "then")]
@@ -147,7 +154,8 @@ class Stochastic:
         def one(example: Problem, own: Mapping[str, Tensor]) -> Gradient:
             gradient = self.of.estimate(example, _inner(own)).gradient
             for index, transform in enumerate(self.each):
-                gradient = transform(gradient, example, _under(f"each.{index}", own))
+                # By the whole problem at θ, as in ``then``: masks and carriers are the same for every example.
+                gradient = transform(gradient, problem, _under(f"each.{index}", own))
             return gradient
 
         each = seen.unweighted().per_example(one, {name: noise[name] for name in names})
@@ -177,11 +185,16 @@ def _named(word: str, leaves: Mapping[str, T]) -> dict[str, T]:
     return {f"{word}.{name}" if name else word: leaf for name, leaf in leaves.items()}
 
 
-def _parts(word: str, transforms: Sequence[Transform], problem: Problem) -> dict[str, Leaf]:
+def _parts(
+    word: str, transforms: Sequence[Transform], problem: Problem, shapes: Shapes
+) -> tuple[dict[str, Leaf], Shapes]:
+    """Leaves of transforms of a gradient of these shapes, and the shapes of what they return."""
     found: dict[str, Leaf] = {}
     for index, transform in enumerate(transforms):
-        found |= _named(f"{word}.{index}", transform.leaves(problem))
-    return found
+        found |= _named(f"{word}.{index}", transform.leaves(problem, shapes))
+        if changes := getattr(transform, "shapes", None):
+            shapes = changes(problem, shapes)
+    return found, shapes
 
 
 def _under(word: str, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:

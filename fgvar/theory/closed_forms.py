@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from fgvar.estimators.estimator import Estimator, GradientEstimator
-from fgvar.estimators.losses import gradient
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.problem import Problem
 from fgvar.theory import quadratic_forms, site_jacobians
@@ -53,8 +52,8 @@ def mean(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET
         return estimator.target(problem)
     if isinstance(composed.space, WeightSpace):
         # Heads and read-outs are not perturbed: they learn by their exact gradient, which no draw changes.
-        heads = {name: value for name, value in problem.params.items() if name in problem.network.exact}
-        found = {**_weight_space(composed, problem, budget)[0], **gradient(composed.losses, problem, heads)}
+        exact = composed.space.linearise(problem, composed.losses).backward({})
+        found = {**_weight_space(composed, problem, budget)[0], **exact}
         return {name: found[name] for name in problem.params}
     total = {name: torch.zeros_like(value) for name, value in problem.params.items()}
     for part in _parts(problem, budget):
