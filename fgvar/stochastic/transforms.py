@@ -31,7 +31,8 @@ class Transform(Protocol):
 
     ``linear``, an attribute of its class, says whether it is a linear map (a random one, for random ones) of the
     gradient, but for what it adds. One that returns tensors of other names or shapes has a method ``shapes(problem,
-    shapes)``, from those that it is given to those that it returns. It runs under ``torch.func.vmap``.
+    shapes)``, from those that it is given to those that it returns. It runs under ``torch.func.vmap``. Optional:
+    ``contracts``, of its class, that it moves no two gradients further apart, and ``bound``, the longest it returns.
     """
 
     linear: ClassVar[bool]
@@ -106,6 +107,7 @@ class Clip:
     norm: float
 
     linear: ClassVar[bool] = False
+    contracts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_type("norm", self.norm, Real, "a positive number")
@@ -155,6 +157,7 @@ class AddNoise:
     std: float
 
     linear: ClassVar[bool] = True
+    contracts: ClassVar[bool] = True
     bias_reason: ClassVar[str] = ""
 
     def __post_init__(self) -> None:

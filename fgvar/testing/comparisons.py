@@ -43,9 +43,13 @@ def own_loss(tested: EstimatorUnderTest) -> bool:
         any_seen = False
         for draw in range(OWN_DRAWS if drawn else 1):
             noise = tested.one(drawn, draw)
-            plain, *others = (one.estimate(noise) for one in (tested, large, turned))
+            plain = tested.estimate(noise)
+            # A loss that is negative may be refused, as where it is a score of what is drawn.
+            others = [one.estimate(noise, finite=False, may_refuse=True) or {} for one in (large, turned)]
             any_seen = any_seen or any(bool(value.any()) for value in plain.values())
-            if any(not torch.equal(value, other[name]) for other in others for name, value in plain.items()):
+            if any(
+                not other or not torch.equal(value, other[name]) for other in others for name, value in plain.items()
+            ):
                 any_seen = False
                 break
         tested.memo["own_loss"] = any_seen

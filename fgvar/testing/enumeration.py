@@ -166,7 +166,8 @@ def require_quadratic(
         eps = torch.finfo(problem.dtype).eps
         allowed = eps**0.5 * size + 10 * eps * constant / min(SCALES) ** 2
         for name, g in found.items():
-            for identity, residual in _residuals(*g[1:].chunk(2), g[0], even).items():
+            ahead, behind = g[1:].chunk(2)
+            for identity, residual in _residuals(ahead, behind, g[0], even).items():
                 if not float(residual.abs().max()) <= allowed:
                     raise ValueError(
                         f"the estimate of {name!r} is not {'even and ' * even}quadratic in its noise ({identity} is "
@@ -177,7 +178,7 @@ def require_quadratic(
 
 
 def _residuals(ahead: Tensor, behind: Tensor, none: Tensor, even: bool) -> dict[str, Tensor]:
-    """What is 0 of a polynomial of degree 2, given at u, v, u + v, u − v, the `SCALES` of u, their negatives, and 0."""
+    """What is 0 of a polynomial of degree 2, given at u, v, u + v, u − v, `SCALES` of u, at their negatives, and 0."""
     u, v, total, difference, *scaled = (ahead + behind) / 2 - none
     odd, other, both, _, *linear = (ahead - behind) / 2
     found = {"ĝ(u + v) + ĝ(u − v) = 2 ĝ(u) + 2 ĝ(v)": total + difference - 2 * u - 2 * v}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fgvar.estimators.noise import Gaussian, Rademacher
+from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.draws import LARGEST, Enumeration
 from fgvar.testing import enumeration as enumerated
 from fgvar.testing.line_quadrature import line_mean
@@ -88,9 +89,9 @@ def _variances(tested: EstimatorUnderTest) -> Gradients | None:
     method = enumeration(tested)
     if method == "none":
         return {k: torch.zeros(p.numel(), dtype=torch.float64) for k, p in tested.problem.params.items()}
-    if method == "nodes" and follows(tested, *INDEPENDENT) and tested.randomness.size <= FEW_NUMBERS:
-        if _quadratic(tested, method, even=True):
-            method = "polarisation"
+    few = follows(tested, *INDEPENDENT) and tested.randomness.size <= FEW_NUMBERS
+    if method == "nodes" and few and _quadratic(tested, method, even=True):
+        method = "polarisation"
     if method is not None and method.endswith("nodes"):  # three Gauss-Hermite points stand for normal numbers
         method = "support × hermite" if _few_hermite(tested) else None
     if method is None:
@@ -119,7 +120,7 @@ def _enumeration(tested: EstimatorUnderTest) -> str | None:
         return "none"
     if claim(tested.estimator, "bias_order") is not None or tested.opaque:
         return None
-    if math.prod(leaf.values for leaf in leaves) <= FEW_VALUES:
+    if number_of_values(tested.randomness) <= FEW_VALUES:
         return "support"
     nodes = 2 * sum(leaf.size for leaf in leaves if leaf.is_isotropic)
     values = math.prod(leaf.values for leaf in leaves if not leaf.is_isotropic)
@@ -127,6 +128,11 @@ def _enumeration(tested: EstimatorUnderTest) -> str | None:
         return None
     method = enumerated.default_method(tested.randomness)
     return method if _quadratic(tested, method) else None
+
+
+def number_of_values(randomness: Randomness) -> int:
+    """How many values all noise has together, if each of it has finitely many that are listed."""
+    return math.prod(leaf.values for leaf in randomness.leaves.values())
 
 
 def _quadratic(tested: EstimatorUnderTest, method: str, *, even: bool = False) -> bool:

@@ -171,6 +171,8 @@ ORDER = (
     "fgvar.testing.forecast",
     "fgvar.testing.declared_checks",
     "fgvar.testing.unbiasedness",
+    "fgvar.testing.weights_check",
+    "fgvar.testing.sensitivity_check",
     "fgvar.testing.checks",
     "fgvar.commands",
     "fgvar.cli",
