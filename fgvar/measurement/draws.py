@@ -34,8 +34,8 @@ class Enumeration:
     coordinate (three-point Gauss-Hermite), exact under Gaussian noise for every polynomial of degree up to 5
     in each coordinate, hence for mean and covariance of a quadratic estimator. ``method="support"``: all values of
     laws that have finitely many (``support`` of `fgvar.estimators.randomness.Law`), exact whatever the estimator;
-    ``"support × nodes"`` and ``"support × hermite"`` pair each of them with the nodes of the other leaves, among which
-    "support × nodes" counts those whose law declares E uuᵀ = I, too: 2d nodes stand for 2^d sign vectors.
+    ``"support × nodes"`` and ``"support × hermite"`` pair each of them with the nodes of the other leaves. The former
+    takes nodes of what declares E uuᵀ = I, too: 2d nodes stand for 2^d sign vectors.
 
     Raises:
         ValueError: an unknown method, no random number at all, too many for it, or a law without a support.
@@ -59,7 +59,7 @@ class Enumeration:
         if self.method == "support" and (without := sorted(self.rest.leaves)):
             law = self.randomness.leaves[without[0]].noise
             raise ValueError(
-                f"the law of leaf {without[0]!r}, {law!r}, says no support; 'support × nodes' takes nodes of such leaves"
+                f"the law of leaf {without[0]!r}, {law!r}, says no support; 'support × nodes' takes nodes of those"
             )
         d, most = self.rest.size, LARGEST.get(self._on_rest, self.rest.size)
         if d > most:

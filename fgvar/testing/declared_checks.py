@@ -257,8 +257,9 @@ def _require_mean(tested: EstimatorUnderTest, each: list[Gradients], found: Grad
 
 
 def _types(value: object) -> dict[str, type]:
-    """The classes that occur in a dataclass and its fields, by name."""
+    """The classes that occur in a dataclass, its fields and their tuples, by name."""
     found = {type(value).__name__: type(value)}
-    for name in getattr(value, "__dataclass_fields__", ()):
-        found |= _types(getattr(value, name))
+    fields = [getattr(value, name) for name in getattr(value, "__dataclass_fields__", ())]
+    for part in (*fields, *(value if isinstance(value, tuple) else ())):
+        found |= _types(part)
     return found

@@ -178,7 +178,10 @@ def require_quadratic(
 
 
 def _residuals(ahead: Tensor, behind: Tensor, none: Tensor, even: bool) -> dict[str, Tensor]:
-    """What is 0 of a polynomial of degree 2, given at u, v, u + v, u − v, `SCALES` of u, at their negatives, and 0."""
+    """What is 0 of a polynomial of degree 2, given at u, v, u ± v and `SCALES` of u, at their negatives, and at 0.
+
+    The even part is quadratic, the odd one linear.
+    """
     u, v, total, difference, *scaled = (ahead + behind) / 2 - none
     odd, other, both, _, *linear = (ahead - behind) / 2
     found = {"ĝ(u + v) + ĝ(u − v) = 2 ĝ(u) + 2 ĝ(v)": total + difference - 2 * u - 2 * v}

@@ -69,7 +69,7 @@ def _mean(tested: EstimatorUnderTest) -> Mean | None:
 def _counted(found: Enumeration) -> str:
     values, nodes = len(found) // found.rest_count, found.rest_count
     if not found.rest.size:
-        return f"all {values} values of its noise"
+        return f"all {values} values of its noise" if values > 1 else "its noise has one value"
     return f"{nodes} nodes" + (f" at each of {values} values of other noise" if values > 1 else "")
 
 

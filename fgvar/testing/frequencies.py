@@ -1,8 +1,8 @@
 """Frequencies: holds noise of finitely many values to the probabilities that its law declares, in bounded memory.
 
 What is drawn by itself is a *unit*: a number of an elementwise law, a direction or example of any other. All units
-of a leaf have one law. Of units of several numbers three things are compared: their values, those of each number, and the
-products of pairs of numbers; values by bins of about equal probability, of which each holds enough draws.
+of a leaf have one law. Of units of several numbers three things are compared: their values, those of each number, and
+the products of pairs of numbers; values by bins of about equal probability, of which each holds enough draws.
 """
 
 import math

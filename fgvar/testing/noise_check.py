@@ -18,7 +18,7 @@ from fgvar.testing.comparisons import require_declared_noise
 from fgvar.testing.frequencies import Frequencies
 from fgvar.testing.mean_tests import AT_ONCE, MARGIN, MIN_MOVED, MeanTest, mean_test
 from fgvar.testing.statistical import PILOT_SEED
-from fgvar.testing.under_test import EstimatorUnderTest, Failure, Undecided
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable, Undecided
 from fgvar.testing.verdict import MAX_DRAWS, advice, rounded
 
 NOISE_DRAWS = 8192
@@ -41,7 +41,7 @@ def noise(tested: EstimatorUnderTest) -> str:
     for frequencies in drawn.finite.values():
         _require_frequencies(drawn, frequencies, level / len(drawn.finite))
     if not owners:
-        return "all of it has one value, or too many to be listed"
+        raise NotApplicable("all of its noise has one value, or too many values to be listed")
     verdicts, square = _moments(drawn, level)
     for what, verdict in zip(MOMENTS, verdicts, strict=True):
         if what != MOMENTS[-1]:  # two draws of a sparse law seldom meet, and that they do not is no fault
@@ -53,7 +53,7 @@ def noise(tested: EstimatorUnderTest) -> str:
                 f"a number of leaf {name!r} has not {what}: {verdict} (the leaf's root mean square {size:.3g})"
             )
     again = _Drawn(tested, n, seed=2)
-    if all(bool((again.rows(window) == drawn.rows(window)).all()) for window in drawn.windows):
+    if all(bool((again.sampled(window) == drawn.rows(window)).all()) for window in drawn.windows):
         raise Failure("another seed gives the same noise")
     z, i, j = _largest_correlation(drawn)
     critical = float(special.ndtri(1 - level / max(len(owners) * (len(owners) - 1), 1)))
@@ -116,7 +116,7 @@ class _Drawn:
         problem = self.tested.problem
         held = torch.empty(self.draws, len(self.owners), dtype=problem.dtype, device=problem.device)
         for window in self.windows:
-            held[window.start : window.stop] = self._sampled(window)
+            held[window.start : window.stop] = self.sampled(window)
         return held
 
     @property
@@ -126,13 +126,14 @@ class _Drawn:
 
     def rows(self, window: range) -> Tensor:
         """All numbers of these draws."""
-        return self._sampled(window) if self.held is None else self.held[window.start : window.stop]
+        return self.sampled(window) if self.held is None else self.held[window.start : window.stop]
 
     def columns(self, which: range) -> Tensor:
         """These numbers in all draws."""
         return torch.cat([self.rows(window)[:, which.start : which.stop].clone() for window in self.windows])
 
-    def _sampled(self, window: range) -> Tensor:
+    def sampled(self, window: range) -> Tensor:
+        """All numbers of these draws, drawn now."""
         drawn = self.raw(window)
         return torch.cat(
             [self.finite[name].scores(u) if name in self.finite else u.flatten(1) for name, u in drawn.items()], dim=1

@@ -73,7 +73,7 @@ def zero_gradient(tested: EstimatorUnderTest) -> str:
     if own_loss(tested):
         raise NotApplicable(OWN_LOSS)
     flat = tested.on(with_loss(tested.problem, lambda loss: 0 * loss))
-    drawn = tested.noise(range(ZERO_DRAWS)) if tested.randomness.size else {}
+    drawn = flat.noise(range(ZERO_DRAWS)) if flat.randomness.size else {}
     found = [flat.estimate(flat.one(drawn, draw)) for draw in range(ZERO_DRAWS if drawn else 1)]
     if all(not bool(value.any()) for one in found for value in one.values()):
         return "every estimate is 0"

@@ -1,4 +1,4 @@
-"""Weights check: holds what samples the terms of a sum to E ω = 1 for each of them, exactly where it can be enumerated."""
+"""Weights check: holds samplers to E ω = 1 for every term of the sum, exactly where their noise can be enumerated."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -42,10 +42,8 @@ def _of_sample(tested: EstimatorUnderTest, sample: Any) -> str:
         return _drawn(tested, sample, randomness)
     mean: Gradients = {}
     for noise, chances in _values(randomness, tested.problem):
-        for name, omega in tested.ask(
-            "the sample's view", lambda n=noise: _omegas(sample, tested.problem, n)
-        ).items():  # type: ignore[misc]
-            mean[name] = mean.get(name, 0) + torch.tensordot(chances, omega.double().cpu(), dims=1)
+        for name, omega in _omegas(tested, sample, noise).items():
+            mean[name] = mean.get(name, 0) + torch.tensordot(chances, omega, dims=1)
     for name, omega in mean.items():
         if float((omega - 1).abs().max()) > tolerance(tested):
             raise Failure(f"E ω of {_term(name, omega, (omega - 1).abs())} (exact), expected 1")
@@ -54,14 +52,13 @@ def _of_sample(tested: EstimatorUnderTest, sample: Any) -> str:
 
 def _drawn(tested: EstimatorUnderTest, sample: Any, randomness: Randomness) -> str:
     problem, draws = tested.problem, tested.draws if isinstance(tested.draws, int) else DRAWS
-    found: dict[str, list[Tensor]] = {}
-    for window in ranges(0, draws, TOGETHER):
-        noise = randomness.sample(3, window, dtype=problem.dtype, device=problem.device)
-        for name, omega in tested.ask("the sample's view", lambda n=noise: _omegas(sample, problem, n)).items():  # type: ignore[misc]
-            found.setdefault(name, []).append(omega.double().cpu())
-    for name, parts in found.items():
-        omega = torch.cat(parts)
-        verdict = mean_test(omega.flatten(1), 1.0, level=tested.level / len(found))
+    parts = [
+        _omegas(tested, sample, randomness.sample(3, window, dtype=problem.dtype, device=problem.device))
+        for window in ranges(0, draws, TOGETHER)
+    ]
+    for name in parts[0]:
+        omega = torch.cat([part[name] for part in parts])
+        verdict = mean_test(omega.flatten(1), 1.0, level=tested.level / len(parts[0]))
         if not verdict.passed:
             off = verdict.z.abs().masked_fill(verdict.undecided, -1.0).reshape(omega.shape[1:])
             raise Failure(f"E ω of {_term(name, omega.mean(0), off)}, expected 1: {verdict}")
@@ -82,9 +79,9 @@ def _values(randomness: Randomness, problem: Problem) -> Iterator[tuple[Gradient
         yield {name: u.to(problem.device) for name, u in noise.items()}, every.probabilities(window)
 
 
-def _omegas(sample: Any, problem: Problem, noise: Mapping[str, Tensor]) -> Gradients:
+def _omegas(tested: EstimatorUnderTest, sample: Any, noise: Mapping[str, Tensor]) -> Gradients:
     """ω of every example, and of every term of sums inside the network, for each of the stacked noise."""
-    count = problem.batch_size
+    problem, count = tested.problem, tested.problem.batch_size
     here = problem.moved({name: p + ELSEWHERE * p.cos() for name, p in problem.params.items()})
     # Examples carry their numbers as weights of the loss, which go where they go.
     here.weights = torch.arange(count, dtype=torch.float64, device=problem.device)
@@ -97,14 +94,17 @@ def _omegas(sample: Any, problem: Problem, noise: Mapping[str, Tensor]) -> Gradi
         at = seen.weights.long() == torch.arange(count, device=problem.device)[:, None]
         found = {"batch": (at * factors).sum(1) * (count / len(factors))}
         for name, tap in seen.taps.items():
-            if tap is not here.taps.get(name) and hasattr(module := problem.network.modules[name], "omega_of"):
-                found[name] = module.omega_of(tap)
+            omega_of: Any = getattr(problem.network.modules[name], "omega_of", None)
+            if omega_of is not None and tap is not here.taps.get(name):
+                found[name] = omega_of(tap)
         return found
 
-    if not noise:
+    def stacked() -> Gradients:
+        if noise:
+            return dict(problem.network.stack(sample, one, dict(noise)))
         return {name: omega[None] for name, omega in one({}).items()}
-    stacked: Gradients = problem.network.stack(sample, one, dict(noise))
-    return stacked
+
+    return {name: omega.double().cpu() for name, omega in tested.ask("the sample's view", stacked).items()}
 
 
 def _term(name: str, omega: Tensor, off: Tensor) -> str:
