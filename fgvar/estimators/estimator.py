@@ -283,6 +283,8 @@ class ExactGradient:
 
     losses: Losses = GlobalLoss(heads=False)  # noqa: RUF009 (frozen)
 
+    additive: ClassVar[bool] = True  # its estimate is the mean of those of each example alone
+
     @property
     def bias_reason(self) -> str:
         return ""

@@ -193,6 +193,8 @@ class Draw:
         return Chosen(numbers, omega * (len(numbers) / problem.batch_size))
 
     def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:
+        if self.over == BATCH and not (self.by.adapted or self.top):
+            return here.rows(noise[""])  # evenly: every factor is 1, and a product less of every loss and tangent
         if self.over == BATCH:
             numbers, factors = self.chosen(noise[""], problem)
             return here.rows(numbers).weighted(factors.to(problem.dtype))

@@ -17,7 +17,8 @@ from fgvar.stochastic.transforms import Gradient, Shapes, Transform, shapes_of
 
 T = TypeVar("T")
 
-RESERVED = frozenset({"of", "sample", "at", "each", "then"})  # what names of leaves of words begin with
+WHOLE = frozenset({"sample", "at", "then"})  # what names of leaves begin with that no term has of its own
+RESERVED = WHOLE | {"of", "each"}  # what names of leaves of words begin with
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Stochastic:
     def randomness(self, problem: Problem) -> Randomness:
         if problem.coupled and (self.each or type(self.sample) is not Everything):
             raise ValueError("the loss couples the examples, so that no sum over examples can be sampled")
-        declared = _declared(problem)
+        origin = origin_of(problem)
         own = self.of.randomness(self._template(problem))
         if own.adapted and (self.each or type(self.sample) is not Everything):
             raise ValueError(
@@ -109,7 +110,7 @@ class Stochastic:
                 f"{', '.join(problem.params)}; put the way back last in then, as Carriers(…).back"
             )
         leaves |= {
-            **_named("sample", self.sample.leaves(declared)),
+            **_named("sample", self.sample.leaves(origin)),
             **_named("at", self.at.leaves(problem)),
             **of_whole,
         }
@@ -148,6 +149,14 @@ class Stochastic:
             return None
         return float(2 * bound * share)
 
+    def term(self, example: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Gradient:
+        """each(ĝ_n): the shaped gradient of one example as a batch of one, given the noise that is its own."""
+        gradient = self.of.estimate(example, _inner(noise)).gradient
+        for index, transform in enumerate(self.each):
+            # By the whole problem at θ, as in ``then``: masks and carriers are the same for every example.
+            gradient = transform(gradient, problem, _under(f"each.{index}", noise))
+        return gradient
+
     def _template(self, problem: Problem) -> Problem:
         """A problem of as many examples as ``of`` will see."""
         if self.each:
@@ -157,7 +166,7 @@ class Stochastic:
 
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         here = self.at.view(problem, _under("at", noise))
-        seen = self.sample.view(here, _under("sample", noise), _declared(problem))
+        seen = self.sample.view(here, _under("sample", noise), origin_of(problem))
         gradient = self._shaped(seen, noise, problem) if self.each else self.of.estimate(seen, _inner(noise)).gradient
         for index, transform in enumerate(self.then):
             gradient = transform(gradient, problem, _under(f"then.{index}", noise))
@@ -166,24 +175,24 @@ class Stochastic:
     def _shaped(self, seen: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Gradient:
         """Σ_n ω_n each(ĝ_n)/N: every example's own gradient, without its ω, shaped before they are added up."""
         factors = seen.importance
-        names = [name for name in noise if name.partition(".")[0] not in ("sample", "at", "then")]
 
         def one(example: Problem, own: Mapping[str, Tensor]) -> Gradient:
-            gradient = self.of.estimate(example, _inner(own)).gradient
-            for index, transform in enumerate(self.each):
-                # By the whole problem at θ, as in ``then``: masks and carriers are the same for every example.
-                gradient = transform(gradient, problem, _under(f"each.{index}", own))
-            return gradient
+            return self.term(example, own, problem)
 
-        each = seen.unweighted().per_example(one, {name: noise[name] for name in names})
+        each = seen.unweighted().per_example(one, of_terms(noise))
         if factors is None:
             return {name: g.mean(0) for name, g in each.items()}
         return {name: torch.tensordot(factors / len(factors), g, dims=1) for name, g in each.items()}
 
 
-def _declared(problem: Problem) -> Problem:
+def origin_of(problem: Problem) -> Problem:
     """Where probabilities come from: where the law of the noise was declared."""
     return problem if problem.origin is None else problem.origin
+
+
+def of_terms(noise: Mapping[str, T]) -> dict[str, T]:
+    """What of the noise, or of its leaves, each term has of its own where terms are shaped one by one."""
+    return {name: u for name, u in noise.items() if name.partition(".")[0] not in WHOLE}
 
 
 def _outer(name: str) -> str:

@@ -18,6 +18,7 @@ import fgvar
 from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.problem import Problem
+from fgvar.stochastic.sentence import Stochastic
 from fgvar.testing.comparisons import batch_axes, difference
 from fgvar.testing.enumeration import expectation
 from fgvar.testing.exact_moments import claim, tolerance, variances
@@ -192,7 +193,7 @@ def bias_order(tested: EstimatorUnderTest) -> str:
 
 def _declared_variance(estimator: GradientEstimator, problem: Problem) -> Gradients:
     method = getattr(estimator, "variance", None)
-    if method is None and isinstance(estimator, Estimator):
+    if method is None and isinstance(estimator, Estimator | Stochastic):
         try:
             return closed_forms.variance(estimator, problem)
         except ValueError as error:

@@ -93,6 +93,8 @@ ORDER = (
     "fgvar.theory.activity_ratio",
     "fgvar.theory.quadratic_forms",
     "fgvar.theory.applicability",
+    "fgvar.theory.perturbation",
+    "fgvar.theory.stochastic",
     "fgvar.theory.closed_forms",
     "fgvar.theory",
     "fgvar.measurement",
