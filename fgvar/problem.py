@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -55,6 +56,7 @@ class Problem:
     weights: Tensor | None = None
     weighs = False  # has the loss weights?
     importance: Tensor | None = None  # what a sampler multiplies each example's loss by, [batch]
+    taps: Mapping[str, Tensor] = MappingProxyType({})  # site → what is added to its activity, [batch, …]
     origin: "Problem | None" = None  # where the probabilities of samplers are declared, if parameters moved since
     trace: ForwardTrace
     single_trace: ForwardTrace  # of the first example alone
@@ -74,7 +76,10 @@ class Problem:
         self.network = Network(module)
         problem_checks.require_finite("parameters", {**self.params, **self.frozen})
         with purity.undisturbed(self.device):
-            self.trace, self.single_trace = dry_run.traces(self, loss if isinstance(loss, str) else "")
+            self.trace, self.single_trace = self._dry_run(loss if isinstance(loss, str) else "")
+
+    def _dry_run(self, loss: str) -> tuple[ForwardTrace, ForwardTrace]:
+        return dry_run.traces(self, loss)
 
     @property
     def batch_size(self) -> int:
@@ -147,7 +152,7 @@ class Problem:
         return some
 
     def weighted(self, factors: Tensor) -> Self:
-        """The problem whose loss of example n counts ``factors``\ ₙ times: (1/N) Σ fₙ ℓₙ, the factors [batch] constant.
+        """The problem whose loss of example n counts f_n times: (1/N) Σ f_n ℓ_n, the factors [batch] constant.
 
         Factors of earlier calls multiply; weights of the loss stay what they are.
 
@@ -165,12 +170,12 @@ class Problem:
 
     def moved(self, params: Mapping[str, Tensor]) -> Self:
         """The problem at other parameters, which remembers those it had: there the law of its noise was declared."""
-        constants = {name: p.detach() for name, p in params.items()}
-        return self._with(params=constants, origin=self if self.origin is None else self.origin)
+        there = self.at({name: p.detach() for name, p in params.items()})
+        return there._with(origin=self if self.origin is None else self.origin)
 
     def tapped(self, site: str, value: Tensor) -> Self:
-        """The problem with ``value`` as the tap of a `Site` or of `Terms`, of the shape that the tap broadcasts to."""
-        return self._with(buffers={**self.buffers, f"{site}.tap": value})
+        """The problem with ``value`` as the tap of a `Site` or of `Terms`, [batch, …]: each example has its own."""
+        return self._with(taps={**self.taps, site: value})
 
     def example(self, index: int) -> "Problem":
         """The problem of one example, as a batch of one; from the end where the index is negative."""
@@ -193,6 +198,8 @@ class Problem:
     def _leaves(self) -> dict[str, Any]:
         """All that has the examples along its first axis."""
         leaves = {"inputs": self.inputs, "targets": self.targets}
+        if self.taps:
+            leaves["taps"] = dict(self.taps)
         factors = {"weights": self.weights, "importance": self.importance}
         return leaves | {name: factor for name, factor in factors.items() if factor is not None}
 
@@ -232,7 +239,7 @@ class Problem:
         replace: Mapping[str, Tensor] | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
         """Forward pass with sites perturbed by ``taps``: output and watched values (see `Network.run`)."""
-        tensors = {**self.buffers, **params, **{f"{site}.tap": u for site, u in (taps or {}).items()}}
+        tensors = {**self._constants(taps or {}), **params}
         return self.network.run(tensors, self.inputs, watch=watch, cut=cut, add_tangent=add_tangent, replace=replace)
 
     def shift_outputs(
@@ -244,7 +251,13 @@ class Problem:
         replace: Mapping[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, tuple[Any, Any]]]:
         """Values at ``cut`` with the outputs of modules shifted; inputs and outputs of those modules."""
-        return self.network.shift_outputs({**self.buffers, **params}, self.inputs, shifts, cut=cut, replace=replace)
+        tensors = {**self._constants({}), **params}
+        return self.network.shift_outputs(tensors, self.inputs, shifts, cut=cut, replace=replace)
+
+    def _constants(self, taps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Buffers with what sites add: these taps, around those that the problem itself has."""
+        around = {site: self.taps[site] + u if site in self.taps else u for site, u in taps.items()}
+        return {**self.buffers, **{f"{site}.tap": value for site, value in {**self.taps, **around}.items()}}
 
     def losses(self, outputs: Any) -> Tensor:
         """Per-example loss [batch] of outputs of the network or of a local head: n w ℓ / Σ w where it has weights.
