@@ -49,6 +49,7 @@ ORDER = (
     "fgvar.problem_checks",
     "fgvar.nn.local_heads",
     "fgvar.loss_functions",
+    "fgvar.dry_run",
     "fgvar.problem",
     "fgvar.contrastive",
     "fgvar.estimators",
@@ -58,6 +59,7 @@ ORDER = (
     "fgvar.estimators.random_streams",
     "fgvar.estimators.randomness",
     "fgvar.estimators.noise",
+    "fgvar.estimators.choices",
     "fgvar.estimators.spaces",
     "fgvar.estimators.activity_space",
     "fgvar.estimators.weight_space",
@@ -69,6 +71,15 @@ ORDER = (
     "fgvar.estimators.structured_noise",
     "fgvar.estimators.controls",
     "fgvar.estimators.subspace_guesses",
+    "fgvar.stochastic",
+    "fgvar.stochastic.scores",
+    "fgvar.stochastic.sampling",
+    "fgvar.stochastic.points",
+    "fgvar.stochastic.transforms",
+    "fgvar.stochastic.sentence",
+    "fgvar.stochastic.streams",
+    "fgvar.stochastic.history",
+    "fgvar.stochastic.targets",
     "fgvar.estimators.schemes",
     "fgvar.theory.credit_vectors",
     "fgvar.theory.site_jacobians",
@@ -137,6 +148,8 @@ ORDER = (
     "fgvar.testing.mean_tests",
     "fgvar.testing.mutants.broken_words",
     "fgvar.testing.mutants.broken_estimates",
+    "fgvar.testing.mutants.broken_streams",
+    "fgvar.testing.mutants.moved_probabilities",
     "fgvar.testing.problems",
     "fgvar.testing.mutants.lookalikes",
     "fgvar.testing.mutants",
@@ -153,6 +166,7 @@ ORDER = (
     "fgvar.testing.sampled_checks",
     "fgvar.testing.forecast",
     "fgvar.testing.declared_checks",
+    "fgvar.testing.stream_check",
     "fgvar.testing.unbiasedness",
     "fgvar.testing.checks",
     "fgvar.commands",
@@ -209,7 +223,7 @@ def test_every_public_name_loads_and_is_documented() -> None:
     for name in fgvar.__all__:
         assert getattr(fgvar, name).__doc__, name
     assert set(fgvar.__all__) <= set(dir(fgvar))
-    assert 35 <= len(fgvar.__all__) <= 40
+    assert 35 <= len(fgvar.__all__) <= 48
 
 
 @pytest.mark.parametrize(
