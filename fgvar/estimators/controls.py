@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -157,6 +157,8 @@ class IsotropicNull:
         >>> IsotropicNull().bias_reason
         'a control: E ĝ = 0'
     """
+
+    centred: ClassVar[bool] = True  # E ĝ = 0
 
     losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
 

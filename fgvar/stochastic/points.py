@@ -56,9 +56,9 @@ class Here:
 class Ahead:
     """At θ' = θ − step·z, z an estimate of any estimator's, constant for differentiation.
 
-    Extrapolation, whose bias is −step·H E z + O(step²) for the Hessian H; for E z = 0, as of `Noise`,
-    ½ step²·∇tr(H Cov z). With ``unit`` and a negative step it is sharpness-aware minimisation, of bias +ρ H g/‖g‖ for
-    ρ = −step.
+    Extrapolation, whose bias is −step·H E z + O(step²) for the Hessian H; for E z = 0, of estimators that declare
+    ``centred = True`` as `Noise` does, ½ step²·∇tr(H Cov z). With ``unit`` and a negative step it is sharpness-aware
+    minimisation, of bias +ρ H g/‖g‖ for ρ = −step.
 
     Args:
         by: whose estimate z is, a dict like ``problem.params``.

@@ -35,7 +35,11 @@ LAW = "support × hermite"
 
 def variance(tested: EstimatorUnderTest) -> str:
     """The variance of every weight is the declared one: exactly where it can be enumerated, else as a trace."""
-    declared = _declared_variance(tested.estimator, tested.problem)
+    return require_variance(tested, declared_variance(tested.estimator, tested.problem))
+
+
+def require_variance(tested: EstimatorUnderTest, declared: Gradients) -> str:
+    """How the variance of every weight has been found to be the declared one; a `Failure` where it is not."""
     tested.require_gradient("the declared variance", {k: v.to(tested.problem.dtype) for k, v in declared.items()})
     if (exact := variances(tested)) is not None:
         largest = max(max(float(value.max()) for value in declared.values()), tested.size**2)
@@ -196,7 +200,8 @@ def bias_order(tested: EstimatorUnderTest) -> str:
 # ---- what checks share ---------------------------------------------------------------------------------------
 
 
-def _declared_variance(estimator: GradientEstimator, problem: Problem) -> Gradients:
+def declared_variance(estimator: GradientEstimator, problem: Problem) -> Gradients:
+    """By its method ``variance(problem)``, or in closed form; a `NotApplicable` where there is none."""
     method = getattr(estimator, "variance", None)
     if method is None and isinstance(estimator, Estimator):
         try:
@@ -226,7 +231,7 @@ def _directions_axis(one: EstimatorUnderTest, several: EstimatorUnderTest, count
 
 
 def _declaring(part: object, name: str) -> Any:
-    """What declares it: an estimator, its noise, its oracle, its point, or likewise what it is of; None if nothing."""
+    """What declares it: an estimator, its noise, oracle or point, or likewise what it is of; None if nothing."""
     for word in (part, *(getattr(part, word, None) for word in ("noise", "oracle", "at"))):
         if getattr(word, name, None) is not None:
             return word
