@@ -12,6 +12,7 @@ from fgvar.testing import (
     noise_check,
     required_checks,
     sensitivity_check,
+    stream_check,
     unbiasedness,
     weights_check,
 )
@@ -26,7 +27,7 @@ Problems = Problem | Mapping[str, Problem] | Sequence[Problem]
 
 LEVEL = 1e-6  # nominal false alarms of one report, over all of its statistical verdicts
 # Verdicts that may be drawn: noise, precision, 2 of linear_in_loss, batch_order, zero_gradient, unbiased with scale,
-# variance, directions, weights.
+# variance (of streams: stream), directions, weights.
 STATISTICAL = 10
 UNSOUND = "nothing more is tried of an estimator without the right structure"
 
@@ -91,6 +92,7 @@ CHECKS = {
         Check("shared_noise", declared_checks.shared_noise, required=False),
         Check("repr", declared_checks.repr_round_trips, required=False),
         Check("bias_order", declared_checks.bias_order, required=False),
+        Check("stream", stream_check.stream, required=False),
         Check("weights", weights_check.weights, required=False),
         Check("sensitivity", sensitivity_check.sensitivity, required=False),
     )

@@ -33,7 +33,7 @@ def _samples(estimator: Any) -> Iterator[Any]:
         sample = getattr(estimator, "sample", None)
         if hasattr(sample, "view") and hasattr(sample, "leaves"):
             yield sample
-        estimator = getattr(estimator, "of", None)
+        estimator = getattr(estimator, "of", getattr(estimator, "estimator", None))
 
 
 def _of_sample(tested: EstimatorUnderTest, sample: Any) -> str:
