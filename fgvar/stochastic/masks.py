@@ -32,6 +32,7 @@ class Mask:
     keep: Keep
 
     linear: ClassVar[bool] = True
+    contracts: ClassVar[bool] = True
     bias_reason: ClassVar[str] = "dead parameters have no gradient"
 
     def leaves(self, problem: Problem, shapes: Shapes) -> dict[str, Leaf]:

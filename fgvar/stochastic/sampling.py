@@ -43,6 +43,8 @@ class Sample(Protocol):
     def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:
         """The sampled problem at ``here``, its terms `weighted`; probabilities are those of ``problem``."""
 
+    # A method ``largest_share(problem)``, the largest ω_n/N whatever is drawn, is optional: what one example may do.
+
     # What theory asks, of x_n for each of the N terms, [N, …], and of X = (1/N) Σ ω_n x_n; all entry by entry.
 
     def no_closed_form(self, problem: Problem) -> str | None:
@@ -81,6 +83,9 @@ class Everything:
 
     def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:  # noqa: ARG002
         return here
+
+    def largest_share(self, problem: Problem) -> float | None:
+        return 1 / problem.batch_size
 
     def no_closed_form(self, problem: Problem) -> str | None:  # noqa: ARG002
         return None
@@ -199,6 +204,11 @@ class Draw:
             whole = torch.zeros_like(law.others).scatter_add(-1, numbers, omega).to(problem.dtype)
             here = here.tapped(name, module.tap_of(whole))
         return here
+
+    def largest_share(self, problem: Problem) -> float | None:  # noqa: ARG002
+        if self.over != BATCH or self.by.adapted or self.top:  # shares that depend on the examples
+            return None
+        return 1.0 if self.replace else 1 / self.size  # put back, one example can be drawn every time
 
     def no_closed_form(self, problem: Problem) -> str | None:
         if self.over != BATCH:

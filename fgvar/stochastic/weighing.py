@@ -64,6 +64,9 @@ class Poisson:
             return here.weighted(kept / self.rate)
         return here.weighted(kept * (len(kept) / kept.sum().clamp_min(1)))
 
+    def largest_share(self, problem: Problem) -> float | None:
+        return 1 / (self.rate * problem.batch_size) if self.divide == "expected" else 1.0
+
     def no_closed_form(self, problem: Problem) -> str | None:  # noqa: ARG002
         return None
 
