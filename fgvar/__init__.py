@@ -30,6 +30,8 @@ _NAMES = {
     "Rademacher": "fgvar.estimators.noise",
     "Jvp": "fgvar.estimators.oracles",
     "Stochastic": "fgvar.stochastic.sentence",
+    "History": "fgvar.stochastic.history",
+    "Against": "fgvar.stochastic.targets",
     # measurements, training runs and grids of either
     "measure": "fgvar.measurement.measure",
     "summary": "fgvar.measurement.dataset",
@@ -100,6 +102,19 @@ _SUBJECTS |= {
     },
     "points": {
         "Here": "fgvar.stochastic.points",
+        "Ahead": "fgvar.stochastic.points",
+        "Noise": "fgvar.stochastic.points",
+        "Tapped": "fgvar.stochastic.points",
+    },
+    "streams": {
+        "Momentum": "fgvar.stochastic.streams",
+        "Adam": "fgvar.stochastic.streams",
+        "DiffGrad": "fgvar.stochastic.streams",
+        "ErrorFeedback": "fgvar.stochastic.streams",
+    },
+    "targets": {
+        "TargetOf": "fgvar.stochastic.targets",
+        "Newton": "fgvar.stochastic.targets",
     },
     "transforms": {
         "Clip": "fgvar.stochastic.transforms",

@@ -111,6 +111,8 @@ class IsotropicNull:
         'a control: E ĝ = 0'
     """
 
+    centred: ClassVar[bool] = True  # E ĝ = 0
+
     losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
 
     @property

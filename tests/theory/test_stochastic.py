@@ -122,7 +122,7 @@ def test_schemes_of_networks(of: fgvar.Estimator, sample: Sample) -> None:
 @pytest.mark.parametrize("of", ["FG-W", "FG-A", "FA", "DFA", "frozen"])
 def test_tied_weights_feedback_and_a_frozen_trunk(of: str) -> None:
     estimator = fgvar.Stochastic(of=fgvar.scheme(of), sample=sampling.Draw(2))
-    problem = CASES["mlp_relu" if of == "DFA" else "shared_weights"]().rows(slice(0, 3))
+    problem = CASES["mlp_relu" if of in ("DFA", "frozen") else "shared_weights"]().rows(slice(0, 3))
     if theory.no_closed_form(estimator.of, problem):
         return assert_enumerated(estimator, problem)
     mean, variance = listed(estimator, problem)

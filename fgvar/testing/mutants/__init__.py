@@ -13,9 +13,14 @@ from fgvar.estimators.losses import LocalLosses
 from fgvar.estimators.noise import Rademacher
 from fgvar.estimators.schemes import scheme
 from fgvar.estimators.weight_space import WeightSpace
+from fgvar.stochastic.history import History
+from fgvar.stochastic.streams import Adam
+from fgvar.stochastic.targets import Against
 from fgvar.testing.mutants import broken_estimates as estimates
 from fgvar.testing.mutants import broken_words as words
+from fgvar.testing.mutants.broken_streams import AliasedDiffGrad
 from fgvar.testing.mutants.lookalikes import LOOKALIKES, Lookalike
+from fgvar.testing.mutants.moved_probabilities import AtPoint, MovedProbabilities
 
 __all__ = ["LOOKALIKES", "MUTANTS", "Lookalike", "Mutant"]
 
@@ -239,6 +244,15 @@ _MUTANTS = (
         "wrong-reference", estimates.BackpropGradient(_WEIGHTS, losses=_LOCAL), "unbiased",
         "Local losses are held against the end-to-end gradient: what locality costs is called noise.",
         shows_on="mixer",
+    ),
+    # streams, and samples at other points
+    Mutant(
+        "aliased-state", History(Estimator(), Adam(factor=AliasedDiffGrad()), steps=3), "stream",
+        "The previous gradient is no copy: it is the present one, and the factor σ(|difference|) is ½ for ever.",
+    ),
+    Mutant(
+        "moved-probabilities", Against(MovedProbabilities(), AtPoint(MovedProbabilities().at)), "unbiased",
+        "Examples are drawn by the probabilities at θ and weighed by those of a moved point: E ω is not 1.",
     ),
     # what is not the loss's gradient at all
     Mutant(
