@@ -12,6 +12,7 @@ _NAMES = {
     "Problem": "fgvar.problem",
     "with_sites": "fgvar.nn.sites",
     "with_local_heads": "fgvar.nn.local_heads",
+    "Terms": "fgvar.nn.terms",
     # estimators: the field's names, the sentence and its first words
     "scheme": "fgvar.estimators.schemes",
     "schemes": "fgvar.estimators.schemes",
@@ -51,6 +52,7 @@ _SUBJECTS = {
         "Orthogonal": "fgvar.estimators.structured_noise",
         "Sparse": "fgvar.estimators.structured_noise",
         "LowRank": "fgvar.estimators.structured_noise",
+        "Uniform": "fgvar.estimators.noise",
         "Choice": "fgvar.estimators.choices",
         "Bernoulli": "fgvar.estimators.choices",
     },
@@ -80,7 +82,6 @@ _SUBJECTS = {
     },
     "controls": {
         "FrozenTrunk": "fgvar.estimators.controls",
-        "Minibatch": "fgvar.estimators.controls",
         "MatchedNoise": "fgvar.estimators.controls",
         "IsotropicNull": "fgvar.estimators.controls",
     },
@@ -89,8 +90,15 @@ _SUBJECTS |= {
     "sampling": {
         "Everything": "fgvar.stochastic.sampling",
         "Draw": "fgvar.stochastic.sampling",
-        "Poisson": "fgvar.stochastic.sampling",
+        "Poisson": "fgvar.stochastic.weighing",
+        "Reweighted": "fgvar.stochastic.weighing",
+        "Union": "fgvar.stochastic.union",
         "Uniform": "fgvar.stochastic.scores",
+        "Losses": "fgvar.stochastic.scores",
+        "Outputs": "fgvar.stochastic.scores",
+        "GradientNorms": "fgvar.stochastic.scores",
+        "TermSizes": "fgvar.stochastic.scores",
+        "Mixed": "fgvar.stochastic.scores",
     },
     "points": {
         "Here": "fgvar.stochastic.points",
@@ -107,6 +115,20 @@ _SUBJECTS |= {
     "targets": {
         "TargetOf": "fgvar.stochastic.targets",
         "Newton": "fgvar.stochastic.targets",
+    },
+    "transforms": {
+        "Clip": "fgvar.stochastic.transforms",
+        "AddNoise": "fgvar.stochastic.transforms",
+        "RandomK": "fgvar.stochastic.transforms",
+        "TopK": "fgvar.stochastic.transforms",
+        "Quantise": "fgvar.stochastic.transforms",
+        "Sign": "fgvar.stochastic.transforms",
+        "Mask": "fgvar.stochastic.masks",
+        "Magnitude": "fgvar.stochastic.masks",
+        "Saliency": "fgvar.stochastic.masks",
+        "Carriers": "fgvar.stochastic.carriers",
+        "FromCarriers": "fgvar.stochastic.carriers",
+        "Retained": "fgvar.stochastic.retained",
     },
 }
 _MODULES = dict.fromkeys(("contrastive", "data", "networks", "testing", "theory"), "")

@@ -18,11 +18,11 @@ class Choice:
     """Indices i₁ … i_m of a population of N terms, put back (independent), or not (all different).
 
     ``weights`` gives each index the factor ω with E Σ_k ω_k x(i_k) = Σ_n x(n) for every x. Put back it is 1/(m p_i);
-    not put back, of indices in the order drawn, ω_k = [(1 − Σ_{j<k} p(i_j))/p(i_k) + m − k]/m, and N/m where all p are
-    equal. What has probability 0 is never drawn, and no factor can make up for that.
+    not put back, of indices in the order drawn, ω_k = [(1 − Σ_{j<k} p(i_j))/p(i_k) + m − k]/m, and N/m where all p
+    are equal. What has probability 0 is never drawn, and no factor can make up for that.
 
     Args:
-        probabilities: [..., N] ≥ 0, each row of the population's numbers summing to 1. Leaves have the shape [..., m].
+        probabilities: [..., N] ≥ 0, each row of the population's numbers summing to 1. Leaves have shape [..., m].
         replace: put back.
         even: all probabilities are equal; said, not looked for.
         adapted: they come from the parameters (see `fgvar.estimators.randomness.Law`).
@@ -31,7 +31,7 @@ class Choice:
         ValueError: on use, more indices than terms of positive probability, where none is put back.
 
     Source: Des Raj 1956 for the factors of what is not put back; drawn as the smallest of exponential times over p
-    (Efraimidis and Spirakis 2006), which is the law of ``torch.multinomial``.
+    (Efraimidis and Spirakis 2006), which is the law of ``torch.multinomial``. Put back: the inverse of Σ_{j≤i} p_j.
 
     Example:
         >>> law = Choice(torch.tensor([0.5, 0.25, 0.25]), replace=False)
@@ -51,11 +51,14 @@ class Choice:
     def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:  # noqa: ARG002
         self._require_shape(shape)
         p, count = self.probabilities.to(device, torch.float64), shape[-1]
-        rows = (*shape, p.shape[-1]) if self.replace else (*shape[:-1], p.shape[-1])
-        # An exponential time with rate p each: the first to come is a draw by p, the next ones those not put back.
-        times = -torch.log1p(-stream.uniform(rows, torch.float64, device))
         if self.replace:
-            return (times / p[..., None, :]).argmin(-1)
+            below = p.cumsum(-1)
+            # Over its last number, which rounding leaves beside 1. Of p = 0 the interval [below, below) is empty.
+            return torch.searchsorted(below / below[..., -1:], stream.uniform(shape, p.dtype, device), right=True)
+        if not (self.even or p.is_meta):
+            _require_enough(count, int((p > 0).sum(-1).min()))
+        # An exponential time with rate p each: the first to come is a draw by p, the next ones those not put back.
+        times = -torch.log1p(-stream.uniform((*shape[:-1], p.shape[-1]), p.dtype, device))
         return (times / p).topk(count, largest=False, sorted=True).indices
 
     def support(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -71,12 +74,16 @@ class Choice:
     def weights(self, chosen: Tensor) -> Tensor:
         """ω of each of the indices [..., m], which lie in the order drawn."""
         count, population = chosen.shape[-1], self.probabilities.shape[-1]
-        p = self.probabilities.to(chosen.device).expand(*chosen.shape[:-1], population).gather(-1, chosen)
+        rows = self.probabilities.to(chosen.device).expand(*chosen.shape[:-1], population)
+        p = rows.gather(-1, chosen)
         if self.replace:
             return 1 / (count * p)
         if self.even:
             return torch.full_like(p, population / count)
-        left = (1 - (p.cumsum(-1) - p)).clamp_min(0)  # probability of what has not been drawn before
+        # What had not been drawn before each: all that never is, and what is from here on. A sum loses no digits to
+        # cancellation, as 1 − Σ_{j<k} p(i_j) does where little is left.
+        never = rows.scatter(-1, chosen, 0).sum(-1, keepdim=True)
+        left = never + p.flip(-1).cumsum(-1).flip(-1)
         later = torch.arange(count - 1, -1, -1, dtype=p.dtype, device=p.device)
         return (left / p + later) / count
 
@@ -86,13 +93,11 @@ class Choice:
         if self.replace:
             values = possible[combinations([len(possible)] * count)]
             return values, p[values].prod(1)
-        if count > len(possible):
-            raise ValueError(
-                f"{count} indices of {len(possible)} terms of positive probability, none put back; expected as many "
-                "terms at least: replace=True, or Mixed(by, uniform=…), which gives every term a chance"
-            )
+        _require_enough(count, len(possible))
         if math.perm(len(possible), count) > MOST_ORDERS:
-            raise ValueError(f"{count} indices of {len(possible)} are too many orders to list; take a smaller problem")
+            raise ValueError(
+                f"{count} indices of {len(possible)} have too many orders to list; take a smaller problem"
+            )
         values = torch.tensor(list(itertools.permutations(possible.tolist(), count)), dtype=torch.int64)
         drawn = p[values]
         return values, (drawn / (1 - (drawn.cumsum(1) - drawn))).prod(1)
@@ -107,6 +112,14 @@ class Choice:
 
 
 MOST_ORDERS = 1 << 20
+
+
+def _require_enough(count: int, possible: int) -> None:
+    if count > possible:
+        raise ValueError(
+            f"{count} indices of {possible} terms of positive probability, none put back; expected as many terms at "
+            "least: replace=True, or Mixed(by, uniform=…), which gives every term a chance"
+        )
 
 
 @dataclass(frozen=True)

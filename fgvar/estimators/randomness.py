@@ -22,8 +22,8 @@ TOGETHER = 16  # consecutive draws of a small leaf that one stream serves: to op
 class Law(Protocol):
     """How one tensor of random numbers is drawn: zero mean, unit variance, no correlation between numbers.
 
-    Or else, of a law with finitely many values, ``support(shape) -> values [values, *shape], probabilities [values]``:
-    means over it are sums, and it may have any mean, as a choice of examples has.
+    Or else, of a law with finitely many values, ``support(shape)``, these values [values, *shape] and probabilities
+    [values]: means over it are sums, and it may have any mean, as a choice of examples has.
 
     It asks the stream once, and nothing else, for random numbers: a stream that is asked again begins with the same
     bits. It may declare, as attributes of its class: ``isotropic = True`` (E uuᵀ = I exactly: means of quadratic

@@ -58,6 +58,13 @@ class Linearised(Protocol):
         """
 
 
+class Keep(Protocol):
+    """Which parameters are live: a frozen class, as `fgvar.transforms.Magnitude`."""
+
+    def mask(self, problem: Problem) -> dict[str, Tensor]:
+        """Ones for what is live, zeros for what is dead: a dict like ``problem.params``."""
+
+
 def require_perturbed(problem: Problem) -> None:
     """Raise where no parameter is left that schemes perturb."""
     if not problem.perturbed:

@@ -1,30 +1,39 @@
 """Sampling: which terms of a sum are looked at, and what each counts so that E ω = 1."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from fgvar.errors import unknown
-from fgvar.estimators.choices import Bernoulli, Choice
+from fgvar.estimators.choices import Choice
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
-from fgvar.stochastic.scores import Score, Uniform, probabilities
-
-BATCH = "batch"
+from fgvar.stochastic.scores import (
+    BATCH,
+    Score,
+    Uniform,
+    probabilities,
+    require_scores,
+    sampled_terms,
+    terms_shape,
+)
 
 
 class Sample(Protocol):
     """Which terms of a sum are looked at.
 
-    ``bias_reason`` says why E ω is not 1; empty where it is.
+    ``bias_reason`` says why E ω is not 1; empty where it is. ``linear`` says whether Σ ω ĝ is linear in the loss.
+    ``whole = True``, on its class, says that all examples are looked at, whatever is drawn, and weighed.
     """
 
     @property
     def bias_reason(self) -> str: ...
+
+    @property
+    def linear(self) -> bool: ...
 
     def leaves(self, problem: Problem) -> dict[str, Leaf]:
         """The noise that it needs. Probabilities are those at ``problem``, constant."""
@@ -47,7 +56,7 @@ class Sample(Protocol):
         """Var X."""
 
     def squares(self, terms: Tensor, problem: Problem) -> Tensor:
-        """E (1/N²) Σ ω_n² x_n, a term drawn twice counting as two: the variance of noise of their own, of variance x_n."""
+        """E (1/N²) Σ ω_n² x_n, one drawn twice counting as two: the variance by own noise, of variance x_n each."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,9 @@ class Everything:
         >>> Everything().bias_reason
         ''
     """
+
+    linear: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
 
     @property
     def bias_reason(self) -> str:
@@ -85,27 +97,46 @@ class Everything:
         return terms.mean(0) / len(terms)
 
 
+class Chosen(NamedTuple):
+    """Examples that were drawn, by number [drawn], and factors [drawn]: the estimate is (1/drawn) Σ factor · term."""
+
+    numbers: Tensor
+    factors: Tensor
+
+
+class _Law(NamedTuple):
+    """The law of what is drawn of one population, the terms taken for certain, and 1 for each of the others."""
+
+    choice: Choice
+    top: Tensor
+    others: Tensor
+
+
 @dataclass(frozen=True)
 class Draw:
     """``size`` terms drawn with probabilities p in proportion to scores; ``top`` terms of highest score for certain.
 
     Put back, ω = 1/(m p): E ĝ is the gradient of the whole, and its variance, for per-example gradients g_n of N
     examples, (1/m)[Σ‖g_n‖²/(N² p_n) − ‖ḡ‖²], least for p ∝ ‖g_n‖. Not put back, uniformly:
-    (1/m)(1 − m/N) Σ‖g_n − ḡ‖²/(N − 1).
+    (1/m)(1 − m/N) Σ‖g_n − ḡ‖²/(N − 1). A term of score 0 outside of the top is never drawn; `Mixed` is the remedy.
 
     Args:
         size: terms drawn, m.
-        top: terms of highest score that count once, ω = 1; the others are drawn from the rest.
+        top: terms of highest score that count once, ω = 1; the others are drawn from the rest. All of them: exact.
         by: scores.
         replace: put back.
         weigh: "unbiased"; "none": all drawn count the same (their mean), whatever their probabilities; "normalised":
             ω over the mean of ω.
-        over: "batch", or "terms" of a sum inside the network (`fgvar.Terms`), or the name of one such module.
+        over: "batch": examples, of which none but the drawn are computed; "terms": the terms of every `fgvar.Terms`
+            inside the network, each row drawn by itself, computed whole with ω = 0 for those left out; or the name of
+            one such module. E ĝ is then the whole gradient where the loss is linear in the sum: not in log Ẑ.
 
     Raises:
-        ValueError: a size below 1, a top below 0, an unknown ``weigh``.
+        ValueError: a size below 1, a top below 0, an unknown ``weigh``; on use, more terms than there are, scores
+            that are negative or not finite, a network without terms to sample.
 
-    Source: Des Raj 1956 (not put back); `fgvar.noise.Choice`.
+    Source: Des Raj 1956 (not put back; see `fgvar.noise.Choice`); Fu et al. 2022 (terms, top); over a latent
+    variable, REINFORCE (Williams 1992) and its sum-and-sample form (Liu et al. 2019).
 
     Example:
         >>> Draw(8).replace
@@ -123,7 +154,7 @@ class Draw:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"size is {self.size}, expected at least 1 example")
+            raise ValueError(f"size is {self.size}, expected at least 1 term")
         if self.top < 0:
             raise ValueError(f"top is {self.top}, expected a number of terms from 0 on")
         if self.weigh not in self.WEIGHS:
@@ -131,145 +162,122 @@ class Draw:
 
     @property
     def bias_reason(self) -> str:
-        if self.weigh == "none" and (self.by.adapted or self.top):
-            return "terms are drawn by their scores and all count the same"
-        return "ω over its sum is not ω" if self.weigh == "normalised" else ""
+        if not (self.by.adapted or self.top) or self.weigh == "unbiased":  # uniform ω are all the same
+            return ""
+        drawn = "terms are drawn by their scores and all count the same"
+        return drawn if self.weigh == "none" else "ω over its sum is not ω"
+
+    @property
+    def linear(self) -> bool:
+        by_size = self.by.linear and self.weigh == "unbiased" and not self.top  # another loss has another top
+        return not self.by.of_loss or by_size
 
     def leaves(self, problem: Problem) -> dict[str, Leaf]:
-        return {"": Leaf((self.size,), self._choice(problem)[0])}
+        if self.over == BATCH:
+            return {"": Leaf((self.size,), self._law(problem, BATCH, check=True).choice)}
+        shapes = {name: terms_shape(problem, name)[:-1] for name in sampled_terms(problem, self.over)}
+        return {
+            name: Leaf((*rows, self.size), self._law(problem, name, check=True).choice)
+            for name, rows in shapes.items()
+        }
 
-    def batch_size(self, problem: Problem) -> int:  # noqa: ARG002
-        return self.top + self.size
+    def batch_size(self, problem: Problem) -> int:
+        return self.top + self.size if self.over == BATCH else problem.batch_size
+
+    def chosen(self, drawn: Tensor, problem: Problem) -> Chosen:
+        """The examples looked at, given the numbers drawn."""
+        numbers, omega = self._weighed(drawn, self._law(problem, BATCH))
+        return Chosen(numbers, omega * (len(numbers) / problem.batch_size))
 
     def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:
-        choice, top = self._choice(problem)
-        drawn = noise[""]
-        chosen, omega = torch.cat([top, drawn]), torch.cat([torch.ones_like(top, dtype=torch.double), choice.weights(drawn)])
-        count, population = len(chosen), problem.batch_size
-        factors = {
-            "unbiased": omega * (count / population),
-            "none": torch.ones_like(omega),
-            "normalised": omega / omega.mean(),
-        }[self.weigh]
-        return here.rows(chosen).weighted(factors.to(problem.dtype))
+        if self.over == BATCH and not (self.by.adapted or self.top):
+            return here.rows(noise[""])  # evenly: every factor is 1, and a product less of every loss and tangent
+        if self.over == BATCH:
+            numbers, factors = self.chosen(noise[""], problem)
+            return here.rows(numbers).weighted(factors.to(problem.dtype))
+        for name, module in sampled_terms(problem, self.over).items():
+            law = self._law(problem, name)
+            numbers, omega = self._weighed(noise[name], law)
+            whole = torch.zeros_like(law.others).scatter_add(-1, numbers, omega).to(problem.dtype)
+            here = here.tapped(name, module.tap_of(whole))
+        return here
 
     def no_closed_form(self, problem: Problem) -> str | None:
-        even = self._choice(problem)[0].even
+        if self.over != BATCH:
+            return f"{self!r} samples sums inside the network, in which a gradient need not be linear"
+        even = self._law(problem, BATCH).choice.even
         if even or (self.replace and self.weigh != "normalised"):
             return None
         return f"{self!r} draws by scores without putting back, or divides by the sum of what was drawn"
 
     def mean(self, terms: Tensor, problem: Problem) -> Tensor:
-        choice, top = self._choice(problem)
-        p, sure = choice.probabilities.to(terms.dtype), terms[top].sum(0)
+        p, sure = self._for(terms, problem)
         if self.weigh == "none":
             return (sure + self.size * _sum(p, terms)) / (self.top + self.size)
         return (sure + _sum((p > 0).to(p.dtype), terms)) / len(terms)
 
     def spread(self, terms: Tensor, problem: Problem) -> Tensor:
-        choice, _ = self._choice(problem)
-        p, count = choice.probabilities.to(terms.dtype), len(terms)
+        (p, _), count = self._for(terms, problem), len(terms)
         if not self.replace:  # evenly
             return (1 - self.size / count) / self.size * (terms - terms.mean(0)).square().sum(0) / max(count - 1, 1)
         if self.weigh == "none":
             of_one = _sum(p, terms.square()) - _sum(p, terms).square()
             return of_one * (self.size / (self.top + self.size) ** 2)
-        drawn = p > 0
-        inverse = torch.where(drawn, 1 / p.where(drawn, 1), 0)
-        whole = _sum(drawn.to(p.dtype), terms)
-        return (_sum(inverse, terms.square()) - whole.square()) / (self.size * count**2)
+        whole = _sum((p > 0).to(p.dtype), terms)
+        return (_sum(_inverse(p), terms.square()) - whole.square()) / (self.size * count**2)
 
     def squares(self, terms: Tensor, problem: Problem) -> Tensor:
-        choice, top = self._choice(problem)
-        p, sure, count = choice.probabilities.to(terms.dtype), terms[top].sum(0), len(terms)
-        if choice.even:
-            return terms.mean(0) / self.size
+        (p, sure), count = self._for(terms, problem), len(terms)
         if self.weigh == "none":
             return (sure + self.size * _sum(p, terms)) / (self.top + self.size) ** 2
-        drawn = p > 0
-        return (sure + _sum(torch.where(drawn, 1 / p.where(drawn, 1), 0), terms) / self.size) / count**2
+        if not self.replace:  # evenly
+            return terms.mean(0) / self.size
+        return (sure + _sum(_inverse(p), terms) / self.size) / count**2
 
-    def _choice(self, problem: Problem) -> tuple[Choice, Tensor]:
-        """The law of what is drawn, and the terms that are taken for certain."""
-        scores = self.by.scores(problem, self.over)
+    def _for(self, terms: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+        """Probabilities of one draw, and the sum of what is taken for certain."""
+        choice, top, others = self._law(problem, BATCH)
+        return (choice.probabilities * others).to(terms.dtype), terms[top].sum(0)
+
+    def _weighed(self, drawn: Tensor, law: _Law) -> tuple[Tensor, Tensor]:
+        """Numbers of all terms looked at, and their ω, by which E Σ ω x is the sum of all x: [..., top + size]."""
+        choice, top, others = law
+        top = top.expand(*drawn.shape[:-1], self.top)
+        numbers = torch.cat([top, drawn], -1)
+        # Where all terms are taken for certain, what is drawn is one of them again, and counts nothing.
+        omega = torch.cat(
+            [torch.ones_like(top, dtype=others.dtype), choice.weights(drawn) * others.gather(-1, drawn)], -1
+        )
+        population = others.shape[-1]
+        if self.weigh == "none":
+            return numbers, torch.full_like(omega, population / numbers.shape[-1])
+        if self.weigh == "normalised":
+            return numbers, omega * (population / omega.sum(-1, keepdim=True))
+        return numbers, omega
+
+    def _law(self, problem: Problem, name: str, *, check: bool = False) -> _Law:
+        """The law of draws from the batch, or from the terms of this name; ``check`` reads the scores' values."""
+        scores = self.by.scores(problem, name).detach().double()
+        population = scores.shape[-1]
+        if self.top > population or (not self.replace and self.top + self.size > population):
+            raise ValueError(
+                f"top={self.top} and size={self.size} of {population} terms; expected a top of {population} at most, "
+                "and no more in all where terms are not put back (replace=False)"
+            )
+        if check:
+            require_scores(self.by, scores)
         top = scores.topk(self.top).indices
-        rest = scores.index_fill(0, top, 0) if self.top else scores
-        return Choice(probabilities(rest), self.replace, not (self.by.adapted or self.top), self.by.adapted), top
-
-
-@dataclass(frozen=True)
-class Poisson:
-    """Every example with probability ``rate``, independently; computed whole, those left out by weights of 0.
-
-    ω = b/rate for b of 0 or 1: E ĝ is the gradient of the whole, and its variance Σ (1 − q)/q ‖g_n‖²/N² for the rate q.
-
-    Args:
-        rate: probability of each example.
-        divide: "expected", by rate · N; "sampled", by the number that was drawn: (1 − (1 − q)^N) of the gradient,
-            as a batch without any example gives 0.
-
-    Raises:
-        ValueError: a rate outside of (0, 1], an unknown ``divide``.
-
-    Source: Abadi et al. 2016 (DP-SGD).
-
-    Example:
-        >>> Poisson(0.25).bias_reason
-        ''
-    """
-
-    rate: float
-    divide: str = "expected"
-
-    DIVIDES: ClassVar[tuple[str, ...]] = ("expected", "sampled")
-
-    def __post_init__(self) -> None:
-        if not 0 < self.rate <= 1:
-            raise ValueError(f"rate is {self.rate!r}, expected a probability above 0 and at most 1")
-        if self.divide not in self.DIVIDES:
-            raise ValueError(unknown("divide", self.divide, self.DIVIDES))
-
-    @property
-    def bias_reason(self) -> str:
-        return "" if self.divide == "expected" else "a batch without examples gives 0"
-
-    def leaves(self, problem: Problem) -> dict[str, Leaf]:
-        return {"": Leaf((problem.batch_size,), Bernoulli(self.rate))}
-
-    def batch_size(self, problem: Problem) -> int:
-        return problem.batch_size
-
-    def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:  # noqa: ARG002
-        kept = noise[""]
-        if self.divide == "expected":
-            return here.weighted(kept / self.rate)
-        return here.weighted(kept * (len(kept) / kept.sum().clamp_min(1)))
-
-    def no_closed_form(self, problem: Problem) -> str | None:  # noqa: ARG002
-        return None
-
-    def mean(self, terms: Tensor, problem: Problem) -> Tensor:  # noqa: ARG002
-        some = 1.0 if self.divide == "expected" else 1 - (1 - self.rate) ** len(terms)
-        return some * terms.mean(0)
-
-    def spread(self, terms: Tensor, problem: Problem) -> Tensor:  # noqa: ARG002
-        q, count, mean = self.rate, len(terms), terms.mean(0)
-        if self.divide == "expected":
-            return (1 - q) / q * terms.square().sum(0) / count**2
-        sizes = self._sizes(count)
-        within = sum(float(chance) * (1 - k / count) / k for k, chance in enumerate(sizes) if k)
-        return within * (terms - mean).square().sum(0) / max(count - 1, 1) + sizes[0] * (1 - sizes[0]) * mean.square()
-
-    def squares(self, terms: Tensor, problem: Problem) -> Tensor:  # noqa: ARG002
-        if self.divide == "expected":
-            return terms.mean(0) / (self.rate * len(terms))
-        return terms.mean(0) * sum(float(chance) / k for k, chance in enumerate(self._sizes(len(terms))) if k)
-
-    def _sizes(self, count: int) -> list[float]:
-        """Probability of each number of drawn examples, 0 to N."""
-        return [math.comb(count, k) * self.rate**k * (1 - self.rate) ** (count - k) for k in range(count + 1)]
+        others = torch.ones_like(scores).scatter(-1, top, 0)
+        p = probabilities(scores, others if self.top < population else None)
+        return _Law(Choice(p, self.replace, not (self.by.adapted or self.top), self.by.adapted), top, others)
 
 
 def _sum(factors: Tensor, terms: Tensor) -> Tensor:
     """Σ factors_n · terms_n."""
     return torch.tensordot(factors, terms, dims=1)
+
+
+def _inverse(p: Tensor) -> Tensor:
+    """1/p, of what is never drawn 0."""
+    drawn = p > 0
+    return torch.where(drawn, 1 / p.where(drawn, 1), 0)
