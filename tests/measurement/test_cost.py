@@ -108,7 +108,9 @@ def test_a_sampled_gradient_costs_what_it_looks_at(name: str) -> None:
     problem, of = multilayer(batch=8), fgvar.scheme(name)
     whole = passes(of, problem)
     assert passes(fgvar.Stochastic(of=of, sample=sampling.Draw(2)), problem) == pytest.approx(whole / 4, rel=1e-12)
-    assert passes(fgvar.Stochastic(of=of, sample=sampling.Draw(2, top=2)), problem) == pytest.approx(whole / 2, rel=1e-12)
+    assert passes(fgvar.Stochastic(of=of, sample=sampling.Draw(2, top=2)), problem) == pytest.approx(
+        whole / 2, rel=1e-12
+    )
     assert passes(fgvar.Stochastic(of=of, sample=sampling.Poisson(0.25)), problem) == pytest.approx(whole, rel=1e-12)
 
 
@@ -131,9 +133,13 @@ def test_scores_points_and_workers_cost_their_own_passes() -> None:
     for score, more in by.items():
         found = passes(fgvar.Stochastic(sample=sampling.Draw(2, by=score)), problem)
         assert found == pytest.approx(quarter + more, rel=1e-12), score
-    assert passes(fgvar.Stochastic(sample=sampling.Draw(2), workers=3), problem) == pytest.approx(3 * quarter, rel=1e-12)
+    assert passes(fgvar.Stochastic(sample=sampling.Draw(2), workers=3), problem) == pytest.approx(
+        3 * quarter, rel=1e-12
+    )
     ahead = fgvar.points.Ahead(by=fgvar.ExactGradient(), step=0.1)
-    assert passes(fgvar.Stochastic(sample=sampling.Draw(2), at=ahead), problem) == pytest.approx(backprop + quarter, rel=1e-12)
+    assert passes(fgvar.Stochastic(sample=sampling.Draw(2), at=ahead), problem) == pytest.approx(
+        backprop + quarter, rel=1e-12
+    )
 
 
 class Idle:

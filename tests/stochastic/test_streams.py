@@ -2,9 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
 
 import pytest
 import torch
@@ -12,9 +9,9 @@ from cases import linear, randn
 from torch import Tensor, nn
 
 import fgvar
-from fgvar import points, sampling, streams
-from fgvar.estimators.randomness import Leaf
-from fgvar.stochastic.transforms import Gradient
+from fgvar import points, sampling, streams, transforms
+from fgvar.estimators.randomness import Randomness
+from fgvar.stochastic.transforms import Gradient, Transform
 from fgvar.testing import check_estimator, covariance, default_problems, expectation
 from fgvar.testing.mutants.broken_streams import AliasedDiffGrad
 
@@ -143,39 +140,11 @@ def test_an_aliased_previous_gradient_is_half_of_adam() -> None:
 # ---- error feedback ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Largest:
-    """The largest entry of every tensor, and 0 elsewhere."""
-
-    linear: ClassVar[bool] = False
-    bias_reason: ClassVar[str] = "small entries are left out"
-
-    def leaves(self, problem: fgvar.Problem, *shapes: object) -> dict[str, Leaf]:  # noqa: ARG002
-        return {}
-
-    def __call__(self, gradient: Gradient, problem: fgvar.Problem, noise: Mapping[str, Tensor]) -> Gradient:  # noqa: ARG002
-        return {name: torch.where(g.abs() == g.abs().max(), g, 0) for name, g in gradient.items()}
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """Entries kept where a sign is positive, and doubled: of the gradient's mean."""
-
-    linear: ClassVar[bool] = True
-    bias_reason: ClassVar[str] = ""
-
-    def leaves(self, problem: fgvar.Problem, *shapes: object) -> dict[str, Leaf]:  # noqa: ARG002
-        return {name: Leaf(tuple(p.shape), fgvar.Rademacher()) for name, p in problem.params.items()}
-
-    def __call__(self, gradient: Gradient, problem: fgvar.Problem, noise: Mapping[str, Tensor]) -> Gradient:  # noqa: ARG002
-        return {name: (1 + noise[name]) * g for name, g in gradient.items()}
-
-
-@pytest.mark.parametrize("compress", [Largest(), Dropped()], ids=["top", "random"])
-def test_what_feedback_leaves_out_comes_later(compress) -> None:
-    problem, feedback = linear(), streams.ErrorFeedback(compress)
-    noise = {name: randn(12, *p.shape).sign() for name, p in problem.params.items()}
-    gradients = [{n: 10.0**-t * randn(*p.shape, seed=t) for n, p in problem.params.items()} for t in range(12)]
+@pytest.mark.parametrize("compress", [transforms.TopK(2), transforms.RandomK(0.3), transforms.Quantise(2)])
+def test_what_feedback_leaves_out_comes_later(compress: Transform) -> None:
+    problem, feedback, steps = linear(), streams.ErrorFeedback(compress), 12
+    noise = Randomness(feedback.leaves(problem)).sample(0, range(steps), dtype=torch.float64)
+    gradients = [{n: 10.0**-t * randn(*p.shape, seed=t) for n, p in problem.params.items()} for t in range(steps)]
     state, outputs = feedback.start(gradients[0]), []
     for step, gradient in enumerate(gradients):
         output, state = feedback.on(problem, {name: u[step] for name, u in noise.items()})(gradient, state)
@@ -183,21 +152,34 @@ def test_what_feedback_leaves_out_comes_later(compress) -> None:
     for name, left in state.items():
         total = sum(output[name] for output in outputs) + left
         torch.testing.assert_close(total, sum(g[name] for g in gradients), rtol=0, atol=9e-14)
+    assert max(float(left.abs().max()) for left in state.values()) > 0
 
 
 def test_feedback_s_noise_is_a_leaf_beside_those_of_the_estimator() -> None:
-    problem, feedback = linear(), streams.ErrorFeedback(Dropped())
-    history = fgvar.History(ONE, feedback, 2)
-    shapes = {name: leaf.shape for name, leaf in history.randomness(problem).leaves.items()}
-    assert shapes == {"sample": (2, 1), "through.weight": (2, 2, 3), "through.bias": (2, 2)}
-    numbers, signs = torch.tensor([[1], [3]]), {n: randn(2, *p.shape).sign() for n, p in problem.params.items()}
-    found = history.estimate(problem, {"sample": numbers, **{f"through.{n}": u for n, u in signs.items()}}).gradient
-    for name, last in problem.example(3).backprop().items():
-        first = problem.example(1).backprop()[name]
-        owed = last + first - (1 + signs[name][0]) * first
-        torch.testing.assert_close(found[name], (1 + signs[name][1]) * owed, rtol=0, atol=1e-12)
-    assert feedback.bias_reason == ""
-    assert streams.ErrorFeedback(Largest()).bias_reason == "small entries are left out, its errors later"
+    problem, keep = linear(), transforms.RandomK(2)
+    history = fgvar.History(ONE, streams.ErrorFeedback(keep), 2)
+    assert {name: leaf.shape for name, leaf in history.randomness(problem).leaves.items()} == {
+        "sample": (2, 1),
+        "through": (2, 2),
+    }
+    noise = {"sample": torch.tensor([[1], [3]]), "through": torch.tensor([[0, 7], [5, 0]])}
+    first, last = (problem.example(number).backprop() for number in (1, 3))
+    sent = keep(first, problem, {"": noise["through"][0]})
+    owed = {name: last[name] + first[name] - sent[name] for name in last}
+    expected = keep(owed, problem, {"": noise["through"][1]})
+    assert_equal(history.estimate(problem, noise).gradient, expected)
+
+
+def test_feedback_says_what_biases_it() -> None:
+    assert streams.ErrorFeedback(transforms.RandomK(2)).bias_reason == ""
+    found = streams.ErrorFeedback(transforms.TopK(2)).bias_reason
+    assert found == "small entries are left out, its errors later"
+
+
+def test_feedback_needs_tensors_like_the_gradient_s() -> None:
+    history = fgvar.History(ONE, streams.ErrorFeedback(transforms.Carriers(1)), 2)
+    with pytest.raises(ValueError, match=r"Carriers\(.*\) returns .*, expected tensors like the gradient's"):
+        history.randomness(linear())
 
 
 # ---- histories ---------------------------------------------------------------------------------------------------
@@ -216,14 +198,14 @@ class Through(nn.Module):
 
 def test_parameters_called_like_optimisers_keep_their_noise() -> None:
     problem = fgvar.Problem(Through(), "mse", (randn(2, 3), randn(2, 3, seed=1)))
-    history = fgvar.History(fgvar.scheme("FG-W"), streams.ErrorFeedback(Dropped()), 1)
+    rounding = transforms.Quantise(2)  # whose noise is called like the parameters
+    history = fgvar.History(fgvar.scheme("FG-W"), streams.ErrorFeedback(rounding), 1)
     names = ["of.through", "of.of", "through.through", "through.of"]
     assert list(history.randomness(problem).leaves) == names
-    noise = {name: randn(1, 3, seed=index).sign() for index, name in enumerate(names)}
-    own = {name: noise[f"of.{name}"][0] for name in problem.params}
-    for name, g in fgvar.scheme("FG-W").estimate(problem, own).gradient.items():
-        found = history.estimate(problem, noise).gradient[name]
-        torch.testing.assert_close(found, (1 + noise[f"through.{name}"][0]) * g, rtol=0, atol=1e-12)
+    noise = {name: randn(1, 3, seed=index).clamp(-1, 1) for index, name in enumerate(names)}
+    of, own = ({name: noise[f"{word}.{name}"][0] for name in problem.params} for word in ("of", "through"))
+    expected = rounding(fgvar.scheme("FG-W").estimate(problem, of).gradient, problem, own)
+    assert_equal(history.estimate(problem, noise).gradient, expected)
 
 
 def test_a_stream_without_noise_has_one_estimate() -> None:
@@ -289,7 +271,11 @@ def test_what_biases_a_stream_is_said() -> None:
         (lambda: streams.Momentum(1.0), ValueError, r"beta is 1.0, expected a decay from 0 on and below 1"),
         (lambda: streams.Adam(beta2=-0.1), ValueError, r"beta2 is -0.1, expected a decay"),
         (lambda: streams.Adam(eps=0.0), ValueError, r"eps is 0.0, expected a positive number"),
-        (lambda: streams.ErrorFeedback(Largest), TypeError, "compress is <class .*Largest'>, expected a transform"),
+        (
+            lambda: streams.ErrorFeedback(transforms.TopK),
+            TypeError,
+            "compress is <class .*TopK'>, expected a transform",
+        ),
         (lambda: streams.ErrorFeedback(len), TypeError, "compress is <built-in function len>, expected a transform"),
         (lambda: fgvar.History("BP", streams.Momentum(), 2), TypeError, "'of' is the text 'BP'"),
         (lambda: fgvar.History(ONE, streams.Momentum, 2), TypeError, "through is <class .*, expected an optimiser"),
