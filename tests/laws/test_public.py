@@ -207,8 +207,12 @@ def module_name(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    found, nodes = set(), list(ast.walk(ast.parse(path.read_text())))
+    blocks = (node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    for_annotations = {id(inside) for block in blocks for inside in ast.walk(block)}  # which no import runs
+    for node in nodes:
+        if id(node) in for_annotations:
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
