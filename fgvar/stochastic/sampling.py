@@ -26,6 +26,7 @@ class Sample(Protocol):
     """Which terms of a sum are looked at.
 
     ``bias_reason`` says why E ω is not 1; empty where it is. ``linear`` says whether Σ ω ĝ is linear in the loss.
+    ``whole = True``, on its class, says that all examples are looked at, whatever is drawn, and weighed.
     """
 
     @property
@@ -70,6 +71,7 @@ class Everything:
     """
 
     linear: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
 
     @property
     def bias_reason(self) -> str:

@@ -40,6 +40,7 @@ class Poisson:
     divide: str = "expected"
 
     linear: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
     DIVIDES: ClassVar[tuple[str, ...]] = ("expected", "sampled")
 
     def __post_init__(self) -> None:
@@ -117,6 +118,8 @@ class Reweighted:
     """
 
     by: Score
+
+    whole: ClassVar[bool] = True
 
     @property
     def bias_reason(self) -> str:
