@@ -15,7 +15,7 @@ from fgvar.problem import Problem
 from fgvar.stochastic.sentence import Stochastic
 from fgvar.stochastic.transforms import Moments
 from fgvar.theory import perturbation, stochastic
-from fgvar.theory.applicability import no_closed_form
+from fgvar.theory.applicability import estimates_of, no_closed_form
 
 BUDGET = 1 << 30  # bytes
 
@@ -43,7 +43,7 @@ def mean(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET
         >>> bool(torch.allclose(mean(scheme("FG-W"), problem)["weight"], problem.backprop()["weight"]))
         True
     """
-    _require_closed_form(estimator, problem)
+    estimator = _checked(estimator, problem)
     if isinstance(estimator, Stochastic):
         return stochastic.moments(estimator, problem, budget).mean
     if isinstance(estimator, Estimator):
@@ -85,7 +85,7 @@ def variance(estimator: GradientEstimator, problem: Problem, *, budget: int = BU
         >>> round(float(variance(scheme("FG-W"), problem)["weight"].sum() / square), 4)  # d + 1
         7.0
     """
-    _require_closed_form(estimator, problem)
+    estimator = _checked(estimator, problem)
     if isinstance(estimator, Stochastic):
         return stochastic.moments(estimator, problem, budget).variance
     if isinstance(estimator, Estimator):
@@ -102,9 +102,9 @@ def moments(estimator: GradientEstimator, problem: Problem, *, budget: int = BUD
         >>> float(moments(Stochastic(sample=Draw(2)), problem).variance["bias"].sum())  # of examples that are alike
         0.0
     """
-    if isinstance(estimator, Stochastic):
-        _require_closed_form(estimator, problem)
-        return stochastic.moments(estimator, problem, budget)
+    if isinstance(one := estimates_of(estimator), Stochastic):
+        _checked(one, problem)
+        return stochastic.moments(one, problem, budget)
     return Moments(mean(estimator, problem, budget=budget), variance(estimator, problem, budget=budget))
 
 
@@ -120,11 +120,12 @@ def trace(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGE
     return {name: value.sum() for name, value in variance(estimator, problem, budget=budget).items()}
 
 
-def _require_closed_form(estimator: GradientEstimator, problem: Problem) -> None:
-    """Raise where it has none, and what the estimator itself refuses."""
+def _checked(estimator: GradientEstimator, problem: Problem) -> GradientEstimator:
+    """What makes the estimates; raises where it has no closed form, and what it refuses itself."""
     if reason := no_closed_form(estimator, problem):
         raise ValueError(
             f"no closed form: {reason}; draw instead (fgvar.measure), or enumerate small problems "
             "(fgvar.testing.expectation)"
         )
     estimator.randomness(problem)
+    return estimates_of(estimator)
