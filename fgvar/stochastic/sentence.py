@@ -1,5 +1,6 @@
 """The second sentence: of what a gradient is taken, where, and what becomes of it: ĝ = then(Σ_n ω_n · each(ĝ_n))."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
@@ -145,7 +146,8 @@ class Stochastic:
         bound = None
         for one in self.each:
             bound = getattr(one, "bound", bound if getattr(one, "contracts", False) else None)
-        if share is None or bound is None or not all(getattr(one, "contracts", False) for one in self.then):
+        known = share is not None and bound is not None and math.isfinite(bound)
+        if not known or not all(getattr(one, "contracts", False) for one in self.then):
             return None
         return float(2 * bound * share)
 

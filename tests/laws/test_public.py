@@ -162,6 +162,8 @@ ORDER = (
     "fgvar.testing.mutants.broken_streams",
     "fgvar.testing.mutants.moved_probabilities",
     "fgvar.testing.problems",
+    "fgvar.testing.mutants.mutant",
+    "fgvar.testing.mutants.broken_samples",
     "fgvar.testing.mutants.lookalikes",
     "fgvar.testing.mutants",
     "fgvar.testing.small",
