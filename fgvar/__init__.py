@@ -30,6 +30,8 @@ _NAMES = {
     "Rademacher": "fgvar.estimators.noise",
     "Jvp": "fgvar.estimators.oracles",
     "Stochastic": "fgvar.stochastic.sentence",
+    "History": "fgvar.stochastic.history",
+    "Against": "fgvar.stochastic.targets",
     # measurements, training runs and grids of either
     "measure": "fgvar.measurement.measure",
     "summary": "fgvar.measurement.dataset",
@@ -50,6 +52,7 @@ _SUBJECTS = {
         "Orthogonal": "fgvar.estimators.structured_noise",
         "Sparse": "fgvar.estimators.structured_noise",
         "LowRank": "fgvar.estimators.structured_noise",
+        "Uniform": "fgvar.estimators.noise",
         "Choice": "fgvar.estimators.choices",
         "Bernoulli": "fgvar.estimators.choices",
     },
@@ -99,6 +102,33 @@ _SUBJECTS |= {
     },
     "points": {
         "Here": "fgvar.stochastic.points",
+        "Ahead": "fgvar.stochastic.points",
+        "Noise": "fgvar.stochastic.points",
+        "Tapped": "fgvar.stochastic.points",
+    },
+    "streams": {
+        "Momentum": "fgvar.stochastic.streams",
+        "Adam": "fgvar.stochastic.streams",
+        "DiffGrad": "fgvar.stochastic.streams",
+        "ErrorFeedback": "fgvar.stochastic.streams",
+    },
+    "targets": {
+        "TargetOf": "fgvar.stochastic.targets",
+        "Newton": "fgvar.stochastic.targets",
+    },
+    "transforms": {
+        "Clip": "fgvar.stochastic.transforms",
+        "AddNoise": "fgvar.stochastic.transforms",
+        "RandomK": "fgvar.stochastic.compression",
+        "TopK": "fgvar.stochastic.compression",
+        "Quantise": "fgvar.stochastic.compression",
+        "Sign": "fgvar.stochastic.compression",
+        "Mask": "fgvar.stochastic.masks",
+        "Magnitude": "fgvar.stochastic.masks",
+        "Saliency": "fgvar.stochastic.masks",
+        "Carriers": "fgvar.stochastic.carriers",
+        "FromCarriers": "fgvar.stochastic.carriers",
+        "Retained": "fgvar.stochastic.retained",
     },
 }
 _MODULES = dict.fromkeys(("contrastive", "data", "networks", "testing", "theory"), "")

@@ -170,8 +170,8 @@ class Problem:
 
     def moved(self, params: Mapping[str, Tensor]) -> Self:
         """The problem at other parameters, which remembers those it had: there the law of its noise was declared."""
-        constants = {name: p.detach() for name, p in params.items()}
-        return self._with(params=constants, origin=self if self.origin is None else self.origin)
+        there = self.at({name: p.detach() for name, p in params.items()})
+        return there._with(origin=self if self.origin is None else self.origin)
 
     def tapped(self, site: str, value: Tensor) -> Self:
         """The problem with ``value`` as the tap of a `Site` or of `Terms`, [batch, …]: each example has its own."""

@@ -48,6 +48,11 @@ class Choice:
 
     dtype: ClassVar[torch.dtype] = torch.int64
 
+    @property
+    def population(self) -> int:
+        """Terms of which it chooses, N: where that is the number of examples, its indices are theirs."""
+        return self.probabilities.shape[-1]
+
     def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:  # noqa: ARG002
         self._require_shape(shape)
         p, count = self.probabilities.to(device, torch.float64), shape[-1]

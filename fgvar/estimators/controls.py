@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class FrozenTrunk:
     """
 
     losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
+
+    additive: ClassVar[bool] = True  # its estimate is the mean of those of each example alone
 
     @property
     def bias_reason(self) -> str:
@@ -108,6 +110,8 @@ class IsotropicNull:
         >>> IsotropicNull().bias_reason
         'a control: E ĝ = 0'
     """
+
+    centred: ClassVar[bool] = True  # E ĝ = 0
 
     losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
 

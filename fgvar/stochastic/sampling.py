@@ -26,6 +26,7 @@ class Sample(Protocol):
     """Which terms of a sum are looked at.
 
     ``bias_reason`` says why E ω is not 1; empty where it is. ``linear`` says whether Σ ω ĝ is linear in the loss.
+    ``whole = True``, on its class, says that all examples are looked at, whatever is drawn, and weighed.
     """
 
     @property
@@ -42,6 +43,8 @@ class Sample(Protocol):
 
     def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:
         """The sampled problem at ``here``, its terms `weighted`; probabilities are those of ``problem``."""
+
+    # A method ``largest_share(problem)``, the largest ω_n/N whatever is drawn, is optional: what one example may do.
 
     # What theory asks, of x_n for each of the N terms, [N, …], and of X = (1/N) Σ ω_n x_n; all entry by entry.
 
@@ -68,6 +71,7 @@ class Everything:
     """
 
     linear: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
 
     @property
     def bias_reason(self) -> str:
@@ -81,6 +85,9 @@ class Everything:
 
     def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:  # noqa: ARG002
         return here
+
+    def largest_share(self, problem: Problem) -> float | None:
+        return 1 / problem.batch_size
 
     def no_closed_form(self, problem: Problem) -> str | None:  # noqa: ARG002
         return None
@@ -188,6 +195,8 @@ class Draw:
         return Chosen(numbers, omega * (len(numbers) / problem.batch_size))
 
     def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:
+        if self.over == BATCH and not (self.by.adapted or self.top):
+            return here.rows(noise[""])  # evenly: every factor is 1, and a product less of every loss and tangent
         if self.over == BATCH:
             numbers, factors = self.chosen(noise[""], problem)
             return here.rows(numbers).weighted(factors.to(problem.dtype))
@@ -197,6 +206,11 @@ class Draw:
             whole = torch.zeros_like(law.others).scatter_add(-1, numbers, omega).to(problem.dtype)
             here = here.tapped(name, module.tap_of(whole))
         return here
+
+    def largest_share(self, problem: Problem) -> float | None:  # noqa: ARG002
+        if self.over != BATCH or self.by.adapted or self.top:  # shares that depend on the examples
+            return None
+        return 1.0 if self.replace else 1 / self.size  # put back, one example can be drawn every time
 
     def no_closed_form(self, problem: Problem) -> str | None:
         if self.over != BATCH:

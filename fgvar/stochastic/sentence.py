@@ -1,5 +1,6 @@
 """The second sentence: of what a gradient is taken, where, and what becomes of it: ĝ = then(Σ_n ω_n · each(ĝ_n))."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
@@ -13,11 +14,12 @@ from fgvar.nn.stacking import DIRECTIONS
 from fgvar.problem import Problem
 from fgvar.stochastic.points import Here, Point
 from fgvar.stochastic.sampling import Everything, Sample
-from fgvar.stochastic.transforms import Gradient, Transform
+from fgvar.stochastic.transforms import Gradient, Shapes, Transform, returned_shapes, shapes_of
 
 T = TypeVar("T")
 
-RESERVED = frozenset({"of", "sample", "at", "each", "then"})  # what names of leaves of words begin with
+WHOLE = frozenset({"sample", "at", "then"})  # what names of leaves begin with that no term has of its own
+RESERVED = WHOLE | {"of", "each"}  # what names of leaves of words begin with
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Stochastic:
     Raises:
         TypeError: a word that is none.
         ValueError: fewer than 1 worker; on use, a loss that couples examples, or an ``of`` whose own probabilities
-            depend on the parameters behind a sampler, which would change with what was drawn.
+            depend on the parameters behind a sampler, which would change with what was drawn, or transforms that end
+            with tensors of other shapes than the parameters.
 
     Example:
         >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
@@ -90,21 +93,27 @@ class Stochastic:
     def randomness(self, problem: Problem) -> Randomness:
         if problem.coupled and (self.each or type(self.sample) is not Everything):
             raise ValueError("the loss couples the examples, so that no sum over examples can be sampled")
-        declared = _declared(problem)
+        origin = origin_of(problem)
         own = self.of.randomness(self._template(problem))
         if own.adapted and (self.each or type(self.sample) is not Everything):
             raise ValueError(
                 f"the probabilities of {self.of!r} depend on the batch, which {self.sample!r} draws anew; sample once"
             )
         leaves = {_outer(name): leaf for name, leaf in own.leaves.items()}
+        of_each, shapes = _parts("each", self.each, problem, shapes_of(problem))
         if self.each:
             examples = self.sample.batch_size(problem)
-            shaped = {**leaves, **_parts("each", self.each, problem)}
-            leaves = {name: _repeated(leaf, examples) for name, leaf in shaped.items()}
+            leaves = {name: _repeated(leaf, examples) for name, leaf in {**leaves, **of_each}.items()}
+        of_whole, shapes = _parts("then", self.then, problem, shapes)
+        if shapes != shapes_of(problem):
+            raise ValueError(
+                f"each and then end with {', '.join(shapes)}, expected gradients of the parameters "
+                f"{', '.join(problem.params)}; put the way back last in then, as Carriers(…).back"
+            )
         leaves |= {
-            **_named("sample", self.sample.leaves(declared)),
+            **_named("sample", self.sample.leaves(origin)),
             **_named("at", self.at.leaves(problem)),
-            **_parts("then", self.then, problem),
+            **of_whole,
         }
         if self.workers > 1:
             leaves = {name: _repeated(leaf, self.workers) for name, leaf in leaves.items()}
@@ -124,6 +133,32 @@ class Stochastic:
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return self.of.target(problem)
 
+    def sensitivity(self, problem: Problem) -> float | None:
+        """How far another example in place of one can move the estimate, apart from noise that is added: 2 C ω/N.
+
+        C is the ``bound`` of a transform of each term, ω the largest that the sampler gives (its ``largest_share``).
+        None where either is not known, or where what comes after the bound may move it further: it has to say of
+        itself that it ``contracts`` (‖T g − T h‖ ≤ ‖g − h‖), as noise, masks and clips do.
+
+        Source: Dwork and Roth 2014, Definition 3.1.
+        """
+        share = getattr(self.sample, "largest_share", lambda _: None)(problem)
+        bound = None
+        for one in self.each:
+            bound = getattr(one, "bound", bound if getattr(one, "contracts", False) else None)
+        known = share is not None and bound is not None and math.isfinite(bound)
+        if not known or not all(getattr(one, "contracts", False) for one in self.then):
+            return None
+        return float(2 * bound * share)
+
+    def term(self, example: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Gradient:
+        """each(ĝ_n): the shaped gradient of one example as a batch of one, given the noise that is its own."""
+        gradient = self.of.estimate(example, _inner(noise)).gradient
+        for index, transform in enumerate(self.each):
+            # By the whole problem at θ, as in ``then``: masks and carriers are the same for every example.
+            gradient = transform(gradient, problem, _under(f"each.{index}", noise))
+        return gradient
+
     def _template(self, problem: Problem) -> Problem:
         """A problem of as many examples as ``of`` will see."""
         if self.each:
@@ -133,32 +168,33 @@ class Stochastic:
 
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         here = self.at.view(problem, _under("at", noise))
-        seen = self.sample.view(here, _under("sample", noise), _declared(problem))
-        gradient = self._shaped(seen, noise) if self.each else self.of.estimate(seen, _inner(noise)).gradient
+        seen = self.sample.view(here, _under("sample", noise), origin_of(problem))
+        gradient = self._shaped(seen, noise, problem) if self.each else self.of.estimate(seen, _inner(noise)).gradient
         for index, transform in enumerate(self.then):
             gradient = transform(gradient, problem, _under(f"then.{index}", noise))
         return Estimate({name: gradient[name] for name in problem.params})
 
-    def _shaped(self, seen: Problem, noise: Mapping[str, Tensor]) -> Gradient:
+    def _shaped(self, seen: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Gradient:
         """Σ_n ω_n each(ĝ_n)/N: every example's own gradient, without its ω, shaped before they are added up."""
         factors = seen.importance
-        names = [name for name in noise if name.partition(".")[0] not in ("sample", "at", "then")]
 
         def one(example: Problem, own: Mapping[str, Tensor]) -> Gradient:
-            gradient = self.of.estimate(example, _inner(own)).gradient
-            for index, transform in enumerate(self.each):
-                gradient = transform(gradient, example, _under(f"each.{index}", own))
-            return gradient
+            return self.term(example, own, problem)
 
-        each = seen.unweighted().per_example(one, {name: noise[name] for name in names})
+        each = seen.unweighted().per_example(one, of_terms(noise))
         if factors is None:
             return {name: g.mean(0) for name, g in each.items()}
         return {name: torch.tensordot(factors / len(factors), g, dims=1) for name, g in each.items()}
 
 
-def _declared(problem: Problem) -> Problem:
+def origin_of(problem: Problem) -> Problem:
     """Where probabilities come from: where the law of the noise was declared."""
     return problem if problem.origin is None else problem.origin
+
+
+def of_terms(noise: Mapping[str, T]) -> dict[str, T]:
+    """What of the noise, or of its leaves, each term has of its own where terms are shaped one by one."""
+    return {name: u for name, u in noise.items() if name.partition(".")[0] not in WHOLE}
 
 
 def _outer(name: str) -> str:
@@ -177,11 +213,15 @@ def _named(word: str, leaves: Mapping[str, T]) -> dict[str, T]:
     return {f"{word}.{name}" if name else word: leaf for name, leaf in leaves.items()}
 
 
-def _parts(word: str, transforms: Sequence[Transform], problem: Problem) -> dict[str, Leaf]:
+def _parts(
+    word: str, transforms: Sequence[Transform], problem: Problem, shapes: Shapes
+) -> tuple[dict[str, Leaf], Shapes]:
+    """Leaves of transforms of a gradient of these shapes, and the shapes of what they return."""
     found: dict[str, Leaf] = {}
     for index, transform in enumerate(transforms):
-        found |= _named(f"{word}.{index}", transform.leaves(problem))
-    return found
+        found |= _named(f"{word}.{index}", transform.leaves(problem, shapes))
+        shapes = returned_shapes(transform, problem, shapes)
+    return found, shapes
 
 
 def _under(word: str, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -40,6 +40,7 @@ class Poisson:
     divide: str = "expected"
 
     linear: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
     DIVIDES: ClassVar[tuple[str, ...]] = ("expected", "sampled")
 
     def __post_init__(self) -> None:
@@ -63,6 +64,9 @@ class Poisson:
         if self.divide == "expected":
             return here.weighted(kept / self.rate)
         return here.weighted(kept * (len(kept) / kept.sum().clamp_min(1)))
+
+    def largest_share(self, problem: Problem) -> float | None:
+        return 1 / (self.rate * problem.batch_size) if self.divide == "expected" else 1.0
 
     def no_closed_form(self, problem: Problem) -> str | None:  # noqa: ARG002
         return None
@@ -114,6 +118,8 @@ class Reweighted:
     """
 
     by: Score
+
+    whole: ClassVar[bool] = True
 
     @property
     def bias_reason(self) -> str:
