@@ -17,12 +17,14 @@ from fgvar.estimators.oracles import Jvp, Replay
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.problem import Problem
 from fgvar.stochastic.sentence import Stochastic, of_terms, origin_of
+from fgvar.stochastic.targets import Against
 from fgvar.stochastic.transforms import Moments, Transform
 from fgvar.theory.commuted import commuted
 
 
 def no_closed_form(estimator: GradientEstimator, problem: Problem) -> str | None:
     """Why this estimator has no closed form on this problem; None where it has one."""
+    estimator = estimates_of(estimator)
     # Types are compared as they are: a subclass may estimate anything.
     kind = type(estimator)
     if isinstance(estimator, ExactGradient) and kind is ExactGradient:
@@ -48,6 +50,11 @@ def no_closed_form(estimator: GradientEstimator, problem: Problem) -> str | None
     if problem.coupled and estimator.space.per_example:
         return "the loss couples the examples, so that activities are credited with all terms"
     return None
+
+
+def estimates_of(estimator: GradientEstimator) -> GradientEstimator:
+    """The estimator whose estimates these are, whatever they are held against."""
+    return estimates_of(estimator.estimator) if isinstance(estimator, Against) else estimator
 
 
 def _of_words(estimator: Stochastic, problem: Problem, noisy: bool) -> str | None:

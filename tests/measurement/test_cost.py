@@ -104,7 +104,7 @@ def passes(estimator: fgvar.GradientEstimator, problem: fgvar.Problem) -> float:
 
 @pytest.mark.parametrize("name", ["BP", "FG-W", "FG-A", "FA"])
 def test_a_sampled_gradient_costs_what_it_looks_at(name: str) -> None:
-    """Draws of 2 of 8 examples a quarter, whole batches that are weighed all, several workers their number of times."""
+    """Draws of 2 of 8 examples a quarter, of 4 a half; whole batches that are weighed, all."""
     problem, of = multilayer(batch=8), fgvar.scheme(name)
     whole = passes(of, problem)
     assert passes(fgvar.Stochastic(of=of, sample=sampling.Draw(2)), problem) == pytest.approx(whole / 4, rel=1e-12)
@@ -115,13 +115,21 @@ def test_a_sampled_gradient_costs_what_it_looks_at(name: str) -> None:
 
 
 def test_terms_that_are_shaped_one_by_one_cost_their_vmap() -> None:
-    """Those of backprop as many products as the batch; those of weight perturbation what noise of their own takes."""
+    """Those of backprop as many products as the batch; those of weight perturbation what noise of their own takes.
+
+    A sum that weighs all terms, Σ ω_n ĝ_n, is a product, too.
+    """
     problem, clip = multilayer(batch=8), (fgvar.transforms.Clip(1.0),)
-    whole = passes(fgvar.scheme("BP"), problem)
-    for share, sample in ((1, sampling.Everything()), (1, sampling.Poisson(0.25)), (4, sampling.Draw(2))):
+    whole, own = passes(fgvar.scheme("BP"), problem), passes(fgvar.scheme("FG-W", shared=False), problem)
+    numbers = sum(p.numel() for p in problem.params.values())
+    weighing = 2 * 8 * numbers / counted(problem.loss)
+    for sample, expected in (
+        (sampling.Everything(), whole),
+        (sampling.Draw(2), whole / 4),
+        (sampling.Poisson(0.25), whole + weighing),
+    ):
         found = passes(fgvar.Stochastic(sample=sample, each=clip), problem)
-        assert found == pytest.approx(whole / share, rel=1e-12)
-    own = passes(fgvar.scheme("FG-W", shared=False), problem)
+        assert found == pytest.approx(expected, rel=1e-12), sample
     assert passes(fgvar.Stochastic(of=fgvar.scheme("FG-W"), each=clip), problem) == pytest.approx(own, rel=1e-12)
 
 

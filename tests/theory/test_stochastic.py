@@ -46,6 +46,7 @@ def affine(batch: int = 3, loss: object = "cross_entropy") -> fgvar.Problem:
     net = fgvar.with_sites(nn.Linear(2, 2).double())
     with torch.no_grad():
         net.weight.copy_(randn(2, 2, seed=3))
+        net.bias.copy_(randn(2, seed=4))
     return fgvar.Problem(net, loss, (randn(batch, 2, seed=1), labels(batch, 2)))
 
 
@@ -156,6 +157,17 @@ def test_perturbations_shaped_one_by_one_or_as_a_whole() -> None:
         for of in ("FG-A", "FG-W"):
             estimator = fgvar.Stochastic(of=fgvar.scheme(of, noise=noise), sample=sampling.Draw(1), **words)
             assert_enumerated(estimator, problem)
+
+
+@pytest.mark.parametrize("of", ["BP", "FG-W"])
+def test_ahead_by_what_is_known_and_held_against_something_else(of: str) -> None:
+    """Probabilities are those at θ, gradients those at θ'."""
+    ahead = fgvar.points.Ahead(by=fgvar.ExactGradient(), step=-0.5, unit=True)
+    estimator = fgvar.Stochastic(of=fgvar.scheme(of), at=ahead, sample=sampling.Draw(2, by=sampling.Losses()))
+    assert_enumerated(estimator, affine())
+    against = fgvar.Against(estimator, fgvar.ExactGradient())
+    assert_close(closed_forms.moments(against, affine()).variance, theory.variance(estimator, affine()))
+    assert_close(theory.mean(against, affine()), theory.mean(estimator, affine()))
 
 
 def test_factors_that_the_problem_has_already() -> None:
