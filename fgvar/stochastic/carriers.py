@@ -129,6 +129,7 @@ class FromCarriers:
     carriers: Carriers
 
     linear: ClassVar[bool] = True
+    contracts: ClassVar[bool] = True  # its two parts, (1 − LLᵀ)aR and Lb, are orthogonal
     bias_reason: ClassVar[str] = ""
 
     def leaves(self, problem: Problem, shapes: Shapes) -> dict[str, Leaf]:

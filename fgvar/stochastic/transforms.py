@@ -29,10 +29,12 @@ class Transform(Protocol):
     """What becomes of a gradient. ``bias_reason`` says why its mean is another; empty where it is the same.
 
     ``linear``, an attribute of its class, says whether it is a linear map (a random one, for random ones) of the
-    gradient, but for what it adds; ``adds_noise``, that it adds noise of each entry's own. One that returns tensors
-    of other names or shapes has a method ``shapes(problem, shapes)``, from those that it is given to those that it
-    returns; a linear one that mixes entries, without noise, may have ``spread(variance, problem)``, the variance that
-    it makes of uncorrelated entries. All run under ``torch.func.vmap``.
+    gradient, but for what it adds. One that returns tensors of other names or shapes has a method ``shapes(problem,
+    shapes)``, from those that it is given to those that it returns. All run under ``torch.func.vmap``.
+
+    Optional, of its class: ``adds_noise``, that all it does is to add noise of each entry's own; ``contracts``, that
+    it moves no two gradients further apart. Of itself: ``bound``, the longest that it returns; ``spread(variance,
+    problem)`` of a linear one that mixes entries, the variance that it makes of uncorrelated ones.
     """
 
     linear: ClassVar[bool]
@@ -113,6 +115,7 @@ class Clip:
     norm: float
 
     linear: ClassVar[bool] = False
+    contracts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_type("norm", self.norm, Real, "a positive number")
@@ -163,6 +166,7 @@ class AddNoise:
 
     linear: ClassVar[bool] = True
     adds_noise: ClassVar[bool] = True
+    contracts: ClassVar[bool] = True
     bias_reason: ClassVar[str] = ""
 
     def __post_init__(self) -> None:

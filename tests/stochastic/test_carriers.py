@@ -233,3 +233,16 @@ def test_energy_of_noise_on_carriers_in_closed_form() -> None:
         assert float(found[name]) == pytest.approx(numbers * 0.01, rel=1e-12)
     with pytest.raises(ValueError, match=r"what FromCarriers\(.*of a random gradient does not follow"):
         fgvar.theory.trace(fgvar.Stochastic(then=(carriers, *words)), problem)
+
+
+def test_private_carriers_keep_what_they_declare_and_are_biased() -> None:
+    """Sensitivity and variance hold; its mean is not the gradient, nor is it linear in the loss."""
+    carriers, problems = t.Carriers(1), {"linear": fgvar.testing.default_problems()["linear"]}
+    estimator = fgvar.Stochastic(
+        sample=sampling.Poisson(0.5), each=(carriers, t.Clip(0.5)), then=(t.AddNoise(0.1), carriers.back)
+    )
+    for check in ("sensitivity", "variance", "precision", "zero_gradient", "repr"):
+        fgvar.testing.CHECKS[check](estimator, problems)
+    for check in ("unbiased", "linear_in_loss"):
+        with pytest.raises(AssertionError, match="off"):
+            fgvar.testing.CHECKS[check](estimator, problems)

@@ -296,9 +296,19 @@ def test_refused_values(make, message) -> None:
         make()
 
 
-@pytest.mark.parametrize("make", [lambda: t.Magnitude("0.4"), lambda: t.Saliency(line(), None)])
-def test_refused_types(make) -> None:
-    with pytest.raises(TypeError, match="expected a number"):
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: t.Magnitude("0.4"), "share is '0.4', expected a number from 0 to 1"),
+        (lambda: t.Saliency(line(), None), "threshold is None, expected a number"),
+        (lambda: t.Saliency(nn.Linear(1, 1), 1.0), r"problem is Linear, expected fgvar\.Problem"),
+        (lambda: t.Retained(None, 1, 0.1), r"problem is NoneType, expected fgvar\.Problem"),
+        (lambda: t.Mask(0.4), r"keep is 0\.4, expected what says which parameters are live"),
+        (lambda: fgvar.WeightSpace(keep=t.Magnitude), "keep is <class .*>, expected what says which parameters"),
+    ],
+)
+def test_refused_types(make, message) -> None:
+    with pytest.raises(TypeError, match=message):
         make()
 
 
