@@ -116,8 +116,10 @@ def measure_unchecked(
     settings: Settings,
 ) -> xr.Dataset:
     """`measure` without its checks, with data variances that another route of the same problem may know already."""
-    backprop, outputs = problem.backprop(), problem.run(problem.params)[0]
+    backprop, point = problem.backprop(), _loss_and_accuracy(problem)
     require_finite_gradient("backprop", problem, backprop)
+    for name in backprop:  # flat, as references hold it: of a transposed gradient they would hold a copy
+        backprop[name] = backprop[name].flatten()
     labels = {"reference": list(REFERENCES), "layer": [*problem.params, *GROUPS]}
     rows: list[dict[str, Any]] = []
     baseline: Measured | None = None
@@ -133,9 +135,7 @@ def measure_unchecked(
     sizes = _sizes(problem)
     dataset["cosine_null"] = ("layer", [cosine_null(size) for size in sizes])
     dataset["size"] = ("layer", sizes)
-    dataset["loss"] = ((), float(problem.losses(outputs).mean()))
-    if (correct := problem.correct(outputs)) is not None:
-        dataset["accuracy"] = ((), float(correct.double().mean()))
+    dataset = dataset.assign(point)
     if settings.paired:
         dataset = dataset.assign_coords(baseline=next(iter(estimators)))
     dataset.attrs = {
@@ -145,6 +145,13 @@ def measure_unchecked(
         "estimators": "\n".join(f"{name}: {estimator!r}" for name, estimator in estimators.items()),
     } | provenance(problem.device, problem.dtype)
     return describe(dataset)
+
+
+def _loss_and_accuracy(problem: Problem) -> dict[str, float]:
+    """Variables of the network's own output, which is gone before anything is drawn."""
+    outputs = problem.run(problem.params)[0]
+    found, correct = {"loss": float(problem.losses(outputs).mean())}, problem.correct(outputs)
+    return found if correct is None else {**found, "accuracy": float(correct.double().mean())}
 
 
 def _stacked(rows: list[dict[str, Any]]) -> dict[str, Any]:
