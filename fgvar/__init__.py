@@ -12,6 +12,7 @@ _NAMES = {
     "Problem": "fgvar.problem",
     "with_sites": "fgvar.nn.sites",
     "with_local_heads": "fgvar.nn.local_heads",
+    "Terms": "fgvar.nn.terms",
     # estimators: the field's names, the sentence and its first words
     "scheme": "fgvar.estimators.schemes",
     "schemes": "fgvar.estimators.schemes",
@@ -28,6 +29,9 @@ _NAMES = {
     "Gaussian": "fgvar.estimators.noise",
     "Rademacher": "fgvar.estimators.noise",
     "Jvp": "fgvar.estimators.oracles",
+    "Stochastic": "fgvar.stochastic.sentence",
+    "History": "fgvar.stochastic.history",
+    "Against": "fgvar.stochastic.targets",
     # measurements, training runs and grids of either
     "measure": "fgvar.measurement.measure",
     "summary": "fgvar.measurement.dataset",
@@ -48,6 +52,9 @@ _SUBJECTS = {
         "Orthogonal": "fgvar.estimators.structured_noise",
         "Sparse": "fgvar.estimators.structured_noise",
         "LowRank": "fgvar.estimators.structured_noise",
+        "Uniform": "fgvar.estimators.noise",
+        "Choice": "fgvar.estimators.choices",
+        "Bernoulli": "fgvar.estimators.choices",
     },
     "guesses": {
         "Isotropic": "fgvar.estimators.guesses",
@@ -75,9 +82,53 @@ _SUBJECTS = {
     },
     "controls": {
         "FrozenTrunk": "fgvar.estimators.controls",
-        "Minibatch": "fgvar.estimators.controls",
         "MatchedNoise": "fgvar.estimators.controls",
         "IsotropicNull": "fgvar.estimators.controls",
+    },
+}
+_SUBJECTS |= {
+    "sampling": {
+        "Everything": "fgvar.stochastic.sampling",
+        "Draw": "fgvar.stochastic.sampling",
+        "Poisson": "fgvar.stochastic.weighing",
+        "Reweighted": "fgvar.stochastic.weighing",
+        "Union": "fgvar.stochastic.union",
+        "Uniform": "fgvar.stochastic.scores",
+        "Losses": "fgvar.stochastic.scores",
+        "Outputs": "fgvar.stochastic.scores",
+        "GradientNorms": "fgvar.stochastic.scores",
+        "TermSizes": "fgvar.stochastic.scores",
+        "Mixed": "fgvar.stochastic.scores",
+    },
+    "points": {
+        "Here": "fgvar.stochastic.points",
+        "Ahead": "fgvar.stochastic.points",
+        "Noise": "fgvar.stochastic.points",
+        "Tapped": "fgvar.stochastic.points",
+    },
+    "streams": {
+        "Momentum": "fgvar.stochastic.streams",
+        "Adam": "fgvar.stochastic.streams",
+        "DiffGrad": "fgvar.stochastic.streams",
+        "ErrorFeedback": "fgvar.stochastic.streams",
+    },
+    "targets": {
+        "TargetOf": "fgvar.stochastic.targets",
+        "Newton": "fgvar.stochastic.targets",
+    },
+    "transforms": {
+        "Clip": "fgvar.stochastic.transforms",
+        "AddNoise": "fgvar.stochastic.transforms",
+        "RandomK": "fgvar.stochastic.compression",
+        "TopK": "fgvar.stochastic.compression",
+        "Quantise": "fgvar.stochastic.compression",
+        "Sign": "fgvar.stochastic.compression",
+        "Mask": "fgvar.stochastic.masks",
+        "Magnitude": "fgvar.stochastic.masks",
+        "Saliency": "fgvar.stochastic.masks",
+        "Carriers": "fgvar.stochastic.carriers",
+        "FromCarriers": "fgvar.stochastic.carriers",
+        "Retained": "fgvar.stochastic.retained",
     },
 }
 _MODULES = dict.fromkeys(("contrastive", "data", "networks", "testing", "theory"), "")

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import grad
 from torch.utils._pytree import tree_map
 
-from fgvar import loss_functions, problem_checks
+from fgvar import dry_run, loss_functions, problem_checks
 from fgvar.loss_functions import Loss, even_weights, losses_and_weights
 from fgvar.nn import failures, purity, stacking, structures
 from fgvar.nn.instrumented import Network
@@ -54,6 +55,9 @@ class Problem:
     # the loss has none, and for a whole batch of which no example has been taken yet.
     weights: Tensor | None = None
     weighs = False  # has the loss weights?
+    importance: Tensor | None = None  # what a sampler multiplies each example's loss by, [batch]
+    taps: Mapping[str, Tensor] = MappingProxyType({})  # site → what is added to its activity, [batch, …]
+    origin: "Problem | None" = None  # where the probabilities of samplers are declared, if parameters moved since
     trace: ForwardTrace
     single_trace: ForwardTrace  # of the first example alone
     coupled = False  # does a loss term depend on other examples than its own?
@@ -73,6 +77,9 @@ class Problem:
         problem_checks.require_finite("parameters", {**self.params, **self.frozen})
         with purity.undisturbed(self.device):
             self.trace, self.single_trace = self._dry_run(loss if isinstance(loss, str) else "")
+
+    def _dry_run(self, loss: str) -> tuple[ForwardTrace, ForwardTrace]:
+        return dry_run.traces(self, loss)
 
     @property
     def batch_size(self) -> int:
@@ -104,7 +111,8 @@ class Problem:
             # A model's own parameters would record a graph.
             other.params = {name: p.detach() if isinstance(p, nn.Parameter) else p for name, p in params.items()}
         if batch is not None:
-            (other.inputs, other.targets), other.weights = problem_checks.require_pair(batch), None
+            other.inputs, other.targets = problem_checks.require_pair(batch)
+            other.weights = other.importance = None
         return other
 
     def clone(self) -> Self:
@@ -143,6 +151,32 @@ class Problem:
             raise ValueError(f"rows {which!r} are none of the batch of {self.batch_size}, expected at least one")
         return some
 
+    def weighted(self, factors: Tensor) -> Self:
+        """The problem whose loss of example n counts f_n times: (1/N) Σ f_n ℓ_n, the factors [batch] constant.
+
+        Factors of earlier calls multiply; weights of the loss stay what they are.
+
+        Example:
+            >>> problem = Problem(nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
+            >>> bool(problem.weighted(torch.full((4,), 2.0)).loss() == 2 * problem.loss())
+            True
+        """
+        factors = factors.detach()
+        return self._with(importance=factors if self.importance is None else self.importance * factors)
+
+    def unweighted(self) -> Self:
+        """The problem without its `weighted` factors."""
+        return self._with(importance=None)
+
+    def moved(self, params: Mapping[str, Tensor]) -> Self:
+        """The problem at other parameters, which remembers those it had: there the law of its noise was declared."""
+        there = self.at({name: p.detach() for name, p in params.items()})
+        return there._with(origin=self if self.origin is None else self.origin)
+
+    def tapped(self, site: str, value: Tensor) -> Self:
+        """The problem with ``value`` as the tap of a `Site` or of `Terms`, [batch, …]: each example has its own."""
+        return self._with(taps={**self.taps, site: value})
+
     def example(self, index: int) -> "Problem":
         """The problem of one example, as a batch of one; from the end where the index is negative."""
         if not -self.batch_size <= index < self.batch_size:
@@ -164,7 +198,10 @@ class Problem:
     def _leaves(self) -> dict[str, Any]:
         """All that has the examples along its first axis."""
         leaves = {"inputs": self.inputs, "targets": self.targets}
-        return leaves if self.weights is None else {**leaves, "weights": self.weights}
+        if self.taps:
+            leaves["taps"] = dict(self.taps)
+        factors = {"weights": self.weights, "importance": self.importance}
+        return leaves | {name: factor for name, factor in factors.items() if factor is not None}
 
     def _weighed(self) -> Self:
         """The problem with the weights of its whole batch: ahead of taking a part, whose own sum is another."""
@@ -179,7 +216,7 @@ class Problem:
 
     def _of(self, leaves: Mapping[str, Any]) -> "Problem":
         """The problem of some examples, given their `_leaves`."""
-        return self._with(**leaves)
+        return self._with(**leaves, origin=None)
 
     def _with(self, **changed: Any) -> Self:
         """The problem with other attributes; what is not named is shared."""
@@ -202,7 +239,7 @@ class Problem:
         replace: Mapping[str, Tensor] | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
         """Forward pass with sites perturbed by ``taps``: output and watched values (see `Network.run`)."""
-        tensors = {**self.buffers, **params, **{f"{site}.tap": u for site, u in (taps or {}).items()}}
+        tensors = {**self._constants(taps or {}), **params}
         return self.network.run(tensors, self.inputs, watch=watch, cut=cut, add_tangent=add_tangent, replace=replace)
 
     def shift_outputs(
@@ -214,14 +251,23 @@ class Problem:
         replace: Mapping[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, tuple[Any, Any]]]:
         """Values at ``cut`` with the outputs of modules shifted; inputs and outputs of those modules."""
-        return self.network.shift_outputs({**self.buffers, **params}, self.inputs, shifts, cut=cut, replace=replace)
+        tensors = {**self._constants({}), **params}
+        return self.network.shift_outputs(tensors, self.inputs, shifts, cut=cut, replace=replace)
+
+    def _constants(self, taps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Buffers with what sites add: these taps, around those that the problem itself has."""
+        around = {site: self.taps[site] + u if site in self.taps else u for site, u in taps.items()}
+        return {**self.buffers, **{f"{site}.tap": value for site, value in {**self.taps, **around}.items()}}
 
     def losses(self, outputs: Any) -> Tensor:
-        """Per-example loss [batch] of outputs of the network or of a local head: n w ℓ / Σ w where it has weights."""
+        """Per-example loss [batch] of outputs of the network or of a local head: n w ℓ / Σ w where it has weights.
+
+        Of a sampled batch times its `weighted` factors.
+        """
         losses, weights = losses_and_weights(self.raw_losses(outputs))
-        if weights is None:
-            return losses
-        return losses * (even_weights(weights, losses) if self.weights is None else self.weights)
+        if weights is not None:
+            losses = losses * (even_weights(weights, losses) if self.weights is None else self.weights)
+        return losses if self.importance is None else losses * self.importance
 
     def raw_losses(self, outputs: Any) -> Any:
         """What the loss function itself returns: losses [batch], or a pair of them and their weights."""
@@ -247,54 +293,3 @@ class Problem:
         """The end-to-end gradient of `loss`; zero for local heads, which the output does not use."""
         with failures.coached_derivatives():
             return dict(grad(self.loss)(self.params))
-
-    def _dry_run(self, loss: str) -> tuple[ForwardTrace, ForwardTrace]:
-        """Traces of the batch and of its first example alone, and checks of all that a pass and the loss do."""
-        alone = self._with(inputs=tree_map(lambda leaf: leaf[:1], self.inputs))  # of its loss no weight is known yet
-        tensors = {**self.buffers, **self.params}
-        outputs, trace = self._traced(tensors, self.inputs)
-        try:
-            first, single = self._traced(tensors, alone.inputs)
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise ValueError(purity.batch_only(error)) from error
-        purity.require_derivative("network", lambda params: alone.run(params)[0], self.params)
-        purity.refuse_foreign(outputs)
-        if loss in loss_functions.TARGET_CHECKS:
-            loss_functions.TARGET_CHECKS[loss](outputs, self.targets)
-            loss_functions.require_classes_of_heads(self.network.modules, trace.ends.values(), self.targets)
-        losses = self._checked_losses(outputs)
-        one = self.example(0)
-        if not losses.is_meta:  # without values there is nothing to compare
-            with torch.no_grad():
-                purity.require_independence((outputs, losses), (first, one.losses(first)), self._pass)
-        purity.require_derivative("loss", lambda params: one.losses(one.run(params)[0]), self.params)
-        if trace.ends:
-            trace.direct_edges = single.direct_edges = self.network.direct_edges(
-                single, tensors, self.params, one.inputs, one.losses
-            )
-        return trace, single
-
-    def _traced(self, tensors: Mapping[str, Tensor], inputs: Any) -> tuple[Any, ForwardTrace]:
-        """Output and trace of a pass that draws nothing and changes nothing; a graph shows what it does not own."""
-        with torch.enable_grad(), purity.unchanged("network", tensors, purity.STILL):
-            return self.network.trace(tensors, inputs)
-
-    def _checked_losses(self, outputs: Any) -> Tensor:
-        """Losses of a call that draws nothing and changes nothing; a graph shows what the loss owns."""
-        given = {**structures.named("targets", self.targets), **structures.named("outputs", outputs)}
-        with torch.enable_grad(), purity.unchanged("loss", given, "torch.where makes a new tensor"):
-            returned = purity.undrawn("loss", lambda: self.raw_losses(outputs))
-        losses, weights = loss_functions.require_losses(returned, self.batch_size)
-        if weights is None:
-            return losses
-        self.weighs, self.weights = True, even_weights(weights, losses)
-        loss_functions.require_constant_weights(
-            weights, lambda params: self.raw_losses(self.run(params)[0])[1], self.params
-        )
-        return losses * self.weights
-
-    def _pass(self, which: slice) -> purity.Pass:
-        """Outputs and losses of some of the examples."""
-        some = self.rows(which)
-        outputs = some.run(some.params)[0]
-        return outputs, some.losses(outputs)

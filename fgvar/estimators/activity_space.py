@@ -126,19 +126,9 @@ class ActivitySpace:
         if not problem.trace.sites:
             raise ValueError("the network has no site to perturb; wrap it: fgvar.Problem(fgvar.with_sites(net), …)")
         for site in (*(self.sites or ()), *(self.relu_after or {})):
-            if site not in problem.trace.sites:
-                raise ValueError(unknown("site", site, problem.trace.sites))
+            _require_known(problem, site)
         for site in self._sites(problem):
-            shape = problem.trace.sites[site]
-            if len(problem.trace.visits[site]) > 1:
-                raise ValueError(f"{called_twice(site)}, or none a site: with_sites(net, inputs=…)")
-            # The first axis may be as long as the batch by chance: it has to follow the batch.
-            if shape[:1] != (problem.trace.batch_size,) or problem.single_trace.sites[site] != (1, *shape[1:]):
-                raise ValueError(
-                    f"site {site!r} has shape {shape}, expected the batch axis ({problem.trace.batch_size}) first "
-                    "(position embeddings and routers of flattened tokens have none); with_sites(inputs=…) sees "
-                    "which outputs have one, or choose other sites with with_sites(sites=…)"
-                )
+            require_site(problem, site)
         for site, relu in self._relus(self._sites(problem)).items():
             if relu not in problem.trace.visits:
                 raise ValueError(unknown(f"module (the ReLU of site {site!r})", relu, problem.trace.visits))
@@ -232,6 +222,26 @@ class ActivitySpace:
                 "itself, such as class tokens, belongs into a module of its own for that), or freeze them with "
                 "requires_grad_(False)"
             )
+
+
+def require_site(problem: Problem, site: str) -> None:
+    """Raise a ValueError where this is no site whose activity is one tensor with the batch axis first."""
+    _require_known(problem, site)
+    shape = problem.trace.sites[site]
+    if len(problem.trace.visits[site]) > 1:
+        raise ValueError(f"{called_twice(site)}, or none a site: with_sites(net, inputs=…)")
+    # The first axis may be as long as the batch by chance: it has to follow the batch.
+    if shape[:1] != (problem.trace.batch_size,) or problem.single_trace.sites[site] != (1, *shape[1:]):
+        raise ValueError(
+            f"site {site!r} has shape {shape}, expected the batch axis ({problem.trace.batch_size}) first "
+            "(position embeddings and routers of flattened tokens have none); with_sites(inputs=…) sees "
+            "which outputs have one, or choose other sites with with_sites(sites=…)"
+        )
+
+
+def _require_known(problem: Problem, site: str) -> None:
+    if site not in problem.trace.sites:
+        raise ValueError(unknown("site", site, problem.trace.sites))
 
 
 def _of_every_example(problem: Problem, noise: Tensors) -> dict[str, Tensor]:

@@ -1,9 +1,8 @@
 """References and controls: what an estimator has to be compared with before its numbers mean anything."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,8 +11,6 @@ from fgvar.estimators.estimator import Estimate, GradientEstimator
 from fgvar.estimators.losses import GlobalLoss, Losses, gradient
 from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.randomness import Leaf, Randomness
-from fgvar.estimators.structured_noise import Coordinate
-from fgvar.loss_functions import changed
 from fgvar.problem import Problem
 
 T = TypeVar("T")
@@ -35,6 +32,8 @@ class FrozenTrunk:
 
     losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
 
+    additive: ClassVar[bool] = True  # its estimate is the mean of those of each example alone
+
     @property
     def bias_reason(self) -> str:
         return "a control: the trunk has no gradient"
@@ -54,52 +53,6 @@ class FrozenTrunk:
     def learns(self, problem: Problem) -> tuple[str, ...]:
         """Names of the parameters that training moves: weight decay, too, leaves the others alone."""
         return tuple(name for name in problem.params if name in problem.network.exact)
-
-
-@dataclass(frozen=True)
-class Minibatch:
-    """The exact gradient of ``size`` examples drawn with replacement from the problem's batch of N.
-
-    E ĝ = ∇ of the whole batch. Its variance is the data variance of that batch size, (1/size)·(1/N)Σ‖g_n − ḡ‖²:
-    what every stochastic training pays, in units of which noise variance can be judged.
-
-    Args:
-        size: examples in the minibatch.
-        losses: whose gradient.
-
-    Raises:
-        ValueError: a size below 1.
-
-    Source: Ren et al. 2023, Table 1 (V).
-
-    Example:
-        >>> Minibatch(8).size
-        8
-    """
-
-    size: int = 1
-    losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size is {self.size}, expected at least 1 example")
-
-    @property
-    def bias_reason(self) -> str:
-        return ""
-
-    def randomness(self, problem: Problem) -> Randomness:
-        self.losses.check(problem)
-        return Randomness({"minibatch": Leaf((self.size, problem.batch_size), Coordinate(), batch_dims=1)})
-
-    def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
-        # A coordinate ±√N e_n chooses example n; its square counts it N times, so that the counts' mean is 1.
-        counts, counted = noise["minibatch"].square().mean(0), copy.copy(problem)
-        counted.loss_function = changed(problem.loss_function, lambda losses: counts * losses)
-        return Estimate(gradient(self.losses, counted, problem.params))
-
-    def target(self, problem: Problem) -> dict[str, Tensor]:
-        return gradient(self.losses, problem, problem.params)
 
 
 @dataclass(frozen=True)
@@ -157,6 +110,8 @@ class IsotropicNull:
         >>> IsotropicNull().bias_reason
         'a control: E ĝ = 0'
     """
+
+    centred: ClassVar[bool] = True  # E ĝ = 0
 
     losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
 

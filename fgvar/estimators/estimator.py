@@ -152,11 +152,12 @@ class Estimator:
     @property
     def bias_reason(self) -> str:
         """Why its mean is not its target; empty where it is."""
+        space = getattr(self.space, "bias_reason", "")
         steps = "" if self.oracle.bias_order is None else f"of order step^{self.oracle.bias_order}"
         even = getattr(self.noise, "spans_evenly", lambda directions: False)(self.directions)  # noqa: ARG005
         spans = "" if even else getattr(self.combine, "uneven", "")
         return "; ".join(
-            reason for reason in (self.guess.bias_reason, self.combine.bias_reason, spans, steps) if reason
+            reason for reason in (space, self.guess.bias_reason, self.combine.bias_reason, spans, steps) if reason
         )
 
     @property
@@ -281,6 +282,8 @@ class ExactGradient:
     """
 
     losses: Losses = GlobalLoss(heads=False)  # noqa: RUF009 (frozen)
+
+    additive: ClassVar[bool] = True  # its estimate is the mean of those of each example alone
 
     @property
     def bias_reason(self) -> str:

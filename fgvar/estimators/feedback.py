@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from torch.func import grad
@@ -41,6 +42,8 @@ class FeedbackAlignment:
 
     losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
     seed: int = 0
+
+    additive: ClassVar[bool] = True  # its estimate is the mean of those of each example alone
 
     @property
     def bias_reason(self) -> str:
@@ -93,6 +96,8 @@ class DirectFeedback:
 
     space: ActivitySpace = ActivitySpace()  # noqa: RUF009 (frozen)
     seed: int = 0
+
+    additive: ClassVar[bool] = True  # its estimate is the mean of those of each example alone
 
     @property
     def bias_reason(self) -> str:

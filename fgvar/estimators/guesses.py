@@ -159,8 +159,7 @@ class BackpropGradient:
         def objective(tensors: Tensors) -> Tensor:
             return forward_terms(GlobalLoss(), problem, *linearised.bind(tensors))[OUTPUT].sum()
 
-        found: dict[str, Tensor] = grad(objective)(dict(linearised.point))
-        return found
+        return linearised.direction(grad(objective)(dict(linearised.point)))
 
 
 def is_weight(value: Tensor) -> bool:
@@ -189,5 +188,4 @@ def _local_gradient(problem: Problem, linearised: Linearised, params: Mapping[st
         each = [problem.local_losses(params, end, values[end]).sum() for end in values if end != OUTPUT]
         return torch.stack(each).sum()
 
-    found: dict[str, Tensor] = grad(objective)(dict(linearised.point))
-    return found
+    return linearised.direction(grad(objective)(dict(linearised.point)))

@@ -61,6 +61,13 @@ class Stream:
             table.take(packed[: size // 8], axis=0, out=flat.reshape(-1, 8), mode="clip")
         return out
 
+    def uniform(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Uniform numbers in [0, 1)."""
+        out = self._out(shape, dtype, device)
+        if device.type != "cpu":
+            return torch.rand(tuple(shape), generator=self._torch(device), out=out)
+        return out.copy_(torch.from_numpy(self._numpy().random(tuple(shape))))
+
     def integer(self) -> int:
         """A number below 2⁶³ whose lowest 32 bits, all that torch's CPU generator takes of a seed, differ by draw."""
         high = int.from_bytes(self._digest()[:4], "little") >> 1

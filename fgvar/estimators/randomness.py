@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -14,17 +14,22 @@ from fgvar.estimators.factors import LazyTensors
 from fgvar.estimators.random_streams import TILE, Stream
 
 THREADED = 1 << 18  # numbers; fewer are drawn before threads have started
+MOST_VALUES = 1 << 20  # of a leaf that are listed
 TOGETHER = 16  # consecutive draws of a small leaf that one stream serves: to open it takes longer than its numbers
 
 
 class Law(Protocol):
     """How one tensor of random numbers is drawn: zero mean, unit variance, no correlation between numbers.
 
+    Or else, of a law with finitely many values, ``support(shape)``, these values [values, *shape] and probabilities
+    [values]: means over it are sums, and it may have any mean, as a choice of examples has.
+
     It asks the stream once, and nothing else, for random numbers: a stream that is asked again begins with the same
     bits. It may declare, as attributes of its class: ``isotropic = True`` (E uuᵀ = I exactly: means of quadratic
     estimates are enumerated), ``kurtosis`` (E u⁴ of independent numbers: variances have closed forms),
-    ``spans_evenly`` (as `Gaussian`), and ``dtype``, that of its tensors, where they are of other numbers, such as
-    indices. ``elementwise = True`` says that every number is made by itself: it is then asked for pieces of large
+    ``spans_evenly`` (as `Gaussian`), ``dtype``, that of its tensors, where they are of other numbers, such as
+    indices, and ``adapted = True``: its probabilities come from the parameters, so that training asks for it anew in
+    every step. ``elementwise = True`` says that every number is made by itself: it is then asked for pieces of large
     tensors, and for several draws of small ones, at once; else for each direction and example alone.
     """
 
@@ -62,6 +67,41 @@ class Leaf:
     def dtype(self, floating: torch.dtype) -> torch.dtype:
         """Of its tensor: that of the other noise, unless the law has one of its own."""
         return getattr(self.noise, "dtype", floating)
+
+    @property
+    def is_finite(self) -> bool:
+        """Has its law finitely many values, and says which?"""
+        return "support" in vars(type(self.noise))
+
+    @property
+    def is_isotropic(self) -> bool:
+        """Does its law declare E uuᵀ = I? By its own class: one that inherits from a law may sample otherwise."""
+        return bool(vars(type(self.noise)).get("isotropic", False))
+
+    @property
+    def values(self) -> int:
+        """How many values it has; `MOST_VALUES` + 1 where there is no end of them, or more than are listed."""
+        law: Any = self.noise
+        alone = self.elementwise  # each number's values are then those of any other's
+        shape = (1,) if alone else self.shape[self.batch_dims :]
+        try:
+            each = len(law.support(shape)[1]) if self.is_finite else MOST_VALUES + 1
+        except ValueError:
+            return MOST_VALUES + 1
+        copies = self.size if alone else math.prod(self.shape[: self.batch_dims])
+        return MOST_VALUES + 1 if copies * math.log2(each) > math.log2(MOST_VALUES) else each**copies
+
+    def support(self) -> tuple[Tensor, Tensor]:
+        """All values of the tensor, [values, *shape], and their probabilities [values], in float64."""
+        law: Any = self.noise
+        if self.elementwise:
+            values, probabilities = law.support(self.shape)
+            return values, probabilities
+        lead = self.shape[: self.batch_dims]
+        values, probabilities = law.support(self.shape[self.batch_dims :])
+        # Each direction and example is a draw of its own: all combinations of theirs.
+        digits = combinations([len(values)] * math.prod(lead))
+        return values[digits].reshape(len(digits), *self.shape), probabilities[digits].prod(1)
 
     @property
     def elementwise(self) -> bool:
@@ -135,6 +175,11 @@ class Randomness:
     """
 
     leaves: Mapping[str, Leaf]
+
+    @property
+    def adapted(self) -> bool:
+        """Does a law here depend on the parameters, or on the batch?"""
+        return any(getattr(leaf.noise, "adapted", False) for leaf in self.leaves.values())
 
     @property
     def size(self) -> int:
@@ -227,6 +272,17 @@ class Randomness:
         joint = law.couple(torch.cat(rows, dim=-1))
         for value, piece in zip(drawn.values(), joint.split([row.shape[-1] for row in rows], dim=-1), strict=True):
             value.copy_(piece.reshape(value.shape))
+
+
+def combinations(counts: Sequence[int]) -> Tensor:
+    """All combinations of a value below each count, [combinations, counts], the last one running fastest."""
+    if math.prod(counts) > MOST_VALUES:
+        raise ValueError(
+            f"{math.prod(counts)} combinations of values, expected at most {MOST_VALUES}; take a smaller problem"
+        )
+    if not counts:
+        return torch.zeros(1, 0, dtype=torch.int64)
+    return torch.cartesian_prod(*(torch.arange(count) for count in counts)).reshape(-1, len(counts))
 
 
 def fill(tasks: Iterable[Callable[[], None]], size: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 from fgvar.errors import unknown
 from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.combine import Normalised, Projection, ShuffledCredit
-from fgvar.estimators.controls import FrozenTrunk, IsotropicNull, MatchedNoise, Minibatch
+from fgvar.estimators.controls import FrozenTrunk, IsotropicNull, MatchedNoise
 from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimator
 from fgvar.estimators.feedback import DirectFeedback, FeedbackAlignment
 from fgvar.estimators.guesses import NTK, BackpropGradient, Guess, Isotropic, LocalGradient
@@ -17,6 +17,8 @@ from fgvar.estimators.oracles import CentralDifference, ForwardDifference
 from fgvar.estimators.structured_noise import LowRank, Orthogonal, Sparse
 from fgvar.estimators.subspace_guesses import ActivationSpan, TransposedWeights
 from fgvar.estimators.weight_space import WeightSpace
+from fgvar.stochastic.sampling import Draw
+from fgvar.stochastic.sentence import Stochastic
 
 
 class NamedEstimator(GradientEstimator, Protocol):
@@ -117,8 +119,8 @@ _TABLE = (
     Scheme("backprop-guess", _guess(BackpropGradient()),
            "projection on the gradient itself: an upper bound", "Fournier et al. 2023", 9.3),
     # controls
-    Scheme("minibatch", Minibatch(),
-           "exact gradient of one example of the batch (data variance)", "see data_variance", 3.0),
+    Scheme("minibatch", Stochastic(sample=Draw(1)),
+           "exact gradient of one example of the batch (data variance)", "see data_variance", 0.4),
     Scheme("frozen", FrozenTrunk(), "heads and read-outs learn, the trunk does not", "control", 1.1),
     Scheme("sham", Estimator(A, combine=ShuffledCredit()),
            "FG-A credited with the next example's derivative", "control", 2.9),

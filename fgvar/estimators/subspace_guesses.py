@@ -166,7 +166,7 @@ def _carried(problem: Problem, losses: Losses, linearised: Linearised, noise: Te
         return linearised.direction({site: noise[site] for site in linearised.point})
     sites = ActivitySpace().linearise(problem, losses)
     found = sites.backward(sites.direction(noise))
-    return {name: found[name] for name in linearised.point}
+    return linearised.direction({name: found[name] for name in linearised.point})
 
 
 def _classes(problem: Problem, head: str) -> int:

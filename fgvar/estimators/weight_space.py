@@ -2,7 +2,7 @@
 
 from __future__ import annotations  # else those of inner functions are evaluated, which breaks compiled graphs
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast, final
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fgvar.estimators.credit import Plan, broadcast_over_rows, row_plans, sum_terms
 from fgvar.estimators.losses import Losses, LossTerms, forward_terms, gradient, jvp_terms
-from fgvar.estimators.spaces import Linearised, Tensors, TermsAndLoss, require_perturbed
+from fgvar.estimators.spaces import Keep, Linearised, Tensors, TermsAndLoss, require_keep, require_perturbed
 from fgvar.nn.forward_mode import jvp
 from fgvar.nn.reach import OUTPUT
 from fgvar.problem import Problem
@@ -22,6 +22,7 @@ class LinearisedWeights:
     """The perturbed parameters at one problem (see `Linearised`).
 
     Attributes:
+        live: 0/1 of all parameters, where some are dead.
         loss_gradients: as a pass along noise has found them (see `Losses.terms`).
         heads_gradient: the heads' exact gradient, where such a pass has found it; None: worked out when asked for.
     """
@@ -30,6 +31,7 @@ class LinearisedWeights:
     losses: Losses
     point: dict[str, Tensor]
     plans: dict[str, Plan]
+    live: dict[str, Tensor] | None = None
     loss_gradients: LossTerms | None = None
     heads_gradient: dict[str, Tensor] | None = None
 
@@ -45,7 +47,7 @@ class LinearisedWeights:
         return {end: t.mean(0, keepdim=True).sum(1, keepdim=True) for end, t in each.items()}
 
     def direction(self, noise: Tensors) -> dict[str, Tensor]:
-        return dict(noise)
+        return self._masked(noise)
 
     def credit(self, terms: LossTerms) -> dict[str, Tensor]:
         return {
@@ -63,7 +65,11 @@ class LinearisedWeights:
         exact = self.heads_gradient
         if exact is None:
             exact = gradient(self.losses, self.problem, _heads(self.problem))
-        return {**credited, **exact}
+        return {**credited, **self._masked(exact)}  # directions are masked, and with them what they credit
+
+    def _masked(self, tensors: Tensors) -> dict[str, Tensor]:
+        live = self.live
+        return dict(tensors) if live is None else {name: live[name] * value for name, value in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -76,21 +82,36 @@ class WeightSpace:
     Args:
         per_tensor: move each tensor alone (one directional derivative each, which leaves the noise of the others
             out) in place of all at once (one).
+        keep: which parameters are live, such as `fgvar.transforms.Magnitude`: the others are not moved, and have no
+            gradient, so that E ĝ = M∇ and tr Cov(ĝ) = (d_live + 1)‖M∇‖²; of heads the exact gradient is masked. None
+            keeps all. Of ``shared=False`` it is asked for every example's own problem.
+
+    Raises:
+        TypeError: a ``keep`` that is none.
 
     Source: Ren et al. 2023, eq. 2; Baydin et al. 2022.
 
     Example:
         >>> WeightSpace()
-        WeightSpace(per_tensor=False)
+        WeightSpace(per_tensor=False, keep=None)
     """
 
     per_tensor: bool = False
+    keep: Keep | None = None
 
     per_example: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.keep is not None:
+            require_keep(self.keep)
 
     @property
     def one_pass(self) -> bool:
         return not self.per_tensor
+
+    @property
+    def bias_reason(self) -> str:
+        return "" if self.keep is None else "dead parameters have no gradient"
 
     def check(self, problem: Problem) -> None:
         require_perturbed(problem)
@@ -100,12 +121,15 @@ class WeightSpace:
 
     def linearise(self, problem: Problem, losses: Losses) -> Linearised:
         point = {name: problem.params[name] for name in problem.perturbed}
-        return LinearisedWeights(problem, losses, point, row_plans(problem, losses, point))
+        live = None if self.keep is None else self.keep.mask(problem)
+        return LinearisedWeights(problem, losses, point, row_plans(problem, losses, point), live)
 
     def linearise_along(self, problem: Problem, losses: Losses, noise: Tensors) -> tuple[Linearised, TermsAndLoss]:
-        linearised, heads = self.linearise(problem, losses), _heads(problem)
+        linearised = cast(LinearisedWeights, self.linearise(problem, losses))
+        heads = _heads(problem)
+        noise = linearised.direction(noise)
         if not heads:  # nothing to pull back: the derivative's own pass is the only one
-            values, tangents = jvp(linearised.forward_terms, (linearised.point,), (dict(noise),))
+            values, tangents = jvp(linearised.forward_terms, (linearised.point,), (noise,))
             return linearised, (linearised.loss_terms(values, tangents), values[OUTPUT].mean())
 
         # Differentiated by the heads, the pass that carries the direction gives their exact gradient, too.
@@ -118,7 +142,7 @@ class WeightSpace:
 
         total, pullback, (values, tangents, loss_gradients) = cast(Any, torch.func.vjp(forward, heads, has_aux=True))
         exact = pullback(torch.ones_like(total))[0]
-        found = LinearisedWeights(problem, losses, linearised.point, linearised.plans, loss_gradients, exact)
+        found = replace(linearised, loss_gradients=loss_gradients, heads_gradient=exact)
         return found, (found.loss_terms(values, tangents), values[OUTPUT].mean())
 
 

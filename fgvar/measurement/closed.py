@@ -42,8 +42,9 @@ def exact_statistics(
     Tests of a bias have no place here, and the mean of the per-draw cosines has no closed form: NaN, unless
     there is no noise.
     """
-    mean = {k: g.detach().double().flatten() for k, g in closed_forms.mean(estimator, problem, budget=budget).items()}
-    spread = {k: v.double().sum() for k, v in closed_forms.variance(estimator, problem, budget=budget).items()}
+    found = closed_forms.moments(estimator, problem, budget=budget)
+    mean = {k: g.detach().double().flatten() for k, g in found.mean.items()}
+    spread = {k: v.double().sum() for k, v in found.variance.items()}
     sums = []
     # Products by parameter add up to those of the groups, of which there is no vector.
     for name, target in references.target.items():
@@ -53,7 +54,7 @@ def exact_statistics(
     variance, signal, *rest = references.grouped(sums).cpu().numpy().T
     inner, length, sq_bias = (np.stack([rest[i], rest[i + 3]]) for i in range(3))
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = {
+        values = {
             "variance": variance,
             "snr": signal / variance,
             "sq_bias": sq_bias,
@@ -63,5 +64,5 @@ def exact_statistics(
             "efficiency": inner**2 / (length * (signal + variance)),
         }
     empty = np.full_like(sq_bias, np.nan)
-    found |= {name: empty for name in BY_REFERENCE if name not in found}
-    return {name: Estimated.exact(value) for name, value in found.items()}
+    values |= {name: empty for name in BY_REFERENCE if name not in values}
+    return {name: Estimated.exact(value) for name, value in values.items()}

@@ -1,7 +1,9 @@
 """Draws: enumerate noise, and make estimates of a batch of it, by vmap where that runs."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar, cast
 
 import torch
@@ -11,12 +13,12 @@ from torch.utils._pytree import tree_map
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.estimators.factors import Factors
-from fgvar.estimators.randomness import Randomness
+from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.measurement.protocol_checks import gradient_in
 from fgvar.problem import Problem
 
 LARGEST = {"signs": 18, "hermite": 11}  # random numbers that are enumerated at most: 2^18 and 3^11 estimates
-METHODS = ("nodes", *LARGEST)
+METHODS = ("nodes", *LARGEST, "support", "support × nodes", "support × hermite")
 
 T = TypeVar("T")
 
@@ -30,10 +32,13 @@ class Enumeration:
     *every* noise with E uuᵀ = I. ``method="signs"``: all 2^d sign vectors, the exact law under Rademacher
     noise, whatever the estimator. ``method="hermite"``: −√3, 0, √3 with probabilities 1/6, 2/3, 1/6 in every
     coordinate (three-point Gauss-Hermite), exact under Gaussian noise for every polynomial of degree up to 5
-    in each coordinate, hence for mean and covariance of a quadratic estimator.
+    in each coordinate, hence for mean and covariance of a quadratic estimator. ``method="support"``: all values of
+    laws that have finitely many (``support`` of `fgvar.estimators.randomness.Law`), exact whatever the estimator;
+    ``"support × nodes"`` and ``"support × hermite"`` pair each of them with the nodes of the other leaves. The former
+    takes nodes of what declares E uuᵀ = I, too: 2d nodes stand for 2^d sign vectors.
 
     Raises:
-        ValueError: an unknown method, no random number at all, or too many for it.
+        ValueError: an unknown method, no random number at all, too many for it, or a law without a support.
 
     Example:
         >>> from fgvar.estimators.noise import Gaussian
@@ -49,46 +54,101 @@ class Enumeration:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(unknown("method", self.method, METHODS))
-        d = self.randomness.size
-        if d == 0:
+        if self.randomness.size == 0:
             raise ValueError("the estimator needs no noise: its only estimate is its expectation")
-        if d > LARGEST.get(self.method, d):
+        if self.method == "support" and (without := sorted(self.rest.leaves)):
+            law = self.randomness.leaves[without[0]].noise
             raise ValueError(
-                f"{d} random numbers have {self._base}^{d} values; at most {self._base}^{LARGEST[self.method]} are "
-                f"enumerated by {self.method!r}: take a smaller problem, or 'nodes' for a quadratic estimator"
+                f"the law of leaf {without[0]!r}, {law!r}, says no support; 'support × nodes' takes nodes of those"
             )
+        d, most = self.rest.size, LARGEST.get(self._on_rest, self.rest.size)
+        if d > most:
+            raise ValueError(
+                f"{d} random numbers have {self._base}^{d} values; at most {self._base}^{most} are enumerated by "
+                f"{self.method!r}: take a smaller problem, or 'nodes' for a quadratic estimator"
+            )
+
+    @cached_property
+    def _supports(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Values and probabilities of the leaves that are enumerated by them."""
+        if "support" not in self.method:
+            return {}
+        return {name: leaf.support() for name, leaf in self.randomness.leaves.items() if name not in self.rest.leaves}
+
+    @cached_property
+    def rest(self) -> Randomness:
+        """The leaves that are not enumerated by their supports."""
+
+        def by_support(leaf: Leaf) -> bool:
+            return (
+                "support" in self.method and leaf.is_finite and not (self._on_rest == "nodes" and leaf.is_isotropic)
+            )
+
+        return Randomness({name: leaf for name, leaf in self.randomness.leaves.items() if not by_support(leaf)})
+
+    @property
+    def _on_rest(self) -> str:
+        return self.method.removeprefix("support × ")
 
     @property
     def _base(self) -> int:
-        return 2 if self.method == "signs" else 3
+        return 2 if self._on_rest == "signs" else 3
+
+    @property
+    def rest_count(self) -> int:
+        """Values of these, which run fastest: number n has the (n // rest_count)th of the supports."""
+        d = self.rest.size
+        if not d:
+            return 1
+        return int(2 * d if self._on_rest == "nodes" else self._base**d)
 
     def __len__(self) -> int:
-        return int(2 * self.randomness.size if self.method == "nodes" else self._base**self.randomness.size)
+        return math.prod(len(chance) for _, chance in self._supports.values()) * self.rest_count
 
     def take(self, numbers: range, *, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
         """Noise values of these numbers, stacked along a new first axis."""
-        d, index = self.randomness.size, torch.arange(numbers.start, numbers.stop)
-        if self.method == "nodes":
-            flat = torch.zeros(len(index), d, dtype=dtype)
-            # Numbers 2i and 2i + 1 are +√d·e_i and −√d·e_i.
-            flat[torch.arange(len(index)), index // 2] = d**0.5 * (1 - 2 * (index % 2)).to(dtype)
-        elif self.method == "signs":
-            flat = self._digits(index).to(dtype) * 2 - 1
-        else:
-            flat = (self._digits(index).to(dtype) - 1) * 3**0.5
-        return self.randomness.unflatten(flat)
+        index = torch.arange(numbers.start, numbers.stop)
+        found = {} if not self.rest.size else self.rest.unflatten(self._flat(index % self.rest_count, dtype))
+        for name, (digit, values, _) in self._of_supports(index).items():
+            found[name] = values[digit].to(self.randomness.leaves[name].dtype(dtype))
+        return {name: found[name] for name in self.randomness.leaves}
 
     def probabilities(self, numbers: range) -> Tensor:
         """Of the noise values of these numbers, in float64."""
-        if self.method != "hermite":
-            return torch.full((len(numbers),), 1 / len(self), dtype=torch.float64)
-        # Independent coordinates: the product of 2/3 for each that is 0, and of 1/6 for each other.
-        zeros = (self._digits(torch.arange(numbers.start, numbers.stop)) == 1).sum(1)
-        return (2 / 3) ** zeros.double() * (1 / 6) ** (self.randomness.size - zeros.double())
+        index = torch.arange(numbers.start, numbers.stop)
+        found = torch.ones(len(index), dtype=torch.float64)
+        if self.rest.size and self._on_rest != "hermite":
+            found /= self.rest_count
+        elif self.rest.size:
+            # Independent coordinates: the product of 2/3 for each that is 0, and of 1/6 for each other.
+            zeros = (self._digits(index % self.rest_count) == 1).sum(1)
+            found = (2 / 3) ** zeros.double() * (1 / 6) ** (self.rest.size - zeros.double())
+        for digit, _, chance in self._of_supports(index).values():
+            found = found * chance[digit]
+        return found
+
+    def _of_supports(self, index: Tensor) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """For each leaf that has one, which of its values these numbers take, all values, and their probabilities."""
+        found, left = {}, index // self.rest_count
+        for name, (values, chance) in self._supports.items():
+            found[name] = left % len(chance), values, chance
+            left = left // len(chance)
+        return found
+
+    def _flat(self, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """Nodes, signs or Hermite points of the other random numbers: [numbers, random numbers]."""
+        d = self.rest.size
+        if self._on_rest == "nodes":
+            flat = torch.zeros(len(index), d, dtype=dtype)
+            # Numbers 2i and 2i + 1 are +√d·e_i and −√d·e_i.
+            flat[torch.arange(len(index)), index // 2] = d**0.5 * (1 - 2 * (index % 2)).to(dtype)
+            return flat
+        digits = self._digits(index).to(dtype)
+        return digits * 2 - 1 if self._on_rest == "signs" else (digits - 1) * 3**0.5
 
     def _digits(self, index: Tensor) -> Tensor:
         """Digits of these numbers to the base, one a random number: counting visits every combination once."""
-        return index[:, None] // self._base ** torch.arange(self.randomness.size) % self._base
+        return index[:, None] // self._base ** torch.arange(self.rest.size) % self._base
 
 
 def estimates(

@@ -12,9 +12,15 @@ from fgvar.estimators.estimator import GradientEstimator
 from fgvar.problem import Problem
 
 
-def is_builtin(estimator: GradientEstimator) -> bool:
-    """Is it one of fgvar's own, which leave a problem as it is?"""
-    return type(estimator).__module__.startswith("fgvar.estimators.")
+def is_builtin(part: object) -> bool:
+    """Is it one of fgvar's own, which leave a problem as it is? A sentence is, if all of its words are."""
+    if isinstance(part, tuple):
+        return all(is_builtin(one) for one in part)
+    if part is None or isinstance(part, bool | int | float | str | Problem):
+        return True
+    module = type(part).__module__
+    sentence = module.startswith("fgvar.stochastic.") and all(is_builtin(one) for one in vars(part).values())
+    return sentence or module.startswith("fgvar.estimators.")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Networks whose activities can be perturbed, ordinary modules that contain sites; and the parts of one's own."""
 
+from fgvar.networks.linear_chain import LinearChain, chain_nll
 from fgvar.networks.local_mixer import LocalMixer
 from fgvar.networks.mlp import MLP
 from fgvar.nn.forward_mode import layer_norm
@@ -8,4 +9,16 @@ from fgvar.nn.reach import OUTPUT
 from fgvar.nn.sites import Site
 from fgvar.nn.traits import Traits
 
-__all__ = ["MLP", "OUTPUT", "LocalHead", "LocalMixer", "ReadOut", "Site", "Traits", "initialise", "layer_norm"]
+__all__ = [
+    "MLP",
+    "OUTPUT",
+    "LinearChain",
+    "LocalHead",
+    "LocalMixer",
+    "ReadOut",
+    "Site",
+    "Traits",
+    "chain_nll",
+    "initialise",
+    "layer_norm",
+]

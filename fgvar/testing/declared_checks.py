@@ -16,8 +16,10 @@ from torch import Tensor
 
 import fgvar
 from fgvar.estimators.estimator import Estimator, GradientEstimator
-from fgvar.estimators.noise import Gaussian, Rademacher
+from fgvar.estimators.noise import Gaussian
+from fgvar.measurement.draws import Enumeration
 from fgvar.problem import Problem
+from fgvar.stochastic.sentence import Stochastic
 from fgvar.testing.comparisons import batch_axes, difference
 from fgvar.testing.enumeration import expectation
 from fgvar.testing.exact_moments import claim, tolerance, variances
@@ -29,11 +31,16 @@ from fgvar.theory import closed_forms
 VARIANCE_DRAWS = 4096
 STEPS = (0.1, 0.05)  # of finite differences, between which the order of the bias is read
 MOST_NODES = 3**7
+LAW = "support × hermite"
 
 
 def variance(tested: EstimatorUnderTest) -> str:
     """The variance of every weight is the declared one: exactly where it can be enumerated, else as a trace."""
-    declared = _declared_variance(tested.estimator, tested.problem)
+    return require_variance(tested, declared_variance(tested.estimator, tested.problem))
+
+
+def require_variance(tested: EstimatorUnderTest, declared: Gradients) -> str:
+    """How the variance of every weight has been found to be the declared one; a `Failure` where it is not."""
     tested.require_gradient("the declared variance", {k: v.to(tested.problem.dtype) for k, v in declared.items()})
     if (exact := variances(tested)) is not None:
         largest = max(max(float(value.max()) for value in declared.values()), tested.size**2)
@@ -165,12 +172,16 @@ def repr_round_trips(tested: EstimatorUnderTest) -> str:
 
 
 def bias_order(tested: EstimatorUnderTest) -> str:
-    """The bias of a finite difference falls as step^order: the slope of log bias between two steps."""
-    order = claim(tested.estimator, "bias_order")
-    if order is None:
+    """The bias of a finite difference, or of a point ahead, falls as step^order: the slope between two steps."""
+    word = _declaring(tested.estimator, "bias_order")
+    if word is None:
         raise NotApplicable("declares no bias")
+    order: int = word.bias_order
+    # Of a point the step is as long as gradients are, and nothing is divided by it: it can be short.
+    norm = math.sqrt(sum(float(g.square().sum()) for g in tested.target.values()))
+    steps = [step * (1e-2 / max(norm, 1.0) if hasattr(word, "view") else 1.0) for step in STEPS]
     found = []
-    for step in STEPS:
+    for step in steps:
         one = _varied(tested, step=step)
         if one is None:
             raise NotApplicable("declares a bias order, but is no dataclass whose step can be changed")
@@ -182,17 +193,18 @@ def bias_order(tested: EstimatorUnderTest) -> str:
     if abs(slope - order) > 0.15:
         raise Failure(
             f"the bias falls as step^{slope:.2f}, declared is step^{order} "
-            f"(bias {found[0]:.3g} at step {STEPS[0]}, {found[1]:.3g} at {STEPS[1]})"
+            f"(bias {found[0]:.3g} at step {steps[0]:.3g}, {found[1]:.3g} at {steps[1]:.3g})"
         )
-    return f"bias ~ step^{slope:.2f}, enumerated at steps {STEPS[0]} and {STEPS[1]}"
+    return f"bias ~ step^{slope:.2f}, enumerated at steps {steps[0]:.3g} and {steps[1]:.3g}"
 
 
 # ---- what checks share ---------------------------------------------------------------------------------------
 
 
-def _declared_variance(estimator: GradientEstimator, problem: Problem) -> Gradients:
+def declared_variance(estimator: GradientEstimator, problem: Problem) -> Gradients:
+    """By its method ``variance(problem)``, or in closed form; a `NotApplicable` where there is none."""
     method = getattr(estimator, "variance", None)
-    if method is None and isinstance(estimator, Estimator):
+    if method is None and isinstance(estimator, Estimator | Stochastic):
         try:
             return closed_forms.variance(estimator, problem)
         except ValueError as error:
@@ -219,17 +231,30 @@ def _directions_axis(one: EstimatorUnderTest, several: EstimatorUnderTest, count
     return None
 
 
+def _declaring(part: object, name: str) -> Any:
+    """What declares it: an estimator, its noise, oracle or point, or likewise what it is of; None if nothing."""
+    for word in (part, *(getattr(part, word, None) for word in ("noise", "oracle", "at"))):
+        if getattr(word, name, None) is not None:
+            return word
+    of = getattr(part, "of", None)
+    return None if of is None else _declaring(of, name)
+
+
 def _varied(tested: EstimatorUnderTest, **change: Any) -> EstimatorUnderTest | None:
-    """The same with a declaration changed where it stands: on the estimator, its noise or its oracle."""
-    estimator, (name,) = tested.estimator, change
-    if not is_dataclass(estimator):
-        return None
-    if name in estimator.__dataclass_fields__:
-        return tested.on(tested.problem, _replaced(estimator, change))
-    for word in ("noise", "oracle"):
-        part = getattr(estimator, word, None)
-        if word in estimator.__dataclass_fields__ and name in getattr(part, "__dataclass_fields__", ()):
-            return tested.on(tested.problem, _replaced(estimator, {word: _replaced(part, change)}))
+    """The same with a declaration changed where it stands: on the estimator, or on a word of its sentence."""
+    found = _changed(tested.estimator, change)
+    return None if found is None else tested.on(tested.problem, found)
+
+
+def _changed(part: Any, change: Mapping[str, Any]) -> Any:
+    """The first word that has such a field has it changed; None where there is none."""
+    fields = getattr(part, "__dataclass_fields__", {})
+    if fields.keys() >= change.keys():
+        return _replaced(part, change)
+    for word in ("noise", "oracle", "at", "of"):
+        inside = _changed(getattr(part, word), change) if word in fields else None
+        if inside is not None:
+            return _replaced(part, {word: inside})
     return None
 
 
@@ -239,14 +264,14 @@ def _replaced(value: Any, change: Mapping[str, Any]) -> Any:
 
 def _mean_over_law(tested: EstimatorUnderTest) -> Gradients:
     """The expectation under the noise's own law, or under one with the Gaussian's moments up to the fifth."""
-    laws = {type(leaf.noise) for leaf in tested.randomness.leaves.values()}
-    method, count = {
-        frozenset({Rademacher}): ("signs", 2**tested.randomness.size),
-        frozenset({Gaussian}): ("hermite", 3**tested.randomness.size),
-    }.get(frozenset(laws), ("", 0))
-    if not 0 < count <= MOST_NODES:
-        raise NotApplicable(f"its noise cannot be enumerated here ({tested.randomness.size} random numbers)")
-    return expectation(tested.estimator, tested.problem, method=method, chunk=tested.chunk)
+    randomness = tested.randomness
+    if not randomness.size:
+        return tested.estimate({})
+    known = all(leaf.is_finite or type(leaf.noise) is Gaussian for leaf in randomness.leaves.values())
+    # A number has two values at least: of more numbers than this the values would not even be listed.
+    if not known or 2**randomness.size > MOST_NODES or len(Enumeration(randomness, LAW)) > MOST_NODES:
+        raise NotApplicable(f"its noise cannot be enumerated here ({randomness.size} random numbers)")
+    return expectation(tested.estimator, tested.problem, method=LAW, chunk=tested.chunk)
 
 
 def _require_mean(tested: EstimatorUnderTest, each: list[Gradients], found: Gradients, what: str, parts: str) -> None:
@@ -257,8 +282,9 @@ def _require_mean(tested: EstimatorUnderTest, each: list[Gradients], found: Grad
 
 
 def _types(value: object) -> dict[str, type]:
-    """The classes that occur in a dataclass and its fields, by name."""
+    """The classes that occur in a dataclass, its fields and their tuples, by name."""
     found = {type(value).__name__: type(value)}
-    for name in getattr(value, "__dataclass_fields__", ()):
-        found |= _types(getattr(value, name))
+    fields = [getattr(value, name) for name in getattr(value, "__dataclass_fields__", ())]
+    for part in (*fields, *(value if isinstance(value, tuple) else ())):
+        found |= _types(part)
     return found

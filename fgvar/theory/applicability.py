@@ -1,8 +1,13 @@
 """Applicability: tells which estimators have a closed form, and why others have none.
 
 The quadratic form uᵀMu of `fgvar.theory.closed_forms` needs a derivative that is linear in the direction, independent
-coordinates of known kurtosis, and estimates that are added up as the credit rule says.
+coordinates of known kurtosis, and estimates that are added up as the credit rule says. A stochastic gradient needs a
+point that is known, gradients that are means over the examples, and words that say what they make of moments.
 """
+
+from collections.abc import Sequence
+
+import torch
 
 from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.combine import Mean
@@ -11,14 +16,23 @@ from fgvar.estimators.guesses import Isotropic
 from fgvar.estimators.oracles import Jvp, Replay
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.problem import Problem
+from fgvar.stochastic.sentence import Stochastic, of_terms, origin_of
+from fgvar.stochastic.targets import Against
+from fgvar.stochastic.transforms import Moments, Transform
+from fgvar.theory.commuted import commuted
 
 
 def no_closed_form(estimator: GradientEstimator, problem: Problem) -> str | None:
     """Why this estimator has no closed form on this problem; None where it has one."""
+    estimator = estimates_of(estimator)
     # Types are compared as they are: a subclass may estimate anything.
     kind = type(estimator)
     if isinstance(estimator, ExactGradient) and kind is ExactGradient:
         return None
+    if isinstance(estimator, Stochastic) and kind is Stochastic:
+        own = of_terms(estimator.randomness(problem).leaves)
+        perturbs = any(name.partition(".")[0] != "each" for name in own)
+        return _of_words(estimator, problem, perturbs) or _of_transforms(estimator, problem, bool(own))
     if not isinstance(estimator, Estimator) or kind is not Estimator:
         return f"{kind.__name__} is not a composed fgvar.Estimator"
     if type(estimator.oracle) not in (Jvp, Replay):
@@ -36,6 +50,52 @@ def no_closed_form(estimator: GradientEstimator, problem: Problem) -> str | None
     if problem.coupled and estimator.space.per_example:
         return "the loss couples the examples, so that activities are credited with all terms"
     return None
+
+
+def estimates_of(estimator: GradientEstimator) -> GradientEstimator:
+    """The estimator whose estimates these are, whatever they are held against."""
+    return estimates_of(estimator.estimator) if isinstance(estimator, Against) else estimator
+
+
+def _of_words(estimator: Stochastic, problem: Problem, noisy: bool) -> str | None:
+    """Why there is none by its point, its sampler or its ``of``, which is noisy or not."""
+    of, at, sample, origin = estimator.of, estimator.at, estimator.sample, origin_of(problem)
+    if at.leaves(problem):
+        return f"{at!r} moves the parameters at random"
+    sampled = bool(sample.leaves(origin))
+    if sampled and not hasattr(sample, "no_closed_form"):
+        return f"{sample!r} does not say mean and spread of what it samples"
+    if sampled and (reason := sample.no_closed_form(origin)):
+        return reason
+    whole = sampled and not estimator.each
+    if noisy and whole and isinstance(of, Stochastic):
+        return f"{sample!r} samples for what samples itself; write all words in one sentence"
+    if not noisy and whole and "additive" not in vars(type(of)):  # a subclass of what is may estimate anything
+        return f"{of!r} does not say that it is additive, the mean of the estimates of each example alone"
+    return no_closed_form(of, problem) if noisy else None
+
+
+def _of_transforms(estimator: Stochastic, problem: Problem, noisy: bool) -> str | None:
+    """Why there is none by its transforms: asked for what they make of moments that stand in for the gradient's."""
+    estimator, _ = commuted(estimator, problem)
+    known = {name: torch.ones_like(value) for name, value in problem.params.items()}
+    still = {name: torch.zeros_like(value) for name, value in problem.params.items()}
+    try:
+        found = _after(estimator.each, Moments(known, known if noisy else still), problem)
+        if estimator.sample.leaves(origin_of(problem)):
+            found = Moments(found.mean, found.mean)
+        _after(estimator.then, found, problem)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _after(transforms: Sequence[Transform], found: Moments, problem: Problem) -> Moments:
+    for transform in transforms:
+        if not hasattr(transform, "moments"):
+            raise ValueError(f"{transform!r} does not say moments of what it shapes")
+        found = transform.moments(*found, problem)
+    return found
 
 
 def kurtosis_of(estimator: Estimator) -> float:

@@ -70,7 +70,8 @@ def weight_credits(vjp: CreditVjp) -> tuple[Vectors, Vectors]:
             for name in names:
                 rows = vjp.linearised.broadcast(name, one)
                 own[name] = own[name] + rows * c[name]
-                squares[name] = squares[name] + rows * square
+                # Of a weight that is not moved nothing is credited, whatever moves the loss.
+                squares[name] = squares[name] + vjp.mask[name] * rows * square
     return own, squares
 
 

@@ -3,7 +3,7 @@
 θ ← θ − rate(step) · ĝ(θ, batch, noise of draw ``step``), by the schedule's optimiser; several processes average ĝ.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from fgvar.data.split import Batch, Split
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.estimators.factors import LazyTensors
+from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.protocol_checks import require_randomness
 from fgvar.problem import Problem
 from fgvar.training.distributed import averaged, broadcast_params, world
@@ -140,8 +141,8 @@ class TrainingLoop:
 
     def update(self, batch: Batch) -> None:
         """One step along the estimate."""
-        noise = self._noise()
         batch = self.task.train_batch(batch, self._draw(self.step))
+        noise = self._noise(batch)
         gradient, loss = self.gradient(self.params, batch, noise)
         batch_loss = {} if loss is None else {LOSS: loss.detach().to(self.problem.dtype)}
         if isinstance(gradient, LazyTensors):  # of one process alone; each is gone when its parameter has moved
@@ -179,8 +180,11 @@ class TrainingLoop:
         rank, processes = world()
         return step * processes + rank
 
-    def _noise(self) -> Mapping[str, Tensor]:
+    def _noise(self, batch: Batch) -> Mapping[str, Tensor]:
         """Of this update; lazily where one tensor of it is made at a time."""
+        if self.randomness.adapted:  # to this step's parameters and batch, so that none is drawn ahead
+            at = self.problem.at(self.params, batch)
+            return {key: u[0] for key, u in self._sampled(self.estimator.randomness(at), [self.step]).items()}
         if not self.config.by_tensor:
             return self.noise.of(self.step)
         problem = self.problem
@@ -190,7 +194,10 @@ class TrainingLoop:
 
     def _sample(self, steps: range) -> dict[str, Tensor]:
         """Noise of some updates, stacked."""
-        return self.randomness.sample(
+        return self._sampled(self.randomness, steps)
+
+    def _sampled(self, randomness: Randomness, steps: Iterable[int]) -> dict[str, Tensor]:
+        return randomness.sample(
             self.config.seed, map(self._draw, steps), dtype=self.problem.dtype, device=self.problem.device
         )
 

@@ -6,8 +6,12 @@ from cases import CASES, mixer
 from torch import Tensor
 
 import fgvar
-from fgvar.measurement.draws import Enumeration, estimates
 from fgvar.testing import expectation
+from fgvar.testing.enumeration import variances
+
+
+def minibatch(size: int, **words: object) -> fgvar.Stochastic:
+    return fgvar.scheme("minibatch", sample=fgvar.sampling.Draw(size), **words)
 
 
 def close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-12) -> None:
@@ -19,22 +23,20 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: floa
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_minibatch_has_the_batch_s_gradient_as_mean(losses, size: int) -> None:
     problem = mixer(batch=4)
-    estimator = fgvar.controls.Minibatch(size, losses)
-    close(expectation(estimator, problem), estimator.target(problem))
+    estimator = minibatch(size, of=fgvar.ExactGradient(losses))
+    close(expectation(estimator, problem, method="support"), estimator.target(problem))
 
 
 def test_a_minibatch_has_the_data_variance() -> None:
-    """(1/N) Σ‖g_n − ḡ‖² for one example: over the nodes of its noise, which are its whole law."""
+    """(1/N) Σ‖g_n − ḡ‖² for one example: over the examples, which are its whole law."""
     problem = mixer(batch=4)
-    estimator = fgvar.controls.Minibatch()
-    nodes = Enumeration(estimator.randomness(problem), "nodes")
-    found = estimates(estimator, problem, nodes.take(range(len(nodes)), dtype=torch.float64))
+    estimator = minibatch(1)
+    found = variances(estimator, problem, method="support")
     each = problem.per_example(estimator.target)
     for name in problem.params:
-        expected = (each[name] - each[name].mean(0)).square().flatten(1).sum(1).mean()
-        variance = (found[name] - found[name].mean(0)).square().flatten(1).sum(1).mean()
-        torch.testing.assert_close(variance, expected, rtol=1e-10, atol=1e-14)
-    ds = fgvar.measure({"one": fgvar.controls.Minibatch(), "four": fgvar.controls.Minibatch(4)}, problem, draws=1024)
+        expected = (each[name] - each[name].mean(0)).square().flatten(1).mean(0)
+        torch.testing.assert_close(found[name], expected, rtol=1e-10, atol=1e-14)
+    ds = fgvar.measure({"one": minibatch(1), "four": minibatch(4)}, problem, draws=1024)
     drawn = ds["variance"].sel(layer="total")
     ratio = float(drawn.sel(estimator="one") / drawn.sel(estimator="four"))
     error = ratio * float(((ds["variance_se"].sel(layer="total") / drawn) ** 2).sum() ** 0.5)
@@ -121,8 +123,3 @@ def test_the_isotropic_null_knows_nothing() -> None:
         here = ds.sel(layer=layer)
         assert abs(float(here["cosine"])) < 5.5 * float(here["cosine_se"]), layer
         assert float(here["relative_variance"]) == pytest.approx(1, abs=5.5 * float(here["relative_variance_se"]))
-
-
-def test_errors() -> None:
-    with pytest.raises(ValueError, match="size is 0, expected at least 1 example"):
-        fgvar.controls.Minibatch(0)

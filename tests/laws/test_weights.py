@@ -300,11 +300,11 @@ def test_the_mean_over_examples_of_any_gradient_is_that_of_the_batch(name: str) 
 
 
 def test_a_minibatch_of_weighted_examples() -> None:
-    """Example n is drawn by a coordinate: the estimate is the gradient of w_n ℓ_n."""
+    """Where example n is drawn the estimate is the gradient of w_n ℓ_n."""
     problem = linear()
     for n in range(4):
-        noise = {"minibatch": 2 * torch.eye(4, dtype=torch.float64)[n : n + 1]}
-        assert_close(fgvar.controls.Minibatch(1).estimate(problem, noise).gradient, problem.example(n).backprop())
+        noise = {"sample": torch.tensor([n])}
+        assert_close(fgvar.scheme("minibatch").estimate(problem, noise).gradient, problem.example(n).backprop())
 
 
 def test_cross_entropy_of_weighted_classes() -> None:

@@ -86,6 +86,14 @@ def test_fgvar_s_own_estimators_need_no_copy() -> None:
     assert not any(is_builtin(MUTANTS[name].estimator) for name in ("not-restored", "forgetful"))
 
 
+def test_a_sentence_is_fgvar_s_own_if_all_of_its_words_are() -> None:
+    clip, mixed = fgvar.transforms.Clip(1.0), fgvar.sampling.Mixed(fgvar.sampling.Losses(), uniform=0.5)
+    assert is_builtin(fgvar.Stochastic(sample=fgvar.sampling.Draw(2, by=mixed), each=(clip,)))
+    mine = type("Mine", (fgvar.sampling.Uniform,), {})()
+    assert not is_builtin(fgvar.Stochastic(sample=fgvar.sampling.Draw(2, by=mine)))
+    assert not is_builtin(fgvar.Stochastic(of=MEZO, then=(clip,)))
+
+
 class Returning(fgvar.Estimator):
     """A composed estimator that returns, or declares, something else."""
 

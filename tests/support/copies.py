@@ -1,15 +1,18 @@
-"""Copies of a large network's parameters that a piece of work takes: the resident memory of a child process."""
+"""Copies of a large network's parameters that a piece of work takes: the resident memory of a child process.
+
+VmHWM is the child's own; the maximum that getrusage tells begins with its parent's, and would hide all of it.
+"""
 
 import os
 import subprocess
 import sys
 
 # 29 million numbers in linear layers, and inputs of four examples.
-# Not ru_maxrss, which a child begins with its parent's: in a suite that has held more, nothing would be seen.
 CHILD = """
 import torch, fgvar
-def most_held():
-    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 def linear(fan_in, fan_out):
     return torch.nn.utils.skip_init(torch.nn.Linear, fan_in, fan_out)
 net = torch.nn.Sequential(*(linear(1024, 1024) for _ in range(28)), linear(1024, 10))
@@ -18,9 +21,9 @@ with torch.no_grad():
     for p in net.parameters():
         p.normal_(std=1 / 32)
 {prepare}
-before = most_held()
+before = peak()
 {work}
-after = most_held()
+after = peak()
 print((after - before) * 1024 / (4 * sum(p.numel() for p in net.parameters())))
 """
 

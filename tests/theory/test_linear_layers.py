@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import fgvar
 from fgvar import theory
 from fgvar.networks.local_mixer import GroupedLinear
-from fgvar.theory import closed_forms as implementation
+from fgvar.theory import perturbation as implementation
 from fgvar.theory import site_jacobians
 
 

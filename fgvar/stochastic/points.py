@@ -1,0 +1,182 @@
+"""Points: where a gradient is taken."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from fgvar.errors import require_type
+from fgvar.estimators.activity_space import require_site
+from fgvar.estimators.estimator import Estimate, GradientEstimator, require_estimator
+from fgvar.estimators.noise import Gaussian
+from fgvar.estimators.randomness import Law, Leaf, Randomness
+from fgvar.problem import Problem
+
+
+class Point(Protocol):
+    """Where a gradient is taken. ``bias_reason`` says why not at the parameters; empty where it is there.
+
+    It may declare ``bias_order``, the power of its ``step`` that the bias falls with, which a check holds it to.
+    """
+
+    @property
+    def bias_reason(self) -> str: ...
+
+    def leaves(self, problem: Problem) -> dict[str, Leaf]:
+        """The noise that it needs."""
+
+    def view(self, problem: Problem, noise: Mapping[str, Tensor]) -> Problem:
+        """The problem there (`Problem.moved`)."""
+
+
+@dataclass(frozen=True)
+class Here:
+    """At the parameters.
+
+    Example:
+        >>> Here().bias_reason
+        ''
+    """
+
+    @property
+    def bias_reason(self) -> str:
+        return ""
+
+    def leaves(self, problem: Problem) -> dict[str, Leaf]:  # noqa: ARG002
+        return {}
+
+    def view(self, problem: Problem, noise: Mapping[str, Tensor]) -> Problem:  # noqa: ARG002
+        return problem
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """At θ' = θ − step·z, z an estimate of any estimator's, constant for differentiation.
+
+    Extrapolation, whose bias is −step·H E z + O(step²) for the Hessian H; for E z = 0, of estimators that declare
+    ``centred = True`` as `Noise` does, ½ step²·∇tr(H Cov z). With ``unit`` and a negative step it is sharpness-aware
+    minimisation, of bias +ρ H g/‖g‖ for ρ = −step.
+
+    Args:
+        by: whose estimate z is, a dict like ``problem.params``.
+        step: how far, in units of z.
+        unit: z/‖z‖, over all tensors together, in place of z; 0 where z is 0.
+
+    Raises:
+        TypeError: ``by`` is no estimator, or ``step`` no number.
+
+    Source: Lin et al. 2020 (extrapolation); Foret et al. 2021 (sharpness-aware minimisation).
+
+    Example:
+        >>> from fgvar.estimators.estimator import ExactGradient
+        >>> sam = Ahead(by=ExactGradient(), step=-0.05, unit=True)
+        >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
+        >>> bool(sam.view(problem, {}).loss() > problem.loss())
+        True
+    """
+
+    by: GradientEstimator
+    step: float
+    unit: bool = False
+
+    def __post_init__(self) -> None:
+        require_estimator("by", self.by)
+        require_type("step", self.step, Real, "a number")
+
+    @property
+    def bias_order(self) -> int:
+        return 2 if getattr(self.by, "centred", False) else 1
+
+    @property
+    def bias_reason(self) -> str:
+        return f"taken ahead of the parameters, of order step^{self.bias_order}" if self.step else ""
+
+    def leaves(self, problem: Problem) -> dict[str, Leaf]:
+        return dict(self.by.randomness(problem).leaves)
+
+    def view(self, problem: Problem, noise: Mapping[str, Tensor]) -> Problem:
+        z = self.by.estimate(problem, noise).gradient
+        if self.unit:
+            norm = torch.stack([value.square().sum() for value in z.values()]).sum().sqrt()
+            z = {name: value / norm.where(norm > 0, 1) for name, value in z.items()}
+        return problem.moved({name: p - self.step * z[name] for name, p in problem.params.items()})
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random numbers in the place of a gradient, E ĝ = 0: ``Ahead(by=Noise(), step=σ)`` smooths the loss.
+
+    Args:
+        law: of the numbers.
+
+    Example:
+        >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
+        >>> {name: leaf.shape for name, leaf in Noise().randomness(problem).leaves.items()}
+        {'weight': (2, 3), 'bias': (2,)}
+    """
+
+    law: Law = Gaussian()  # noqa: RUF009 (frozen)
+
+    centred: ClassVar[bool] = True  # E ĝ = 0
+
+    @property
+    def bias_reason(self) -> str:
+        return ""
+
+    def randomness(self, problem: Problem) -> Randomness:
+        return Randomness({name: Leaf(tuple(p.shape), self.law) for name, p in problem.params.items()})
+
+    def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
+        return Estimate({name: noise[name] for name in problem.params})
+
+    def target(self, problem: Problem) -> dict[str, Tensor]:
+        return {name: torch.zeros_like(p) for name, p in problem.params.items()}
+
+
+@dataclass(frozen=True)
+class Tapped:
+    """At activities z + scale·u of a site, u ~ noise, each example's its own: reparameterised, dropout-like noise.
+
+    Unbiased for the smoothed loss E L(z + scale·u), whose gradient is that of L + ½ scale² tr H + O(scale⁴), H the
+    Hessian by the activities.
+
+    Args:
+        site: name of the site.
+        noise: law of u, of the site's shape.
+        scale: standard deviation.
+
+    Raises:
+        TypeError: ``scale`` is no number.
+        ValueError: on use, an unknown site, or one that is called twice or carries no batch axis.
+
+    Example:
+        >>> from fgvar.nn.sites import with_sites
+        >>> problem = Problem(with_sites(torch.nn.Linear(3, 2)), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
+        >>> Tapped("site", scale=0.1).leaves(problem)[""].shape
+        (4, 2)
+    """
+
+    site: str
+    noise: Law = Gaussian()  # noqa: RUF009 (frozen)
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_type("scale", self.scale, Real, "a number")
+
+    @property
+    def bias_reason(self) -> str:
+        return f"smoothed by noise on {self.site!r}" if self.scale else ""
+
+    def leaves(self, problem: Problem) -> dict[str, Leaf]:
+        require_site(problem, self.site)
+        shape = (problem.batch_size, *problem.trace.sites[self.site][1:])
+        return {"": Leaf(shape, self.noise, batch_dims=1)}
+
+    def view(self, problem: Problem, noise: Mapping[str, Tensor]) -> Problem:
+        tap = self.scale * noise[""]
+        if self.site in problem.taps:  # noise of several points adds up
+            tap = tap + problem.taps[self.site]
+        return problem.tapped(self.site, tap)

@@ -1,0 +1,79 @@
+"""Retained: what is left of a step on one problem after steps of gradient descent on another."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from fgvar.errors import require_integer, require_type
+from fgvar.estimators.estimator import require_problem
+from fgvar.estimators.randomness import Leaf
+from fgvar.problem import Problem
+from fgvar.stochastic.transforms import Gradient, Moments, Shapes, moments_without_noise, require_parameters
+
+
+@dataclass(frozen=True)
+class Retained:
+    """Where a step g leads after K steps of gradient descent on another problem, less where they lead without it.
+
+    (θ_K(θ + lr·g) − θ_K(θ))/lr, with θ_K the point after the K steps: (I − lr·H)ᴷ g to first order in lr, with the
+    Hessian H of the other problem. With many steps, the direction that the other problem does not resist.
+
+    Args:
+        problem: the other one: the same network, with the batch that is to be retained.
+        steps: K; 0 returns g.
+        lr: learning rate, of these steps and of the step g.
+
+    Raises:
+        TypeError: what is no problem.
+        ValueError: a negative number of steps, a learning rate that is not positive.
+
+    Source: Huang et al. 2024 (arXiv 2409.19732): forget steps between steps on what is retained.
+
+    Example:
+        >>> net = torch.nn.Linear(1, 1, bias=False)
+        >>> retain = Problem(net, "mse", (torch.ones(1, 1), torch.ones(1, 1)))  # H = 2
+        >>> g = Retained(retain, steps=2, lr=0.25)({"weight": torch.ones(1, 1)}, retain, {})
+        >>> round(float(g["weight"]), 4)
+        0.25
+    """
+
+    problem: Problem
+    steps: int
+    lr: float
+
+    linear: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_problem(self.problem)
+        require_integer("steps", self.steps, 0)
+        require_type("lr", self.lr, Real, "a positive number")
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr!r}, expected a positive number")
+
+    @property
+    def bias_reason(self) -> str:
+        return f"{self.steps} steps on another problem turn it: (I − lr H)^steps g" if self.steps else ""
+
+    def leaves(self, problem: Problem, shapes: Shapes) -> dict[str, Leaf]:
+        require_parameters(self, problem, shapes)
+        return {}
+
+    def __call__(self, gradient: Gradient, problem: Problem, noise: Mapping[str, Tensor]) -> Gradient:
+        slope = grad(self.problem.at(problem.params).loss)
+        # The path without the step, and how far the other one is from it in units of lr: their difference itself
+        # would lose the digits that both share.
+        path, ahead = dict(problem.params), gradient
+        for _ in range(self.steps):
+            other = {name: torch.add(p, ahead[name], alpha=self.lr) for name, p in path.items()}
+            along, beside = slope(path), slope(other)
+            ahead = {name: a - (beside[name] - along[name]) for name, a in ahead.items()}
+            path = {name: torch.sub(p, along[name], alpha=self.lr) for name, p in path.items()}
+        return ahead
+
+    def moments(self, mean: Gradient, variance: Gradient, problem: Problem) -> Moments:
+        return moments_without_noise(self, mean, variance, problem)

@@ -1,0 +1,293 @@
+"""Scores: by what a sampler prefers some terms of a sum to others."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from fgvar.errors import unknown
+from fgvar.nn.forward_pass import called_twice
+from fgvar.nn.structures import leaves
+from fgvar.nn.terms import Terms, terms_of
+from fgvar.problem import Problem
+
+BATCH = "batch"  # what is sampled: examples,
+TERMS = "terms"  # or the terms of all sums inside the network
+
+
+class Score(Protocol):
+    """How much each term is preferred: probabilities are proportional to it.
+
+    Said as attributes of its class, or as properties: ``adapted``, do scores depend on parameters or batch?
+    ``of_loss``, on the loss function? ``linear``, is Σ ω ĝ, with ω in proportion to 1 over the scores, linear in the
+    loss all the same, as by gradients' norms, where the estimate is a sum of (Σ‖g‖/N) g_n/‖g_n‖?
+    """
+
+    @property
+    def adapted(self) -> bool: ...
+
+    @property
+    def of_loss(self) -> bool: ...
+
+    @property
+    def linear(self) -> bool: ...
+
+    def scores(self, problem: Problem, over: str) -> Tensor:
+        """One number ≥ 0 for each term, constant for differentiation.
+
+        [batch] for ``over="batch"``, else [rows, terms] of the `fgvar.Terms` module of this name. All 0 is uniform.
+        """
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """All terms alike.
+
+    Example:
+        >>> Uniform().adapted
+        False
+    """
+
+    adapted: ClassVar[bool] = False
+    of_loss: ClassVar[bool] = False
+    linear: ClassVar[bool] = True
+
+    def scores(self, problem: Problem, over: str) -> Tensor:
+        shape = (problem.batch_size,) if over == BATCH else terms_shape(problem, over)
+        return torch.ones(shape, dtype=problem.dtype, device=problem.device)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Examples by their loss: in proportion to ℓ_n to a power. With a power below 0, losses of 0 take all.
+
+    A loss below 0 is refused.
+
+    Args:
+        power: 1 prefers large losses; −½, as in SFR-on (Huang et al. 2024), small ones.
+
+    Example:
+        >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
+        >>> Losses().scores(problem, "batch").shape
+        torch.Size([4])
+    """
+
+    power: float = 1.0
+
+    adapted: ClassVar[bool] = True
+    of_loss: ClassVar[bool] = True
+    linear: ClassVar[bool] = False
+
+    def scores(self, problem: Problem, over: str) -> Tensor:
+        _require_batch(self, over)
+        with torch.no_grad():
+            losses = problem.losses(problem.run(problem.params)[0]).detach()
+        if self.power >= 0:
+            return losses**self.power
+        # Over the least of them, so that the largest score is 1, whatever the power; 0 is the least number above it.
+        positive = losses.where(losses != 0, torch.finfo(losses.dtype).tiny)
+        return torch.where(losses < 0, losses, (positive / positive.min()) ** self.power)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """By absolute outputs: an example's mean over all numbers of the network's outputs, as residuals of a PINN are.
+
+    Or by those of one module; of a sum inside the network, that module returns a number for each term, such as the
+    probabilities q_θ(z) of Σ_z q_θ(z) f_θ(z), with which ``Draw(1, by=Outputs("q"), over="latent")`` is REINFORCE.
+
+    Args:
+        module: name of a module that is called once; empty: the network.
+
+    Source: Subramanian et al. 2022 (residuals).
+
+    Example:
+        >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
+        >>> Outputs().scores(problem, "batch").shape
+        torch.Size([4])
+    """
+
+    module: str = ""
+
+    adapted: ClassVar[bool] = True
+    of_loss: ClassVar[bool] = False
+    linear: ClassVar[bool] = True
+
+    def scores(self, problem: Problem, over: str) -> Tensor:
+        modules = problem.network.modules
+        if self.module and self.module not in modules:
+            raise ValueError(unknown("module of Outputs", self.module, modules))
+        with torch.no_grad():
+            found, watched = problem.run(problem.params, watch=[self.module] if self.module else [])
+        if over == BATCH:
+            return self._of_examples(watched[self.module] if self.module else found, problem.batch_size)
+        values, shape = watched.get(self.module), terms_shape(problem, over)
+        if values is None or tuple(values.shape) != shape:
+            returned = (
+                "the network's outputs" if values is None else f"{self.module!r}, of shape {tuple(values.shape)}"
+            )
+            raise ValueError(
+                f"Outputs scores the terms {shape} of {over!r} by {returned}; expected Outputs('name') of a module "
+                "that returns a number for each term"
+            )
+        return values.detach().abs()
+
+    def _of_examples(self, found: object, count: int) -> Tensor:
+        whole = [x for x in leaves(found) if x.is_floating_point() and x.ndim and len(x) == count]
+        if not whole:
+            raise ValueError(
+                f"{self!r} found no floating-point tensor with the {count} examples first; name a module"
+            )
+        return torch.cat([x.detach().reshape(count, -1) for x in whole], 1).abs().mean(1)
+
+
+@dataclass(frozen=True)
+class GradientNorms:
+    """Examples by the norm of their gradient of the network's loss: put back, the least variance that there is.
+
+    One vmap over the examples.
+
+    Source: Needell, Srebro and Ward 2014.
+
+    Example:
+        >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
+        >>> GradientNorms().scores(problem, "batch").shape
+        torch.Size([4])
+    """
+
+    adapted: ClassVar[bool] = True
+    of_loss: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
+
+    def scores(self, problem: Problem, over: str) -> Tensor:
+        _require_batch(self, over)
+
+        def norm(example: Problem) -> Tensor:
+            return torch.stack([g.norm() for g in example.backprop().values()]).norm()
+
+        found: Tensor = problem.per_example(norm)
+        return found.detach()
+
+
+@dataclass(frozen=True)
+class TermSizes:
+    """Terms of a sum inside the network by their size: |z|, of logarithms their softmax, as the parameters have them.
+
+    Source: Fu et al. 2022 (proposals of randomised dynamic programming).
+
+    Example:
+        >>> TermSizes().linear
+        True
+    """
+
+    adapted: ClassVar[bool] = True
+    of_loss: ClassVar[bool] = False
+    linear: ClassVar[bool] = True
+
+    def scores(self, problem: Problem, over: str) -> Tensor:
+        if over == BATCH:
+            raise ValueError(
+                "TermSizes scores terms of a sum inside the network, over is 'batch'; expected Losses(), Outputs() "
+                "or GradientNorms(), or over= the name of a fgvar.Terms"
+            )
+        terms_shape(problem, over)
+        module = sampled_terms(problem, over)[over]
+        # An ω that the problem has is no part of the terms' size.
+        plain = problem._with(taps={name: tap for name, tap in problem.taps.items() if name != over})
+        with torch.no_grad():
+            return module.sizes(plain.run(problem.params, watch=[over])[1][over]).detach()
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """(1 − η) of other scores' probabilities and η of uniform ones, so that no ω is above 1/η of the uniform one.
+
+    Args:
+        by: other scores.
+        uniform: η.
+
+    Raises:
+        ValueError: a share outside of [0, 1].
+
+    Example:
+        >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
+        >>> Mixed(Losses(), uniform=0.5).scores(problem, "batch").sum().round(decimals=9)
+        tensor(1., dtype=torch.float64)
+    """
+
+    by: Score
+    uniform: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.uniform <= 1:
+            raise ValueError(f"uniform is {self.uniform!r}, expected a share between 0 and 1")
+
+    @property
+    def adapted(self) -> bool:
+        return self.by.adapted and self.uniform < 1
+
+    @property
+    def of_loss(self) -> bool:
+        return self.by.of_loss and self.uniform < 1
+
+    @property
+    def linear(self) -> bool:
+        return not self.of_loss  # 1/p is no longer in proportion to 1 over those scores
+
+    def scores(self, problem: Problem, over: str) -> Tensor:
+        p = probabilities(self.by.scores(problem, over))
+        return (1 - self.uniform) * p + self.uniform / p.shape[-1]
+
+
+def probabilities(scores: Tensor, among: Tensor | None = None) -> Tensor:
+    """Scores as probabilities along the last axis, in float64; uniform (``among`` those of 1) where they sum to 0."""
+    scores = scores.detach().double()
+    even = torch.ones_like(scores) if among is None else among
+    scores = scores * even
+    total = scores.sum(-1, keepdim=True)
+    return torch.where(total > 0, scores / total.where(total > 0, 1), even / even.sum(-1, keepdim=True))
+
+
+def require_scores(by: Score, scores: Tensor) -> None:
+    """Raise unless scores are numbers from 0 on."""
+    if not scores.is_meta and not bool((scores.isfinite() & (scores >= 0)).all()):
+        raise ValueError(
+            f"scores by {by!r} reach from {float(scores.min()):.6g} to {float(scores.max()):.6g}, expected finite "
+            "numbers from 0 on; take another score, or a loss that is never below 0"
+        )
+
+
+def sampled_terms(problem: Problem, over: str) -> dict[str, Terms]:
+    """The `fgvar.Terms` modules that ``over`` names, all of them for "terms", each called once in a forward pass."""
+    every = terms_of(problem.network.modules)
+    if not every:
+        raise ValueError(
+            f"over is {over!r}, and the network has no fgvar.Terms; expected over='batch', or such a module around "
+            "the terms of a sum in its forward"
+        )
+    if over != TERMS and over not in every:
+        raise ValueError(unknown("over", over, (BATCH, TERMS, *every)))
+    return every if over == TERMS else {over: every[over]}
+
+
+def terms_shape(problem: Problem, name: str) -> tuple[int, ...]:
+    """Shape [batch, …, terms] of what a `fgvar.Terms` module returns in one forward pass."""
+    visits = problem.trace.visits.get(name, [])
+    if len(visits) > 1:
+        raise ValueError(called_twice(name))
+    shape = (visits[0].shape if visits else None) or ()
+    if len(shape) < 2 or shape[0] != problem.trace.batch_size:
+        raise ValueError(
+            f"the terms of {name!r} have shape {shape if visits else 'unknown, as it is not called'}, expected the "
+            f"examples ({problem.trace.batch_size}) along the first axis and the terms along the last"
+        )
+    return (problem.batch_size, *shape[1:])
+
+
+def _require_batch(by: Score, over: str) -> None:
+    if over != BATCH:
+        raise ValueError(
+            f"{by!r} scores examples, over is {over!r}; expected over='batch', or scores of terms: TermSizes(), "
+            "Uniform(), Outputs('name')"
+        )

@@ -1,0 +1,238 @@
+"""The second sentence: of what a gradient is taken, where, and what becomes of it: ĝ = then(Σ_n ω_n · each(ĝ_n))."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from fgvar.estimators.estimator import Estimate, ExactGradient, GradientEstimator, require_estimator
+from fgvar.estimators.randomness import Leaf, Randomness
+from fgvar.nn.stacking import DIRECTIONS
+from fgvar.problem import Problem
+from fgvar.stochastic.points import Here, Point
+from fgvar.stochastic.sampling import Everything, Sample
+from fgvar.stochastic.transforms import Gradient, Shapes, Transform, returned_shapes, shapes_of
+
+T = TypeVar("T")
+
+WHOLE = frozenset({"sample", "at", "then"})  # what names of leaves begin with that no term has of its own
+RESERVED = WHOLE | {"of", "each"}  # what names of leaves of words begin with
+
+
+@dataclass(frozen=True)
+class Stochastic:
+    """Any stochastic gradient: sampled, reweighted, clipped, compressed, taken elsewhere.
+
+    θ' = at(θ); ω ~ sample, with E ω = 1; ĝ_n = each(of(term n at θ')); ĝ = then(Σ_n ω_n ĝ_n). It is unbiased for
+    ``of``'s target if E ω = 1 for every term, ω is constant for differentiation, the loss is linear in the sampled
+    sum, the point does not move, and shaping has the identity for mean; ``bias_reason`` says which of these fails.
+
+    ``at`` comes first, on the unsampled problem, then ``sample``: a fresh minibatch at the moved point. For the same
+    minibatch at both nest: ``Stochastic(of=Stochastic(at=…), sample=…)``. ω is by the probabilities at θ, never by
+    those of a moved point. Gradients are of batch means, in a dict like ``problem.params``.
+
+    Args:
+        of: any gradient estimator.
+        sample: which terms are looked at (`fgvar.sampling`).
+        at: where the gradient is taken (`fgvar.points`).
+        each: what becomes of every term's own gradient, in order (`fgvar.transforms`); one vmap over the examples,
+            each of which is a batch of one with noise of its own.
+        then: what becomes of the whole.
+        workers: independent estimates that are averaged: variance / workers, the same bias.
+
+    Raises:
+        TypeError: a word that is none.
+        ValueError: fewer than 1 worker; on use, a loss that couples examples, or an ``of`` whose own probabilities
+            depend on the parameters behind a sampler, which would change with what was drawn, or transforms that end
+            with tensors of other shapes than the parameters.
+
+    Example:
+        >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
+        >>> from fgvar.stochastic.sampling import Draw
+        >>> {name: leaf.shape for name, leaf in Stochastic(sample=Draw(3)).randomness(problem).leaves.items()}
+        {'sample': (3,)}
+    """
+
+    of: GradientEstimator = ExactGradient()  # noqa: RUF009 (frozen)
+    sample: Sample = Everything()  # noqa: RUF009 (frozen)
+    at: Point = Here()  # noqa: RUF009 (frozen)
+    each: tuple[Transform, ...] = ()
+    then: tuple[Transform, ...] = ()
+    workers: int = 1
+
+    WORDS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "sample": ("leaves", "view", "batch_size"),
+        "at": ("leaves", "view"),
+        "each": ("leaves", "__call__"),
+        "then": ("leaves", "__call__"),
+    }
+
+    def __post_init__(self) -> None:
+        require_estimator("of", self.of)
+        for word, parts in self.WORDS.items():
+            given = getattr(self, word)
+            if word in ("each", "then") and not isinstance(given, tuple):
+                raise TypeError(f"{word} is {given!r}, expected a tuple of transforms: ({given!r},)")
+            for one in given if isinstance(given, tuple) else (given,):
+                if isinstance(one, type):
+                    raise TypeError(f"{word} is the class {one.__name__}, expected an instance: {one.__name__}(…)")
+                if missing := [part for part in parts if not hasattr(one, part)]:
+                    raise TypeError(f"{word} is {one!r} without {', '.join(missing)}")
+        if not isinstance(self.workers, int) or self.workers < 1:
+            raise ValueError(f"workers is {self.workers!r}, expected an integer of at least 1")
+
+    @property
+    def bias_reason(self) -> str:
+        """Why its mean is not its target; empty where it is."""
+        words = (self.of, self.sample, self.at, *self.each, *self.then)
+        return "; ".join(reason for word in words if (reason := getattr(word, "bias_reason", "")))
+
+    def randomness(self, problem: Problem) -> Randomness:
+        if problem.coupled and (self.each or type(self.sample) is not Everything):
+            raise ValueError("the loss couples the examples, so that no sum over examples can be sampled")
+        origin = origin_of(problem)
+        own = self.of.randomness(self._template(problem))
+        if own.adapted and (self.each or type(self.sample) is not Everything):
+            raise ValueError(
+                f"the probabilities of {self.of!r} depend on the batch, which {self.sample!r} draws anew; sample once"
+            )
+        leaves = {_outer(name): leaf for name, leaf in own.leaves.items()}
+        of_each, shapes = _parts("each", self.each, problem, shapes_of(problem))
+        if self.each:
+            examples = self.sample.batch_size(problem)
+            leaves = {name: _repeated(leaf, examples) for name, leaf in {**leaves, **of_each}.items()}
+        of_whole, shapes = _parts("then", self.then, problem, shapes)
+        if shapes != shapes_of(problem):
+            raise ValueError(
+                f"each and then end with {', '.join(shapes)}, expected gradients of the parameters "
+                f"{', '.join(problem.params)}; put the way back last in then, as Carriers(…).back"
+            )
+        leaves |= {
+            **_named("sample", self.sample.leaves(origin)),
+            **_named("at", self.at.leaves(problem)),
+            **of_whole,
+        }
+        if self.workers > 1:
+            leaves = {name: _repeated(leaf, self.workers) for name, leaf in leaves.items()}
+        return Randomness(leaves)
+
+    def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
+        if self.workers == 1:
+            return self._estimate(problem, noise)
+        stack = problem.network.stack
+
+        def one(own: Mapping[str, Tensor]) -> Gradient:
+            return self._estimate(problem, own).gradient
+
+        several = stack(DIRECTIONS, one, dict(noise)) if noise else one({})
+        return Estimate({name: g.mean(0) for name, g in several.items()} if noise else several)
+
+    def target(self, problem: Problem) -> dict[str, Tensor]:
+        return self.of.target(problem)
+
+    def sensitivity(self, problem: Problem) -> float | None:
+        """How far another example in place of one can move the estimate, apart from noise that is added: 2 C ω/N.
+
+        C is the ``bound`` of a transform of each term, ω the largest that the sampler gives (its ``largest_share``).
+        None where either is not known, or where what comes after the bound may move it further: it has to say of
+        itself that it ``contracts`` (‖T g − T h‖ ≤ ‖g − h‖), as noise, masks and clips do.
+
+        Source: Dwork and Roth 2014, Definition 3.1.
+        """
+        share = getattr(self.sample, "largest_share", lambda _: None)(problem)
+        bound = None
+        for one in self.each:
+            bound = getattr(one, "bound", bound if getattr(one, "contracts", False) else None)
+        known = share is not None and bound is not None and math.isfinite(bound)
+        if not known or not all(getattr(one, "contracts", False) for one in self.then):
+            return None
+        return float(2 * bound * share)
+
+    def term(self, example: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Gradient:
+        """each(ĝ_n): the shaped gradient of one example as a batch of one, given the noise that is its own."""
+        gradient = self.of.estimate(example, _inner(noise)).gradient
+        for index, transform in enumerate(self.each):
+            # By the whole problem at θ, as in ``then``: masks and carriers are the same for every example.
+            gradient = transform(gradient, problem, _under(f"each.{index}", noise))
+        return gradient
+
+    def _template(self, problem: Problem) -> Problem:
+        """A problem of as many examples as ``of`` will see."""
+        if self.each:
+            return problem.example(0)
+        count = self.sample.batch_size(problem)
+        return problem if count == problem.batch_size else problem.rows(torch.arange(count) % problem.batch_size)
+
+    def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
+        here = self.at.view(problem, _under("at", noise))
+        seen = self.sample.view(here, _under("sample", noise), origin_of(problem))
+        gradient = self._shaped(seen, noise, problem) if self.each else self.of.estimate(seen, _inner(noise)).gradient
+        for index, transform in enumerate(self.then):
+            gradient = transform(gradient, problem, _under(f"then.{index}", noise))
+        return Estimate({name: gradient[name] for name in problem.params})
+
+    def _shaped(self, seen: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Gradient:
+        """Σ_n ω_n each(ĝ_n)/N: every example's own gradient, without its ω, shaped before they are added up."""
+        factors = seen.importance
+
+        def one(example: Problem, own: Mapping[str, Tensor]) -> Gradient:
+            return self.term(example, own, problem)
+
+        each = seen.unweighted().per_example(one, of_terms(noise))
+        if factors is None:
+            return {name: g.mean(0) for name, g in each.items()}
+        return {name: torch.tensordot(factors / len(factors), g, dims=1) for name, g in each.items()}
+
+
+def origin_of(problem: Problem) -> Problem:
+    """Where probabilities come from: where the law of the noise was declared."""
+    return problem if problem.origin is None else problem.origin
+
+
+def of_terms(noise: Mapping[str, T]) -> dict[str, T]:
+    """What of the noise, or of its leaves, each term has of its own where terms are shaped one by one."""
+    return {name: u for name, u in noise.items() if name.partition(".")[0] not in WHOLE}
+
+
+def _outer(name: str) -> str:
+    """What a leaf of ``of`` is called here: as it is, unless it begins like one of a word's."""
+    return f"of.{name}" if name.partition(".")[0] in RESERVED else name
+
+
+def _inner(noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The noise of ``of``, by its own names."""
+    words = RESERVED - {"of"}
+    return {name.removeprefix("of."): u for name, u in noise.items() if name.partition(".")[0] not in words}
+
+
+def _named(word: str, leaves: Mapping[str, T]) -> dict[str, T]:
+    """Leaves of a word, "" → "word", "name" → "word.name"."""
+    return {f"{word}.{name}" if name else word: leaf for name, leaf in leaves.items()}
+
+
+def _parts(
+    word: str, transforms: Sequence[Transform], problem: Problem, shapes: Shapes
+) -> tuple[dict[str, Leaf], Shapes]:
+    """Leaves of transforms of a gradient of these shapes, and the shapes of what they return."""
+    found: dict[str, Leaf] = {}
+    for index, transform in enumerate(transforms):
+        found |= _named(f"{word}.{index}", transform.leaves(problem, shapes))
+        shapes = returned_shapes(transform, problem, shapes)
+    return found, shapes
+
+
+def _under(word: str, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The noise of a word, by the names that it gave."""
+    return {
+        name.removeprefix(word).removeprefix("."): u
+        for name, u in noise.items()
+        if name == word or name.startswith(f"{word}.")
+    }
+
+
+def _repeated(leaf: Leaf, count: int) -> Leaf:
+    """So many independent ones, along a new first axis."""
+    return replace(leaf, shape=(count, *leaf.shape), batch_dims=leaf.batch_dims + 1)

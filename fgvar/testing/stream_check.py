@@ -1,0 +1,103 @@
+"""The check of streams: what an optimiser that has seen several estimates declares of its last output."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from fgvar.testing.comparisons import difference
+from fgvar.testing.declared_checks import declared_variance, require_variance
+from fgvar.testing.exact_moments import tolerance, variances
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, Gradients, NotApplicable
+
+FIELDS = {"of", "through", "steps", "lr"}  # of `fgvar.History`
+STEPS = 3  # the fewest after which a state that is shared has been read
+
+
+def stream(tested: EstimatorUnderTest) -> str:
+    """No state of an optimiser is written to; a stream of one estimate is that estimate, and of more has ``gain``."""
+    history: Any = tested.estimator
+    if not getattr(history, "__dataclass_fields__", {}).keys() >= FIELDS:
+        raise NotApplicable("is no stream of estimates")
+    rest = replace(history, lr=0.0)
+    _require_own_state(tested.on(tested.problem, rest))
+    notes = ["its states are its own"]
+    if not hasattr(history.through, "gain"):
+        return f"{notes[0]}; it declares no gain"
+    alone, factor = tested.ask("gain", lambda: [float(history.through.gain(n)) for n in (1, history.steps)])
+    if math.isclose(alone, 1):
+        _require_identity(tested.on(tested.problem, replace(rest, steps=1)))
+        notes.append("one step is the estimate")
+    if (known := _variance(tested.on(tested.problem, history.of))) is not None:
+        declared = {name: factor * value for name, value in known.items()}
+        notes.append(f"{factor:.4g} of its variance ({require_variance(tested.on(tested.problem, rest), declared)})")
+    return "; ".join(notes)
+
+
+def _require_own_state(tested: EstimatorUnderTest) -> None:
+    """The stream is the same where nobody else has, and nobody writes to, what the optimiser is given and keeps."""
+    history: Any = tested.estimator
+    shared, copied = (
+        tested.on(tested.problem, replace(history, through=_Fed(history.through, copies), steps=STEPS))
+        for copies in (False, True)
+    )
+    noise = shared.one(shared.noise(range(1)))
+    off, name = difference(tested, copied.estimate(noise), shared.estimate(noise))
+    if off > tolerance(tested):
+        raise Failure(
+            "its state shares memory with gradients that come, or is written to: given copies of both, its output of "
+            f"{name!r} after {STEPS} steps is off by {off:.2g}"
+        )
+
+
+class _Fed:
+    """An optimiser fed with gradients that differ from step to step, of a stream without noise, too.
+
+    Args:
+        through: the optimiser.
+        copies: hand it copies of gradients and states, so that it shares memory with nobody, itself included.
+    """
+
+    def __init__(self, through: Any, copies: bool) -> None:
+        self.through, self.copies = through, copies
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.through, name)  # an optimiser needs not have ``leaves`` and ``on``
+        return found if name != "on" else lambda *given: _Fed(found(*given), self.copies)
+
+    def start(self, gradient: Gradients) -> tuple[float, Any]:
+        return 1.0, self.through.start(gradient)
+
+    def __call__(self, gradient: Gradients, state: tuple[float, Any]) -> tuple[Gradients, Any]:
+        factor, own = state
+        # The first gradient is the very one that the optimiser has been started with, which it may have kept.
+        scaled = gradient if factor == 1 else {name: factor * g for name, g in gradient.items()}
+        given: Any = scaled, own
+        if self.copies:
+            given = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given)
+        output, following = self.through(*given)
+        return output, (-2 * factor, following)
+
+
+def _require_identity(tested: EstimatorUnderTest) -> None:
+    """One estimate passes unchanged. Of one step the leaves of what it is of come first, each with an axis of 1."""
+    history: Any = tested.estimator
+    noise = tested.one(tested.noise(range(1)))
+    of = tested.on(tested.problem, history.of)
+    own = {name: u[0] for name, u in zip(of.randomness.leaves, noise.values(), strict=False)}
+    off, name = difference(tested, of.estimate(own), tested.estimate(noise))
+    if off > tolerance(tested):
+        raise Failure(f"declares that one gradient passes unchanged, but {name!r} is off by {off:.2g}")
+
+
+def _variance(of: EstimatorUnderTest) -> Mapping[str, Tensor] | None:
+    """Of what the stream is of, where that is known exactly."""
+    if (exact := variances(of)) is not None:
+        return {name: exact[name].reshape(p.shape).to(p.dtype) for name, p in of.problem.params.items()}
+    try:
+        return declared_variance(of.estimator, of.problem)
+    except NotApplicable:
+        return None
