@@ -78,10 +78,8 @@ def compiled(function: Gradient, what: str) -> Gradient:
             return chosen(params, batch, noise)
         except torch._dynamo.exc.TorchDynamoException as error:
             chosen = function
-            warnings.warn(
-                f"{what} cannot be compiled ({str(error).splitlines()[0]}), and runs as it is: the same numbers, slower",
-                stacklevel=2,
-            )
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"{what} cannot be compiled ({reason}), and runs as it is: slower", stacklevel=2)
             return chosen(params, batch, noise)
 
     return gradient

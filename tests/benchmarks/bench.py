@@ -33,6 +33,7 @@ from fgvar.training.loop import RunConfig, TrainingLoop
 from fgvar.training.objectives import task_of
 from tests.benchmarks.loops import by_torch_alone, loop
 from tests.benchmarks.networks import in_a_child, large, small
+from tests.benchmarks.sampled import sampled
 from tests.benchmarks.timing import HEAD, Row, Work, in_a_process, interleaved, product_rate, ratio, seconds
 
 LONG = 10**6  # updates of a schedule whose end nobody sees
@@ -337,7 +338,8 @@ def reports() -> Iterator[Row]:
     yield Row("its peak of resident memory", [o["bytes"] / 1e9 for o in one], 2.0, unit="GB")
 
 
-PARTS = (start, noise, steps, twins, rate, epoch, measure, small, large, profiles, replicated, exact, probes, reports)
+STEPS = (start, noise, steps, twins, rate, epoch)
+PARTS = (*STEPS, measure, small, large, sampled, profiles, replicated, exact, probes, reports)
 ALL = {part.__name__: part for part in PARTS}
 
 
