@@ -48,6 +48,11 @@ class Choice:
 
     dtype: ClassVar[torch.dtype] = torch.int64
 
+    @property
+    def population(self) -> int:
+        """Terms of which it chooses, N: where that is the number of examples, its indices are theirs."""
+        return self.probabilities.shape[-1]
+
     def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:  # noqa: ARG002
         self._require_shape(shape)
         p, count = self.probabilities.to(device, torch.float64), shape[-1]
@@ -74,7 +79,7 @@ class Choice:
     def weights(self, chosen: Tensor) -> Tensor:
         """ω of each of the indices [..., m], which lie in the order drawn."""
         count, population = chosen.shape[-1], self.probabilities.shape[-1]
-        rows = self.probabilities.to(chosen.device).expand(*chosen.shape[:-1], population)
+        rows = self.probabilities.to(chosen.device, torch.float64).expand(*chosen.shape[:-1], population)
         p = rows.gather(-1, chosen)
         if self.replace:
             return 1 / (count * p)

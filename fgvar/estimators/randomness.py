@@ -74,6 +74,24 @@ class Leaf:
         """Has its law finitely many values, and says which?"""
         return "support" in vars(type(self.noise))
 
+    @property
+    def is_isotropic(self) -> bool:
+        """Does its law declare E uuᵀ = I? By its own class: one that inherits from a law may sample otherwise."""
+        return bool(vars(type(self.noise)).get("isotropic", False))
+
+    @property
+    def values(self) -> int:
+        """How many values it has; `MOST_VALUES` + 1 where there is no end of them, or more than are listed."""
+        law: Any = self.noise
+        alone = self.elementwise  # each number's values are then those of any other's
+        shape = (1,) if alone else self.shape[self.batch_dims :]
+        try:
+            each = len(law.support(shape)[1]) if self.is_finite else MOST_VALUES + 1
+        except ValueError:
+            return MOST_VALUES + 1
+        copies = self.size if alone else math.prod(self.shape[: self.batch_dims])
+        return MOST_VALUES + 1 if copies * math.log2(each) > math.log2(MOST_VALUES) else each**copies
+
     def support(self) -> tuple[Tensor, Tensor]:
         """All values of the tensor, [values, *shape], and their probabilities [values], in float64."""
         law: Any = self.noise

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.estimators.factors import Factors
-from fgvar.estimators.randomness import Randomness
+from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.measurement.protocol_checks import gradient_in
 from fgvar.problem import Problem
 
@@ -34,7 +34,8 @@ class Enumeration:
     coordinate (three-point Gauss-Hermite), exact under Gaussian noise for every polynomial of degree up to 5
     in each coordinate, hence for mean and covariance of a quadratic estimator. ``method="support"``: all values of
     laws that have finitely many (``support`` of `fgvar.estimators.randomness.Law`), exact whatever the estimator;
-    ``"support × nodes"`` and ``"support × hermite"`` pair each of them with the nodes of the other leaves.
+    ``"support × nodes"`` and ``"support × hermite"`` pair each of them with the nodes of the other leaves. The former
+    takes nodes of what declares E uuᵀ = I, too: 2d nodes stand for 2^d sign vectors.
 
     Raises:
         ValueError: an unknown method, no random number at all, too many for it, or a law without a support.
@@ -55,12 +56,12 @@ class Enumeration:
             raise ValueError(unknown("method", self.method, METHODS))
         if self.randomness.size == 0:
             raise ValueError("the estimator needs no noise: its only estimate is its expectation")
-        if self.method == "support" and (without := sorted(self._rest.leaves)):
+        if self.method == "support" and (without := sorted(self.rest.leaves)):
             law = self.randomness.leaves[without[0]].noise
             raise ValueError(
-                f"the law of leaf {without[0]!r}, {law!r}, says no support; 'support × nodes' takes nodes of such leaves"
+                f"the law of leaf {without[0]!r}, {law!r}, says no support; 'support × nodes' takes nodes of those"
             )
-        d, most = self._rest.size, LARGEST.get(self._on_rest, self._rest.size)
+        d, most = self.rest.size, LARGEST.get(self._on_rest, self.rest.size)
         if d > most:
             raise ValueError(
                 f"{d} random numbers have {self._base}^{d} values; at most {self._base}^{most} are enumerated by "
@@ -72,13 +73,18 @@ class Enumeration:
         """Values and probabilities of the leaves that are enumerated by them."""
         if "support" not in self.method:
             return {}
-        return {name: leaf.support() for name, leaf in self.randomness.leaves.items() if leaf.is_finite}
+        return {name: leaf.support() for name, leaf in self.randomness.leaves.items() if name not in self.rest.leaves}
 
     @cached_property
-    def _rest(self) -> Randomness:
-        """The leaves that are not."""
-        leaves = self.randomness.leaves
-        return Randomness({k: v for k, v in leaves.items() if "support" not in self.method or not v.is_finite})
+    def rest(self) -> Randomness:
+        """The leaves that are not enumerated by their supports."""
+
+        def by_support(leaf: Leaf) -> bool:
+            return (
+                "support" in self.method and leaf.is_finite and not (self._on_rest == "nodes" and leaf.is_isotropic)
+            )
+
+        return Randomness({name: leaf for name, leaf in self.randomness.leaves.items() if not by_support(leaf)})
 
     @property
     def _on_rest(self) -> str:
@@ -89,19 +95,20 @@ class Enumeration:
         return 2 if self._on_rest == "signs" else 3
 
     @property
-    def _rest_count(self) -> int:
-        d = self._rest.size
+    def rest_count(self) -> int:
+        """Values of these, which run fastest: number n has the (n // rest_count)th of the supports."""
+        d = self.rest.size
         if not d:
             return 1
         return int(2 * d if self._on_rest == "nodes" else self._base**d)
 
     def __len__(self) -> int:
-        return math.prod(len(chance) for _, chance in self._supports.values()) * self._rest_count
+        return math.prod(len(chance) for _, chance in self._supports.values()) * self.rest_count
 
     def take(self, numbers: range, *, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
         """Noise values of these numbers, stacked along a new first axis."""
         index = torch.arange(numbers.start, numbers.stop)
-        found = {} if not self._rest.size else self._rest.unflatten(self._flat(index % self._rest_count, dtype))
+        found = {} if not self.rest.size else self.rest.unflatten(self._flat(index % self.rest_count, dtype))
         for name, (digit, values, _) in self._of_supports(index).items():
             found[name] = values[digit].to(self.randomness.leaves[name].dtype(dtype))
         return {name: found[name] for name in self.randomness.leaves}
@@ -110,19 +117,19 @@ class Enumeration:
         """Of the noise values of these numbers, in float64."""
         index = torch.arange(numbers.start, numbers.stop)
         found = torch.ones(len(index), dtype=torch.float64)
-        if self._rest.size and self._on_rest != "hermite":
-            found /= self._rest_count
-        elif self._rest.size:
+        if self.rest.size and self._on_rest != "hermite":
+            found /= self.rest_count
+        elif self.rest.size:
             # Independent coordinates: the product of 2/3 for each that is 0, and of 1/6 for each other.
-            zeros = (self._digits(index % self._rest_count) == 1).sum(1)
-            found = (2 / 3) ** zeros.double() * (1 / 6) ** (self._rest.size - zeros.double())
+            zeros = (self._digits(index % self.rest_count) == 1).sum(1)
+            found = (2 / 3) ** zeros.double() * (1 / 6) ** (self.rest.size - zeros.double())
         for digit, _, chance in self._of_supports(index).values():
             found = found * chance[digit]
         return found
 
     def _of_supports(self, index: Tensor) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """For each leaf that has one, which of its values these numbers take, all values, and their probabilities."""
-        found, left = {}, index // self._rest_count
+        found, left = {}, index // self.rest_count
         for name, (values, chance) in self._supports.items():
             found[name] = left % len(chance), values, chance
             left = left // len(chance)
@@ -130,7 +137,7 @@ class Enumeration:
 
     def _flat(self, index: Tensor, dtype: torch.dtype) -> Tensor:
         """Nodes, signs or Hermite points of the other random numbers: [numbers, random numbers]."""
-        d = self._rest.size
+        d = self.rest.size
         if self._on_rest == "nodes":
             flat = torch.zeros(len(index), d, dtype=dtype)
             # Numbers 2i and 2i + 1 are +√d·e_i and −√d·e_i.
@@ -141,7 +148,7 @@ class Enumeration:
 
     def _digits(self, index: Tensor) -> Tensor:
         """Digits of these numbers to the base, one a random number: counting visits every combination once."""
-        return index[:, None] // self._base ** torch.arange(self._rest.size) % self._base
+        return index[:, None] // self._base ** torch.arange(self.rest.size) % self._base
 
 
 def estimates(

@@ -41,6 +41,10 @@ class Terms(nn.Module):
         """The tap that weighs the terms by ω ≥ 0."""
         return omega.log() if self.log else omega
 
+    def omega_of(self, tap: Tensor) -> Tensor:
+        """The ω of a tap: the other way round."""
+        return tap.exp() if self.log else tap
+
     def sizes(self, z: Tensor) -> Tensor:
         """|terms|, of logarithms in proportion: each row's softmax."""
         return z.softmax(-1) if self.log else z.abs()

@@ -44,6 +44,8 @@ class Sample(Protocol):
     def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:
         """The sampled problem at ``here``, its terms `weighted`; probabilities are those of ``problem``."""
 
+    # A method ``largest_share(problem)``, the largest ω_n/N whatever is drawn, is optional: what one example may do.
+
     # What theory asks, of x_n for each of the N terms, [N, …], and of X = (1/N) Σ ω_n x_n; all entry by entry.
 
     def no_closed_form(self, problem: Problem) -> str | None:
@@ -83,6 +85,9 @@ class Everything:
 
     def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:  # noqa: ARG002
         return here
+
+    def largest_share(self, problem: Problem) -> float | None:
+        return 1 / problem.batch_size
 
     def no_closed_form(self, problem: Problem) -> str | None:  # noqa: ARG002
         return None
@@ -202,6 +207,11 @@ class Draw:
             here = here.tapped(name, module.tap_of(whole))
         return here
 
+    def largest_share(self, problem: Problem) -> float | None:  # noqa: ARG002
+        if self.over != BATCH or self.by.adapted or self.top:  # shares that depend on the examples
+            return None
+        return 1.0 if self.replace else 1 / self.size  # put back, one example can be drawn every time
+
     def no_closed_form(self, problem: Problem) -> str | None:
         if self.over != BATCH:
             return f"{self!r} samples sums inside the network, in which a gradient need not be linear"
@@ -235,20 +245,18 @@ class Draw:
         return (sure + _sum(_inverse(p), terms) / self.size) / count**2
 
     def _for(self, terms: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-        """Probabilities of one draw, and the sum of what is taken for certain."""
+        """Probabilities of one draw that counts, and the sum of what is taken for certain."""
         choice, top, others = self._law(problem, BATCH)
-        return (choice.probabilities * others).to(terms.dtype), terms[top].sum(0)
+        p = choice.probabilities if self.weigh == "none" else choice.probabilities * others
+        return p.to(terms.dtype), terms[top].sum(0)
 
     def _weighed(self, drawn: Tensor, law: _Law) -> tuple[Tensor, Tensor]:
         """Numbers of all terms looked at, and their ω, by which E Σ ω x is the sum of all x: [..., top + size]."""
         choice, top, others = law
-        top = top.expand(*drawn.shape[:-1], self.top)
-        numbers = torch.cat([top, drawn], -1)
+        numbers, population = torch.cat([top, drawn], -1), others.shape[-1]
         # Where all terms are taken for certain, what is drawn is one of them again, and counts nothing.
-        omega = torch.cat(
-            [torch.ones_like(top, dtype=others.dtype), choice.weights(drawn) * others.gather(-1, drawn)], -1
-        )
-        population = others.shape[-1]
+        of_drawn = choice.weights(drawn) * others.gather(-1, drawn)
+        omega = torch.cat([torch.ones_like(top, dtype=of_drawn.dtype), of_drawn], -1)
         if self.weigh == "none":
             return numbers, torch.full_like(omega, population / numbers.shape[-1])
         if self.weigh == "normalised":

@@ -1,5 +1,6 @@
 """The second sentence: of what a gradient is taken, where, and what becomes of it: ĝ = then(Σ_n ω_n · each(ĝ_n))."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
@@ -13,7 +14,7 @@ from fgvar.nn.stacking import DIRECTIONS
 from fgvar.problem import Problem
 from fgvar.stochastic.points import Here, Point
 from fgvar.stochastic.sampling import Everything, Sample
-from fgvar.stochastic.transforms import Gradient, Shapes, Transform, shapes_of
+from fgvar.stochastic.transforms import Gradient, Shapes, Transform, returned_shapes, shapes_of
 
 T = TypeVar("T")
 
@@ -132,6 +133,24 @@ class Stochastic:
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return self.of.target(problem)
 
+    def sensitivity(self, problem: Problem) -> float | None:
+        """How far another example in place of one can move the estimate, apart from noise that is added: 2 C ω/N.
+
+        C is the ``bound`` of a transform of each term, ω the largest that the sampler gives (its ``largest_share``).
+        None where either is not known, or where what comes after the bound may move it further: it has to say of
+        itself that it ``contracts`` (‖T g − T h‖ ≤ ‖g − h‖), as noise, masks and clips do.
+
+        Source: Dwork and Roth 2014, Definition 3.1.
+        """
+        share = getattr(self.sample, "largest_share", lambda _: None)(problem)
+        bound = None
+        for one in self.each:
+            bound = getattr(one, "bound", bound if getattr(one, "contracts", False) else None)
+        known = share is not None and bound is not None and math.isfinite(bound)
+        if not known or not all(getattr(one, "contracts", False) for one in self.then):
+            return None
+        return float(2 * bound * share)
+
     def term(self, example: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Gradient:
         """each(ĝ_n): the shaped gradient of one example as a batch of one, given the noise that is its own."""
         gradient = self.of.estimate(example, _inner(noise)).gradient
@@ -201,8 +220,7 @@ def _parts(
     found: dict[str, Leaf] = {}
     for index, transform in enumerate(transforms):
         found |= _named(f"{word}.{index}", transform.leaves(problem, shapes))
-        if changes := getattr(transform, "shapes", None):
-            shapes = changes(problem, shapes)
+        shapes = returned_shapes(transform, problem, shapes)
     return found, shapes
 
 

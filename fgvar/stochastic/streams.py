@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
-from fgvar.stochastic.transforms import Gradient, Transform
+from fgvar.stochastic.transforms import Gradient, Transform, returned_shapes, shapes_of
 
 
 class Passed(NamedTuple):
@@ -198,8 +198,15 @@ class ErrorFeedback:
 
     Raises:
         TypeError: ``compress`` is no transform.
+        ValueError: on use, one that returns tensors of other names or shapes.
 
     Source: Seide et al. 2014; Karimireddy et al. 2019.
+
+    Example:
+        >>> from fgvar.stochastic.compression import TopK
+        >>> feedback = ErrorFeedback(TopK(1)).on(Problem(torch.nn.Linear(1, 1), "mse", (torch.ones(1, 1),) * 2), {})
+        >>> feedback({"w": torch.tensor([3.0, 2.0])}, {"w": torch.zeros(2)}).state
+        {'w': tensor([0., 2.])}
     """
 
     compress: Transform
@@ -214,7 +221,13 @@ class ErrorFeedback:
         return f"{reason}, its errors later" if reason else ""
 
     def leaves(self, problem: Problem) -> dict[str, Leaf]:
-        return self.compress.leaves(problem)
+        shapes = shapes_of(problem)
+        if (returned := returned_shapes(self.compress, problem, shapes)) != shapes:
+            raise ValueError(
+                f"{self.compress!r} returns {', '.join(returned)}, expected tensors like the gradient's, whose errors "
+                "are remembered; compress within them, as fgvar.transforms.TopK does"
+            )
+        return self.compress.leaves(problem, shapes)
 
     def on(self, problem: Problem, noise: Mapping[str, Tensor]) -> "_Compressing":
         return _Compressing(self, problem, noise)

@@ -7,7 +7,15 @@ from typing import Any
 from fgvar.errors import needs_extra, unknown
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.problem import Problem
-from fgvar.testing import declared_checks, noise_check, required_checks, stream_check, unbiasedness
+from fgvar.testing import (
+    declared_checks,
+    noise_check,
+    required_checks,
+    sensitivity_check,
+    stream_check,
+    unbiasedness,
+    weights_check,
+)
 from fgvar.testing.forecast import announce
 from fgvar.testing.problems import default_problems
 from fgvar.testing.report import FAILED, NOT_APPLICABLE, PASSED, UNDECIDED, Report, Row, sentence
@@ -19,8 +27,8 @@ Problems = Problem | Mapping[str, Problem] | Sequence[Problem]
 
 LEVEL = 1e-6  # nominal false alarms of one report, over all of its statistical verdicts
 # Verdicts that may be drawn: noise, precision, 2 of linear_in_loss, batch_order, zero_gradient, unbiased with scale,
-# variance (of streams: stream), directions.
-STATISTICAL = 9
+# variance (of streams: stream), directions, weights.
+STATISTICAL = 10
 UNSOUND = "nothing more is tried of an estimator without the right structure"
 
 
@@ -85,6 +93,8 @@ CHECKS = {
         Check("repr", declared_checks.repr_round_trips, required=False),
         Check("bias_order", declared_checks.bias_order, required=False),
         Check("stream", stream_check.stream, required=False),
+        Check("weights", weights_check.weights, required=False),
+        Check("sensitivity", sensitivity_check.sensitivity, required=False),
     )
 }
 

@@ -43,9 +43,13 @@ def own_loss(tested: EstimatorUnderTest) -> bool:
         any_seen = False
         for draw in range(OWN_DRAWS if drawn else 1):
             noise = tested.one(drawn, draw)
-            plain, *others = (one.estimate(noise) for one in (tested, large, turned))
+            plain = tested.estimate(noise)
+            # A loss that is negative may be refused, as where it is a score of what is drawn.
+            others = [one.estimate(noise, finite=False, may_refuse=True) or {} for one in (large, turned)]
             any_seen = any_seen or any(bool(value.any()) for value in plain.values())
-            if any(not torch.equal(value, other[name]) for other in others for name, value in plain.items()):
+            if any(
+                not other or not torch.equal(value, other[name]) for other in others for name, value in plain.items()
+            ):
                 any_seen = False
                 break
         tested.memo["own_loss"] = any_seen
@@ -63,15 +67,39 @@ def difference(
 
 
 def batch_axes(tested: EstimatorUnderTest) -> dict[str, int | None]:
-    """The axis of each leaf that follows the batch, found by leaving out an example."""
-    fewer = tested.on(tested.problem.rows(slice(-1)))
+    """The axis of each leaf that follows the batch, found by one example more."""
+    more = tested.on(one_more(tested.problem))
     axes: dict[str, int | None] = {}
     for name, leaf in tested.randomness.leaves.items():
-        other = fewer.randomness.leaves[name].shape if name in fewer.randomness.leaves else ()
+        other = more.randomness.leaves[name].shape if name in more.randomness.leaves else ()
         if len(other) != len(leaf.shape):
-            raise Failure(f"leaf {name!r} has shape {leaf.shape} for this batch and {other} for one example less")
+            raise Failure(f"leaf {name!r} has shape {leaf.shape} for this batch and {other} for one example more")
         axes[name] = next((axis for axis, size in enumerate(leaf.shape) if other[axis] != size), None)
     return axes
+
+
+def one_more(problem: Problem) -> Problem:
+    """The problem whose first example comes a second time, last."""
+    n = problem.batch_size
+    return problem.rows(torch.arange(n + 1) % n)
+
+
+def reordered(tested: EstimatorUnderTest, noise: Mapping[str, Tensor], order: Tensor) -> dict[str, Tensor]:
+    """The noise of one draw for the examples in another order: each keeps its own.
+
+    Numbers along an axis that follows the batch move with it. Integers of a law whose ``population`` grows with the
+    batch number examples: each becomes the place where its example is now.
+    """
+    axes, places = batch_axes(tested), order.argsort()
+    grown = tested.on(one_more(tested.problem)).randomness.leaves
+    found = {}
+    for name, u in noise.items():
+        axis, law = axes[name], tested.randomness.leaves[name].noise
+        moved = u if axis is None else u.index_select(axis, order.to(u.device))
+        population = getattr(law, "population", None)
+        numbers_examples = population is not None and getattr(grown[name].noise, "population", None) != population
+        found[name] = places.to(u.device)[moved] if numbers_examples else moved
+    return found
 
 
 def gap(one: Tensor, two: Tensor) -> float:

@@ -19,6 +19,7 @@ from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.estimators.noise import Gaussian
 from fgvar.measurement.draws import Enumeration
 from fgvar.problem import Problem
+from fgvar.stochastic.sentence import Stochastic
 from fgvar.testing.comparisons import batch_axes, difference
 from fgvar.testing.enumeration import expectation
 from fgvar.testing.exact_moments import claim, tolerance, variances
@@ -203,7 +204,7 @@ def bias_order(tested: EstimatorUnderTest) -> str:
 def declared_variance(estimator: GradientEstimator, problem: Problem) -> Gradients:
     """By its method ``variance(problem)``, or in closed form; a `NotApplicable` where there is none."""
     method = getattr(estimator, "variance", None)
-    if method is None and isinstance(estimator, Estimator):
+    if method is None and isinstance(estimator, Estimator | Stochastic):
         try:
             return closed_forms.variance(estimator, problem)
         except ValueError as error:
@@ -281,8 +282,9 @@ def _require_mean(tested: EstimatorUnderTest, each: list[Gradients], found: Grad
 
 
 def _types(value: object) -> dict[str, type]:
-    """The classes that occur in a dataclass and its fields, by name."""
+    """The classes that occur in a dataclass, its fields and their tuples, by name."""
     found = {type(value).__name__: type(value)}
-    for name in getattr(value, "__dataclass_fields__", ()):
-        found |= _types(getattr(value, name))
+    fields = [getattr(value, name) for name in getattr(value, "__dataclass_fields__", ())]
+    for part in (*fields, *(value if isinstance(value, tuple) else ())):
+        found |= _types(part)
     return found

@@ -1,6 +1,7 @@
 """Enumeration: computes E ĝ = Σ_u p(u) ĝ(u) and Cov ĝ exactly, over all values u of the noise."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -14,28 +15,34 @@ from fgvar.measurement.draws import Enumeration, estimates, ranges
 from fgvar.problem import Problem
 
 Gradients = dict[str, Tensor]
+HELD = 5  # values of finite leaves at which an estimate has to be quadratic in the others
+SCALES = (1e-3, 1e3)  # of noise, between which it has to be
 Product = Callable[[Tensor, Tensor], Tensor]  # rows r and their weights w → Σ w r⊗r, or what is wanted of it
 
 
 def expectation(
-    estimator: GradientEstimator, problem: Problem, *, method: str = "nodes", chunk: int = 256
+    estimator: GradientEstimator, problem: Problem, *, method: str | None = None, chunk: int = 256
 ) -> dict[str, Tensor]:
     """E ĝ given the batch, exactly: the average over an enumeration of the noise.
+
+    One rule chooses: every law that says its values (`Law`), but for those with E uuᵀ = I, is enumerated by them,
+    and all others by nodes. That is "support", "nodes", or "support × nodes" where there are both.
 
     Args:
         estimator: any gradient estimator.
         problem: best in float64, and small: the cost is 2d estimates ("nodes"), 2^d ("signs") or 3^d
-            ("hermite") for d random numbers.
-        method: "nodes" (any noise with E uuᵀ = I, for estimators that are even and quadratic in it, as every
-            composed scheme with the `Jvp` oracle is; others are refused), "signs" (any estimator, under
-            Rademacher noise) or "hermite" (polynomials of degree 4 in the noise, under Gaussian noise).
+            ("hermite") for d random numbers, times all values of the finite laws ("support").
+        method: None, by the rule; "nodes" (any noise with E uuᵀ = I, for estimators that are polynomials of degree
+            2 in it, as every composed scheme with the `Jvp` oracle is, and what adds noise; others are refused),
+            "signs" (any estimator, under Rademacher noise), "hermite" (polynomials of degree 4 in the noise, under
+            Gaussian noise), "support" (any estimator, of finite laws), "support × nodes" or "support × hermite".
         chunk: estimates computed at once; 1 means plain calls, without vmap.
 
     Returns:
         A dict like ``problem.params``, in float64.
 
     Raises:
-        ValueError: an estimator that is not quadratic, with "nodes"; see `Enumeration`.
+        ValueError: an estimator that is not quadratic, with nodes; see `Enumeration`.
 
     Example:
         >>> from fgvar.estimators.schemes import scheme
@@ -47,9 +54,10 @@ def expectation(
     """
     require_estimator("estimator", estimator)
     require_problem(problem)
-    enumeration = Enumeration(estimator.randomness(problem), method)
-    if method == "nodes":
-        require_quadratic(estimator, problem, chunk=chunk)
+    randomness = estimator.randomness(problem)
+    enumeration = Enumeration(randomness, default_method(randomness) if method is None else method)
+    if enumeration.method.endswith("nodes"):
+        require_quadratic(estimator, problem, method=enumeration.method, chunk=chunk)
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in problem.params.items()}
     for weights, gradients in _enumerated(enumeration, estimator, problem, chunk):
         for name, gradient in gradients.items():
@@ -58,9 +66,11 @@ def expectation(
 
 
 def covariance(
-    estimator: GradientEstimator, problem: Problem, *, method: str = "polarisation", chunk: int = 256
+    estimator: GradientEstimator, problem: Problem, *, method: str | None = None, chunk: int = 256
 ) -> dict[str, Tensor]:
     """Cov(ĝ given the batch), exactly, for each parameter: [entries, entries] in float64.
+
+    The rule of `expectation` chooses: "support", "polarisation" for "nodes", "support × hermite" for both.
 
     Args:
         estimator: any gradient estimator.
@@ -69,12 +79,12 @@ def covariance(
             gives S, and takes the fourth moments from the noise's kurtosis κ (independent coordinates):
             Cov = Σ_k (κ_k − 1) S_kk S_kk + 4 Σ_{k<l} S_kl S_kl, d(d + 1)/2 estimates for d random numbers.
             "signs" (2^d estimates) is exact for any estimator under Rademacher noise; "hermite" (3^d) for
-            quadratic ones under Gaussian noise.
+            quadratic ones under Gaussian noise; "support" for any of finite laws; "support × hermite" for both.
         chunk: estimates computed at once; 1 means plain calls, without vmap.
 
     Raises:
-        ValueError: an unknown method; an estimator that is not quadratic, or noise without a kurtosis, with
-            "polarisation"; see `Enumeration`.
+        ValueError: an unknown method; an estimator that is not quadratic, noise without a kurtosis, or a law of
+            finitely many values, with "polarisation"; see `Enumeration`.
 
     Example:
         >>> from fgvar.estimators.schemes import scheme
@@ -92,20 +102,32 @@ def covariance(
 
 
 def variances(
-    estimator: GradientEstimator, problem: Problem, *, method: str = "polarisation", chunk: int = 256
+    estimator: GradientEstimator, problem: Problem, *, method: str | None = None, chunk: int = 256
 ) -> dict[str, Tensor]:
     """The diagonals of `covariance`, flat, by no matrix of a parameter's size squared."""
     return _second_moments(estimator, problem, method, chunk, lambda rows, weights: weights @ rows.square())
 
 
+def default_method(randomness: Randomness) -> str:
+    """The enumeration that the rule of `expectation` chooses."""
+    by_values = [leaf.is_finite and not leaf.is_isotropic for leaf in randomness.leaves.values()]
+    if not any(by_values):
+        return "nodes"
+    return "support" if all(by_values) else "support × nodes"
+
+
+SECOND_MOMENTS = {"nodes": "polarisation", "support": "support", "support × nodes": "support × hermite"}
+
+
 def _second_moments(
-    estimator: GradientEstimator, problem: Problem, method: str, chunk: int, product: Product
+    estimator: GradientEstimator, problem: Problem, method: str | None, chunk: int, product: Product
 ) -> Gradients:
-    if method == "polarisation":
+    randomness = estimator.randomness(problem)
+    if (method := method or SECOND_MOMENTS[default_method(randomness)]) == "polarisation":
         return _polarised(estimator, problem, chunk, product)
     if method not in (exact := ("signs", "hermite", "support", "support × hermite")):
         raise ValueError(unknown("method", method, ("polarisation", *exact)))
-    enumeration = Enumeration(estimator.randomness(problem), method)
+    enumeration = Enumeration(randomness, method)
     shift = {name: g.double().flatten() for name, g in estimator.target(problem).items()}
     first = {name: torch.zeros_like(g) for name, g in shift.items()}
     second = {name: product(g[None], g.new_zeros(1)) for name, g in shift.items()}
@@ -117,36 +139,64 @@ def _second_moments(
     return {name: second[name] - product(mean[None], mean.new_ones(1)) for name, mean in first.items()}
 
 
-def require_quadratic(estimator: GradientEstimator, problem: Problem, *, seed: int = 0, chunk: int = 256) -> None:
-    """Raise a ValueError where an estimate is not an even, quadratic function of its noise (plus a constant).
+def require_quadratic(
+    estimator: GradientEstimator,
+    problem: Problem,
+    *,
+    method: str = "nodes",
+    even: bool = False,
+    seed: int = 0,
+    chunk: int = 256,
+) -> None:
+    """Raise a ValueError where an estimate is no polynomial of degree 2 in its noise, at several values of the rest.
 
-    Evenness, the parallelogram law and homogeneity are tried at random points and at scales from 1/1000 to
-    1000, where a clipped, normalised or finite difference shows.
+    The parallelogram law and homogeneity of the even part, and additivity of the odd one (it is 0 where ``even``),
+    are tried at random points and at scales from 1/1000 to 1000, where a clipped, normalised or finite difference
+    shows. The rest are the leaves that ``method`` takes by their supports.
     """
-    randomness = estimator.randomness(problem)
-    u, v = _points(randomness, problem, seed)
-    scales = (1e-3, 1e3)
-    rows = torch.stack([0 * u, u, -u, v, u + v, u - v, *(s * u for s in scales)])
-    found = evaluated(estimator, problem, randomness, rows, chunk)
-    eps = torch.finfo(problem.dtype).eps
-    # Rounding is relative to the largest numbers on the way: some parameters are dead.
-    size = max(float((g[1:6] - g[0]).abs().max()) for g in found.values())
-    constant = max(float(g[0].abs().max()) for g in found.values())
-    for name, g in found.items():
-        _, plus, minus, other, total, difference, *scaled = g - g[0]
-        residuals = {
-            "ĝ(u) = ĝ(−u)": plus - minus,
-            "ĝ(u + v) + ĝ(u − v) = 2 ĝ(u) + 2 ĝ(v)": total + difference - 2 * plus - 2 * other,
-        } | {f"ĝ({s:g} u) = {s**2:g} ĝ(u)": (x / s**2 - plus) for s, x in zip(scales, scaled, strict=True)}
-        for identity, residual in residuals.items():
-            allowed = eps**0.5 * size + 10 * eps * constant / min(scales) ** 2
-            if not float(residual.abs().max()) <= allowed:
-                raise ValueError(
-                    f"the estimate of {name!r} is not an even, quadratic function of its noise ({identity} is off "
-                    f"by {float(residual.abs().max()) / max(size, 1e-300):.1g} of its size), so that a few nodes "
-                    "cannot replace its law; use method='signs' under Rademacher noise, or "
-                    "fgvar.testing.unbiased, which draws"
-                )
+    enumeration = Enumeration(estimator.randomness(problem), method)
+    u, v = _points(enumeration.rest, problem, seed)
+    half = torch.stack([u, v, u + v, u - v, *(s * u for s in SCALES)])
+    rows = torch.cat([0 * u[None], half, -half])
+    for held in _held(enumeration, problem):
+        found = evaluated(estimator, problem, enumeration.rest, rows, chunk, held)
+        # Rounding is relative to the largest numbers on the way: some parameters are dead.
+        size = max(float((g[[1, 2, 3, 4, 7]] - g[0]).abs().max()) for g in found.values())
+        constant = max(float(g[0].abs().max()) for g in found.values())
+        eps = torch.finfo(problem.dtype).eps
+        allowed = eps**0.5 * size + 10 * eps * constant / min(SCALES) ** 2
+        for name, g in found.items():
+            ahead, behind = g[1:].chunk(2)
+            for identity, residual in _residuals(ahead, behind, g[0], even).items():
+                if not float(residual.abs().max()) <= allowed:
+                    raise ValueError(
+                        f"the estimate of {name!r} is not {'even and ' * even}quadratic in its noise ({identity} is "
+                        f"off by {float(residual.abs().max()) / max(size, 1e-300):.1g} of its size), so that a few "
+                        "nodes cannot replace its law; use method='support' or 'support × hermite' where its laws "
+                        "allow it, or fgvar.testing.unbiased, which draws"
+                    )
+
+
+def _residuals(ahead: Tensor, behind: Tensor, none: Tensor, even: bool) -> dict[str, Tensor]:
+    """What is 0 of a polynomial of degree 2, given at u, v, u ± v and `SCALES` of u, at their negatives, and at 0.
+
+    The even part is quadratic, the odd one linear.
+    """
+    u, v, total, difference, *scaled = (ahead + behind) / 2 - none
+    odd, other, both, _, *linear = (ahead - behind) / 2
+    found = {"ĝ(u + v) + ĝ(u − v) = 2 ĝ(u) + 2 ĝ(v)": total + difference - 2 * u - 2 * v}
+    for s, quadratic, first in zip(SCALES, scaled, linear, strict=True):
+        found[f"ĝ({s:g} u) = {s**2:g} ĝ(u)"] = quadratic / s**2 - u
+        found[f"ĝ({s:g} u) − ĝ(−{s:g} u) = {s:g} (ĝ(u) − ĝ(−u))"] = first / s - odd
+    return found | ({"ĝ(u) = ĝ(−u)": odd} if even else {"ĝ(u + v) − ĝ(−u − v) is additive": both - odd - other})
+
+
+def _held(enumeration: Enumeration, problem: Problem) -> Iterator[dict[str, Tensor]]:
+    """A few values of the leaves that are enumerated by their supports, from first to last."""
+    step, count = enumeration.rest_count, len(enumeration) // enumeration.rest_count
+    for number in torch.linspace(0, count - 1, min(count, HELD)).long().tolist():
+        one = enumeration.take(range(step * number, step * number + 1), dtype=problem.dtype)
+        yield {name: u[0].to(problem.device) for name, u in one.items() if name not in enumeration.rest.leaves}
 
 
 def _polarised(estimator: GradientEstimator, problem: Problem, chunk: int, product: Product) -> Gradients:
@@ -155,9 +205,9 @@ def _polarised(estimator: GradientEstimator, problem: Problem, chunk: int, produ
         flat = {name: p.detach().double().flatten() for name, p in problem.params.items()}
         return {name: product(p[None], p.new_zeros(1)) for name, p in flat.items()}
     kurtosis = torch.cat(
-        [torch.full((leaf.size,), _kurtosis(name, leaf.noise)) for name, leaf in randomness.leaves.items()]
+        [torch.full((leaf.size,), _kurtosis(name, leaf)) for name, leaf in randomness.leaves.items()]
     )
-    require_quadratic(estimator, problem, chunk=chunk)
+    require_quadratic(estimator, problem, even=True, chunk=chunk)
     d = randomness.size
     basis = torch.eye(d, dtype=torch.float64, device=problem.device)
     constant = {k: g[0] for k, g in evaluated(estimator, problem, randomness, basis[:1] * 0, chunk).items()}
@@ -173,12 +223,13 @@ def _polarised(estimator: GradientEstimator, problem: Problem, chunk: int, produ
     return found
 
 
-def _kurtosis(name: str, noise: object) -> float:
-    kurtosis = getattr(noise, "kurtosis", None)
+def _kurtosis(name: str, leaf: Leaf) -> float:
+    kurtosis = getattr(leaf.noise, "kurtosis", None)
     if kurtosis is None:
         raise ValueError(
-            f"the noise of leaf {name!r}, {noise!r}, declares no kurtosis, so that its fourth moments are unknown; "
-            "give it one, or use method='signs' under Rademacher noise"
+            f"the noise of leaf {name!r}, {leaf.noise!r}, declares no kurtosis, so that its fourth moments are "
+            "unknown; "
+            + ("use method='support' or 'support × hermite'" if leaf.is_finite else "give it one, or take 'hermite'")
         )
     return float(kurtosis)
 
@@ -193,13 +244,23 @@ def _enumerated(
 
 
 def evaluated(
-    estimator: GradientEstimator, problem: Problem, randomness: Randomness, rows: Tensor, chunk: int
+    estimator: GradientEstimator,
+    problem: Problem,
+    randomness: Randomness,
+    rows: Tensor,
+    chunk: int,
+    held: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Gradients:
-    """Estimates for rows of random numbers, flat, in float64: [rows, entries] for each parameter."""
-    parts = [
-        estimates(estimator, problem, randomness.unflatten(rows[numbers.start : numbers.stop].to(problem.dtype)))
-        for numbers in ranges(0, len(rows), chunk)
-    ]
+    """Estimates for rows of random numbers, flat, in float64: [rows, entries] for each parameter.
+
+    ``held`` are other leaves, the same for all rows.
+    """
+
+    def estimated(some: Tensor) -> Gradients:
+        same = {name: u.expand(len(some), *u.shape) for name, u in held.items()}
+        return estimates(estimator, problem, {**randomness.unflatten(some.to(problem.dtype)), **same})
+
+    parts = [estimated(rows[numbers.start : numbers.stop]) for numbers in ranges(0, len(rows), chunk)]
     return {
         name: torch.cat([part[name].double().reshape(len(part[name]), -1) for part in parts]) for name in parts[0]
     }

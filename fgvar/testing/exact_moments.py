@@ -1,5 +1,6 @@
 """Exact moments: enumerate or integrate mean and variance of an estimator, where the law of its noise allows it."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,13 +8,16 @@ import torch
 from torch import Tensor
 
 from fgvar.estimators.noise import Gaussian, Rademacher
+from fgvar.estimators.randomness import Randomness
+from fgvar.measurement.draws import LARGEST, Enumeration
 from fgvar.testing import enumeration as enumerated
 from fgvar.testing.line_quadrature import line_mean
 from fgvar.testing.under_test import EstimatorUnderTest
 
 Gradients = dict[str, Tensor]
 
-FEW_SIGNS = 12  # random numbers of which a check enumerates all sign vectors
+FEW_VALUES = 1 << 12  # of all noise together, which a check enumerates
+FEW_ESTIMATES = 1 << 15  # values and nodes together, at which a check evaluates an estimate
 FEW_NUMBERS = 150  # random numbers of which a check evaluates all pairs
 INDEPENDENT = (Gaussian, Rademacher)  # laws whose quadrature along the axes of the noise is known
 KINK = 1e-4  # what quadrature along a line may be off by where an estimate is not smooth
@@ -41,8 +45,7 @@ def mean(tested: EstimatorUnderTest) -> Mean | None:
 
 
 def _mean(tested: EstimatorUnderTest) -> Mean | None:
-    rounding, d = tolerance(tested), tested.randomness.size
-    method = enumeration(tested)
+    rounding, method = tolerance(tested), enumeration(tested)
     if method == "none":
         return Mean(
             {name: g.double() for name, g in tested.estimate({}).items()}, "exact: it needs no noise", rounding
@@ -51,9 +54,7 @@ def _mean(tested: EstimatorUnderTest) -> Mean | None:
         if not _tells(tested, rounding):  # as in bfloat16, where an exact mean would pass whatever it is
             return None
         found = enumerated.expectation(tested.estimator, tested.problem, method=method, chunk=tested.chunk)
-        return Mean(
-            found, f"exact: {f'all {2**d} sign vectors' if method == 'signs' else f'{2 * d} nodes'}", rounding
-        )
+        return Mean(found, f"exact: {_counted(Enumeration(tested.randomness, method))}", rounding)
     if not follows(tested, *INDEPENDENT):
         return None
     line = line_mean(tested.estimator, tested.problem, chunk=tested.chunk)
@@ -63,6 +64,13 @@ def _mean(tested: EstimatorUnderTest) -> Mean | None:
     if not _tells(tested, allowed):
         return None
     return Mean(line.gradient, f"{line.points} points along the axes of its noise", allowed)
+
+
+def _counted(found: Enumeration) -> str:
+    values, nodes = len(found) // found.rest_count, found.rest_count
+    if not found.rest.size:
+        return f"all {values} values of its noise" if values > 1 else "its noise has one value"
+    return f"{nodes} nodes" + (f" at each of {values} values of other noise" if values > 1 else "")
 
 
 def _tells(tested: EstimatorUnderTest, allowed: float) -> bool:
@@ -81,33 +89,55 @@ def _variances(tested: EstimatorUnderTest) -> Gradients | None:
     method = enumeration(tested)
     if method == "none":
         return {k: torch.zeros(p.numel(), dtype=torch.float64) for k, p in tested.problem.params.items()}
-    if method == "signs":
-        return enumerated.variances(tested.estimator, tested.problem, method="signs", chunk=tested.chunk)
-    if method == "nodes" and follows(tested, *INDEPENDENT) and tested.randomness.size <= FEW_NUMBERS:
-        return enumerated.variances(tested.estimator, tested.problem, chunk=tested.chunk)
-    return None
+    few = follows(tested, *INDEPENDENT) and tested.randomness.size <= FEW_NUMBERS
+    if method == "nodes" and few and _quadratic(tested, method, even=True):
+        method = "polarisation"
+    if method is not None and method.endswith("nodes"):  # three Gauss-Hermite points stand for normal numbers
+        method = "support × hermite" if _few_hermite(tested) else None
+    if method is None:
+        return None
+    return enumerated.variances(tested.estimator, tested.problem, method=method, chunk=tested.chunk)
+
+
+def _few_hermite(tested: EstimatorUnderTest) -> bool:
+    rest = [leaf for leaf in tested.randomness.leaves.values() if not leaf.is_finite]
+    points = 3 ** min(sum(leaf.size for leaf in rest), LARGEST["hermite"] + 1)
+    values = math.prod(leaf.values for leaf in tested.randomness.leaves.values() if leaf.is_finite)
+    return all(type(leaf.noise) is Gaussian for leaf in rest) and points * values <= FEW_ESTIMATES
 
 
 def enumeration(tested: EstimatorUnderTest) -> str | None:
-    """The enumeration that gives its exact expectation: "none", "signs", "nodes"; None where there is none."""
+    """The enumeration that gives its exact expectation: "none" of no noise at all; None where there is none.
+
+    All values of all noise where they are few; else nodes of what declares E uuᵀ = I, at all values of the rest.
+    """
+    return tested.once("enumeration", lambda: _enumeration(tested))
+
+
+def _enumeration(tested: EstimatorUnderTest) -> str | None:
+    leaves = tested.randomness.leaves.values()
     if tested.randomness.size == 0:
         return "none"
-    if claim(tested.estimator, "bias_order") is not None:
+    if claim(tested.estimator, "bias_order") is not None or tested.opaque:
         return None
-    if tested.randomness.size <= FEW_SIGNS and follows(tested, Rademacher):
-        return "signs"
-    return "nodes" if isotropic(tested) and _quadratic(tested) else None
+    if number_of_values(tested.randomness) <= FEW_VALUES:
+        return "support"
+    nodes = 2 * sum(leaf.size for leaf in leaves if leaf.is_isotropic)
+    values = math.prod(leaf.values for leaf in leaves if not leaf.is_isotropic)
+    if not nodes or (values > 1 and nodes * values > FEW_ESTIMATES):
+        return None
+    method = enumerated.default_method(tested.randomness)
+    return method if _quadratic(tested, method) else None
 
 
-def isotropic(tested: EstimatorUnderTest) -> bool:
-    """Does all its noise declare E uuᵀ = I? By its own class: one that inherits from a law may sample otherwise."""
-    laws = [type(leaf.noise) for leaf in tested.randomness.leaves.values()]
-    return not tested.opaque and all(vars(law).get("isotropic", False) for law in laws)
+def number_of_values(randomness: Randomness) -> int:
+    """How many values all noise has together, if each of it has finitely many that are listed."""
+    return math.prod(leaf.values for leaf in randomness.leaves.values())
 
 
-def _quadratic(tested: EstimatorUnderTest) -> bool:
+def _quadratic(tested: EstimatorUnderTest, method: str, *, even: bool = False) -> bool:
     try:
-        enumerated.require_quadratic(tested.estimator, tested.problem, chunk=tested.chunk)
+        enumerated.require_quadratic(tested.estimator, tested.problem, method=method, even=even, chunk=tested.chunk)
     except ValueError:
         return False
     return True

@@ -14,7 +14,7 @@ import torch
 from fgvar.measurement.arguments import BUDGET
 from fgvar.measurement.budget import sizes
 from fgvar.measurement.references import BUCKETS
-from fgvar.testing.exact_moments import claim, isotropic
+from fgvar.testing.exact_moments import claim
 from fgvar.testing.line_quadrature import LARGEST, ORDER, PANELS
 from fgvar.testing.noise_check import noise_draws
 from fgvar.testing.sampled_checks import VARIANCE_DRAWS
@@ -70,7 +70,8 @@ def _points(tested: EstimatorUnderTest) -> int:
     """Estimates of which the mean of one that is what it declares is made, where it is not drawn."""
     r = tested.randomness.size
     if claim(tested.estimator, "bias_order") is None:
-        return 2 * r if isotropic(tested) else 0
+        isotropic = not tested.opaque and all(leaf.is_isotropic for leaf in tested.randomness.leaves.values())
+        return 2 * r if isotropic else 0
     points = 2 * PANELS * ORDER * r
     return points if points <= LARGEST else 0
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from fgvar.measurement.arguments import BUDGET
 from fgvar.measurement.draws import ranges
 from fgvar.testing.comparisons import require_declared_noise
+from fgvar.testing.frequencies import Frequencies
 from fgvar.testing.mean_tests import AT_ONCE, MARGIN, MIN_MOVED, MeanTest, mean_test
 from fgvar.testing.statistical import PILOT_SEED
-from fgvar.testing.under_test import EstimatorUnderTest, Failure, Undecided
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable, Undecided
 from fgvar.testing.verdict import MAX_DRAWS, advice, rounded
 
 NOISE_DRAWS = 8192
@@ -30,13 +31,17 @@ MOMENTS = ("mean 0", "variance 1", "draws that are uncorrelated with each other"
 
 
 def noise(tested: EstimatorUnderTest) -> str:
-    """Every number has mean 0, variance 1 and its dtype's precision, and is uncorrelated with all others."""
+    """Every number has mean 0, variance 1 and its dtype's precision, and is uncorrelated with all others.
+
+    Of a law that says its values, these come as often as it says, and which of them is uncorrelated with all else.
+    """
     require_declared_noise(tested)
     drawn = _Drawn(tested, noise_draws(tested), seed=1)
-    if bool((_Drawn(tested, 64, seed=2).rows(range(64)) == drawn.rows(range(64))).all()):
-        raise Failure("another seed gives the same noise")
-    owners, n = drawn.owners, drawn.draws
-    level = tested.level / 4
+    owners, n, level = drawn.owners, drawn.draws, tested.level / 5
+    for frequencies in drawn.finite.values():
+        _require_frequencies(drawn, frequencies, level / len(drawn.finite))
+    if not owners:
+        raise NotApplicable("all of its noise has one value, or too many values to be listed")
     verdicts, square = _moments(drawn, level)
     for what, verdict in zip(MOMENTS, verdicts, strict=True):
         if what != MOMENTS[-1]:  # two draws of a sparse law seldom meet, and that they do not is no fault
@@ -47,6 +52,9 @@ def noise(tested: EstimatorUnderTest) -> str:
             raise Failure(
                 f"a number of leaf {name!r} has not {what}: {verdict} (the leaf's root mean square {size:.3g})"
             )
+    again = _Drawn(tested, n, seed=2)
+    if all(bool((again.sampled(window) == drawn.rows(window)).all()) for window in drawn.windows):
+        raise Failure("another seed gives the same noise")
     z, i, j = _largest_correlation(drawn)
     critical = float(special.ndtri(1 - level / max(len(owners) * (len(owners) - 1), 1)))
     if z > critical:
@@ -55,6 +63,8 @@ def noise(tested: EstimatorUnderTest) -> str:
             f"critical {critical:.1f}): E uuᵀ is not the identity"
         )
     for name, columns in drawn.leaves.items():
+        if name in drawn.finite:
+            continue
         few = columns[: max(1, POOLED // n)]
         _require_precision(name, drawn.columns(few).to(tested.randomness.leaves[name].dtype(tested.problem.dtype)))
     caught = (critical + 1.645) / n**0.5
@@ -70,18 +80,32 @@ class _Drawn:
     seed: int
 
     @cached_property
+    def finite(self) -> dict[str, Frequencies]:
+        """The leaves that say their values, and may have any mean."""
+        return {
+            name: Frequencies(name, leaf, self.draws, self.tested.problem.dtype)
+            for name, leaf in self.tested.randomness.leaves.items()
+            if leaf.is_finite and not leaf.is_isotropic
+        }
+
+    @cached_property
     def leaves(self) -> dict[str, range]:
-        """The columns of each leaf."""
+        """The columns of each leaf: its numbers, or which value each of its units has."""
         found, at = {}, 0
         for name, leaf in self.tested.randomness.leaves.items():
-            found[name] = range(at, at + leaf.size)
-            at += leaf.size
+            size = self.finite[name].units if name in self.finite else leaf.size
+            found[name] = range(at, at + size)
+            at += size
         return found
 
     @cached_property
     def owners(self) -> list[str]:
         """The leaf of each column."""
         return [name for name, columns in self.leaves.items() for _ in columns]
+
+    def raw(self, window: range) -> dict[str, Tensor]:
+        """The noise itself."""
+        return self.tested.noise(window, seed=self.seed)
 
     @cached_property
     def held(self) -> Tensor | None:
@@ -92,25 +116,28 @@ class _Drawn:
         problem = self.tested.problem
         held = torch.empty(self.draws, len(self.owners), dtype=problem.dtype, device=problem.device)
         for window in self.windows:
-            held[window.start : window.stop] = self._sampled(window)
+            held[window.start : window.stop] = self.sampled(window)
         return held
 
     @property
     def windows(self) -> list[range]:
         """All draws, as many at a time as are worked on at once."""
-        return list(ranges(0, self.draws, max(1, min(TOGETHER, BUDGET // (64 * len(self.owners))))))
+        return list(ranges(0, self.draws, max(1, min(TOGETHER, BUDGET // (64 * self.tested.randomness.size)))))
 
     def rows(self, window: range) -> Tensor:
         """All numbers of these draws."""
-        return self._sampled(window) if self.held is None else self.held[window.start : window.stop]
+        return self.sampled(window) if self.held is None else self.held[window.start : window.stop]
 
     def columns(self, which: range) -> Tensor:
         """These numbers in all draws."""
         return torch.cat([self.rows(window)[:, which.start : which.stop].clone() for window in self.windows])
 
-    def _sampled(self, window: range) -> Tensor:
-        drawn = self.tested.noise(window, seed=self.seed)
-        return torch.cat([leaf.flatten(1) for leaf in drawn.values()], dim=1)
+    def sampled(self, window: range) -> Tensor:
+        """All numbers of these draws, drawn now."""
+        drawn = self.raw(window)
+        return torch.cat(
+            [self.finite[name].scores(u) if name in self.finite else u.flatten(1) for name, u in drawn.items()], dim=1
+        )
 
 
 def _moments(drawn: _Drawn, level: float) -> tuple[list[MeanTest], Tensor]:
@@ -125,6 +152,19 @@ def _moments(drawn: _Drawn, level: float) -> tuple[list[MeanTest], Tensor]:
         for tests, (samples, expected) in zip(found, tested, strict=True):
             tests.append(mean_test(samples, expected, level=share))
     return [MeanTest.joined(tests) for tests in found], torch.cat(squares)
+
+
+def _require_frequencies(drawn: _Drawn, law: Frequencies, level: float) -> None:
+    if not law.units:
+        return
+    samples = torch.cat([law.columns(drawn.raw(window)[law.name]) for window in drawn.windows])
+    verdict = mean_test(samples, law.expected, level=level)
+    if not verdict.passed:
+        found, expected = float(samples[:, verdict.worst].mean()), float(law.expected[verdict.worst])
+        raise Failure(
+            f"leaf {law.name!r} does not draw its values as often as its law's support says: {found:.4g}, expected "
+            f"{expected:.4g} ({verdict})"
+        )
 
 
 def _largest_correlation(drawn: _Drawn) -> tuple[float, int, int]:

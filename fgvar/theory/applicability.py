@@ -19,6 +19,7 @@ from fgvar.problem import Problem
 from fgvar.stochastic.sentence import Stochastic, of_terms, origin_of
 from fgvar.stochastic.targets import Against
 from fgvar.stochastic.transforms import Moments, Transform
+from fgvar.theory.commuted import commuted
 
 
 def no_closed_form(estimator: GradientEstimator, problem: Problem) -> str | None:
@@ -76,6 +77,7 @@ def _of_words(estimator: Stochastic, problem: Problem, noisy: bool) -> str | Non
 
 def _of_transforms(estimator: Stochastic, problem: Problem, noisy: bool) -> str | None:
     """Why there is none by its transforms: asked for what they make of moments that stand in for the gradient's."""
+    estimator, _ = commuted(estimator, problem)
     known = {name: torch.ones_like(value) for name, value in problem.params.items()}
     still = {name: torch.zeros_like(value) for name, value in problem.params.items()}
     try:

@@ -15,10 +15,12 @@ from fgvar.stochastic.sampling import Everything, Sample
 from fgvar.stochastic.sentence import Stochastic, of_terms, origin_of
 from fgvar.stochastic.transforms import Gradient, Moments
 from fgvar.theory import perturbation
+from fgvar.theory.commuted import commuted
 
 
 def moments(estimator: Stochastic, problem: Problem, budget: int) -> Moments:
     """E ĝ and Var ĝ, entry by entry, of a sentence that has a closed form."""
+    estimator, added = commuted(estimator, problem)
     here, of, sample = estimator.at.view(problem, {}), estimator.of, estimator.sample
     known = not sample.leaves(origin_of(here))
     if known:
@@ -29,6 +31,7 @@ def moments(estimator: Stochastic, problem: Problem, budget: int) -> Moments:
         found = _of_batches(of, sample, here, budget)
     else:
         found = _of_terms(_terms(estimator, problem, budget), sample, here, budget)
+    found = Moments(found.mean, {name: v + added.get(name, 0) for name, v in found.variance.items()})
     for transform in estimator.then:
         found = transform.moments(*found, problem)
     return Moments(found.mean, {name: v / estimator.workers for name, v in found.variance.items()})

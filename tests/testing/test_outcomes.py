@@ -269,15 +269,24 @@ def test_the_sign_of_a_gradient_is_no_loss_of_its_own() -> None:
 
 
 def test_what_is_not_linear_in_a_draw_is_judged_by_its_mean() -> None:
-    """Noise that is added whatever the loss, and a clipped derivative: both fail draw by draw, one in the mean."""
+    """Rounding at random fails draw by draw, but not in the mean."""
 
+    def rounded(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, Tensor]:
+        found = problem.backprop()
+        return {k: (4 * g + torch.rand(g.shape, generator=generator)).floor() / 4 for k, g in found.items()}
+
+    row = CHECKS["linear_in_loss"](from_function(rounded), LINEAR, draws=2048)[0]
+    assert row.outcome == "passed"
+    assert re.match(r"ĝ of 1000·L is off by .* of its size in '\w+', but not in the mean \(drawn", row.note)
+
+
+def test_what_is_added_whatever_the_loss_is_no_part_of_it() -> None:
     def private(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, Tensor]:
         u = normal(problem, generator)
         return {k: g + 0.1 * u[k] for k, g in problem.backprop().items()}
 
-    row = CHECKS["linear_in_loss"](from_function(private), LINEAR, draws=2048)[0]
-    assert row.outcome == "passed"
-    assert re.match(r"ĝ of 1000·L is off by .* of its size in '\w+', but not in the mean \(drawn", row.note)
+    for check, note in (("linear_in_loss", "1000·L and L + L² to 1e-09"), ("non_finite", "NaN loss shows")):
+        assert CHECKS[check](from_function(private), LINEAR, draws=2048)[0].note == note
 
 
 def test_a_small_undeclared_step_is_named_as_what_it_may_be() -> None:
@@ -310,7 +319,7 @@ def test_an_order_that_changes_a_draw_but_not_the_mean_is_right() -> None:
 
     right = CHECKS["batch_order"](OneExample(), LINEAR)[0]
     assert re.search(
-        r"changes by .* with the order of the batch, but not in the mean \(exact: all 2 sign", right.note
+        r"changes by .* with the order of the batch, but not in the mean \(exact: all 2 values", right.note
     )
     with pytest.raises(AssertionError, match="with the order of the batch, and its mean is wrong: E ĝ of"):
         CHECKS["batch_order"](OneExample(index=0), LINEAR)

@@ -4,11 +4,9 @@ A check that catches no mutant proves nothing when it passes; a check that refut
 it fails. Both are held in the test suite, and both are there to try checks of one's own on.
 """
 
-from dataclasses import dataclass
-
 from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.combine import Normalised
-from fgvar.estimators.estimator import Estimator, GradientEstimator
+from fgvar.estimators.estimator import Estimator
 from fgvar.estimators.losses import LocalLosses
 from fgvar.estimators.noise import Rademacher
 from fgvar.estimators.schemes import scheme
@@ -18,39 +16,13 @@ from fgvar.stochastic.streams import Adam
 from fgvar.stochastic.targets import Against
 from fgvar.testing.mutants import broken_estimates as estimates
 from fgvar.testing.mutants import broken_words as words
+from fgvar.testing.mutants.broken_samples import SAMPLES
 from fgvar.testing.mutants.broken_streams import AliasedDiffGrad
 from fgvar.testing.mutants.lookalikes import LOOKALIKES, Lookalike
 from fgvar.testing.mutants.moved_probabilities import AtPoint, MovedProbabilities
+from fgvar.testing.mutants.mutant import Mutant
 
 __all__ = ["LOOKALIKES", "MUTANTS", "Lookalike", "Mutant"]
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """An estimator with one planted defect, taken from real code of the field.
-
-    Attributes:
-        name: what it is called in `MUTANTS`.
-        estimator: declares what the right one declares.
-        caught_by: the check of `fgvar.testing.CHECKS` that must fail (others may, too).
-        defect: what is wrong, and what that does to the estimate.
-        shows_on: name of a problem of `fgvar.testing.default_problems` on which that check fails.
-
-    Example:
-        >>> from fgvar.testing import CHECKS, default_problems
-        >>> mutant = MUTANTS["uphill"]
-        >>> try:
-        ...     CHECKS[mutant.caught_by](mutant.estimator, {"linear": default_problems()["linear"]})
-        ... except AssertionError as error:
-        ...     print(error)
-        scale, linear: the slope of 'weight' is -1, expected 1 (exact: 12 nodes)
-    """
-
-    name: str
-    estimator: GradientEstimator
-    caught_by: str
-    defect: str
-    shows_on: str = "linear"
 
 
 _LOCAL = LocalLosses()
@@ -254,6 +226,8 @@ _MUTANTS = (
         "moved-probabilities", Against(MovedProbabilities(), AtPoint(MovedProbabilities().at)), "unbiased",
         "Examples are drawn by the probabilities at θ and weighed by those of a moved point: E ω is not 1.",
     ),
+    # samples and transforms
+    *SAMPLES,
     # what is not the loss's gradient at all
     Mutant(
         "decayed", estimates.Decayed(), "zero_gradient",

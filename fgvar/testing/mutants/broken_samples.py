@@ -1,0 +1,177 @@
+"""Broken samples and transforms: sentences with one defect, each from code that was shipped or reported."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from fgvar.estimators.estimator import Estimate
+from fgvar.problem import Problem
+from fgvar.stochastic.sampling import Chosen, Draw
+from fgvar.stochastic.scores import Mixed, Outputs, probabilities
+from fgvar.stochastic.sentence import Stochastic
+from fgvar.stochastic.transforms import AddNoise, Clip, Gradient
+from fgvar.stochastic.weighing import Poisson
+from fgvar.testing.mutants.mutant import Mutant
+
+# ---- which terms are looked at -----------------------------------------------------------------------------------
+
+
+class Unweighted(Draw):
+    """Drawn by residuals, and their mean is taken; declared to be unbiased (adaptive-selfsupervision-pinns)."""
+
+    bias_reason = ""
+
+    def chosen(self, drawn: Tensor, problem: Problem) -> Chosen:
+        found = super().chosen(drawn, problem)
+        return Chosen(found.numbers, torch.ones_like(found.factors))
+
+
+class AsPutBack(Draw):
+    """Not put back, and weighed by 1/(m p) (``torch.multinomial`` puts nothing back by default: RDP)."""
+
+    def chosen(self, drawn: Tensor, problem: Problem) -> Chosen:
+        return Draw(self.size, by=self.by).chosen(drawn, problem)
+
+
+class Refilled(Draw):
+    """Probabilities of the top terms are filled with 10⁻⁷, not 0, so that they can be drawn again (RDP)."""
+
+    def _law(self, problem: Problem, name: str, *, check: bool = False):  # type: ignore[no-untyped-def]
+        law = super()._law(problem, name, check=check)
+        p = probabilities(law.choice.probabilities.clamp_min(1e-7))
+        return law._replace(choice=replace(law.choice, probabilities=p), others=torch.ones_like(law.others))
+
+
+class SampledSize(Poisson):
+    """Divided by the number of examples that were drawn, and declared to be by the expected one (opacus#420)."""
+
+    def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:
+        return Poisson(self.rate, "sampled").view(here, noise, problem)
+
+
+class RoundedSize(Poisson):
+    """Divided by ⌊qN⌋ (opacus#819)."""
+
+    def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:
+        return here.weighted(noise[""] * (problem.batch_size / int(self.rate * problem.batch_size)))
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Scores in proportion to exp ℓ: a proposal that depends on the parameters."""
+
+    adapted: ClassVar[bool] = True
+    of_loss: ClassVar[bool] = True
+    linear: ClassVar[bool] = False
+
+    def scores(self, problem: Problem, over: str) -> Tensor:  # noqa: ARG002
+        return problem.losses(problem.run(problem.params)[0]).softmax(0).detach()
+
+
+class AttachedProposal(Stochastic):
+    """The proposal in 1/p is differentiated, too: its score term is missing (RDP: softmax of emissions)."""
+
+    def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
+        def ratio(params: Mapping[str, Tensor]) -> Tensor:
+            losses = problem.losses(problem.run(params)[0])
+            return (losses / losses.softmax(0))[noise["sample"]].mean() / problem.batch_size
+
+        return Estimate(dict(grad(ratio)(problem.params)))
+
+
+# ---- what becomes of a gradient ----------------------------------------------------------------------------------
+
+
+class ClippedMean(Stochastic):
+    """The mean is clipped, not each example's gradient: no bias where nothing is too long, and no privacy."""
+
+    def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
+        of_mean = Stochastic(self.of, self.sample, self.at, then=(*self.each, *self.then), workers=self.workers)
+        return of_mean.estimate(problem, noise)
+
+
+class OfMeanLoss(Stochastic):
+    """Examples' gradients of the *mean* loss, averaged again (against which RGP multiplies by n)."""
+
+    def term(self, example: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Gradient:
+        return {name: g / problem.batch_size for name, g in super().term(example, noise, problem).items()}
+
+
+class ShrunkLayer(Stochastic):
+    """Examples' gradients of the last tensor are divided by 100 and stay so (RGP: ``grad_sample /= 100``)."""
+
+    def term(self, example: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Gradient:
+        found = super().term(example, noise, problem)
+        return {name: g / 100 if name == list(found)[-1] else g for name, g in found.items()}
+
+
+class NoiseOfTheSum(AddNoise):
+    """Noise of the sum over the batch, added to the mean (jax_privacy#383)."""
+
+    def __call__(self, gradient: Gradient, problem: Problem, noise: Mapping[str, Tensor]) -> Gradient:
+        return AddNoise(self.std * problem.batch_size)(gradient, problem, noise)
+
+
+class TimesWorkers(Stochastic):
+    """The loss is multiplied by the number of workers, over a local mean (NeMo Automodel#3846)."""
+
+    def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
+        return Estimate({name: self.workers * g for name, g in super().estimate(problem, noise).gradient.items()})
+
+
+_RESIDUALS = Mixed(Outputs(), uniform=0.1)
+_IDLE = (Clip(math.inf),)
+
+SAMPLES = (
+    Mutant(
+        "unweighted-residuals", Stochastic(sample=Unweighted(2, by=_RESIDUALS)), "unbiased",
+        "Examples are drawn by their residuals, and all count the same: the loss of a harder problem is learned.",
+    ),
+    Mutant(
+        "as-put-back", Stochastic(sample=AsPutBack(2, by=_RESIDUALS, replace=False)), "weights",
+        "Indices are not put back, and weighed as if they were: likely ones count too little.", shows_on="relu",
+    ),
+    Mutant(
+        "refilled-top", Stochastic(sample=Refilled(2, top=2, by=Outputs())), "weights",
+        "Top terms have probability 10⁻⁷ instead of 0: they count twice, once in 10⁷ draws and then a lot.",
+        shows_on="relu",
+    ),
+    Mutant(
+        "sampled-size", Stochastic(sample=SampledSize(0.25)), "scale",
+        "A Poisson sample is divided by its own size: batches without examples are missing, and variance is another.",
+    ),
+    Mutant(
+        "rounded-size", Stochastic(sample=RoundedSize(0.5)), "scale",
+        "The expected size of a Poisson sample is rounded down: 2 for 2.5.", shows_on="relu",
+    ),
+    Mutant(
+        "attached-proposal", AttachedProposal(sample=Draw(1, by=Proposal())), "unbiased",
+        "Importance weights are differentiated: the proposal's own score is missing from the gradient.",
+    ),
+    Mutant(
+        "clipped-mean", ClippedMean(sample=Poisson(0.75), each=(Clip(1e-2),)), "sensitivity",
+        "The mean is clipped for its examples: one of them can move it from one end to the other.",
+        shows_on="relu",
+    ),
+    Mutant(
+        "mean-of-mean-loss", OfMeanLoss(each=_IDLE), "scale",
+        "Examples' gradients are of the mean loss, and averaged once more: N times too small.",
+    ),
+    Mutant(
+        "shrunk-layer", ShrunkLayer(sample=Draw(2), each=_IDLE), "scale",
+        "A layer is made small before the clip and never large again: it learns a hundred times more slowly.",
+    ),
+    Mutant(
+        "noise-of-the-sum", Stochastic(then=(NoiseOfTheSum(0.1),)), "variance",
+        "Noise that belongs to the sum is added to the mean: N² times the variance that is declared.",
+    ),
+    Mutant(
+        "times-workers", TimesWorkers(sample=Draw(1), workers=2), "scale",
+        "The loss is multiplied by the number of workers, whose gradients are averaged: K times too large.",
+    ),
+)  # fmt: skip
