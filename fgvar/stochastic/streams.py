@@ -224,8 +224,8 @@ class ErrorFeedback:
         shapes = shapes_of(problem)
         if (returned := returned_shapes(self.compress, problem, shapes)) != shapes:
             raise ValueError(
-                f"{self.compress!r} returns {', '.join(returned)}, expected tensors like the gradient's, whose errors "
-                "are remembered; compress within them, as fgvar.transforms.TopK does"
+                f"{self.compress!r} returns {', '.join(returned)}, expected tensors like the gradient's, whose "
+                "errors are remembered; compress within them, as fgvar.transforms.TopK does"
             )
         return self.compress.leaves(problem, shapes)
 
