@@ -116,6 +116,7 @@ class DiffGrad:
         return _zeros(gradient)
 
     def __call__(self, gradient: Gradient, state: Gradient) -> Passed:
+        # The gradient itself is kept, no copy: here nobody writes to it, as a backward pass into ``grad`` does.
         return Passed({name: torch.sigmoid((g - state[name]).abs()) for name, g in gradient.items()}, gradient)
 
 
@@ -177,7 +178,7 @@ class Adam:
         first = _decayed(state.first, gradient, self.beta1)
         second = _decayed(state.second, {name: g.square() for name, g in gradient.items()}, self.beta2)
         largest = second.sum
-        if self.amsgrad:
+        if self.amsgrad:  # of the uncorrected ones, as torch takes it
             largest = {name: torch.maximum(v, state.largest[name]) for name, v in largest.items()}
         square = _corrected(Mean(second.steps, largest), self.beta2)
         output = {name: m / (square[name].sqrt() + self.eps) for name, m in _corrected(first, self.beta1).items()}
@@ -245,6 +246,7 @@ class _Compressing(NamedTuple):
 
     def __call__(self, gradient: Gradient, state: Gradient) -> Passed:
         owed = {name: g + state[name] for name, g in gradient.items()}
+        # Computed from what was owed, so that what is sent and what is kept add up whatever was rounded.
         output = self.feedback.compress(owed, self.problem, self.noise)
         return Passed(output, {name: value - output[name] for name, value in owed.items()})
 
