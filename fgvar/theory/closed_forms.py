@@ -121,7 +121,7 @@ def moments(estimator: GradientEstimator, problem: Problem, *, budget: int = BUD
         return stochastic.moments(one, problem, budget)
     if isinstance(one, Estimator):
         return perturbation.moments(one, problem, budget)
-    return Moments(mean(one, problem), variance(one, problem))
+    return Moments(mean(one, problem, budget=budget), variance(one, problem, budget=budget))
 
 
 def trace(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET) -> dict[str, Tensor]:
