@@ -167,10 +167,14 @@ class Draw:
 
     @property
     def bias_reason(self) -> str:
-        if not (self.by.adapted or self.top) or self.weigh == "unbiased":  # uniform ω are all the same
+        if self._even or self.weigh == "unbiased":  # uniform ω are all the same
             return ""
         drawn = "terms are drawn by their scores and all count the same"
         return drawn if self.weigh == "none" else "ω over its sum is not ω"
+
+    @property
+    def _even(self) -> bool:
+        return getattr(self.by, "even", False) and not self.top
 
     @property
     def linear(self) -> bool:
@@ -195,8 +199,8 @@ class Draw:
         return Chosen(numbers, omega * (len(numbers) / problem.batch_size))
 
     def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:
-        if self.over == BATCH and not (self.by.adapted or self.top):
-            return here.rows(noise[""])  # evenly: every factor is 1, and a product less of every loss and tangent
+        if self.over == BATCH and self._even:  # every factor is 1: a product less of every loss and its tangent
+            return here.rows(noise[""])
         if self.over == BATCH:
             numbers, factors = self.chosen(noise[""], problem)
             return here.rows(numbers).weighted(factors.to(problem.dtype))
@@ -208,15 +212,14 @@ class Draw:
         return here
 
     def largest_share(self, problem: Problem) -> float | None:  # noqa: ARG002
-        if self.over != BATCH or self.by.adapted or self.top:  # shares that depend on the examples
+        if self.over != BATCH or not self._even:  # shares that depend on the examples
             return None
         return 1.0 if self.replace else 1 / self.size  # put back, one example can be drawn every time
 
-    def no_closed_form(self, problem: Problem) -> str | None:
+    def no_closed_form(self, problem: Problem) -> str | None:  # noqa: ARG002
         if self.over != BATCH:
             return f"{self!r} samples sums inside the network, in which a gradient need not be linear"
-        even = self._law(problem, BATCH).choice.even
-        if even or (self.replace and self.weigh != "normalised"):
+        if self._even or (self.replace and self.weigh != "normalised"):
             return None
         return f"{self!r} draws by scores without putting back, or divides by the sum of what was drawn"
 
@@ -277,7 +280,7 @@ class Draw:
         top = scores.topk(self.top).indices
         others = torch.ones_like(scores).scatter(-1, top, 0)
         p = probabilities(scores, others if self.top < population else None)
-        return _Law(Choice(p, self.replace, not (self.by.adapted or self.top), self.by.adapted), top, others)
+        return _Law(Choice(p, self.replace, self._even, self.by.adapted), top, others)
 
 
 def _sum(factors: Tensor, terms: Tensor) -> Tensor:

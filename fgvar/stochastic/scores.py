@@ -21,7 +21,8 @@ class Score(Protocol):
 
     Said as attributes of its class, or as properties: ``adapted``, do scores depend on parameters or batch?
     ``of_loss``, on the loss function? ``linear``, is Σ ω ĝ, with ω in proportion to 1 over the scores, linear in the
-    loss all the same, as by gradients' norms, where the estimate is a sum of (Σ‖g‖/N) g_n/‖g_n‖?
+    loss all the same, as by gradients' norms, where the estimate is a sum of (Σ‖g‖/N) g_n/‖g_n‖? ``even = True``: all
+    scores are the same, whatever the problem, so that nothing has to be weighed.
     """
 
     @property
@@ -52,6 +53,7 @@ class Uniform:
     adapted: ClassVar[bool] = False
     of_loss: ClassVar[bool] = False
     linear: ClassVar[bool] = True
+    even: ClassVar[bool] = True
 
     def scores(self, problem: Problem, over: str) -> Tensor:
         shape = (problem.batch_size,) if over == BATCH else terms_shape(problem, over)
@@ -222,6 +224,10 @@ class Mixed:
     def __post_init__(self) -> None:
         if not 0 <= self.uniform <= 1:
             raise ValueError(f"uniform is {self.uniform!r}, expected a share between 0 and 1")
+
+    @property
+    def even(self) -> bool:
+        return self.uniform == 1 or getattr(self.by, "even", False)
 
     @property
     def adapted(self) -> bool:

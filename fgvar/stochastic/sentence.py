@@ -146,10 +146,9 @@ class Stochastic:
         bound = None
         for one in self.each:
             bound = getattr(one, "bound", bound if getattr(one, "contracts", False) else None)
-        known = share is not None and bound is not None and math.isfinite(bound)
-        if not known or not all(getattr(one, "contracts", False) for one in self.then):
+        if share is None or bound is None or not math.isfinite(bound):
             return None
-        return float(2 * bound * share)
+        return float(2 * bound * share) if all(getattr(one, "contracts", False) for one in self.then) else None
 
     def term(self, example: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Gradient:
         """each(ĝ_n): the shaped gradient of one example as a batch of one, given the noise that is its own."""

@@ -123,7 +123,7 @@ class Reweighted:
 
     @property
     def bias_reason(self) -> str:
-        return "examples count by their scores, not alike" if self.by.adapted else ""
+        return "examples count by their scores, not alike" if not getattr(self.by, "even", False) else ""
 
     @property
     def linear(self) -> bool:

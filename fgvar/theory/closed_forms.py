@@ -116,10 +116,12 @@ def moments(estimator: GradientEstimator, problem: Problem, *, budget: int = BUD
         >>> float(moments(Stochastic(sample=Draw(2)), problem).variance["bias"].sum())  # of examples that are alike
         0.0
     """
-    if isinstance(one := estimates_of(estimator), Stochastic):
-        _checked(one, problem)
+    one = _checked(estimator, problem)
+    if isinstance(one, Stochastic):
         return stochastic.moments(one, problem, budget)
-    return Moments(mean(estimator, problem, budget=budget), variance(estimator, problem, budget=budget))
+    if isinstance(one, Estimator):
+        return perturbation.moments(one, problem, budget)
+    return Moments(mean(one, problem, budget=budget), variance(one, problem, budget=budget))
 
 
 def trace(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET) -> dict[str, Tensor]:

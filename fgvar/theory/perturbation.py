@@ -9,19 +9,24 @@ from torch import Tensor
 from fgvar.estimators.estimator import Estimator
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.problem import Problem
+from fgvar.stochastic.transforms import Moments
 from fgvar.theory import quadratic_forms, site_jacobians
 from fgvar.theory.applicability import kurtosis_of
 from fgvar.theory.credit_vectors import CreditVjp, SiteCredit, Vectors, site_credits, weight_credits
 from fgvar.theory.linear_layers import Layer, recognise
 
 
+def moments(estimator: Estimator, problem: Problem, budget: int) -> Moments:
+    """E ĝ and Var ĝ of every weight of an estimator that has a closed form: of weights at once."""
+    if isinstance(estimator.space, WeightSpace):
+        return _of_weights(estimator, problem, budget)
+    return Moments(mean(estimator, problem, budget), variance(estimator, problem, budget))
+
+
 def mean(estimator: Estimator, problem: Problem, budget: int) -> dict[str, Tensor]:
     """E ĝ of an estimator that has a closed form."""
     if isinstance(estimator.space, WeightSpace):
-        # Heads and read-outs are not perturbed: they learn by their exact gradient, which no draw changes.
-        exact = estimator.space.linearise(problem, estimator.losses).backward({})
-        found = {**_weight_space(estimator, problem, budget)[0], **exact}
-        return {name: found[name] for name in problem.params}
+        return _of_weights(estimator, problem, budget).mean
     total = {name: torch.zeros_like(value) for name, value in problem.params.items()}
     for part in parts(problem, budget):
         credit_vjp = CreditVjp(estimator.space, estimator.losses, part)
@@ -39,14 +44,24 @@ def mean(estimator: Estimator, problem: Problem, budget: int) -> dict[str, Tenso
 def variance(estimator: Estimator, problem: Problem, budget: int) -> dict[str, Tensor]:
     """Var ĝ of every weight of an estimator that has a closed form."""
     if isinstance(estimator.space, WeightSpace):
-        found = _weight_space(estimator, problem, budget)[1]
-    else:
-        found = _activity_variance(estimator, problem, budget)
-    # Directions are independent; an antithetic pair repeats one estimate, so that it changes nothing.
+        return _of_weights(estimator, problem, budget).variance
+    return _per_direction(estimator, problem, _activity_variance(estimator, problem, budget))
+
+
+def _per_direction(estimator: Estimator, problem: Problem, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of the mean over directions, which are independent; an antithetic pair repeats one estimate."""
     return {
         name: found[name] / estimator.directions if name in found else torch.zeros_like(value)
         for name, value in problem.params.items()
     }
+
+
+def _of_weights(estimator: Estimator, problem: Problem, budget: int) -> Moments:
+    """Of weight perturbation, whose mean and variance come from the same passes."""
+    found, spread = _weight_space(estimator, problem, budget)
+    # Heads and read-outs are not perturbed: they learn by their exact gradient, which no draw changes.
+    found = {**found, **estimator.space.linearise(problem, estimator.losses).backward({})}
+    return Moments({name: found[name] for name in problem.params}, _per_direction(estimator, problem, spread))
 
 
 def _weight_space(estimator: Estimator, problem: Problem, budget: int) -> tuple[Vectors, Vectors]:

@@ -49,13 +49,16 @@ def _of_batches(of: Estimator, sample: Sample, here: Problem, budget: int) -> Mo
     # A quadratic form Var(ω) has the mean Var(E ω) + Σ Var(f) over the directions f of Cov ω. Noise of each example's
     # own has a variance Σ ω_n² v_n, for which the ω² are replaced by their means.
     own = usual if of.shares_noise else weighted(sample.squares(units, origin).sqrt())
+    mean = perturbation.mean(of, usual, budget)
     variance = perturbation.variance(of, own, budget)
     for factors in _directions(sample, units, origin):
         moved = weighted(factors)
-        spread = {name: g.square() for name, g in perturbation.mean(of, moved, budget).items()}
-        noise = perturbation.variance(of, moved, budget) if of.shares_noise else {}
-        variance = {name: v + spread[name] + noise.get(name, 0) for name, v in variance.items()}
-    return Moments(perturbation.mean(of, usual, budget), variance)
+        if of.shares_noise:
+            found = perturbation.moments(of, moved, budget)
+        else:
+            found = Moments(perturbation.mean(of, moved, budget), {})
+        variance = {name: v + found.mean[name].square() + found.variance.get(name, 0) for name, v in variance.items()}
+    return Moments(mean, variance)
 
 
 def _directions(sample: Sample, units: Tensor, origin: Problem) -> Iterator[Tensor]:
@@ -113,7 +116,7 @@ def _terms(estimator: Stochastic, problem: Problem, budget: int) -> Callable[[Pr
 def _of_one(of: GradientEstimator, problem: Problem, budget: int) -> Moments:
     """Of an estimator by itself, on a problem that is known."""
     if isinstance(of, Estimator):
-        return Moments(perturbation.mean(of, problem, budget), perturbation.variance(of, problem, budget))
+        return perturbation.moments(of, problem, budget)
     if isinstance(of, Stochastic):
         return moments(of, problem, budget)
     gradient = of.estimate(problem, {}).gradient

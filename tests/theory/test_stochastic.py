@@ -96,6 +96,28 @@ def test_sampled_perturbations(sample: Sample, of: str, noise: fgvar.Gaussian) -
     assert_enumerated(fgvar.Stochastic(of=fgvar.scheme(of, noise=noise), sample=sample), affine(loss=weighing))
 
 
+class Table:
+    """Scores of one's own, which neither parameters nor batch change, and which are not all the same."""
+
+    adapted, of_loss, linear = False, False, True
+
+    def scores(self, problem: fgvar.Problem, over: str) -> Tensor:  # noqa: ARG002
+        return torch.arange(1.0, problem.batch_size + 1).double()
+
+
+def test_scores_that_are_fixed_are_weighed_all_the_same() -> None:
+    problem = affine()
+    for replace in (True, False):
+        estimator = fgvar.Stochastic(sample=sampling.Draw(2, by=Table(), replace=replace))
+        assert_close(expectation(estimator, problem, method="support"), problem.backprop())
+        assert (no_closed_form(estimator, problem) is None) == replace
+    assert_enumerated(fgvar.Stochastic(of=fgvar.scheme("FG-A"), sample=sampling.Draw(2, by=Table())), problem)
+    assert "count the same" in sampling.Draw(2, by=Table(), weigh="none").bias_reason
+    assert sampling.Reweighted(Table()).bias_reason
+    assert sampling.Draw(2, by=sampling.Mixed(Table(), uniform=1.0), weigh="none").bias_reason == ""
+    assert sampling.Draw(2, by=Table()).largest_share(problem) is None
+
+
 @pytest.mark.parametrize("of", ["FG-W", "FG-A", "BP"])
 def test_a_batch_of_one_has_nothing_to_draw(of: str) -> None:
     problem, one = affine(batch=1), fgvar.scheme(of)
