@@ -46,7 +46,7 @@ class Frequencies:
         return self.leaf.size // math.prod(self._unit) // self._group
 
     def scores(self, u: Tensor) -> Tensor:
-        """Which of its values each unit has, as a standardised number, of rare ones in sums of units: [draws, width]."""
+        """Which value each unit has, as a standardised number, of rare ones in sums of units: [draws, width]."""
         if not self.width:
             return torch.zeros(len(u), 0, dtype=self.dtype, device=u.device)
         each = self._standard[self._numbers(self._split(u))][:, : self.width * self._group]
