@@ -113,6 +113,7 @@ class Problem:
         if batch is not None:
             other.inputs, other.targets = problem_checks.require_pair(batch)
             other.weights = other.importance = None
+            other.taps = {}
         return other
 
     def clone(self) -> Self:

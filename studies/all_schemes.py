@@ -93,7 +93,7 @@ def family(estimator: Any) -> str:
     """What the estimator does, told from its words."""
     import fgvar
 
-    controls = tuple(getattr(fgvar.controls, name) for name in fgvar.controls.__all__)
+    controls = (fgvar.Stochastic, *(getattr(fgvar.controls, name) for name in fgvar.controls.__all__))
     if isinstance(estimator, fgvar.ExactGradient):
         return "exact"
     if isinstance(estimator, fgvar.feedback.FeedbackAlignment | fgvar.feedback.DirectFeedback):

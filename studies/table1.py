@@ -9,9 +9,9 @@ Claim      As the table says, per weight, with V the mean data variance of an ex
                activity, shared      (q + 2)/N · V + (q + 1) · S
                activity, independent (q + 2)/N · V + (q + 1)/N · S
 Shown      One linear layer with per-example losses; batches of N examples, independently drawn with replacement from
-           three, so that V, S and the law over batches are exact, too. Three routes to every number: closed form
-           (`fgvar.theory` on every batch), enumerated (`fgvar.testing.covariance` on every batch) and drawn (batches
-           and noise), with its standard error.
+           three, so that V, S and the law over batches are exact, too. Three routes to every number: closed form (one
+           row of `fgvar.theory`, noise and batches together), enumerated (`fgvar.testing.covariance` on every batch)
+           and drawn (batches and noise), with its standard error.
 Cost       About a minute on one core, half of it on two (--workers 2); --smoke: seconds.
 Run        python studies/table1.py            writes results/table1.nc, .pdf and .png
 Full size  python studies/table1.py --size 2 4 8 12 16 --draws 1000000          (some hours; not done here)
@@ -84,10 +84,11 @@ def cell(*, cell: str, space: str, noise: str, draws: int, seed: int) -> Any:
     entries = size * size
     d = entries if space == "weight" else size
     table = (d + 2) / batch * v + (d + 1) * s / (1 if noise == "shared" else batch)
-    closed = enumerated = v / batch  # the variance of batch means; noise variances come on top
+    row = fgvar.Stochastic(of=estimator, sample=fgvar.sampling.Draw(batch))
+    closed = float(fgvar.theory.trace(row, _batch(population, tuple(range(POPULATION))))["weight"]) / entries
+    enumerated = v / batch  # the variance of batch means; noise variances come on top
     for members, probability in _batches(batch):
         problem = _batch(population, members)
-        closed += probability * float(fgvar.theory.trace(estimator, problem)["weight"]) / entries
         enumerated += probability * float(covariance(estimator, problem)["weight"].trace()) / entries
     drawn, error = _drawn(draws, seed, estimator, population, expected, batch)
     square = {"units": "gradient²"}

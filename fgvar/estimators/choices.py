@@ -79,7 +79,7 @@ class Choice:
     def weights(self, chosen: Tensor) -> Tensor:
         """ω of each of the indices [..., m], which lie in the order drawn."""
         count, population = chosen.shape[-1], self.probabilities.shape[-1]
-        rows = self.probabilities.to(chosen.device).expand(*chosen.shape[:-1], population)
+        rows = self.probabilities.to(chosen.device, torch.float64).expand(*chosen.shape[:-1], population)
         p = rows.gather(-1, chosen)
         if self.replace:
             return 1 / (count * p)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fgvar.estimators.credit import Plan, broadcast_over_rows, row_plans, sum_terms
 from fgvar.estimators.losses import Losses, LossTerms, forward_terms, gradient, jvp_terms
-from fgvar.estimators.spaces import Keep, Linearised, Tensors, TermsAndLoss, require_perturbed
+from fgvar.estimators.spaces import Keep, Linearised, Tensors, TermsAndLoss, require_keep, require_perturbed
 from fgvar.nn.forward_mode import jvp
 from fgvar.nn.reach import OUTPUT
 from fgvar.problem import Problem
@@ -86,6 +86,9 @@ class WeightSpace:
             gradient, so that E ĝ = M∇ and tr Cov(ĝ) = (d_live + 1)‖M∇‖²; of heads the exact gradient is masked. None
             keeps all. Of ``shared=False`` it is asked for every example's own problem.
 
+    Raises:
+        TypeError: a ``keep`` that is none.
+
     Source: Ren et al. 2023, eq. 2; Baydin et al. 2022.
 
     Example:
@@ -97,6 +100,10 @@ class WeightSpace:
     keep: Keep | None = None
 
     per_example: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.keep is not None:
+            require_keep(self.keep)
 
     @property
     def one_pass(self) -> bool:

@@ -104,9 +104,8 @@ class Carriers:
         # Decompositions take no 16-bit numbers.
         matrix = weight.detach().flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
         rank = min(self.rank, *matrix.shape)
-        start = Stream(self.seed, f"carriers of {name}", 0).normal(
-            (matrix.shape[1], rank), matrix.dtype, matrix.device
-        )
+        stream = Stream(self.seed, f"carriers of {name}", 0)  # the same numbers on every device
+        start = stream.normal((matrix.shape[1], rank), matrix.dtype, torch.device("cpu")).to(matrix.device)
         left = torch.linalg.qr(matrix @ start).Q
         right = torch.linalg.qr(matrix.T @ left).Q.T
         return left.to(weight.dtype), right.to(weight.dtype)
@@ -160,3 +159,23 @@ class FromCarriers:
 
     def moments(self, mean: Gradient, variance: Gradient, problem: Problem) -> Moments:
         return moments_without_noise(self, mean, variance, problem)
+
+    def spread(self, variance: Gradient, problem: Problem) -> Gradient:
+        """Variance of every entry of matrices, for carriers of this variance whose entries are uncorrelated."""
+        found = {}
+        for name, weight in problem.params.items():
+            if weight.ndim < 2:
+                found[name] = variance[name]
+                continue
+            left, right = self.carriers.bases(name, weight)
+            a = variance[name + LEFT]
+            if not self.carriers.left_only:
+                # Squares of the entries of 1 − LLᵀ, without a matrix of m × m: δ(1 − 2 LLᵀ) + (LLᵀ)².
+                inner = torch.einsum("kpq,kj->pqj", torch.einsum("kp,kq->kpq", left, left), a)
+                outer = torch.einsum("ipq,pqj->ij", torch.einsum("ip,iq->ipq", left, left), inner)
+                a = a * (1 - 2 * left.square().sum(1, keepdim=True)) + outer
+            matrix = a @ right.square()
+            if not self.carriers.left_only:
+                matrix = matrix + left.square() @ variance[name + RIGHT]
+            found[name] = matrix.reshape(weight.shape)
+        return found

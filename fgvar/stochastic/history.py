@@ -81,7 +81,7 @@ class History:
         here, state = problem, None
         output: Gradient = {}
         for step in range(self.steps):
-            if step and self.lr:
+            if step and self.lr:  # `Problem.moved` remembers the start, whose probabilities its samplers keep
                 here = here.moved({name: p - self.lr * output[name] for name, p in here.params.items()})
             of, own = _split({name: u[step] for name, u in noise.items()})
             gradient = self.of.estimate(here, of).gradient

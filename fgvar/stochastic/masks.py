@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fgvar.errors import require_integer, require_type
+from fgvar.estimators.estimator import require_problem
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import Leaf
-from fgvar.estimators.spaces import Keep
+from fgvar.estimators.spaces import Keep, require_keep
 from fgvar.problem import Problem
 from fgvar.stochastic.transforms import Gradient, Moments, Shapes, require_parameters
 
@@ -22,6 +23,9 @@ class Mask:
 
     Args:
         keep: which parameters are live, such as `Magnitude` or `Saliency`.
+
+    Raises:
+        TypeError: a ``keep`` that is none.
 
     Example:
         >>> from fgvar.stochastic.sentence import Stochastic
@@ -34,6 +38,9 @@ class Mask:
     linear: ClassVar[bool] = True
     contracts: ClassVar[bool] = True
     bias_reason: ClassVar[str] = "dead parameters have no gradient"
+
+    def __post_init__(self) -> None:
+        require_keep(self.keep)
 
     def leaves(self, problem: Problem, shapes: Shapes) -> dict[str, Leaf]:
         require_parameters(self, problem, shapes)
@@ -114,6 +121,7 @@ class Saliency:
         size: examples of a minibatch, over whose mean gradient is squared; None takes each batch as one.
 
     Raises:
+        TypeError: a ``retain`` that is no problem.
         ValueError: a size below 1; on use, a ``retain`` of other parameters.
 
     Source: Huang et al. 2024 (arXiv 2409.19732), whose code adds 1e-15.
@@ -131,6 +139,7 @@ class Saliency:
     size: int | None = 1
 
     def __post_init__(self) -> None:
+        require_problem(self.retain)
         require_type("threshold", self.threshold, Real, "a number")
         if self.size is not None:
             require_integer("size", self.size, 1)

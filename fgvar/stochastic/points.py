@@ -99,7 +99,7 @@ class Ahead:
 
     def view(self, problem: Problem, noise: Mapping[str, Tensor]) -> Problem:
         z = self.by.estimate(problem, noise).gradient
-        if self.unit:
+        if self.unit:  # by where, not by if: under vmap no value can be asked
             norm = torch.stack([value.square().sum() for value in z.values()]).sum().sqrt()
             z = {name: value / norm.where(norm > 0, 1) for name, value in z.items()}
         return problem.moved({name: p - self.step * z[name] for name, p in problem.params.items()})

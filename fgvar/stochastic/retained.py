@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import grad
 
 from fgvar.errors import require_integer, require_type
+from fgvar.estimators.estimator import require_problem
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
 from fgvar.stochastic.transforms import Gradient, Moments, Shapes, moments_without_noise, require_parameters
@@ -28,6 +29,7 @@ class Retained:
         lr: learning rate, of these steps and of the step g.
 
     Raises:
+        TypeError: what is no problem.
         ValueError: a negative number of steps, a learning rate that is not positive.
 
     Source: Huang et al. 2024 (arXiv 2409.19732): forget steps between steps on what is retained.
@@ -47,6 +49,7 @@ class Retained:
     linear: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        require_problem(self.problem)
         require_integer("steps", self.steps, 0)
         require_type("lr", self.lr, Real, "a positive number")
         if not self.lr > 0:

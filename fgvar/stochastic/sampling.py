@@ -26,6 +26,7 @@ class Sample(Protocol):
     """Which terms of a sum are looked at.
 
     ``bias_reason`` says why E ω is not 1; empty where it is. ``linear`` says whether Σ ω ĝ is linear in the loss.
+    ``whole = True``, on its class, says that all examples are looked at, whatever is drawn, and weighed.
     """
 
     @property
@@ -70,6 +71,7 @@ class Everything:
     """
 
     linear: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
 
     @property
     def bias_reason(self) -> str:
@@ -243,20 +245,18 @@ class Draw:
         return (sure + _sum(_inverse(p), terms) / self.size) / count**2
 
     def _for(self, terms: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
-        """Probabilities of one draw, and the sum of what is taken for certain."""
+        """Probabilities of one draw that counts, and the sum of what is taken for certain."""
         choice, top, others = self._law(problem, BATCH)
-        return (choice.probabilities * others).to(terms.dtype), terms[top].sum(0)
+        p = choice.probabilities if self.weigh == "none" else choice.probabilities * others
+        return p.to(terms.dtype), terms[top].sum(0)
 
     def _weighed(self, drawn: Tensor, law: _Law) -> tuple[Tensor, Tensor]:
         """Numbers of all terms looked at, and their ω, by which E Σ ω x is the sum of all x: [..., top + size]."""
         choice, top, others = law
-        top = top.expand(*drawn.shape[:-1], self.top)
-        numbers = torch.cat([top, drawn], -1)
+        numbers, population = torch.cat([top, drawn], -1), others.shape[-1]
         # Where all terms are taken for certain, what is drawn is one of them again, and counts nothing.
-        omega = torch.cat(
-            [torch.ones_like(top, dtype=others.dtype), choice.weights(drawn) * others.gather(-1, drawn)], -1
-        )
-        population = others.shape[-1]
+        of_drawn = choice.weights(drawn) * others.gather(-1, drawn)
+        omega = torch.cat([torch.ones_like(top, dtype=of_drawn.dtype), of_drawn], -1)
         if self.weigh == "none":
             return numbers, torch.full_like(omega, population / numbers.shape[-1])
         if self.weigh == "normalised":

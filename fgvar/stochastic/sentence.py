@@ -14,7 +14,7 @@ from fgvar.nn.stacking import DIRECTIONS
 from fgvar.problem import Problem
 from fgvar.stochastic.points import Here, Point
 from fgvar.stochastic.sampling import Everything, Sample
-from fgvar.stochastic.transforms import Gradient, Shapes, Transform, shapes_of
+from fgvar.stochastic.transforms import Gradient, Shapes, Transform, returned_shapes, shapes_of
 
 T = TypeVar("T")
 
@@ -218,8 +218,7 @@ def _parts(
     found: dict[str, Leaf] = {}
     for index, transform in enumerate(transforms):
         found |= _named(f"{word}.{index}", transform.leaves(problem, shapes))
-        if changes := getattr(transform, "shapes", None):
-            shapes = changes(problem, shapes)
+        shapes = returned_shapes(transform, problem, shapes)
     return found, shapes
 
 

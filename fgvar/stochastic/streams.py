@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
-from fgvar.stochastic.transforms import Gradient, Transform
+from fgvar.stochastic.transforms import Gradient, Transform, returned_shapes, shapes_of
 
 
 class Passed(NamedTuple):
@@ -116,6 +116,7 @@ class DiffGrad:
         return _zeros(gradient)
 
     def __call__(self, gradient: Gradient, state: Gradient) -> Passed:
+        # The gradient itself is kept, no copy: here nobody writes to it, as a backward pass into ``grad`` does.
         return Passed({name: torch.sigmoid((g - state[name]).abs()) for name, g in gradient.items()}, gradient)
 
 
@@ -177,7 +178,7 @@ class Adam:
         first = _decayed(state.first, gradient, self.beta1)
         second = _decayed(state.second, {name: g.square() for name, g in gradient.items()}, self.beta2)
         largest = second.sum
-        if self.amsgrad:
+        if self.amsgrad:  # of the uncorrected ones, as torch takes it
             largest = {name: torch.maximum(v, state.largest[name]) for name, v in largest.items()}
         square = _corrected(Mean(second.steps, largest), self.beta2)
         output = {name: m / (square[name].sqrt() + self.eps) for name, m in _corrected(first, self.beta1).items()}
@@ -198,8 +199,15 @@ class ErrorFeedback:
 
     Raises:
         TypeError: ``compress`` is no transform.
+        ValueError: on use, one that returns tensors of other names or shapes.
 
     Source: Seide et al. 2014; Karimireddy et al. 2019.
+
+    Example:
+        >>> from fgvar.stochastic.compression import TopK
+        >>> feedback = ErrorFeedback(TopK(1)).on(Problem(torch.nn.Linear(1, 1), "mse", (torch.ones(1, 1),) * 2), {})
+        >>> feedback({"w": torch.tensor([3.0, 2.0])}, {"w": torch.zeros(2)}).state
+        {'w': tensor([0., 2.])}
     """
 
     compress: Transform
@@ -214,7 +222,13 @@ class ErrorFeedback:
         return f"{reason}, its errors later" if reason else ""
 
     def leaves(self, problem: Problem) -> dict[str, Leaf]:
-        return self.compress.leaves(problem)
+        shapes = shapes_of(problem)
+        if (returned := returned_shapes(self.compress, problem, shapes)) != shapes:
+            raise ValueError(
+                f"{self.compress!r} returns {', '.join(returned)}, expected tensors like the gradient's, whose "
+                "errors are remembered; compress within them, as fgvar.transforms.TopK does"
+            )
+        return self.compress.leaves(problem, shapes)
 
     def on(self, problem: Problem, noise: Mapping[str, Tensor]) -> "_Compressing":
         return _Compressing(self, problem, noise)
@@ -232,6 +246,7 @@ class _Compressing(NamedTuple):
 
     def __call__(self, gradient: Gradient, state: Gradient) -> Passed:
         owed = {name: g + state[name] for name, g in gradient.items()}
+        # Computed from what was owed, so that what is sent and what is kept add up whatever was rounded.
         output = self.feedback.compress(owed, self.problem, self.noise)
         return Passed(output, {name: value - output[name] for name, value in owed.items()})
 

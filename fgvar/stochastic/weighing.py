@@ -40,6 +40,7 @@ class Poisson:
     divide: str = "expected"
 
     linear: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
     DIVIDES: ClassVar[tuple[str, ...]] = ("expected", "sampled")
 
     def __post_init__(self) -> None:
@@ -78,18 +79,24 @@ class Poisson:
         q, count, mean = self.rate, len(terms), terms.mean(0)
         if self.divide == "expected":
             return (1 - q) / q * terms.square().sum(0) / count**2
-        sizes = self._sizes(count)
-        within = sum(float(chance) * (1 - k / count) / k for k, chance in enumerate(sizes) if k)
-        return within * (terms - mean).square().sum(0) / max(count - 1, 1) + sizes[0] * (1 - sizes[0]) * mean.square()
+        sizes = self._sizes(terms)
+        empty = sizes[0]
+        size = torch.arange(1, count + 1, dtype=sizes.dtype, device=sizes.device)
+        within = (sizes[1:] * (1 - size / count) / size).sum()
+        return within * (terms - mean).square().sum(0) / max(count - 1, 1) + empty * (1 - empty) * mean.square()
 
     def squares(self, terms: Tensor, problem: Problem) -> Tensor:  # noqa: ARG002
         if self.divide == "expected":
             return terms.mean(0) / (self.rate * len(terms))
-        return terms.mean(0) * sum(float(chance) / k for k, chance in enumerate(self._sizes(len(terms))) if k)
+        sizes = self._sizes(terms)[1:]
+        return terms.mean(0) * (sizes / torch.arange(1, len(sizes) + 1, dtype=sizes.dtype, device=sizes.device)).sum()
 
-    def _sizes(self, count: int) -> list[float]:
-        """Probability of each number of drawn examples, 0 to N."""
-        return [math.comb(count, k) * self.rate**k * (1 - self.rate) ** (count - k) for k in range(count + 1)]
+    def _sizes(self, terms: Tensor) -> Tensor:
+        """Probability of each number of drawn examples, 0 to N; by logarithms, as binomial coefficients overflow."""
+        count, rate = len(terms), torch.tensor(self.rate, dtype=torch.float64, device=terms.device)
+        k = torch.arange(count + 1, dtype=rate.dtype, device=rate.device)
+        orders = math.lgamma(count + 1) - torch.lgamma(k + 1) - torch.lgamma(count - k + 1)
+        return (orders + torch.xlogy(k, rate) + torch.xlogy(count - k, 1 - rate)).exp()
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,8 @@ class Reweighted:
     """
 
     by: Score
+
+    whole: ClassVar[bool] = True
 
     @property
     def bias_reason(self) -> str:

@@ -73,7 +73,9 @@ class _Fed:
 
     def __call__(self, gradient: Gradients, state: tuple[float, Any]) -> tuple[Gradients, Any]:
         factor, own = state
-        given: Any = {name: factor * g for name, g in gradient.items()}, own
+        # The first gradient is the very one that the optimiser has been started with, which it may have kept.
+        scaled = gradient if factor == 1 else {name: factor * g for name, g in gradient.items()}
+        given: Any = scaled, own
         if self.copies:
             given = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given)
         output, following = self.through(*given)

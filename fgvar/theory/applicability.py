@@ -17,11 +17,14 @@ from fgvar.estimators.oracles import Jvp, Replay
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.problem import Problem
 from fgvar.stochastic.sentence import Stochastic, of_terms, origin_of
+from fgvar.stochastic.targets import Against
 from fgvar.stochastic.transforms import Moments, Transform
+from fgvar.theory.commuted import commuted
 
 
 def no_closed_form(estimator: GradientEstimator, problem: Problem) -> str | None:
     """Why this estimator has no closed form on this problem; None where it has one."""
+    estimator = estimates_of(estimator)
     # Types are compared as they are: a subclass may estimate anything.
     kind = type(estimator)
     if isinstance(estimator, ExactGradient) and kind is ExactGradient:
@@ -49,6 +52,11 @@ def no_closed_form(estimator: GradientEstimator, problem: Problem) -> str | None
     return None
 
 
+def estimates_of(estimator: GradientEstimator) -> GradientEstimator:
+    """The estimator whose estimates these are, whatever they are held against."""
+    return estimates_of(estimator.estimator) if isinstance(estimator, Against) else estimator
+
+
 def _of_words(estimator: Stochastic, problem: Problem, noisy: bool) -> str | None:
     """Why there is none by its point, its sampler or its ``of``, which is noisy or not."""
     of, at, sample, origin = estimator.of, estimator.at, estimator.sample, origin_of(problem)
@@ -69,6 +77,7 @@ def _of_words(estimator: Stochastic, problem: Problem, noisy: bool) -> str | Non
 
 def _of_transforms(estimator: Stochastic, problem: Problem, noisy: bool) -> str | None:
     """Why there is none by its transforms: asked for what they make of moments that stand in for the gradient's."""
+    estimator, _ = commuted(estimator, problem)
     known = {name: torch.ones_like(value) for name, value in problem.params.items()}
     still = {name: torch.zeros_like(value) for name, value in problem.params.items()}
     try:

@@ -1,10 +1,12 @@
-"""Closed forms: compute mean and variance of perturbation estimators, without a single draw.
+"""Closed forms: compute mean and variance of perturbation and of stochastic gradients, without a single draw.
 
 A weight's estimate is a quadratic form ĝ_w = uᵀMu with M = Σ_k e_k X_k c_kᵀ over the perturbed numbers k:
 X_k = ∂z_k/∂w is what w moves, c_k the gradient, by all perturbed numbers, of the loss terms that credit k. For
 independent coordinates of kurtosis κ
 
     E ĝ_w = Σ_k X_k c_kk,        Var ĝ_w = ‖M‖² + tr M² + (κ − 3) Σ_k M_kk².
+
+Where examples are sampled, too, that is the variance given their ω, and E_ω Var(ĝ | ω) + Var_ω E(ĝ | ω) the total.
 """
 
 import torch
@@ -15,16 +17,16 @@ from fgvar.problem import Problem
 from fgvar.stochastic.sentence import Stochastic
 from fgvar.stochastic.transforms import Moments
 from fgvar.theory import perturbation, stochastic
-from fgvar.theory.applicability import no_closed_form
+from fgvar.theory.applicability import estimates_of, no_closed_form
 
 BUDGET = 1 << 30  # bytes
 
 
 def mean(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET) -> dict[str, Tensor]:
-    """E ĝ given the batch, exactly: the target, unless the credit is incomplete (``credit="published"``).
+    """E ĝ given the batch, exactly: the target, unless ``bias_reason`` says that it is another.
 
     Args:
-        estimator: a composed `Estimator` with the `Jvp` oracle, or an `ExactGradient`.
+        estimator: a composed `Estimator` with the `Jvp` oracle, an `ExactGradient`, or a `Stochastic` of them.
         problem: network, loss and batch.
         budget: bytes that examples worked on at once may take.
 
@@ -43,7 +45,7 @@ def mean(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET
         >>> bool(torch.allclose(mean(scheme("FG-W"), problem)["weight"], problem.backprop()["weight"]))
         True
     """
-    _require_closed_form(estimator, problem)
+    estimator = _checked(estimator, problem)
     if isinstance(estimator, Stochastic):
         return stochastic.moments(estimator, problem, budget).mean
     if isinstance(estimator, Estimator):
@@ -52,7 +54,7 @@ def mean(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET
 
 
 def variance(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET) -> dict[str, Tensor]:
-    """Var ĝ of every weight given the batch, exactly; 0 for heads, which learn exactly.
+    """Var ĝ of every weight given the batch, exactly; without sampling 0 for heads, which learn exactly.
 
     Covers both spaces, shared and independent noise, masking, every loss and credit, subsets of sites and
     tied weights. The mean of K directions has 1/K of the variance; antithetic pairs repeat one estimate.
@@ -60,8 +62,12 @@ def variance(estimator: GradientEstimator, problem: Problem, *, budget: int = BU
     themselves, elementwise or through a layer norm, cost O(groups) backward passes (O(patches · groups) where
     patches mix after a site); other modules need the Jacobian of their site by each parameter.
 
+    Of a `Stochastic` gradient it is the total variance, of noise and data: of gradients without noise, or shaped term
+    by term, by one gradient of each of the N examples; of perturbations of sampled batches by means and variances of
+    N + 1 weighted ones. FG-W of m drawn and put back: (d + κ − 2)(S + V/m) + V/m, S = ‖ḡ‖², V = Σ‖g_n − ḡ‖²/N.
+
     Args:
-        estimator: a composed `Estimator` with the `Jvp` oracle, or an `ExactGradient`.
+        estimator: a composed `Estimator` with the `Jvp` oracle, an `ExactGradient`, or a `Stochastic` of them.
         problem: network, loss and batch. In float64 good to 1e-9 of a tensor's largest variance, but for tensors
             which a layer norm cancels all but for rounding, like a 1 × 1 token layer; in float32 to about 1e-5.
         budget: bytes that local Jacobians, and examples worked on at once, may take. With activity noise
@@ -72,8 +78,9 @@ def variance(estimator: GradientEstimator, problem: Problem, *, budget: int = BU
 
     Raises:
         ValueError: an estimator without a closed form (finite differences, dependent coordinates, a class of
-            your own): draw with ``fgvar.measure`` or enumerate with ``fgvar.testing``; a local Jacobian
-            beyond the budget, naming site and module; a site that mixes copies which it declares apart.
+            your own, a random point, a sampler or a transform that knows none): draw with ``fgvar.measure`` or
+            enumerate with ``fgvar.testing``; a local Jacobian beyond the budget, naming site and module; a site that
+            mixes copies which it declares apart.
 
     Source: Ren et al. 2023, Sec. 3 and Table 1, for one linear layer; the quadratic form in general.
 
@@ -85,7 +92,7 @@ def variance(estimator: GradientEstimator, problem: Problem, *, budget: int = BU
         >>> round(float(variance(scheme("FG-W"), problem)["weight"].sum() / square), 4)  # d + 1
         7.0
     """
-    _require_closed_form(estimator, problem)
+    estimator = _checked(estimator, problem)
     if isinstance(estimator, Stochastic):
         return stochastic.moments(estimator, problem, budget).variance
     if isinstance(estimator, Estimator):
@@ -102,9 +109,9 @@ def moments(estimator: GradientEstimator, problem: Problem, *, budget: int = BUD
         >>> float(moments(Stochastic(sample=Draw(2)), problem).variance["bias"].sum())  # of examples that are alike
         0.0
     """
-    if isinstance(estimator, Stochastic):
-        _require_closed_form(estimator, problem)
-        return stochastic.moments(estimator, problem, budget)
+    if isinstance(one := estimates_of(estimator), Stochastic):
+        _checked(one, problem)
+        return stochastic.moments(one, problem, budget)
     return Moments(mean(estimator, problem, budget=budget), variance(estimator, problem, budget=budget))
 
 
@@ -120,11 +127,12 @@ def trace(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGE
     return {name: value.sum() for name, value in variance(estimator, problem, budget=budget).items()}
 
 
-def _require_closed_form(estimator: GradientEstimator, problem: Problem) -> None:
-    """Raise where it has none, and what the estimator itself refuses."""
+def _checked(estimator: GradientEstimator, problem: Problem) -> GradientEstimator:
+    """What makes the estimates; raises where it has no closed form, and what it refuses itself."""
     if reason := no_closed_form(estimator, problem):
         raise ValueError(
             f"no closed form: {reason}; draw instead (fgvar.measure), or enumerate small problems "
             "(fgvar.testing.expectation)"
         )
     estimator.randomness(problem)
+    return estimates_of(estimator)

@@ -15,10 +15,12 @@ from fgvar.stochastic.sampling import Everything, Sample
 from fgvar.stochastic.sentence import Stochastic, of_terms, origin_of
 from fgvar.stochastic.transforms import Gradient, Moments
 from fgvar.theory import perturbation
+from fgvar.theory.commuted import commuted
 
 
 def moments(estimator: Stochastic, problem: Problem, budget: int) -> Moments:
     """E ĝ and Var ĝ, entry by entry, of a sentence that has a closed form."""
+    estimator, added = commuted(estimator, problem)
     here, of, sample = estimator.at.view(problem, {}), estimator.of, estimator.sample
     known = not sample.leaves(origin_of(here))
     if known:
@@ -29,6 +31,7 @@ def moments(estimator: Stochastic, problem: Problem, budget: int) -> Moments:
         found = _of_batches(of, sample, here, budget)
     else:
         found = _of_terms(_terms(estimator, problem, budget), sample, here, budget)
+    found = Moments(found.mean, {name: v + added.get(name, 0) for name, v in found.variance.items()})
     for transform in estimator.then:
         found = transform.moments(*found, problem)
     return Moments(found.mean, {name: v / estimator.workers for name, v in found.variance.items()})
@@ -73,12 +76,14 @@ def _of_terms(terms: Callable[[Problem], Moments], sample: Sample, here: Problem
     shapes = {name: g.shape[1:] for name, g in terms(here.rows(slice(0, 1))).mean.items()}
     mean, variance = Gradient(), Gradient()
     for names in _groups(shapes, n, budget):
-        found = [terms(part) for part in perturbation.parts(here, budget)]
-        g = _matrix([one.mean for one in found], names) * factors[:, None]
+        # Of each part no more is kept than the columns of these names, whose passes are made again for others.
+        found = [_columns(terms(part), names) for part in perturbation.parts(here, budget)]
+        # In float64, as differences of sums of squares are made of them.
+        g, noise = (torch.cat(rows).double() for rows in zip(*found, strict=True))
+        g = g * factors[:, None]
         spread = sample.spread(g, origin)
-        if found[0].variance:
-            own = _matrix([one.variance for one in found], names) * factors[:, None].square()
-            spread = spread + sample.squares(own, origin)
+        if noise.shape[1]:
+            spread = spread + sample.squares(noise * factors[:, None].square(), origin)
         for total, columns in ((mean, sample.mean(g, origin)), (variance, spread)):
             pieces = columns.to(here.dtype).split([shapes[name].numel() for name in names])
             total |= {name: piece.reshape(shapes[name]) for name, piece in zip(names, pieces, strict=True)}
@@ -127,6 +132,9 @@ def _groups(shapes: Mapping[str, torch.Size], n: int, budget: int) -> Iterator[l
     yield names
 
 
-def _matrix(parts: list[Gradient], names: list[str]) -> Tensor:
-    """[examples, numbers of these names] in float64, as differences of sums of squares are made of them."""
-    return torch.cat([torch.cat([part[name].flatten(1) for name in names], 1) for part in parts]).double()
+def _columns(found: Moments, names: list[str]) -> tuple[Tensor, Tensor]:
+    """Means and variances of these names, [examples, numbers]; of no variances, no number."""
+    mean = torch.cat([found.mean[name].flatten(1) for name in names], 1)
+    if not found.variance:
+        return mean, mean[:, :0]
+    return mean, torch.cat([found.variance[name].flatten(1) for name in names], 1)

@@ -7,6 +7,7 @@ Medians and quartiles of interleaved repeats, in one process; nothing here is a 
 """
 
 import argparse
+import importlib.util
 import itertools
 import platform
 import time
@@ -30,7 +31,7 @@ from fgvar.training.gradients import gradient_of
 from fgvar.training.loop import RunConfig, TrainingLoop
 from fgvar.training.objectives import task_of
 from tests.benchmarks.loops import by_torch_alone, loop
-from tests.benchmarks.networks import large, small
+from tests.benchmarks.networks import in_a_child, large, small
 from tests.benchmarks.timing import HEAD, Row, Work, in_a_process, interleaved, product_rate, ratio, seconds
 
 LONG = 10**6  # updates of a schedule whose end nobody sees
@@ -73,7 +74,7 @@ def steps() -> Iterator[Row]:
         yield Row(f"M/8/16, batch 128, {how}: LG-BP step", times["LG-BP"], unit="s")
         yield Row(f"{how}: LG-FG-A step, signs", times["LG-FG-A, signs"], unit="s")
         for name in list(schemes)[1:]:
-            goal = 1.4 if name == "LG-FG-A, signs" else None
+            goal = 1.2 if name == "LG-FG-A, signs" and compiled else None
             yield Row(f"{how}: {name} / LG-BP", ratio(times, name, "LG-BP"), goal)
 
 
@@ -172,7 +173,7 @@ def epoch() -> Iterator[Row]:
         )  # fmt: skip
         took = [b - a for a, b in itertools.pairwise(ends)]
         yield Row(
-            f"{preset}, batch 128: an epoch of compiled LG-FG-A", took, 1.0 if preset == "S/1/1" else None, unit="s"
+            f"{preset}, batch 128: an epoch of compiled LG-FG-A", took, 1.2 if preset == "S/1/1" else None, unit="s"
         )
         problem, scheme = problem_of(preset, 128), fgvar.scheme("LG-FG-A")
         noise = one_draw(problem, scheme)
@@ -275,7 +276,7 @@ def exact() -> Iterator[Row]:
         needed = 2 / 0.01**2  # of normal estimates; theirs have heavier tails and need more
         yield Row(
             f"M/1/16, batch 32, {name}: draws to 1 % / closed form",
-            ratio(times, "drawn", "closed", needed / 128), 500.0, at_most=False,
+            ratio(times, "drawn", "closed", needed / 128), 900.0, at_most=False,
         )  # fmt: skip
 
 
@@ -295,7 +296,7 @@ def probes() -> Iterator[Row]:
             run = 469 * epochs
             yield Row(
                 f"{preset}: 12 probes of six schemes / {epochs} epochs of LG-FG-A",
-                ratio(times, "probe", "step", 100 * 12 / run), 15.0, unit="%",
+                ratio(times, "probe", "step", 100 * 12 / run), 20.0, unit="%",
             )  # fmt: skip
 
 
@@ -318,7 +319,23 @@ def start() -> Iterator[Row]:
     yield Row("python -m fgvar --help", [in_a_process(["-m", "fgvar", "--help"]) for _ in range(5)], 0.5, unit="s")
 
 
-PARTS = (start, noise, steps, twins, rate, epoch, measure, small, large, profiles, replicated, exact, probes)
+def reports() -> Iterator[Row]:
+    """Reports of `check_estimator`: a black box on the default problems, and FG-A on a Llama of 5,456 numbers."""
+    scheme = fgvar.scheme("FG-W")
+
+    def black_box(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, Tensor]:
+        u = {k: torch.randn(p.shape, generator=generator, dtype=p.dtype) for k, p in problem.params.items()}
+        return scheme.estimate(problem, u).gradient
+
+    took = seconds(lambda: fgvar.testing.check_estimator(fgvar.testing.from_function(black_box)))
+    yield Row("check_estimator of FG-W as a black box, default problems", [took], 15.0, unit="s")
+    there = importlib.util.find_spec("transformers") is not None
+    one = [in_a_child("report", "FG-A", 0, 0)] if there else []
+    yield Row("check_estimator of FG-A, Llama of 5,456 numbers", [o["seconds"] for o in one], 30.0, unit="s")
+    yield Row("its peak of resident memory", [o["bytes"] / 1e9 for o in one], 2.0, unit="GB")
+
+
+PARTS = (start, noise, steps, twins, rate, epoch, measure, small, large, profiles, replicated, exact, probes, reports)
 ALL = {part.__name__: part for part in PARTS}
 
 

@@ -6,10 +6,11 @@ python -m tests.benchmarks.networks fgvar MeZO 16 1024 measures one of the large
 import importlib.util
 import itertools
 import json
-import resource
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ import fgvar
 from tests.benchmarks.timing import Row, Work, interleaved, ratio, seconds
 
 BATCH, INPUTS, CLASSES, CHUNK = 64, 64, 10, 64
-WIDTHS, DRAWS = (32, 64, 128, 256), 1024
+DRAWS = {32: 1024, 64: 1024, 128: 1024, 256: 1024, 1024: 64}  # by width
 LAYERS, WIDE = 27, 1024  # of the large network: 28 million numbers
 BLOCK, PIECE = 16, 1 << 15
 
@@ -29,9 +30,9 @@ BLOCK, PIECE = 16, 1 << 15
 # ---- small networks --------------------------------------------------------------------------------------------
 
 
-def small(widths: tuple[int, ...] = WIDTHS, draws: int = DRAWS) -> Iterator[Row]:
+def small(draws_of: Mapping[int, int] = DRAWS) -> Iterator[Row]:
     """A further draw of FG-W on an MLP 64-W-W-10, batch 64: all of fgvar's statistics beside sums alone."""
-    for width in widths:
+    for width, draws in draws_of.items():
         net = mlp(INPUTS, width, width)
         problem = fgvar.Problem(net, "cross_entropy", (torch.randn(BATCH, INPUTS), torch.randint(CLASSES, (BATCH,))))
         works = {"torch": torch_loop(problem, draws), **jax_loop(problem, draws)}
@@ -39,7 +40,7 @@ def small(widths: tuple[int, ...] = WIDTHS, draws: int = DRAWS) -> Iterator[Row]
             one = {"one": fgvar.scheme("FG-W", oracle=oracle)}
             for n in (CHUNK, CHUNK + draws):  # what is done once is in both
                 works[f"{oracle}, {n}"] = lambda one=one, n=n: fgvar.measure(one, problem, draws=n)  # noqa: B023
-        times = interleaved(works, 5)
+        times = interleaved(works, 5 if width < WIDE else 3)
         what = f"64-{width}-{width}-10, FG-W"
         for peer in ("torch", "JAX"):
             yield Row(f"{what}: {peer}, a draw", [1e6 * t / draws for t in times.get(peer, ())], unit="µs")
@@ -127,17 +128,22 @@ def jax_loop(problem: fgvar.Problem, draws: int) -> dict[str, Work]:
 
 
 def large(draws: int = 16, width: int = WIDE) -> Iterator[Row]:
-    """28 million numbers: 16 draws in seconds, and in copies of the parameters beyond network and imports."""
-    what = f"{LAYERS}-layer MLP of width {width}"
-    found = {}
+    """28 million numbers, and GPT-2's 124: draws in seconds, and in copies beyond network and imports."""
+    what, found = f"{LAYERS}-layer MLP of width {width}", {}
     for who, name in (("by hand", "MeZO"), ("fgvar", "MeZO"), ("fgvar", "FG-W")):
         found[who, name] = one = in_a_child(who, name, draws, width)
         yield Row(f"{what}: {draws} draws of {name}, {who}", [one["seconds"]], unit="s")
-        goal = 8.0 if who == "fgvar" else None
-        yield Row(f"{what}: its copies of the parameters", [one["copies"]], goal)
+        yield Row(f"{what}: its copies of the parameters", [one["copies"]], 8.0 if who == "fgvar" else None)
     for name in ("MeZO", "FG-W"):
         taken = found["fgvar", name]["seconds"] / found["by hand", "MeZO"]["seconds"]
         yield Row(f"{what}: {name} by fgvar / MeZO by hand", [taken], 1.5)
+    there = importlib.util.find_spec("transformers") is not None
+    for name in ("MeZO", "FG-W"):
+        of_gpt2 = [in_a_child("GPT-2", name, draws, 0)] if there else []
+        yield Row(
+            f"GPT-2 small, 2 × 32 tokens: {draws} draws of {name}", [o["seconds"] for o in of_gpt2], 45.0, unit="s"
+        )
+        yield Row("GPT-2 small: its copies of the parameters", [o["copies"] for o in of_gpt2], 8.0)
 
 
 def in_a_child(who: str, name: str, draws: int, width: int) -> dict[str, float]:
@@ -149,25 +155,54 @@ def in_a_child(who: str, name: str, draws: int, width: int) -> dict[str, float]:
 
 def alone(who: str, name: str, draws: int, width: int) -> dict[str, float]:
     """Seconds of a large measurement, and what it takes in resident memory, in copies of the parameters."""
-    tiny = mlp(8, 8)
-    x, y = torch.randn(BATCH, width), torch.randint(CLASSES, (BATCH,))
-    net = mlp(*[width] * (LAYERS + 1))
-    works: dict[str, Callable[[nn.Module, Tensor], object]] = {
-        "fgvar": lambda net, x: fgvar.measure(
-            {"one": fgvar.scheme(name)}, fgvar.Problem(net, "cross_entropy", (x, y)), draws=draws
-        ),
-        "by hand": lambda net, x: mezo_by_hand(net, x, y, draws),
-    }
-    works[who](tiny, x[:, :8])  # imports are no copy
+    x, y = torch.randn(BATCH, width or 8), torch.randint(CLASSES, (BATCH,))
+
+    def measured(net: nn.Module, loss: str, batch: tuple[Tensor, Tensor], draws: int) -> object:
+        return fgvar.measure({"one": fgvar.scheme(name)}, fgvar.Problem(net, loss, batch), draws=draws)
+
+    measured(mlp(8, 8), "cross_entropy", (x[:, :8], y), 2)  # imports are no copy
+    if who == "GPT-2":
+        net, ids = gpt2(), torch.randint(30_000, (2, 32))
+        work: Work = lambda: measured(net, "causal_lm", (ids, ids), draws)  # noqa: E731
+    else:
+        net = mlp(*[width] * (LAYERS + 1))
+        works: dict[str, Work] = {
+            "fgvar": lambda: measured(net, "cross_entropy", (x, y), draws),
+            "by hand": lambda: mezo_by_hand(net, x, y, draws),
+        }
+        work = works[who]
     before = resident()
-    took = seconds(lambda: works[who](net, x))
+    took = seconds(work)
     copy = 4 * sum(p.numel() for p in net.parameters())
     return {"seconds": took, "copies": (resident() - before) / copy}
 
 
+def gpt2() -> nn.Module:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import transformers as hf
+
+    net: nn.Module = hf.GPT2LMHeadModel(hf.GPT2Config()).eval()
+    return net
+
+
+def report(name: str) -> dict[str, float]:
+    """Seconds and resident bytes of a report on a Llama of 5,456 numbers, with 2 × 6 tokens."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import transformers as hf
+
+    size = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 1}
+    net, ids = hf.LlamaForCausalLM(hf.LlamaConfig(**size, **heads)).double().eval(), torch.randint(32, (2, 6))
+    problem = fgvar.Problem(fgvar.with_sites(net, inputs=ids), "causal_lm", (ids, ids))
+    before = resident()
+    took = seconds(lambda: fgvar.testing.check_estimator(fgvar.scheme(name), problem))
+    return {"seconds": took, "bytes": float(resident() - before)}
+
+
 def resident() -> int:
-    """The most bytes that the process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most bytes that the process has held; what getrusage tells begins with those of the parent process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def mezo_by_hand(net: nn.Module, x: Tensor, y: Tensor, draws: int, step: float = 1e-3) -> list[Tensor]:
@@ -211,4 +246,5 @@ def mezo_by_hand(net: nn.Module, x: Tensor, y: Tensor, draws: int, step: float =
 
 
 if __name__ == "__main__":
-    print(json.dumps(alone(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
+    of, which, several, wide = sys.argv[1:]
+    print(json.dumps(report(which) if of == "report" else alone(of, which, int(several), int(wide))))

@@ -21,7 +21,7 @@ def test_lines(row: Row, line: str) -> None:
 
 
 def test_small_networks_beside_the_peers_that_are_there() -> None:
-    found = {row.what: row for row in networks.small((4,), draws=64)}
+    found = {row.what: row for row in networks.small({4: 64})}
     assert len(found) == 8
     assert all(found[f"64-4-4-10, FG-W: {oracle} / torch"].values for oracle in ("Jvp()", "Replay()"))
 

@@ -11,10 +11,10 @@ import fgvar
 from fgvar import points, sampling, streams
 from fgvar.estimators.choices import Choice
 from fgvar.testing import CHECKS, default_problems, expectation
-from fgvar.testing.mutants.moved_probabilities import AtPoint, GradientNorms, MovedProbabilities
+from fgvar.testing.mutants.moved_probabilities import AtPoint, MovedProbabilities
 
 AHEAD = points.Ahead(by=fgvar.ExactGradient(), step=1.0)
-SAMPLE = sampling.Draw(1, by=GradientNorms())
+SAMPLE = sampling.Draw(1, by=sampling.GradientNorms())
 RIGHT = fgvar.Stochastic(sample=SAMPLE, at=AHEAD)
 
 
@@ -44,7 +44,11 @@ def mean_weights(
 
 @pytest.mark.parametrize(
     "sample",
-    [SAMPLE, sampling.Draw(2, by=GradientNorms(), replace=False), sampling.Draw(2, top=1, by=GradientNorms())],
+    [
+        SAMPLE,
+        sampling.Draw(2, by=sampling.GradientNorms(), replace=False),
+        sampling.Draw(2, top=1, by=sampling.GradientNorms()),
+    ],
     ids=["put back", "not put back", "top"],
 )
 def test_weights_have_the_mean_1_at_a_moved_point_by_the_probabilities_of_the_start_alone(sample) -> None:
@@ -105,6 +109,6 @@ def test_some_examples_have_probabilities_of_their_own(change: Callable[[fgvar.P
 def test_what_is_drawn_is_a_choice_by_the_gradients_at_the_start() -> None:
     problem = linear()
     law = RIGHT.randomness(problem).leaves["sample"].noise
-    scores = GradientNorms().scores(problem, "batch")
+    scores = sampling.GradientNorms().scores(problem, "batch")
     assert isinstance(law, Choice)
     torch.testing.assert_close(law.probabilities, scores / scores.sum(), rtol=1e-12, atol=0)

@@ -71,7 +71,6 @@ ORDER = (
     "fgvar.estimators.estimator",
     "fgvar.estimators.feedback",
     "fgvar.estimators.structured_noise",
-    "fgvar.estimators.choices",
     "fgvar.estimators.controls",
     "fgvar.estimators.subspace_guesses",
     "fgvar.stochastic",
@@ -81,6 +80,7 @@ ORDER = (
     "fgvar.stochastic.weighing",
     "fgvar.stochastic.points",
     "fgvar.stochastic.transforms",
+    "fgvar.stochastic.compression",
     "fgvar.stochastic.masks",
     "fgvar.stochastic.carriers",
     "fgvar.stochastic.retained",
@@ -95,6 +95,7 @@ ORDER = (
     "fgvar.theory.linear_layers",
     "fgvar.theory.activity_ratio",
     "fgvar.theory.quadratic_forms",
+    "fgvar.theory.commuted",
     "fgvar.theory.applicability",
     "fgvar.theory.perturbation",
     "fgvar.theory.stochastic",
@@ -211,8 +212,12 @@ def module_name(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    found, nodes = set(), list(ast.walk(ast.parse(path.read_text())))
+    blocks = (node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    for_annotations = {id(inside) for block in blocks for inside in ast.walk(block)}  # which no import runs
+    for node in nodes:
+        if id(node) in for_annotations:
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -10,6 +10,8 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 import fgvar
+from fgvar import sampling
+from fgvar.measurement import cost as counting
 
 SCHEMES = ("BP", "L-BP", "LG-BP", "FG-W", "FG-A", "LG-FG-W", "LG-FG-A")
 # FlopCounterMode's module hooks do not run under torch.func.grad of losses at cuts: these are written by hand.
@@ -21,9 +23,9 @@ def convolutional() -> fgvar.Problem:
     return fgvar.Problem(fgvar.with_sites(net), "cross_entropy", (randn(3, 2, 8, 8), labels(3, 3)))
 
 
-def multilayer() -> fgvar.Problem:
+def multilayer(batch: int = 6) -> fgvar.Problem:
     net = fgvar.networks.MLP(20, width=32, depth=3, classes=5, seed=1).double()
-    return fgvar.Problem(net, "cross_entropy", (randn(6, 20), labels(6, 5)))
+    return fgvar.Problem(net, "cross_entropy", (randn(batch, 20), labels(batch, 5)))
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +96,81 @@ def test_torch_counts_the_same_on_other_networks(build: Callable[[], fgvar.Probl
     problem = build()
     expected = counted(estimated(name, problem)) / counted(problem.loss)
     assert cost(name, problem) == pytest.approx(expected, rel=0.2)
+
+
+def passes(estimator: fgvar.GradientEstimator, problem: fgvar.Problem) -> float:
+    return counting.cost(estimator, problem, estimator.randomness(problem))
+
+
+@pytest.mark.parametrize("name", ["BP", "FG-W", "FG-A", "FA"])
+def test_a_sampled_gradient_costs_what_it_looks_at(name: str) -> None:
+    """Draws of 2 of 8 examples a quarter, of 4 a half; whole batches that are weighed, all."""
+    problem, of = multilayer(batch=8), fgvar.scheme(name)
+    whole = passes(of, problem)
+    assert passes(fgvar.Stochastic(of=of, sample=sampling.Draw(2)), problem) == pytest.approx(whole / 4, rel=1e-12)
+    assert passes(fgvar.Stochastic(of=of, sample=sampling.Draw(2, top=2)), problem) == pytest.approx(
+        whole / 2, rel=1e-12
+    )
+    assert passes(fgvar.Stochastic(of=of, sample=sampling.Poisson(0.25)), problem) == pytest.approx(whole, rel=1e-12)
+
+
+def test_terms_that_are_shaped_one_by_one_cost_their_vmap() -> None:
+    """Those of backprop as many products as the batch; those of weight perturbation what noise of their own takes.
+
+    A sum that weighs all terms, Σ ω_n ĝ_n, is a product, too.
+    """
+    problem, clip = multilayer(batch=8), (fgvar.transforms.Clip(1.0),)
+    whole, own = passes(fgvar.scheme("BP"), problem), passes(fgvar.scheme("FG-W", shared=False), problem)
+    numbers = sum(p.numel() for p in problem.params.values())
+    weighing = 2 * 8 * numbers / counted(problem.loss)
+    for sample, expected in (
+        (sampling.Everything(), whole),
+        (sampling.Draw(2), whole / 4),
+        (sampling.Poisson(0.25), whole + weighing),
+    ):
+        found = passes(fgvar.Stochastic(sample=sample, each=clip), problem)
+        assert found == pytest.approx(expected, rel=1e-12), sample
+    assert passes(fgvar.Stochastic(of=fgvar.scheme("FG-W"), each=clip), problem) == pytest.approx(own, rel=1e-12)
+
+
+def test_scores_points_and_workers_cost_their_own_passes() -> None:
+    problem = multilayer(batch=8)
+    backprop = passes(fgvar.scheme("BP"), problem)
+    quarter = backprop / 4
+    by = {sampling.Losses(): 1.0, sampling.Outputs(): 1.0, sampling.GradientNorms(): backprop}
+    for score, more in by.items():
+        found = passes(fgvar.Stochastic(sample=sampling.Draw(2, by=score)), problem)
+        assert found == pytest.approx(quarter + more, rel=1e-12), score
+    assert passes(fgvar.Stochastic(sample=sampling.Draw(2), workers=3), problem) == pytest.approx(
+        3 * quarter, rel=1e-12
+    )
+    ahead = fgvar.points.Ahead(by=fgvar.ExactGradient(), step=0.1)
+    assert passes(fgvar.Stochastic(sample=sampling.Draw(2), at=ahead), problem) == pytest.approx(
+        backprop + quarter, rel=1e-12
+    )
+
+
+class Idle:
+    """A transform whose repr is an address, which another one may have after it."""
+
+    linear, bias_reason = True, ""
+
+    def __init__(self, passes: int) -> None:
+        self.passes = passes
+
+    def leaves(self, *_: object) -> dict[str, fgvar.Leaf]:
+        return {}
+
+    def __call__(self, gradient: dict[str, Tensor], problem: fgvar.Problem, noise: object) -> dict[str, Tensor]:  # noqa: ARG002
+        for _ in range(self.passes):
+            problem.loss()
+        return gradient
+
+
+def test_a_word_that_does_not_say_what_it_is_is_counted_anew() -> None:
+    problem = multilayer(batch=8)
+    backprop = passes(fgvar.scheme("BP"), problem)
+    for count in range(3):  # one at a time, as an address is given again
+        found = passes(fgvar.Stochastic(then=(Idle(count),)), problem)
+        assert found == pytest.approx(backprop + count, rel=1e-12)
+    assert not any(" at 0x" in key for key in problem.network.costs)

@@ -134,3 +134,10 @@ fgvar.measure({{"one": fgvar.scheme("{name}")}}, fgvar.Problem(net, "cross_entro
 def test_large_networks_take_few_copies(name: str, draws: int) -> None:
     """Of 29 million numbers at most 8 copies beyond the network, at any number of draws."""
     assert copies_taken(PREPARE, MEASURE.format(name=name, draws=draws)) <= 8
+
+
+def test_copies_are_counted_of_the_child_alone() -> None:
+    """A parent that has held more hides nothing: a copy is a copy."""
+    held = bytearray(900 << 20)
+    held[:: 1 << 12] = b"1" * (900 << 8)  # every page is there
+    assert 0.9 <= copies_taken("", "kept = [p.clone() for p in net.parameters()]") <= 1.2

@@ -339,6 +339,7 @@ def test_taps_of_two_points_add_up_and_are_of_the_problem_s_precision() -> None:
     assert float(twice.loss()) == pytest.approx(float(problem.tapped("0.site", 3 * tap).loss()), rel=1e-12)
     assert twice.to(torch.float32).loss().dtype == torch.float32
     assert "taps['0.site']" in twice.tensors()
+    assert not twice.at(batch=(randn(5, 2), randn(5, 1))).taps  # which other examples have not
 
 
 def test_a_tapped_row_is_measured_beside_others() -> None:

@@ -2,28 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from fgvar.estimators.estimator import Estimate
 from fgvar.problem import Problem
 from fgvar.stochastic.points import Ahead, Point
 from fgvar.stochastic.sampling import Draw, Sample
+from fgvar.stochastic.scores import GradientNorms
 from fgvar.stochastic.sentence import Stochastic
-
-
-@dataclass(frozen=True)
-class GradientNorms:
-    """Scores by the norms of the examples' own gradients, of least variance."""
-
-    adapted: ClassVar[bool] = True
-    linear: ClassVar[bool] = True
-
-    def scores(self, problem: Problem, over: str) -> Tensor:  # noqa: ARG002
-        each = problem.unweighted().per_example(Problem.backprop)
-        return torch.stack([g.flatten(1).square().sum(1) for g in each.values()]).sum(0).sqrt().detach()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,181 @@
+"""Scores: what each says of examples and terms, that it is constant, and what it refuses."""
+
+import pytest
+import torch
+from cases import labels, mixer, randn
+from fgvar.sampling import Draw, GradientNorms, Losses, Mixed, Outputs, Reweighted, TermSizes, Uniform
+from latents import latent
+from torch import Tensor, nn
+
+import fgvar
+from fgvar.stochastic.scores import probabilities
+
+
+def examples() -> fgvar.Problem:
+    torch.manual_seed(0)
+    return fgvar.Problem(fgvar.with_sites(nn.Linear(3, 2).double()), "cross_entropy", (randn(5, 3), labels(5, 2)))
+
+
+def test_scores_of_examples_by_loops() -> None:
+    at = examples()
+    net, y = nn.Linear(3, 2).double(), at.targets
+    net.load_state_dict({name.split(".")[-1]: p for name, p in at.params.items()})
+    norms, losses, outputs = [], [], []
+    for n in range(5):
+        net.zero_grad()
+        found = net(at.inputs[n : n + 1])
+        loss = nn.functional.cross_entropy(found, y[n : n + 1])
+        loss.backward()
+        norms.append(torch.cat([p.grad.flatten() for p in net.parameters()]).norm())
+        losses.append(loss.detach())
+        outputs.append(found.detach().abs().mean())
+    expected = {GradientNorms(): norms, Losses(): losses, Outputs(): outputs, Losses(-0.5): [x**-0.5 for x in losses]}
+    for by, values in expected.items():
+        torch.testing.assert_close(by.scores(at, "batch"), torch.stack(values), rtol=1e-12, atol=1e-15)
+    assert Uniform().scores(at, "batch").tolist() == [1] * 5
+    p = probabilities(Losses().scores(at, "batch"))
+    torch.testing.assert_close(Mixed(Losses(), uniform=0.25).scores(at, "batch"), 0.75 * p + 0.05)
+
+
+def test_weights_of_a_loss_are_part_of_what_is_scored() -> None:
+    """Scores are of the terms of the mean, n w ℓ/Σw."""
+    w = torch.tensor([1.0, 2.0, 5.0]).double()
+
+    def loss(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return nn.functional.cross_entropy(outputs, targets, reduction="none"), w[: len(outputs)]
+
+    torch.manual_seed(0)
+    net, batch = nn.Linear(3, 2).double(), (randn(3, 3), labels(3, 2))
+    plain = fgvar.Problem(net, "cross_entropy", batch)
+    weighted = fgvar.Problem(net, lambda o, t: (loss(o, t[0])[0], t[1]), (batch[0], [batch[1], w]))
+    for by in (Losses(), GradientNorms()):
+        expected = by.scores(plain, "batch") * w * 3 / w.sum()
+        torch.testing.assert_close(by.scores(weighted, "batch"), expected)
+
+
+def test_outputs_of_any_structure() -> None:
+    """Of all that has the examples first; of one module by its name."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"z": self.a(x), "one": x[:, 0], "index": torch.arange(len(x)), "scale": x.new_ones(2)}
+
+    torch.manual_seed(0)
+    at = fgvar.Problem(Two().double(), lambda o, t: o["z"].square().sum(1) + t, (randn(4, 3), torch.zeros(4)))
+    outputs = at.run(at.params)[0]
+    expected = torch.cat([outputs["z"], outputs["one"][:, None]], 1).abs().mean(1)
+    torch.testing.assert_close(Outputs().scores(at, "batch"), expected)
+    torch.testing.assert_close(Outputs("a").scores(at, "batch"), outputs["z"].abs().mean(1))
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_scores_of_terms(log: bool) -> None:
+    """Sizes of the terms as the parameters have them: whatever ω the problem has already is no part of them."""
+    at = latent(log=log)
+    watched = at.run(at.params, watch=["q", "f", "logits"])[1]
+    expected = watched["q"] * watched["f"].square()
+    found = TermSizes().scores(at, "latent")
+    torch.testing.assert_close(probabilities(found), expected / expected.sum(-1, keepdim=True))
+    torch.testing.assert_close(Outputs("q").scores(at, "latent"), watched["q"])
+    assert Uniform().scores(at, "latent").shape == (2, 4)
+    omega = torch.tensor([[0.0, 4, 0, 0], [0, 0, 2, 2]], dtype=torch.float64)
+    module = at.network.modules["latent"]
+    for by in (TermSizes(), Outputs("q"), Mixed(TermSizes(), 0.1)):
+        sampled = at.tapped("latent", module.tap_of(omega))
+        torch.testing.assert_close(by.scores(sampled, "latent"), by.scores(at, "latent"), rtol=0, atol=0)
+
+
+def every_score() -> list[tuple[object, str]]:
+    batch = [(by, "batch") for by in (Uniform(), Losses(), Outputs(), GradientNorms(), Mixed(Losses()))]
+    return batch + [(by, "latent") for by in (Uniform(), TermSizes(), Outputs("q"), Mixed(TermSizes()))]
+
+
+@pytest.mark.parametrize(("by", "over"), every_score(), ids=repr)
+def test_scores_are_constant(by: object, over: str) -> None:
+    """No derivative passes through them: not in torch.func.grad, nor forward mode, nor autograd."""
+    at = latent()
+
+    def total(params: dict[str, Tensor]) -> Tensor:
+        return by.scores(at.at(params), over).square().sum() + 0 * params["f.bias"].sum()
+
+    assert not any(g.any() for g in torch.func.grad(total)(at.params).values())
+    tangents = {name: torch.ones_like(p) for name, p in at.params.items()}
+    assert torch.func.jvp(total, (at.params,), (tangents,))[1] == 0
+    with_graph = {name: p.clone().requires_grad_() for name, p in at.params.items()}
+    assert not by.scores(at._with(params=with_graph), over).requires_grad
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [Draw(2, by=Losses()), Draw(2, by=GradientNorms()), Reweighted(Losses()), Draw(1, over="latent", by=TermSizes())],
+)
+def test_omega_is_constant_in_the_estimate(sample: object) -> None:
+    """The estimate is Σ ω ∇, without ∇ω: that of the same problem with ω as plain numbers."""
+    at = latent(3)
+    estimator = fgvar.Stochastic(sample=sample)
+    noise = {k: u[0] for k, u in estimator.randomness(at).sample(0, [0], dtype=torch.float64).items()}
+    found = estimator.estimate(at, noise).gradient
+    seen = sample.view(at, {k.removeprefix("sample").removeprefix("."): u for k, u in noise.items()}, at)
+    expected = torch.func.grad(seen.loss)(at.params)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+    assert any(value.any() for value in found.values())
+
+
+def test_probabilities_follow_the_batch_and_the_parameters() -> None:
+    """Adapted laws are asked for anew where either changes; a uniform one is the same."""
+    at = examples()
+    for by, adapted in (
+        (Losses(), True),
+        (Uniform(), False),
+        (Mixed(Losses(), uniform=1.0), False),
+        (Mixed(Outputs()), True),
+    ):
+        assert by.adapted == adapted
+        assert fgvar.Stochastic(sample=Draw(2, by=by)).randomness(at).adapted == adapted
+    assert not Mixed(Losses(), uniform=1.0).of_loss
+    assert Mixed(Losses()).of_loss
+
+
+def test_scores_inside_measure_are_those_at_the_parameters() -> None:
+    """Measured by vmap and by plain calls alike, on a network with local heads, too."""
+    at = mixer(batch=4)
+    for by in (Losses(), GradientNorms(), Outputs(), Mixed(Losses(), 0.2)):
+        row = {"a": fgvar.Stochastic(sample=Draw(2, by=by))}
+        one, other = (fgvar.measure(row, at, draws=16, chunk=chunk)["variance"] for chunk in (1, 16))
+        assert float(abs(one - other).max()) < 1e-12
+
+
+def test_refusals() -> None:
+    at, terms, two = examples(), latent(), (torch.ones(2, 3), torch.ones(2, 2))
+    for by in (Losses(), GradientNorms()):
+        with pytest.raises(
+            ValueError, match=r"scores examples, over is 'latent'; expected over='batch', or .*TermSizes"
+        ):
+            Draw(1, by=by, over="latent").leaves(terms)
+    with pytest.raises(ValueError, match="TermSizes scores terms of a sum inside the network, over is 'batch'"):
+        Draw(1, by=TermSizes()).leaves(at)
+    with pytest.raises(ValueError, match=r"unknown module of Outputs 'Q' \(valid: f, latent, logits, q\)"):
+        Outputs("Q").scores(terms, "latent")
+    with pytest.raises(
+        ValueError, match=r"terms \(2, 4\) of 'latent' by the network's outputs; expected Outputs\('name'\)"
+    ):
+        Outputs().scores(terms, "latent")
+    at = fgvar.Problem(nn.Sequential(nn.Linear(3, 4), fgvar.Terms(), nn.Linear(4, 2)), "mse", two)
+    with pytest.raises(
+        ValueError, match=r"terms \(2, 4\) of '1' by '2', of shape \(2, 2\); .* a number for each term"
+    ):
+        Outputs("2").scores(at, "1")
+    with pytest.raises(ValueError, match=r"uniform is 1\.5, expected a share between 0 and 1"):
+        Mixed(Losses(), uniform=1.5)
+    with pytest.raises(ValueError, match="found no floating-point tensor with the 5 examples first; name a module"):
+        Outputs()._of_examples(torch.arange(5), 5)
+    zero = fgvar.Problem(nn.Linear(2, 1, bias=False).double(), "mse", (torch.zeros(2, 2).double(), torch.zeros(2, 1)))
+    with pytest.raises(ValueError, match=r"scores by Losses\(power=-0\.5\) reach from inf to inf"):
+        Draw(1, by=Losses(-0.5)).leaves(zero)
+    assert Draw(1, by=Losses()).leaves(zero)[""].noise.probabilities.tolist() == [0.5, 0.5], "all 0 is uniform"
+    assert Draw(1, by=GradientNorms()).leaves(zero)[""].noise.probabilities.tolist() == [0.5, 0.5]

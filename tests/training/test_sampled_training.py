@@ -1,0 +1,49 @@
+"""Training by a sampler: of every batch some examples, by probabilities at the parameters of that step."""
+
+import pytest
+import torch
+from fgvar.sampling import Draw, Losses
+from torch import Tensor
+
+import fgvar
+
+SCHEDULE = fgvar.Schedule(epochs=2, batch=16, lr=0.1, momentum=0.0, weight_decay=0.0)
+IMPORTANCE = fgvar.Stochastic(sample=Draw(4, by=Losses()))
+
+
+@pytest.fixture(scope="module")
+def data():
+    train, test = (fgvar.data.load("digits", split) for split in ("train", "test"))
+    return train.subset(range(64)), test.subset(range(64))
+
+
+def network() -> torch.nn.Module:
+    return fgvar.networks.MLP(64, width=8, depth=1, classes=10, seed=1).double()
+
+
+def losses(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    h = torch.relu(x.flatten(1) @ params["layer0.weight"].T + params["layer0.bias"])
+    logits = h @ params["readout.linear.weight"].T + params["readout.linear.bias"]
+    return torch.nn.functional.cross_entropy(logits, y, reduction="none")
+
+
+def test_importance_sampling_equals_a_plain_loop(data) -> None:
+    """Each step's examples are drawn by the losses at that step, and weighed 1/(m p)."""
+    run = fgvar.train(network(), IMPORTANCE, data, SCHEDULE, seed=3, device="cpu")
+    params = {name: p.detach().clone() for name, p in network().named_parameters()}
+    step = 0
+    for epoch in range(2):
+        for x, y in data[0].batches(16, seed=3, epoch=epoch, dtype=torch.float64):
+            before = losses(params, x, y)
+            p = before / before.sum()
+            law = fgvar.Randomness({"sample": fgvar.Leaf((4,), fgvar.noise.Choice(p, adapted=True))})
+            chosen = law.sample(3, [step], dtype=torch.float64)["sample"][0]
+            at = {name: value.clone().requires_grad_() for name, value in params.items()}
+            loss = (losses(at, x[chosen], y[chosen]) / (4 * p[chosen])).sum() / 16
+            gradient = torch.autograd.grad(loss, list(at.values()))
+            for (name, value), g in zip(params.items(), gradient, strict=True):
+                params[name] = value - 0.1 * (1 - step / 8) * g
+            step += 1
+    assert step == 8
+    for name, value in params.items():
+        torch.testing.assert_close(run.params[name], value, rtol=1e-9, atol=1e-12)
