@@ -60,7 +60,9 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Losses:
-    """Examples by their loss: ℓ_n to a power. A loss of 0 with a power below 0 is refused, as one below 0 is.
+    """Examples by their loss: in proportion to ℓ_n to a power. With a power below 0, losses of 0 take all.
+
+    A loss below 0 is refused.
 
     Args:
         power: 1 prefers large losses; −½, as in SFR-on (Huang et al. 2024), small ones.
@@ -80,8 +82,12 @@ class Losses:
     def scores(self, problem: Problem, over: str) -> Tensor:
         _require_batch(self, over)
         with torch.no_grad():
-            losses = problem.losses(problem.run(problem.params)[0])
-        return losses.detach() ** self.power
+            losses = problem.losses(problem.run(problem.params)[0]).detach()
+        if self.power >= 0:
+            return losses**self.power
+        # Over the least of them, so that the largest score is 1, whatever the power; 0 is the least number above it.
+        positive = losses.where(losses != 0, torch.finfo(losses.dtype).tiny)
+        return torch.where(losses < 0, losses, (positive / positive.min()) ** self.power)
 
 
 @dataclass(frozen=True)

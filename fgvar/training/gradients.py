@@ -38,7 +38,10 @@ def gradient_of(problem: Problem, estimator: GradientEstimator, autocast: bool, 
         estimate = estimator.estimate(batch_problem.clone() if copies else batch_problem, noise)
         return estimate.gradient, estimate.loss
 
-    function: Gradient = compiled(gradient) if compile else gradient
+    # Scores take passes and derivatives of their own, which Dynamo has been seen to lose track of (vmap of a gradient
+    # ahead of a jvp): it then compiles what is inside, once for all estimators.
+    adapted = estimator.randomness(problem).adapted
+    function: Gradient = compiled(gradient) if compile and not adapted else gradient
     return torch.autocast(problem.device.type, dtype=torch.bfloat16)(function) if autocast else function
 
 

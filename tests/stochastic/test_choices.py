@@ -97,7 +97,7 @@ def test_a_draw_depends_on_seed_leaf_and_number_alone(name: str) -> None:
 
 
 def test_draws_of_leading_axes_are_independent() -> None:
-    """Of 2,000 pairs of indices below 1,000 two agree in two: more than 20 in 1e-14."""
+    """Of 2,000 pairs of indices below 1,000 two agree on average: 20 or more have probability 6e-14."""
     law = Choice(torch.full((1000,), 1e-3).double(), even=True)
     drawn = Randomness({"i": Leaf((2, 2000), law, batch_dims=1)}).sample(0, [0])["i"][0]
     assert int((drawn[0] == drawn[1]).sum()) < 20

@@ -29,7 +29,12 @@ def test_scores_of_examples_by_loops() -> None:
         norms.append(torch.cat([p.grad.flatten() for p in net.parameters()]).norm())
         losses.append(loss.detach())
         outputs.append(found.detach().abs().mean())
-    expected = {GradientNorms(): norms, Losses(): losses, Outputs(): outputs, Losses(-0.5): [x**-0.5 for x in losses]}
+    expected = {
+        GradientNorms(): norms,
+        Losses(): losses,
+        Outputs(): outputs,
+        Losses(-0.5): [(x / min(losses)) ** -0.5 for x in losses],
+    }
     for by, values in expected.items():
         torch.testing.assert_close(by.scores(at, "batch"), torch.stack(values), rtol=1e-12, atol=1e-15)
     assert Uniform().scores(at, "batch").tolist() == [1] * 5
@@ -174,8 +179,20 @@ def test_refusals() -> None:
         Mixed(Losses(), uniform=1.5)
     with pytest.raises(ValueError, match="found no floating-point tensor with the 5 examples first; name a module"):
         Outputs()._of_examples(torch.arange(5), 5)
+    below = fgvar.Problem(nn.Linear(3, 1).double(), lambda o, t: o[:, 0] - 5 + 0 * t, (randn(2, 3), torch.zeros(2)))
+    for power in (1, -0.5):
+        with pytest.raises(
+            ValueError, match=r"scores by Losses\(power=.*\) reach from -\d.* expected finite numbers from 0 on"
+        ):
+            Draw(1, by=Losses(power)).leaves(below)
+
+
+def test_losses_of_zero_are_alike() -> None:
     zero = fgvar.Problem(nn.Linear(2, 1, bias=False).double(), "mse", (torch.zeros(2, 2).double(), torch.zeros(2, 1)))
-    with pytest.raises(ValueError, match=r"scores by Losses\(power=-0\.5\) reach from inf to inf"):
-        Draw(1, by=Losses(-0.5)).leaves(zero)
-    assert Draw(1, by=Losses()).leaves(zero)[""].noise.probabilities.tolist() == [0.5, 0.5], "all 0 is uniform"
-    assert Draw(1, by=GradientNorms()).leaves(zero)[""].noise.probabilities.tolist() == [0.5, 0.5]
+    for by in (Losses(), Losses(-0.5), Losses(-2), GradientNorms()):
+        assert Draw(1, by=by).leaves(zero)[""].noise.probabilities.tolist() == [0.5, 0.5]
+    some = fgvar.Problem(
+        nn.Linear(2, 1, bias=False).double(), "mse", (torch.zeros(3, 2).double(), torch.tensor([[0.0], [2], [0]]))
+    )
+    assert Draw(1, by=Losses(-0.5)).leaves(some)[""].noise.probabilities.tolist() == pytest.approx([0.5, 0, 0.5])
+    assert Draw(1, by=Losses()).leaves(some)[""].noise.probabilities.tolist() == [0, 1, 0]

@@ -154,6 +154,18 @@ def test_terms_are_sampled_beside_examples() -> None:
         )
 
 
+def test_terms_are_weighed_by_their_sizes_at_the_start_where_the_point_moves() -> None:
+    """E ω = 1 by the law declared there: the mean is the gradient at the moved point."""
+    at = latent()
+    ahead = fgvar.points.Ahead(by=fgvar.ExactGradient(), step=0.1)
+    sample = Draw(1, by=TermSizes(), over="terms")
+    moved = fgvar.Stochastic(at=ahead).estimate(at, {}).gradient
+    assert_close(expectation(fgvar.Stochastic(at=ahead, sample=sample), at, method="support"), moved)
+    assert max(float((moved[name] - value).abs().max()) for name, value in at.backprop().items()) > 0.1
+    workers = fgvar.Stochastic(sample=sample, workers=2)
+    assert_close(expectation(workers, at.example(0), method="support"), at.example(0).backprop())
+
+
 class Doubled:
     linear, bias_reason = True, "twice"
 

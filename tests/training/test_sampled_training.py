@@ -6,6 +6,7 @@ from fgvar.sampling import Draw, Losses
 from torch import Tensor
 
 import fgvar
+from fgvar.training.gradients import gradient_of
 
 SCHEDULE = fgvar.Schedule(epochs=2, batch=16, lr=0.1, momentum=0.0, weight_decay=0.0)
 IMPORTANCE = fgvar.Stochastic(sample=Draw(4, by=Losses()))
@@ -19,6 +20,12 @@ def data():
 
 def network() -> torch.nn.Module:
     return fgvar.networks.MLP(64, width=8, depth=1, classes=10, seed=1).double()
+
+
+def test_what_draws_by_the_parameters_is_not_compiled() -> None:
+    at = fgvar.Problem(network(), "cross_entropy", (torch.ones(4, 64).double(), torch.arange(4)))
+    plain = gradient_of(at, IMPORTANCE, autocast=False, compile=False)
+    assert type(gradient_of(at, IMPORTANCE, autocast=False, compile=True)) is type(plain)
 
 
 def losses(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
