@@ -142,12 +142,12 @@ class Stochastic:
 
         Source: Dwork and Roth 2014, Definition 3.1.
         """
-        share = getattr(self.sample, "largest_share", lambda _: None)(problem)
+        share: float | None = getattr(self.sample, "largest_share", lambda _: None)(problem)
         bound = math.inf
         for one in self.each:
             bound = getattr(one, "bound", bound if getattr(one, "contracts", False) else math.inf)
-        known = share is not None and math.isfinite(bound)
-        return 2 * bound * share if known and all(getattr(one, "contracts", False) for one in self.then) else None
+        contracts = all(getattr(one, "contracts", False) for one in self.then)
+        return None if share is None or math.isinf(bound) or not contracts else 2 * bound * share
 
     def term(self, example: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Gradient:
         """each(ĝ_n): the shaped gradient of one example as a batch of one, given the noise that is its own."""
