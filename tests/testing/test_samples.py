@@ -250,3 +250,33 @@ def test_indices_of_examples_move_with_them() -> None:
 
 def test_noise_that_is_added_to_what_no_loss_reaches_may_be_finite() -> None:
     assert CHECKS["non_finite"](RIGHT["noise"], PROBLEMS["mixer"])[0].note == "NaN loss shows"
+
+
+def token_weights(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    return (outputs - targets).square().sum(1), targets[:, 0].abs() + 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_losses_with_weights_and_single_precision(dtype: torch.dtype) -> None:
+    net = nn.Linear(3, 2, dtype=dtype)
+    with torch.no_grad():
+        net.weight.copy_(randn(2, 3, seed=2))
+        net.bias.copy_(randn(2, seed=3))
+    problem = fgvar.Problem(net, token_weights, (randn(5, 3).to(dtype), randn(5, 2, seed=1).to(dtype)))
+    for name in ("uniform", "norms", "residuals-not-put-back", "poisson"):
+        report = check_estimator(
+            RIGHT[name], problem, checks=["weights", "unbiased", "scale", "batch_order", "noise"]
+        )
+        assert {row.outcome for row in report.rows} == {"passed"}, report
+
+
+def test_a_chain_of_sampled_sums_passes() -> None:
+    """Randomised dynamic programming: the gradient of Ẑ, of two steps of two states for each of two examples."""
+    net = fgvar.networks.LinearChain(2, 2).double()
+    chain = fgvar.Problem(net, lambda outputs, _: outputs[0].exp(), (randn(2, 3, 2), torch.zeros(2)))
+    for by in (sampling.TermSizes(), sampling.Uniform()):
+        report = check_estimator(fgvar.Stochastic(sample=sampling.Draw(1, over="terms", by=by)), chain)
+        assert report.passed, report
+        notes = {row.check: row.note for row in report.rows}
+        assert notes["unbiased"].startswith("exact: all 64 values")
+        assert notes["weights"] == "E ω = 1 for each of 14 terms, exactly"
