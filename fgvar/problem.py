@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Collection, Mapping
-from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -56,7 +55,7 @@ class Problem:
     weights: Tensor | None = None
     weighs = False  # has the loss weights?
     importance: Tensor | None = None  # what a sampler multiplies each example's loss by, [batch]
-    taps: Mapping[str, Tensor] = MappingProxyType({})  # site → what is added to its activity, [batch, …]
+    taps: Mapping[str, Tensor]  # site → what is added to its activity, [batch, …]
     origin: "Problem | None" = None  # where the probabilities of samplers are declared, if parameters moved since
     trace: ForwardTrace
     single_trace: ForwardTrace  # of the first example alone
@@ -67,6 +66,7 @@ class Problem:
         problem_checks.require_forward(module)
         self.loss_function: Loss = loss_functions.as_loss_function(loss)
         self.inputs, self.targets = problem_checks.checked_batch(batch)
+        self.taps = {}
         problem_checks.require_arguments(module, self.inputs)
         problem_checks.require_parameters(module)
         self.params, self.buffers = problem_checks.params_and_constants(module)

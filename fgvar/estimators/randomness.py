@@ -3,11 +3,10 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,7 +62,7 @@ class Leaf:
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     def dtype(self, floating: torch.dtype) -> torch.dtype:
         """Of its tensor: that of the other noise, unless the law has one of its own."""
@@ -135,7 +134,8 @@ class Leaf:
                     yield partial(self._piece, stream, slice(start, min(start + tile_size, self.size)), first, row)
 
     def _sample(self, stream: Stream, out: Tensor) -> None:
-        found = self.noise.sample(replace(stream, buffers=[out]), tuple(out.shape), out.dtype, out.device)
+        stream.buffers.append(out)
+        found = self.noise.sample(stream, tuple(out.shape), out.dtype, out.device)
         if found is not out:
             out.copy_(found)
 

@@ -23,6 +23,12 @@ PIECE = 1 << 17  # numbers that are worked on at a time, so that they stay in th
 Gradient = Callable[[Problem], dict[str, Tensor]]
 
 
+def losses_of(estimator: GradientEstimator) -> Losses | None:
+    """The losses whose gradient a composed estimator has for its target; of other types nothing is known."""
+    # Not of subclasses, which may have another target.
+    return estimator.losses if type(estimator) in (Estimator, ExactGradient) else None  # type: ignore[attr-defined]
+
+
 class DataVariance:
     """Data variance of one problem, tr Cov(per-example gradient)/N by layer: of each gradient once, whoever asks.
 
@@ -43,11 +49,10 @@ class DataVariance:
         return Estimated.exact(np.stack([self._target(estimator), self._backprop]))
 
     def _target(self, estimator: GradientEstimator) -> np.ndarray:
-        # Composed estimators of the same losses have the same target; of other types nothing is known.
-        if type(estimator) not in (Estimator, ExactGradient):
+        losses = losses_of(estimator)
+        if losses is None:
             copy = MutationGuard.of(type(estimator).__name__, estimator, self.problem).problem
             return self._spread(estimator.target, copy)
-        losses: Losses = estimator.losses  # type: ignore[attr-defined]
         known = next((value for other, value in self._targets if other == losses), None)
         if known is None:
             known = self._spread(estimator.target, self.problem)

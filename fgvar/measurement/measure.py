@@ -15,11 +15,12 @@ from torch import Tensor
 
 from fgvar.allocator import keep_freed_memory
 from fgvar.estimators.estimator import GradientEstimator, require_problem
+from fgvar.estimators.losses import Losses
 from fgvar.measurement.arguments import BUDGET, Settings, check_arguments, check_noise_device
 from fgvar.measurement.budget import announce, examples_at_once
 from fgvar.measurement.closed import check_route, exact_statistics
 from fgvar.measurement.cost import cost
-from fgvar.measurement.data_variance import DataVariance
+from fgvar.measurement.data_variance import DataVariance, losses_of
 from fgvar.measurement.dataset import FLAGS, RATIOS, REFERENCES, describe, provenance
 from fgvar.measurement.intervals import Array, Estimated
 from fgvar.measurement.moments import FEATURES
@@ -116,14 +117,17 @@ def measure_unchecked(
     settings: Settings,
 ) -> xr.Dataset:
     """`measure` without its checks, with data variances that another route of the same problem may know already."""
-    backprop, outputs = problem.backprop(), problem.run(problem.params)[0]
+    backprop, point = problem.backprop(), _loss_and_accuracy(problem)
     require_finite_gradient("backprop", problem, backprop)
+    for name in backprop:  # flat, as references hold it: of a transposed gradient they would hold a copy
+        backprop[name] = backprop[name].flatten()
     labels = {"reference": list(REFERENCES), "layer": [*problem.params, *GROUPS]}
     rows: list[dict[str, Any]] = []
     baseline: Measured | None = None
+    shared = _SharedReferences(problem, backprop)
     for name, estimator in estimators.items():
         started = time.perf_counter()
-        found, row = _measure_one(name, estimator, problem, backprop, data_variance, settings)
+        found, row = _measure_one(name, estimator, shared, data_variance, settings)
         if settings.paired:
             baseline = baseline or found
             row |= _compared(found, baseline)
@@ -133,9 +137,7 @@ def measure_unchecked(
     sizes = _sizes(problem)
     dataset["cosine_null"] = ("layer", [cosine_null(size) for size in sizes])
     dataset["size"] = ("layer", sizes)
-    dataset["loss"] = ((), float(problem.losses(outputs).mean()))
-    if (correct := problem.correct(outputs)) is not None:
-        dataset["accuracy"] = ((), float(correct.double().mean()))
+    dataset = dataset.assign(point)
     if settings.paired:
         dataset = dataset.assign_coords(baseline=next(iter(estimators)))
     dataset.attrs = {
@@ -145,6 +147,13 @@ def measure_unchecked(
         "estimators": "\n".join(f"{name}: {estimator!r}" for name, estimator in estimators.items()),
     } | provenance(problem.device, problem.dtype)
     return describe(dataset)
+
+
+def _loss_and_accuracy(problem: Problem) -> dict[str, float]:
+    """Variables of the network's own output, which is gone before anything is drawn."""
+    outputs = problem.run(problem.params)[0]
+    found, correct = {"loss": float(problem.losses(outputs).mean())}, problem.correct(outputs)
+    return found if correct is None else {**found, "accuracy": float(correct.double().mean())}
 
 
 def _stacked(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -158,22 +167,37 @@ def _stacked(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+class _SharedReferences:
+    """References of one problem: made once for estimators of equal losses that follow one another."""
+
+    def __init__(self, problem: Problem, backprop: dict[str, Tensor]) -> None:
+        self.problem, self.backprop = problem, backprop
+        self._known: tuple[Losses, References] | None = None
+
+    def of(self, guard: MutationGuard, estimator: GradientEstimator) -> References:
+        losses = losses_of(estimator)
+        if self._known is not None and self._known[0] == losses:
+            return self._known[1]
+        self._known = None  # gone before the next target is there: a copy of the parameters
+        what = f"the target of estimator {guard.name!r}"
+        target = tensors_in(what, estimator.target(guard.problem))
+        require_finite_gradient(what, self.problem, target)
+        found = References.of(target, self.backprop, self.problem.perturbed)
+        self._known = None if losses is None else (losses, found)
+        return found
+
+
 def _measure_one(
     name: str,
     estimator: GradientEstimator,
-    problem: Problem,
-    backprop: dict[str, Tensor],
+    shared: "_SharedReferences",
     data_variance: DataVariance,
     settings: Settings,
 ) -> tuple[Measured, dict[str, Any]]:
     """One estimator's numbers, and its variables of the dataset."""
-    guard = MutationGuard.of(name, estimator, problem)
+    problem, guard = shared.problem, MutationGuard.of(name, estimator, shared.problem)
     randomness = require_randomness(estimator.randomness(guard.problem), name)
-    what = f"the target of estimator {name!r}"
-    target = tensors_in(what, estimator.target(guard.problem))
-    require_finite_gradient(what, problem, target)
-    references, sizes = References.of(target, backprop, problem.perturbed), np.array(_sizes(problem), dtype=float)
-    del target  # of the global loss it is backprop, which the references hold once
+    references, sizes = shared.of(guard, estimator), np.array(_sizes(problem), dtype=float)
     drawn, noisy = None, randomness.size > 0
     if settings.route == "drawn":
         drawn = drawn_statistics(guard, estimator, references, randomness, settings)

@@ -25,7 +25,7 @@ class References:
     """What estimates are compared with: two gradients, and the signs of the random projections.
 
     Attributes:
-        target, backprop: flat tensor of every parameter, one for both where they are equal.
+        target, backprop: flat tensor of every parameter, backprop's for both where they are equal.
         signs: fixed random signs of every parameter that is not large, in bytes, the same on every device.
         members: which parameters each of `GROUPS` sums, 0/1 [2, parameters].
     """
@@ -39,8 +39,9 @@ class References:
     def of(target: Mapping[str, Tensor], backprop: Mapping[str, Tensor], perturbed: tuple[str, ...]) -> "References":
         device = next(iter(target.values())).device
         members = [[float(name in perturbed) for name in target], [1.0] * len(target)]
-        own = {k: v.detach().flatten() for k, v in target.items()}
-        other = {k: own[k] if _equal(own[k], v) else v.detach().flatten() for k, v in backprop.items()}
+        other = {k: v.detach().flatten() for k, v in backprop.items()}
+        # Backprop's, which the measurement of all estimators holds: that of each target would be one copy more.
+        own = {k: other[k] if _equal(other[k], v) else v.detach().flatten() for k, v in target.items()}
         signs = {k: _signs(k, v, 0, v.numel()).to(torch.int8) for k, v in own.items() if v.numel() <= KEPT}
         return References(own, other, signs, torch.tensor(members, dtype=torch.float64, device=device))
 

@@ -16,6 +16,7 @@ from fgvar.estimators.guesses import Isotropic
 from fgvar.estimators.oracles import Jvp, Replay
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.problem import Problem
+from fgvar.stochastic.history import History
 from fgvar.stochastic.sentence import Stochastic, of_terms, origin_of
 from fgvar.stochastic.targets import Against
 from fgvar.stochastic.transforms import Moments, Transform
@@ -33,6 +34,8 @@ def no_closed_form(estimator: GradientEstimator, problem: Problem) -> str | None
         own = of_terms(estimator.randomness(problem).leaves)
         perturbs = any(name.partition(".")[0] != "each" for name in own)
         return _of_words(estimator, problem, perturbs) or _of_transforms(estimator, problem, bool(own))
+    if isinstance(estimator, History) and kind is History:
+        return _of_stream(estimator) or no_closed_form(estimator.of, problem)
     if not isinstance(estimator, Estimator) or kind is not Estimator:
         return f"{kind.__name__} is not a composed fgvar.Estimator"
     if type(estimator.oracle) not in (Jvp, Replay):
@@ -55,6 +58,16 @@ def no_closed_form(estimator: GradientEstimator, problem: Problem) -> str | None
 def estimates_of(estimator: GradientEstimator) -> GradientEstimator:
     """The estimator whose estimates these are, whatever they are held against."""
     return estimates_of(estimator.estimator) if isinstance(estimator, Against) else estimator
+
+
+def _of_stream(history: History) -> str | None:
+    """Why there is none by its path or its optimiser."""
+    if history.lr and history.steps > 1:
+        return "its gradients are those of a path (lr is not 0)"
+    through: object = history.through
+    if getattr(through, "bias_reason", "") or not hasattr(through, "gain"):
+        return f"{through!r} does not keep the mean, or does not say what it leaves of the variance (gain)"
+    return None
 
 
 def _of_words(estimator: Stochastic, problem: Problem, noisy: bool) -> str | None:

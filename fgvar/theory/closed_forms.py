@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.problem import Problem
+from fgvar.stochastic.history import History
 from fgvar.stochastic.sentence import Stochastic
 from fgvar.stochastic.transforms import Moments
 from fgvar.theory import perturbation, stochastic
@@ -46,6 +47,8 @@ def mean(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET
         True
     """
     estimator = _checked(estimator, problem)
+    if isinstance(estimator, History):
+        return mean(estimator.of, problem, budget=budget)
     if isinstance(estimator, Stochastic):
         return stochastic.moments(estimator, problem, budget).mean
     if isinstance(estimator, Estimator):
@@ -64,7 +67,8 @@ def variance(estimator: GradientEstimator, problem: Problem, *, budget: int = BU
 
     Of a `Stochastic` gradient it is the total variance, of noise and data: of gradients without noise, or shaped term
     by term, by one gradient of each of the N examples; of perturbations of sampled batches by means and variances of
-    N + 1 weighted ones. FG-W of m drawn and put back: (d + κ − 2)(S + V/m) + V/m, S = ‖ḡ‖², V = Σ‖g_n − ḡ‖²/N.
+    N + 1 weighted ones. FG-W of m drawn and put back: (d + κ − 2)(S + V/m) + V/m, S = ‖ḡ‖², V = Σ‖g_n − ḡ‖²/N. A
+    `History` at rest has its optimiser's ``gain`` times the variance of one estimate.
 
     Args:
         estimator: a composed `Estimator` with the `Jvp` oracle, an `ExactGradient`, or a `Stochastic` of them.
@@ -93,6 +97,9 @@ def variance(estimator: GradientEstimator, problem: Problem, *, budget: int = BU
         7.0
     """
     estimator = _checked(estimator, problem)
+    if isinstance(estimator, History):
+        factor: float = getattr(estimator.through, "gain")(estimator.steps)  # noqa: B009 (stated by some alone)
+        return {name: factor * v for name, v in variance(estimator.of, problem, budget=budget).items()}
     if isinstance(estimator, Stochastic):
         return stochastic.moments(estimator, problem, budget).variance
     if isinstance(estimator, Estimator):

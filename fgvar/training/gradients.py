@@ -4,6 +4,7 @@
 """
 
 import types
+import warnings
 from collections.abc import Callable, Mapping
 from typing import cast
 
@@ -38,10 +39,7 @@ def gradient_of(problem: Problem, estimator: GradientEstimator, autocast: bool, 
         estimate = estimator.estimate(batch_problem.clone() if copies else batch_problem, noise)
         return estimate.gradient, estimate.loss
 
-    # Scores take passes and derivatives of their own, which Dynamo has been seen to lose track of (vmap of a gradient
-    # ahead of a jvp): it then compiles what is inside, once for all estimators.
-    adapted = estimator.randomness(problem).adapted
-    function: Gradient = compiled(gradient) if compile and not adapted else gradient
+    function: Gradient = compiled(gradient, repr(estimator)) if compile else gradient
     return torch.autocast(problem.device.type, dtype=torch.bfloat16)(function) if autocast else function
 
 
@@ -55,17 +53,38 @@ def by_tensor(estimator: GradientEstimator, randomness: Randomness, dtype: torch
     return factored and not compile and world()[1] == 1 and draws_anew(randomness, dtype, BUDGET)
 
 
-def compiled(function: Gradient) -> Gradient:
-    """Compiled for shapes that stay, with a code object of its own.
+def compiled(function: Gradient, what: str) -> Gradient:
+    """Compiled for shapes that stay, with a code object of its own; what cannot be runs as it is, with a warning.
 
     Dynamo keeps its results by code object: of many runs in one process, later ones would be compiled for any shape
     at all, and those after the eighth not at all. All that a run is compiled for stays as it is, but for its tensors:
     the guards of everything else, which take a sixth of a small step, are left out.
     """
-    code = function.__code__.replace()
-    own = types.FunctionType(code, function.__globals__, closure=function.__closure__)
+    # Of what is no single graph Dynamo would compile functions that all runs share: without guards the next estimator
+    # would be given the numbers of this one. So it is one graph, or none.
     filtered = getattr(torch.compiler, "keep_tensor_guards_unsafe", None)  # since torch 2.8
-    return torch.compile(own, dynamic=False, options={"guard_filter_fn": filtered} if filtered else None)
+    options = {"guard_filter_fn": filtered} if filtered else None
+    plain = cast(types.FunctionType, function)
+    own = types.FunctionType(plain.__code__.replace(), plain.__globals__, closure=plain.__closure__)
+    chosen: Gradient = torch.compile(own, dynamic=False, fullgraph=True, options=options)
+    tried = False
+
+    def gradient(params: dict[str, Tensor], batch: Batch, noise: Mapping[str, Tensor]) -> GradientAndLoss:
+        nonlocal chosen, tried
+        if tried:
+            return chosen(params, batch, noise)
+        tried = True
+        try:
+            return chosen(params, batch, noise)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            chosen = function
+            warnings.warn(
+                f"{what} cannot be compiled ({str(error).splitlines()[0]}), and runs as it is: the same numbers, slower",
+                stacklevel=2,
+            )
+            return chosen(params, batch, noise)
+
+    return gradient
 
 
 class NonFiniteMonitor:

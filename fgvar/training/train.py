@@ -102,7 +102,7 @@ def train(
         resume: False starts anew and writes over the checkpoint.
         autocast: matrix products in bfloat16; parameters stay in their own type.
         compile: of the estimate, by torch.compile: half a minute once, then several times as fast on small networks;
-            not where its law depends on the parameters, as of examples drawn by their losses.
+            what is no single graph, as weights drawn inside of an estimate, runs as it is, with a warning.
         logger: called at the end of each epoch, ``lambda step, values: [writer.add_scalar(k, v, step) for k, v in
             values.items()]`` for TensorBoard.
 

@@ -12,6 +12,7 @@ import itertools
 import platform
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,14 @@ def problem_of(preset: str, batch: int, head_init: str = "kaiming") -> fgvar.Pro
     )
 
 
-def step(problem: fgvar.Problem, scheme: fgvar.GradientEstimator, compile: bool) -> Work:
-    """A training step: noise, estimate, watch, update."""
+def step(problem: fgvar.Problem, scheme: fgvar.GradientEstimator, compile: bool, running: ExitStack) -> Work:
+    """A training step: noise, estimate, watch, update; while ``running``, with memory and noise as in `train`."""
     schedule = fgvar.Schedule(epochs=1, lr=1e-4, batch=problem.batch_size)
     task = task_of("cross_entropy", None, 0, problem.batch_size)
     gradient = gradient_of(problem, scheme, autocast=False, compile=compile)
     going = TrainingLoop(problem, scheme, gradient, task, RunConfig(schedule, LONG, seed=0))
+    running.enter_context(allocator.keep_freed_memory())
+    running.enter_context(going.noise.in_thread())
     return lambda: going.update((problem.inputs, problem.targets))
 
 
@@ -69,8 +72,8 @@ def steps() -> Iterator[Row]:
     for compiled in (False, True):
         how = "compiled" if compiled else "eager"
         problem = problem_of("M/8/16", 128)
-        with allocator.keep_freed_memory():  # as in `train`
-            times = interleaved({name: step(problem, scheme, compiled) for name, scheme in schemes.items()}, 7)
+        with ExitStack() as running:
+            times = interleaved({name: step(problem, one, compiled, running) for name, one in schemes.items()}, 7)
         yield Row(f"M/8/16, batch 128, {how}: LG-BP step", times["LG-BP"], unit="s")
         yield Row(f"{how}: LG-FG-A step, signs", times["LG-FG-A, signs"], unit="s")
         for name in list(schemes)[1:]:
@@ -152,8 +155,8 @@ def rate() -> Iterator[Row]:
     for preset, batch, goal in (("M/8/16", 128, 0.3), ("L/8/64", 16, 0.5)):
         problem, scheme = problem_of(preset, batch), fgvar.scheme("LG-FG-A", noise=fgvar.Rademacher())
         flops, limit = own_products(problem, scheme, one_draw(problem, scheme))
-        with allocator.keep_freed_memory():
-            times = interleaved({"step": step(problem, scheme, compile=True)}, 5)["step"]
+        with ExitStack() as running:
+            times = interleaved({"step": step(problem, scheme, True, running)}, 5)["step"]
         yield Row(f"{preset}, batch {batch}: products of the step's own shapes", [limit / 1e9], unit="GF/s")
         yield Row(f"{preset}: compiled LG-FG-A step / those", [flops / t / limit for t in times], goal, at_most=False)
 
@@ -250,10 +253,9 @@ def shares(what: str, work: Work) -> Iterator[Row]:
 
 def profiles() -> Iterator[Row]:
     """Where the time goes of eager steps, and of measurements."""
-    yield from shares(
-        "eager LG-FG-A step",
-        step(problem_of("M/8/16", 128), fgvar.scheme("LG-FG-A", noise=fgvar.Rademacher()), False),
-    )
+    scheme = fgvar.scheme("LG-FG-A", noise=fgvar.Rademacher())
+    with ExitStack() as running:
+        yield from shares("eager LG-FG-A step", step(problem_of("M/8/16", 128), scheme, False, running))
     problem = problem_of("M/8/16", 8)
     for name, oracle in itertools.product(("FG-W", "FG-A"), (fgvar.Jvp(), fgvar.oracles.Replay())):
         estimator = fgvar.scheme(name, oracle=oracle)
@@ -286,11 +288,11 @@ def probes() -> Iterator[Row]:
 
     for preset in ("S/1/1", "M/1/16"):
         problem = problem_of(preset, 128)
-        works = {"step": step(problem, fgvar.scheme("LG-FG-A"), compile=True)}
         small = problem.at(batch=(problem.inputs[:32], problem.targets[:32]))
         one = fgvar.Probe(table3.probed(), (small.inputs, small.targets), (1,), draws=32, route="both")
-        works["probe"] = lambda one=one, small=small: one.measure(small, 1)
-        with allocator.keep_freed_memory():
+        with ExitStack() as running:
+            works = {"step": step(problem, fgvar.scheme("LG-FG-A"), True, running)}
+            works["probe"] = lambda one=one, small=small: one.measure(small, 1)
             times = interleaved(works, 5)
         for epochs in (20, 100):
             run = 469 * epochs

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fgvar
 from fgvar.measurement.budget import default_chunk
 from fgvar.measurement.dataset import ENDS, FLAGS, VARIABLES
+from fgvar.measurement.references import References
 from fgvar.measurement.statistics import cosine_null
 from studies.fused_losses import peak
 
@@ -145,6 +146,21 @@ def test_estimators_share_noise_and_global_random_state_is_untouched(problem: fg
     xr.testing.assert_equal(
         twice["variance"].sel(estimator="one", drop=True), twice["variance"].sel(estimator="two", drop=True)
     )
+
+
+def test_equal_losses_have_one_target_and_the_numbers_of_each_alone(
+    problem: fgvar.Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Estimators of equal losses that follow one another share their references; those of others have their own."""
+    made = []
+    of = References.of
+    monkeypatch.setattr(References, "of", lambda *tensors: made.append(tensors) or of(*tensors))
+    schemes = {name: fgvar.scheme(name) for name in ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A", "BP")}
+    together = fgvar.measure(schemes, problem, draws=2)
+    assert len(made) == 3
+    for name, scheme in schemes.items():
+        alone = fgvar.measure({name: scheme}, problem, draws=2)
+        xr.testing.assert_equal(together.sel(estimator=[name]).drop_vars("seconds"), alone.drop_vars("seconds"))
 
 
 def test_exact_estimators_have_no_noise(dataset: xr.Dataset, problem: fgvar.Problem) -> None:

@@ -129,7 +129,7 @@ fgvar.measure({{"one": fgvar.scheme("{name}")}}, fgvar.Problem(net, "cross_entro
 """
 
 
-@pytest.mark.timeout(600)  # half a minute on a quiet machine
+@pytest.mark.timeout(600)  # a quarter of a minute on a quiet machine
 @pytest.mark.parametrize(("name", "draws"), [("MeZO", 4), ("FG-W", 20)])
 def test_large_networks_take_few_copies(name: str, draws: int) -> None:
     """Of 29 million numbers at most 8 copies beyond the network, at any number of draws."""

@@ -9,7 +9,7 @@ from cases import linear, randn
 from torch import Tensor, nn
 
 import fgvar
-from fgvar import points, sampling, streams, transforms
+from fgvar import points, sampling, streams, theory, transforms
 from fgvar.estimators.randomness import Randomness
 from fgvar.stochastic.transforms import Gradient, Transform
 from fgvar.testing import check_estimator, covariance, default_problems, expectation
@@ -63,6 +63,36 @@ def test_momentum_at_rest_has_its_closed_form(beta: float, steps: int) -> None:
     factor = (1 - beta) * (1 + beta**steps) / ((1 + beta) * (1 - beta**steps))
     for name, value in of.items():
         torch.testing.assert_close(found[name], factor * value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "of", [ONE, fgvar.scheme("FG-W"), fgvar.Stochastic(of=fgvar.scheme("FG-A"), sample=ONE.sample)]
+)
+def test_theory_knows_momentum_at_rest(of: fgvar.GradientEstimator) -> None:
+    problem, steps = linear(), 4
+    history = fgvar.History(of, streams.Momentum(0.5), steps)
+    assert_equal(theory.mean(history, problem), problem.backprop(), 1e-9)
+    one, gain = theory.variance(of, problem), streams.Momentum(0.5).gain(steps)
+    assert_equal(theory.variance(history, problem), {name: gain * v for name, v in one.items()})
+    rows = fgvar.measure({"rest": history, "one": of}, problem, route="exact")["variance"].sel(layer="total")
+    assert float(rows.sel(estimator="rest") / rows.sel(estimator="one")) == pytest.approx(gain, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("history", "reason"),
+    [
+        (fgvar.History(ONE, streams.Momentum(), 2, lr=0.1), r"those of a path \(lr is not 0\)"),
+        (fgvar.History(ONE, streams.Adam(), 2), r"Adam\(.*\) does not keep the mean, or does not say"),
+        (fgvar.History(ONE, streams.ErrorFeedback(transforms.RandomK(2)), 2), "does not say what it leaves"),
+        (
+            fgvar.History(fgvar.scheme("FG-W", space=fgvar.WeightSpace(per_tensor=True)), streams.Momentum(), 2),
+            "one tensor",
+        ),
+    ],
+)
+def test_theory_says_why_a_stream_has_no_closed_form(history: fgvar.History, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"no closed form: .*{reason}"):
+        theory.variance(history, linear())
 
 
 def test_momentum_along_a_path_lags_by_the_age_of_its_gradients() -> None:

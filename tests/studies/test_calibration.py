@@ -289,6 +289,9 @@ def test_a_part_is_taken_from_another_dataset(tmp_path, synthetic: xr.Dataset, m
     monkeypatch.setattr(study, "ProcessPoolExecutor", ThreadPoolExecutor)
     attrs = dict.fromkeys(study.ATTRIBUTES["coverage"], 0.5)
     base, out = fgvar.save(synthetic.assign_attrs(attrs), tmp_path / "a.nc"), tmp_path / "b.nc"
+    simulated = synthetic[list(study.VARIABLES["verdicts"])].isel(run=slice(3))
+    attrs = dict.fromkeys(study.ATTRIBUTES["verdicts"], 1.0)
+    monkeypatch.setattr(study, "verdicts", lambda *_: simulated.assign_attrs(attrs))  # by the study's smoke run
     study.main(study.Config(smoke=True, parts=("verdicts",), base=base, out=out))
     found = fgvar.open_dataset(out)
     xr.testing.assert_equal(found["below"], synthetic["below"])

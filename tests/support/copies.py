@@ -30,11 +30,12 @@ print((after - before) * 1024 / (4 * sum(p.numel() for p in net.parameters())))
 
 def copies_taken(prepare: str, work: str) -> float:
     """Copies of ``net`` beyond itself and all that ``prepare``, which should use ``small``, has imported."""
+    # One thread: beside the suite's other process two wait for each other, ten times as long as they work.
     found = subprocess.run(
         [sys.executable, "-c", CHILD.format(prepare=prepare, work=work)],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert found.returncode == 0, found.stderr
     return float(found.stdout.split()[-1])
