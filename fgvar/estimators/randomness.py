@@ -28,9 +28,10 @@ class Law(Protocol):
     bits. It may declare, as attributes of its class: ``isotropic = True`` (E uuᵀ = I exactly: means of quadratic
     estimates are enumerated), ``kurtosis`` (E u⁴ of independent numbers: variances have closed forms),
     ``spans_evenly`` (as `Gaussian`), ``dtype``, that of its tensors, where they are of other numbers, such as
-    indices, and ``adapted = True``: its probabilities come from the parameters, so that training asks for it anew in
-    every step. ``elementwise = True`` says that every number is made by itself: it is then asked for pieces of large
-    tensors, and for several draws of small ones, at once; else for each direction and example alone.
+    indices of ``population`` things, and ``adapted = True``: its probabilities come from the parameters, so that
+    training asks for it anew in every step. ``elementwise = True`` says that every number is made by itself: it is
+    then asked for pieces of large tensors, and for several draws of small ones, at once; else for each direction and
+    example alone.
     """
 
     def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

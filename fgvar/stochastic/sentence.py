@@ -142,13 +142,12 @@ class Stochastic:
 
         Source: Dwork and Roth 2014, Definition 3.1.
         """
-        share = getattr(self.sample, "largest_share", lambda _: None)(problem)
-        bound = None
+        share: float | None = getattr(self.sample, "largest_share", lambda _: None)(problem)
+        bound = math.inf
         for one in self.each:
-            bound = getattr(one, "bound", bound if getattr(one, "contracts", False) else None)
-        if share is None or bound is None or not math.isfinite(bound):
-            return None
-        return float(2 * bound * share) if all(getattr(one, "contracts", False) for one in self.then) else None
+            bound = getattr(one, "bound", bound if getattr(one, "contracts", False) else math.inf)
+        contracts = all(getattr(one, "contracts", False) for one in self.then)
+        return None if share is None or math.isinf(bound) or not contracts else 2 * bound * share
 
     def term(self, example: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Gradient:
         """each(ĝ_n): the shaped gradient of one example as a batch of one, given the noise that is its own."""

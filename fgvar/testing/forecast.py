@@ -4,6 +4,7 @@ Whether anything is said depends on numbers that are counted, not on the machine
 on one chunk of estimates and one block of correlations.
 """
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Collection
@@ -14,7 +15,7 @@ import torch
 from fgvar.measurement.arguments import BUDGET
 from fgvar.measurement.budget import sizes
 from fgvar.measurement.references import BUCKETS
-from fgvar.testing.exact_moments import claim
+from fgvar.testing.exact_moments import FEW_ESTIMATES, claim
 from fgvar.testing.line_quadrature import LARGEST, ORDER, PANELS
 from fgvar.testing.noise_check import noise_draws
 from fgvar.testing.sampled_checks import VARIANCE_DRAWS
@@ -70,8 +71,10 @@ def _points(tested: EstimatorUnderTest) -> int:
     """Estimates of which the mean of one that is what it declares is made, where it is not drawn."""
     r = tested.randomness.size
     if claim(tested.estimator, "bias_order") is None:
-        isotropic = not tested.opaque and all(leaf.is_isotropic for leaf in tested.randomness.leaves.values())
-        return 2 * r if isotropic else 0
+        leaves = tested.randomness.leaves.values()
+        values = math.prod(leaf.values for leaf in leaves if not leaf.is_isotropic)
+        nodes = 2 * values * sum(leaf.size for leaf in leaves if leaf.is_isotropic)
+        return nodes if values == 1 or nodes <= FEW_ESTIMATES else 0
     points = 2 * PANELS * ORDER * r
     return points if points <= LARGEST else 0
 

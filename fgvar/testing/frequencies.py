@@ -15,6 +15,7 @@ from torch import Tensor
 from fgvar.estimators.randomness import Leaf
 from fgvar.testing.under_test import Failure
 
+TAILS = 10.0  # kurtosis of scores, at most: products of longer tails look correlated where they are not
 PER_BIN = 100  # draws that are expected in a bin
 LISTED = 1 << 16  # values of a unit, at most, that are compared
 
@@ -35,18 +36,21 @@ class Frequencies:
     dtype: torch.dtype
 
     @property
-    def units(self) -> int:
-        """Columns of `scores`: 0 where all units have one value, or too many of them to be listed."""
-        return self.leaf.size // math.prod(self._unit) if len(self._law[1]) > 1 else 0
+    def varies(self) -> bool:
+        """Has it more than one value, and not too many to be listed?"""
+        return len(self._law[1]) > 1
+
+    @property
+    def width(self) -> int:
+        """Columns of `scores`."""
+        return self.leaf.size // math.prod(self._unit) // self._group
 
     def scores(self, u: Tensor) -> Tensor:
-        """Which of its values each unit has, as a standardised number: [draws, units]."""
-        if not self.units:
+        """Which value each unit has, as a standardised number, of rare ones in sums of units: [draws, width]."""
+        if not self.width:
             return torch.zeros(len(u), 0, dtype=self.dtype, device=u.device)
-        number, p = torch.arange(len(self._law[1]), dtype=torch.float64), self._law[1]
-        mean = p @ number
-        deviation = (p @ (number - mean).square()).sqrt()
-        return ((number[self._numbers(self._split(u))] - mean) / deviation).to(u.device, self.dtype)
+        each = self._standard[self._numbers(self._split(u))][:, : self.width * self._group]
+        return (each.unflatten(1, (self.width, self._group)).sum(2) / self._group**0.5).to(u.device, self.dtype)
 
     def columns(self, u: Tensor) -> Tensor:
         """Shares of each draw's units in every bin, and mean products of all pairs of numbers: [draws, columns]."""
@@ -64,6 +68,21 @@ class Frequencies:
         values, p = self._law
         laws = zip((p, *self._marginals), self._bins, strict=True)
         return torch.cat([*(torch.bincount(bins, law) for law, bins in laws), p @ self._products(values)])
+
+    @cached_property
+    def _standard(self) -> Tensor:
+        """The number of each value, standardised."""
+        number, p = torch.arange(len(self._law[1]), dtype=torch.float64), self._law[1]
+        centred = number - p @ number
+        return centred / (p @ centred.square()).sqrt()
+
+    @cached_property
+    def _group(self) -> int:
+        """Units that are added up, so that the sum has no longer tails than it may; all of one value are left out."""
+        if not self.varies:
+            return self.leaf.size + 1
+        kurtosis = float(self._law[1] @ self._standard**4)
+        return max(1, math.ceil((kurtosis - 3) / (TAILS - 3)))  # that of independent ones falls as 1 over how many
 
     @property
     def _unit(self) -> tuple[int, ...]:

@@ -41,7 +41,9 @@ def noise(tested: EstimatorUnderTest) -> str:
     for frequencies in drawn.finite.values():
         _require_frequencies(drawn, frequencies, level / len(drawn.finite))
     if not owners:
-        raise NotApplicable("all of its noise has one value, or too many values to be listed")
+        if not any(law.varies for law in drawn.finite.values()):
+            raise NotApplicable("all of its noise has one value, or too many values to be listed")
+        return f"{n} draws, false alarms {tested.level:.1g} (nominal): values as often as declared"
     verdicts, square = _moments(drawn, level)
     for what, verdict in zip(MOMENTS, verdicts, strict=True):
         if what != MOMENTS[-1]:  # two draws of a sparse law seldom meet, and that they do not is no fault
@@ -93,7 +95,7 @@ class _Drawn:
         """The columns of each leaf: its numbers, or which value each of its units has."""
         found, at = {}, 0
         for name, leaf in self.tested.randomness.leaves.items():
-            size = self.finite[name].units if name in self.finite else leaf.size
+            size = self.finite[name].width if name in self.finite else leaf.size
             found[name] = range(at, at + size)
             at += size
         return found
@@ -155,7 +157,7 @@ def _moments(drawn: _Drawn, level: float) -> tuple[list[MeanTest], Tensor]:
 
 
 def _require_frequencies(drawn: _Drawn, law: Frequencies, level: float) -> None:
-    if not law.units:
+    if not law.varies:
         return
     samples = torch.cat([law.columns(drawn.raw(window)[law.name]) for window in drawn.windows])
     verdict = mean_test(samples, law.expected, level=level)

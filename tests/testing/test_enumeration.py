@@ -106,3 +106,85 @@ def test_errors() -> None:
         covariance(fgvar.scheme("FG-W"), tiny(), method="sings")
     with pytest.raises(ValueError, match=r"leaf 'weight'.*Odd.*declares no kurtosis"):
         covariance(fgvar.scheme("FG-W", noise=Odd()), tiny())
+
+
+# ---- finite laws ---------------------------------------------------------------------------------------------------
+
+FEW = fgvar.sampling.Draw(2)
+SAMPLED = {
+    "support": fgvar.Stochastic(sample=FEW),
+    "support × nodes": fgvar.Stochastic(of=fgvar.scheme("FG-W"), sample=FEW),
+    "nodes": fgvar.scheme("FG-W"),
+}
+
+
+@pytest.mark.parametrize("method", SAMPLED)
+def test_one_rule_chooses_the_enumeration(method: str) -> None:
+    estimator, problem = SAMPLED[method], tiny()
+    found, said = expectation(estimator, problem), expectation(estimator, problem, method=method)
+    second = {"nodes": "polarisation", "support × nodes": "support × hermite"}.get(method, method)
+    found |= {f"Cov {name}": c for name, c in covariance(estimator, problem).items()}
+    said |= {f"Cov {name}": c for name, c in covariance(estimator, problem, method=second).items()}
+    for name, value in said.items():
+        assert torch.equal(found[name], value), name
+    for name, value in problem.backprop().items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-12)
+
+
+def test_signs_of_a_minibatch_by_all_values_and_by_nodes() -> None:
+    """2⁶ sign vectors at each of 4 minibatches, or 12 nodes of them: E uuᵀ = I is all that the mean needs."""
+    estimator = fgvar.Stochastic(of=fgvar.scheme("FG-W", noise=fgvar.Rademacher()), sample=FEW)
+    by_nodes, all_values = (expectation(estimator, tiny(), method=m) for m in (None, "support"))
+    for name, value in all_values.items():
+        torch.testing.assert_close(by_nodes[name], value, rtol=0, atol=1e-12)
+    ways = (covariance(estimator, tiny(), method=m) for m in (None, "support", "support × hermite"))
+    one, two, three = (torch.cat([c.flatten() for c in way.values()]) for way in ways)
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+    torch.testing.assert_close(three, two, rtol=0, atol=1e-12)
+
+
+def test_added_noise_is_of_degree_two_and_of_no_even_function() -> None:
+    """Its mean is by nodes, its variance, which polarisation refuses, by Hermite points: + std² an entry, exactly."""
+    added = fgvar.Stochastic(of=fgvar.scheme("FG-W"), then=(fgvar.transforms.AddNoise(0.1),))
+    problem = fgvar.Problem(nn.Linear(1, 1).double(), "mse", (randn(2, 1), randn(2, 1, seed=1)))
+    for name, value in problem.backprop().items():
+        torch.testing.assert_close(expectation(added, problem)[name], value, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="not even and quadratic in its noise"):
+        covariance(added, problem, method="polarisation")
+    plain = covariance(fgvar.scheme("FG-W"), problem)
+    for name, matrix in covariance(added, problem, method="hermite").items():
+        torch.testing.assert_close(matrix.diagonal(), plain[name].diagonal() + 0.01, rtol=0, atol=1e-12)
+
+
+def test_an_estimate_has_to_be_quadratic_at_every_value_of_the_rest() -> None:
+    class Clipped1(fgvar.Stochastic):
+        """Clips where the second example is drawn."""
+
+        def estimate(self, problem, noise):
+            found = super().estimate(problem, noise).gradient
+            clip = noise["sample"][-1] == 1
+            return fgvar.Estimate({k: torch.where(clip, g.clamp(-1, 1), g) for k, g in found.items()})
+
+    with pytest.raises(ValueError, match="not quadratic in its noise"):
+        expectation(Clipped1(of=fgvar.scheme("FG-W"), sample=FEW), tiny())
+
+
+@pytest.mark.parametrize("power", [1, 3], ids=["linear", "cubic"])
+def test_an_odd_part_has_to_be_linear(power: int) -> None:
+    """A law with E uuᵀ = I may have any third moment."""
+
+    class Odd(fgvar.Estimator):
+        def estimate(self, problem, noise):
+            found = super().estimate(problem, noise).gradient
+            return fgvar.Estimate({k: g + noise[k] ** power for k, g in found.items()})
+
+    if power == 1:
+        assert expectation(Odd(), tiny())
+    else:
+        with pytest.raises(ValueError, match="not quadratic in its noise"):
+            expectation(Odd(), tiny())
+
+
+def test_polarisation_refuses_finite_laws_and_names_what_to_use() -> None:
+    with pytest.raises(ValueError, match=r"leaf 'sample', Choice.*use method='support' or 'support × hermite'"):
+        covariance(SAMPLED["support × nodes"], tiny(), method="polarisation")
