@@ -25,7 +25,8 @@ from fgvar.stochastic.scores import (
 class Sample(Protocol):
     """Which terms of a sum are looked at.
 
-    ``bias_reason`` says why E ω is not 1; empty where it is. ``linear`` says whether Σ ω ĝ is linear in the loss.
+    ``bias_reason`` says why E ω is not 1; empty where it is. ``linear`` says whether Σ ω ĝ is linear in the loss. One
+    that leaves the examples as they are may say so, by an attribute ``whole = True``.
     ``whole = True``, on its class, says that all examples are looked at, whatever is drawn, and weighed.
     """
 
@@ -175,6 +176,10 @@ class Draw:
     @property
     def _even(self) -> bool:
         return getattr(self.by, "even", False) and not self.top
+
+    @property
+    def whole(self) -> bool:
+        return self.over != BATCH
 
     @property
     def linear(self) -> bool:

@@ -91,11 +91,12 @@ class Stochastic:
         return "; ".join(reason for word in words if (reason := getattr(word, "bias_reason", "")))
 
     def randomness(self, problem: Problem) -> Randomness:
-        if problem.coupled and (self.each or type(self.sample) is not Everything):
+        apart = self.each or not getattr(self.sample, "whole", False)
+        if problem.coupled and apart:
             raise ValueError("the loss couples the examples, so that no sum over examples can be sampled")
         origin = origin_of(problem)
         own = self.of.randomness(self._template(problem))
-        if own.adapted and (self.each or type(self.sample) is not Everything):
+        if own.adapted and apart:
             raise ValueError(
                 f"the probabilities of {self.of!r} depend on the batch, which {self.sample!r} draws anew; sample once"
             )
