@@ -3,6 +3,7 @@
 With m = E ĝ and V = tr Cov ĝ: ‖m − r‖², ⟨m, r⟩/‖r‖², ‖m‖²/V and ⟨m, r⟩²/‖r‖²(‖m‖² + V).
 """
 
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator
 from fgvar.measurement.intervals import Estimated
-from fgvar.measurement.references import References
+from fgvar.measurement.references import GROUPS, References
 from fgvar.measurement.statistics import BY_REFERENCE
 from fgvar.problem import Problem
 from fgvar.theory import closed_forms
@@ -21,17 +22,25 @@ ROUTES = ("drawn", "exact")
 
 
 def check_route(route: str, estimators: Mapping[str, GradientEstimator], problem: Problem, keep_draws: bool) -> None:
-    """Raise where this route cannot measure these estimators."""
+    """Raise where this route can measure none of these estimators, and warn of those that it cannot."""
     if route not in ROUTES:
         raise ValueError(unknown("route", route, ROUTES))
     if route == "drawn":
         return
     if keep_draws:
         raise ValueError("keep_draws=True keeps what is computed draw by draw, and route='exact' draws nothing")
-    for name, estimator in estimators.items():
-        reason = no_closed_form(estimator, problem)
-        if reason and estimator.randomness(problem).size:
-            raise ValueError(f"estimator {name!r} has no closed form: {reason}; measure it with route='drawn'")
+    without = {name: reason for name, one in estimators.items() if (reason := _drawn_alone(one, problem))}
+    for name, reason in without.items():
+        sentence = f"estimator {name!r} has no closed form: {reason}; "
+        if len(without) == len(estimators):
+            raise ValueError(f"{sentence}measure it with route='drawn'")
+        warnings.warn(f"{sentence}its numbers are NaN with a flag, and route='drawn' measures it", stacklevel=3)
+
+
+def _drawn_alone(estimator: GradientEstimator, problem: Problem) -> str | None:
+    """Why its numbers can only be drawn; None where there is a closed form, or no noise."""
+    reason = no_closed_form(estimator, problem)
+    return reason if reason and estimator.randomness(problem).size else None
 
 
 def exact_statistics(
@@ -40,8 +49,13 @@ def exact_statistics(
     """Like `fgvar.measurement.statistics.statistics`, every error 0 and every interval the value.
 
     Tests of a bias have no place here, and the mean of the per-draw cosines has no closed form: NaN, unless
-    there is no noise.
+    there is no noise. Of an estimator without a closed form all are.
     """
+    if no_closed_form(estimator, problem):
+        layers = len(references.target) + len(GROUPS)
+        nothing = {name: np.full(layers, np.nan) for name in ("variance", "snr")}
+        nothing |= {name: np.full((2, layers), np.nan) for name in BY_REFERENCE}
+        return {name: Estimated.exact(value) for name, value in nothing.items()}
     found = closed_forms.moments(estimator, problem, budget=budget)
     mean = {k: g.detach().double().flatten() for k, g in found.mean.items()}
     spread = {k: v.double().sum() for k, v in found.variance.items()}

@@ -66,7 +66,8 @@ def measure(
         noise_device: where noise is made; "cpu" gives the same draws on every device.
         keep_draws: keep the per-draw scalars (variables ``draw_*``, dimension ``draw``).
         route: "drawn", or "exact": closed forms (`fgvar.theory`) without errors and without a draw (``draws``,
-            ``seed`` and ``noise_device`` play no part). Cosines of noisy estimates have none: NaN with a flag.
+            ``seed`` and ``noise_device`` play no part). Cosines of noisy estimates have none: NaN with a flag; so are
+            all numbers of an estimator without a closed form, of which a warning says why and what to use.
         paired: add how each estimator differs from the *first* one, the coordinate ``baseline``: variables
             ``variance_difference``, ``relative_variance_difference``, ``slope_difference`` and
             ``cosine_difference``, estimator − baseline. Draw i has common noise where the two need leaves of one
@@ -80,8 +81,8 @@ def measure(
         is NaN with a flag.
 
     Raises:
-        ValueError: on the drawn route fewer than 2 draws or a chunk of another size, on the exact one an estimator
-            without a closed form; no estimator, a problem that an estimator does not fit, an unknown route, or a
+        ValueError: on the drawn route fewer than 2 draws or a chunk of another size, on the exact one no estimator
+            with a closed form; no estimator, a problem that an estimator does not fit, an unknown route, or a
             single estimator to be compared.
         NotImplementedError: torch lacks a derivative of an operation in the network that an estimator needs.
         NonFiniteError: NaN or infinity in an estimate, naming estimator, layer and draw.
@@ -211,7 +212,8 @@ def _measure_one(
     values["data_variance"] = data_variance.of(estimator)
     flags = _relate(values, references, sizes, problem.dtype)
     if noisy and drawn is None:
-        flags |= (values["variance"].value > 0).astype(np.int8) * FLAGS["no_closed_form"]
+        unknown = ~(values["variance"].value <= 0)  # the cosine of what varies, or all where even that is NaN
+        flags |= unknown.astype(np.int8) * FLAGS["no_closed_form"]
     passes = cost(estimator, guard.problem, randomness)
     row = _labelled(values) | {"flag": (("reference", "layer"), flags), "cost": ((), passes)}
     if settings.keep_draws and drawn is not None:

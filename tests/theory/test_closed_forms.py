@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import fgvar
 from fgvar import theory
+from fgvar.measurement.dataset import FLAGS
 from fgvar.measurement.draws import estimates
 from fgvar.nn.heads import LocalHead, ReadOut
 from fgvar.testing import expectation
@@ -284,7 +285,6 @@ def test_drawn_variances_agree_on_drawn_problems(pair) -> None:
 
 
 def test_what_has_no_closed_form_is_flagged() -> None:
-    from fgvar.measurement.dataset import FLAGS
 
     ds = fgvar.measure({"FG-A": fgvar.scheme("FG-A")}, mixer(), route="exact").isel(estimator=0)
     assert ds["cosine"].sel(layer="perturbed").isnull().all()
