@@ -170,7 +170,7 @@ class Contrastive(Problem):
     def local_losses(self, params: Mapping[str, Tensor], end: str, features: Tensor) -> Tensor:
         """Per-query loss [batch] of the features at ``end``."""
         losses: Tensor = self.raw_losses(self.logits(params, end, features), end)
-        return losses
+        return losses if self.importance is None else losses * self.importance
 
     def raw_losses(self, outputs: Any, end: str = OUTPUT) -> Any:
         return self.loss_function(self._pair(end, outputs), self.targets)

@@ -3,7 +3,8 @@
 import functools
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 TILE = 1 << 16  # numbers that one stream serves at most: what is larger is drawn in pieces, each of which is alone
 ODD = 0x9E3779B1  # whose multiples below 2³² times it are all different modulo 2³²
+THREADED = 1 << 18  # numbers; fewer are drawn before threads have started
 FEW = 5000  # normal numbers; fewer are drawn one by one before a block's dozen passes have been called
 
 
@@ -115,6 +117,17 @@ def _box_muller(bits: np.random.BitGenerator, out: np.ndarray) -> None:
         for function, numbers in ((np.cos, piece[:half]), (np.sin, piece[half:])):
             function(angle[: numbers.size], out=numbers)
             numbers *= radius[: numbers.size]
+
+
+def fill(tasks: Iterable[Callable[[], None]], size: int) -> None:
+    """Call the tasks, which write so many numbers: in threads where that is worth it, as each writes its own."""
+    waiting = iter(list(tasks))  # of a list, so that threads can share it
+    if (threads := torch.get_num_threads()) > 1 and size >= THREADED:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda _: [task() for task in waiting], range(threads)))
+    else:
+        for task in waiting:
+            task()
 
 
 @functools.cache

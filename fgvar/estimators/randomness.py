@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -11,9 +10,8 @@ import torch
 from torch import Tensor
 
 from fgvar.estimators.factors import LazyTensors
-from fgvar.estimators.random_streams import TILE, Stream
+from fgvar.estimators.random_streams import TILE, Stream, fill
 
-THREADED = 1 << 18  # numbers; fewer are drawn before threads have started
 MOST_VALUES = 1 << 20  # of a leaf that are listed
 TOGETHER = 16  # consecutive draws of a small leaf that one stream serves: to open it takes longer than its numbers
 
@@ -54,12 +52,22 @@ class Leaf:
         noise: its law.
         batch_dims: how many leading axes number directions and examples, each with numbers of its own.
         group: leaves of a joint law are one direction together with those of the same law and name here.
+        copies: how many of the leading axes, the first ones, number estimates: a joint law is one of each by itself.
     """
 
     shape: tuple[int, ...]
     noise: Law
     batch_dims: int = 0
     group: str = ""
+    copies: int = 0
+
+    def repeated(self, count: int) -> "Leaf":
+        """So many independent ones, along a new first axis."""
+        return replace(self, shape=(count, *self.shape), batch_dims=self.batch_dims + 1, copies=self.copies + 1)
+
+    def within(self, word: str) -> "Leaf":
+        """The leaf as a part of something larger, whose other parts have joint laws of their own."""
+        return replace(self, group=f"{word}.{self.group}")
 
     @property
     def size(self) -> int:
@@ -269,8 +277,11 @@ class Randomness:
 
     def _join(self, law: JointLaw, drawn: dict[str, Tensor]) -> None:
         """Make one draw follow its joint law: of a stack of draws the last bits would depend on its size."""
-        rows = [value.reshape(*value.shape[: self.leaves[name].batch_dims], -1) for name, value in drawn.items()]
-        joint = law.couple(torch.cat(rows, dim=-1))
+        copies, rows = next(self.leaves[name].copies for name in drawn), []
+        for name, value in drawn.items():
+            lead = value.shape[copies : self.leaves[name].batch_dims]
+            rows.append(value.reshape(math.prod(value.shape[:copies]), *lead, -1))
+        joint = torch.stack([law.couple(copy) for copy in torch.cat(rows, dim=-1)])
         for value, piece in zip(drawn.values(), joint.split([row.shape[-1] for row in rows], dim=-1), strict=True):
             value.copy_(piece.reshape(value.shape))
 
@@ -284,14 +295,3 @@ def combinations(counts: Sequence[int]) -> Tensor:
     if not counts:
         return torch.zeros(1, 0, dtype=torch.int64)
     return torch.cartesian_prod(*(torch.arange(count) for count in counts)).reshape(-1, len(counts))
-
-
-def fill(tasks: Iterable[Callable[[], None]], size: int) -> None:
-    """Call the tasks, which write so many numbers: in threads where that is worth it, as each writes its own."""
-    waiting = iter(list(tasks))  # of a list, so that threads can share it
-    if (threads := torch.get_num_threads()) > 1 and size >= THREADED:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda _: [task() for task in waiting], range(threads)))
-    else:
-        for task in waiting:
-            task()

@@ -59,7 +59,10 @@ class Linearised(Protocol):
 
 
 class Keep(Protocol):
-    """Which parameters are live: a frozen class, as `fgvar.transforms.Magnitude`."""
+    """Which parameters are live: a frozen class, as `fgvar.transforms.Magnitude`.
+
+    One that looks at the parameters alone, not at the batch, may say so: ``of_parameters = True``.
+    """
 
     def mask(self, problem: Problem) -> dict[str, Tensor]:
         """Ones for what is live, zeros for what is dead: a dict like ``problem.params``."""

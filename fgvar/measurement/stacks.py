@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fgvar.estimators.factors import Factors
-from fgvar.estimators.randomness import Randomness, fill
+from fgvar.estimators.random_streams import fill
+from fgvar.estimators.randomness import Randomness
 
 WINDOW = 1 << 19  # numbers of every draw that are drawn anew at a time: enough work for threads
 

@@ -37,8 +37,9 @@ class Terms(nn.Module):
             return z
         return z + self.tap if self.log else z * self.tap
 
-    def tap_of(self, omega: Tensor) -> Tensor:
-        """The tap that weighs the terms by ω ≥ 0."""
+    def tap_of(self, omega: Tensor, beside: Tensor | None = None) -> Tensor:
+        """The tap that weighs the terms by ω ≥ 0, ``beside`` another tap's: ω of several samplers multiply."""
+        omega = omega if beside is None else omega * self.omega_of(beside)
         return omega.log() if self.log else omega
 
     def omega_of(self, tap: Tensor) -> Tensor:

@@ -102,6 +102,15 @@ class TopK:
 
 
 @dataclass(frozen=True)
+class UniformFloat32(Uniform):
+    """Uniform numbers of 32 bits, whatever those of the problem have."""
+
+    elementwise: ClassVar[bool] = True  # said of itself, as a subclass may sample otherwise
+    isotropic: ClassVar[bool] = True
+    dtype: ClassVar[torch.dtype] = torch.float32
+
+
+@dataclass(frozen=True)
 class Quantise:
     """QSGD: every number rounded at random to one of ``levels`` steps of the norm, so that its mean is the number.
 
@@ -132,7 +141,9 @@ class Quantise:
         require_integer("levels", self.levels, 1)
 
     def leaves(self, problem: Problem, shapes: Shapes) -> dict[str, Leaf]:
-        return {name: Leaf(tuple(shape), Uniform()) for name, shape in shapes.items()}
+        # Of 16 bits there are too few numbers: fractions below 1/1000 would be rounded up far too often.
+        law = Uniform() if problem.dtype.itemsize > 2 else UniformFloat32()
+        return {name: Leaf(tuple(shape), law) for name, shape in shapes.items()}
 
     def __call__(self, gradient: Gradient, problem: Problem, noise: Mapping[str, Tensor]) -> Gradient:
         steps, step = self._steps(gradient)

@@ -1,7 +1,7 @@
 """History: estimates one after another, passed through an optimiser; the estimate is its last output."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Real
 
 from torch import Tensor
@@ -67,15 +67,13 @@ class History:
         return "; ".join(reason for reason in (*own, path) if reason)
 
     def randomness(self, problem: Problem) -> Randomness:
-        leaves = {_outer(name): leaf for name, leaf in self.of.randomness(problem).leaves.items()}
+        leaves = {
+            _outer(name): leaf.within("of") if leaf.group else leaf
+            for name, leaf in self.of.randomness(problem).leaves.items()
+        }
         own = self.through.leaves(problem) if hasattr(self.through, "leaves") else {}
-        leaves |= {f"{THROUGH}.{name}".rstrip("."): leaf for name, leaf in own.items()}
-        return Randomness(
-            {
-                name: replace(leaf, shape=(self.steps, *leaf.shape), batch_dims=leaf.batch_dims + 1)
-                for name, leaf in leaves.items()
-            }
-        )
+        leaves |= {f"{THROUGH}.{name}".rstrip("."): leaf.within(THROUGH) for name, leaf in own.items()}
+        return Randomness({name: leaf.repeated(self.steps) for name, leaf in leaves.items()})
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         here, state = problem, None

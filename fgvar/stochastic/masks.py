@@ -36,11 +36,15 @@ class Mask:
     keep: Keep
 
     linear: ClassVar[bool] = True
-    contracts: ClassVar[bool] = True
     bias_reason: ClassVar[str] = "dead parameters have no gradient"
 
     def __post_init__(self) -> None:
         require_keep(self.keep)
+
+    @property
+    def contracts(self) -> bool:
+        """Does it move no two gradients further apart? One example changes a mask that looks at the batch."""
+        return getattr(self.keep, "of_parameters", False)
 
     def leaves(self, problem: Problem, shapes: Shapes) -> dict[str, Leaf]:
         require_parameters(self, problem, shapes)
@@ -81,6 +85,8 @@ class Magnitude:
 
     share: float
     shuffled: int | None = None
+
+    of_parameters: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_type("share", self.share, Real, "a number from 0 to 1")

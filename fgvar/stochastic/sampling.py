@@ -213,7 +213,7 @@ class Draw:
             law = self._law(problem, name)
             numbers, omega = self._weighed(noise[name], law)
             whole = torch.zeros_like(law.others).scatter_add(-1, numbers, omega).to(problem.dtype)
-            here = here.tapped(name, module.tap_of(whole))
+            here = here.tapped(name, module.tap_of(whole, here.taps.get(name)))
         return here
 
     def largest_share(self, problem: Problem) -> float | None:  # noqa: ARG002

@@ -86,7 +86,7 @@ class Losses:
         with torch.no_grad():
             losses = problem.losses(problem.run(problem.params)[0]).detach()
         if self.power >= 0:
-            return losses**self.power
+            return torch.where(losses < 0, losses, losses**self.power)
         # Over the least of them, so that the largest score is 1, whatever the power; 0 is the least number above it.
         positive = losses.where(losses != 0, torch.finfo(losses.dtype).tiny)
         return torch.where(losses < 0, losses, (positive / positive.min()) ** self.power)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 import torch
@@ -100,11 +100,11 @@ class Stochastic:
             raise ValueError(
                 f"the probabilities of {self.of!r} depend on the batch, which {self.sample!r} draws anew; sample once"
             )
-        leaves = {_outer(name): leaf for name, leaf in own.leaves.items()}
+        leaves = {_outer(name): leaf.within("of") if leaf.group else leaf for name, leaf in own.leaves.items()}
         of_each, shapes = _parts("each", self.each, problem, shapes_of(problem))
         if self.each:
             examples = self.sample.batch_size(problem)
-            leaves = {name: _repeated(leaf, examples) for name, leaf in {**leaves, **of_each}.items()}
+            leaves = {name: leaf.repeated(examples) for name, leaf in {**leaves, **of_each}.items()}
         of_whole, shapes = _parts("then", self.then, problem, shapes)
         if shapes != shapes_of(problem):
             raise ValueError(
@@ -117,7 +117,7 @@ class Stochastic:
             **of_whole,
         }
         if self.workers > 1:
-            leaves = {name: _repeated(leaf, self.workers) for name, leaf in leaves.items()}
+            leaves = {name: leaf.repeated(self.workers) for name, leaf in leaves.items()}
         return Randomness(leaves)
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
@@ -139,16 +139,21 @@ class Stochastic:
 
         C is the ``bound`` of a transform of each term, ω the largest that the sampler gives (its ``largest_share``).
         None where either is not known, or where what comes after the bound may move it further: it has to say of
-        itself that it ``contracts`` (‖T g − T h‖ ≤ ‖g − h‖), as noise, masks and clips do.
+        itself that it ``contracts`` (‖T g − T h‖ ≤ ‖g − h‖), as noise, masks and clips do. None, too, where one
+        example moves the gradients of all: by the point, or by a loss of Σ w ℓ / Σ w. Factors that the problem has
+        (`Problem.weighted`) count as the largest of them.
 
         Source: Dwork and Roth 2014, Definition 3.1.
         """
         share: float | None = getattr(self.sample, "largest_share", lambda _: None)(problem)
+        if share is None or problem.weighs or self.at.bias_reason:
+            return None
+        share *= 1.0 if problem.importance is None else float(problem.importance.abs().max())
         bound = math.inf
         for one in self.each:
             bound = getattr(one, "bound", bound if getattr(one, "contracts", False) else math.inf)
         contracts = all(getattr(one, "contracts", False) for one in self.then)
-        return None if share is None or math.isinf(bound) or not contracts else 2 * bound * share
+        return None if math.isinf(bound) or not contracts else 2 * bound * share
 
     def term(self, example: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Gradient:
         """each(ĝ_n): the shaped gradient of one example as a batch of one, given the noise that is its own."""
@@ -158,6 +163,13 @@ class Stochastic:
             gradient = transform(gradient, problem, _under(f"each.{index}", noise))
         return gradient
 
+    def seen(self, problem: Problem, noise: Mapping[str, Tensor]) -> Problem:
+        """The problem that ``of`` estimates: at the point, and sampled."""
+        origin = origin_of(problem)
+        found = self.sample.view(self.at.view(problem, _under("at", noise)), _under("sample", noise), origin)
+        # Of all examples, weighed or tapped, the probabilities of samplers within stay those that were declared.
+        return found._with(origin=origin) if getattr(self.sample, "whole", False) else found
+
     def _template(self, problem: Problem) -> Problem:
         """A problem of as many examples as ``of`` will see."""
         if self.each:
@@ -166,8 +178,7 @@ class Stochastic:
         return problem if count == problem.batch_size else problem.rows(torch.arange(count) % problem.batch_size)
 
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
-        here = self.at.view(problem, _under("at", noise))
-        seen = self.sample.view(here, _under("sample", noise), origin_of(problem))
+        seen = self.seen(problem, noise)
         gradient = self._shaped(seen, noise, problem) if self.each else self.of.estimate(seen, _inner(noise)).gradient
         for index, transform in enumerate(self.then):
             gradient = transform(gradient, problem, _under(f"then.{index}", noise))
@@ -207,9 +218,9 @@ def _inner(noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("of."): u for name, u in noise.items() if name.partition(".")[0] not in words}
 
 
-def _named(word: str, leaves: Mapping[str, T]) -> dict[str, T]:
-    """Leaves of a word, "" → "word", "name" → "word.name"."""
-    return {f"{word}.{name}" if name else word: leaf for name, leaf in leaves.items()}
+def _named(word: str, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
+    """Leaves of a word, "" → "word", "name" → "word.name"; joint laws are joint within the word."""
+    return {f"{word}.{name}" if name else word: leaf.within(word) for name, leaf in leaves.items()}
 
 
 def _parts(
@@ -230,8 +241,3 @@ def _under(word: str, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, u in noise.items()
         if name == word or name.startswith(f"{word}.")
     }
-
-
-def _repeated(leaf: Leaf, count: int) -> Leaf:
-    """So many independent ones, along a new first axis."""
-    return replace(leaf, shape=(count, *leaf.shape), batch_dims=leaf.batch_dims + 1)

@@ -133,7 +133,7 @@ def _second_moments(
     second = {name: product(g[None], g.new_zeros(1)) for name, g in shift.items()}
     for weights, gradients in _enumerated(enumeration, estimator, problem, chunk):
         for name, gradient in gradients.items():
-            rows = gradient.double().flatten(1) - shift[name]
+            rows = gradient.double()[:, None].flatten(1) - shift[name]
             first[name] += weights @ rows
             second[name] += product(rows, weights)
     return {name: second[name] - product(mean[None], mean.new_ones(1)) for name, mean in first.items()}
@@ -270,7 +270,7 @@ def _points(randomness: Randomness, problem: Problem, seed: int) -> Tensor:
     """Two points in general position, where the noise's own law may not be: two sign vectors can be opposite."""
     general = Randomness({name: Leaf(leaf.shape, Gaussian()) for name, leaf in randomness.leaves.items()})
     noise = general.sample(seed, [0, 1], dtype=problem.dtype, device=problem.device)
-    return torch.cat([u.flatten(1) for u in noise.values()], dim=1)
+    return torch.cat([u[:, None].flatten(1) for u in noise.values()], dim=1)
 
 
 def _bar(count: int, chunk: int) -> Iterator[range]:

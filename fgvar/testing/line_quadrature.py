@@ -70,7 +70,7 @@ def line_mean(estimator: GradientEstimator, problem: Problem, *, chunk: int) -> 
 def _residual(estimator: GradientEstimator, problem: Problem, randomness: Randomness, chunk: int) -> float | None:
     """The largest entry of F(a + b) + F(a − b) + 2 F(0) − 2 F(a) − 2 F(b); None where that is much."""
     drawn = randomness.sample(0, range(SPLITS), dtype=torch.float64, device="cpu")
-    u = torch.cat([value.flatten(1) for value in drawn.values()], dim=1)
+    u = torch.cat([value[:, None].flatten(1) for value in drawn.values()], dim=1)
     bits = np.random.default_rng(0).integers(0, 2, tuple(u.shape))
     a = u * torch.from_numpy(bits)
     b = u - a

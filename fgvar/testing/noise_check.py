@@ -138,7 +138,11 @@ class _Drawn:
         """All numbers of these draws, drawn now."""
         drawn = self.raw(window)
         return torch.cat(
-            [self.finite[name].scores(u) if name in self.finite else u.flatten(1) for name, u in drawn.items()], dim=1
+            [
+                self.finite[name].scores(u) if name in self.finite else u[:, None].flatten(1)
+                for name, u in drawn.items()
+            ],
+            dim=1,
         )
 
 
@@ -226,7 +230,7 @@ def _require_precision(name: str, u: Tensor) -> None:
                 f"{counts.max()} numbers of noise {name!r} are {found[counts.argmax()]:.6g} of {len(found)} values: "
                 "it was clipped, or drawn with less precision than its dtype's"
             )
-    values = u.flatten(1)[:, 0]  # of one number: orthogonal directions share their values with each other
+    values = u[:, None].flatten(1)[:, 0]  # of one number: orthogonal directions share their values with each other
     values = values[values != 0]
     distinct = len(values.unique())
     # A law of a few values is discrete on purpose; one of hundreds that repeat was rounded.

@@ -89,7 +89,7 @@ def _squares(tested: EstimatorUnderTest, draws: int, seed: int) -> dict[str, Ten
     found: dict[str, list[Tensor]] = {name: [] for name in mean}
     for one in blocks or drawn():
         for name, g in one.items():
-            found[name].append((g.double() - mean[name]).square().flatten(1).sum(1).cpu())
+            found[name].append((g.double() - mean[name]).square()[:, None].flatten(1).sum(1).cpu())
     return {name: torch.cat(squares) * draws / (draws - 1) for name, squares in found.items()}
 
 

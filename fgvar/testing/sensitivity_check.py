@@ -45,7 +45,7 @@ def _noise(tested: EstimatorUnderTest) -> Gradients:
 def _flat(tested: EstimatorUnderTest, noise: Gradients) -> Tensor:
     """Estimates of all parameters together: [draws, numbers]."""
     found = tested.estimates(noise) if noise else {name: g[None] for name, g in tested.estimate({}).items()}
-    return torch.cat([g.double().flatten(1) for g in found.values()], dim=1)
+    return torch.cat([g.double()[:, None].flatten(1) for g in found.values()], dim=1)
 
 
 def _replaced(problem: Problem, n: int) -> Iterator[Problem]:

@@ -232,7 +232,7 @@ class _Columns:
     def of(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """[draws, tests]."""
         targets = {name: t.double() for name, t in self.references.target.items()}
-        deviations = {name: gradients[name].double().flatten(1) - t for name, t in targets.items()}
+        deviations = {name: gradients[name].double()[:, None].flatten(1) - t for name, t in targets.items()}
         columns = []
         for name, rows in deviations.items():
             norm = self._norm(name)

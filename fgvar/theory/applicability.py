@@ -72,7 +72,8 @@ def _of_stream(history: History) -> str | None:
 
 def _of_words(estimator: Stochastic, problem: Problem, noisy: bool) -> str | None:
     """Why there is none by its point, its sampler or its ``of``, which is noisy or not."""
-    of, at, sample, origin = estimator.of, estimator.at, estimator.sample, origin_of(problem)
+    of, at, sample = estimates_of(estimator.of), estimator.at, estimator.sample
+    origin = origin_of(problem)
     if at.leaves(problem):
         return f"{at!r} moves the parameters at random"
     sampled = bool(sample.leaves(origin))
@@ -81,8 +82,13 @@ def _of_words(estimator: Stochastic, problem: Problem, noisy: bool) -> str | Non
     if sampled and (reason := sample.no_closed_form(origin)):
         return reason
     whole = sampled and not estimator.each
-    if noisy and whole and isinstance(of, Stochastic):
+    if noisy and whole and isinstance(of, Stochastic | History):
         return f"{sample!r} samples for what samples itself; write all words in one sentence"
+    keep = getattr(getattr(of, "space", None), "keep", None)
+    if noisy and whole and not (keep is None or getattr(keep, "of_parameters", False)):
+        return f"{keep!r} may look at the batch, which {sample!r} weighs at random"
+    if not noisy and whole and problem.coupled:
+        return "the loss couples the examples, so that none has a gradient of its own"
     if not noisy and whole and "additive" not in vars(type(of)):  # a subclass of what is may estimate anything
         return f"{of!r} does not say that it is additive, the mean of the estimates of each example alone"
     return no_closed_form(of, problem) if noisy else None

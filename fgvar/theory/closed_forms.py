@@ -47,10 +47,8 @@ def mean(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET
         True
     """
     estimator = _checked(estimator, problem)
-    if isinstance(estimator, History):
-        return mean(estimator.of, problem, budget=budget)
-    if isinstance(estimator, Stochastic):
-        return stochastic.moments(estimator, problem, budget).mean
+    if isinstance(estimator, History | Stochastic):
+        return stochastic.of_one(estimator, problem, budget).mean
     if isinstance(estimator, Estimator):
         return perturbation.mean(estimator, problem, budget)
     return estimator.target(problem)
@@ -97,11 +95,8 @@ def variance(estimator: GradientEstimator, problem: Problem, *, budget: int = BU
         7.0
     """
     estimator = _checked(estimator, problem)
-    if isinstance(estimator, History):
-        factor: float = getattr(estimator.through, "gain")(estimator.steps)  # noqa: B009 (stated by some alone)
-        return {name: factor * v for name, v in variance(estimator.of, problem, budget=budget).items()}
-    if isinstance(estimator, Stochastic):
-        return stochastic.moments(estimator, problem, budget).variance
+    if isinstance(estimator, History | Stochastic):
+        return stochastic.of_one(estimator, problem, budget).variance
     if isinstance(estimator, Estimator):
         return perturbation.variance(estimator, problem, budget)
     return {name: torch.zeros_like(value) for name, value in problem.params.items()}
@@ -117,10 +112,8 @@ def moments(estimator: GradientEstimator, problem: Problem, *, budget: int = BUD
         0.0
     """
     one = _checked(estimator, problem)
-    if isinstance(one, Stochastic):
-        return stochastic.moments(one, problem, budget)
-    if isinstance(one, Estimator):
-        return perturbation.moments(one, problem, budget)
+    if isinstance(one, Estimator | History | Stochastic):
+        return stochastic.of_one(one, problem, budget)
     return Moments(mean(one, problem, budget=budget), variance(one, problem, budget=budget))
 
 

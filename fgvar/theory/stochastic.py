@@ -11,22 +11,24 @@ from torch import Tensor
 
 from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.problem import Problem
+from fgvar.stochastic.history import History
 from fgvar.stochastic.sampling import Everything, Sample
 from fgvar.stochastic.sentence import Stochastic, of_terms, origin_of
 from fgvar.stochastic.transforms import Gradient, Moments
 from fgvar.theory import perturbation
+from fgvar.theory.applicability import estimates_of
 from fgvar.theory.commuted import commuted
 
 
 def moments(estimator: Stochastic, problem: Problem, budget: int) -> Moments:
     """E ĝ and Var ĝ, entry by entry, of a sentence that has a closed form."""
     estimator, added = commuted(estimator, problem)
-    here, of, sample = estimator.at.view(problem, {}), estimator.of, estimator.sample
+    here, of, sample = estimator.at.view(problem, {}), estimates_of(estimator.of), estimator.sample
     known = not sample.leaves(origin_of(here))
     if known:
-        here, sample = sample.view(here, {}, origin_of(here)), Everything()
+        here, sample = estimator.seen(problem, {}), Everything()
     if known and not estimator.each:
-        found = _of_one(of, here, budget)
+        found = of_one(of, here, budget)
     elif isinstance(of, Estimator) and not estimator.each:
         found = _of_batches(of, sample, here, budget)
     else:
@@ -99,7 +101,7 @@ def _terms(estimator: Stochastic, problem: Problem, budget: int) -> Callable[[Pr
         return lambda part: Moments(part.per_example(lambda example: estimator.term(example, {}, problem)), {})
 
     def one(example: Problem) -> Moments:
-        found = _of_one(estimator.of, example, budget)
+        found = of_one(estimator.of, example, budget)
         for transform in estimator.each:
             found = transform.moments(*found, problem)
         return found
@@ -113,12 +115,16 @@ def _terms(estimator: Stochastic, problem: Problem, budget: int) -> Callable[[Pr
     return stacked
 
 
-def _of_one(of: GradientEstimator, problem: Problem, budget: int) -> Moments:
-    """Of an estimator by itself, on a problem that is known."""
+def of_one(of: GradientEstimator, problem: Problem, budget: int) -> Moments:
+    """Of an estimator by itself that has a closed form, on a problem that is known."""
+    of = estimates_of(of)
     if isinstance(of, Estimator):
         return perturbation.moments(of, problem, budget)
     if isinstance(of, Stochastic):
         return moments(of, problem, budget)
+    if isinstance(of, History) and of.randomness(problem).leaves:
+        found, factor = of_one(of.of, problem, budget), getattr(of.through, "gain")(of.steps)  # noqa: B009
+        return Moments(found.mean, {name: factor * v for name, v in found.variance.items()})
     gradient = of.estimate(problem, {}).gradient
     return Moments(gradient, {name: torch.zeros_like(g) for name, g in gradient.items()})
 
@@ -137,7 +143,9 @@ def _groups(shapes: Mapping[str, torch.Size], n: int, budget: int) -> Iterator[l
 
 def _columns(found: Moments, names: list[str]) -> tuple[Tensor, Tensor]:
     """Means and variances of these names, [examples, numbers]; of no variances, no number."""
-    mean = torch.cat([found.mean[name].flatten(1) for name in names], 1)
-    if not found.variance:
-        return mean, mean[:, :0]
-    return mean, torch.cat([found.variance[name].flatten(1) for name in names], 1)
+    mean = _side_by_side(found.mean, names)
+    return mean, _side_by_side(found.variance, names) if found.variance else mean[:, :0]
+
+
+def _side_by_side(stacked: Gradient, names: list[str]) -> Tensor:
+    return torch.cat([stacked[name][:, None].flatten(1) for name in names], 1)

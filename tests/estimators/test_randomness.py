@@ -13,7 +13,7 @@ from noises import noises, one, seeds
 from refusals import says
 
 import fgvar
-import fgvar.estimators.randomness as randomness_module
+import fgvar.estimators.random_streams as streams_module
 from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import Law, Leaf, Randomness
@@ -50,13 +50,13 @@ def test_threads_make_the_same_numbers(monkeypatch) -> None:
     """Leaves of a joint law, too, which are joined after they were drawn."""
     leaves = {**LEAVES, **{k: Leaf((2, 3), fgvar.noise.Orthogonal(), batch_dims=1) for k in "ab"}}
     alone = Randomness(leaves).sample(3, [0, 5])
-    monkeypatch.setattr(randomness_module, "THREADED", 0)
+    monkeypatch.setattr(streams_module, "THREADED", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     together = Randomness(leaves).sample(3, [0, 5])
     assert all(torch.equal(together[name], alone[name]) for name in leaves)
 
 
-@pytest.mark.parametrize("threaded", [0, randomness_module.THREADED])
+@pytest.mark.parametrize("threaded", [0, streams_module.THREADED])
 def test_errors_of_a_law_come_through(monkeypatch, threaded: int) -> None:
     """An IndexError, too, which ends the work of a thread when it is no law's."""
 
@@ -64,7 +64,7 @@ def test_errors_of_a_law_come_through(monkeypatch, threaded: int) -> None:
         def sample(self, *_: object) -> torch.Tensor:
             raise IndexError("of the law")
 
-    monkeypatch.setattr(randomness_module, "THREADED", threaded)
+    monkeypatch.setattr(streams_module, "THREADED", threaded)
     with pytest.raises(IndexError, match="of the law"):
         Randomness({"a": Leaf((3,), Gaussian()), "b": Leaf((3,), Broken())}).sample(0, [0, 1])
 
