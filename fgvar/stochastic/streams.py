@@ -29,7 +29,8 @@ class Through(Protocol):
 
     ``bias_reason`` says why the mean of its output is not that of what comes in, at rest; empty where it is. It may
     declare ``gain(steps)``: the variance of the last output in units of that of independent, equally distributed
-    gradients; gain(1) = 1 says that one gradient alone passes unchanged. What needs the problem, or noise, says
+    gradients; gain(1) = 1 says that one gradient alone passes unchanged. What only delays declares ``owed(state)``:
+    the sum of all gradients so far less that of all outputs. What needs the problem, or noise, says
     ``leaves(problem)`` and ``on(problem, noise) -> Through``.
     """
 
@@ -235,6 +236,10 @@ class ErrorFeedback:
 
     def start(self, gradient: Gradient) -> Gradient:
         return _zeros(gradient)
+
+    def owed(self, state: Gradient) -> Gradient:
+        """What has come in and not gone out."""
+        return state
 
 
 class _Compressing(NamedTuple):

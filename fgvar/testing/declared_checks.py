@@ -17,6 +17,7 @@ from torch import Tensor
 import fgvar
 from fgvar.estimators.estimator import Estimator, GradientEstimator
 from fgvar.estimators.noise import Gaussian
+from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.draws import Enumeration
 from fgvar.problem import Problem
 from fgvar.stochastic.sentence import Stochastic
@@ -158,10 +159,8 @@ def repr_round_trips(tested: EstimatorUnderTest) -> str:
     estimator = tested.estimator
     if tested.opaque or not is_dataclass(estimator):
         raise NotApplicable("is no dataclass, so that its repr promises nothing")
-    names: dict[str, Any] = {name: getattr(fgvar, name) for name in fgvar.__all__} | {
-        "torch": torch,
-        **_types(estimator),
-    }
+    names: dict[str, Any] = {name: getattr(fgvar, name) for name in fgvar.__all__}
+    names |= {"torch": torch, "inf": math.inf, **_types(estimator)}
     try:
         rebuilt = eval(repr(estimator), names)  # the estimator's own text
     except Exception as error:
@@ -176,6 +175,8 @@ def bias_order(tested: EstimatorUnderTest) -> str:
     word = _declaring(tested.estimator, "bias_order")
     if word is None:
         raise NotApplicable("declares no bias")
+    if getattr(word, "by", None) is not None:
+        _require_side(tested, word)
     order: int = word.bias_order
     # Of a point the step is as long as gradients are, and nothing is divided by it: it can be short.
     norm = math.sqrt(sum(float(g.square().sum()) for g in tested.target.values()))
@@ -196,6 +197,15 @@ def bias_order(tested: EstimatorUnderTest) -> str:
             f"(bias {found[0]:.3g} at step {steps[0]:.3g}, {found[1]:.3g} at {steps[1]:.3g})"
         )
     return f"bias ~ step^{slope:.2f}, enumerated at steps {steps[0]:.3g} and {steps[1]:.3g}"
+
+
+def _require_side(tested: EstimatorUnderTest, word: Any) -> None:
+    """A point by an estimate z lies at θ − step·z, not at θ + step·z, from which the bias is as far."""
+    problem = tested.problem
+    noise = tested.one(Randomness(word.leaves(problem)).sample(0, [0], dtype=problem.dtype, device=problem.device))
+    there, z = word.view(problem, noise).params, word.by.estimate(problem, noise).gradient
+    if sum(float(word.step * (z[name] * (p - there[name])).sum()) for name, p in problem.params.items()) < 0:
+        raise Failure("the point lies at θ + step·z, expected θ − step·z, of the declared step and estimate z")
 
 
 # ---- what checks share ---------------------------------------------------------------------------------------

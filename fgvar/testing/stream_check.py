@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -18,15 +19,18 @@ STEPS = 3  # the fewest after which a state that is shared has been read
 
 
 def stream(tested: EstimatorUnderTest) -> str:
-    """No state of an optimiser is written to; a stream of one estimate is that estimate, and of more has ``gain``."""
+    """No state is written to, nothing owed is lost; one estimate passes as it is, and several have ``gain``."""
     history: Any = tested.estimator
     if not getattr(history, "__dataclass_fields__", {}).keys() >= FIELDS:
         raise NotApplicable("is no stream of estimates")
     rest = replace(history, lr=0.0)
     _require_own_state(tested.on(tested.problem, rest))
     notes = ["its states are its own"]
+    if hasattr(history.through, "owed"):
+        _require_balance(tested.on(tested.problem, rest))
+        notes.append("what it owes comes later")
     if not hasattr(history.through, "gain"):
-        return f"{notes[0]}; it declares no gain"
+        return "; ".join([*notes, "it declares no gain"])
     alone, factor = tested.ask("gain", lambda: [float(history.through.gain(n)) for n in (1, history.steps)])
     if math.isclose(alone, 1):
         _require_identity(tested.on(tested.problem, replace(rest, steps=1)))
@@ -80,6 +84,41 @@ class _Fed:
             given = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given)
         output, following = self.through(*given)
         return output, (-2 * factor, following)
+
+
+def _require_balance(tested: EstimatorUnderTest) -> None:
+    """What has come in is what has gone out and what is owed."""
+    history: Any = tested.estimator
+    kept, owed = (
+        tested.on(tested.problem, replace(history, through=_Account(history.through, history.through.owed, says)))
+        for says in (False, True)
+    )
+    noise = kept.one(kept.noise(range(1)))
+    off, name = difference(tested, kept.estimate(noise), owed.estimate(noise))
+    if off > tolerance(tested):
+        raise Failure(
+            f"what it owes of {name!r} is off by {off:.2g} from what came in less what went out: it is lost"
+        )
+
+
+class _Account:
+    """An optimiser whose output is what it owes: gradients so far less outputs, or as it says itself."""
+
+    def __init__(self, through: Any, owed: Any, says: bool) -> None:
+        self.through, self.owed, self.says = through, owed, says
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.through, name)
+        return found if name != "on" else lambda *given: _Account(found(*given), self.owed, self.says)
+
+    def start(self, gradient: Gradients) -> tuple[Gradients, Any]:
+        return {name: torch.zeros_like(g) for name, g in gradient.items()}, self.through.start(gradient)
+
+    def __call__(self, gradient: Gradients, state: tuple[Gradients, Any]) -> tuple[Gradients, Any]:
+        kept, own = state
+        output, following = self.through(gradient, own)
+        kept = {name: kept[name] + g - output[name] for name, g in gradient.items()}
+        return (self.owed(following) if self.says else kept), (kept, following)
 
 
 def _require_identity(tested: EstimatorUnderTest) -> None:

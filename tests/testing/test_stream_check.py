@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 import fgvar
-from fgvar import sampling, streams
+from fgvar import sampling, streams, transforms
 from fgvar.stochastic.streams import Mean, Passed
 from fgvar.testing import CHECKS, default_problems
+from fgvar.testing.mutants.broken_streams import LosesResidual
 
 LINEAR = {"linear": default_problems()["linear"]}
 FORWARD = fgvar.scheme("FG-W")
@@ -120,3 +121,10 @@ def test_an_optimiser_with_noise_is_asked_with_its_noise() -> None:
             return streams.Momentum(self.beta)
 
     assert "one step is the estimate" in note(Jittered(0.5))
+
+
+def test_what_is_owed_is_what_came_in_less_what_went_out() -> None:
+    top = transforms.TopK(0.5)
+    assert note(streams.ErrorFeedback(top)) == "its states are its own; what it owes comes later; it declares no gain"
+    with pytest.raises(AssertionError, match=r"what it owes of '.*' is off by .* it is lost"):
+        CHECKS["stream"](fgvar.History(FORWARD, LosesResidual(top), 3), LINEAR)

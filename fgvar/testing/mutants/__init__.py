@@ -6,20 +6,22 @@ it fails. Both are held in the test suite, and both are there to try checks of o
 
 from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.combine import Normalised
-from fgvar.estimators.estimator import Estimator
+from fgvar.estimators.estimator import Estimator, ExactGradient
 from fgvar.estimators.losses import LocalLosses
 from fgvar.estimators.noise import Rademacher
 from fgvar.estimators.schemes import scheme
 from fgvar.estimators.weight_space import WeightSpace
+from fgvar.stochastic.compression import TopK
 from fgvar.stochastic.history import History
+from fgvar.stochastic.sentence import Stochastic
 from fgvar.stochastic.streams import Adam
 from fgvar.stochastic.targets import Against
 from fgvar.testing.mutants import broken_estimates as estimates
 from fgvar.testing.mutants import broken_words as words
 from fgvar.testing.mutants.broken_samples import SAMPLES
-from fgvar.testing.mutants.broken_streams import AliasedDiffGrad
+from fgvar.testing.mutants.broken_streams import AliasedDiffGrad, LosesResidual
 from fgvar.testing.mutants.lookalikes import LOOKALIKES, Lookalike
-from fgvar.testing.mutants.moved_probabilities import AtPoint, MovedProbabilities
+from fgvar.testing.mutants.moved_probabilities import AtPoint, DownHill, MovedProbabilities
 from fgvar.testing.mutants.mutant import Mutant
 
 __all__ = ["LOOKALIKES", "MUTANTS", "Lookalike", "Mutant"]
@@ -221,6 +223,14 @@ _MUTANTS = (
     Mutant(
         "aliased-state", History(Estimator(), Adam(factor=AliasedDiffGrad()), steps=3), "stream",
         "The previous gradient is no copy: it is the present one, and the factor σ(|difference|) is ½ for ever.",
+    ),
+    Mutant(
+        "lost-residual", History(Estimator(), LosesResidual(TopK(0.5)), steps=3), "stream",  # type: ignore[arg-type]
+        "Error feedback forgets what it left out: compression alone, whose errors never come.",
+    ),
+    Mutant(
+        "descending-sam", Stochastic(at=DownHill(ExactGradient(), step=-0.05, unit=True)), "bias_order",
+        "Sharpness-aware minimisation steps down where it means to step up: it looks for sharp minima.",
     ),
     Mutant(
         "moved-probabilities", Against(MovedProbabilities(), AtPoint(MovedProbabilities().at)), "unbiased",

@@ -47,6 +47,29 @@ class Refilled(Draw):
         return law._replace(choice=replace(law.choice, probabilities=p), others=torch.ones_like(law.others))
 
 
+class Unnormalised(Draw):
+    """Weighed by 1/(N s) with scores s that do not sum to 1."""
+
+    def chosen(self, drawn: Tensor, problem: Problem) -> Chosen:
+        scores = self.by.scores(problem, self.over)
+        return Chosen(drawn, 1 / (problem.batch_size * scores[drawn]))
+
+
+class Inverted(Draw):
+    """Weighed by N p in place of 1/(N p): what is drawn often counts more, too."""
+
+    def chosen(self, drawn: Tensor, problem: Problem) -> Chosen:
+        found = super().chosen(drawn, problem)
+        return Chosen(found.numbers, 1 / found.factors)
+
+
+class WithoutRate(Poisson):
+    """A Poisson sample over the whole batch's number, not divided by the rate."""
+
+    def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:  # noqa: ARG002
+        return here.weighted(noise[""])
+
+
 class SampledSize(Poisson):
     """Divided by the number of examples that were drawn, and declared to be by the expected one (opacus#420)."""
 
@@ -140,6 +163,18 @@ SAMPLES = (
         "refilled-top", Stochastic(sample=Refilled(2, top=2, by=Outputs())), "weights",
         "Top terms have probability 10⁻⁷ instead of 0: they count twice, once in 10⁷ draws and then a lot.",
         shows_on="relu",
+    ),
+    Mutant(
+        "unnormalised-scores", Stochastic(sample=Unnormalised(2, by=Outputs())), "weights",
+        "Importance weights are of scores, not of probabilities: gradients are in units of the scores' sum.",
+    ),
+    Mutant(
+        "inverted-weights", Stochastic(sample=Inverted(2, by=_RESIDUALS)), "weights",
+        "Examples count N p, not 1/(N p): those that are drawn often count more each time, too.",
+    ),
+    Mutant(
+        "without-rate", Stochastic(sample=WithoutRate(0.5)), "scale",
+        "The sum over a Poisson sample is divided by N, not by the expected number: the rate times the gradient.",
     ),
     Mutant(
         "sampled-size", Stochastic(sample=SampledSize(0.25)), "scale",

@@ -1,11 +1,14 @@
 """Broken streams: optimisers with defects that real code of the field has had."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from fgvar.stochastic.streams import Passed
+from fgvar.problem import Problem
+from fgvar.stochastic.streams import ErrorFeedback, Passed
 from fgvar.stochastic.transforms import Gradient
 
 
@@ -29,3 +32,16 @@ class AliasedDiffGrad:
             state.gradient[name].copy_(g)
         factors = {name: torch.sigmoid((state.previous[name] - g).abs()) for name, g in state.gradient.items()}
         return Passed(factors, Buffers(state.gradient, state.gradient))
+
+
+@dataclass(frozen=True)
+class LosesResidual(ErrorFeedback):
+    """Compresses what is owed, and forgets what it left out: compression alone, whose errors do not come later."""
+
+    def on(self, problem: Problem, noise: Mapping[str, Tensor]) -> Any:
+        compressing = super().on(problem, noise)
+
+        def passed(gradient: Gradient, state: Gradient) -> Passed:
+            return Passed(compressing(gradient, state).gradient, self.start(gradient))
+
+        return passed

@@ -1,4 +1,4 @@
-"""Moved probabilities: a sampler that weighs by other probabilities than it has drawn by."""
+"""Moved probabilities, weighed by but not drawn by, and a point on the wrong side of the parameters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,3 +33,10 @@ class MovedProbabilities(Stochastic):
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         here = self.at.view(problem, {})
         return self.of.estimate(self.sample.view(here, {"": noise["sample"]}, here), {})
+
+
+class DownHill(Ahead):
+    """On the other side of the parameters than declared: at θ + step·z."""
+
+    def view(self, problem: Problem, noise: Mapping[str, Tensor]) -> Problem:
+        return Ahead(self.by, -self.step, self.unit).view(problem, noise)
