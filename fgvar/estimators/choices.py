@@ -22,7 +22,7 @@ class Choice:
     are equal. What has probability 0 is never drawn, and no factor can make up for that.
 
     Args:
-        probabilities: [..., N] ≥ 0, each row of the population's numbers summing to 1. Leaves have shape [..., m].
+        probabilities: [..., N] ≥ 0, each row of the population's numbers, in proportion where they do not sum to 1. Leaves have shape [..., m].
         replace: put back.
         even: all probabilities are equal; said, not looked for.
         adapted: they come from the parameters (see `fgvar.estimators.randomness.Law`).
@@ -70,7 +70,7 @@ class Choice:
         self._require_shape(shape)
         *rows, count = shape
         p = self.probabilities.detach().to("cpu", torch.float64).reshape(math.prod(rows), -1)
-        each = [self._of_row(row, count) for row in p]
+        each = [self._of_row(row / row.sum(), count) for row in p]
         digits = combinations([len(values) for values, _ in each])
         values = torch.stack([row[digits[:, i]] for i, (row, _) in enumerate(each)], 1)
         probabilities = torch.stack([chance[digits[:, i]] for i, (_, chance) in enumerate(each)], 1).prod(1)
@@ -79,7 +79,8 @@ class Choice:
     def weights(self, chosen: Tensor) -> Tensor:
         """ω of each of the indices [..., m], which lie in the order drawn."""
         count, population = chosen.shape[-1], self.probabilities.shape[-1]
-        rows = self.probabilities.to(chosen.device, torch.float64).expand(*chosen.shape[:-1], population)
+        rows = self.probabilities.to(chosen.device, torch.float64)
+        rows = (rows / rows.sum(-1, keepdim=True)).expand(*chosen.shape[:-1], population)
         p = rows.gather(-1, chosen)
         if self.replace:
             return 1 / (count * p)

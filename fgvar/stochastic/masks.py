@@ -151,7 +151,7 @@ class Saliency:
             require_integer("size", self.size, 1)
 
     def mask(self, problem: Problem) -> dict[str, Tensor]:
-        here, there = self._fisher(problem), self._fisher(self.retain.at(problem.params))
+        here, there = self._fisher(problem), self._fisher(self.retain.to(problem.dtype).at(problem.params))
         # In float64: 1e-15 is none of the numbers of smaller floats that are near their squares.
         return {
             name: ((f + 1e-15) / (there[name] + 1e-15) >= self.threshold).to(problem.dtype)

@@ -64,7 +64,7 @@ class Retained:
         return {}
 
     def __call__(self, gradient: Gradient, problem: Problem, noise: Mapping[str, Tensor]) -> Gradient:
-        slope = grad(self.problem.at(problem.params).loss)
+        slope = grad(self.problem.to(problem.dtype).at(problem.params).loss)
         # The path without the step, and how far the other one is from it in units of lr: their difference itself
         # would lose the digits that both share.
         path, ahead = dict(problem.params), gradient

@@ -85,11 +85,11 @@ class Momentum:
         return (1 - beta) * (1 + last) / ((1 + beta) * (1 - last))
 
     def start(self, gradient: Gradient) -> Mean:
-        return Mean(0, _zeros(gradient))
+        return Mean(0, _zeros(_wide(gradient)))
 
     def __call__(self, gradient: Gradient, state: Mean) -> Passed:
-        following = _decayed(state, gradient, self.beta)
-        return Passed(_corrected(following, self.beta), following)
+        following = _decayed(state, _wide(gradient), self.beta)
+        return Passed(_like(gradient, _corrected(following, self.beta)), following)
 
 
 class Factor(Protocol):
@@ -172,21 +172,23 @@ class Adam:
         return "divided by the root of its mean square"
 
     def start(self, gradient: Gradient) -> Moments:
-        none = Mean(0, _zeros(gradient))
+        none = Mean(0, _zeros(_wide(gradient)))
         return Moments(none, none, none.sum, self.factor.start(gradient) if self.factor else None)
 
     def __call__(self, gradient: Gradient, state: Moments) -> Passed:
-        first = _decayed(state.first, gradient, self.beta1)
-        second = _decayed(state.second, {name: g.square() for name, g in gradient.items()}, self.beta2)
+        wide = _wide(gradient)
+        first = _decayed(state.first, wide, self.beta1)
+        second = _decayed(state.second, {name: g.square() for name, g in wide.items()}, self.beta2)
         largest = second.sum
         if self.amsgrad:  # of the uncorrected ones, as torch takes it
             largest = {name: torch.maximum(v, state.largest[name]) for name, v in largest.items()}
         square = _corrected(Mean(second.steps, largest), self.beta2)
         output = {name: m / (square[name].sqrt() + self.eps) for name, m in _corrected(first, self.beta1).items()}
         if not self.factor:
-            return Passed(output, Moments(first, second, largest, None))
+            return Passed(_like(gradient, output), Moments(first, second, largest, None))
         factors, own = self.factor(gradient, state.factor)
-        return Passed({n: factors[n] * value for n, value in output.items()}, Moments(first, second, largest, own))
+        output = {name: factors[name] * value for name, value in output.items()}
+        return Passed(_like(gradient, output), Moments(first, second, largest, own))
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,15 @@ class _Compressing(NamedTuple):
 
 def _zeros(gradient: Gradient) -> Gradient:
     return {name: torch.zeros_like(g) for name, g in gradient.items()}
+
+
+def _wide(gradient: Gradient) -> Gradient:
+    """In 32 bits at least: of 16 a mean stands still before it is there, and 0.01² · (1 − β₂), or ε, is 0."""
+    return {name: g.to(torch.promote_types(g.dtype, torch.float32)) for name, g in gradient.items()}
+
+
+def _like(gradient: Gradient, output: Gradient) -> Gradient:
+    return {name: value.to(gradient[name].dtype) for name, value in output.items()}
 
 
 def _decayed(mean: Mean, gradient: Gradient, beta: float) -> Mean:

@@ -114,7 +114,7 @@ class Newton:
 
         gradient = _flat(problem.backprop())
         eye = torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device)
-        times = vjp(grad(self.problem.loss), dict(params))[1]  # H v, as H is symmetric
+        times = vjp(grad(self.problem.to(problem.dtype).loss), dict(params))[1]  # H v, as H is symmetric
         hessian = torch.stack([_flat(times(shaped(row))[0]) for row in eye])
         return shaped(torch.linalg.solve(hessian + self.damping * eye, gradient))
 

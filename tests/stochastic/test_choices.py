@@ -206,3 +206,12 @@ def test_what_is_no_law_of_choices() -> None:
     with pytest.raises(ValueError, match=rf"2097152 combinations of values, expected at most {MOST_VALUES}"):
         combinations([2] * 21)
     assert combinations([]).shape == (1, 0)
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_probabilities_that_do_not_sum_to_one_are_proportions(replace: bool) -> None:
+    """As they are drawn, so they are weighed: E ω = 1."""
+    law = fgvar.noise.Choice(torch.tensor([0.2, 0.3, 0.4]), replace)
+    values, chances = law.support((2,))
+    omega = torch.zeros(len(values), 3).double().scatter_add_(1, values, law.weights(values))
+    assert torch.allclose(chances @ omega, torch.ones(3).double(), atol=1e-12)

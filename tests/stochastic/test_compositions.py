@@ -261,3 +261,37 @@ def test_small_fractions_are_rounded_up_as_seldom_in_half_precision(dtype: torch
     given = {"one": vector[:2].reshape(1, 2), "two": vector[2:]}
     ups = sum(int((rounding(given, problem, {"one": torch.ones(1, 2), "two": u})["two"] > 0).sum()) for u in drawn)
     assert 40 < ups < 160
+
+
+def test_adam_in_half_precision_is_that_of_single() -> None:
+    """ε and the squares of gradients below 0.01 are no numbers of 16 bits."""
+    gradient = {"w": torch.tensor([0.0, 1e-4, -0.01, 3.0], dtype=torch.float16)}
+    for adam in (streams.Adam(), streams.Adam(factor=streams.DiffGrad(), amsgrad=True)):
+        found = adam(gradient, adam.start(gradient)).gradient["w"]
+        single = {"w": gradient["w"].float()}
+        assert found.dtype == torch.float16
+        assert torch.allclose(found.float(), adam(single, adam.start(single)).gradient["w"], atol=1e-3)
+
+
+def test_momentum_in_half_precision_gets_there() -> None:
+    """In bfloat16 alone, steps of 1/1000 are rounded away."""
+    momentum, gradient = streams.Momentum(0.999), {"w": torch.full((1,), 3.0, dtype=torch.bfloat16)}
+    state = momentum.start(gradient)
+    for _ in range(500):
+        found, state = momentum(gradient, state)
+    assert float(found["w"]) == 3.0
+
+
+OTHER = line(3).at(batch=(line(3).inputs.flip(0) * 2, line(3).targets))
+WITH_ANOTHER = {
+    "saliency": fgvar.Stochastic(then=(transforms.Mask(transforms.Saliency(OTHER, 1.0)),)),
+    "retained": fgvar.Stochastic(then=(transforms.Retained(OTHER, steps=2, lr=0.1),)),
+    "newton": fgvar.Against(fgvar.ExactGradient(), fgvar.targets.Newton(OTHER, damping=1.0)),
+}
+
+
+@pytest.mark.parametrize("row", WITH_ANOTHER.values(), ids=WITH_ANOTHER)
+def test_another_problem_follows_the_precision_of_the_one_that_is_asked(row: fgvar.GradientEstimator) -> None:
+    report = fgvar.testing.check_estimator(row, line(3), checks=["structure", "precision"])
+    assert report.passed, report
+    assert row.estimate(line(3).to(torch.bfloat16), {}).gradient["weight"].dtype == torch.bfloat16
