@@ -57,7 +57,7 @@ def _per_direction(estimator: Estimator, problem: Problem, found: dict[str, Tens
 
 
 def _of_weights(estimator: Estimator, problem: Problem, budget: int) -> Moments:
-    """Of weight perturbation, whose mean and variance come from the same passes, for the batch or for each example."""
+    """Of weight perturbation: mean and variance from the same passes, for the batch or for each example."""
     if estimator.shares_noise:
         found, spread = _for_one_direction(estimator, problem)
     else:
