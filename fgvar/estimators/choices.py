@@ -22,7 +22,8 @@ class Choice:
     are equal. What has probability 0 is never drawn, and no factor can make up for that.
 
     Args:
-        probabilities: [..., N] ≥ 0, each row of the population's numbers, in proportion where they do not sum to 1. Leaves have shape [..., m].
+        probabilities: [..., N] ≥ 0, in each row of the population's numbers in proportion where they do not sum to 1.
+            Leaves have shape [..., m].
         replace: put back.
         even: all probabilities are equal; said, not looked for.
         adapted: they come from the parameters (see `fgvar.estimators.randomness.Law`).
