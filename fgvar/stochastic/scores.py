@@ -62,9 +62,8 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Losses:
-    """Examples by their loss: in proportion to ℓ_n to a power. With a power below 0, losses of 0 take all.
-
-    A loss below 0 is refused.
+    """Examples by their loss: in proportion to ℓ_n to a power. With a power below 0, losses of 0 take all, but for
+    examples that count nothing. A loss below 0 is refused.
 
     Args:
         power: 1 prefers large losses; −½, as in SFR-on (Huang et al. 2024), small ones.
@@ -89,6 +88,10 @@ class Losses:
             return torch.where(losses < 0, losses, losses**self.power)
         # Over the least of them, so that the largest score is 1, whatever the power; 0 is the least number above it.
         positive = losses.where(losses != 0, torch.finfo(losses.dtype).tiny)
+        factors = [factor for factor in (problem._weighed().weights, problem.importance) if factor is not None]
+        if factors:  # an example that counts nothing has a loss of 0, which would take all
+            counts = torch.stack(factors).prod(0) != 0
+            positive = positive.where(counts | ~counts.any(), torch.inf)
         return torch.where(losses < 0, losses, (positive / positive.min()) ** self.power)
 
 
@@ -126,9 +129,7 @@ class Outputs:
             return self._of_examples(watched[self.module] if self.module else found, problem.batch_size)
         values, shape = watched.get(self.module), terms_shape(problem, over)
         if values is None or tuple(values.shape) != shape:
-            returned = (
-                "the network's outputs" if values is None else f"{self.module!r}, of shape {tuple(values.shape)}"
-            )
+            returned = "the network's outputs" if values is None else f"{self.module!r} of {tuple(values.shape)}"
             raise ValueError(
                 f"Outputs scores the terms {shape} of {over!r} by {returned}; expected Outputs('name') of a module "
                 "that returns a number for each term"
@@ -248,9 +249,8 @@ class Mixed:
 
 def probabilities(scores: Tensor, among: Tensor | None = None) -> Tensor:
     """Scores as probabilities along the last axis, in float64; uniform (``among`` those of 1) where they sum to 0."""
-    scores = scores.detach().double()
-    even = torch.ones_like(scores) if among is None else among
-    scores = scores * even
+    even = torch.ones_like(scores, dtype=torch.float64) if among is None else among
+    scores = scores.detach().double() * even
     total = scores.sum(-1, keepdim=True)
     return torch.where(total > 0, scores / total.where(total > 0, 1), even / even.sum(-1, keepdim=True))
 

@@ -295,3 +295,20 @@ def test_another_problem_follows_the_precision_of_the_one_that_is_asked(row: fgv
     report = fgvar.testing.check_estimator(row, line(3), checks=["structure", "precision"])
     assert report.passed, report
     assert row.estimate(line(3).to(torch.bfloat16), {}).gradient["weight"].dtype == torch.bfloat16
+
+
+def test_examples_that_count_nothing_do_not_take_all() -> None:
+    """Of a negative power, losses of 0 do; those of a batch of which none counts are alike."""
+    x, y = torch.tensor([[1.0], [2.0], [3.0]]).double(), torch.zeros(3).double()
+    plain = fgvar.Problem(nn.Linear(1, 1).double(), lambda outputs, y: (outputs[:, 0] - y).square(), (x, y))
+    weighs = fgvar.Problem(
+        nn.Linear(1, 1),
+        lambda outputs, y: ((outputs[:, 0] - y[:, 0]).square(), y[:, 1]),
+        (x.float(), torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 1.0]])),
+    )
+    inverse, live = sampling.Losses(-0.5), torch.tensor([True, False, True])
+    for problem in (plain.weighted(live.double()), weighs):
+        scores, losses = inverse.scores(problem, "batch"), problem.losses(problem.run(problem.params)[0])
+        assert float(scores[1]) == 0
+        assert torch.allclose(scores[live] / scores[live].sum(), losses[live] ** -0.5 / (losses[live] ** -0.5).sum())
+    assert bool((inverse.scores(plain.weighted(torch.zeros(3).double()), "batch") == 1).all())
