@@ -129,9 +129,9 @@ class Outputs:
             return self._of_examples(watched[self.module] if self.module else found, problem.batch_size)
         values, shape = watched.get(self.module), terms_shape(problem, over)
         if values is None or tuple(values.shape) != shape:
-            returned = "the network's outputs" if values is None else f"{self.module!r} of {tuple(values.shape)}"
+            got = "the network's outputs" if values is None else f"{self.module!r}, of shape {tuple(values.shape)}"
             raise ValueError(
-                f"Outputs scores the terms {shape} of {over!r} by {returned}; expected Outputs('name') of a module "
+                f"Outputs scores the terms {shape} of {over!r} by {got}; expected Outputs('name') of a module "
                 "that returns a number for each term"
             )
         return values.detach().abs()
