@@ -281,7 +281,8 @@ class Randomness:
         for name, value in drawn.items():
             lead = value.shape[copies : self.leaves[name].batch_dims]
             rows.append(value.reshape(math.prod(value.shape[:copies]), *lead, -1))
-        joint = torch.stack([law.couple(copy) for copy in torch.cat(rows, dim=-1)])
+        joined = [law.couple(copy) for copy in torch.cat(rows, dim=-1)]
+        joint = torch.stack(joined) if copies else joined[0][None]  # of one estimate without another copy
         for value, piece in zip(drawn.values(), joint.split([row.shape[-1] for row in rows], dim=-1), strict=True):
             value.copy_(piece.reshape(value.shape))
 
