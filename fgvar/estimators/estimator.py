@@ -107,12 +107,12 @@ class Estimator:
         torch.Size([2, 3])
     """
 
-    space: Space = WeightSpace()  # noqa: RUF009 (frozen)
-    noise: Law = Gaussian()  # noqa: RUF009 (frozen)
-    losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
-    oracle: Oracle = Jvp()  # noqa: RUF009 (frozen)
-    guess: Guess = Isotropic()  # noqa: RUF009 (frozen)
-    combine: Combine = Mean()  # noqa: RUF009 (frozen)
+    space: Space = WeightSpace()
+    noise: Law = Gaussian()
+    losses: Losses = GlobalLoss()
+    oracle: Oracle = Jvp()
+    guess: Guess = Isotropic()
+    combine: Combine = Mean()
     shared: bool | None = None
     directions: int = 1
     antithetic: bool = False
@@ -281,7 +281,7 @@ class ExactGradient:
         False
     """
 
-    losses: Losses = GlobalLoss(heads=False)  # noqa: RUF009 (frozen)
+    losses: Losses = GlobalLoss(heads=False)
 
     additive: ClassVar[bool] = True  # its estimate is the mean of those of each example alone
 

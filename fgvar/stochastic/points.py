@@ -118,7 +118,7 @@ class Noise:
         {'weight': (2, 3), 'bias': (2,)}
     """
 
-    law: Law = Gaussian()  # noqa: RUF009 (frozen)
+    law: Law = Gaussian()
 
     centred: ClassVar[bool] = True  # E ĝ = 0
 
@@ -160,7 +160,7 @@ class Tapped:
     """
 
     site: str
-    noise: Law = Gaussian()  # noqa: RUF009 (frozen)
+    noise: Law = Gaussian()
     scale: float = 1.0
 
     def __post_init__(self) -> None:

@@ -151,7 +151,7 @@ class Draw:
 
     size: int
     top: int = 0
-    by: Score = Uniform()  # noqa: RUF009 (frozen)
+    by: Score = Uniform()
     replace: bool = True
     weigh: str = "unbiased"
     over: str = BATCH

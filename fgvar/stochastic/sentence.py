@@ -56,9 +56,9 @@ class Stochastic:
         {'sample': (3,)}
     """
 
-    of: GradientEstimator = ExactGradient()  # noqa: RUF009 (frozen)
-    sample: Sample = Everything()  # noqa: RUF009 (frozen)
-    at: Point = Here()  # noqa: RUF009 (frozen)
+    of: GradientEstimator = ExactGradient()
+    sample: Sample = Everything()
+    at: Point = Here()
     each: tuple[Transform, ...] = ()
     then: tuple[Transform, ...] = ()
     workers: int = 1
