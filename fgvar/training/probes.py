@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 from fgvar.data.split import Batch
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator
+from fgvar.identity import described, fingerprint
 from fgvar.measurement.arguments import BUDGET, Settings, check_arguments
 from fgvar.measurement.budget import examples_at_once
 from fgvar.measurement.closed import check_route
@@ -20,7 +21,6 @@ from fgvar.measurement.measure import measure_unchecked
 from fgvar.nn.structures import cast
 from fgvar.problem import Problem
 from fgvar.problem_checks import named_leaves, require_pair
-from fgvar.training.identity import described, fingerprint
 
 
 @dataclass(frozen=True)
