@@ -53,7 +53,7 @@ class RandomK:
 
     def leaves(self, problem: Problem, shapes: Shapes) -> dict[str, Leaf]:
         d = sum(math.prod(shape) for shape in shapes.values())
-        evenly = torch.full((d,), 1 / d, dtype=torch.float64)
+        evenly = torch.full((d,), 1 / d, dtype=torch.float64, device=problem.device)
         return {"": Leaf((count(self.k, d),), Choice(evenly, replace=False, even=True))}
 
     def __call__(self, gradient: Gradient, problem: Problem, noise: Mapping[str, Tensor]) -> Gradient:

@@ -138,8 +138,8 @@ class Draw:
             one such module. E ĝ is then the whole gradient where the loss is linear in the sum: not in log Ẑ.
 
     Raises:
-        ValueError: a size below 1, a top below 0, an unknown ``weigh``; on use, more terms than there are, scores
-            that are negative or not finite, a network without terms to sample.
+        ValueError: a size below 1, a top below 0, an unknown ``weigh``; on use, more terms than there are, a
+            network without terms to sample; scores that are negative or not finite: elsewhere than on the CPU NaN.
 
     Source: Des Raj 1956 (not put back; see `fgvar.noise.Choice`); Fu et al. 2022 (terms, top); over a latent
     variable, REINFORCE (Williams 1992) and its sum-and-sample form (Liu et al. 2019).
@@ -232,7 +232,7 @@ class Draw:
         p, sure = self._for(terms, problem)
         if self.weigh == "none":
             return (sure + self.size * _sum(p, terms)) / (self.top + self.size)
-        return (sure + _sum((p > 0).to(p.dtype), terms)) / len(terms)
+        return (sure + _sum(torch.where(p > 0, 1, p), terms)) / len(terms)
 
     def spread(self, terms: Tensor, problem: Problem) -> Tensor:
         (p, _), count = self._for(terms, problem), len(terms)
@@ -241,7 +241,7 @@ class Draw:
         if self.weigh == "none":
             of_one = _sum(p, terms.square()) - _sum(p, terms).square()
             return of_one * (self.size / (self.top + self.size) ** 2)
-        whole = _sum((p > 0).to(p.dtype), terms)
+        whole = _sum(torch.where(p > 0, 1, p), terms)  # of what can be drawn; NaN stays
         return (_sum(_inverse(p), terms.square()) - whole.square()) / (self.size * count**2)
 
     def squares(self, terms: Tensor, problem: Problem) -> Tensor:
@@ -266,7 +266,7 @@ class Draw:
         of_drawn = choice.weights(drawn) * others.gather(-1, drawn)
         omega = torch.cat([torch.ones_like(top, dtype=of_drawn.dtype), of_drawn], -1)
         if self.weigh == "none":
-            return numbers, torch.full_like(omega, population / numbers.shape[-1])
+            return numbers, omega.where(omega.isnan(), population / numbers.shape[-1])
         if self.weigh == "normalised":
             return numbers, omega * (population / omega.sum(-1, keepdim=True))
         return numbers, omega
@@ -295,5 +295,5 @@ def _sum(factors: Tensor, terms: Tensor) -> Tensor:
 
 def _inverse(p: Tensor) -> Tensor:
     """1/p, of what is never drawn 0."""
-    drawn = p > 0
+    drawn = p != 0
     return torch.where(drawn, 1 / p.where(drawn, 1), 0)

@@ -85,11 +85,12 @@ class Losses:
         _require_batch(self, over)
         with torch.no_grad():
             losses = problem.losses(problem.run(problem.params)[0]).detach()
-        if self.power >= 0:
-            return losses**self.power
-        # Over the least of them, so that the largest score is 1, whatever the power; 0 is the least number above it.
-        positive = losses.where(losses != 0, torch.finfo(losses.dtype).tiny)
-        return torch.where(losses < 0, losses, (positive / positive.min()) ** self.power)
+        scale = losses
+        if self.power < 0:
+            # Over the least of them, so that the largest score is 1, whatever the power; 0 is the least number above.
+            positive = losses.where(losses != 0, torch.finfo(losses.dtype).tiny)
+            scale = positive / positive.min()
+        return torch.where(losses < 0, losses, scale**self.power)  # what is below 0 stays so under an even power
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,9 @@ class Outputs:
             return self._of_examples(watched[self.module] if self.module else found, problem.batch_size)
         values, shape = watched.get(self.module), terms_shape(problem, over)
         if values is None or tuple(values.shape) != shape:
-            returned = (
-                "the network's outputs" if values is None else f"{self.module!r}, of shape {tuple(values.shape)}"
-            )
+            by = "the network's outputs" if values is None else f"{self.module!r}, of shape {tuple(values.shape)}"
             raise ValueError(
-                f"Outputs scores the terms {shape} of {over!r} by {returned}; expected Outputs('name') of a module "
+                f"Outputs scores the terms {shape} of {over!r} by {by}; expected Outputs('name') of a module "
                 "that returns a number for each term"
             )
         return values.detach().abs()
@@ -138,9 +137,7 @@ class Outputs:
     def _of_examples(self, found: object, count: int) -> Tensor:
         whole = [x for x in leaves(found) if x.is_floating_point() and x.ndim and len(x) == count]
         if not whole:
-            raise ValueError(
-                f"{self!r} found no floating-point tensor with the {count} examples first; name a module"
-            )
+            raise ValueError(f"{self!r} found no floating-point tensor with {count} examples first; name a module")
         return torch.cat([x.detach().reshape(count, -1) for x in whole], 1).abs().mean(1)
 
 
@@ -242,6 +239,8 @@ class Mixed:
         return not self.of_loss  # 1/p is no longer in proportion to 1 over those scores
 
     def scores(self, problem: Problem, over: str) -> Tensor:
+        if self.even:
+            return Uniform().scores(problem, over)
         p = probabilities(self.by.scores(problem, over))
         return (1 - self.uniform) * p + self.uniform / p.shape[-1]
 
@@ -250,14 +249,15 @@ def probabilities(scores: Tensor, among: Tensor | None = None) -> Tensor:
     """Scores as probabilities along the last axis, in float64; uniform (``among`` those of 1) where they sum to 0."""
     scores = scores.detach().double()
     even = torch.ones_like(scores) if among is None else among
-    scores = scores * even
+    # What is no score makes all of them NaN, and so the gradient, which is found without waiting for the device.
+    scores = scores.where(scores.isfinite() & (scores >= 0), torch.nan) * even
     total = scores.sum(-1, keepdim=True)
-    return torch.where(total > 0, scores / total.where(total > 0, 1), even / even.sum(-1, keepdim=True))
+    return torch.where(total == 0, even / even.sum(-1, keepdim=True), scores / total.where(total != 0, 1))
 
 
 def require_scores(by: Score, scores: Tensor) -> None:
-    """Raise unless scores are numbers from 0 on."""
-    if not scores.is_meta and not bool((scores.isfinite() & (scores >= 0)).all()):
+    """Raise unless scores are numbers from 0 on; elsewhere than on the CPU it would wait, and NaN has to tell it."""
+    if scores.device.type == "cpu" and not bool((scores.isfinite() & (scores >= 0)).all()):
         raise ValueError(
             f"scores by {by!r} reach from {float(scores.min()):.6g} to {float(scores.max()):.6g}, expected finite "
             "numbers from 0 on; take another score, or a loss that is never below 0"

@@ -163,7 +163,9 @@ class Stochastic:
         if self.each:
             return problem.example(0)
         count = self.sample.batch_size(problem)
-        return problem if count == problem.batch_size else problem.rows(torch.arange(count) % problem.batch_size)
+        if count == problem.batch_size:
+            return problem
+        return problem.rows(torch.arange(count, device=problem.device) % problem.batch_size)
 
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         here = self.at.view(problem, _under("at", noise))
