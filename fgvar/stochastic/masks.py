@@ -97,7 +97,7 @@ class Magnitude:
         live = ((sizes >= self._quantile(sizes)) & (sizes > 0)).to(weight.dtype)
         if self.shuffled is not None:
             keys = Stream(self.shuffled, f"mask of {name}", 0).uniform(live.shape, torch.float64, torch.device("cpu"))
-            live = live[keys.argsort().to(weight.device)]
+            live = live[keys.argsort().to(weight.device, non_blocking=True)]
         return live.reshape(weight.shape)
 
     def _quantile(self, sizes: Tensor) -> Tensor:
