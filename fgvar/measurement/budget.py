@@ -72,7 +72,7 @@ def _needs_of_sentence(estimator: Stochastic, problem: Problem, randomness: Rand
 
 
 def _needs_of_history(history: History, problem: Problem, randomness: Randomness, budget: int) -> Needs:
-    """One estimate at a time; beside it all noise, parameters and output of a step, and a state as large as Adam's."""
+    """One estimate at a time; beside it all noise, parameters, output and a state as large as Adam's."""
     own = history.of.randomness(problem)
     one = needs(history.of, problem, own, budget)
     activities, parameters = sizes(problem)
