@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from fgvar.errors import require_word
 from fgvar.estimators.combine import Combine, Directions, Mean
 from fgvar.estimators.factors import Factors, sum_directions
 from fgvar.estimators.guesses import Guess, Isotropic
@@ -129,12 +130,8 @@ class Estimator:
 
     def __post_init__(self) -> None:
         for word, parts in self.WORDS.items():
-            given = getattr(self, word)
-            if isinstance(given, type):
-                raise TypeError(f"{word} is the class {given.__name__}, expected an instance: {given.__name__}(…)")
-            if missing := [part for part in parts if not hasattr(given, part)]:
-                default = type(self.__dataclass_fields__[word].default).__name__
-                raise TypeError(f"{word} is {given!r} without {', '.join(missing)}, expected one like {default}()")
+            default = type(self.__dataclass_fields__[word].default).__name__
+            require_word(word, getattr(self, word), parts, f"{default}()")
         if isinstance(self.noise, Randomness):  # which samples, too, but is what laws make
             raise TypeError(f"noise is {self.noise!r}, expected a law like Gaussian()")
         require_directions(self.directions)

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fgvar.errors import require_integer, require_type
+from fgvar.errors import require_integer, require_type, require_word
 from fgvar.estimators.estimator import require_problem
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import Leaf
-from fgvar.estimators.spaces import Keep, require_keep
+from fgvar.estimators.spaces import Keep
 from fgvar.problem import Problem
 from fgvar.stochastic.transforms import Gradient, Moments, Shapes, require_parameters
 
@@ -40,7 +40,7 @@ class Mask:
     bias_reason: ClassVar[str] = "dead parameters have no gradient"
 
     def __post_init__(self) -> None:
-        require_keep(self.keep)
+        require_word("keep", self.keep, ("mask",), "fgvar.transforms.Magnitude(0.4)")
 
     def leaves(self, problem: Problem, shapes: Shapes) -> dict[str, Leaf]:
         require_parameters(self, problem, shapes)

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from fgvar.errors import require_type
+from fgvar.errors import require_type, require_word
 from fgvar.estimators.activity_space import require_site
 from fgvar.estimators.estimator import Estimate, GradientEstimator, require_estimator
 from fgvar.estimators.noise import Gaussian
@@ -122,6 +122,9 @@ class Noise:
 
     centred: ClassVar[bool] = True  # E ĝ = 0
 
+    def __post_init__(self) -> None:
+        require_word("law", self.law, ("sample",), "fgvar.Gaussian()")
+
     @property
     def bias_reason(self) -> str:
         return ""
@@ -164,6 +167,7 @@ class Tapped:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        require_word("noise", self.noise, ("sample",), "fgvar.Gaussian()")
         require_type("scale", self.scale, Real, "a number")
 
     @property

@@ -7,12 +7,13 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fgvar.errors import unknown
+from fgvar.errors import require_word, unknown
 from fgvar.estimators.choices import Choice
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
 from fgvar.stochastic.scores import (
     BATCH,
+    SCORE,
     Score,
     Uniform,
     probabilities,
@@ -25,9 +26,8 @@ from fgvar.stochastic.scores import (
 class Sample(Protocol):
     """Which terms of a sum are looked at.
 
-    ``bias_reason`` says why E ω is not 1; empty where it is. ``linear`` says whether Σ ω ĝ is linear in the loss. One
-    that leaves the examples as they are may say so, by an attribute ``whole = True``.
-    ``whole = True``, on its class, says that all examples are looked at, whatever is drawn, and weighed.
+    ``bias_reason`` says why E ω is not 1; empty where it is. ``linear`` says whether Σ ω ĝ is linear in the loss.
+    ``whole = True``, which is optional, says that all examples are looked at, whatever is drawn, and weighed.
     """
 
     @property
@@ -159,6 +159,7 @@ class Draw:
     WEIGHS: ClassVar[tuple[str, ...]] = ("unbiased", "none", "normalised")
 
     def __post_init__(self) -> None:
+        require_word("by", self.by, SCORE, "fgvar.sampling.Losses()")
         if self.size < 1:
             raise ValueError(f"size is {self.size}, expected at least 1 term")
         if self.top < 0:

@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from fgvar.errors import unknown
+from fgvar.errors import require_word, unknown
 from fgvar.nn.forward_pass import called_twice
 from fgvar.nn.structures import leaves
 from fgvar.nn.terms import Terms, terms_of
@@ -14,6 +14,7 @@ from fgvar.problem import Problem
 
 BATCH = "batch"  # what is sampled: examples,
 TERMS = "terms"  # or the terms of all sums inside the network
+SCORE = ("adapted", "of_loss", "linear", "scores")  # what tells a score from other words
 
 
 class Score(Protocol):
@@ -62,9 +63,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Losses:
-    """Examples by their loss: in proportion to ℓ_n to a power. With a power below 0, losses of 0 take all.
-
-    A loss below 0 is refused.
+    """Examples by their loss ℓ_n to a power; by one below 0 losses of 0 take all. A loss below 0 is refused.
 
     Args:
         power: 1 prefers large losses; −½, as in SFR-on (Huang et al. 2024), small ones.
@@ -219,6 +218,7 @@ class Mixed:
     uniform: float = 0.5
 
     def __post_init__(self) -> None:
+        require_word("by", self.by, SCORE, "fgvar.sampling.Losses()")
         if not 0 <= self.uniform <= 1:
             raise ValueError(f"uniform is {self.uniform!r}, expected a share between 0 and 1")
 

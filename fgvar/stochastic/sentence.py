@@ -8,6 +8,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from fgvar.errors import require_word
 from fgvar.estimators.estimator import Estimate, ExactGradient, GradientEstimator, require_estimator
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.nn.stacking import DIRECTIONS
@@ -63,24 +64,22 @@ class Stochastic:
     then: tuple[Transform, ...] = ()
     workers: int = 1
 
+    # What each is like, and what tells it from another word put in its place.
     WORDS: ClassVar[dict[str, tuple[str, ...]]] = {
-        "sample": ("leaves", "view", "batch_size"),
-        "at": ("leaves", "view"),
-        "each": ("leaves", "__call__"),
-        "then": ("leaves", "__call__"),
+        "sample": ("fgvar.sampling.Draw(8)", "leaves", "view", "batch_size"),
+        "at": ("fgvar.points.Here()", "leaves", "view"),
+        "each": ("fgvar.transforms.Clip(1.0)", "leaves", "__call__"),
+        "then": ("fgvar.transforms.Sign()", "leaves", "__call__"),
     }
 
     def __post_init__(self) -> None:
         require_estimator("of", self.of)
-        for word, parts in self.WORDS.items():
+        for word, (like, *parts) in self.WORDS.items():
             given = getattr(self, word)
             if word in ("each", "then") and not isinstance(given, tuple):
                 raise TypeError(f"{word} is {given!r}, expected a tuple of transforms: ({given!r},)")
             for one in given if isinstance(given, tuple) else (given,):
-                if isinstance(one, type):
-                    raise TypeError(f"{word} is the class {one.__name__}, expected an instance: {one.__name__}(…)")
-                if missing := [part for part in parts if not hasattr(one, part)]:
-                    raise TypeError(f"{word} is {one!r} without {', '.join(missing)}")
+                require_word(word, one, parts, like)
         if not isinstance(self.workers, int) or self.workers < 1:
             raise ValueError(f"workers is {self.workers!r}, expected an integer of at least 1")
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fgvar.errors import require_word
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
 from fgvar.stochastic.transforms import Gradient, Transform, returned_shapes, shapes_of
@@ -213,8 +214,7 @@ class ErrorFeedback:
     compress: Transform
 
     def __post_init__(self) -> None:
-        if isinstance(self.compress, type) or not (callable(self.compress) and hasattr(self.compress, "leaves")):
-            raise TypeError(f"compress is {self.compress!r}, expected a transform, as fgvar.transforms has")
+        require_word("compress", self.compress, ("leaves", "__call__"), "fgvar.transforms.TopK(0.1)")
 
     @property
     def bias_reason(self) -> str:

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fgvar.errors import unknown
+from fgvar.errors import require_word, unknown
 from fgvar.estimators.choices import Bernoulli
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
-from fgvar.stochastic.scores import BATCH, Score, probabilities, require_scores
+from fgvar.stochastic.scores import BATCH, SCORE, Score, probabilities, require_scores
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,9 @@ class Reweighted:
     by: Score
 
     whole: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_word("by", self.by, SCORE, "fgvar.sampling.Losses()")
 
     @property
     def bias_reason(self) -> str:

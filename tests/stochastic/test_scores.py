@@ -162,6 +162,12 @@ def test_refusals() -> None:
             ValueError, match=r"scores examples, over is 'latent'; expected over='batch', or .*TermSizes"
         ):
             Draw(1, by=by, over="latent").leaves(terms)
+    uniform = fgvar.noise.Uniform()  # the law, where the score is meant, which has the same name
+    for sampler in (lambda by: Draw(2, by=by), Reweighted, Mixed):
+        with pytest.raises(TypeError, match=r"by is Uniform\(\) without adapted, .* expected one like fgvar\.sampl"):
+            sampler(uniform)
+        with pytest.raises(TypeError, match=r"by is the class Losses, expected an instance: Losses\(…\)"):
+            sampler(Losses)
     with pytest.raises(ValueError, match="TermSizes scores terms of a sum inside the network, over is 'batch'"):
         Draw(1, by=TermSizes()).leaves(at)
     with pytest.raises(ValueError, match=r"unknown module of Outputs 'Q' \(valid: f, latent, logits, q\)"):
