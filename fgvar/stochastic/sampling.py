@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fgvar.errors import require_word, unknown
+from fgvar.errors import require_integer, require_word, unknown
 from fgvar.estimators.choices import Choice
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
@@ -160,10 +160,8 @@ class Draw:
 
     def __post_init__(self) -> None:
         require_word("by", self.by, SCORE, "fgvar.sampling.Losses()")
-        if self.size < 1:
-            raise ValueError(f"size is {self.size}, expected at least 1 term")
-        if self.top < 0:
-            raise ValueError(f"top is {self.top}, expected a number of terms from 0 on")
+        require_integer("size", self.size, 1)
+        require_integer("top", self.top, 0)
         if self.weigh not in self.WEIGHS:
             raise ValueError(unknown("weigh", self.weigh, self.WEIGHS))
 

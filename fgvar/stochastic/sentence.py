@@ -8,7 +8,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from fgvar.errors import require_word
+from fgvar.errors import require_integer, require_word
 from fgvar.estimators.estimator import Estimate, ExactGradient, GradientEstimator, require_estimator
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.nn.stacking import DIRECTIONS
@@ -80,8 +80,7 @@ class Stochastic:
                 raise TypeError(f"{word} is {given!r}, expected a tuple of transforms: ({given!r},)")
             for one in given if isinstance(given, tuple) else (given,):
                 require_word(word, one, parts, like)
-        if not isinstance(self.workers, int) or self.workers < 1:
-            raise ValueError(f"workers is {self.workers!r}, expected an integer of at least 1")
+        require_integer("workers", self.workers, 1)
 
     @property
     def bias_reason(self) -> str:
