@@ -60,10 +60,10 @@ class Poisson:
         return problem.batch_size
 
     def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:  # noqa: ARG002
-        kept = noise[""]
+        drawn = noise[""]
         if self.divide == "expected":
-            return here.weighted(kept / self.rate)
-        return here.weighted(kept * (len(kept) / kept.sum().clamp_min(1)))
+            return here.weighted(drawn / self.rate)
+        return here.weighted(drawn * (len(drawn) / drawn.sum().clamp_min(1)))
 
     def largest_share(self, problem: Problem) -> float | None:
         return 1 / (self.rate * problem.batch_size) if self.divide == "expected" else 1.0
