@@ -55,3 +55,26 @@ def test_no_word_of_a_sampled_gradient_is_asked_for_its_type(path: Path) -> None
 )
 def test_asking_for_a_type_is_seen(line: str) -> None:
     assert asked_for_types(f"y = {line}") & WORDS == {"Draw"}
+
+
+def thawed(source: str) -> list[str]:
+    """Dataclasses that are not frozen, and make an object in a default, which all of them would share."""
+    return [
+        node.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ClassDef)
+        and any(
+            "dataclass" in ast.unparse(one) and "frozen=True" not in ast.unparse(one) for one in node.decorator_list
+        )
+        and any(
+            isinstance(line, ast.AnnAssign) and isinstance(line.value, ast.Call) and "field(" not in ast.unparse(line)
+            for line in node.body
+        )
+    ]
+
+
+def test_objects_that_are_defaults_belong_to_frozen_classes() -> None:
+    """Ruff's own rule does not tell these from others, and is off."""
+    paths = [path for folder in LONGEST for path in (ROOT / folder).rglob("*.py")]
+    assert {str(path): found for path in paths if (found := thawed(path.read_text()))} == {}
+    assert thawed("@dataclass\nclass A:\n    x: B = B()\n    y: int = 0") == ["A"]
