@@ -63,9 +63,7 @@ def thawed(source: str) -> list[str]:
         node.name
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.ClassDef)
-        and any(
-            "dataclass" in ast.unparse(one) and "frozen=True" not in ast.unparse(one) for one in node.decorator_list
-        )
+        and any("dataclass" in one and "frozen=True" not in one for one in map(ast.unparse, node.decorator_list))
         and any(
             isinstance(line, ast.AnnAssign) and isinstance(line.value, ast.Call) and "field(" not in ast.unparse(line)
             for line in node.body
