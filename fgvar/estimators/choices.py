@@ -28,7 +28,8 @@ class Choice:
         adapted: they come from the parameters (see `fgvar.estimators.randomness.Law`).
 
     Raises:
-        ValueError: on use, more indices than terms of positive probability, where none is put back.
+        ValueError: on use, more indices than terms of positive probability, where none is put back; elsewhere than on
+            the CPU their weights are NaN.
 
     Source: Des Raj 1956 for the factors of what is not put back; drawn as the smallest of exponential times over p
     (Efraimidis and Spirakis 2006), which is the law of ``torch.multinomial``. Put back: the inverse of Σ_{j≤i} p_j.
