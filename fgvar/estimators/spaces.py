@@ -5,6 +5,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from fgvar.errors import require_word
 from fgvar.estimators.credit import Plan
 from fgvar.estimators.losses import Losses, LossTerms
 from fgvar.problem import Problem
@@ -67,10 +68,7 @@ class Keep(Protocol):
 
 def require_keep(keep: object) -> None:
     """Raise where this does not say which parameters are live."""
-    if isinstance(keep, type) or not hasattr(keep, "mask"):
-        raise TypeError(
-            f"keep is {keep!r}, expected what says which parameters are live, as fgvar.transforms.Magnitude(0.4)"
-        )
+    require_word("keep", keep, ("mask",), "fgvar.transforms.Magnitude(0.4)")
 
 
 def require_perturbed(problem: Problem) -> None:

@@ -6,7 +6,7 @@ from numbers import Real
 
 from torch import Tensor
 
-from fgvar.errors import require_integer, require_type
+from fgvar.errors import require_integer, require_type, require_word
 from fgvar.estimators.estimator import Estimate, GradientEstimator, require_estimator
 from fgvar.estimators.randomness import Randomness
 from fgvar.problem import Problem
@@ -54,8 +54,7 @@ class History:
 
     def __post_init__(self) -> None:
         require_estimator("of", self.of)
-        if isinstance(self.through, type) or not hasattr(self.through, "start"):
-            raise TypeError(f"through is {self.through!r}, expected an optimiser like fgvar.streams.Momentum()")
+        require_word("through", self.through, ("start",), "fgvar.streams.Momentum()")
         require_integer("steps", self.steps, 1)
         require_type("lr", self.lr, Real, "a number")
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from fgvar.errors import require_type
+from fgvar.errors import require_type, require_word
 from fgvar.estimators.activity_space import require_site
 from fgvar.estimators.estimator import Estimate, GradientEstimator, require_estimator
 from fgvar.estimators.noise import Gaussian
@@ -61,7 +61,7 @@ class Ahead:
     minimisation, of bias +ρ H g/‖g‖ for ρ = −step.
 
     Args:
-        by: whose estimate z is, a dict like ``problem.params``.
+        by: whose estimate z is, a dict like ``problem.params``; `Noise` for random numbers.
         step: how far, in units of z.
         unit: z/‖z‖, over all tensors together, in place of z; 0 where z is 0.
 
@@ -112,6 +112,11 @@ class Noise:
     Args:
         law: of the numbers.
 
+    Raises:
+        TypeError: what is no law.
+
+    Source: Lin et al. 2020.
+
     Example:
         >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
         >>> {name: leaf.shape for name, leaf in Noise().randomness(problem).leaves.items()}
@@ -119,6 +124,9 @@ class Noise:
     """
 
     law: Law = Gaussian()  # noqa: RUF009 (frozen)
+
+    def __post_init__(self) -> None:
+        require_word("law", self.law, ("sample",), "Gaussian()")
 
     centred: ClassVar[bool] = True  # E ĝ = 0
 
@@ -149,8 +157,10 @@ class Tapped:
         scale: standard deviation.
 
     Raises:
-        TypeError: ``scale`` is no number.
+        TypeError: ``noise`` is no law, or ``scale`` no number.
         ValueError: on use, an unknown site, or one that is called twice or carries no batch axis.
+
+    Source: Bishop 1995 (training with noise).
 
     Example:
         >>> from fgvar.nn.sites import with_sites
@@ -164,6 +174,7 @@ class Tapped:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        require_word("noise", self.noise, ("sample",), "Gaussian()")
         require_type("scale", self.scale, Real, "a number")
 
     @property

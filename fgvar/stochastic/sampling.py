@@ -7,26 +7,27 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fgvar.errors import unknown
+from fgvar.errors import require_integer, unknown
 from fgvar.estimators.choices import Choice
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
-from fgvar.stochastic.scores import (
+from fgvar.stochastic.populations import (
     BATCH,
     Score,
-    Uniform,
     probabilities,
+    require_score,
     require_scores,
     sampled_terms,
+    scores_of,
     terms_shape,
 )
+from fgvar.stochastic.scores import Uniform
 
 
 class Sample(Protocol):
     """Which terms of a sum are looked at.
 
-    ``bias_reason`` says why E ω is not 1; empty where it is. ``linear`` says whether Σ ω ĝ is linear in the loss. One
-    that leaves the examples as they are may say so, by an attribute ``whole = True``.
+    ``bias_reason`` says why E ω is not 1; empty where it is. ``linear`` says whether Σ ω ĝ is linear in the loss.
     ``whole = True``, on its class, says that all examples are looked at, whatever is drawn, and weighed.
     """
 
@@ -138,8 +139,9 @@ class Draw:
             one such module. E ĝ is then the whole gradient where the loss is linear in the sum: not in log Ẑ.
 
     Raises:
+        TypeError: a size or a top that is no integer, scores that are none.
         ValueError: a size below 1, a top below 0, an unknown ``weigh``; on use, more terms than there are, scores
-            that are negative or not finite, a network without terms to sample.
+            that are negative, not finite or of another shape, a network without terms to sample.
 
     Source: Des Raj 1956 (not put back; see `fgvar.noise.Choice`); Fu et al. 2022 (terms, top); over a latent
     variable, REINFORCE (Williams 1992) and its sum-and-sample form (Liu et al. 2019).
@@ -159,10 +161,9 @@ class Draw:
     WEIGHS: ClassVar[tuple[str, ...]] = ("unbiased", "none", "normalised")
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size is {self.size}, expected at least 1 term")
-        if self.top < 0:
-            raise ValueError(f"top is {self.top}, expected a number of terms from 0 on")
+        require_integer("size", self.size, 1)
+        require_integer("top", self.top, 0)
+        require_score(self.by)
         if self.weigh not in self.WEIGHS:
             raise ValueError(unknown("weigh", self.weigh, self.WEIGHS))
 
@@ -273,7 +274,7 @@ class Draw:
 
     def _law(self, problem: Problem, name: str, *, check: bool = False) -> _Law:
         """The law of draws from the batch, or from the terms of this name; ``check`` reads the scores' values."""
-        scores = self.by.scores(problem, name).detach().double()
+        scores = scores_of(self.by, problem, name).double()
         population = scores.shape[-1]
         if self.top > population or (not self.replace and self.top + self.size > population):
             raise ValueError(

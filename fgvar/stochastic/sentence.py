@@ -8,6 +8,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from fgvar.errors import require_integer, require_word
 from fgvar.estimators.estimator import Estimate, ExactGradient, GradientEstimator, require_estimator
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.nn.stacking import DIRECTIONS
@@ -63,26 +64,25 @@ class Stochastic:
     then: tuple[Transform, ...] = ()
     workers: int = 1
 
-    WORDS: ClassVar[dict[str, tuple[str, ...]]] = {
-        "sample": ("leaves", "view", "batch_size"),
-        "at": ("leaves", "view"),
-        "each": ("leaves", "__call__"),
-        "then": ("leaves", "__call__"),
+    WORDS: ClassVar[dict[str, tuple[tuple[str, ...], str]]] = {
+        "sample": (("leaves", "view", "batch_size"), "fgvar.sampling.Draw(8)"),
+        "at": (("leaves", "view"), "fgvar.points.Here()"),
+        "each": (("leaves", "__call__"), "fgvar.transforms.Clip(1.0)"),
+        "then": (("leaves", "__call__"), "fgvar.transforms.Clip(1.0)"),
     }
 
     def __post_init__(self) -> None:
         require_estimator("of", self.of)
-        for word, parts in self.WORDS.items():
+        for word, (parts, like) in self.WORDS.items():
             given = getattr(self, word)
             if word in ("each", "then") and not isinstance(given, tuple):
-                raise TypeError(f"{word} is {given!r}, expected a tuple of transforms: ({given!r},)")
+                meant = tuple(given) if isinstance(given, list) else (given,)
+                raise TypeError(f"{word} is {given!r}, expected a tuple of transforms: {meant!r}")
             for one in given if isinstance(given, tuple) else (given,):
-                if isinstance(one, type):
-                    raise TypeError(f"{word} is the class {one.__name__}, expected an instance: {one.__name__}(…)")
-                if missing := [part for part in parts if not hasattr(one, part)]:
-                    raise TypeError(f"{word} is {one!r} without {', '.join(missing)}")
-        if not isinstance(self.workers, int) or self.workers < 1:
-            raise ValueError(f"workers is {self.workers!r}, expected an integer of at least 1")
+                require_word(word, one, parts, like)
+        if hasattr(self.at, "batch_size"):  # which has leaves and a view, too
+            raise TypeError(f"at is {self.at!r}, expected a point like fgvar.points.Here(); samplers go to sample=")
+        require_integer("workers", self.workers, 1)
 
     @property
     def bias_reason(self) -> str:

@@ -3,16 +3,17 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fgvar.errors import unknown
+from fgvar.errors import require_type, unknown
 from fgvar.estimators.choices import Bernoulli
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
-from fgvar.stochastic.scores import BATCH, Score, probabilities, require_scores
+from fgvar.stochastic.populations import BATCH, Score, probabilities, require_score, require_scores, scores_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Poisson:
     DIVIDES: ClassVar[tuple[str, ...]] = ("expected", "sampled")
 
     def __post_init__(self) -> None:
+        require_type("rate", self.rate, Real, "a probability above 0 and at most 1")
         if not 0 < self.rate <= 1:
             raise ValueError(f"rate is {self.rate!r}, expected a probability above 0 and at most 1")
         if self.divide not in self.DIVIDES:
@@ -107,7 +109,8 @@ class Reweighted:
         by: scores.
 
     Raises:
-        ValueError: on use, scores that are negative or not finite.
+        TypeError: scores that are none.
+        ValueError: on use, scores that are negative, not finite or of another shape.
 
     Source: Huang et al. 2024 (SFR-on), with ``Losses(-0.5)``.
 
@@ -121,6 +124,9 @@ class Reweighted:
 
     whole: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        require_score(self.by)
+
     @property
     def bias_reason(self) -> str:
         return "examples count by their scores, not alike" if not getattr(self.by, "even", False) else ""
@@ -130,7 +136,7 @@ class Reweighted:
         return not self.by.of_loss
 
     def leaves(self, problem: Problem) -> dict[str, Leaf]:
-        require_scores(self.by, self.by.scores(problem, BATCH))
+        require_scores(self.by, scores_of(self.by, problem, BATCH))
         return {}
 
     def batch_size(self, problem: Problem) -> int:
@@ -152,4 +158,4 @@ class Reweighted:
         return torch.tensordot(self._shares(problem).to(terms.dtype).square(), terms, dims=1)
 
     def _shares(self, problem: Problem) -> Tensor:
-        return probabilities(self.by.scores(problem, BATCH))
+        return probabilities(scores_of(self.by, problem, BATCH))
