@@ -57,32 +57,26 @@ def _per_direction(estimator: Estimator, problem: Problem, found: dict[str, Tens
 
 
 def _of_weights(estimator: Estimator, problem: Problem, budget: int) -> Moments:
-    """Of weight perturbation, whose mean and variance come from the same passes."""
-    found, spread = _weight_space(estimator, problem, budget)
-    # Heads and read-outs are not perturbed: they learn by their exact gradient, which no draw changes.
-    found = {**found, **estimator.space.linearise(problem, estimator.losses).backward({})}
+    """Of weight perturbation: mean and variance from the same passes, for the batch or for each example."""
+    if estimator.shares_noise:
+        found, spread = _for_one_direction(estimator, problem)
+    else:
+        # Independent noise: the estimate is the mean of the examples' own, whose variances add up to N² of its own.
+        n, found, spread = problem.batch_size, dict[str, Tensor](), dict[str, Tensor]()
+        for part in parts(problem, budget):
+            own, squares = part.per_example(lambda example: _for_one_direction(estimator, example))
+            found = {name: found.get(name, 0) + c.sum(0) / n for name, c in own.items()}
+            spread = {name: spread.get(name, 0) + v.sum(0) / n**2 for name, v in squares.items()}
     return Moments({name: found[name] for name in problem.params}, _per_direction(estimator, problem, spread))
 
 
-def _weight_space(estimator: Estimator, problem: Problem, budget: int) -> tuple[Vectors, Vectors]:
-    """Mean and variance for one direction: |c_w|² + (κ − 2) c_ww², for the batch or the mean over examples."""
+def _for_one_direction(estimator: Estimator, problem: Problem) -> tuple[Vectors, Vectors]:
+    """Mean, of heads and read-outs too, which no draw changes, and variance |c_w|² + (κ − 2) c_ww²."""
     # A weight moves itself alone, X_w = 1: M = e_w c_wᵀ, so that ‖M‖² = |c_w|² and tr M² = M_ww² = c_ww².
-    excess = kurtosis_of(estimator) - 2
-    if estimator.shares_noise:
-        own, squares = weight_credits(CreditVjp(estimator.space, estimator.losses, problem))
-        return own, {name: squares[name] + excess * c.square() for name, c in own.items()}
-
-    def one(example: Problem) -> tuple[Vectors, Vectors]:
-        own, squares = weight_credits(CreditVjp(estimator.space, estimator.losses, example))
-        return own, {name: squares[name] + excess * c.square() for name, c in own.items()}
-
-    # Independent noise: the estimate is the mean of the examples' own, whose variances add up to N² of its own.
-    n, means, spreads = problem.batch_size, dict[str, Tensor](), dict[str, Tensor]()
-    for part in parts(problem, budget):
-        own, spread = part.per_example(one)
-        means = {name: means.get(name, 0) + c.sum(0) / n for name, c in own.items()}
-        spreads = {name: spreads.get(name, 0) + v.sum(0) / n**2 for name, v in spread.items()}
-    return means, spreads
+    credit_vjp, excess = CreditVjp(estimator.space, estimator.losses, problem), kurtosis_of(estimator) - 2
+    own, squares = weight_credits(credit_vjp)
+    spread = {name: squares[name] + excess * c.square() for name, c in own.items()}
+    return {**own, **credit_vjp.linearised.backward({})}, spread
 
 
 def _activity_variance(estimator: Estimator, problem: Problem, budget: int) -> dict[str, Tensor]:
