@@ -54,9 +54,9 @@ class Here:
 
 @dataclass(frozen=True)
 class Ahead:
-    """At θ' = θ − step·z, z an estimate of any estimator's, constant for differentiation.
+    """Extrapolated: at θ' = θ − step·z, z an estimate of any estimator's, constant for differentiation.
 
-    Extrapolation, whose bias is −step·H E z + O(step²) for the Hessian H; for E z = 0, of estimators that declare
+    Its bias is −step·H E z + O(step²) for the Hessian H; for E z = 0, of estimators that declare
     ``centred = True`` as `Noise` does, ½ step²·∇tr(H Cov z). With ``unit`` and a negative step it is sharpness-aware
     minimisation, of bias +ρ H g/‖g‖ for ρ = −step.
 
@@ -146,7 +146,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Tapped:
-    """At activities z + scale·u of a site, u ~ noise, each example's its own: reparameterised, dropout-like noise.
+    """Noise injected: at activities z + scale·u of a site, u ~ noise, each example's its own, as reparameterised.
 
     Unbiased for the smoothed loss E L(z + scale·u), whose gradient is that of L + ½ scale² tr H + O(scale⁴), H the
     Hessian by the activities.

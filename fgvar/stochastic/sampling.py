@@ -65,7 +65,7 @@ class Sample(Protocol):
 
 @dataclass(frozen=True)
 class Everything:
-    """All terms, each once.
+    """The full batch: all terms, each once.
 
     Example:
         >>> Everything().bias_reason
@@ -121,9 +121,9 @@ class _Law(NamedTuple):
 
 @dataclass(frozen=True)
 class Draw:
-    """``size`` terms drawn with probabilities p in proportion to scores; ``top`` terms of highest score for certain.
+    """A minibatch: ``size`` terms drawn, with probabilities p in proportion to scores; the ``top`` highest for certain.
 
-    Put back, ω = 1/(m p): E ĝ is the gradient of the whole, and its variance, for per-example gradients g_n of N
+    Put back (importance sampling), ω = 1/(m p): E ĝ is the gradient of the whole, its variance, of gradients g_n of N
     examples, (1/m)[Σ‖g_n‖²/(N² p_n) − ‖ḡ‖²], least for p ∝ ‖g_n‖. Not put back, uniformly:
     (1/m)(1 − m/N) Σ‖g_n − ḡ‖²/(N − 1). A term of score 0 outside of the top is never drawn; `Mixed` is the remedy.
 

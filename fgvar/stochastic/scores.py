@@ -23,7 +23,7 @@ from fgvar.stochastic.populations import (
 
 @dataclass(frozen=True)
 class Uniform:
-    """All terms alike.
+    """Uniform sampling: all terms alike.
 
     Example:
         >>> Uniform().adapted
@@ -191,7 +191,7 @@ class TermSizes:
 
 @dataclass(frozen=True)
 class Mixed:
-    """(1 − η) of other scores' probabilities and η of uniform ones, so that no ω is above 1/η of the uniform one.
+    """A mixture: (1 − η) of other scores' probabilities and η of uniform ones; no ω is above 1/η of the uniform one.
 
     Args:
         by: other scores.

@@ -18,7 +18,7 @@ from fgvar.stochastic.populations import BATCH, Score, probabilities, require_sc
 
 @dataclass(frozen=True)
 class Poisson:
-    """Every example with probability ``rate``, independently; computed whole, those left out by weights of 0.
+    """Poisson sampling: every example with probability ``rate``, independently; those left out have weights of 0.
 
     ω = b/q for b of 0 or 1 and the rate q: E ĝ is the gradient of the whole, its variance Σ (1 − q)/q ‖g_n‖²/N².
 
@@ -103,7 +103,7 @@ class Poisson:
 
 @dataclass(frozen=True)
 class Reweighted:
-    """Every example, weighed by its share of all scores: w_n = N s_n/Σ s. No randomness, and another gradient.
+    """Reweighting: every example by its share of all scores, w_n = N s_n/Σ s. No randomness, and another gradient.
 
     Args:
         by: scores.
