@@ -121,7 +121,7 @@ class _Law(NamedTuple):
 
 @dataclass(frozen=True)
 class Draw:
-    """A minibatch: ``size`` terms drawn, with probabilities p in proportion to scores; the ``top`` highest for certain.
+    """A minibatch: ``size`` terms drawn, with p in proportion to scores, the ``top`` highest for certain.
 
     Put back (importance sampling), ω = 1/(m p): E ĝ is the gradient of the whole, its variance, of gradients g_n of N
     examples, (1/m)[Σ‖g_n‖²/(N² p_n) − ‖ḡ‖²], least for p ∝ ‖g_n‖. Not put back, uniformly:
