@@ -113,3 +113,47 @@ WRONG_VALUES = [
 def test_wrong_values(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@dataclass(frozen=True)
+class Forgetful:
+    """A sampler, a point, a transform or an optimiser whose last step is left out."""
+
+    bias_reason, linear = "", True
+
+    def leaves(self, problem: fgvar.Problem, shapes: object = None) -> dict[str, fgvar.Leaf]:  # noqa: ARG002
+        return {}
+
+    def view(self, here: fgvar.Problem, *_: object) -> Tensor:
+        return here.inputs
+
+    def start(self, gradient: dict[str, Tensor]) -> None:  # noqa: ARG002
+        return None
+
+    def __call__(self, gradient: dict[str, Tensor], *_: object) -> list[Tensor]:
+        return list(gradient.values())
+
+
+class ForgetfulSampler(Forgetful):
+    def batch_size(self, problem: fgvar.Problem) -> int:
+        return problem.batch_size
+
+
+class Stateless(Forgetful):
+    def __call__(self, gradient: dict[str, Tensor], *_: object) -> dict[str, Tensor]:
+        return gradient
+
+
+UNFINISHED = [
+    (fgvar.Stochastic(sample=ForgetfulSampler()), r"view of .*Sampler\(\) is Tensor, expected a problem, as here"),
+    (fgvar.Stochastic(at=Forgetful()), r"the view of Forgetful\(\) is Tensor, expected a problem"),
+    (fgvar.Stochastic(then=(Forgetful(),)), r"Forgetful\(\) returned list, expected a dict of tensors, like"),
+    (fgvar.Stochastic(each=(Forgetful(),)), r"Forgetful\(\) returned list, expected a dict of tensors"),
+    (fgvar.History(EXACT, Stateless(), 2), r"Stateless\(\) returned dict, expected \(output, state\)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "message"), UNFINISHED)
+def test_what_a_word_of_ones_own_returns(row, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        row.estimate(line(), {})
