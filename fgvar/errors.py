@@ -27,7 +27,7 @@ def require_integer(what: str, got: object, least: int) -> None:
 
 
 def require_word(what: str, got: object, parts: Iterable[str], like: str) -> None:
-    """Raise a TypeError where ``got`` is a class in place of an instance, or lacks one of these attributes."""
+    """Raise a TypeError where ``got`` lacks one of these attributes: it is a class, or another word in its place."""
     if isinstance(got, type):
         raise TypeError(f"{what} is the class {got.__name__}, expected an instance: {got.__name__}(…)")
     if missing := [part for part in parts if not hasattr(got, part)]:

@@ -65,8 +65,10 @@ class Choice:
         if self.replace:
             below = p.cumsum(-1)
             # Over its last number, which rounding leaves beside 1. Of p = 0 the interval [below, below) is empty.
-            return torch.searchsorted(below / below[..., -1:], stream.uniform(shape, p.dtype, device), right=True)
-        if not (self.even or p.is_meta):
+            u = stream.uniform(shape, p.dtype, device)
+            found = torch.searchsorted(below / below[..., -1:], u, right=True)
+            return found.clamp_max(self.population - 1)  # NaN has no place; of p = NaN, ω says so
+        if not self.even and p.device.type == "cpu":  # elsewhere it would wait for the device; ω is 0/0 = NaN there
             _require_enough(count, int((p > 0).sum(-1).min()))
         # An exponential time with rate p each: the first to come is a draw by p, the next ones those not put back.
         times = -torch.log1p(-stream.uniform((*shape[:-1], p.shape[-1]), p.dtype, device))

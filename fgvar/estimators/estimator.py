@@ -109,12 +109,12 @@ class Estimator:
         torch.Size([2, 3])
     """
 
-    space: Space = WeightSpace()  # noqa: RUF009 (frozen)
-    noise: Law = Gaussian()  # noqa: RUF009 (frozen)
-    losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
-    oracle: Oracle = Jvp()  # noqa: RUF009 (frozen)
-    guess: Guess = Isotropic()  # noqa: RUF009 (frozen)
-    combine: Combine = Mean()  # noqa: RUF009 (frozen)
+    space: Space = WeightSpace()
+    noise: Law = Gaussian()
+    losses: Losses = GlobalLoss()
+    oracle: Oracle = Jvp()
+    guess: Guess = Isotropic()
+    combine: Combine = Mean()
     shared: bool | None = None
     directions: int = 1
     antithetic: bool = False
@@ -131,8 +131,8 @@ class Estimator:
 
     def __post_init__(self) -> None:
         for word, parts in self.WORDS.items():
-            given = getattr(self, word)
-            require_word(word, given, parts, f"{type(self.__dataclass_fields__[word].default).__name__}()")
+            default = type(self.__dataclass_fields__[word].default).__name__
+            require_word(word, getattr(self, word), parts, f"{default}()")
         if isinstance(self.noise, Randomness):  # which samples, too, but is what laws make
             raise TypeError(f"noise is {self.noise!r}, expected a law like Gaussian()")
         require_directions(self.directions)
@@ -279,7 +279,7 @@ class ExactGradient:
         False
     """
 
-    losses: Losses = GlobalLoss(heads=False)  # noqa: RUF009 (frozen)
+    losses: Losses = GlobalLoss(heads=False)
 
     additive: ClassVar[bool] = True  # its estimate is the mean of those of each example alone
 

@@ -5,7 +5,6 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from fgvar.errors import require_word
 from fgvar.estimators.credit import Plan
 from fgvar.estimators.losses import Losses, LossTerms
 from fgvar.problem import Problem
@@ -64,11 +63,6 @@ class Keep(Protocol):
 
     def mask(self, problem: Problem) -> dict[str, Tensor]:
         """Ones for what is live, zeros for what is dead: a dict like ``problem.params``."""
-
-
-def require_keep(keep: object) -> None:
-    """Raise where this does not say which parameters are live."""
-    require_word("keep", keep, ("mask",), "fgvar.transforms.Magnitude(0.4)")
 
 
 def require_perturbed(problem: Problem) -> None:

@@ -17,7 +17,9 @@ from fgvar.measurement.moments import BLOCK
 from fgvar.measurement.protocol_checks import require_randomness
 from fgvar.measurement.references import PIECE
 from fgvar.problem import Problem
+from fgvar.stochastic.history import History
 from fgvar.stochastic.sentence import Stochastic, of_terms
+from fgvar.theory.applicability import estimates_of
 
 LARGEST_CHUNK = 64  # beyond it vmap gains nothing, and takes memory
 # Of draws so small that Python and the calls of kernels take the time: as many as hold so many numbers together.
@@ -46,8 +48,11 @@ def needs(estimator: GradientEstimator, problem: Problem, randomness: Randomness
     noise = randomness.size if weights else 2 * randomness.size
     # Replayed, all draws meet the same gradients of the loss terms: inner products, and no pass of a draw's own.
     own = 0 if weights and isinstance(getattr(estimator, "oracle", None), Replay) else activities
-    if isinstance(estimator, Stochastic):
-        return _needs_of_sentence(estimator, problem, randomness)
+    estimated = estimates_of(estimator)
+    if isinstance(estimated, Stochastic):
+        return _needs_of_sentence(estimated, problem, randomness)
+    if isinstance(estimated, History):
+        return _needs_of_history(estimated, problem, randomness, budget)
     if not (isinstance(estimator, Estimator) and estimator.factored):
         return Needs((6 + BLOCK) * parameters + 2 * activities, noise + 3 * parameters + own)
     held = 0 if draws_anew(randomness, problem.dtype, budget) else BLOCK * noise
@@ -64,6 +69,15 @@ def _needs_of_sentence(estimator: Stochastic, problem: Problem, randomness: Rand
     one = 3 * parameters + activities * examples // problem.batch_size + (terms if own else 0)
     once = (6 + BLOCK) * parameters + 2 * activities + (0 if own else terms)
     return Needs(once, 2 * randomness.size + estimator.workers * one)
+
+
+def _needs_of_history(history: History, problem: Problem, randomness: Randomness, budget: int) -> Needs:
+    """One estimate at a time; beside it all noise, parameters, output and a state as large as Adam's."""
+    own = history.of.randomness(problem)
+    one = needs(history.of, problem, own, budget)
+    activities, parameters = sizes(problem)
+    once = max(one.once, (6 + BLOCK) * parameters + 2 * activities)
+    return Needs(once, one.each + 2 * (randomness.size - own.size) + 6 * parameters)
 
 
 def default_chunk(estimator: GradientEstimator, problem: Problem, randomness: Randomness, budget: int) -> int:

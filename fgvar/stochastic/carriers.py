@@ -105,7 +105,8 @@ class Carriers:
         matrix = weight.detach().flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
         rank = min(self.rank, *matrix.shape)
         stream = Stream(self.seed, f"carriers of {name}", 0)  # the same numbers on every device
-        start = stream.normal((matrix.shape[1], rank), matrix.dtype, torch.device("cpu")).to(matrix.device)
+        start = stream.normal((matrix.shape[1], rank), matrix.dtype, torch.device("cpu"))
+        start = start.to(matrix.device, non_blocking=True)
         left = torch.linalg.qr(matrix @ start).Q
         right = torch.linalg.qr(matrix.T @ left).Q.T
         return left.to(weight.dtype), right.to(weight.dtype)

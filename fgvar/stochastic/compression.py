@@ -53,11 +53,11 @@ class RandomK:
 
     def leaves(self, problem: Problem, shapes: Shapes) -> dict[str, Leaf]:
         d = sum(math.prod(shape) for shape in shapes.values())
-        evenly = torch.full((d,), 1 / d, dtype=torch.float64)
+        evenly = torch.full((d,), 1 / d, dtype=torch.float64, device=problem.device)
         return {"": Leaf((count(self.k, d),), Choice(evenly, replace=False, even=True))}
 
     def __call__(self, gradient: Gradient, problem: Problem, noise: Mapping[str, Tensor]) -> Gradient:
-        return kept(gradient, noise[""], size(gradient) / noise[""].shape[-1])
+        return only_these(gradient, noise[""], size(gradient) / noise[""].shape[-1])
 
     def moments(self, mean: Gradient, variance: Gradient, problem: Problem) -> Moments:
         scale = size(mean) / count(self.k, size(mean))
@@ -95,7 +95,7 @@ class TopK:
 
     def __call__(self, gradient: Gradient, problem: Problem, noise: Mapping[str, Tensor]) -> Gradient:
         sizes = torch.cat([g.abs().flatten() for g in gradient.values()])
-        return kept(gradient, sizes.topk(count(self.k, len(sizes)), sorted=False).indices)
+        return only_these(gradient, sizes.topk(count(self.k, len(sizes)), sorted=False).indices)
 
     def moments(self, mean: Gradient, variance: Gradient, problem: Problem) -> Moments:
         return moments_without_noise(self, mean, variance, problem)
@@ -203,7 +203,7 @@ def count(k: float, d: int) -> int:
     return number
 
 
-def kept(gradient: Gradient, which: Tensor, scale: float = 1.0) -> Gradient:
+def only_these(gradient: Gradient, which: Tensor, scale: float = 1.0) -> Gradient:
     """The numbers at these places of all tensors in a row, times ``scale``, and zeros."""
     first = next(iter(gradient.values()))
     factors = first.new_zeros(size(gradient)).scatter(0, which, scale)

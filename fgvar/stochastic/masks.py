@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fgvar.errors import require_integer, require_type
+from fgvar.errors import require_integer, require_type, require_word
 from fgvar.estimators.estimator import require_problem
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import Leaf
-from fgvar.estimators.spaces import Keep, require_keep
+from fgvar.estimators.spaces import Keep
 from fgvar.problem import Problem
 from fgvar.stochastic.transforms import Gradient, Moments, Shapes, require_parameters
 
@@ -40,7 +40,7 @@ class Mask:
     bias_reason: ClassVar[str] = "dead parameters have no gradient"
 
     def __post_init__(self) -> None:
-        require_keep(self.keep)
+        require_word("keep", self.keep, ("mask",), "fgvar.transforms.Magnitude(0.4)")
 
     def leaves(self, problem: Problem, shapes: Shapes) -> dict[str, Leaf]:
         require_parameters(self, problem, shapes)
@@ -97,7 +97,7 @@ class Magnitude:
         live = ((sizes >= self._quantile(sizes)) & (sizes > 0)).to(weight.dtype)
         if self.shuffled is not None:
             keys = Stream(self.shuffled, f"mask of {name}", 0).uniform(live.shape, torch.float64, torch.device("cpu"))
-            live = live[keys.argsort().to(weight.device)]
+            live = live[keys.argsort().to(weight.device, non_blocking=True)]
         return live.reshape(weight.shape)
 
     def _quantile(self, sizes: Tensor) -> Tensor:

@@ -123,12 +123,12 @@ class Noise:
         {'weight': (2, 3), 'bias': (2,)}
     """
 
-    law: Law = Gaussian()  # noqa: RUF009 (frozen)
-
-    def __post_init__(self) -> None:
-        require_word("law", self.law, ("sample",), "Gaussian()")
+    law: Law = Gaussian()
 
     centred: ClassVar[bool] = True  # E ĝ = 0
+
+    def __post_init__(self) -> None:
+        require_word("law", self.law, ("sample",), "fgvar.Gaussian()")
 
     @property
     def bias_reason(self) -> str:
@@ -170,11 +170,11 @@ class Tapped:
     """
 
     site: str
-    noise: Law = Gaussian()  # noqa: RUF009 (frozen)
+    noise: Law = Gaussian()
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        require_word("noise", self.noise, ("sample",), "Gaussian()")
+        require_word("noise", self.noise, ("sample",), "fgvar.Gaussian()")
         require_type("scale", self.scale, Real, "a number")
 
     @property

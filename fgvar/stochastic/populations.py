@@ -5,13 +5,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fgvar.errors import require_word, unknown
+from fgvar.errors import unknown
 from fgvar.nn.forward_pass import called_twice
 from fgvar.nn.terms import Terms, terms_of
 from fgvar.problem import Problem
 
 BATCH = "batch"  # what is sampled: examples,
 TERMS = "terms"  # or the terms of all sums inside the network
+SCORE = ("adapted", "of_loss", "linear", "scores")  # what tells a score from other words
 
 
 class Score(Protocol):
@@ -43,14 +44,10 @@ def probabilities(scores: Tensor, among: Tensor | None = None) -> Tensor:
     """Scores as probabilities along the last axis, in float64; uniform (``among`` those of 1) where they sum to 0."""
     scores = scores.detach().double()
     even = torch.ones_like(scores) if among is None else among
-    scores = scores * even
+    # What is no score makes all of them NaN, and so the gradient, which is found without waiting for the device.
+    scores = scores.where(scores.isfinite() & (scores >= 0), torch.nan) * even
     total = scores.sum(-1, keepdim=True)
-    return torch.where(total > 0, scores / total.where(total > 0, 1), even / even.sum(-1, keepdim=True))
-
-
-def require_score(by: object) -> None:
-    """Raise where this is no `Score`."""
-    require_word("by", by, ("scores", "adapted", "of_loss", "linear"), "fgvar.sampling.Losses()")
+    return torch.where(total == 0, even / even.sum(-1, keepdim=True), scores / total.where(total != 0, 1))
 
 
 def scores_of(by: Score, problem: Problem, over: str) -> Tensor:
@@ -64,8 +61,8 @@ def scores_of(by: Score, problem: Problem, over: str) -> Tensor:
 
 
 def require_scores(by: Score, scores: Tensor) -> None:
-    """Raise unless scores are numbers from 0 on."""
-    if not scores.is_meta and not bool((scores.isfinite() & (scores >= 0)).all()):
+    """Raise unless scores are numbers from 0 on; elsewhere than on the CPU it would wait, and NaN has to tell it."""
+    if scores.device.type == "cpu" and not bool((scores.isfinite() & (scores >= 0)).all()):
         raise ValueError(
             f"scores by {by!r} reach from {float(scores.min()):.6g} to {float(scores.max()):.6g}, expected finite "
             "numbers from 0 on; take another score, or a loss that is never below 0"

@@ -7,15 +7,15 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fgvar.errors import require_integer, unknown
+from fgvar.errors import require_integer, require_word, unknown
 from fgvar.estimators.choices import Choice
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
 from fgvar.stochastic.populations import (
     BATCH,
+    SCORE,
     Score,
     probabilities,
-    require_score,
     require_scores,
     sampled_terms,
     scores_of,
@@ -28,7 +28,7 @@ class Sample(Protocol):
     """Which terms of a sum are looked at.
 
     ``bias_reason`` says why E ω is not 1; empty where it is. ``linear`` says whether Σ ω ĝ is linear in the loss.
-    ``whole = True``, on its class, says that all examples are looked at, whatever is drawn, and weighed.
+    ``whole = True``, which is optional, says that all examples are looked at, whatever is drawn, and weighed.
     """
 
     @property
@@ -140,8 +140,8 @@ class Draw:
 
     Raises:
         TypeError: a size or a top that is no integer, scores that are none.
-        ValueError: a size below 1, a top below 0, an unknown ``weigh``; on use, more terms than there are, scores
-            that are negative, not finite or of another shape, a network without terms to sample.
+        ValueError: a size below 1, a top below 0, an unknown ``weigh``; on use, more terms than there are, a network
+            without terms to sample; scores of another shape, negative or not finite: these NaN but on the CPU.
 
     Source: Des Raj 1956 (not put back; see `fgvar.noise.Choice`); Fu et al. 2022 (terms, top); over a latent
     variable, REINFORCE (Williams 1992) and its sum-and-sample form (Liu et al. 2019).
@@ -153,7 +153,7 @@ class Draw:
 
     size: int
     top: int = 0
-    by: Score = Uniform()  # noqa: RUF009 (frozen)
+    by: Score = Uniform()
     replace: bool = True
     weigh: str = "unbiased"
     over: str = BATCH
@@ -161,9 +161,9 @@ class Draw:
     WEIGHS: ClassVar[tuple[str, ...]] = ("unbiased", "none", "normalised")
 
     def __post_init__(self) -> None:
+        require_word("by", self.by, SCORE, "fgvar.sampling.Losses()")
         require_integer("size", self.size, 1)
         require_integer("top", self.top, 0)
-        require_score(self.by)
         if self.weigh not in self.WEIGHS:
             raise ValueError(unknown("weigh", self.weigh, self.WEIGHS))
 
@@ -233,7 +233,7 @@ class Draw:
         p, sure = self._for(terms, problem)
         if self.weigh == "none":
             return (sure + self.size * _sum(p, terms)) / (self.top + self.size)
-        return (sure + _sum((p > 0).to(p.dtype), terms)) / len(terms)
+        return (sure + _sum(torch.where(p > 0, 1, p), terms)) / len(terms)
 
     def spread(self, terms: Tensor, problem: Problem) -> Tensor:
         (p, _), count = self._for(terms, problem), len(terms)
@@ -242,7 +242,7 @@ class Draw:
         if self.weigh == "none":
             of_one = _sum(p, terms.square()) - _sum(p, terms).square()
             return of_one * (self.size / (self.top + self.size) ** 2)
-        whole = _sum((p > 0).to(p.dtype), terms)
+        whole = _sum(torch.where(p > 0, 1, p), terms)  # of what can be drawn; NaN stays
         return (_sum(_inverse(p), terms.square()) - whole.square()) / (self.size * count**2)
 
     def squares(self, terms: Tensor, problem: Problem) -> Tensor:
@@ -267,7 +267,7 @@ class Draw:
         of_drawn = choice.weights(drawn) * others.gather(-1, drawn)
         omega = torch.cat([torch.ones_like(top, dtype=of_drawn.dtype), of_drawn], -1)
         if self.weigh == "none":
-            return numbers, torch.full_like(omega, population / numbers.shape[-1])
+            return numbers, omega.where(omega.isnan(), population / numbers.shape[-1])
         if self.weigh == "normalised":
             return numbers, omega * (population / omega.sum(-1, keepdim=True))
         return numbers, omega
@@ -296,5 +296,5 @@ def _sum(factors: Tensor, terms: Tensor) -> Tensor:
 
 def _inverse(p: Tensor) -> Tensor:
     """1/p, of what is never drawn 0."""
-    drawn = p > 0
+    drawn = p != 0
     return torch.where(drawn, 1 / p.where(drawn, 1), 0)

@@ -7,14 +7,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fgvar.errors import require_type, unknown
+from fgvar.errors import require_type, require_word, unknown
 from fgvar.nn.structures import leaves
 from fgvar.problem import Problem
 from fgvar.stochastic.populations import (
     BATCH,
+    SCORE,
     Score,
     probabilities,
-    require_score,
     sampled_terms,
     scores_of,
     terms_shape,
@@ -42,7 +42,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Losses:
-    """Examples by their loss: in proportion to ℓ_n to a power. With a power below 0, losses of 0 take all.
+    """Examples by their loss ℓ_n to a power; by one below 0 losses of 0 take all. A loss below 0 is refused.
 
     Args:
         power: 1 prefers large losses; −½, as in SFR-on (Huang et al. 2024), small ones.
@@ -70,11 +70,12 @@ class Losses:
         _require_batch(self, over)
         with torch.no_grad():
             losses = problem.losses(problem.run(problem.params)[0]).detach()
-        if self.power >= 0:
-            return losses**self.power
-        # Over the least of them, so that the largest score is 1, whatever the power; 0 is the least number above it.
-        positive = losses.where(losses != 0, torch.finfo(losses.dtype).tiny)
-        return torch.where(losses < 0, losses, (positive / positive.min()) ** self.power)
+        scale = losses
+        if self.power < 0:
+            # Over the least of them, so that the largest score is 1, whatever the power; 0 is the least number above.
+            positive = losses.where(losses != 0, torch.finfo(losses.dtype).tiny)
+            scale = positive / positive.min()
+        return torch.where(losses < 0, losses, scale**self.power)  # what is below 0 stays so under an even power
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,9 @@ class Outputs:
             return self._of_examples(watched[self.module] if self.module else found, problem.batch_size)
         values, shape = watched.get(self.module), terms_shape(problem, over)
         if values is None or tuple(values.shape) != shape:
-            returned = (
-                "the network's outputs" if values is None else f"{self.module!r}, of shape {tuple(values.shape)}"
-            )
+            by = "the network's outputs" if values is None else f"{self.module!r}, of shape {tuple(values.shape)}"
             raise ValueError(
-                f"Outputs scores the terms {shape} of {over!r} by {returned}; expected Outputs('name') of a module "
+                f"Outputs scores the terms {shape} of {over!r} by {by}; expected Outputs('name') of a module "
                 "that returns a number for each term"
             )
         return values.detach().abs()
@@ -126,9 +125,7 @@ class Outputs:
     def _of_examples(self, found: object, count: int) -> Tensor:
         whole = [x for x in leaves(found) if x.is_floating_point() and x.ndim and len(x) == count]
         if not whole:
-            raise ValueError(
-                f"{self!r} found no floating-point tensor with the {count} examples first; name a module"
-            )
+            raise ValueError(f"{self!r} found no floating-point tensor with {count} examples first; name a module")
         return torch.cat([x.detach().reshape(count, -1) for x in whole], 1).abs().mean(1)
 
 
@@ -213,7 +210,7 @@ class Mixed:
     uniform: float = 0.5
 
     def __post_init__(self) -> None:
-        require_score(self.by)
+        require_word("by", self.by, SCORE, "fgvar.sampling.Losses()")
         require_type("uniform", self.uniform, Real, "a share between 0 and 1")
         if not 0 <= self.uniform <= 1:
             raise ValueError(f"uniform is {self.uniform!r}, expected a share between 0 and 1")
@@ -235,6 +232,8 @@ class Mixed:
         return not self.of_loss  # 1/p is no longer in proportion to 1 over those scores
 
     def scores(self, problem: Problem, over: str) -> Tensor:
+        if self.even:
+            return Uniform().scores(problem, over)
         p = probabilities(scores_of(self.by, problem, over))
         return (1 - self.uniform) * p + self.uniform / p.shape[-1]
 

@@ -57,23 +57,24 @@ class Stochastic:
         {'sample': (3,)}
     """
 
-    of: GradientEstimator = ExactGradient()  # noqa: RUF009 (frozen)
-    sample: Sample = Everything()  # noqa: RUF009 (frozen)
-    at: Point = Here()  # noqa: RUF009 (frozen)
+    of: GradientEstimator = ExactGradient()
+    sample: Sample = Everything()
+    at: Point = Here()
     each: tuple[Transform, ...] = ()
     then: tuple[Transform, ...] = ()
     workers: int = 1
 
-    WORDS: ClassVar[dict[str, tuple[tuple[str, ...], str]]] = {
-        "sample": (("leaves", "view", "batch_size"), "fgvar.sampling.Draw(8)"),
-        "at": (("leaves", "view"), "fgvar.points.Here()"),
-        "each": (("leaves", "__call__"), "fgvar.transforms.Clip(1.0)"),
-        "then": (("leaves", "__call__"), "fgvar.transforms.Clip(1.0)"),
+    # What each is like, and what tells it from another word put in its place.
+    WORDS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "sample": ("fgvar.sampling.Draw(8)", "leaves", "view", "batch_size"),
+        "at": ("fgvar.points.Here()", "leaves", "view"),
+        "each": ("fgvar.transforms.Clip(1.0)", "leaves", "__call__"),
+        "then": ("fgvar.transforms.Sign()", "leaves", "__call__"),
     }
 
     def __post_init__(self) -> None:
         require_estimator("of", self.of)
-        for word, (parts, like) in self.WORDS.items():
+        for word, (like, *parts) in self.WORDS.items():
             given = getattr(self, word)
             if word in ("each", "then") and not isinstance(given, tuple):
                 meant = tuple(given) if isinstance(given, list) else (given,)
@@ -163,7 +164,9 @@ class Stochastic:
         if self.each:
             return problem.example(0)
         count = self.sample.batch_size(problem)
-        return problem if count == problem.batch_size else problem.rows(torch.arange(count) % problem.batch_size)
+        if count == problem.batch_size:
+            return problem
+        return problem.rows(torch.arange(count, device=problem.device) % problem.batch_size)
 
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         here = _viewed(self.at, self.at.view(problem, _under("at", noise)))

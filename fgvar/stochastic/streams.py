@@ -45,7 +45,7 @@ class Through(Protocol):
         """The output for one gradient, and the next state: both new, as old ones may be asked for again."""
 
 
-class Mean(NamedTuple):
+class DecayingSum(NamedTuple):
     """The decaying sum Σ_k (1 − β) β^k g_{t−k}, and of how many gradients."""
 
     steps: int
@@ -85,10 +85,10 @@ class Momentum:
         beta, last = self.beta, self.beta**steps
         return (1 - beta) * (1 + last) / ((1 + beta) * (1 - last))
 
-    def start(self, gradient: Gradient) -> Mean:
-        return Mean(0, _zeros(gradient))
+    def start(self, gradient: Gradient) -> DecayingSum:
+        return DecayingSum(0, _zeros(gradient))
 
-    def __call__(self, gradient: Gradient, state: Mean) -> Passed:
+    def __call__(self, gradient: Gradient, state: DecayingSum) -> Passed:
         following = _decayed(state, gradient, self.beta)
         return Passed(_corrected(following, self.beta), following)
 
@@ -122,11 +122,11 @@ class DiffGrad:
         return Passed({name: torch.sigmoid((g - state[name]).abs()) for name, g in gradient.items()}, gradient)
 
 
-class Moments(NamedTuple):
+class AdamState(NamedTuple):
     """Adam's state: means of gradients and of their squares, the largest of the latter so far, the factor's own."""
 
-    first: Mean
-    second: Mean
+    first: DecayingSum
+    second: DecayingSum
     largest: Gradient
     factor: Any
 
@@ -176,22 +176,22 @@ class Adam:
     def bias_reason(self) -> str:
         return "divided by the root of its mean square"
 
-    def start(self, gradient: Gradient) -> Moments:
-        none = Mean(0, _zeros(gradient))
-        return Moments(none, none, none.sum, self.factor.start(gradient) if self.factor else None)
+    def start(self, gradient: Gradient) -> AdamState:
+        none = DecayingSum(0, _zeros(gradient))
+        return AdamState(none, none, none.sum, self.factor.start(gradient) if self.factor else None)
 
-    def __call__(self, gradient: Gradient, state: Moments) -> Passed:
+    def __call__(self, gradient: Gradient, state: AdamState) -> Passed:
         first = _decayed(state.first, gradient, self.beta1)
         second = _decayed(state.second, {name: g.square() for name, g in gradient.items()}, self.beta2)
         largest = second.sum
         if self.amsgrad:  # of the uncorrected ones, as torch takes it
             largest = {name: torch.maximum(v, state.largest[name]) for name, v in largest.items()}
-        square = _corrected(Mean(second.steps, largest), self.beta2)
+        square = _corrected(DecayingSum(second.steps, largest), self.beta2)
         output = {name: m / (square[name].sqrt() + self.eps) for name, m in _corrected(first, self.beta1).items()}
         if not self.factor:
-            return Passed(output, Moments(first, second, largest, None))
+            return Passed(output, AdamState(first, second, largest, None))
         factors, own = self.factor(gradient, state.factor)
-        return Passed({n: factors[n] * value for n, value in output.items()}, Moments(first, second, largest, own))
+        return Passed({n: factors[n] * value for n, value in output.items()}, AdamState(first, second, largest, own))
 
 
 @dataclass(frozen=True)
@@ -260,13 +260,14 @@ def _zeros(gradient: Gradient) -> Gradient:
     return {name: torch.zeros_like(g) for name, g in gradient.items()}
 
 
-def _decayed(mean: Mean, gradient: Gradient, beta: float) -> Mean:
-    return Mean(mean.steps + 1, {name: beta * mean.sum[name] + (1 - beta) * g for name, g in gradient.items()})
+def _decayed(so_far: DecayingSum, gradient: Gradient, beta: float) -> DecayingSum:
+    total = {name: beta * so_far.sum[name] + (1 - beta) * g for name, g in gradient.items()}
+    return DecayingSum(so_far.steps + 1, total)
 
 
-def _corrected(mean: Mean, beta: float) -> Gradient:
+def _corrected(so_far: DecayingSum, beta: float) -> Gradient:
     """The sum over its factors' own: Σ β^k (1 − β) = 1 − β^steps."""
-    return {name: value / (1 - beta**mean.steps) for name, value in mean.sum.items()}
+    return {name: value / (1 - beta**so_far.steps) for name, value in so_far.sum.items()}
 
 
 def _require_decay(what: str, beta: float) -> None:

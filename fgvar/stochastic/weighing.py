@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fgvar.errors import require_type, unknown
+from fgvar.errors import require_type, require_word, unknown
 from fgvar.estimators.choices import Bernoulli
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
-from fgvar.stochastic.populations import BATCH, Score, probabilities, require_score, require_scores, scores_of
+from fgvar.stochastic.populations import BATCH, SCORE, Score, probabilities, require_scores, scores_of
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class Poisson:
         return problem.batch_size
 
     def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:  # noqa: ARG002
-        kept = noise[""]
+        drawn = noise[""]
         if self.divide == "expected":
-            return here.weighted(kept / self.rate)
-        return here.weighted(kept * (len(kept) / kept.sum().clamp_min(1)))
+            return here.weighted(drawn / self.rate)
+        return here.weighted(drawn * (len(drawn) / drawn.sum().clamp_min(1)))
 
     def largest_share(self, problem: Problem) -> float | None:
         return 1 / (self.rate * problem.batch_size) if self.divide == "expected" else 1.0
@@ -125,7 +125,7 @@ class Reweighted:
     whole: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require_score(self.by)
+        require_word("by", self.by, SCORE, "fgvar.sampling.Losses()")
 
     @property
     def bias_reason(self) -> str:

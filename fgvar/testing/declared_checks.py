@@ -158,10 +158,10 @@ def repr_round_trips(tested: EstimatorUnderTest) -> str:
     estimator = tested.estimator
     if tested.opaque or not is_dataclass(estimator):
         raise NotApplicable("is no dataclass, so that its repr promises nothing")
-    names: dict[str, Any] = {name: getattr(fgvar, name) for name in fgvar.__all__} | {
-        "torch": torch,
-        **_types(estimator),
-    }
+    types = _types(estimator)
+    if any(issubclass(kind, Problem) for kind in types.values()):
+        raise NotApplicable("holds a problem, whose repr tells it from others and rebuilds none")
+    names: dict[str, Any] = {name: getattr(fgvar, name) for name in fgvar.__all__} | {"torch": torch, **types}
     try:
         rebuilt = eval(repr(estimator), names)  # the estimator's own text
     except Exception as error:

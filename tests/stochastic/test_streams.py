@@ -306,7 +306,11 @@ def test_what_biases_a_stream_is_said() -> None:
             TypeError,
             "compress is the class TopK, expected an instance",
         ),
-        (lambda: streams.ErrorFeedback(len), TypeError, "compress is <built-in function len> without leaves"),
+        (
+            lambda: streams.ErrorFeedback(len),
+            TypeError,
+            "compress is <built-in function len> without leaves, expected one like fgvar.transforms.TopK",
+        ),
         (lambda: fgvar.History("BP", streams.Momentum(), 2), TypeError, "'of' is the text 'BP'"),
         (
             lambda: fgvar.History(ONE, streams.Momentum, 2),
