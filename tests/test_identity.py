@@ -6,6 +6,8 @@ from cases import CASES, randn
 from torch import nn
 
 import fgvar
+from fgvar import identity
+from fgvar.measurement.cost import cost
 from fgvar.testing import CHECKS
 
 X, Y = torch.arange(12.0).reshape(4, 3), torch.ones(4, 2)
@@ -87,3 +89,28 @@ def test_a_row_that_holds_a_problem_is_its_own_text_and_rebuilds_none() -> None:
     assert (found.outcome, found.note) == (
         "not applicable", "holds a problem, whose repr tells it from others and rebuilds none",
     )  # fmt: skip
+
+
+def test_tensors_are_read_where_somebody_asks_alone(monkeypatch) -> None:
+    """Of 124 million numbers it takes a second: no estimate, and no measurement or training of other rows."""
+    holding = fgvar.Stochastic(then=(fgvar.transforms.Mask(fgvar.transforms.Saliency(problem(), 1.0)),))
+
+    def read(_: object) -> str:
+        raise AssertionError("tensors were read")
+
+    monkeypatch.setattr(identity, "fingerprint", read)
+    at = problem()
+    holding.estimate(at, {})
+    row = fgvar.Stochastic(sample=fgvar.sampling.Draw(2, by=fgvar.sampling.Losses()))
+    fgvar.measure({"draw": row, "FG-W": fgvar.scheme("FG-W")}, at, draws=16)
+    fgvar.train(linear(), row, fgvar.data.Examples(X, Y), fgvar.Schedule(1, 2, 1e-3), loss="mse", device="cpu")
+    with pytest.raises(AssertionError, match="tensors were read"):
+        repr(holding)
+
+
+def test_costs_of_rows_that_hold_equal_problems_are_counted_once() -> None:
+    at = problem()
+    for other in (problem(), problem(), problem(linear(2.0))):
+        row = fgvar.Stochastic(then=(fgvar.transforms.Retained(other, steps=1, lr=0.1),))
+        assert cost(row, at, row.randomness(at)) > 1
+    assert len(at.network.costs) == 2

@@ -93,10 +93,12 @@ def test_the_budget_counts_the_terms_that_are_shaped() -> None:
     single = held(fgvar.Stochastic(sample=sampling.Draw(16), each=(FAR,)))[1]
     four = held(fgvar.Stochastic(sample=sampling.Draw(16), each=(FAR,), workers=4))[1]
     assert four == 4 * single
+    along = fgvar.History(PRIVATE, fgvar.streams.Adam(), steps=5, lr=0.1)
     row, history = PRIVATE, fgvar.History(PRIVATE, fgvar.streams.Adam(), steps=5)
     assert held(fgvar.Against(row, fgvar.ExactGradient())) == held(row)
     noise = row.randomness(problem).size
     assert held(history) == (held(row)[0], held(row)[1] + 2 * 4 * noise + 6 * numbers), "noise of 5 and one gradient"
+    assert held(along) == (once, held(history)[1] + 2 * 64 * numbers), "where terms are each draw's own, at its point"
     estimator = fgvar.Stochastic(sample=sampling.Draw(16), each=(FAR,))
     assert default_chunk(estimator, problem, estimator.randomness(problem), 1 << 22) < 16
 
