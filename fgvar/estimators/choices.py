@@ -4,11 +4,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from fgvar.errors import require_type
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import combinations
 
@@ -28,6 +30,7 @@ class Choice:
         adapted: they come from the parameters (see `fgvar.estimators.randomness.Law`).
 
     Raises:
+        TypeError: probabilities that are no tensor.
         ValueError: on use, more indices than terms of positive probability, where none is put back; elsewhere than on
             the CPU their weights are NaN.
 
@@ -48,6 +51,9 @@ class Choice:
     adapted: bool = False
 
     dtype: ClassVar[torch.dtype] = torch.int64
+
+    def __post_init__(self) -> None:
+        require_type("probabilities", self.probabilities, Tensor, "a tensor [..., N]")
 
     @property
     def population(self) -> int:
@@ -151,6 +157,7 @@ class Bernoulli:
     elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        require_type("rate", self.rate, Real, "a probability between 0 and 1")
         if not 0 <= self.rate <= 1:
             raise ValueError(f"rate is {self.rate!r}, expected a probability between 0 and 1")
 

@@ -63,7 +63,8 @@ def require_estimator(name: str, candidate: object) -> None:
         raise TypeError(f"{name!r} is the text {candidate!r}, expected an estimator: fgvar.scheme({candidate!r})")
     if not isinstance(candidate, GradientEstimator):
         kind = type(candidate).__name__
-        raise TypeError(f"{name!r} is {kind}, expected randomness, estimate and target methods")
+        hint = "; words of a sentence go into fgvar.Stochastic(…)" if hasattr(candidate, "leaves") else ""
+        raise TypeError(f"{name!r} is {kind}, expected randomness, estimate and target methods{hint}")
 
 
 def require_problem(candidate: object) -> None:

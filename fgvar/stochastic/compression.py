@@ -27,7 +27,7 @@ from fgvar.stochastic.transforms import (
 
 @dataclass(frozen=True)
 class RandomK:
-    """k of the d numbers of a gradient, chosen evenly, times d/k: E ĝ = g, tr Cov(ĝ) = (d/k − 1)‖g‖².
+    """Random sparsification: k of the d numbers, chosen evenly, times d/k: E ĝ = g, tr Cov(ĝ) = (d/k − 1)‖g‖².
 
     Args:
         k: how many, an integer; or their share, a float above 0 and at most 1 (of few numbers at least one).
@@ -66,7 +66,7 @@ class RandomK:
 
 @dataclass(frozen=True)
 class TopK:
-    """The k largest of the d numbers of a gradient, by their size, and zeros: the closest that k numbers come to it.
+    """Top-k sparsification: the k largest of the d numbers, by their size, and zeros; no k numbers are closer to g.
 
     Args:
         k: how many, or their share, as of `RandomK`.
@@ -157,7 +157,7 @@ class Quantise:
 
 @dataclass(frozen=True)
 class Sign:
-    """sign(g), of every number; 0 stays 0.
+    """signSGD: sign(g), of every number; 0 stays 0.
 
     Args:
         scaled: times the mean size of all d numbers, ‖g‖₁/d, so that the sign is of the gradient's own length.

@@ -19,7 +19,7 @@ from fgvar.stochastic.transforms import Gradient, Moments, Shapes, require_param
 
 @dataclass(frozen=True)
 class Mask:
-    """M g, with M of zeros and ones: slope and squared cosine to g are the share ‖Mg‖²/‖g‖² of the energy kept.
+    """Masked: M g, with M of zeros and ones; slope and squared cosine are the share ‖Mg‖²/‖g‖² of energy kept.
 
     Args:
         keep: which parameters are live, such as `Magnitude` or `Saliency`.
@@ -56,7 +56,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Magnitude:
-    """Weights that are not among the smallest: |w| at least the ``share``-quantile of the nonzero |w| of its tensor.
+    """Magnitude pruning keeps |w| at least the ``share``-quantile of the nonzero |w| of its tensor.
 
     Of tensors with two axes or more; others, such as biases, are kept whole. A weight of 0 has been pruned before,
     and stays so. Quantiles lie between two order statistics, linearly.

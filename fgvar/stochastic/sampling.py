@@ -11,16 +11,17 @@ from fgvar.errors import require_integer, require_word, unknown
 from fgvar.estimators.choices import Choice
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
-from fgvar.stochastic.scores import (
+from fgvar.stochastic.populations import (
     BATCH,
     SCORE,
     Score,
-    Uniform,
     probabilities,
     require_scores,
     sampled_terms,
+    scores_of,
     terms_shape,
 )
+from fgvar.stochastic.scores import Uniform
 
 
 class Sample(Protocol):
@@ -64,7 +65,7 @@ class Sample(Protocol):
 
 @dataclass(frozen=True)
 class Everything:
-    """All terms, each once.
+    """The full batch: all terms, each once.
 
     Example:
         >>> Everything().bias_reason
@@ -120,9 +121,9 @@ class _Law(NamedTuple):
 
 @dataclass(frozen=True)
 class Draw:
-    """``size`` terms drawn with probabilities p in proportion to scores; ``top`` terms of highest score for certain.
+    """A minibatch: ``size`` terms drawn, with p in proportion to scores, the ``top`` highest for certain.
 
-    Put back, ω = 1/(m p): E ĝ is the gradient of the whole, and its variance, for per-example gradients g_n of N
+    Put back (importance sampling), ω = 1/(m p): E ĝ is the gradient of the whole, its variance, of gradients g_n of N
     examples, (1/m)[Σ‖g_n‖²/(N² p_n) − ‖ḡ‖²], least for p ∝ ‖g_n‖. Not put back, uniformly:
     (1/m)(1 − m/N) Σ‖g_n − ḡ‖²/(N − 1). A term of score 0 outside of the top is never drawn; `Mixed` is the remedy.
 
@@ -138,8 +139,9 @@ class Draw:
             one such module. E ĝ is then the whole gradient where the loss is linear in the sum: not in log Ẑ.
 
     Raises:
-        ValueError: a size below 1, a top below 0, an unknown ``weigh``; on use, more terms than there are, a
-            network without terms to sample; scores that are negative or not finite: elsewhere than on the CPU NaN.
+        TypeError: a size or a top that is no integer, scores that are none.
+        ValueError: a size below 1, a top below 0, an unknown ``weigh``; on use, more terms than there are, a network
+            without terms to sample; scores of another shape, negative or not finite: these NaN but on the CPU.
 
     Source: Des Raj 1956 (not put back; see `fgvar.noise.Choice`); Fu et al. 2022 (terms, top); over a latent
     variable, REINFORCE (Williams 1992) and its sum-and-sample form (Liu et al. 2019).
@@ -272,7 +274,7 @@ class Draw:
 
     def _law(self, problem: Problem, name: str, *, check: bool = False) -> _Law:
         """The law of draws from the batch, or from the terms of this name; ``check`` reads the scores' values."""
-        scores = self.by.scores(problem, name).detach().double()
+        scores = scores_of(self.by, problem, name).double()
         population = scores.shape[-1]
         if self.top > population or (not self.replace and self.top + self.size > population):
             raise ValueError(

@@ -1,50 +1,29 @@
 """Scores: by what a sampler prefers some terms of a sum to others."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from numbers import Real
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fgvar.errors import require_word, unknown
-from fgvar.nn.forward_pass import called_twice
+from fgvar.errors import require_type, require_word, unknown
 from fgvar.nn.structures import leaves
-from fgvar.nn.terms import Terms, terms_of
 from fgvar.problem import Problem
-
-BATCH = "batch"  # what is sampled: examples,
-TERMS = "terms"  # or the terms of all sums inside the network
-SCORE = ("adapted", "of_loss", "linear", "scores")  # what tells a score from other words
-
-
-class Score(Protocol):
-    """How much each term is preferred: probabilities are proportional to it.
-
-    Said as attributes of its class, or as properties: ``adapted``, do scores depend on parameters or batch?
-    ``of_loss``, on the loss function? ``linear``, is Σ ω ĝ, with ω in proportion to 1 over the scores, linear in the
-    loss all the same, as by gradients' norms, where the estimate is a sum of (Σ‖g‖/N) g_n/‖g_n‖? ``even = True``: all
-    scores are the same, whatever the problem, so that nothing has to be weighed.
-    """
-
-    @property
-    def adapted(self) -> bool: ...
-
-    @property
-    def of_loss(self) -> bool: ...
-
-    @property
-    def linear(self) -> bool: ...
-
-    def scores(self, problem: Problem, over: str) -> Tensor:
-        """One number ≥ 0 for each term, constant for differentiation.
-
-        [batch] for ``over="batch"``, else [rows, terms] of the `fgvar.Terms` module of this name. All 0 is uniform.
-        """
+from fgvar.stochastic.populations import (
+    BATCH,
+    SCORE,
+    Score,
+    probabilities,
+    sampled_terms,
+    scores_of,
+    terms_shape,
+)
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """All terms alike.
+    """Uniform sampling: all terms alike.
 
     Example:
         >>> Uniform().adapted
@@ -68,6 +47,10 @@ class Losses:
     Args:
         power: 1 prefers large losses; −½, as in SFR-on (Huang et al. 2024), small ones.
 
+    Raises:
+        TypeError: a power that is no number.
+        ValueError: on use, a loss below 0.
+
     Example:
         >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
         >>> Losses().scores(problem, "batch").shape
@@ -75,6 +58,9 @@ class Losses:
     """
 
     power: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_type("power", self.power, Real, "a number")
 
     adapted: ClassVar[bool] = True
     of_loss: ClassVar[bool] = True
@@ -101,6 +87,9 @@ class Outputs:
 
     Args:
         module: name of a module that is called once; empty: the network.
+
+    Raises:
+        ValueError: on use, an unknown module, or one that returns no number for each term.
 
     Source: Subramanian et al. 2022 (residuals).
 
@@ -199,14 +188,17 @@ class TermSizes:
 
 @dataclass(frozen=True)
 class Mixed:
-    """(1 − η) of other scores' probabilities and η of uniform ones, so that no ω is above 1/η of the uniform one.
+    """A mixture: (1 − η) of other scores' probabilities and η of uniform ones; no ω is above 1/η of the uniform one.
 
     Args:
         by: other scores.
         uniform: η.
 
     Raises:
+        TypeError: other scores that are none.
         ValueError: a share outside of [0, 1].
+
+    Source: Hesterberg 1995 (defensive mixtures).
 
     Example:
         >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
@@ -219,6 +211,7 @@ class Mixed:
 
     def __post_init__(self) -> None:
         require_word("by", self.by, SCORE, "fgvar.sampling.Losses()")
+        require_type("uniform", self.uniform, Real, "a share between 0 and 1")
         if not 0 <= self.uniform <= 1:
             raise ValueError(f"uniform is {self.uniform!r}, expected a share between 0 and 1")
 
@@ -241,54 +234,8 @@ class Mixed:
     def scores(self, problem: Problem, over: str) -> Tensor:
         if self.even:
             return Uniform().scores(problem, over)
-        p = probabilities(self.by.scores(problem, over))
+        p = probabilities(scores_of(self.by, problem, over))
         return (1 - self.uniform) * p + self.uniform / p.shape[-1]
-
-
-def probabilities(scores: Tensor, among: Tensor | None = None) -> Tensor:
-    """Scores as probabilities along the last axis, in float64; uniform (``among`` those of 1) where they sum to 0."""
-    scores = scores.detach().double()
-    even = torch.ones_like(scores) if among is None else among
-    # What is no score makes all of them NaN, and so the gradient, which is found without waiting for the device.
-    scores = scores.where(scores.isfinite() & (scores >= 0), torch.nan) * even
-    total = scores.sum(-1, keepdim=True)
-    return torch.where(total == 0, even / even.sum(-1, keepdim=True), scores / total.where(total != 0, 1))
-
-
-def require_scores(by: Score, scores: Tensor) -> None:
-    """Raise unless scores are numbers from 0 on; elsewhere than on the CPU it would wait, and NaN has to tell it."""
-    if scores.device.type == "cpu" and not bool((scores.isfinite() & (scores >= 0)).all()):
-        raise ValueError(
-            f"scores by {by!r} reach from {float(scores.min()):.6g} to {float(scores.max()):.6g}, expected finite "
-            "numbers from 0 on; take another score, or a loss that is never below 0"
-        )
-
-
-def sampled_terms(problem: Problem, over: str) -> dict[str, Terms]:
-    """The `fgvar.Terms` modules that ``over`` names, all of them for "terms", each called once in a forward pass."""
-    every = terms_of(problem.network.modules)
-    if not every:
-        raise ValueError(
-            f"over is {over!r}, and the network has no fgvar.Terms; expected over='batch', or such a module around "
-            "the terms of a sum in its forward"
-        )
-    if over != TERMS and over not in every:
-        raise ValueError(unknown("over", over, (BATCH, TERMS, *every)))
-    return every if over == TERMS else {over: every[over]}
-
-
-def terms_shape(problem: Problem, name: str) -> tuple[int, ...]:
-    """Shape [batch, …, terms] of what a `fgvar.Terms` module returns in one forward pass."""
-    visits = problem.trace.visits.get(name, [])
-    if len(visits) > 1:
-        raise ValueError(called_twice(name))
-    shape = (visits[0].shape if visits else None) or ()
-    if len(shape) < 2 or shape[0] != problem.trace.batch_size:
-        raise ValueError(
-            f"the terms of {name!r} have shape {shape if visits else 'unknown, as it is not called'}, expected the "
-            f"examples ({problem.trace.batch_size}) along the first axis and the terms along the last"
-        )
-    return (problem.batch_size, *shape[1:])
 
 
 def _require_batch(by: Score, over: str) -> None:

@@ -77,9 +77,12 @@ class Stochastic:
         for word, (like, *parts) in self.WORDS.items():
             given = getattr(self, word)
             if word in ("each", "then") and not isinstance(given, tuple):
-                raise TypeError(f"{word} is {given!r}, expected a tuple of transforms: ({given!r},)")
+                meant = tuple(given) if isinstance(given, list) else (given,)
+                raise TypeError(f"{word} is {given!r}, expected a tuple of transforms: {meant!r}")
             for one in given if isinstance(given, tuple) else (given,):
                 require_word(word, one, parts, like)
+        if hasattr(self.at, "batch_size"):  # which has leaves and a view, too
+            raise TypeError(f"at is {self.at!r}, expected a point like fgvar.points.Here(); samplers go to sample=")
         require_integer("workers", self.workers, 1)
 
     @property
@@ -153,7 +156,7 @@ class Stochastic:
         gradient = self.of.estimate(example, _inner(noise)).gradient
         for index, transform in enumerate(self.each):
             # By the whole problem at θ, as in ``then``: masks and carriers are the same for every example.
-            gradient = transform(gradient, problem, _under(f"each.{index}", noise))
+            gradient = _transformed(transform, gradient, problem, _under(f"each.{index}", noise))
         return gradient
 
     def _template(self, problem: Problem) -> Problem:
@@ -166,11 +169,11 @@ class Stochastic:
         return problem.rows(torch.arange(count, device=problem.device) % problem.batch_size)
 
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
-        here = self.at.view(problem, _under("at", noise))
-        seen = self.sample.view(here, _under("sample", noise), origin_of(problem))
+        here = _viewed(self.at, self.at.view(problem, _under("at", noise)))
+        seen = _viewed(self.sample, self.sample.view(here, _under("sample", noise), origin_of(problem)))
         gradient = self._shaped(seen, noise, problem) if self.each else self.of.estimate(seen, _inner(noise)).gradient
         for index, transform in enumerate(self.then):
-            gradient = transform(gradient, problem, _under(f"then.{index}", noise))
+            gradient = _transformed(transform, gradient, problem, _under(f"then.{index}", noise))
         return Estimate({name: gradient[name] for name in problem.params})
 
     def _shaped(self, seen: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Gradient:
@@ -194,6 +197,21 @@ def origin_of(problem: Problem) -> Problem:
 def of_terms(noise: Mapping[str, T]) -> dict[str, T]:
     """What of the noise, or of its leaves, each term has of its own where terms are shaped one by one."""
     return {name: u for name, u in noise.items() if name.partition(".")[0] not in WHOLE}
+
+
+def _viewed(word: object, found: object) -> Problem:
+    """What a point or a sampler, which may be anybody's, made of a problem."""
+    if not isinstance(found, Problem):
+        raise TypeError(f"the view of {word!r} is {type(found).__name__}, expected a problem, as here.rows(numbers)")
+    return found
+
+
+def _transformed(transform: Transform, gradient: Gradient, problem: Problem, noise: Mapping[str, Tensor]) -> Gradient:
+    """What a transform, which may be anybody's, made of a gradient."""
+    found: object = transform(gradient, problem, noise)
+    if not isinstance(found, dict):
+        raise TypeError(f"{transform!r} returned {type(found).__name__}, expected a dict of tensors, like a gradient")
+    return found
 
 
 def _outer(name: str) -> str:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from fgvar.errors import require_word
+from fgvar.errors import require_type, require_word
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
 from fgvar.stochastic.transforms import Gradient, Transform, returned_shapes, shapes_of
@@ -145,6 +146,7 @@ class Adam:
         amsgrad: v̂ is the largest so far.
 
     Raises:
+        TypeError: a factor that is none.
         ValueError: a decay outside of [0, 1), an ε that is not positive.
 
     Source: Kingma and Ba 2015; Reddi et al. 2018 (``amsgrad``), as in `torch.optim.Adam`.
@@ -164,6 +166,9 @@ class Adam:
     def __post_init__(self) -> None:
         _require_decay("beta1", self.beta1)
         _require_decay("beta2", self.beta2)
+        require_type("eps", self.eps, Real, "a positive number")
+        if self.factor is not None:
+            require_word("factor", self.factor, ("start", "__call__"), "fgvar.streams.DiffGrad()")
         if not self.eps > 0:
             raise ValueError(f"eps is {self.eps!r}, expected a positive number, as a gradient of 0 is divided by it")
 
@@ -266,5 +271,6 @@ def _corrected(so_far: DecayingSum, beta: float) -> Gradient:
 
 
 def _require_decay(what: str, beta: float) -> None:
+    require_type(what, beta, Real, "a decay from 0 on and below 1")
     if not 0 <= beta < 1:
         raise ValueError(f"{what} is {beta!r}, expected a decay from 0 on and below 1")

@@ -3,21 +3,22 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fgvar.errors import require_word, unknown
+from fgvar.errors import require_type, require_word, unknown
 from fgvar.estimators.choices import Bernoulli
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
-from fgvar.stochastic.scores import BATCH, SCORE, Score, probabilities, require_scores
+from fgvar.stochastic.populations import BATCH, SCORE, Score, probabilities, require_scores, scores_of
 
 
 @dataclass(frozen=True)
 class Poisson:
-    """Every example with probability ``rate``, independently; computed whole, those left out by weights of 0.
+    """Poisson sampling: every example with probability ``rate``, independently; those left out have weights of 0.
 
     ω = b/q for b of 0 or 1 and the rate q: E ĝ is the gradient of the whole, its variance Σ (1 − q)/q ‖g_n‖²/N².
 
@@ -44,6 +45,7 @@ class Poisson:
     DIVIDES: ClassVar[tuple[str, ...]] = ("expected", "sampled")
 
     def __post_init__(self) -> None:
+        require_type("rate", self.rate, Real, "a probability above 0 and at most 1")
         if not 0 < self.rate <= 1:
             raise ValueError(f"rate is {self.rate!r}, expected a probability above 0 and at most 1")
         if self.divide not in self.DIVIDES:
@@ -101,13 +103,14 @@ class Poisson:
 
 @dataclass(frozen=True)
 class Reweighted:
-    """Every example, weighed by its share of all scores: w_n = N s_n/Σ s. No randomness, and another gradient.
+    """Reweighting: every example by its share of all scores, w_n = N s_n/Σ s. No randomness, and another gradient.
 
     Args:
         by: scores.
 
     Raises:
-        ValueError: on use, scores that are negative or not finite.
+        TypeError: scores that are none.
+        ValueError: on use, scores that are negative, not finite or of another shape.
 
     Source: Huang et al. 2024 (SFR-on), with ``Losses(-0.5)``.
 
@@ -133,7 +136,7 @@ class Reweighted:
         return not self.by.of_loss
 
     def leaves(self, problem: Problem) -> dict[str, Leaf]:
-        require_scores(self.by, self.by.scores(problem, BATCH))
+        require_scores(self.by, scores_of(self.by, problem, BATCH))
         return {}
 
     def batch_size(self, problem: Problem) -> int:
@@ -155,4 +158,4 @@ class Reweighted:
         return torch.tensordot(self._shares(problem).to(terms.dtype).square(), terms, dims=1)
 
     def _shares(self, problem: Problem) -> Tensor:
-        return probabilities(self.by.scores(problem, BATCH))
+        return probabilities(scores_of(self.by, problem, BATCH))

@@ -75,6 +75,7 @@ ORDER = (
     "fgvar.estimators.controls",
     "fgvar.estimators.subspace_guesses",
     "fgvar.stochastic",
+    "fgvar.stochastic.populations",
     "fgvar.stochastic.scores",
     "fgvar.stochastic.sampling",
     "fgvar.stochastic.union",

@@ -8,7 +8,7 @@ from latents import latent
 from torch import Tensor, nn
 
 import fgvar
-from fgvar.stochastic.scores import probabilities
+from fgvar.stochastic.populations import probabilities
 
 
 def examples() -> fgvar.Problem:

@@ -309,7 +309,7 @@ class Mine(fgvar.ExactGradient):
 FG_W = fgvar.scheme("FG-W")
 TWO = sampling.Draw(2)
 REFUSED = {
-    "at random": (fgvar.Stochastic(at=Wandering()), "Wandering .* moves the parameters at random"),
+    "at random": (fgvar.Stochastic(at=Wandering()), "Wandering .* takes the gradient at a random point"),
     "silent sampler": (fgvar.Stochastic(sample=Tell()), "Tell .* does not say mean and spread"),
     "silent transform": (fgvar.Stochastic(sample=TWO, then=(Tell(),)), "Tell .* does not say moments"),
     "scores": (
