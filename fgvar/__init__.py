@@ -131,12 +131,25 @@ _SUBJECTS |= {
         "Retained": "fgvar.stochastic.retained",
     },
 }
+_ABOUT = {
+    "noise": "laws of random numbers",
+    "guesses": "what directions are made of",
+    "oracles": "how a derivative along a direction is found",
+    "combine": "what becomes of several directions",
+    "feedback": "errors that return through other weights",
+    "controls": "rows whose answer is known",
+    "sampling": "which terms of a sum are looked at and what each counts, then the scores that prefer some",
+    "points": "where a gradient is taken",
+    "streams": "optimisers as maps of gradients that come one after another",
+    "targets": "what estimates are held against",
+    "transforms": "what becomes of a gradient, then which parameters a mask keeps",
+}
 _MODULES = dict.fromkeys(("contrastive", "data", "networks", "testing", "theory"), "")
 
 __all__ = ["__version__", *_NAMES, *_SUBJECTS, *_MODULES]
 
 for _name, _members in _SUBJECTS.items():
-    _subject: Any = types.ModuleType(f"fgvar.{_name}", f"{_name.capitalize()}: {', '.join(_members)}.")
+    _subject: Any = types.ModuleType(f"fgvar.{_name}", f"{_ABOUT[_name].capitalize()}: {', '.join(_members)}.")
     _subject.__all__ = list(_members)
     _subject.__getattr__, _subject.__dir__ = lazy(f"fgvar.{_name}", _members)
     sys.modules[f"fgvar.{_name}"] = globals()[_name] = _subject

@@ -26,6 +26,14 @@ def require_integer(what: str, got: object, least: int) -> None:
         raise ValueError(f"{what} is {got}, expected {words}")
 
 
+def require_word(what: str, got: object, parts: Iterable[str], like: str) -> None:
+    """Raise a TypeError where ``got`` lacks one of these attributes: it is a class, or another word in its place."""
+    if isinstance(got, type):
+        raise TypeError(f"{what} is the class {got.__name__}, expected an instance: {got.__name__}(…)")
+    if missing := [part for part in parts if not hasattr(got, part)]:
+        raise TypeError(f"{what} is {got!r} without {', '.join(missing)}, expected one like {like}")
+
+
 def unknown(kind: str, got: object, valid: Iterable[str]) -> str:
     """The message for a name that does not exist: the nearest valid one, then all of them."""
     names = sorted(valid)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import grad
 from torch.utils._pytree import tree_map
 
-from fgvar import dry_run, loss_functions, problem_checks
+from fgvar import dry_run, identity, loss_functions, problem_checks
 from fgvar.loss_functions import Loss, even_weights, losses_and_weights
 from fgvar.nn import failures, purity, stacking, structures
 from fgvar.nn.instrumented import Network
@@ -77,6 +77,9 @@ class Problem:
         problem_checks.require_finite("parameters", {**self.params, **self.frozen})
         with purity.undisturbed(self.device):
             self.trace, self.single_trace = self._dry_run(loss if isinstance(loss, str) else "")
+
+    def __repr__(self) -> str:
+        return identity.of_problem(self)
 
     def _dry_run(self, loss: str) -> tuple[ForwardTrace, ForwardTrace]:
         return dry_run.traces(self, loss)

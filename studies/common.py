@@ -17,7 +17,7 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class Options:
-    """Where cells are computed and kept. A study's configuration has the field ``run: Run = Options(RESULTS / …)``.
+    """Where cells are computed and kept. What was interrupted goes on by the same command.
 
     Example:
         >>> Options(Path("results/depth.nc"), workers=2).arguments()["folder"].as_posix()
@@ -62,6 +62,7 @@ class Options:
         }
 
 
+# Of the field ``run: Run = Options(RESULTS / …)`` of a study's configuration: --out, not --run.out.
 Run = tyro.conf.OmitArgPrefixes[Options]
 
 

@@ -34,7 +34,7 @@ class Config:
     base: tuple[int, int, int, int] = (64, 16, 128, 4)
     """Draws, batch, width and groups where another axis grows."""
     repeats: int = 5
-    run: Run = Options(RESULTS / "cost.nc")  # noqa: RUF009 (frozen)
+    run: Run = Options(RESULTS / "cost.nc")
 
 
 def main(config: Config) -> None:

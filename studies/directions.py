@@ -31,7 +31,7 @@ class Config:
     """At most 160, the number of weights."""
     draws: int = 256
     batch: int = 32
-    run: Run = Options(RESULTS / "directions.nc")  # noqa: RUF009 (frozen)
+    run: Run = Options(RESULTS / "directions.nc")
 
 
 def main(config: Config) -> None:

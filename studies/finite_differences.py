@@ -43,7 +43,7 @@ class Config:
     """Of each estimator; a multiple of the blocks."""
     blocks: int = 32
     """Of draws: their means give the bias and, left out one by one, its error."""
-    run: Run = Options(RESULTS / "finite_differences.nc")  # noqa: RUF009 (frozen)
+    run: Run = Options(RESULTS / "finite_differences.nc")
 
 
 def main(config: Config) -> None:

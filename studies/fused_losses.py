@@ -39,7 +39,7 @@ class Config:
     classes: int = 10
     repeats: int = 31
     """Of all ways in turn."""
-    run: Run = Options(RESULTS / "fused_losses.nc")  # noqa: RUF009 (frozen)
+    run: Run = Options(RESULTS / "fused_losses.nc")
 
 
 def main(config: Config) -> None:

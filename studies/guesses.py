@@ -36,7 +36,7 @@ class Config:
     """Examples of the measured batch."""
     draws: int = 256
     """Estimates of each."""
-    run: Run = Options(RESULTS / "guesses.nc", seed=(0, 1, 2))  # noqa: RUF009 (frozen)
+    run: Run = Options(RESULTS / "guesses.nc", seed=(0, 1, 2))
 
 
 def main(config: Config) -> None:

@@ -64,7 +64,7 @@ class Config:
     """The same in fine-tuning."""
     probe_batch: int = 4
     draws: int = 128
-    run: Run = Options(RESULTS / "language_model.nc")  # noqa: RUF009 (frozen)
+    run: Run = Options(RESULTS / "language_model.nc")
 
 
 def main(config: Config) -> None:

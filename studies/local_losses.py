@@ -45,7 +45,7 @@ class Config:
     """Of the cosines."""
     probe_batch: int = 32
     """Examples that gradients are measured on."""
-    run: Run = Options(RESULTS / "local_losses.nc", seed=(0, 1, 2))  # noqa: RUF009 (frozen)
+    run: Run = Options(RESULTS / "local_losses.nc", seed=(0, 1, 2))
 
 
 def main(config: Config) -> None:

@@ -42,7 +42,7 @@ class Config:
     """At the middle size."""
     draws: int = 20_000
     """Pairs of a batch and its noise."""
-    run: Run = Options(RESULTS / "table1.nc")  # noqa: RUF009 (frozen)
+    run: Run = Options(RESULTS / "table1.nc")
 
 
 def main(config: Config) -> None:

@@ -106,7 +106,7 @@ class Config:
     """That a run computes with, on a CPU."""
     rates: bool = False
     """Instead of the table, the runs by which the learning rates were chosen."""
-    run: Run = Options(RESULTS / "table3.nc", seed=(0, 1, 2))  # noqa: RUF009 (frozen)
+    run: Run = Options(RESULTS / "table3.nc", seed=(0, 1, 2))
 
 
 # Settings of every cell, by the names of `Config`.

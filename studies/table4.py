@@ -84,7 +84,7 @@ class Config:
     device: str = "auto"
     threads: int = 1
     """That a run computes with, on a CPU."""
-    run: Run = Options(RESULTS / "table4.nc")  # noqa: RUF009 (frozen)
+    run: Run = Options(RESULTS / "table4.nc")
 
 
 # Settings of every cell, by the names of `Config`.

@@ -38,6 +38,7 @@ def problem(width=3):
 
 ready = problem()
 layer = torch.nn.Linear(3, 2)
+sampled = fgvar.Stochastic(sample=fgvar.sampling.Draw(2, by=fgvar.sampling.GradientNorms()))
 
 def stuck():
     return 1 / 0
@@ -144,6 +145,19 @@ def test_a_problem_of_ones_own_is_measured_and_checked_on(run, mine, tmp_path, n
     status, text, _ = run("check", "FG-A", "--problem", f"{mine}:{name}", "--checks", "unbiased", "scale", "--json")
     assert status == 0
     assert {(row["problem"], row["outcome"]) for row in json.loads(text)} == {(name, "passed")}
+
+
+def test_a_row_of_ones_own_is_measured_and_checked(run, mine) -> None:
+    """A sentence in a file, by its name there, beside a scheme; a name that is not there is answered with those."""
+    given = ("--problem", f"{mine}:problem", "--route", "exact", "--json")
+    status, text, _ = run("measure", "--scheme", f"{mine}:sampled", "minibatch", *given)
+    row = fgvar.Stochastic(sample=fgvar.sampling.Draw(2, by=fgvar.sampling.GradientNorms()))
+    expected = fgvar.theory.variance(row, load_problem(f"{mine}:problem"))
+    assert status == 0
+    assert json.loads(text)[0]["variance"] == pytest.approx(sum(float(v.sum()) for v in expected.values()), rel=1e-6)
+    status, text, _ = run("check", f"{mine}:sampled", "--checks", "weights", "unbiased")
+    assert (status, text.count("yes")) == (0, 8)
+    assert "did you mean 'sampled'? (valid: " in run("check", f"{mine}:sample")[2]
 
 
 @pytest.mark.parametrize("path", sorted(STORED.glob("*.nc")), ids=lambda path: path.stem)

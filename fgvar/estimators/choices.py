@@ -4,11 +4,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from fgvar.errors import require_type
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import combinations
 
@@ -29,7 +31,9 @@ class Choice:
         adapted: they come from the parameters (see `fgvar.estimators.randomness.Law`).
 
     Raises:
-        ValueError: on use, more indices than terms of positive probability, where none is put back.
+        TypeError: probabilities that are no tensor.
+        ValueError: on use, more indices than terms of positive probability, where none is put back; elsewhere than on
+            the CPU their weights are NaN.
 
     Source: Des Raj 1956 for the factors of what is not put back; drawn as the smallest of exponential times over p
     (Efraimidis and Spirakis 2006), which is the law of ``torch.multinomial``. Put back: the inverse of Σ_{j≤i} p_j.
@@ -49,6 +53,9 @@ class Choice:
 
     dtype: ClassVar[torch.dtype] = torch.int64
 
+    def __post_init__(self) -> None:
+        require_type("probabilities", self.probabilities, Tensor, "a tensor [..., N]")
+
     @property
     def population(self) -> int:
         """Terms of which it chooses, N: where that is the number of examples, its indices are theirs."""
@@ -60,8 +67,10 @@ class Choice:
         if self.replace:
             below = p.cumsum(-1)
             # Over its last number, which rounding leaves beside 1. Of p = 0 the interval [below, below) is empty.
-            return torch.searchsorted(below / below[..., -1:], stream.uniform(shape, p.dtype, device), right=True)
-        if not (self.even or p.is_meta):
+            u = stream.uniform(shape, p.dtype, device)
+            found = torch.searchsorted(below / below[..., -1:], u, right=True)
+            return found.clamp_max(self.population - 1)  # NaN has no place; of p = NaN, ω says so
+        if not self.even and p.device.type == "cpu":  # elsewhere it would wait for the device; ω is 0/0 = NaN there
             _require_enough(count, int((p > 0).sum(-1).min()))
         # An exponential time with rate p each: the first to come is a draw by p, the next ones those not put back.
         times = -torch.log1p(-stream.uniform((*shape[:-1], p.shape[-1]), p.dtype, device))
@@ -150,6 +159,7 @@ class Bernoulli:
     elementwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        require_type("rate", self.rate, Real, "a probability between 0 and 1")
         if not 0 <= self.rate <= 1:
             raise ValueError(f"rate is {self.rate!r}, expected a probability between 0 and 1")
 

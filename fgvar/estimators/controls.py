@@ -30,7 +30,7 @@ class FrozenTrunk:
         'a control: the trunk has no gradient'
     """
 
-    losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
+    losses: Losses = GlobalLoss()
 
     additive: ClassVar[bool] = True  # its estimate is the mean of those of each example alone
 
@@ -113,7 +113,7 @@ class IsotropicNull:
 
     centred: ClassVar[bool] = True  # E ĝ = 0
 
-    losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
+    losses: Losses = GlobalLoss()
 
     @property
     def bias_reason(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from fgvar.errors import require_word
 from fgvar.estimators.combine import Combine, Directions, Mean
 from fgvar.estimators.factors import Factors, sum_directions
 from fgvar.estimators.guesses import Guess, Isotropic
@@ -62,7 +63,8 @@ def require_estimator(name: str, candidate: object) -> None:
         raise TypeError(f"{name!r} is the text {candidate!r}, expected an estimator: fgvar.scheme({candidate!r})")
     if not isinstance(candidate, GradientEstimator):
         kind = type(candidate).__name__
-        raise TypeError(f"{name!r} is {kind}, expected randomness, estimate and target methods")
+        hint = "; words of a sentence go into fgvar.Stochastic(…)" if hasattr(candidate, "leaves") else ""
+        raise TypeError(f"{name!r} is {kind}, expected randomness, estimate and target methods{hint}")
 
 
 def require_problem(candidate: object) -> None:
@@ -107,12 +109,12 @@ class Estimator:
         torch.Size([2, 3])
     """
 
-    space: Space = WeightSpace()  # noqa: RUF009 (frozen)
-    noise: Law = Gaussian()  # noqa: RUF009 (frozen)
-    losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
-    oracle: Oracle = Jvp()  # noqa: RUF009 (frozen)
-    guess: Guess = Isotropic()  # noqa: RUF009 (frozen)
-    combine: Combine = Mean()  # noqa: RUF009 (frozen)
+    space: Space = WeightSpace()
+    noise: Law = Gaussian()
+    losses: Losses = GlobalLoss()
+    oracle: Oracle = Jvp()
+    guess: Guess = Isotropic()
+    combine: Combine = Mean()
     shared: bool | None = None
     directions: int = 1
     antithetic: bool = False
@@ -129,12 +131,8 @@ class Estimator:
 
     def __post_init__(self) -> None:
         for word, parts in self.WORDS.items():
-            given = getattr(self, word)
-            if isinstance(given, type):
-                raise TypeError(f"{word} is the class {given.__name__}, expected an instance: {given.__name__}(…)")
-            if missing := [part for part in parts if not hasattr(given, part)]:
-                default = type(self.__dataclass_fields__[word].default).__name__
-                raise TypeError(f"{word} is {given!r} without {', '.join(missing)}, expected one like {default}()")
+            default = type(self.__dataclass_fields__[word].default).__name__
+            require_word(word, getattr(self, word), parts, f"{default}()")
         if isinstance(self.noise, Randomness):  # which samples, too, but is what laws make
             raise TypeError(f"noise is {self.noise!r}, expected a law like Gaussian()")
         require_directions(self.directions)
@@ -281,7 +279,7 @@ class ExactGradient:
         False
     """
 
-    losses: Losses = GlobalLoss(heads=False)  # noqa: RUF009 (frozen)
+    losses: Losses = GlobalLoss(heads=False)
 
     additive: ClassVar[bool] = True  # its estimate is the mean of those of each example alone
 

@@ -40,7 +40,7 @@ class FeedbackAlignment:
         1
     """
 
-    losses: Losses = GlobalLoss()  # noqa: RUF009 (frozen)
+    losses: Losses = GlobalLoss()
     seed: int = 0
 
     additive: ClassVar[bool] = True  # its estimate is the mean of those of each example alone
@@ -94,7 +94,7 @@ class DirectFeedback:
         1
     """
 
-    space: ActivitySpace = ActivitySpace()  # noqa: RUF009 (frozen)
+    space: ActivitySpace = ActivitySpace()
     seed: int = 0
 
     additive: ClassVar[bool] = True  # its estimate is the mean of those of each example alone

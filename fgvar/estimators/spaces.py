@@ -68,14 +68,6 @@ class Keep(Protocol):
         """Ones for what is live, zeros for what is dead: a dict like ``problem.params``."""
 
 
-def require_keep(keep: object) -> None:
-    """Raise where this does not say which parameters are live."""
-    if isinstance(keep, type) or not hasattr(keep, "mask"):
-        raise TypeError(
-            f"keep is {keep!r}, expected what says which parameters are live, as fgvar.transforms.Magnitude(0.4)"
-        )
-
-
 def require_perturbed(problem: Problem) -> None:
     """Raise where no parameter is left that schemes perturb."""
     if not problem.perturbed:

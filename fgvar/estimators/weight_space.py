@@ -8,9 +8,10 @@ from typing import Any, ClassVar, cast, final
 import torch
 from torch import Tensor
 
+from fgvar.errors import require_word
 from fgvar.estimators.credit import Plan, broadcast_over_rows, row_plans, sum_terms
 from fgvar.estimators.losses import Losses, LossTerms, forward_terms, gradient, jvp_terms
-from fgvar.estimators.spaces import Keep, Linearised, Tensors, TermsAndLoss, require_keep, require_perturbed
+from fgvar.estimators.spaces import Keep, Linearised, Tensors, TermsAndLoss, require_perturbed
 from fgvar.nn.forward_mode import jvp
 from fgvar.nn.reach import OUTPUT
 from fgvar.problem import Problem
@@ -103,7 +104,7 @@ class WeightSpace:
 
     def __post_init__(self) -> None:
         if self.keep is not None:
-            require_keep(self.keep)
+            require_word("keep", self.keep, ("mask",), "fgvar.transforms.Magnitude(0.4)")
 
     @property
     def one_pass(self) -> bool:

@@ -17,7 +17,9 @@ from fgvar.measurement.moments import BLOCK
 from fgvar.measurement.protocol_checks import require_randomness
 from fgvar.measurement.references import PIECE
 from fgvar.problem import Problem
+from fgvar.stochastic.history import History
 from fgvar.stochastic.sentence import Stochastic, of_terms
+from fgvar.theory.applicability import estimates_of
 
 LARGEST_CHUNK = 64  # beyond it vmap gains nothing, and takes memory
 # Of draws so small that Python and the calls of kernels take the time: as many as hold so many numbers together.
@@ -46,24 +48,42 @@ def needs(estimator: GradientEstimator, problem: Problem, randomness: Randomness
     noise = randomness.size if weights else 2 * randomness.size
     # Replayed, all draws meet the same gradients of the loss terms: inner products, and no pass of a draw's own.
     own = 0 if weights and isinstance(getattr(estimator, "oracle", None), Replay) else activities
-    if isinstance(estimator, Stochastic):
-        return _needs_of_sentence(estimator, problem, randomness)
+    estimated = estimates_of(estimator)
+    if isinstance(estimated, Stochastic):
+        return _needs_of_sentence(estimated, problem, randomness, moves=bool(estimated.at.leaves(problem)))
+    if isinstance(estimated, History):
+        return _needs_of_history(estimated, problem, randomness, budget)
     if not (isinstance(estimator, Estimator) and estimator.factored):
         return Needs((6 + BLOCK) * parameters + 2 * activities, noise + 3 * parameters + own)
     held = 0 if draws_anew(randomness, problem.dtype, budget) else BLOCK * noise
     return Needs(6 * parameters + held + 2 * activities, 2 * noise + own + 2 * min(PIECE, parameters))
 
 
-def _needs_of_sentence(estimator: Stochastic, problem: Problem, randomness: Randomness) -> Needs:
-    """Activations of each worker's examples; where terms are shaped, a gradient of each, as it is and shaped."""
+def _needs_of_sentence(estimator: Stochastic, problem: Problem, randomness: Randomness, moves: bool) -> Needs:
+    """Activations of each worker's examples; where terms are shaped, a gradient of each, as it is and shaped.
+
+    ``moves``: each draw takes them at another point.
+    """
     activities, parameters = sizes(problem)
     examples = estimator.sample.batch_size(problem)
     terms = 2 * examples * parameters if estimator.each else 0
     # Terms that no draw changes are there once, under vmap: all examples, at one point, without noise of their own.
-    own = of_terms(randomness.leaves) or not getattr(estimator.sample, "whole", False) or estimator.at.leaves(problem)
+    own = moves or of_terms(randomness.leaves) or not getattr(estimator.sample, "whole", False)
     one = 3 * parameters + activities * examples // problem.batch_size + (terms if own else 0)
     once = (6 + BLOCK) * parameters + 2 * activities + (0 if own else terms)
     return Needs(once, 2 * randomness.size + estimator.workers * one)
+
+
+def _needs_of_history(history: History, problem: Problem, randomness: Randomness, budget: int) -> Needs:
+    """One estimate at a time; beside it all noise, parameters, output and a state as large as Adam's."""
+    of, own = estimates_of(history.of), history.of.randomness(problem)
+    if isinstance(of, Stochastic) and history.lr and history.steps > 1:
+        one = _needs_of_sentence(of, problem, own, moves=True)
+    else:
+        one = needs(of, problem, own, budget)
+    activities, parameters = sizes(problem)
+    once = max(one.once, (6 + BLOCK) * parameters + 2 * activities)
+    return Needs(once, one.each + 2 * (randomness.size - own.size) + 6 * parameters)
 
 
 def default_chunk(estimator: GradientEstimator, problem: Problem, randomness: Randomness, budget: int) -> int:

@@ -227,8 +227,10 @@ def _largest_bias(row: xr.Dataset) -> str:
 def _relative_bias(row: xr.Dataset) -> str:
     """‖E ĝ − target‖/‖target‖."""
     target = row.sel(reference="target")
-    length = target["gradient_norm"].item()
-    return f"{np.sqrt(max(target['sq_bias'].item(), 0)) / length:.2g}" if length > 0 else "–"
+    square, length = target["sq_bias"].item(), target["gradient_norm"].item()
+    if np.isnan(square) or not length > 0:  # no closed form, a target of 0
+        return "–"
+    return f"{np.sqrt(max(square, 0)) / length:.2g}"
 
 
 def _interval(row: xr.Dataset, name: str) -> str:

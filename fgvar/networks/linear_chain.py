@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from fgvar.errors import require_integer
 from fgvar.nn.heads import blank_linear, initialise
 from fgvar.nn.terms import Terms
 
@@ -22,6 +23,9 @@ class LinearChain(nn.Module):
         states: of the chain.
         seed: of the weights.
 
+    Raises:
+        ValueError: no features, or no states.
+
     Example:
         >>> log_z, emissions, transitions = LinearChain(3, states=5)(torch.zeros(2, 4, 3))
         >>> log_z.shape, emissions.shape, transitions.shape
@@ -30,6 +34,8 @@ class LinearChain(nn.Module):
 
     def __init__(self, features: int, states: int, *, seed: int = 0) -> None:
         super().__init__()
+        for what, got in (("features", features), ("states", states)):
+            require_integer(what, got, 1)
         generator = torch.Generator().manual_seed(seed)
         self.emission = blank_linear(features, states)
         initialise(self.emission, "kaiming", generator)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fgvar.errors import require_integer
+from fgvar.errors import require_integer, require_word
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
@@ -105,7 +105,8 @@ class Carriers:
         matrix = weight.detach().flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
         rank = min(self.rank, *matrix.shape)
         stream = Stream(self.seed, f"carriers of {name}", 0)  # the same numbers on every device
-        start = stream.normal((matrix.shape[1], rank), matrix.dtype, torch.device("cpu")).to(matrix.device)
+        start = stream.normal((matrix.shape[1], rank), matrix.dtype, torch.device("cpu"))
+        start = start.to(matrix.device, non_blocking=True)
         left = torch.linalg.qr(matrix @ start).Q
         right = torch.linalg.qr(matrix.T @ left).Q.T
         return left.to(weight.dtype), right.to(weight.dtype)
@@ -119,7 +120,10 @@ class FromCarriers:
         carriers: whose.
 
     Raises:
+        TypeError: what has no ``bases``.
         ValueError: on use, what are no such carriers.
+
+    Source: Yu et al. 2021 (RGP).
 
     Example:
         >>> Carriers(2).back
@@ -131,6 +135,9 @@ class FromCarriers:
     linear: ClassVar[bool] = True
     contracts: ClassVar[bool] = True  # its two parts, (1 − LLᵀ)aR and Lb, are orthogonal
     bias_reason: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        require_word("carriers", self.carriers, ("bases", "shapes"), "fgvar.transforms.Carriers(2)")
 
     def leaves(self, problem: Problem, shapes: Shapes) -> dict[str, Leaf]:
         if shapes != (expected := self.carriers.shapes(problem, shapes_of(problem))):

@@ -27,7 +27,7 @@ from fgvar.stochastic.transforms import (
 
 @dataclass(frozen=True)
 class RandomK:
-    """k of the d numbers of a gradient, chosen evenly, times d/k: E ĝ = g, tr Cov(ĝ) = (d/k − 1)‖g‖².
+    """Random sparsification: k of the d numbers, chosen evenly, times d/k: E ĝ = g, tr Cov(ĝ) = (d/k − 1)‖g‖².
 
     Args:
         k: how many, an integer; or their share, a float above 0 and at most 1 (of few numbers at least one).
@@ -53,11 +53,11 @@ class RandomK:
 
     def leaves(self, problem: Problem, shapes: Shapes) -> dict[str, Leaf]:
         d = sum(math.prod(shape) for shape in shapes.values())
-        evenly = torch.full((d,), 1 / d, dtype=torch.float64)
+        evenly = torch.full((d,), 1 / d, dtype=torch.float64, device=problem.device)
         return {"": Leaf((count(self.k, d),), Choice(evenly, replace=False, even=True))}
 
     def __call__(self, gradient: Gradient, problem: Problem, noise: Mapping[str, Tensor]) -> Gradient:
-        return kept(gradient, noise[""], size(gradient) / noise[""].shape[-1])
+        return only_these(gradient, noise[""], size(gradient) / noise[""].shape[-1])
 
     def moments(self, mean: Gradient, variance: Gradient, problem: Problem) -> Moments:
         scale = size(mean) / count(self.k, size(mean))
@@ -66,7 +66,7 @@ class RandomK:
 
 @dataclass(frozen=True)
 class TopK:
-    """The k largest of the d numbers of a gradient, by their size, and zeros: the closest that k numbers come to it.
+    """Top-k sparsification: the k largest of the d numbers, by their size, and zeros; no k numbers are closer to g.
 
     Args:
         k: how many, or their share, as of `RandomK`.
@@ -95,7 +95,7 @@ class TopK:
 
     def __call__(self, gradient: Gradient, problem: Problem, noise: Mapping[str, Tensor]) -> Gradient:
         sizes = torch.cat([g.abs().flatten() for g in gradient.values()])
-        return kept(gradient, sizes.topk(count(self.k, len(sizes)), sorted=False).indices)
+        return only_these(gradient, sizes.topk(count(self.k, len(sizes)), sorted=False).indices)
 
     def moments(self, mean: Gradient, variance: Gradient, problem: Problem) -> Moments:
         return moments_without_noise(self, mean, variance, problem)
@@ -168,7 +168,7 @@ class Quantise:
 
 @dataclass(frozen=True)
 class Sign:
-    """sign(g), of every number; 0 stays 0.
+    """signSGD: sign(g), of every number; 0 stays 0.
 
     Args:
         scaled: times the mean size of all d numbers, ‖g‖₁/d, so that the sign is of the gradient's own length.
@@ -214,7 +214,7 @@ def count(k: float, d: int) -> int:
     return number
 
 
-def kept(gradient: Gradient, which: Tensor, scale: float = 1.0) -> Gradient:
+def only_these(gradient: Gradient, which: Tensor, scale: float = 1.0) -> Gradient:
     """The numbers at these places of all tensors in a row, times ``scale``, and zeros."""
     first = next(iter(gradient.values()))
     factors = first.new_zeros(size(gradient)).scatter(0, which, scale)

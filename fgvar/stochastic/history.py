@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 from torch import Tensor
 
-from fgvar.errors import require_integer, require_type
+from fgvar.errors import require_integer, require_type, require_word
 from fgvar.estimators.estimator import Estimate, GradientEstimator, require_estimator
 from fgvar.estimators.randomness import Randomness
 from fgvar.problem import Problem
@@ -54,8 +55,7 @@ class History:
 
     def __post_init__(self) -> None:
         require_estimator("of", self.of)
-        if isinstance(self.through, type) or not hasattr(self.through, "start"):
-            raise TypeError(f"through is {self.through!r}, expected an optimiser like fgvar.streams.Momentum()")
+        require_word("through", self.through, ("start",), "fgvar.streams.Momentum()")
         require_integer("steps", self.steps, 1)
         require_type("lr", self.lr, Real, "a number")
 
@@ -85,11 +85,21 @@ class History:
             gradient = self.of.estimate(here, of).gradient
             state = self.through.start(gradient) if step == 0 else state
             through = self.through.on(here, own) if hasattr(self.through, "on") else self.through
-            output, state = through(gradient, state)
+            output, state = _passed(self.through, through(gradient, state))
         return Estimate({name: output[name] for name in problem.params})
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return self.of.target(problem)
+
+
+def _passed(through: Through, found: object) -> tuple[Gradient, Any]:
+    """What an optimiser, which may be anybody's, made of a gradient; a dict of two tensors would unpack, too."""
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], dict):
+        raise TypeError(
+            f"{through!r} returned {type(found).__name__}, expected (output, state), the output a dict like the "
+            "gradient that it was given"
+        )
+    return found
 
 
 def _outer(name: str) -> str:

@@ -8,18 +8,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fgvar.errors import require_integer, require_type
+from fgvar.errors import require_integer, require_type, require_word
 from fgvar.estimators.estimator import require_problem
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import Leaf
-from fgvar.estimators.spaces import Keep, require_keep
+from fgvar.estimators.spaces import Keep
 from fgvar.problem import Problem
 from fgvar.stochastic.transforms import Gradient, Moments, Shapes, require_parameters
 
 
 @dataclass(frozen=True)
 class Mask:
-    """M g, with M of zeros and ones: slope and squared cosine to g are the share ‖Mg‖²/‖g‖² of the energy kept.
+    """Masked: M g, with M of zeros and ones; slope and squared cosine are the share ‖Mg‖²/‖g‖² of energy kept.
 
     Args:
         keep: which parameters are live, such as `Magnitude` or `Saliency`.
@@ -39,7 +39,7 @@ class Mask:
     bias_reason: ClassVar[str] = "dead parameters have no gradient"
 
     def __post_init__(self) -> None:
-        require_keep(self.keep)
+        require_word("keep", self.keep, ("mask",), "fgvar.transforms.Magnitude(0.4)")
 
     @property
     def contracts(self) -> bool:
@@ -60,7 +60,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Magnitude:
-    """Weights that are not among the smallest: |w| at least the ``share``-quantile of the nonzero |w| of its tensor.
+    """Magnitude pruning keeps |w| at least the ``share``-quantile of the nonzero |w| of its tensor.
 
     Of tensors with two axes or more; others, such as biases, are kept whole. A weight of 0 has been pruned before,
     and stays so. Quantiles lie between two order statistics, linearly.
@@ -103,7 +103,7 @@ class Magnitude:
         live = ((sizes >= self._quantile(sizes)) & (sizes > 0)).to(weight.dtype)
         if self.shuffled is not None:
             keys = Stream(self.shuffled, f"mask of {name}", 0).uniform(live.shape, torch.float64, torch.device("cpu"))
-            live = live[keys.argsort().to(weight.device)]
+            live = live[keys.argsort().to(weight.device, non_blocking=True)]
         return live.reshape(weight.shape)
 
     def _quantile(self, sizes: Tensor) -> Tensor:

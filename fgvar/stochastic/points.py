@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from fgvar.errors import require_type
+from fgvar.errors import require_type, require_word
 from fgvar.estimators.activity_space import require_site
 from fgvar.estimators.estimator import Estimate, GradientEstimator, require_estimator
 from fgvar.estimators.noise import Gaussian
@@ -54,14 +54,14 @@ class Here:
 
 @dataclass(frozen=True)
 class Ahead:
-    """At θ' = θ − step·z, z an estimate of any estimator's, constant for differentiation.
+    """Extrapolated: at θ' = θ − step·z, z an estimate of any estimator's, constant for differentiation.
 
-    Extrapolation, whose bias is −step·H E z + O(step²) for the Hessian H; for E z = 0, of estimators that declare
+    Its bias is −step·H E z + O(step²) for the Hessian H; for E z = 0, of estimators that declare
     ``centred = True`` as `Noise` does, ½ step²·∇tr(H Cov z). With ``unit`` and a negative step it is sharpness-aware
     minimisation, of bias +ρ H g/‖g‖ for ρ = −step.
 
     Args:
-        by: whose estimate z is, a dict like ``problem.params``.
+        by: whose estimate z is, a dict like ``problem.params``; `Noise` for random numbers.
         step: how far, in units of z.
         unit: z/‖z‖, over all tensors together, in place of z; 0 where z is 0.
 
@@ -112,15 +112,23 @@ class Noise:
     Args:
         law: of the numbers.
 
+    Raises:
+        TypeError: what is no law.
+
+    Source: Lin et al. 2020.
+
     Example:
         >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
         >>> {name: leaf.shape for name, leaf in Noise().randomness(problem).leaves.items()}
         {'weight': (2, 3), 'bias': (2,)}
     """
 
-    law: Law = Gaussian()  # noqa: RUF009 (frozen)
+    law: Law = Gaussian()
 
     centred: ClassVar[bool] = True  # E ĝ = 0
+
+    def __post_init__(self) -> None:
+        require_word("law", self.law, ("sample",), "fgvar.Gaussian()")
 
     @property
     def bias_reason(self) -> str:
@@ -138,7 +146,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Tapped:
-    """At activities z + scale·u of a site, u ~ noise, each example's its own: reparameterised, dropout-like noise.
+    """Noise injected: at activities z + scale·u of a site, u ~ noise, each example's its own, as reparameterised.
 
     Unbiased for the smoothed loss E L(z + scale·u), whose gradient is that of L + ½ scale² tr H + O(scale⁴), H the
     Hessian by the activities.
@@ -149,8 +157,10 @@ class Tapped:
         scale: standard deviation.
 
     Raises:
-        TypeError: ``scale`` is no number.
+        TypeError: ``noise`` is no law, or ``scale`` no number.
         ValueError: on use, an unknown site, or one that is called twice or carries no batch axis.
+
+    Source: Bishop 1995 (training with noise).
 
     Example:
         >>> from fgvar.nn.sites import with_sites
@@ -160,10 +170,11 @@ class Tapped:
     """
 
     site: str
-    noise: Law = Gaussian()  # noqa: RUF009 (frozen)
+    noise: Law = Gaussian()
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        require_word("noise", self.noise, ("sample",), "fgvar.Gaussian()")
         require_type("scale", self.scale, Real, "a number")
 
     @property

@@ -7,27 +7,28 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fgvar.errors import unknown
+from fgvar.errors import require_integer, require_word, unknown
 from fgvar.estimators.choices import Choice
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
-from fgvar.stochastic.scores import (
+from fgvar.stochastic.populations import (
     BATCH,
+    SCORE,
     Score,
-    Uniform,
     probabilities,
     require_scores,
     sampled_terms,
+    scores_of,
     terms_shape,
 )
+from fgvar.stochastic.scores import Uniform
 
 
 class Sample(Protocol):
     """Which terms of a sum are looked at.
 
-    ``bias_reason`` says why E ω is not 1; empty where it is. ``linear`` says whether Σ ω ĝ is linear in the loss. One
-    that leaves the examples as they are may say so, by an attribute ``whole = True``.
-    ``whole = True``, on its class, says that all examples are looked at, whatever is drawn, and weighed.
+    ``bias_reason`` says why E ω is not 1; empty where it is. ``linear`` says whether Σ ω ĝ is linear in the loss.
+    ``whole = True``, which is optional, says that all examples are looked at, whatever is drawn, and weighed.
     """
 
     @property
@@ -64,7 +65,7 @@ class Sample(Protocol):
 
 @dataclass(frozen=True)
 class Everything:
-    """All terms, each once.
+    """The full batch: all terms, each once.
 
     Example:
         >>> Everything().bias_reason
@@ -120,9 +121,9 @@ class _Law(NamedTuple):
 
 @dataclass(frozen=True)
 class Draw:
-    """``size`` terms drawn with probabilities p in proportion to scores; ``top`` terms of highest score for certain.
+    """A minibatch: ``size`` terms drawn, with p in proportion to scores, the ``top`` highest for certain.
 
-    Put back, ω = 1/(m p): E ĝ is the gradient of the whole, and its variance, for per-example gradients g_n of N
+    Put back (importance sampling), ω = 1/(m p): E ĝ is the gradient of the whole, its variance, of gradients g_n of N
     examples, (1/m)[Σ‖g_n‖²/(N² p_n) − ‖ḡ‖²], least for p ∝ ‖g_n‖. Not put back, uniformly:
     (1/m)(1 − m/N) Σ‖g_n − ḡ‖²/(N − 1). A term of score 0 outside of the top is never drawn; `Mixed` is the remedy.
 
@@ -138,8 +139,9 @@ class Draw:
             one such module. E ĝ is then the whole gradient where the loss is linear in the sum: not in log Ẑ.
 
     Raises:
-        ValueError: a size below 1, a top below 0, an unknown ``weigh``; on use, more terms than there are, scores
-            that are negative or not finite, a network without terms to sample.
+        TypeError: a size or a top that is no integer, scores that are none.
+        ValueError: a size below 1, a top below 0, an unknown ``weigh``; on use, more terms than there are, a network
+            without terms to sample; scores of another shape, negative or not finite: these NaN but on the CPU.
 
     Source: Des Raj 1956 (not put back; see `fgvar.noise.Choice`); Fu et al. 2022 (terms, top); over a latent
     variable, REINFORCE (Williams 1992) and its sum-and-sample form (Liu et al. 2019).
@@ -151,7 +153,7 @@ class Draw:
 
     size: int
     top: int = 0
-    by: Score = Uniform()  # noqa: RUF009 (frozen)
+    by: Score = Uniform()
     replace: bool = True
     weigh: str = "unbiased"
     over: str = BATCH
@@ -159,10 +161,9 @@ class Draw:
     WEIGHS: ClassVar[tuple[str, ...]] = ("unbiased", "none", "normalised")
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size is {self.size}, expected at least 1 term")
-        if self.top < 0:
-            raise ValueError(f"top is {self.top}, expected a number of terms from 0 on")
+        require_word("by", self.by, SCORE, "fgvar.sampling.Losses()")
+        require_integer("size", self.size, 1)
+        require_integer("top", self.top, 0)
         if self.weigh not in self.WEIGHS:
             raise ValueError(unknown("weigh", self.weigh, self.WEIGHS))
 
@@ -232,7 +233,7 @@ class Draw:
         p, sure = self._for(terms, problem)
         if self.weigh == "none":
             return (sure + self.size * _sum(p, terms)) / (self.top + self.size)
-        return (sure + _sum((p > 0).to(p.dtype), terms)) / len(terms)
+        return (sure + _sum(torch.where(p > 0, 1, p), terms)) / len(terms)
 
     def spread(self, terms: Tensor, problem: Problem) -> Tensor:
         (p, _), count = self._for(terms, problem), len(terms)
@@ -241,7 +242,7 @@ class Draw:
         if self.weigh == "none":
             of_one = _sum(p, terms.square()) - _sum(p, terms).square()
             return of_one * (self.size / (self.top + self.size) ** 2)
-        whole = _sum((p > 0).to(p.dtype), terms)
+        whole = _sum(torch.where(p > 0, 1, p), terms)  # of what can be drawn; NaN stays
         return (_sum(_inverse(p), terms.square()) - whole.square()) / (self.size * count**2)
 
     def squares(self, terms: Tensor, problem: Problem) -> Tensor:
@@ -266,14 +267,14 @@ class Draw:
         of_drawn = choice.weights(drawn) * others.gather(-1, drawn)
         omega = torch.cat([torch.ones_like(top, dtype=of_drawn.dtype), of_drawn], -1)
         if self.weigh == "none":
-            return numbers, torch.full_like(omega, population / numbers.shape[-1])
+            return numbers, omega.where(omega.isnan(), population / numbers.shape[-1])
         if self.weigh == "normalised":
             return numbers, omega * (population / omega.sum(-1, keepdim=True))
         return numbers, omega
 
     def _law(self, problem: Problem, name: str, *, check: bool = False) -> _Law:
         """The law of draws from the batch, or from the terms of this name; ``check`` reads the scores' values."""
-        scores = self.by.scores(problem, name).detach().double()
+        scores = scores_of(self.by, problem, name).double()
         population = scores.shape[-1]
         if self.top > population or (not self.replace and self.top + self.size > population):
             raise ValueError(
@@ -295,5 +296,5 @@ def _sum(factors: Tensor, terms: Tensor) -> Tensor:
 
 def _inverse(p: Tensor) -> Tensor:
     """1/p, of what is never drawn 0."""
-    drawn = p > 0
+    drawn = p != 0
     return torch.where(drawn, 1 / p.where(drawn, 1), 0)

@@ -1,49 +1,29 @@
 """Scores: by what a sampler prefers some terms of a sum to others."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from numbers import Real
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fgvar.errors import unknown
-from fgvar.nn.forward_pass import called_twice
+from fgvar.errors import require_type, require_word, unknown
 from fgvar.nn.structures import leaves
-from fgvar.nn.terms import Terms, terms_of
 from fgvar.problem import Problem
-
-BATCH = "batch"  # what is sampled: examples,
-TERMS = "terms"  # or the terms of all sums inside the network
-
-
-class Score(Protocol):
-    """How much each term is preferred: probabilities are proportional to it.
-
-    Said as attributes of its class, or as properties: ``adapted``, do scores depend on parameters or batch?
-    ``of_loss``, on the loss function? ``linear``, is Σ ω ĝ, with ω in proportion to 1 over the scores, linear in the
-    loss all the same, as by gradients' norms, where the estimate is a sum of (Σ‖g‖/N) g_n/‖g_n‖? ``even = True``: all
-    scores are the same, whatever the problem, so that nothing has to be weighed.
-    """
-
-    @property
-    def adapted(self) -> bool: ...
-
-    @property
-    def of_loss(self) -> bool: ...
-
-    @property
-    def linear(self) -> bool: ...
-
-    def scores(self, problem: Problem, over: str) -> Tensor:
-        """One number ≥ 0 for each term, constant for differentiation.
-
-        [batch] for ``over="batch"``, else [rows, terms] of the `fgvar.Terms` module of this name. All 0 is uniform.
-        """
+from fgvar.stochastic.populations import (
+    BATCH,
+    SCORE,
+    Score,
+    probabilities,
+    sampled_terms,
+    scores_of,
+    terms_shape,
+)
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """All terms alike.
+    """Uniform sampling: all terms alike.
 
     Example:
         >>> Uniform().adapted
@@ -62,11 +42,16 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Losses:
-    """Examples by their loss: in proportion to ℓ_n to a power. With a power below 0, losses of 0 take all, but for
-    examples that count nothing. A loss below 0 is refused.
+    """Examples by their loss ℓ_n to a power. By one below 0 losses of 0 take all, but for what counts nothing.
+
+    A loss below 0 is refused.
 
     Args:
         power: 1 prefers large losses; −½, as in SFR-on (Huang et al. 2024), small ones.
+
+    Raises:
+        TypeError: a power that is no number.
+        ValueError: on use, a loss below 0.
 
     Example:
         >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
@@ -76,6 +61,9 @@ class Losses:
 
     power: float = 1.0
 
+    def __post_init__(self) -> None:
+        require_type("power", self.power, Real, "a number")
+
     adapted: ClassVar[bool] = True
     of_loss: ClassVar[bool] = True
     linear: ClassVar[bool] = False
@@ -84,15 +72,16 @@ class Losses:
         _require_batch(self, over)
         with torch.no_grad():
             losses = problem.losses(problem.run(problem.params)[0]).detach()
-        if self.power >= 0:
-            return torch.where(losses < 0, losses, losses**self.power)
-        # Over the least of them, so that the largest score is 1, whatever the power; 0 is the least number above it.
-        positive = losses.where(losses != 0, torch.finfo(losses.dtype).tiny)
-        factors = [factor for factor in (problem._weighed().weights, problem.importance) if factor is not None]
-        if factors:  # an example that counts nothing has a loss of 0, which would take all
-            counts = torch.stack(factors).prod(0) != 0
-            positive = positive.where(counts | ~counts.any(), torch.inf)
-        return torch.where(losses < 0, losses, (positive / positive.min()) ** self.power)
+        scale = losses
+        if self.power < 0:
+            # Over the least of them, so that the largest score is 1, whatever the power; 0 is the least number above.
+            positive = losses.where(losses != 0, torch.finfo(losses.dtype).tiny)
+            factors = [factor for factor in (problem._weighed().weights, problem.importance) if factor is not None]
+            if factors:  # an example that counts nothing has a loss of 0, which would take all
+                counts = torch.stack(factors).prod(0) != 0
+                positive = positive.where(counts | ~counts.any(), torch.inf)
+            scale = positive / positive.min()
+        return torch.where(losses < 0, losses, scale**self.power)  # what is below 0 stays so under an even power
 
 
 @dataclass(frozen=True)
@@ -104,6 +93,9 @@ class Outputs:
 
     Args:
         module: name of a module that is called once; empty: the network.
+
+    Raises:
+        ValueError: on use, an unknown module, or one that returns no number for each term.
 
     Source: Subramanian et al. 2022 (residuals).
 
@@ -129,9 +121,9 @@ class Outputs:
             return self._of_examples(watched[self.module] if self.module else found, problem.batch_size)
         values, shape = watched.get(self.module), terms_shape(problem, over)
         if values is None or tuple(values.shape) != shape:
-            got = "the network's outputs" if values is None else f"{self.module!r}, of shape {tuple(values.shape)}"
+            by = "the network's outputs" if values is None else f"{self.module!r}, of shape {tuple(values.shape)}"
             raise ValueError(
-                f"Outputs scores the terms {shape} of {over!r} by {got}; expected Outputs('name') of a module "
+                f"Outputs scores the terms {shape} of {over!r} by {by}; expected Outputs('name') of a module "
                 "that returns a number for each term"
             )
         return values.detach().abs()
@@ -139,9 +131,7 @@ class Outputs:
     def _of_examples(self, found: object, count: int) -> Tensor:
         whole = [x for x in leaves(found) if x.is_floating_point() and x.ndim and len(x) == count]
         if not whole:
-            raise ValueError(
-                f"{self!r} found no floating-point tensor with the {count} examples first; name a module"
-            )
+            raise ValueError(f"{self!r} found no floating-point tensor with {count} examples first; name a module")
         return torch.cat([x.detach().reshape(count, -1) for x in whole], 1).abs().mean(1)
 
 
@@ -204,14 +194,17 @@ class TermSizes:
 
 @dataclass(frozen=True)
 class Mixed:
-    """(1 − η) of other scores' probabilities and η of uniform ones, so that no ω is above 1/η of the uniform one.
+    """A mixture: (1 − η) of other scores' probabilities and η of uniform ones; no ω is above 1/η of the uniform one.
 
     Args:
         by: other scores.
         uniform: η.
 
     Raises:
+        TypeError: other scores that are none.
         ValueError: a share outside of [0, 1].
+
+    Source: Hesterberg 1995 (defensive mixtures).
 
     Example:
         >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
@@ -223,6 +216,8 @@ class Mixed:
     uniform: float = 0.5
 
     def __post_init__(self) -> None:
+        require_word("by", self.by, SCORE, "fgvar.sampling.Losses()")
+        require_type("uniform", self.uniform, Real, "a share between 0 and 1")
         if not 0 <= self.uniform <= 1:
             raise ValueError(f"uniform is {self.uniform!r}, expected a share between 0 and 1")
 
@@ -243,52 +238,10 @@ class Mixed:
         return not self.of_loss  # 1/p is no longer in proportion to 1 over those scores
 
     def scores(self, problem: Problem, over: str) -> Tensor:
-        p = probabilities(self.by.scores(problem, over))
+        if self.even:
+            return Uniform().scores(problem, over)
+        p = probabilities(scores_of(self.by, problem, over))
         return (1 - self.uniform) * p + self.uniform / p.shape[-1]
-
-
-def probabilities(scores: Tensor, among: Tensor | None = None) -> Tensor:
-    """Scores as probabilities along the last axis, in float64; uniform (``among`` those of 1) where they sum to 0."""
-    even = torch.ones_like(scores, dtype=torch.float64) if among is None else among
-    scores = scores.detach().double() * even
-    total = scores.sum(-1, keepdim=True)
-    return torch.where(total > 0, scores / total.where(total > 0, 1), even / even.sum(-1, keepdim=True))
-
-
-def require_scores(by: Score, scores: Tensor) -> None:
-    """Raise unless scores are numbers from 0 on."""
-    if not scores.is_meta and not bool((scores.isfinite() & (scores >= 0)).all()):
-        raise ValueError(
-            f"scores by {by!r} reach from {float(scores.min()):.6g} to {float(scores.max()):.6g}, expected finite "
-            "numbers from 0 on; take another score, or a loss that is never below 0"
-        )
-
-
-def sampled_terms(problem: Problem, over: str) -> dict[str, Terms]:
-    """The `fgvar.Terms` modules that ``over`` names, all of them for "terms", each called once in a forward pass."""
-    every = terms_of(problem.network.modules)
-    if not every:
-        raise ValueError(
-            f"over is {over!r}, and the network has no fgvar.Terms; expected over='batch', or such a module around "
-            "the terms of a sum in its forward"
-        )
-    if over != TERMS and over not in every:
-        raise ValueError(unknown("over", over, (BATCH, TERMS, *every)))
-    return every if over == TERMS else {over: every[over]}
-
-
-def terms_shape(problem: Problem, name: str) -> tuple[int, ...]:
-    """Shape [batch, …, terms] of what a `fgvar.Terms` module returns in one forward pass."""
-    visits = problem.trace.visits.get(name, [])
-    if len(visits) > 1:
-        raise ValueError(called_twice(name))
-    shape = (visits[0].shape if visits else None) or ()
-    if len(shape) < 2 or shape[0] != problem.trace.batch_size:
-        raise ValueError(
-            f"the terms of {name!r} have shape {shape if visits else 'unknown, as it is not called'}, expected the "
-            f"examples ({problem.trace.batch_size}) along the first axis and the terms along the last"
-        )
-    return (problem.batch_size, *shape[1:])
 
 
 def _require_batch(by: Score, over: str) -> None:

@@ -8,6 +8,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from fgvar.errors import require_integer, require_word
 from fgvar.estimators.estimator import Estimate, ExactGradient, GradientEstimator, require_estimator
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.nn.stacking import DIRECTIONS
@@ -56,33 +57,33 @@ class Stochastic:
         {'sample': (3,)}
     """
 
-    of: GradientEstimator = ExactGradient()  # noqa: RUF009 (frozen)
-    sample: Sample = Everything()  # noqa: RUF009 (frozen)
-    at: Point = Here()  # noqa: RUF009 (frozen)
+    of: GradientEstimator = ExactGradient()
+    sample: Sample = Everything()
+    at: Point = Here()
     each: tuple[Transform, ...] = ()
     then: tuple[Transform, ...] = ()
     workers: int = 1
 
+    # What each is like, and what tells it from another word put in its place.
     WORDS: ClassVar[dict[str, tuple[str, ...]]] = {
-        "sample": ("leaves", "view", "batch_size"),
-        "at": ("leaves", "view"),
-        "each": ("leaves", "__call__"),
-        "then": ("leaves", "__call__"),
+        "sample": ("fgvar.sampling.Draw(8)", "leaves", "view", "batch_size"),
+        "at": ("fgvar.points.Here()", "leaves", "view"),
+        "each": ("fgvar.transforms.Clip(1.0)", "leaves", "__call__"),
+        "then": ("fgvar.transforms.Sign()", "leaves", "__call__"),
     }
 
     def __post_init__(self) -> None:
         require_estimator("of", self.of)
-        for word, parts in self.WORDS.items():
+        for word, (like, *parts) in self.WORDS.items():
             given = getattr(self, word)
             if word in ("each", "then") and not isinstance(given, tuple):
-                raise TypeError(f"{word} is {given!r}, expected a tuple of transforms: ({given!r},)")
+                meant = tuple(given) if isinstance(given, list) else (given,)
+                raise TypeError(f"{word} is {given!r}, expected a tuple of transforms: {meant!r}")
             for one in given if isinstance(given, tuple) else (given,):
-                if isinstance(one, type):
-                    raise TypeError(f"{word} is the class {one.__name__}, expected an instance: {one.__name__}(…)")
-                if missing := [part for part in parts if not hasattr(one, part)]:
-                    raise TypeError(f"{word} is {one!r} without {', '.join(missing)}")
-        if not isinstance(self.workers, int) or self.workers < 1:
-            raise ValueError(f"workers is {self.workers!r}, expected an integer of at least 1")
+                require_word(word, one, parts, like)
+        if hasattr(self.at, "batch_size"):  # which has leaves and a view, too
+            raise TypeError(f"at is {self.at!r}, expected a point like fgvar.points.Here(); samplers go to sample=")
+        require_integer("workers", self.workers, 1)
 
     @property
     def bias_reason(self) -> str:
@@ -160,13 +161,14 @@ class Stochastic:
         gradient = self.of.estimate(example, _inner(noise)).gradient
         for index, transform in enumerate(self.each):
             # By the whole problem at θ, as in ``then``: masks and carriers are the same for every example.
-            gradient = transform(gradient, problem, _under(f"each.{index}", noise))
+            gradient = _transformed(transform, gradient, problem, _under(f"each.{index}", noise))
         return gradient
 
     def seen(self, problem: Problem, noise: Mapping[str, Tensor]) -> Problem:
         """The problem that ``of`` estimates: at the point, and sampled."""
         origin = origin_of(problem)
-        found = self.sample.view(self.at.view(problem, _under("at", noise)), _under("sample", noise), origin)
+        here = _viewed(self.at, self.at.view(problem, _under("at", noise)))
+        found = _viewed(self.sample, self.sample.view(here, _under("sample", noise), origin))
         # Of all examples, weighed or tapped, the probabilities of samplers within stay those that were declared.
         return found._with(origin=origin) if getattr(self.sample, "whole", False) else found
 
@@ -175,13 +177,15 @@ class Stochastic:
         if self.each:
             return problem.example(0)
         count = self.sample.batch_size(problem)
-        return problem if count == problem.batch_size else problem.rows(torch.arange(count) % problem.batch_size)
+        if count == problem.batch_size:
+            return problem
+        return problem.rows(torch.arange(count, device=problem.device) % problem.batch_size)
 
     def _estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         seen = self.seen(problem, noise)
         gradient = self._shaped(seen, noise, problem) if self.each else self.of.estimate(seen, _inner(noise)).gradient
         for index, transform in enumerate(self.then):
-            gradient = transform(gradient, problem, _under(f"then.{index}", noise))
+            gradient = _transformed(transform, gradient, problem, _under(f"then.{index}", noise))
         return Estimate({name: gradient[name] for name in problem.params})
 
     def _shaped(self, seen: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Gradient:
@@ -205,6 +209,21 @@ def origin_of(problem: Problem) -> Problem:
 def of_terms(noise: Mapping[str, T]) -> dict[str, T]:
     """What of the noise, or of its leaves, each term has of its own where terms are shaped one by one."""
     return {name: u for name, u in noise.items() if name.partition(".")[0] not in WHOLE}
+
+
+def _viewed(word: object, found: object) -> Problem:
+    """What a point or a sampler, which may be anybody's, made of a problem."""
+    if not isinstance(found, Problem):
+        raise TypeError(f"the view of {word!r} is {type(found).__name__}, expected a problem, as here.rows(numbers)")
+    return found
+
+
+def _transformed(transform: Transform, gradient: Gradient, problem: Problem, noise: Mapping[str, Tensor]) -> Gradient:
+    """What a transform, which may be anybody's, made of a gradient."""
+    found: object = transform(gradient, problem, noise)
+    if not isinstance(found, dict):
+        raise TypeError(f"{transform!r} returned {type(found).__name__}, expected a dict of tensors, like a gradient")
+    return found
 
 
 def _outer(name: str) -> str:

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from fgvar.errors import require_type, require_word
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
 from fgvar.stochastic.transforms import Gradient, Transform, returned_shapes, shapes_of
@@ -44,7 +46,7 @@ class Through(Protocol):
         """The output for one gradient, and the next state: both new, as old ones may be asked for again."""
 
 
-class Mean(NamedTuple):
+class DecayingSum(NamedTuple):
     """The decaying sum Σ_k (1 − β) β^k g_{t−k}, and of how many gradients."""
 
     steps: int
@@ -84,10 +86,10 @@ class Momentum:
         beta, last = self.beta, self.beta**steps
         return (1 - beta) * (1 + last) / ((1 + beta) * (1 - last))
 
-    def start(self, gradient: Gradient) -> Mean:
-        return Mean(0, _zeros(_wide(gradient)))
+    def start(self, gradient: Gradient) -> DecayingSum:
+        return DecayingSum(0, _zeros(_wide(gradient)))
 
-    def __call__(self, gradient: Gradient, state: Mean) -> Passed:
+    def __call__(self, gradient: Gradient, state: DecayingSum) -> Passed:
         following = _decayed(state, _wide(gradient), self.beta)
         return Passed(_like(gradient, _corrected(following, self.beta)), following)
 
@@ -121,11 +123,11 @@ class DiffGrad:
         return Passed({name: torch.sigmoid((g - state[name]).abs()) for name, g in gradient.items()}, gradient)
 
 
-class Moments(NamedTuple):
+class AdamState(NamedTuple):
     """Adam's state: means of gradients and of their squares, the largest of the latter so far, the factor's own."""
 
-    first: Mean
-    second: Mean
+    first: DecayingSum
+    second: DecayingSum
     largest: Gradient
     factor: Any
 
@@ -145,6 +147,7 @@ class Adam:
         amsgrad: v̂ is the largest so far.
 
     Raises:
+        TypeError: a factor that is none.
         ValueError: a decay outside of [0, 1), an ε that is not positive.
 
     Source: Kingma and Ba 2015; Reddi et al. 2018 (``amsgrad``), as in `torch.optim.Adam`.
@@ -164,6 +167,9 @@ class Adam:
     def __post_init__(self) -> None:
         _require_decay("beta1", self.beta1)
         _require_decay("beta2", self.beta2)
+        require_type("eps", self.eps, Real, "a positive number")
+        if self.factor is not None:
+            require_word("factor", self.factor, ("start", "__call__"), "fgvar.streams.DiffGrad()")
         if not self.eps > 0:
             raise ValueError(f"eps is {self.eps!r}, expected a positive number, as a gradient of 0 is divided by it")
 
@@ -171,24 +177,24 @@ class Adam:
     def bias_reason(self) -> str:
         return "divided by the root of its mean square"
 
-    def start(self, gradient: Gradient) -> Moments:
-        none = Mean(0, _zeros(_wide(gradient)))
-        return Moments(none, none, none.sum, self.factor.start(gradient) if self.factor else None)
+    def start(self, gradient: Gradient) -> AdamState:
+        none = DecayingSum(0, _zeros(_wide(gradient)))
+        return AdamState(none, none, none.sum, self.factor.start(gradient) if self.factor else None)
 
-    def __call__(self, gradient: Gradient, state: Moments) -> Passed:
+    def __call__(self, gradient: Gradient, state: AdamState) -> Passed:
         wide = _wide(gradient)
         first = _decayed(state.first, wide, self.beta1)
         second = _decayed(state.second, {name: g.square() for name, g in wide.items()}, self.beta2)
         largest = second.sum
         if self.amsgrad:  # of the uncorrected ones, as torch takes it
             largest = {name: torch.maximum(v, state.largest[name]) for name, v in largest.items()}
-        square = _corrected(Mean(second.steps, largest), self.beta2)
+        square = _corrected(DecayingSum(second.steps, largest), self.beta2)
         output = {name: m / (square[name].sqrt() + self.eps) for name, m in _corrected(first, self.beta1).items()}
         if not self.factor:
-            return Passed(_like(gradient, output), Moments(first, second, largest, None))
+            return Passed(_like(gradient, output), AdamState(first, second, largest, None))
         factors, own = self.factor(gradient, state.factor)
         output = {name: factors[name] * value for name, value in output.items()}
-        return Passed(_like(gradient, output), Moments(first, second, largest, own))
+        return Passed(_like(gradient, output), AdamState(first, second, largest, own))
 
 
 @dataclass(frozen=True)
@@ -216,8 +222,7 @@ class ErrorFeedback:
     compress: Transform
 
     def __post_init__(self) -> None:
-        if isinstance(self.compress, type) or not (callable(self.compress) and hasattr(self.compress, "leaves")):
-            raise TypeError(f"compress is {self.compress!r}, expected a transform, as fgvar.transforms has")
+        require_word("compress", self.compress, ("leaves", "__call__"), "fgvar.transforms.TopK(0.1)")
 
     @property
     def bias_reason(self) -> str:
@@ -271,15 +276,16 @@ def _like(gradient: Gradient, output: Gradient) -> Gradient:
     return {name: value.to(gradient[name].dtype) for name, value in output.items()}
 
 
-def _decayed(mean: Mean, gradient: Gradient, beta: float) -> Mean:
-    return Mean(mean.steps + 1, {name: beta * mean.sum[name] + (1 - beta) * g for name, g in gradient.items()})
+def _decayed(mean: DecayingSum, gradient: Gradient, beta: float) -> DecayingSum:
+    return DecayingSum(mean.steps + 1, {name: beta * mean.sum[name] + (1 - beta) * g for name, g in gradient.items()})
 
 
-def _corrected(mean: Mean, beta: float) -> Gradient:
+def _corrected(so_far: DecayingSum, beta: float) -> Gradient:
     """The sum over its factors' own: Σ β^k (1 − β) = 1 − β^steps."""
-    return {name: value / (1 - beta**mean.steps) for name, value in mean.sum.items()}
+    return {name: value / (1 - beta**so_far.steps) for name, value in so_far.sum.items()}
 
 
 def _require_decay(what: str, beta: float) -> None:
+    require_type(what, beta, Real, "a decay from 0 on and below 1")
     if not 0 <= beta < 1:
         raise ValueError(f"{what} is {beta!r}, expected a decay from 0 on and below 1")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
-from fgvar.errors import require_type
-from fgvar.estimators.estimator import Estimate, GradientEstimator, require_estimator
+from fgvar.errors import require_type, require_word
+from fgvar.estimators.estimator import Estimate, GradientEstimator, require_estimator, require_problem
 from fgvar.estimators.randomness import Randomness
 from fgvar.problem import Problem
 
@@ -22,6 +22,9 @@ MOST_NUMBERS = 4096  # of parameters, whose Hessian is made: 128 MiB in float64
 class TargetOf:
     """The target of another estimator.
 
+    Raises:
+        TypeError: what has no ``target``.
+
     Example:
         >>> from fgvar.estimators.schemes import scheme
         >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
@@ -30,6 +33,9 @@ class TargetOf:
     """
 
     estimator: GradientEstimator
+
+    def __post_init__(self) -> None:
+        require_word("estimator", self.estimator, ("target",), "fgvar.ExactGradient()")
 
     def __call__(self, problem: Problem) -> dict[str, Tensor]:
         return self.estimator.target(problem)
@@ -60,7 +66,8 @@ class Against:
     def __post_init__(self) -> None:
         require_estimator("estimator", self.estimator)
         if isinstance(self.target, type) or not (callable(self.target) or hasattr(self.target, "target")):
-            raise TypeError(f"target is {self.target!r}, expected a callable (problem) -> gradient, or an estimator")
+            got = f"the class {self.target.__name__}" if isinstance(self.target, type) else type(self.target).__name__
+            raise TypeError(f"target is {got}, expected a callable (problem) -> gradient, or an estimator")
         if not callable(self.target):
             object.__setattr__(self, "target", TargetOf(self.target))
 
@@ -83,8 +90,10 @@ class Newton:
             are turned.
 
     Raises:
-        TypeError: ``damping`` is no number.
-        ValueError: on use, more than 4096 numbers.
+        TypeError: what is no problem, or a ``damping`` that is no number.
+        ValueError: on use, more than 4096 numbers, or a problem of other parameters.
+
+    Source: Martens 2010 (damping); Huang et al. 2024 (as what unlearning steps follow).
 
     Example:
         >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
@@ -97,6 +106,7 @@ class Newton:
     damping: float
 
     def __post_init__(self) -> None:
+        require_problem(self.problem)
         require_type("damping", self.damping, Real, "a number")
 
     def __call__(self, problem: Problem) -> dict[str, Tensor]:
@@ -114,7 +124,7 @@ class Newton:
 
         gradient = _flat(problem.backprop())
         eye = torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device)
-        times = vjp(grad(self.problem.to(problem.dtype).loss), dict(params))[1]  # H v, as H is symmetric
+        times = vjp(grad(self.problem.to(problem.dtype).at(params).loss), dict(params))[1]  # H v, as H is symmetric
         hessian = torch.stack([_flat(times(shaped(row))[0]) for row in eye])
         return shaped(torch.linalg.solve(hessian + self.damping * eye, gradient))
 

@@ -94,7 +94,7 @@ def require_certain(transform: Transform, variance: Gradient) -> None:
 
 @dataclass(frozen=True)
 class Clip:
-    """min(1, norm/‖g‖) g, with the norm over all tensors together: nothing is longer than ``norm``, its ``bound``.
+    """Clipped: min(1, norm/‖g‖) g, the norm over all tensors together; none is longer than ``norm``, its ``bound``.
 
     Of each term it bounds what one example can do to the estimate; the mean of clipped gradients is biased.
 
@@ -145,7 +145,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class AddNoise:
-    """g + std·u with standard normal u: the same mean, variance + std² of every entry, + d std² of all d.
+    """Normal noise added, g + std·u: the same mean, variance + std² of every entry, + d std² of all d.
 
     Args:
         std: in units of what it is added to. Of the mean of N examples clipped to C, each with probability q, noise

@@ -3,21 +3,22 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fgvar.errors import unknown
+from fgvar.errors import require_type, require_word, unknown
 from fgvar.estimators.choices import Bernoulli
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
-from fgvar.stochastic.scores import BATCH, Score, probabilities, require_scores
+from fgvar.stochastic.populations import BATCH, SCORE, Score, probabilities, require_scores, scores_of
 
 
 @dataclass(frozen=True)
 class Poisson:
-    """Every example with probability ``rate``, independently; computed whole, those left out by weights of 0.
+    """Poisson sampling: every example with probability ``rate``, independently; those left out have weights of 0.
 
     ω = b/q for b of 0 or 1 and the rate q: E ĝ is the gradient of the whole, its variance Σ (1 − q)/q ‖g_n‖²/N².
 
@@ -44,6 +45,7 @@ class Poisson:
     DIVIDES: ClassVar[tuple[str, ...]] = ("expected", "sampled")
 
     def __post_init__(self) -> None:
+        require_type("rate", self.rate, Real, "a probability above 0 and at most 1")
         if not 0 < self.rate <= 1:
             raise ValueError(f"rate is {self.rate!r}, expected a probability above 0 and at most 1")
         if self.divide not in self.DIVIDES:
@@ -60,10 +62,10 @@ class Poisson:
         return problem.batch_size
 
     def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:  # noqa: ARG002
-        kept = noise[""]
+        drawn = noise[""]
         if self.divide == "expected":
-            return here.weighted(kept / self.rate)
-        return here.weighted(kept * (len(kept) / kept.sum().clamp_min(1)))
+            return here.weighted(drawn / self.rate)
+        return here.weighted(drawn * (len(drawn) / drawn.sum().clamp_min(1)))
 
     def largest_share(self, problem: Problem) -> float | None:
         return 1 / (self.rate * problem.batch_size) if self.divide == "expected" else 1.0
@@ -101,13 +103,14 @@ class Poisson:
 
 @dataclass(frozen=True)
 class Reweighted:
-    """Every example, weighed by its share of all scores: w_n = N s_n/Σ s. No randomness, and another gradient.
+    """Reweighting: every example by its share of all scores, w_n = N s_n/Σ s. No randomness, and another gradient.
 
     Args:
         by: scores.
 
     Raises:
-        ValueError: on use, scores that are negative or not finite.
+        TypeError: scores that are none.
+        ValueError: on use, scores that are negative, not finite or of another shape.
 
     Source: Huang et al. 2024 (SFR-on), with ``Losses(-0.5)``.
 
@@ -121,6 +124,9 @@ class Reweighted:
 
     whole: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        require_word("by", self.by, SCORE, "fgvar.sampling.Losses()")
+
     @property
     def bias_reason(self) -> str:
         return "examples count by their scores, not alike" if not getattr(self.by, "even", False) else ""
@@ -130,7 +136,7 @@ class Reweighted:
         return not self.by.of_loss
 
     def leaves(self, problem: Problem) -> dict[str, Leaf]:
-        require_scores(self.by, self.by.scores(problem, BATCH))
+        require_scores(self.by, scores_of(self.by, problem, BATCH))
         return {}
 
     def batch_size(self, problem: Problem) -> int:
@@ -152,4 +158,4 @@ class Reweighted:
         return torch.tensordot(self._shares(problem).to(terms.dtype).square(), terms, dims=1)
 
     def _shares(self, problem: Problem) -> Tensor:
-        return probabilities(self.by.scores(problem, BATCH))
+        return probabilities(scores_of(self.by, problem, BATCH))

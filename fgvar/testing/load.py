@@ -125,15 +125,21 @@ def _needed(function: Callable[..., Any]) -> list[str]:
 
 
 def _own(module: ModuleType) -> list[str]:
-    """What a module defines that could be meant."""
-    return [name for name, found in vars(module).items() if getattr(found, "__module__", None) == module.__name__]
+    """What a module defines that could be meant: its classes and functions, and estimators and problems it made."""
+    return [name for name, found in vars(module).items() if _is_made(found) or _is_of(module, found)]
+
+
+def _is_of(module: ModuleType, found: object) -> bool:
+    return getattr(found, "__module__", None) == module.__name__
+
+
+def _is_made(found: object) -> bool:
+    return isinstance(found, Problem | GradientEstimator) and not isinstance(found, type)
 
 
 def _made(name: str, found: Any) -> Any:
     """An estimator as it is, or what a class or a function makes."""
-    if not isinstance(found, type) and isinstance(found, GradientEstimator):
-        return found
-    if not callable(found):
+    if _is_made(found) or not callable(found):
         return found
     kind = "class" if isinstance(found, type) else "function"
     needed = _needed(found)

@@ -75,7 +75,7 @@ def _of_words(estimator: Stochastic, problem: Problem, noisy: bool) -> str | Non
     of, at, sample = estimates_of(estimator.of), estimator.at, estimator.sample
     origin = origin_of(problem)
     if at.leaves(problem):
-        return f"{at!r} moves the parameters at random"
+        return f"{at!r} takes the gradient at a random point"
     sampled = bool(sample.leaves(origin))
     if sampled and not hasattr(sample, "no_closed_form"):
         return f"{sample!r} does not say mean and spread of what it samples"

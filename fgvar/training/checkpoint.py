@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgvar.data.split import Split
+from fgvar.identity import described, fingerprint
 from fgvar.storage import locks
 from fgvar.storage.atomic import replace, require_place
 from fgvar.storage.packing import pack, unpack
 from fgvar.training.distributed import broadcast_bytes, world
 from fgvar.training.gradients import require_finite
-from fgvar.training.identity import described, fingerprint
 from fgvar.training.loop import TrainingLoop
 
 MAGIC = b"fgvar checkpoint 7\n"  # another number is another format, or other noise for a run to go on with
@@ -93,6 +94,11 @@ def restore(path: Path, identity: Mapping[str, str], device: torch.device) -> St
 
 _FIELDS = tuple(State.__dataclass_fields__)
 _REMEDY = "give another checkpoint= path, delete the file, or train with resume=False"
+
+
+def described_split(split: Split | None) -> str:
+    """A split: its name and size, and a hash of what it holds."""
+    return "none" if split is None else f"{split.title}, {len(split)} examples, {fingerprint(split.hashed())}"
 
 
 class Checkpointer:

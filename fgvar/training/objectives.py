@@ -15,12 +15,12 @@ from fgvar.contrastive import Contrastive, InfoNCE
 from fgvar.data.augmentation import Views, generator
 from fgvar.data.images import Images
 from fgvar.data.split import Batch, Split
+from fgvar.identity import described
 from fgvar.loss_functions import Loss, has_perplexity
 from fgvar.nn.structures import leaves
 from fgvar.problem import Problem
 from fgvar.training.distributed import world
 from fgvar.training.evaluation import mean_loss_and_error
-from fgvar.training.identity import described
 
 Curves = dict[str, tuple[str, str]]  # name → long name, units
 

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 from fgvar.data.split import Batch
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import GradientEstimator
+from fgvar.identity import described, fingerprint
 from fgvar.measurement.arguments import BUDGET, Settings, check_arguments
 from fgvar.measurement.budget import examples_at_once
 from fgvar.measurement.closed import check_route
@@ -20,7 +21,7 @@ from fgvar.measurement.measure import measure_unchecked
 from fgvar.nn.structures import cast
 from fgvar.problem import Problem
 from fgvar.problem_checks import named_leaves, require_pair
-from fgvar.training.identity import described, fingerprint
+from fgvar.theory.applicability import no_closed_form
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Probe:
         draws: see `measure`.
         seed: of the probes' noise.
         route: "drawn"; "exact"; or "both": what has a closed form from it, with error 0, and the rest (cosines,
-            tests of bias) from draws.
+            tests of bias, estimators without one) from draws.
 
     Raises:
         ValueError: an unknown route.
@@ -60,8 +61,8 @@ class Probe:
             raise ValueError(f"the probe's step {outside[0]} is none of the run's, which are 0 … {last}")
         for estimator in self.estimators.values():
             estimator.randomness(problem)
-        for settings in self._settings:
-            check_route(settings.route, self.estimators, problem, keep_draws=False)
+        if self.route != "both":  # of both, what has no closed form is drawn
+            check_route(self.route, self.estimators, problem, keep_draws=False)
 
     @property
     def _settings(self) -> tuple[Settings, ...]:
@@ -86,9 +87,10 @@ class Probe:
         if second:
             # What needs no noise is exact on either route.
             noisy = {name: e for name, e in self.estimators.items() if e.randomness(problem).size}
-            if noisy:
-                exact = measure_unchecked(noisy, problem, data_variance, *second)
-                rows = [list(self.estimators).index(name) for name in noisy]
+            closed = {name: e for name, e in noisy.items() if not no_closed_form(e, problem)}
+            if closed:
+                exact = measure_unchecked(closed, problem, data_variance, *second)
+                rows = [list(self.estimators).index(name) for name in closed]
                 for name in {f"{name}{end}" for name in EXACT for end in ("", *ENDS)} & set(dataset):
                     # In place: xarray takes a millisecond to put a variable in.
                     dataset[name].values[rows] = exact[name].values  # a squared bias has no lower end

@@ -19,10 +19,9 @@ from fgvar.loss_functions import Loss
 from fgvar.measurement.dataset import describe, provenance
 from fgvar.nn.sites import copied, require_module
 from fgvar.problem_checks import require_parameters, usable_device
-from fgvar.training.checkpoint import Checkpointer
+from fgvar.training.checkpoint import Checkpointer, described_split
 from fgvar.training.distributed import join, local_rank, world
 from fgvar.training.gradients import by_tensor, gradient_of
-from fgvar.training.identity import described_split
 from fgvar.training.interrupt import Interrupt
 from fgvar.training.loop import Logger, RunConfig, TrainingLoop
 from fgvar.training.objectives import task_of

@@ -57,7 +57,7 @@ def test_a_subset_keeps_the_test_set() -> None:
 
 @pytest.mark.parametrize("change", ["value", "dtype", "name"])
 def test_the_hash_knows_every_leaf(change: str) -> None:
-    from fgvar.training.identity import described_split
+    from fgvar.training.checkpoint import described_split
 
     other = {"ids": IDS.clone(), "parts": INPUTS["parts"]}
     if change == "value":

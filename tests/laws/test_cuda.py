@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rows
 import torch
 
 import fgvar
@@ -54,6 +55,35 @@ def test_every_scheme_estimates_the_same_given_the_same_noise(name: str) -> None
         assert found[key].is_cuda
         scale = max(float(gradient.abs().max()), 1e-30)
         torch.testing.assert_close(found[key].cpu(), gradient, rtol=0, atol=1e-9 * scale)
+
+
+def sampled_on(device: str) -> fgvar.Problem:
+    batch = fgvar.data.load("digits").sample(4, seed=0, device=device, dtype=torch.float64)
+    return fgvar.Problem(rows.network().double().to(device), "cross_entropy", batch)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", rows.NAMES)
+def test_every_row_estimates_the_same_given_the_same_noise(name: str, device: str) -> None:
+    here, there = sampled_on("cpu"), sampled_on(device)
+    own, other = rows.rows(here)[name], rows.rows(there)[name]
+    noise = {k: u[0] for k, u in own.randomness(here).sample(3, [5], dtype=torch.float64).items()}
+    expected = own.estimate(here, noise).gradient
+    found = other.estimate(there, {k: u.to(device) for k, u in noise.items()}).gradient
+    for key, gradient in expected.items():
+        assert found[key].device.type == device
+        torch.testing.assert_close(found[key].cpu(), gradient, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", rows.NAMES)
+def test_rows_are_drawn_and_train_on_the_device(name: str, device: str) -> None:
+    problem = sampled_on(device)
+    row = rows.rows(problem)[name]
+    leaves = row.randomness(problem).sample(0, range(3), dtype=problem.dtype, device=device)
+    assert all(u.device.type == device for u in leaves.values())
+    run = fgvar.train(rows.network().double(), row, splits(), replace(SCHEDULE, epochs=1, lr=1e-3), device=device)
+    assert all(value.device.type == device and bool(value.isfinite().all()) for value in run.params.values())
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -166,9 +196,11 @@ def test_training_by_autocast_keeps_parameters_whole(name: str, device: str) -> 
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", [*TRAINED, *rows.NAMES])
 def test_a_training_step_never_waits_for_the_device(name: str, monkeypatch) -> None:
     """Eagerly; the CPU has no such mode, and the meta device (tests/laws/test_meta.py) stands for it there."""
+    net, beside = (network("cpu"), None) if name in TRAINED else (rows.network(), sampled_on("cuda"))
+    estimator = fgvar.scheme(name) if beside is None else rows.rows(beside.to(torch.float32))[name]
     update = TrainingLoop.update
 
     def watched(self: TrainingLoop, *arguments: object) -> None:
@@ -181,7 +213,7 @@ def test_a_training_step_never_waits_for_the_device(name: str, monkeypatch) -> N
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(TrainingLoop, "update", watched)
-    fgvar.train(network("cpu"), fgvar.scheme(name), splits(), replace(SCHEDULE, epochs=1), device="cuda")
+    fgvar.train(net, estimator, splits(), replace(SCHEDULE, epochs=1), device="cuda")
 
 
 @pytest.mark.cuda

@@ -1,6 +1,9 @@
 """Rows of stochastic gradients: measured, compared draw by draw, summarised, and within the budget."""
 
+import gc
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -90,5 +93,41 @@ def test_the_budget_counts_the_terms_that_are_shaped() -> None:
     single = held(fgvar.Stochastic(sample=sampling.Draw(16), each=(FAR,)))[1]
     four = held(fgvar.Stochastic(sample=sampling.Draw(16), each=(FAR,), workers=4))[1]
     assert four == 4 * single
+    along = fgvar.History(PRIVATE, fgvar.streams.Adam(), steps=5, lr=0.1)
+    row, history = PRIVATE, fgvar.History(PRIVATE, fgvar.streams.Adam(), steps=5)
+    assert held(fgvar.Against(row, fgvar.ExactGradient())) == held(row)
+    noise = row.randomness(problem).size
+    assert held(history) == (held(row)[0], held(row)[1] + 2 * 4 * noise + 6 * numbers), "noise of 5 and one gradient"
+    assert held(along) == (once, held(history)[1] + 2 * 64 * numbers), "where terms are each draw's own, at its point"
     estimator = fgvar.Stochastic(sample=sampling.Draw(16), each=(FAR,))
     assert default_chunk(estimator, problem, estimator.randomness(problem), 1 << 22) < 16
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_gradients_of_every_example_are_announced(steps: int) -> None:
+    """256 examples of 1,893 numbers twice are 3.9 MB, and no more of them are held than of one estimate."""
+    each = fgvar.Stochastic(sample=sampling.Draw(256), each=(transforms.Clip(1.0),))
+    row = fgvar.History(each, fgvar.streams.Momentum(), steps) if steps else each
+    with pytest.warns(UserWarning, match=r"measuring 'private' takes about 0\.0 GB beside the network, more than"):
+        fgvar.measure({"plain": fgvar.scheme("FG-W"), "private": row}, layered(256), draws=2, budget=1 << 21)
+    fgvar.measure({"plain": fgvar.scheme("FG-W"), "private": row}, layered(256), draws=2, budget=1 << 24)
+
+
+def test_a_history_holds_the_parameters_of_one_step() -> None:
+    """Tensors of so many numbers that Python knows, at every call of its optimiser: from the second on as many."""
+
+    @dataclass(frozen=True)
+    class Counting:
+        bias_reason: ClassVar[str] = ""
+
+        def start(self, gradient: dict[str, torch.Tensor]) -> None: ...
+
+        def __call__(self, gradient: dict[str, torch.Tensor], state: None) -> tuple[dict[str, torch.Tensor], None]:
+            counts.append(sum(type(one) is torch.Tensor and one.numel() == 9973 for one in gc.get_objects()))
+            return gradient, state
+
+    counts: list[int] = []
+    problem = fgvar.Problem(torch.nn.Linear(9973, 1, bias=False), "mse", (torch.ones(2, 9973), torch.ones(2, 1)))
+    fgvar.History(fgvar.ExactGradient(), Counting(), steps=8, lr=0.1).estimate(problem, {})
+    assert len(set(counts[1:])) == 1, counts
+    assert counts[1] - counts[0] <= 3, "the moved parameters, and the output before"

@@ -303,8 +303,8 @@ def test_refused_values(make, message) -> None:
         (lambda: t.Saliency(line(), None), "threshold is None, expected a number"),
         (lambda: t.Saliency(nn.Linear(1, 1), 1.0), r"problem is Linear, expected fgvar\.Problem"),
         (lambda: t.Retained(None, 1, 0.1), r"problem is NoneType, expected fgvar\.Problem"),
-        (lambda: t.Mask(0.4), r"keep is 0\.4, expected what says which parameters are live"),
-        (lambda: fgvar.WeightSpace(keep=t.Magnitude), "keep is <class .*>, expected what says which parameters"),
+        (lambda: t.Mask(0.4), r"keep is 0\.4 without mask, expected one like fgvar\.transforms\.Magnitude"),
+        (lambda: fgvar.WeightSpace(keep=t.Magnitude), "keep is the class Magnitude, expected an instance"),
     ],
 )
 def test_refused_types(make, message) -> None:

@@ -356,6 +356,8 @@ def test_a_tapped_row_is_measured_beside_others() -> None:
         (lambda: points.Ahead(by=fgvar.ExactGradient, step=0.1), "'by' is the class ExactGradient"),
         (lambda: points.Ahead(by=fgvar.ExactGradient(), step="far"), "step is 'far', expected a number"),
         (lambda: points.Tapped("site", scale=None), "scale is None, expected a number"),
+        (lambda: points.Tapped("site", fgvar.sampling.Uniform()), r"noise is Uniform\(\) without sample"),
+        (lambda: points.Noise(fgvar.Gaussian), r"law is the class Gaussian, expected an instance: Gaussian\(…\)"),
     ],
 )
 def test_a_point_refuses_what_is_no_word(word, message: str) -> None:

@@ -268,9 +268,9 @@ def test_linear_samplers_are(sampler: object) -> None:
 
 def test_refusals() -> None:
     at = problem()
-    with pytest.raises(ValueError, match="size is 0, expected at least 1 term"):
+    with pytest.raises(ValueError, match="size is 0, expected an integer of at least 1"):
         Draw(0)
-    with pytest.raises(ValueError, match="top is -1, expected a number of terms from 0 on"):
+    with pytest.raises(ValueError, match="top is -1, expected a non-negative integer"):
         Draw(1, top=-1)
     with pytest.raises(ValueError, match="unknown weigh 'unbiassed'; did you mean 'unbiased'"):
         Draw(1, weigh="unbiassed")

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from cases import labels, mixer, randn
-from fgvar.sampling import Draw, GradientNorms, Losses, Mixed, Outputs, Reweighted, TermSizes, Uniform
+from fgvar.sampling import Draw, GradientNorms, Losses, Mixed, Outputs, Reweighted, TermSizes, Uniform, Union
 from latents import latent
 from torch import Tensor, nn
 
 import fgvar
-from fgvar.stochastic.scores import probabilities
+from fgvar.stochastic.populations import probabilities
 
 
 def examples() -> fgvar.Problem:
@@ -162,6 +162,12 @@ def test_refusals() -> None:
             ValueError, match=r"scores examples, over is 'latent'; expected over='batch', or .*TermSizes"
         ):
             Draw(1, by=by, over="latent").leaves(terms)
+    uniform = fgvar.noise.Uniform()  # the law, where the score is meant, which has the same name
+    for sampler in (lambda by: Draw(2, by=by), Reweighted, Mixed):
+        with pytest.raises(TypeError, match=r"by is Uniform\(\) without adapted, .* expected one like fgvar\.sampl"):
+            sampler(uniform)
+        with pytest.raises(TypeError, match=r"by is the class Losses, expected an instance: Losses\(…\)"):
+            sampler(Losses)
     with pytest.raises(ValueError, match="TermSizes scores terms of a sum inside the network, over is 'batch'"):
         Draw(1, by=TermSizes()).leaves(at)
     with pytest.raises(ValueError, match=r"unknown module of Outputs 'Q' \(valid: f, latent, logits, q\)"):
@@ -177,14 +183,81 @@ def test_refusals() -> None:
         Outputs("2").scores(at, "1")
     with pytest.raises(ValueError, match=r"uniform is 1\.5, expected a share between 0 and 1"):
         Mixed(Losses(), uniform=1.5)
-    with pytest.raises(ValueError, match="found no floating-point tensor with the 5 examples first; name a module"):
+    with pytest.raises(ValueError, match="found no floating-point tensor with 5 examples first; name a module"):
         Outputs()._of_examples(torch.arange(5), 5)
-    below = fgvar.Problem(nn.Linear(3, 1).double(), lambda o, t: o[:, 0] - 5 + 0 * t, (randn(2, 3), torch.zeros(2)))
-    for power in (1, -0.5):
+    below = losses_below_0()
+    for power in (1, -0.5, 2):
         with pytest.raises(
             ValueError, match=r"scores by Losses\(power=.*\) reach from -\d.* expected finite numbers from 0 on"
         ):
             Draw(1, by=Losses(power)).leaves(below)
+
+
+def losses_below_0() -> fgvar.Problem:
+    return fgvar.Problem(nn.Linear(3, 1).double(), lambda o, t: o[:, 0] - 5 + 0 * t, (randn(4, 3), torch.zeros(4)))
+
+
+@pytest.fixture
+def unread(monkeypatch) -> None:
+    """Values of scores are not looked at, as on a device that would be waited for."""
+    for module in (fgvar.stochastic.sampling, fgvar.stochastic.weighing):
+        monkeypatch.setattr(module, "require_scores", lambda *_: None)
+    monkeypatch.setattr(fgvar.estimators.choices, "_require_enough", lambda *_: None)
+
+
+BY = Losses()
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize(
+    "sample",
+    [
+        Draw(2, by=BY), Draw(2, top=1, by=BY), Draw(1, top=4, by=BY), Draw(2, by=BY, replace=False),
+        Draw(2, by=BY, weigh="none"), Draw(2, by=BY, weigh="normalised"), Draw(2, by=Mixed(BY)), Reweighted(BY),
+        Union((Draw(1), Draw(2, by=BY)), weigh="none"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_no_score_is_a_gradient_of_nan_where_values_are_not_read(sample: object) -> None:
+    """Of examples that there are, as an index outside of the batch would end the process there; never a number."""
+    at, estimator = losses_below_0(), fgvar.Stochastic(sample=sample)
+    noise = {k: u[0] for k, u in estimator.randomness(at).sample(0, [0], dtype=torch.float64).items()}
+    assert all(bool((u < at.batch_size).all()) for u in noise.values())
+    assert all(bool(g.isnan().all()) for g in estimator.estimate(at, noise).gradient.values())
+    if sample.no_closed_form(at) is None and sample != Draw(1, top=4, by=BY):
+        terms = randn(4, 3)
+        for law in (sample.mean, sample.squares) if isinstance(sample, Reweighted) else (sample.mean, sample.spread):
+            assert bool(law(terms, at).isnan().all())
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize("weigh", ["unbiased", "none", "normalised"])
+def test_more_than_can_be_drawn_is_nan_where_values_are_not_read(weigh: str) -> None:
+    """Two of four examples have a loss, and three are wanted, none put back."""
+    y = torch.tensor([[1.0], [1.0], [0.0], [0.0]]).double()
+    at = fgvar.Problem(nn.Linear(2, 1, bias=False).double(), "mse", (torch.zeros(4, 2).double(), y))
+    estimator = fgvar.Stochastic(sample=Draw(3, by=BY, replace=False, weigh=weigh))
+    noise = {k: u[0] for k, u in estimator.randomness(at).sample(0, [0], dtype=torch.float64).items()}
+    assert bool(estimator.estimate(at, noise).gradient["weight"].isnan().all())
+
+
+@pytest.mark.usefixtures("unread")
+def test_training_finds_what_is_no_score() -> None:
+    data = fgvar.data.Examples(randn(8, 3).float(), torch.zeros(8))
+    with pytest.raises(fgvar.NonFiniteError, match=r"the gradient of '.*' held NaN or infinity at step 0"):
+        fgvar.train(
+            nn.Linear(3, 1), fgvar.Stochastic(sample=Draw(2, by=BY)), data, fgvar.Schedule(1, 4), device="cpu",
+            loss=lambda o, t: o[:, 0] - 5 + 0 * t,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", [-1.0, torch.nan, torch.inf])
+def test_probabilities_beside_what_is_no_score(bad: float) -> None:
+    """Of its own row alone."""
+    found = probabilities(torch.tensor([[1.0, bad, 2.0], [1.0, 1.0, 2.0], [0.0, 0.0, 0.0]]))
+    assert bool(found[0].isnan().all())
+    assert found[1].tolist() == [0.25, 0.25, 0.5]
+    assert found[2].tolist() == pytest.approx([1 / 3] * 3)
 
 
 def test_losses_of_zero_are_alike() -> None:

@@ -304,11 +304,19 @@ def test_what_biases_a_stream_is_said() -> None:
         (
             lambda: streams.ErrorFeedback(transforms.TopK),
             TypeError,
-            "compress is <class .*TopK'>, expected a transform",
+            "compress is the class TopK, expected an instance",
         ),
-        (lambda: streams.ErrorFeedback(len), TypeError, "compress is <built-in function len>, expected a transform"),
+        (
+            lambda: streams.ErrorFeedback(len),
+            TypeError,
+            "compress is <built-in function len> without leaves, expected one like fgvar.transforms.TopK",
+        ),
         (lambda: fgvar.History("BP", streams.Momentum(), 2), TypeError, "'of' is the text 'BP'"),
-        (lambda: fgvar.History(ONE, streams.Momentum, 2), TypeError, "through is <class .*, expected an optimiser"),
+        (
+            lambda: fgvar.History(ONE, streams.Momentum, 2),
+            TypeError,
+            "through is the class Momentum, expected an instance",
+        ),
         (
             lambda: fgvar.History(ONE, streams.Momentum(), 0),
             ValueError,

@@ -103,8 +103,8 @@ def test_a_network_too_large_for_its_hessian_is_refused() -> None:
     ("word", "message"),
     [
         (lambda: fgvar.Against("FG-W", twice), "'estimator' is the text 'FG-W'"),
-        (lambda: fgvar.Against(FORWARD, {"weight": 1}), "target is .* expected a callable"),
-        (lambda: fgvar.Against(FORWARD, targets.Newton), "target is <class .*Newton'>, expected a callable"),
+        (lambda: fgvar.Against(FORWARD, {"weight": 1}), "target is dict, expected a callable"),
+        (lambda: fgvar.Against(FORWARD, targets.Newton), "target is the class Newton, expected a callable"),
         (lambda: targets.Newton(linear(), "much"), "damping is 'much', expected a number"),
     ],
 )

@@ -225,7 +225,7 @@ class Plain:
 class Swept:
     """A study that does."""
 
-    run: common.Run = common.Options(Path("a.nc"))  # noqa: RUF009
+    run: common.Run = common.Options(Path("a.nc"))
 
 
 @pytest.mark.parametrize(
@@ -244,6 +244,20 @@ def test_what_the_user_can_mend_is_one_line(config: type, error: BaseException, 
     monkeypatch.setattr("sys.argv", ["studies/depth.py"])
     with pytest.raises(SystemExit, match=f"^{line}$"):
         common.main(study, config, "Depth.")
+
+
+FILES = sorted(Path(common.__file__).parent.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", [path.stem for path in FILES if "class Config:" in path.read_text()])
+def test_help_has_words_for_users_alone(name: str, capsys) -> None:
+    """Comments beside a field are its help, where it has no other."""
+    with pytest.raises(SystemExit):
+        tyro.cli(import_module(f"studies.{name}").Config, args=["--help"])
+    text = capsys.readouterr().out
+    assert "noqa" not in text
+    assert "``run:" not in text
+    assert ("Where cells are computed and kept" in text) == ("run options" in text)
 
 
 def test_a_command_line_loads_little() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import fgvar
 from fgvar import sampling, streams, transforms
-from fgvar.stochastic.streams import Mean, Passed
+from fgvar.stochastic.streams import DecayingSum, Passed
 from fgvar.testing import CHECKS, default_problems
 from fgvar.testing.mutants.broken_streams import LosesResidual
 
@@ -51,7 +51,7 @@ def test_a_stream_that_is_drawn_has_its_variance_by_traces() -> None:
 class Uncorrected(streams.Momentum):
     """Momentum that starts from 0 and forgets that it did."""
 
-    def __call__(self, gradient: dict[str, Tensor], state: Mean) -> Passed:
+    def __call__(self, gradient: dict[str, Tensor], state: DecayingSum) -> Passed:
         following = super().__call__(gradient, state).state
         return Passed(following.sum, following)
 

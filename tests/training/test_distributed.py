@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rows
 import torch
 
 import fgvar
+from fgvar.estimators.estimator import GradientEstimator
 from fgvar.training.checkpoint import MAGIC
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNS = ("whole", "killed", "resumed", "stopped", "resumed_again", "foreign", "draws", "weighted")
+RUNS = ("whole", "killed", "resumed", "stopped", "resumed_again", "foreign", "draws", "weighted", "sampled")
 
 # Both are forked from a process that has loaded all they need, which takes seconds (torch.optim asks for dynamo).
 SCRIPT = """
@@ -132,6 +134,27 @@ def weighted(folder: Path, rank: int) -> None:
     torch.save(step_on_texts(batch=4), folder / f"weighted{rank}.pt")
 
 
+SAMPLED = ("DP-SGD", "by losses", "momentum")  # noise drawn ahead, by probabilities of the step, of several estimates
+
+
+def sampled(folder: Path, rank: int) -> None:
+    """Two steps by rows, whose examples each process draws from its own batch."""
+    data = digits().subset(range(16)), digits().subset(range(16))
+    schedule = fgvar.Schedule(2, 8, 0.1, momentum=0, weight_decay=0, decay="constant")
+    net = rows.network().double()
+    found = {name: fgvar.train(net, row, data, schedule).params for name, row in sampled_rows().items()}
+    torch.save(found, folder / f"sampled{rank}.pt")
+
+
+def sampled_problem() -> fgvar.Problem:
+    return fgvar.Problem(rows.network().double(), "cross_entropy", digits().batch(range(8), dtype=torch.float64))
+
+
+def sampled_rows() -> dict[str, GradientEstimator]:
+    made = rows.rows(sampled_problem())
+    return {name: made[name] for name in SAMPLED}
+
+
 def step_on_texts(batch: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """What a step of so many examples a process ends with, and the loss before and after."""
     ids = torch.arange(40).reshape(8, 5) % 7
@@ -206,10 +229,27 @@ def test_the_average_has_half_of_the_noise_variance(done) -> None:
     assert 5.5 * error < whole / 4
 
 
+@pytest.mark.parametrize("name", SAMPLED)
+def test_each_process_draws_examples_of_its_own(done, name: str) -> None:
+    """A step is along the mean of two estimates: of each process's batch, by its own draw number."""
+    at, row = sampled_problem(), sampled_rows()[name]
+    for step in range(2):
+        each = []
+        for rank in range(2):
+            (batch,) = digits().subset(range(16)).batches(8, seed=0, epoch=step, part=(rank, 2), dtype=at.dtype)
+            here = at.at(batch=batch)
+            noise = row.randomness(here).sample(0, [2 * step + rank], dtype=at.dtype)
+            each.append(row.estimate(here, {key: u[0] for key, u in noise.items()}).gradient)
+        at = at.at({key: p - 0.1 * (each[0][key] + each[1][key]) / 2 for key, p in at.params.items()})
+    for found in load(done[0], "sampled"):
+        for key, value in at.params.items():
+            torch.testing.assert_close(found[name][key], value, rtol=1e-12, atol=1e-14)
+
+
 def test_weights_are_shared_by_all_processes(done) -> None:
     """Two processes of four texts make the step of one with all eight: Σ w ℓ / Σ w, not the mean of two such."""
     expected, curves = step_on_texts(batch=8)
-    for found, rows in load(done[0], "weighted"):
+    for found, told in load(done[0], "weighted"):
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(rows, curves, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(told, curves, rtol=1e-12, atol=1e-12)

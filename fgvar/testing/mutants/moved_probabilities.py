@@ -27,8 +27,8 @@ class AtPoint:
 class MovedProbabilities(Stochastic):
     """Draws by the probabilities at θ, and weighs by those at θ': E ω is not 1, as seen in a prototype of this."""
 
-    sample: Sample = Draw(1, by=GradientNorms())  # noqa: RUF009 (frozen)
-    at: Point = Ahead(by=Stochastic(), step=1.0)  # noqa: RUF009 (frozen)
+    sample: Sample = Draw(1, by=GradientNorms())
+    at: Point = Ahead(by=Stochastic(), step=1.0)
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         here = self.at.view(problem, {})

@@ -1,0 +1,116 @@
+"""What a problem says of itself: the same for equal problems in every process, another for another one."""
+
+import pytest
+import torch
+from cases import CASES, randn
+from torch import nn
+
+import fgvar
+from fgvar import identity
+from fgvar.measurement.cost import cost
+from fgvar.testing import CHECKS
+
+X, Y = torch.arange(12.0).reshape(4, 3), torch.ones(4, 2)
+
+
+def linear(value: float = 1.0) -> nn.Module:
+    module = nn.Linear(3, 2)
+    for p in module.parameters():
+        nn.init.constant_(p, value)
+    return module
+
+
+def problem(module: nn.Module | None = None, batch=(X, Y)) -> fgvar.Problem:
+    return fgvar.Problem(linear() if module is None else module, "mse", batch)
+
+
+def test_it_is_a_line_without_an_address_the_same_in_every_process() -> None:
+    """The hash stands here, made by another process."""
+    assert repr(problem()) == repr(problem()) == "<Problem Linear, mse, 4 examples, 8 numbers, 409f85f5509d>"
+
+
+def with_buffer(value: float) -> nn.Module:
+    module = linear()
+    module.register_buffer("scale", torch.tensor(value))
+    return module
+
+
+OTHERS = {
+    "parameters": lambda: problem(linear(2.0)),
+    "inputs": lambda: problem(batch=(X + 1, Y)),
+    "targets": lambda: problem(batch=(X, Y + 1)),
+    "buffers": lambda: problem(with_buffer(1.0)),
+    "a buffer's value": lambda: problem(with_buffer(2.0)),
+    "precision": lambda: problem().to(torch.float64),
+    "network": lambda: problem(nn.Sequential(linear(), nn.ReLU())),
+    "another activation": lambda: problem(nn.Sequential(linear(), nn.Tanh())),
+    "loss": lambda: fgvar.Problem(linear(), lambda outputs, targets: (outputs - targets).square().mean(1), (X, Y)),
+    "factors": lambda: problem().weighted(torch.ones(4)),
+    "other factors": lambda: problem().weighted(torch.full((4,), 2.0)),
+    "origin": lambda: problem(linear(2.0)).moved(problem().params),
+    "examples": lambda: problem().rows(slice(0, 2)),
+}
+
+
+def test_another_problem_says_something_else() -> None:
+    texts = {"the same": repr(problem())} | {name: repr(other()) for name, other in OTHERS.items()}
+    assert len(set(texts.values())) == len(texts), texts
+    assert not any(" at 0x" in text for text in texts.values())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_problem_has_a_text_also_inside_of_a_transform(name: str) -> None:
+    """Of what has no values there all but those counts, and of a constant everything."""
+    whole, found = CASES[name](), []
+
+    def seen(params: dict[str, torch.Tensor]) -> torch.Tensor:
+        found.extend([repr(whole.at(params)), repr(whole)])
+        return whole.loss(params)
+
+    torch.func.grad(seen)(whole.params)
+    assert found[0] != found[1] == repr(whole)
+    assert repr(whole.to(torch.float32)) != repr(whole)
+
+
+def test_two_views_are_part_of_a_problem() -> None:
+    module, images = nn.Sequential(nn.Linear(3, 2)).double(), randn(4, 3)
+    texts = {
+        repr(fgvar.contrastive.Contrastive(module, fgvar.contrastive.InfoNCE(), (images, images + i)))
+        for i in range(2)
+    }
+    assert len(texts) == 2
+    assert all(text.startswith("<Contrastive Sequential, InfoNCE(") for text in texts)
+
+
+def test_a_row_that_holds_a_problem_is_its_own_text_and_rebuilds_none() -> None:
+    rows = [fgvar.Stochastic(then=(fgvar.transforms.Retained(problem(), steps=1, lr=0.1),)) for _ in range(2)]
+    assert repr(rows[0]) == repr(rows[1])
+    found = CHECKS["repr"](rows[0], CASES["linear"]())[0]
+    assert (found.outcome, found.note) == (
+        "not applicable", "holds a problem, whose repr tells it from others and rebuilds none",
+    )  # fmt: skip
+
+
+def test_tensors_are_read_where_somebody_asks_alone(monkeypatch) -> None:
+    """Of 124 million numbers it takes a second: no estimate, and no measurement or training of other rows."""
+    holding = fgvar.Stochastic(then=(fgvar.transforms.Mask(fgvar.transforms.Saliency(problem(), 1.0)),))
+
+    def read(_: object) -> str:
+        raise AssertionError("tensors were read")
+
+    monkeypatch.setattr(identity, "fingerprint", read)
+    at = problem()
+    holding.estimate(at, {})
+    row = fgvar.Stochastic(sample=fgvar.sampling.Draw(2, by=fgvar.sampling.Losses()))
+    fgvar.measure({"draw": row, "FG-W": fgvar.scheme("FG-W")}, at, draws=16)
+    fgvar.train(linear(), row, fgvar.data.Examples(X, Y), fgvar.Schedule(1, 2, 1e-3), loss="mse", device="cpu")
+    with pytest.raises(AssertionError, match="tensors were read"):
+        repr(holding)
+
+
+def test_costs_of_rows_that_hold_equal_problems_are_counted_once() -> None:
+    at = problem()
+    for other in (problem(), problem(), problem(linear(2.0))):
+        row = fgvar.Stochastic(then=(fgvar.transforms.Retained(other, steps=1, lr=0.1),))
+        assert cost(row, at, row.randomness(at)) > 1
+    assert len(at.network.costs) == 2
