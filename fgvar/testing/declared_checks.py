@@ -178,7 +178,7 @@ def bias_order(tested: EstimatorUnderTest) -> str:
     if word is None:
         raise NotApplicable("declares no bias")
     if hasattr(word, "by"):
-        _require_side(tested.problem, word)
+        _require_side(tested, tested.problem, word)
     # Of a point the step is as long as gradients are, and nothing is divided by it: it can be short.
     norm = math.sqrt(sum(float(g.square().sum()) for g in tested.target.values()))
     steps = [step * (1e-2 / max(norm, 1.0) if hasattr(word, "view") else 1.0) for step in STEPS]
@@ -200,17 +200,11 @@ def bias_order(tested: EstimatorUnderTest) -> str:
     return f"bias ~ step^{slope:.2f}, enumerated at steps {steps[0]:.3g} and {steps[1]:.3g}"
 
 
-def _require_side(problem: Problem, word: Any) -> None:
+def _require_side(tested: EstimatorUnderTest, problem: Problem, word: Any) -> None:
     """A point by an estimate z lies at θ − step·z, not at θ + step·z, from which the bias is as far."""
-    drawn = Randomness(word.leaves(problem)).sample(0, [0], dtype=problem.dtype, device=problem.device)
-    there, z = (f(problem, {name: u[0] for name, u in drawn.items()}) for f in (word.view, word.by.estimate))
-    if (
-        sum(
-            float(word.step * (z.gradient[name] * (p - there.params[name])).sum())
-            for name, p in problem.params.items()
-        )
-        < 0
-    ):
+    noise = tested.one(Randomness(word.leaves(problem)).sample(0, [0], dtype=problem.dtype, device=problem.device))
+    there, z = word.view(problem, noise).params, word.by.estimate(problem, noise).gradient
+    if sum(float(word.step * (z[name] * (p - there[name])).sum()) for name, p in problem.params.items()) < 0:
         raise Failure("the point lies at θ + step·z, expected θ − step·z, of the declared step and estimate z")
 
 
