@@ -89,7 +89,7 @@ _SUBJECTS = {
 _SUBJECTS |= {
     "sampling": {
         "Everything": "fgvar.stochastic.sampling",
-        "Draw": "fgvar.stochastic.sampling",
+        "Draw": "fgvar.stochastic.draw",
         "Poisson": "fgvar.stochastic.weighing",
         "Reweighted": "fgvar.stochastic.weighing",
         "Union": "fgvar.stochastic.union",

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fgvar.errors import unknown
 from fgvar.estimators.credit import Plan, broadcast_over_site, site_modules, site_plans, sum_terms
-from fgvar.estimators.losses import Losses, LossTerms, forward_terms, jvp_terms
+from fgvar.estimators.loss_terms import forward_terms, jvp_terms
+from fgvar.estimators.losses import Losses, LossTerms
 from fgvar.estimators.spaces import Linearised, Tensors, TermsAndLoss, require_perturbed
 from fgvar.nn.forward_pass import called_twice
 from fgvar.nn.instrumented import connected

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fgvar.estimators.estimator import Estimate, GradientEstimator
-from fgvar.estimators.losses import GlobalLoss, Losses, gradient
+from fgvar.estimators.loss_terms import gradient
+from fgvar.estimators.losses import GlobalLoss, Losses
 from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.problem import Problem

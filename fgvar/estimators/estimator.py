@@ -13,7 +13,8 @@ from fgvar.errors import require_word
 from fgvar.estimators.combine import Combine, Directions, Mean
 from fgvar.estimators.factors import Factors, sum_directions
 from fgvar.estimators.guesses import Guess, Isotropic
-from fgvar.estimators.losses import GlobalLoss, Losses, gradient, gradient_and_loss
+from fgvar.estimators.loss_terms import gradient, gradient_and_loss
+from fgvar.estimators.losses import GlobalLoss, Losses
 from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.oracles import Jvp, Oracle
 from fgvar.estimators.randomness import Law, Leaf, Randomness

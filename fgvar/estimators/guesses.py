@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad
 
-from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses, forward_terms
+from fgvar.estimators.loss_terms import forward_terms
+from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.spaces import Linearised, Space, Tensors
 from fgvar.nn.heads import initial_std

@@ -17,7 +17,7 @@ from fgvar.estimators.oracles import CentralDifference, ForwardDifference
 from fgvar.estimators.structured_noise import LowRank, Orthogonal, Sparse
 from fgvar.estimators.subspace_guesses import ActivationSpan, TransposedWeights
 from fgvar.estimators.weight_space import WeightSpace
-from fgvar.stochastic.sampling import Draw
+from fgvar.stochastic.draw import Draw
 from fgvar.stochastic.sentence import Stochastic
 
 

@@ -28,7 +28,7 @@ class Linearised(Protocol):
         """Perturbed tensors → (parameters, taps) to run the network with."""
 
     def forward_terms(self, tensors: Tensors, unperturbed: LossTerms | None = None) -> LossTerms:
-        """Perturbed tensors → what an oracle differentiates (see `fgvar.estimators.losses.forward_terms`)."""
+        """Perturbed tensors → what an oracle differentiates (see `fgvar.estimators.loss_terms.forward_terms`)."""
 
     def loss_terms(self, values: Tensors, tangents: Tensors) -> LossTerms:
         """Values and tangents of that → derivatives of the loss copies that the space tells apart.

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fgvar.errors import require_word
 from fgvar.estimators.credit import Plan, broadcast_over_rows, row_plans, sum_terms
-from fgvar.estimators.losses import Losses, LossTerms, forward_terms, gradient, jvp_terms
+from fgvar.estimators.loss_terms import forward_terms, gradient, jvp_terms
+from fgvar.estimators.losses import Losses, LossTerms
 from fgvar.estimators.spaces import Keep, Linearised, Tensors, TermsAndLoss, require_perturbed
 from fgvar.nn.forward_mode import jvp
 from fgvar.nn.reach import OUTPUT

@@ -52,7 +52,7 @@ class Stochastic:
 
     Example:
         >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
-        >>> from fgvar.stochastic.sampling import Draw
+        >>> from fgvar.stochastic.draw import Draw
         >>> {name: leaf.shape for name, leaf in Stochastic(sample=Draw(3)).randomness(problem).leaves.items()}
         {'sample': (3,)}
     """

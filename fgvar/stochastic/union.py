@@ -10,8 +10,8 @@ from torch import Tensor
 from fgvar.errors import unknown
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
+from fgvar.stochastic.draw import Draw
 from fgvar.stochastic.populations import BATCH
-from fgvar.stochastic.sampling import Draw
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def moments(estimator: GradientEstimator, problem: Problem, *, budget: int = BUD
     """`mean` and `variance`, at once where that takes less time.
 
     Example:
-        >>> from fgvar.stochastic.sampling import Draw
+        >>> from fgvar.stochastic.draw import Draw
         >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.zeros(4, 2)))
         >>> float(moments(Stochastic(sample=Draw(2)), problem).variance["bias"].sum())  # of examples that are alike
         0.0

@@ -11,8 +11,8 @@ from torch.func import grad
 
 from fgvar.estimators.estimator import Estimate
 from fgvar.problem import Problem
+from fgvar.stochastic.draw import Chosen, Draw
 from fgvar.stochastic.populations import probabilities
-from fgvar.stochastic.sampling import Chosen, Draw
 from fgvar.stochastic.scores import Mixed, Outputs
 from fgvar.stochastic.sentence import Stochastic
 from fgvar.stochastic.transforms import AddNoise, Clip, Gradient

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from fgvar.estimators.estimator import Estimate
 from fgvar.problem import Problem
+from fgvar.stochastic.draw import Draw
 from fgvar.stochastic.points import Ahead, Point
-from fgvar.stochastic.sampling import Draw, Sample
+from fgvar.stochastic.sampling import Sample
 from fgvar.stochastic.scores import GradientNorms
 from fgvar.stochastic.sentence import Stochastic
 
