@@ -8,6 +8,7 @@ from fgvar.errors import needs_extra, unknown
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.problem import Problem
 from fgvar.testing import (
+    bias_order_check,
     declared_checks,
     noise_check,
     required_checks,
@@ -91,7 +92,7 @@ CHECKS = {
         Check("antithetic", declared_checks.antithetic, required=False),
         Check("shared_noise", declared_checks.shared_noise, required=False),
         Check("repr", declared_checks.repr_round_trips, required=False),
-        Check("bias_order", declared_checks.bias_order, required=False),
+        Check("bias_order", bias_order_check.bias_order, required=False),
         Check("stream", stream_check.stream, required=False),
         Check("weights", weights_check.weights, required=False),
         Check("sensitivity", sensitivity_check.sensitivity, required=False),

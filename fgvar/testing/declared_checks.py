@@ -1,7 +1,7 @@
 """Declared checks: hold what an estimator declares of itself against what it does; not applicable without.
 
 A declaration is an attribute of the estimator, or of its ``noise`` or ``oracle``: ``directions``,
-``antithetic``, ``shared``, ``bias_order`` with ``step``, and a method ``variance(problem)``, the variance of
+``antithetic``, ``shared``, and a method ``variance(problem)``, the variance of
 every weight. Composed estimators declare all of it. To vary a declaration (one direction, two), the estimator
 has to be a dataclass; of a function that draws its own noise, what it declares is held against drawn estimates.
 """
@@ -16,13 +16,9 @@ from torch import Tensor
 
 import fgvar
 from fgvar.estimators.estimator import Estimator, GradientEstimator
-from fgvar.estimators.noise import Gaussian
-from fgvar.estimators.randomness import Randomness
-from fgvar.measurement.draws import Enumeration
 from fgvar.problem import Problem
 from fgvar.stochastic.sentence import Stochastic
 from fgvar.testing.comparisons import batch_axes, difference
-from fgvar.testing.enumeration import expectation
 from fgvar.testing.exact_moments import claim, tolerance, variances
 from fgvar.testing.sampled_checks import drawn_directions, drawn_pair, of_traces, traces
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, Gradients, NotApplicable, Undecided
@@ -30,9 +26,6 @@ from fgvar.testing.verdict import MAX_DETECTABLE, advice
 from fgvar.theory import closed_forms
 
 VARIANCE_DRAWS = 4096
-STEPS = (0.1, 0.05)  # of finite differences, between which the order of the bias is read
-MOST_NODES = 3**7
-LAW = "support × hermite"
 
 
 def variance(tested: EstimatorUnderTest) -> str:
@@ -74,7 +67,7 @@ def directions(tested: EstimatorUnderTest) -> str:
         raise NotApplicable("declares no number of directions")
     if tested.opaque:
         return drawn_directions(tested, claim(tested.estimator, "directions"))
-    one, two = (_varied(tested, directions=k) for k in (1, 2))
+    one, two = (varied(tested, directions=k) for k in (1, 2))
     if one is None or two is None:
         raise NotApplicable("declares directions, but is no dataclass in which they can be changed")
     notes = []
@@ -118,7 +111,7 @@ def antithetic(tested: EstimatorUnderTest) -> str:
     turned = {name: -u for name, u in noise.items()}
     pair = tested.estimate(noise)
     _require_mean(tested, [tested.estimate(turned)], pair, "u with −u", "−u with u")
-    plain = _varied(tested, antithetic=False)
+    plain = varied(tested, antithetic=False)
     if plain is None:
         return f"the pair of u is that of −u, to {tolerance(tested):.1g}"
     if {k: v.shape for k, v in plain.randomness.leaves.items()} != {n: u.shape for n, u in noise.items()}:
@@ -172,42 +165,6 @@ def repr_round_trips(tested: EstimatorUnderTest) -> str:
     return "evaluates to an equal estimator"
 
 
-def bias_order(tested: EstimatorUnderTest) -> str:
-    """The bias of a finite difference, or of a point ahead, falls as step^order: the slope between two steps."""
-    word = _declaring(tested.estimator, "bias_order")
-    if word is None:
-        raise NotApplicable("declares no bias")
-    if hasattr(word, "by"):
-        _require_side(tested, tested.problem, word)
-    # Of a point the step is as long as gradients are, and nothing is divided by it: it can be short.
-    norm = math.sqrt(sum(float(g.square().sum()) for g in tested.target.values()))
-    steps = [step * (1e-2 / max(norm, 1.0) if hasattr(word, "view") else 1.0) for step in STEPS]
-    found = []
-    for step in steps:
-        one = _varied(tested, step=step)
-        if one is None:
-            raise NotApplicable("declares a bias order, but is no dataclass whose step can be changed")
-        mean = _mean_over_law(one)
-        found.append(math.sqrt(sum(float((mean[k] - g).square().sum()) for k, g in one.target.items())))
-    if max(found) <= 1e-9 * tested.size:
-        return "no bias at all on this problem"
-    slope = math.log(found[0] / max(found[1], 1e-300)) / math.log(STEPS[0] / STEPS[1])
-    if abs(slope - word.bias_order) > 0.15:
-        raise Failure(
-            f"the bias falls as step^{slope:.2f}, declared is step^{word.bias_order} "
-            f"(bias {found[0]:.3g} at step {steps[0]:.3g}, {found[1]:.3g} at {steps[1]:.3g})"
-        )
-    return f"bias ~ step^{slope:.2f}, enumerated at steps {steps[0]:.3g} and {steps[1]:.3g}"
-
-
-def _require_side(tested: EstimatorUnderTest, problem: Problem, word: Any) -> None:
-    """A point by an estimate z lies at θ − step·z, not at θ + step·z, from which the bias is as far."""
-    noise = tested.one(Randomness(word.leaves(problem)).sample(0, [0], dtype=problem.dtype, device=problem.device))
-    there, z = word.view(problem, noise).params, word.by.estimate(problem, noise).gradient
-    if sum(float(word.step * (z[name] * (p - there[name])).sum()) for name, p in problem.params.items()) < 0:
-        raise Failure("the point lies at θ + step·z, expected θ − step·z, of the declared step and estimate z")
-
-
 # ---- what checks share ---------------------------------------------------------------------------------------
 
 
@@ -241,16 +198,7 @@ def _directions_axis(one: EstimatorUnderTest, several: EstimatorUnderTest, count
     return None
 
 
-def _declaring(part: object, name: str) -> Any:
-    """What declares it: an estimator, its noise, oracle or point, or likewise what it is of; None if nothing."""
-    for word in (part, *(getattr(part, word, None) for word in ("noise", "oracle", "at"))):
-        if getattr(word, name, None) is not None:
-            return word
-    of = getattr(part, "of", None)
-    return None if of is None else _declaring(of, name)
-
-
-def _varied(tested: EstimatorUnderTest, **change: Any) -> EstimatorUnderTest | None:
+def varied(tested: EstimatorUnderTest, **change: Any) -> EstimatorUnderTest | None:
     """The same with a declaration changed where it stands: on the estimator, or on a word of its sentence."""
     found = _changed(tested.estimator, change)
     return None if found is None else tested.on(tested.problem, found)
@@ -270,18 +218,6 @@ def _changed(part: Any, change: Mapping[str, Any]) -> Any:
 
 def _replaced(value: Any, change: Mapping[str, Any]) -> Any:
     return replace(value, **change)
-
-
-def _mean_over_law(tested: EstimatorUnderTest) -> Gradients:
-    """The expectation under the noise's own law, or under one with the Gaussian's moments up to the fifth."""
-    randomness = tested.randomness
-    if not randomness.size:
-        return tested.estimate({})
-    known = all(leaf.is_finite or type(leaf.noise) is Gaussian for leaf in randomness.leaves.values())
-    # A number has two values at least: of more numbers than this the values would not even be listed.
-    if not known or 2**randomness.size > MOST_NODES or len(Enumeration(randomness, LAW)) > MOST_NODES:
-        raise NotApplicable(f"its noise cannot be enumerated here ({randomness.size} random numbers)")
-    return expectation(tested.estimator, tested.problem, method=LAW, chunk=tested.chunk)
 
 
 def _require_mean(tested: EstimatorUnderTest, each: list[Gradients], found: Gradients, what: str, parts: str) -> None:

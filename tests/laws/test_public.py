@@ -183,6 +183,7 @@ ORDER = (
     "fgvar.testing.sampled_checks",
     "fgvar.testing.forecast",
     "fgvar.testing.declared_checks",
+    "fgvar.testing.bias_order_check",
     "fgvar.testing.stream_check",
     "fgvar.testing.unbiasedness",
     "fgvar.testing.weights_check",
