@@ -34,7 +34,7 @@ _NAMES = {
     "Against": "fgvar.stochastic.targets",
     # measurements, training runs and grids of either
     "measure": "fgvar.measurement.measure",
-    "summary": "fgvar.measurement.dataset",
+    "summary": "fgvar.measurement.summary",
     "save": "fgvar.measurement.files",
     "open_dataset": "fgvar.measurement.files",
     "train": "fgvar.training.train",

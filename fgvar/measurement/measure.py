@@ -21,7 +21,8 @@ from fgvar.measurement.budget import announce, examples_at_once
 from fgvar.measurement.closed import check_route, exact_statistics
 from fgvar.measurement.cost import cost
 from fgvar.measurement.data_variance import DataVariance, losses_of
-from fgvar.measurement.dataset import FLAGS, RATIOS, REFERENCES, describe, provenance
+from fgvar.measurement.dataset import FLAGS, RATIOS, describe, provenance
+from fgvar.measurement.dataset_checks import REFERENCES
 from fgvar.measurement.intervals import Array, Estimated
 from fgvar.measurement.moments import FEATURES
 from fgvar.measurement.mutation_guard import MutationGuard

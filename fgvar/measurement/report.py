@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 
 from fgvar.errors import unknown
-from fgvar.measurement.dataset import summary
 from fgvar.measurement.dataset_checks import TO_A_REFERENCE as MEASURED
 from fgvar.measurement.dataset_checks import extra_dims, missing_for_measurement
+from fgvar.measurement.summary import summary
 from fgvar.measurement.text_tables import TableRow, cell, format_table, visible
 
 CURVES = ("loss", "train_error", "test_error")  # of a training run, over epochs

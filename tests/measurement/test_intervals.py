@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import fgvar
-from fgvar.measurement.dataset import FLAGS, ranged
+from fgvar.measurement.dataset import FLAGS
 from fgvar.measurement.intervals import Estimated, Scatter, hall_quantiles, inflate_standard_error, interval, p_value
 from fgvar.measurement.moments import init, update
 from fgvar.measurement.references import References
 from fgvar.measurement.stacks import Dense
 from fgvar.measurement.statistics import Z, statistics
+from fgvar.measurement.summary import ranged
 from studies.calibration import coverage, laws
 
 

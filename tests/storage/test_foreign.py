@@ -12,9 +12,9 @@ import xarray as xr
 
 import fgvar
 from fgvar.cli import main
-from fgvar.measurement.dataset import ranged
 from fgvar.measurement.dataset_checks import missing_from
 from fgvar.measurement.report import provenance_line, rows, to_text
+from fgvar.measurement.summary import ranged
 from fgvar.measurement.text_tables import format_table, to_json, to_tsv, visible
 from figures import layers, style
 
