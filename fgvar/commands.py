@@ -6,7 +6,7 @@ A command is read before torch is imported, so that help is instant: what it nee
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -186,12 +186,17 @@ class Check:
     """Nominal false-alarm rate of the whole report."""
     draws: int | Literal["enough"] | None = None
     """Of each verdict that is drawn; "enough": as many as decide, by a pilot. Default: 8192."""
+    report: Path | None = None
+    """Write it as one self-contained HTML page, too."""
     output: Printed = Output()
 
     def answer(self) -> CommandResult:
         import fgvar
+        from fgvar.storage.atomic import require_place
         from fgvar.testing.load import load_estimator, load_problem
 
+        if self.report is not None:  # before any computing
+            require_place(self.report)
         report = fgvar.testing.check_estimator(
             load_estimator(self.estimator),
             {self.problem.rpartition(":")[2]: load_problem(self.problem)} if self.problem else None,
@@ -200,6 +205,10 @@ class Check:
             draws=self.draws,
         )
         rows = [{"check": r.check, "problem": r.problem, "outcome": r.outcome, "note": r.note} for r in report.rows]
+        if self.report is not None:
+            from fgvar import pages
+
+            print(pages.write(pages.of_report(report, Path(self.estimator).name), self.report))
         return CommandResult(str(report), rows, 0 if report.passed else 1)
 
 
@@ -221,6 +230,31 @@ class Open:
         return CommandResult(
             f"{provenance_line(dataset)}\n\n{to_text(dataset, self.layer)}".lstrip(), rows(dataset, self.layer)
         )
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write a dataset as one self-contained HTML page: tables that sort, every fitting figure, how to read them."""
+
+    dataset: tyro.conf.Positional[Path]
+    """The netCDF file."""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """The page. Default: beside the dataset, by its name."""
+    title: str = ""
+    """Of the page. Default: the study that made the dataset, or its name."""
+    output: Printed = Output()
+
+    def answer(self) -> CommandResult:
+        import fgvar
+        from fgvar import pages
+        from fgvar.storage.atomic import require_place
+
+        path = self.dataset.with_suffix(".html") if self.out is None else self.out
+        require_place(path)
+        dataset = fgvar.open_dataset(self.dataset)
+        title = self.title or str(dataset.attrs.get("study", self.dataset.stem))
+        pages.write(pages.of_dataset(dataset, title), path)
+        return CommandResult(str(path), [{"page": str(path)}])
 
 
 def _device(name: str) -> Any:

@@ -3,6 +3,7 @@
 import functools
 import operator
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import xarray as xr
 from fgvar.errors import unknown
 from fgvar.measurement.dataset_checks import TO_A_REFERENCE as MEASURED
 from fgvar.measurement.dataset_checks import extra_dims, missing_for_measurement
+from fgvar.measurement.html_tables import Table
 from fgvar.measurement.summary import summary
 from fgvar.measurement.text_tables import TableRow, cell, format_table, visible
 
@@ -66,10 +68,7 @@ def to_text(dataset: xr.Dataset, layers: Sequence[str] = ()) -> str:
     dataset = _chosen(dataset, layers)
     parts = []
     if _trained(dataset):
-        runs = [name for name, v in dataset.variables.items() if not {*v.dims} & {*MEASURED, "step"}]
-        parts.append(
-            "last epoch\n" + format_table(_existing(_flat(dataset[runs].drop_vars("step", errors="ignore"))))
-        )
+        parts.append("last epoch\n" + format_table(_runs(dataset)))
     if _measured(dataset):
         last = dataset.isel(step=[-1]) if "step" in dataset.dims else dataset
         for place, one in _cells(last):
@@ -79,6 +78,49 @@ def to_text(dataset: xr.Dataset, layers: Sequence[str] = ()) -> str:
     if not parts:
         parts = [_axes(dataset)] * bool(dataset.dims) + [format_table(overview(dataset)) or "no variables"]
     return "\n\n".join(parts)
+
+
+def tables(dataset: xr.Dataset, layers: Sequence[str] = ()) -> list[Table]:
+    """The same as tables to sort: one line for each estimator, layer and measurement, in place of a table each.
+
+    Example:
+        >>> tables(xr.Dataset({"loss": ("epoch", [2.0, 1.5])}, {"epoch": [0, 1]}))[0].rows
+        (('1', '1.5'),)
+    """
+    dataset = _chosen(dataset, layers)
+    found: list[Table] = []
+    if _trained(dataset):
+        found.append(Table.of("last epoch", _runs(dataset)))
+    if _measured(dataset):
+        found += _joined(dataset)
+    return found or [Table.of("variables", overview(dataset))]
+
+
+def _runs(dataset: xr.Dataset) -> list[TableRow]:
+    names = [name for name, v in dataset.variables.items() if not {*v.dims} & {*MEASURED, "step"}]
+    return _existing(_flat(dataset[names].drop_vars("step", errors="ignore")))
+
+
+def _joined(dataset: xr.Dataset) -> list[Table]:
+    """Summaries of the last step, those with the same columns in one table."""
+    last = dataset.isel(step=[-1]) if "step" in dataset.dims else dataset
+    names, parts = [str(name) for name in dataset["layer"].values], dict[tuple[str, ...], list[Table]]()
+    for place, one in _cells(last):
+        for name in names:
+            where = {str(dim): cell(value) for dim, value in place.items()} | ({"layer": name} if names[1:] else {})
+            for table in summary(one, layer=name).tables:
+                heading = (table.heading[0], *where, *table.heading[1:])
+                rows = tuple((first, *where.values(), *rest) for first, *rest in table.rows)
+                parts.setdefault(heading, []).append(replace(table, heading=heading, rows=rows))
+    return [
+        Table(
+            some[0].caption.replace(f"layer {names[0]!r}", "every layer") if names[1:] else some[0].caption,
+            heading,
+            tuple(row for one in some for row in one.rows),
+            tuple(dict.fromkeys(note for one in some for note in one.notes)),
+        )
+        for heading, some in parts.items()
+    ]
 
 
 def provenance_line(dataset: xr.Dataset) -> str:

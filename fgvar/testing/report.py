@@ -103,7 +103,7 @@ class Report:
         return ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
 
     def _parted(self) -> tuple[list[Row], list[str]]:
-        """Rows, and a line in place of the column of each problem that the estimator refuses, whatever the outcome."""
+        """Rows, and a line in place of the column of each problem that it refuses, whatever the outcome."""
         misfits = {row.problem: row.note for row in self.rows if row.note.startswith(MISFIT)}
         rows = [row for row in self.rows if row.problem not in misfits]
         return rows, [f"{problem}: {note}" for problem, note in misfits.items()]

@@ -191,6 +191,11 @@ ORDER = (
     "fgvar.testing.weights_check",
     "fgvar.testing.sensitivity_check",
     "fgvar.testing.checks",
+    "fgvar.pages",
+    "fgvar.pages.pictures",
+    "fgvar.pages.page",
+    "fgvar.pages.dataset_page",
+    "fgvar.pages.check_page",
     "fgvar.commands",
     "fgvar.cli",
     "fgvar.__main__",
@@ -204,6 +209,7 @@ XARRAY = (
     "fgvar.measurement.report",
     "fgvar.measurement.summary",
     "fgvar.measurement.measure",
+    "fgvar.pages.dataset_page",
     "fgvar.training.probes",
     "fgvar.training.loop",
     "fgvar.training.train",
@@ -254,7 +260,7 @@ def test_every_public_name_loads_and_is_documented() -> None:
 
 
 @pytest.mark.parametrize(
-    "subject", [*fgvar._SUBJECTS, *fgvar._MODULES, "measurement", "training", "sweeps", "storage"]
+    "subject", [*fgvar._SUBJECTS, *fgvar._MODULES, "measurement", "training", "sweeps", "storage", "pages"]
 )
 def test_every_name_of_a_subject_loads_and_is_documented(subject: str) -> None:
     found = importlib.import_module(f"fgvar.{subject}")
