@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from scipy import stats
 
-from figures import drawing, style
+from fgvar.plot import datasets, drawing, looks
 
 NEEDED = {
     "alarm_rate": ("law", "tail", "nominal"),
@@ -30,7 +30,7 @@ def rows(dataset: xr.Dataset) -> dict[str, int]:
     """Law → its row from above, one before each family for its name."""
     found: dict[str, int] = {}
     exact = _of(dataset, "law_route", "exact")
-    for family in dict.fromkeys(style.names(dataset, "family")):
+    for family in dict.fromkeys(datasets.names(dataset, "family")):
         laws = _of(dataset, "family", family)
         for name in (f"{family}, exact" if set(laws) <= set(exact) else family, *laws):
             found[name] = len(found)
@@ -41,7 +41,7 @@ def alarms(axes: Axes, dataset: xr.Dataset) -> None:
     """Observed over nominal rate of alarms, a row for each law; grey above 1."""
     places, nominal = rows(dataset), dataset["nominal"].values
     axes.axvspan(1, MOST, color="0.95", linewidth=0, zorder=0)
-    axes.axvline(1, **style.NULL)
+    axes.axvline(1, **looks.NULL)
     for index, (rate, (color, marker)) in enumerate(zip(nominal, LOOKS, strict=False)):
         its = shown(dataset).sel(nominal=rate).dropna("law")
         y = [places[law] + 0.16 * (index - (len(nominal) - 1) / 2) for law in its["law"].values]
@@ -62,7 +62,7 @@ def alarms(axes: Axes, dataset: xr.Dataset) -> None:
 def undecided(axes: Axes, dataset: xr.Dataset) -> None:
     """Share of runs without a verdict, in the rows of `alarms`."""
     places = rows(dataset)
-    axes.barh([places[law] for law in style.names(dataset, "law")], dataset["undecided"], height=0.7, color="0.6")
+    axes.barh([places[law] for law in datasets.names(dataset, "law")], dataset["undecided"], height=0.7, color="0.6")
     axes.set(xlim=(0, 1), title="undecided", xlabel="share", ylim=(len(places) - 0.4, -0.6))
     axes.set_yticks(list(places.values()), [])
     axes.tick_params(axis="y", length=0)
@@ -71,10 +71,10 @@ def undecided(axes: Axes, dataset: xr.Dataset) -> None:
 
 def power(axes: Axes, dataset: xr.Dataset) -> None:
     """Share of runs that catch an error, against its size; dotted are the sizes that the verdict prints."""
-    axes.axhline(0.95, **style.NULL)
+    axes.axhline(0.95, **looks.NULL)
     for kind, (color, marker, line) in KINDS.items():
         size = detectable(dataset)[kind]
-        axes.axvline(size, **style.NULL)
+        axes.axvline(size, **looks.NULL)
         axes.plot(
             dataset["effect"] * size, dataset["caught"].sel(kind=kind), color=color, marker=marker, linestyle=line,
             label=kind, markeredgecolor="white",

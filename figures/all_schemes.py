@@ -4,19 +4,18 @@ Run   python -m figures.all_schemes results/all_schemes.nc [--venue iclr] [--col
 writes <stem>.pdf, .png, .txt (the caption) and .tex (the table).
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from figures import command, drawing, intervals, style, tabular
-from figures.page import Figures, Page, Sheet
+from fgvar import plot
+from fgvar.measurement import tabular
+from fgvar.plot import Look, Sheet, datasets, intervals, looks, marks
+from figures import command
+from figures.page import Figures, Page
 
 LAYER = "perturbed"  # all parameters that a scheme estimates
 NEEDED = {
@@ -37,28 +36,35 @@ FAMILIES = {
 }
 
 
+PANELS = {
+    "cosine": "cosine to backprop",
+    "relative_variance": "relative variance",
+    "progress": "progress per forward pass",
+}
+
+
 @PAGE.figure
 def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     """A row for each scheme: cosine to backprop, relative variance and progress a cost; in one column the cosine."""
     data = ranked(dataset)
-    unknown = set(style.names(data, "family")) - set(FAMILIES)
-    if unknown:
+    if unknown := set(datasets.names(data, "family")) - set(FAMILIES):
         raise ValueError(f"no colour for families {sorted(unknown)}; known are {', '.join(FAMILIES)}")
-    rows, widths = data.sizes["estimator"], (1.5, 1, 1) if sheet.wide else (1,)
+    rows, quantities = data.sizes["estimator"], list(PANELS)[: 3 if sheet.wide else 1]
+    widths = (1.5, 1, 1)[: len(quantities)]
     panels = sheet.grid(1, len(widths), head=0.9, height=0.125 * rows, sharey=True, width_ratios=widths)[0]
-    _cosines(panels[0], data, dataset["cosine_null"].sel(layer=LAYER).item())
-    if sheet.wide:
-        _positive(panels[1], data, data["relative_variance"], intervals.ends(data, "relative_variance"))
-        panels[1].set_xlabel("relative variance")
-        its = data.sel(reference="backprop")
-        ends = [end / its["cost"] for end in intervals.ends(its, "efficiency")]
-        _positive(panels[2], data, its["efficiency"] / its["cost"], ends)
-        panels[2].set_xlabel("progress per forward pass")
-    panels[0].set_yticks(range(rows), style.names(data, "estimator"), fontsize="x-small")
-    panels[0].set_ylim(rows - 0.4, -0.6)
-    for axes in panels:
-        axes.tick_params(axis="y", length=0)
+    order = datasets.names(data, "estimator")
+    families = {name: Look(*FAMILIES[str(data["family"].sel(estimator=name).values)]) for name in order}
+    for axes, name in zip(panels, quantities, strict=True):
+        plot.ranking(with_progress(dataset), by=name, order=order, ax=axes, legend=False, looks=families)
+        axes.set_xlabel(PANELS[name])
+    panels[0].tick_params(axis="y", labelsize="x-small")
     sheet.legend(_handles())
+
+
+def with_progress(dataset: xr.Dataset) -> xr.Dataset:
+    """Efficiency over cost, with its interval; estimates of 0 and below are 0."""
+    parts = zip(("", "_low", "_high"), (dataset["efficiency"], *intervals.ends(dataset, "efficiency")), strict=True)
+    return dataset.assign({f"progress{end}": (its / dataset["cost"]).clip(min=0) for end, its in parts})
 
 
 def ranked(dataset: xr.Dataset) -> xr.Dataset:
@@ -72,7 +78,7 @@ def table(dataset: xr.Dataset) -> pd.DataFrame:
     """The schemes, best first: cosines, slope, relative variance, efficiency and cost in forward passes."""
     data = ranked(dataset)
     rows: dict[str, dict[str, str]] = {}
-    for index, name in enumerate(style.names(data, "estimator")):
+    for index, name in enumerate(datasets.names(data, "estimator")):
         its = data.isel(estimator=index)
         target, backprop = (its.sel(reference=reference) for reference in ("target", "backprop"))
         rows[name] = {
@@ -86,43 +92,15 @@ def table(dataset: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _cosines(axes: Axes, data: xr.Dataset, null: float) -> None:
-    """All cosines, on an axis that is linear around 0 and within the band of random directions."""
-    its = data.sel(reference="backprop")
-    cosine = its["cosine"]
-    _points(axes, data, cosine, intervals.ends(its, "cosine"))
-    axes.axvspan(-null, null, color="0.9", linewidth=0, zorder=0)
-    axes.axvline(0, color="0.75", linewidth=0.5, zorder=1)
-    drawing.symlog(axes, "x", 0.01, (min(-0.03, 1.5 * float(cosine.min())), 1.5))
-    axes.set_xlabel("cosine to backprop")
-
-
-def _positive(axes: Axes, data: xr.Dataset, value: xr.DataArray, ends: Sequence[xr.DataArray]) -> None:
-    """Positive numbers on a log axis; what has no noise has a variance of rounding alone, and no point."""
-    shown = value.where(value > 1e-12)
-    _points(axes, data, shown, ends)
-    drawing.log(axes, "x", (float(shown.min()) / 2, float(shown.max()) * 2))
-
-
-def _points(axes: Axes, data: xr.Dataset, value: xr.DataArray, ends: Sequence[xr.DataArray]) -> None:
-    bars = intervals.bars(value, ends)
-    for row, (family, biased) in enumerate(zip(data["family"].values, data["biased"].values, strict=True)):
-        color, marker = FAMILIES[str(family)]
-        axes.errorbar(
-            value[row], row, xerr=bars[:, row : row + 1], color=color, marker=marker, linestyle="none",
-            markersize=3.2, markerfacecolor="white" if biased else color, markeredgecolor=color,
-            markeredgewidth=0.7, elinewidth=0.7, zorder=3,
-        )  # fmt: skip
-
-
 def _handles() -> list[Artist]:
-    some: dict[str, Any] = {"linestyle": "none", "markersize": 3.2, "markeredgewidth": 0.7}
-    families = [
-        Line2D([], [], color=color, marker=marker, label=family, **some)
-        for family, (color, marker) in FAMILIES.items()
+    hollow = Line2D([], [], label="biased", **looks.point_style(Look("#000000", "o"), hollow=True))
+    families = {family: Look(*its) for family, its in FAMILIES.items()}
+    return [
+        *marks.legend(families),
+        *marks.legend_made({"drawn", "exact"}),
+        hollow,
+        Patch(color="0.85", label="one random direction"),
     ]
-    hollow = Line2D([], [], color="black", marker="o", markerfacecolor="white", label="biased", **some)
-    return [*families, hollow, Patch(color="0.9", label="one random direction")]
 
 
 @PAGE.caption
@@ -137,7 +115,7 @@ def caption(dataset: xr.Dataset) -> list[str]:
     its = best.sel(reference="backprop")
     leaders = [
         f"{name} {intervals.written(its.isel(estimator=row), 'cosine')} (cost {its['cost'][row].item():.1f})"
-        for row, name in enumerate(style.names(best, "estimator"))
+        for row, name in enumerate(datasets.names(best, "estimator"))
     ]
     return [
         f"All schemes of fgvar.schemes() on one network and one batch of {get('batch_size', '?')} digits, after "
@@ -147,9 +125,9 @@ def caption(dataset: xr.Dataset) -> list[str]:
         "without noise are evaluated once.",
         f"Hollow: biased for its target, or a finite difference. Grey: within ±{null:.2g}, where 95 % of single "
         "random directions lie (a mean over draws is told from 0 by its bar). Colour: what a scheme does.",
-        "Relative variance: over the squared norm of each scheme's own target; no point where there is no noise. "
-        "Progress per forward pass: the share of the exact gradient's one-step progress (efficiency, to backprop), "
-        "over the cost of one estimate in forward passes; no point where it is estimated at 0 or below.",
+        "Relative variance: over the squared norm of each scheme's own target. Progress per forward "
+        "pass: the share of the exact gradient's one-step progress (efficiency, to backprop), over the cost of one "
+        "estimate in forward passes. On the left edge: 0 (no noise), or progress that is estimated at 0 or below.",
         f"The unbiased perturbations that come closest to backprop: {', '.join(leaders)}.",
     ]
 

@@ -11,8 +11,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from figures import alarms, command, drawing, style
-from figures.page import Figures, Page, Sheet
+from fgvar.plot import Sheet, datasets, drawing, looks
+from figures import alarms, command
+from figures.page import Figures, Page
 
 SHARES = ("below", "above", "shown")
 NEEDED = {
@@ -74,10 +75,10 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
 def _rejected(axes: Axes, dataset: xr.Dataset) -> None:
     """Share of runs without a bias whose p-value is below a level, over the level; grey where none is given."""
     draws = dataset["draws"].values
-    axes.axhline(1, **style.NULL)
+    axes.axhline(1, **looks.NULL)
     axes.axvspan(draws.min() / 1.5, 48, color="0.9", linewidth=0, zorder=0)
     for cell, (color, marker) in zip(tested(dataset), alarms.LOOKS, strict=False):
-        for level, line in ((0.05, "-"), (0.01, style.DASHED)):
+        for level, line in ((0.05, "-"), (0.01, looks.DASHED)):
             its = dataset["rejected"].sel(rule="shown", cell=cell, level=level) / level
             label = cell.removeprefix("Gaussian, ") if line == "-" else None
             axes.plot(draws, its, color=color, marker=marker, linestyle=line, label=label, markersize=2.4)
@@ -99,7 +100,7 @@ def _shown(axes: Axes, dataset: xr.Dataset) -> None:
 
 def _misses(axes: Axes, data: xr.Dataset) -> None:
     """Misses on either side: filled, the interval lies below the truth; hollow, above."""
-    axes.axhline(0.025, **style.NULL)
+    axes.axhline(0.025, **looks.NULL)
     _points(axes, data, data["below"].where(data["shown"] >= SEEN).clip(max=0.15))
     _points(axes, data, data["above"].where(data["shown"] >= SEEN).clip(max=0.15), hollow=True)
     axes.set(ylim=(-0.004, 0.155), title="misses, variance", ylabel="share of runs")
@@ -107,7 +108,7 @@ def _misses(axes: Axes, data: xr.Dataset) -> None:
 
 def _coverage(axes: Axes, data: xr.Dataset) -> None:
     axes.axhspan(*RIGHT, color="0.9", linewidth=0, zorder=0)
-    axes.axhline(0.95, **style.NULL)
+    axes.axhline(0.95, **looks.NULL)
     _points(axes, data, covered(data).clip(min=LEAST + 0.005))
     axes.set_ylim(LEAST, 1.005)
 
@@ -193,7 +194,7 @@ def _p_values(dataset: xr.Dataset) -> str:
         "p-values of bias: solid at the level 0.05, dashed at 0.01; grey, where none is given. From 64 draws on, of "
         f"{', '.join(tested(dataset))} at most {most}."
     )
-    planted = [cell for cell in style.names(dataset, "cell") if cell.startswith(PLANTED)]
+    planted = [cell for cell in datasets.names(dataset, "cell") if cell.startswith(PLANTED)]
     level = float(dataset["level"].max())
     for cells, words in (
         ([RARE] if RARE in dataset["cell"] else [], "Of rare events, which few draws may lack"),

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import tyro
 
+from fgvar import plot
+from fgvar.measurement import tabular
+from fgvar.plot import datasets, venues
 from fgvar.storage import replace, require_place
-from figures import style, tabular
 from figures.page import Figures, Table
 
 
@@ -17,9 +19,9 @@ class Config:
 
     dataset: tyro.conf.Positional[Path]
     """The netCDF file that the study of the same name wrote."""
-    venue: style.Venue = "iclr"
+    venue: venues.Venue = "iclr"
     """Whose text width and font sizes to keep to."""
-    columns: style.Columns = 2
+    columns: venues.Columns = 2
     """2: the whole text width; 1: one column, or half of the text width."""
     out: Path | None = None
     """An existing folder, or path and name without a suffix. Default: beside the dataset, by its name."""
@@ -27,16 +29,17 @@ class Config:
 
 def write(config: Config, figures: Figures, table: Table | None = None) -> None:
     """Write the figures with their captions, and the table as LaTeX; print the paths."""
-    dataset, stem = style.read(config.dataset), config.dataset.with_suffix("")
+    dataset, stem = datasets.read(config.dataset), config.dataset.with_suffix("")
     if config.out is not None:
         stem = config.out / stem.name if config.out.is_dir() else config.out
     tables = [Path(f"{stem}.tex")] if table is not None else []
-    for path in (*(path for suffix in figures for path in style.written(f"{stem}{suffix}")), *tables):
+    pictures = [Path(f"{stem}{suffix}.{kind}") for suffix in figures for kind in ("pdf", "png", "txt")]
+    for path in (*pictures, *tables):
         require_place(path)
     try:
         for suffix, (draw, caption) in figures.items():
             figure = draw(dataset, venue=config.venue, columns=config.columns)
-            print(*style.save(figure, f"{stem}{suffix}", caption(dataset)), sep="\n")
+            print(*plot.save(figure, f"{stem}{suffix}", caption(dataset)), sep="\n")
         if table is not None:
             replace(tables[0], [tabular.latex(table(dataset)).encode()], sync=False)
             print(tables[0])

@@ -12,8 +12,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from figures import command, drawing, style, tabular
-from figures.page import Figures, Page, Sheet
+from fgvar.measurement import tabular
+from fgvar.plot import Sheet, datasets, drawing, looks
+from figures import command
+from figures.page import Figures, Page
 
 NEEDED = {
     "time": ("along", "point", "seed", "repeat", "estimator"),
@@ -58,14 +60,14 @@ def growth(dataset: xr.Dataset, scheme: str) -> float:
 @PAGE.table
 def table(dataset: xr.Dataset) -> pd.DataFrame:
     """Slopes of time and memory along each axis."""
-    schemes = style.in_order(style.names(dataset, "estimator"))
+    schemes = looks.in_order(datasets.names(dataset, "estimator"))
     rows = {
         LABELS.get(along, along): {
             (name, scheme): tabular.number(slope(dataset, along, name, scheme), digits=2)
             for name in ROWS
             for scheme in schemes
         }
-        for along in style.names(dataset, "along")
+        for along in datasets.names(dataset, "along")
     }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -73,7 +75,7 @@ def table(dataset: xr.Dataset) -> pd.DataFrame:
 @PAGE.figure
 def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     """A column for each axis (one column: a row), with time and memory."""
-    axis, schemes = style.names(dataset, "along"), style.in_order(style.names(dataset, "estimator"))
+    axis, schemes = datasets.names(dataset, "along"), looks.in_order(datasets.names(dataset, "estimator"))
     columns = sheet.columns(len(axis), len(ROWS), head=0.5, height=1.3)
     for several, along in zip(columns, axis, strict=True):
         for panel, (name, title) in zip(several, ROWS.items(), strict=True):
@@ -89,7 +91,7 @@ def _panel(axes: Axes, one: xr.Dataset, name: str, schemes: list[str]) -> None:
     sizes, found = one["size"].values, measured(one, name)
     for scheme in schemes:
         its = found.sel(estimator=scheme)
-        drawing.repeated(axes, one["size"], its, estimator="median", errorbar=("pi", 50), **style.line_style(scheme))
+        drawing.repeated(axes, one["size"], its, estimator="median", errorbar=("pi", 50), **looks.line_style(scheme))
         if one["along"].item() != "groups" and not (name == "peak" and one["along"].item() == "draws"):
             axes.plot(sizes, float(its.isel(point=-1).median()) * sizes / sizes[-1], **GUIDE)
     axes.set_xscale("log")
@@ -104,11 +106,11 @@ def _panel(axes: Axes, one: xr.Dataset, name: str, schemes: list[str]) -> None:
 @PAGE.caption
 def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
-    get, schemes = dataset.attrs.get, style.in_order(style.names(dataset, "estimator"))
+    get, schemes = dataset.attrs.get, looks.in_order(datasets.names(dataset, "estimator"))
     fitted = "; ".join(
         f"{LABELS.get(along, along)} "
         + ", ".join(f"{slope(dataset, along, 'time', scheme):z.2f} ({scheme})" for scheme in schemes)
-        for along in style.names(dataset, "along")
+        for along in datasets.names(dataset, "along")
     )
     memory = ", ".join(f"{growth(dataset, scheme):.2f} ({scheme})" for scheme in schemes)
     return [

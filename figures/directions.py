@@ -6,21 +6,22 @@ writes <stem>.pdf, .png and .txt (the caption).
 
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from figures import command, drawing, intervals, style
-from figures.page import Figures, Page, Sheet
+from fgvar import plot
+from fgvar.plot import Look, Sheet, datasets, intervals, looks
+from figures import command
+from figures.page import Figures, Page
 
 DIMS = ("directions", "estimator")
 QUANTITIES = {"cosine": "cosine to target", "relative_variance": "relative variance"}
 NEEDED: dict[str, tuple[str, ...]] = {f"{name}{end}": DIMS for name in QUANTITIES for end in ("", "_se", "_theory")}
 PAGE = Page("studies/directions.py", NEEDED, intervals.over_seeds)
 LOOKS = {  # kinds are no schemes: Okabe & Ito's colours, with markers of their own
-    "mean": ("#0072B2", "s"),
-    "orthogonal mean": ("#D55E00", "^"),
-    "projection": ("#009E73", "o"),
-    "projection, length corrected": ("#CC79A7", "v"),
+    "mean": Look("#0072B2", "s"),
+    "orthogonal mean": Look("#D55E00", "^"),
+    "projection": Look("#009E73", "o"),
+    "projection, length corrected": Look("#CC79A7", "v"),
 }
 
 
@@ -29,33 +30,12 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     """Both quantities against K, side by side over two columns: points drawn, lines closed forms."""
     panels = sheet.row(2, head=0.6, height=1.8)
     for axes, (name, title) in zip(panels, QUANTITIES.items(), strict=True):
-        _panel(axes, dataset, name)
-        axes.set_ylabel(title)
-        axes.set_xlabel("directions K")
-    handles = [
-        Line2D([], [], color=LOOKS[kind][0], marker=LOOKS[kind][1], label=kind)
-        for kind in style.names(dataset, "estimator")
-    ]
-    sheet.legend(handles)
-
-
-def _panel(axes: Axes, dataset: xr.Dataset, name: str) -> None:
-    x = dataset["directions"].values
-    shown = dataset[name].where(dataset[f"{name}_theory"] > 1e-9)  # K = d leaves an orthogonal frame no variance
-    for kind in style.names(dataset, "estimator"):
-        color, marker = LOOKS[kind]
-        theory = dataset[f"{name}_theory"].sel(estimator=kind)
-        axes.plot(x, theory.where(theory > 1e-9), color=color, zorder=2)
-        its = dataset.sel(estimator=kind)
-        error = intervals.bars(its[name], intervals.ends(its, name))
-        axes.errorbar(
-            x, shown.sel(estimator=kind), yerr=error, color=color, marker=marker, linestyle="none", elinewidth=0.7,
-            markeredgecolor="white", zorder=3,
-        )  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_xlim(x.min() / 1.4, x.max() * 1.4)
-    drawing.ticks(axes.xaxis, [place for place in (1, 4, 16, 64, 160, 256, 1024) if place <= x.max()])
-    drawing.log(axes, "y", (float(shown.min()) / 1.6, float(shown.max()) * 1.6))
+        # K = d leaves an orthogonal frame no variance.
+        shown = dataset.assign({name: dataset[name].where(dataset[f"{name}_theory"] > 1e-9)})
+        plot.sweep(shown, x="directions", y=name, ax=axes, legend=False, looks=LOOKS)
+        axes.set(xlabel="directions K", ylabel=title)
+    kinds = datasets.names(dataset, "estimator")
+    sheet.legend([Line2D([], [], label=kind, **looks.line_style(LOOKS[kind])) for kind in kinds])
 
 
 @PAGE.caption

@@ -11,8 +11,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from figures import command, drawing
-from figures.page import Figures, Page, Sheet
+from fgvar.plot import Sheet, drawing
+from figures import command
+from figures.page import Figures, Page
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "time": ("groups", "seed", "repeat", "way"),

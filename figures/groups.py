@@ -10,8 +10,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from figures import command, drawing, local_losses, style
-from figures.page import Figures, Page, Sheet
+from fgvar.plot import Sheet, drawing, looks
+from figures import command, local_losses
+from figures.page import Figures, Page
 
 PAGE = Page("studies/groups.py", local_losses.NEEDED)
 ONE, ALL = "block", "block + patch + group"
@@ -61,7 +62,7 @@ def _panel(axes: Axes, dataset: xr.Dataset, name: str) -> None:
 
 def _look(scheme: str, losses: str) -> dict[str, Any]:
     """The scheme's line and marker; hollow where LG-FG-A has one copy of each loss."""
-    how = style.line_style(scheme)
+    how = looks.line_style(scheme)
     hollow = {"markerfacecolor": "white", "markeredgecolor": how["color"], "markeredgewidth": 0.7}
     return how | (hollow if (scheme, losses) == ("LG-FG-A", ONE) else {})
 

@@ -9,8 +9,9 @@ import seaborn
 import xarray as xr
 from matplotlib.axes import Axes
 
+from fgvar.plot import Sheet
 from figures import command
-from figures.page import Figures, Page, Sheet
+from figures.page import Figures, Page
 
 DIMS = ("space", "target", "guess", "seed")
 NEEDED: dict[str, tuple[str, ...]] = {

@@ -13,8 +13,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from figures import command, drawing, intervals, style, tabular
-from figures.page import Figures, Page, Sheet
+from fgvar.measurement import tabular
+from fgvar.plot import Sheet, datasets, drawing, intervals, looks
+from figures import command
+from figures.page import Figures, Page
 
 DIMS = ("trainable", "seed", "stage", "estimator")
 NEEDED = {
@@ -37,7 +39,7 @@ KINDS = {"c_attn": ("#56B4E9", "o"), "c_proj": ("#0072B2", "s"), "c_fc": ("#009E
 @PAGE.figure
 def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     """Of each trainable set relative variance over d, and cosine at equal cost; against ρ single layers' variance."""
-    schemes = style.in_order(style.names(dataset, "estimator"))
+    schemes = looks.in_order(datasets.names(dataset, "estimator"))
     left, middle, right = sheet.row(3, head=0.7, height=1.9)
     data = dataset.sel(reference="backprop")
     value, ends = cosine_of_passes(data)
@@ -45,32 +47,34 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     _points(left, data, data["relative_variance"] / d, [end / d for end in intervals.ends(data, "relative_variance")])
     _points(middle, data, value, ends)
     for place, size in enumerate(d.isel(stage=0).values):
-        left.plot([place - 0.45, place + 0.45], [(size + 1) / size] * 2, **style.THEORY)
-        middle.plot([place - 0.45, place + 0.45], [(1 + (size + 1) * 3 / PASSES) ** -0.5] * 2, **style.THEORY)
+        left.plot([place - 0.45, place + 0.45], [(size + 1) / size] * 2, **looks.THEORY)
+        middle.plot([place - 0.45, place + 0.45], [(1 + (size + 1) * 3 / PASSES) ** -0.5] * 2, **looks.THEORY)
     left.set_ylabel("relative variance / d")
     middle.set_ylabel(f"cosine of {PASSES} passes' mean")
     _layers(right, dataset)
     grey: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3.5}
-    stages = [Line2D([], [], label=stage, **grey | _fill(stage, "0.35")) for stage in style.names(dataset, "stage")]
+    stages = [
+        Line2D([], [], label=stage, **grey | _fill(stage, "0.35")) for stage in datasets.names(dataset, "stage")
+    ]
     kinds = [
         Line2D([], [], label=kind, linestyle="none", color=color, marker=marker, markersize=2.5)
         for kind, (color, marker) in KINDS.items()
         if any(_of_kind(dataset, kind))
     ]
-    law = Line2D([], [], label="theory", **style.THEORY)
+    law = Line2D([], [], label="theory", **looks.THEORY)
     sheet.schemes(schemes, [*stages, law, *kinds], entry=1.05, points=True)
 
 
 def _points(axes: Axes, data: xr.Dataset, value: xr.DataArray, ends: Sequence[xr.DataArray]) -> None:
     """A point with its interval for each scheme and stage, side by side within the set's place on the axis."""
-    sets, stages = style.names(data, "trainable"), style.names(data, "stage")
-    schemes, shown = style.in_order(style.names(data, "estimator")), value.where(value > 0)
+    sets, stages = datasets.names(data, "trainable"), datasets.names(data, "stage")
+    schemes, shown = looks.in_order(datasets.names(data, "estimator")), value.where(value > 0)
     for row, scheme in enumerate(schemes):
         for column, stage in enumerate(stages):
             at = {"estimator": scheme, "stage": stage}
             aside = (row - (len(schemes) - 1) / 2) * 0.18 + (column - (len(stages) - 1) / 2) * 0.05
             bars = intervals.bars(shown.sel(at), [end.sel(at) for end in ends])
-            how = style.point_style(scheme) | _fill(stage, style.look(scheme).color)
+            how = looks.point_style(scheme) | _fill(stage, looks.look(scheme).color)
             axes.errorbar(np.arange(len(sets)) + aside, shown.sel(at), yerr=bars, elinewidth=0.5, **how)
     axes.set_xticks(range(len(sets)), [name.replace(" ", "\n") for name in sets], fontsize="x-small")
     axes.tick_params(axis="x", length=0)
@@ -90,8 +94,8 @@ def _layers(axes: Axes, dataset: xr.Dataset) -> None:
         mine = _of_kind(dataset, kind)
         its: dict[str, Any] = {"color": color, "marker": marker, "linestyle": "none", "markersize": 2.5}
         axes.plot(ratio.isel(linear=mine).values.ravel(), variances.isel(linear=mine).values.ravel(), **its)
-    axes.axhline(1, **style.NULL)
-    axes.axvline(1, **style.NULL)
+    axes.axhline(1, **looks.NULL)
+    axes.axvline(1, **looks.NULL)
     both = np.array([ratio.min(), ratio.max(), variances.min(), variances.max()], float)
     limits = (float(np.nanmin(both)) / 1.5, float(np.nanmax(both)) * 1.5)
     for which in ("x", "y"):
@@ -142,7 +146,7 @@ def _written(value: float, low: float, high: float) -> str:
 def table(dataset: xr.Dataset) -> pd.DataFrame:
     """Before fine-tuning: each set's size and gradient, and its estimates at equal cost (perplexity: after, too)."""
     rows: dict[str, dict[tuple[str, str], str]] = {}
-    for name in style.names(dataset, "trainable"):
+    for name in datasets.names(dataset, "trainable"):
         its = dataset.sel(trainable=name)
         perplexity = its["test_perplexity"].values
         cells = rows[name] = {
@@ -150,7 +154,7 @@ def table(dataset: xr.Dataset) -> pd.DataFrame:
             ("", "perplexity"): f"{perplexity[0]:.2f} → {perplexity[-1]:.2f}",
             ("", "squared gradient"): tabular.number(share(dataset, name), digits=2),
         }
-        for scheme in style.in_order(style.names(dataset, "estimator")):
+        for scheme in looks.in_order(datasets.names(dataset, "estimator")):
             one = dataset.sel(trainable=name, estimator=scheme, stage="before")
             cells[scheme, "variance / d"] = tabular.number((one["relative_variance"] / one["size"]).item())
             cells[scheme, "cosine"] = tabular.number(cosine_of_passes(one)[0].item())
@@ -189,8 +193,8 @@ def agreement(dataset: xr.Dataset) -> tuple[int, int]:
 @PAGE.caption
 def caption(dataset: xr.Dataset) -> Iterator[str]:
     """What the figure shows, in words and in numbers from the dataset."""
-    get, schemes = dataset.attrs.get, style.in_order(style.names(dataset, "estimator"))
-    sets = [name for name in style.names(dataset, "trainable") if name != FULL]
+    get, schemes = dataset.attrs.get, looks.in_order(datasets.names(dataset, "estimator"))
+    sets = [name for name in datasets.names(dataset, "trainable") if name != FULL]
     first = {"estimator": "FG-W", "stage": "before"}
     gains = {name: progress(dataset, first | {"trainable": name}) for name in sets}
     shares = ", ".join(f"{name} {share(dataset, name):.2g} ({gains[name]:.2g})" for name in sets)
@@ -275,7 +279,7 @@ def _winners(dataset: xr.Dataset) -> str:
 
 def _of_kind(dataset: xr.Dataset, kind: str) -> list[bool]:
     """Which of the layers are of a kind, by the last part of their names."""
-    return [name.split(".")[-1].startswith(kind) for name in style.names(dataset, "linear")]
+    return [name.split(".")[-1].startswith(kind) for name in datasets.names(dataset, "linear")]
 
 
 def _together(dataset: xr.Dataset) -> str:
@@ -283,7 +287,7 @@ def _together(dataset: xr.Dataset) -> str:
     ratios = its.sel(estimator="FG-A") / its.sel(estimator="FG-W")
     return "; ".join(
         f"{name} {', '.join(f'{value:.2g}' for value in ratios.sel(trainable=name).values)}"
-        for name in style.names(dataset, "trainable")
+        for name in datasets.names(dataset, "trainable")
     )
 
 

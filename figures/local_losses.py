@@ -10,8 +10,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from figures import command, drawing, style
-from figures.page import Figures, Page, Sheet
+from fgvar.plot import Sheet, datasets, drawing, looks
+from figures import command
+from figures.page import Figures, Page
 
 DIMS = ("losses", "groups", "seed", "scheme")
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -30,7 +31,7 @@ PANELS = {"error": "test error", "relative_variance": "relative variance", "cosi
 def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     """A row for each combination; error, relative variance and cosine side by side; in one column the error."""
     data = dataset.isel(groups=0)
-    names, panels = style.names(data, "losses"), list(PANELS)[: 3 if sheet.wide else 1]
+    names, panels = datasets.names(data, "losses"), list(PANELS)[: 3 if sheet.wide else 1]
     widths = [1.3, 1, 1][: len(panels)]
     drawn = sheet.grid(1, len(panels), head=0.75, height=0.16 * len(names), sharey=True, width_ratios=widths)[0]
     for axes, name in zip(drawn, panels, strict=True):
@@ -39,7 +40,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
         axes.tick_params(axis="y", length=0)
     drawn[0].set_yticks(range(len(names)), names)
     drawn[0].set_ylim(len(names) - 0.5, -0.5)
-    helper = Line2D([], [], color=style.look("frozen").color, linestyle=style.look("frozen").line)
+    helper = Line2D([], [], color=looks.look("frozen").color, linestyle=looks.look("frozen").line)
     helper.set_label("frozen")
     sheet.schemes(["LG-FG-A", "LG-BP"], [helper], entry=1.0, points=True)
     sheet.figure.align_labels()
@@ -49,7 +50,7 @@ def _error(axes: Axes, data: xr.Dataset) -> None:
     for scheme, shift in (("LG-BP", 0.16), ("LG-FG-A", 0.0)):
         _rows(axes, data["error"].sel(scheme=scheme), scheme, shift)
     frozen = data["error"].sel(scheme="frozen").mean().item()
-    axes.axvline(frozen, color=style.look("frozen").color, linestyle=style.look("frozen").line, zorder=1)
+    axes.axvline(frozen, color=looks.look("frozen").color, linestyle=looks.look("frozen").line, zorder=1)
     axes.set_xlim(0, 1.08 * float(data["error"].max()))
 
 
@@ -79,7 +80,7 @@ def bars(axes: Axes, values: xr.DataArray, along: str, scheme: str, *, horizonta
     mean = values.mean("seed").values
     reach = abs(xr.concat([values.min("seed"), values.max("seed")], "end").values - mean)
     where = {"y": at, "x": mean, "xerr": reach} if horizontal else {"x": at, "y": mean, "yerr": reach}
-    axes.errorbar(**where, elinewidth=0.7, zorder=3, **style.point_style(scheme) | how)
+    axes.errorbar(**where, elinewidth=0.7, zorder=3, **looks.point_style(scheme) | how)
 
 
 MEASURED = (

@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from scipy import stats
 
-from figures import command, drawing, style
-from figures.page import Figures, Page, Sheet
+from fgvar.plot import Sheet, datasets, drawing, intervals, looks
+from figures import command
+from figures.page import Figures, Page
 
 AXES = ("place", "point", "epochs", "seed")
 NEEDED = {
@@ -68,8 +69,8 @@ def predicted(dataset: xr.Dataset, place: str, scheme: str) -> float:
 def table(dataset: xr.Dataset) -> pd.DataFrame:
     """Slopes of the relative variance: fitted with 95 % intervals, in each state of training, and predicted."""
     rows: dict[str, dict[str, str]] = {}
-    for place in style.names(dataset, "place"):
-        for scheme in style.in_order(style.names(dataset, "estimator")):
+    for place in datasets.names(dataset, "place"):
+        for scheme in looks.in_order(datasets.names(dataset, "estimator")):
             cells = rows[f"{place}, {scheme}"] = {}
             for epochs in dataset["epochs"].values:
                 value, half = slope(dataset, place, scheme, epochs)
@@ -87,7 +88,7 @@ def called(epochs: int) -> str:
 @PAGE.figure
 def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     """A column for each network and axis (one column: a row), with relative variance and cosine."""
-    places, schemes = style.names(dataset, "place"), style.in_order(style.names(dataset, "estimator"))
+    places, schemes = datasets.names(dataset, "place"), looks.in_order(datasets.names(dataset, "estimator"))
     epochs = dataset["epochs"].values
     panels = sheet.columns(len(places), len(ROWS), head=0.7, height=1.25)
     for row, (several, place) in enumerate(zip(panels, places, strict=True)):
@@ -114,8 +115,8 @@ def _panel(axes: Axes, one: xr.Dataset, name: str, schemes: list[str]) -> None:
         for epochs in one["epochs"].values:
             values = one[name].sel(estimator=scheme, epochs=epochs)
             values = values.sel(reference="target") if name == "cosine" else values
-            how = style.line_style(scheme) | _filled(epochs, one["epochs"].values, style.look(scheme).color)
-            drawing.repeated(axes, one["size"], values, estimator="mean", errorbar=("se", style.Z), **how)
+            how = looks.line_style(scheme) | _filled(epochs, one["epochs"].values, looks.look(scheme).color)
+            drawing.repeated(axes, one["size"], values, estimator="mean", errorbar=("se", intervals.Z), **how)
             mean = values.mean("seed")
             highest, lowest = max(highest, float(mean.max())), min(lowest, float(mean.where(mean > 0).min()))
         law = predicted(one.expand_dims("place"), one["place"].item(), scheme)
@@ -139,9 +140,9 @@ def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
     get, first = dataset.attrs.get, dataset["epochs"].values[0]
     fitted = []
-    for place in style.names(dataset, "place"):
+    for place in datasets.names(dataset, "place"):
         each = []
-        for scheme in style.in_order(style.names(dataset, "estimator")):
+        for scheme in looks.in_order(datasets.names(dataset, "estimator")):
             (value, half), law = slope(dataset, place, scheme, first), predicted(dataset, place, scheme)
             each.append(f"{scheme} {value:z.2f} ± {half:.2f}" + (f" ({law:z.2f})" if np.isfinite(law) else ""))
         fitted.append(f"{place}: {', '.join(each)}.")

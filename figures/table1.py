@@ -12,8 +12,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from figures import command, drawing, intervals, style, tabular
-from figures.page import Figures, Page, Sheet
+from fgvar.measurement import tabular
+from fgvar.plot import Sheet, drawing, intervals, looks
+from figures import command
+from figures.page import Figures, Page
 
 DIMS = ("cell", "space", "noise")
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -62,7 +64,7 @@ def _panel(axes: Axes, data: xr.Dataset, along: str) -> None:
             axes.plot(
                 x,
                 its["variance"].sel(route="table") / here,
-                color=style.look(scheme).color,
+                color=looks.look(scheme).color,
                 linestyle=line,
                 zorder=2,
             )
@@ -76,7 +78,7 @@ def _panel(axes: Axes, data: xr.Dataset, along: str) -> None:
 
 def _points(scheme: str, noise: str) -> dict[str, Any]:
     """Hollow where noise is independent."""
-    how = style.point_style(scheme)
+    how = looks.point_style(scheme)
     face = "white" if noise == "independent" else how["color"]
     return how | {"markerfacecolor": face, "markeredgecolor": how["color"], "markeredgewidth": 0.7}
 

@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from figures import command, style
-from figures.page import Figures, Page, Sheet
+from fgvar.plot import Sheet, datasets, intervals, looks
+from figures import command
+from figures.page import Figures, Page
 
 NEEDED = {
     **dict.fromkeys(("loss", "train_error", "test_error"), ("network", "algorithm", "seed", "epoch")),
@@ -44,7 +45,7 @@ def final(dataset: xr.Dataset) -> xr.Dataset:
 def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     """A panel for each network, a row for each algorithm: mean test error, with bars, and the paper's."""
     data = final(dataset)
-    networks, rows = style.names(data, "network"), style.names(data, "algorithm")
+    networks, rows = datasets.names(data, "network"), datasets.names(data, "algorithm")
     across = len(networks) if sheet.wide else 1
     down = -(-len(networks) // across)
     panels = sheet.grid(down, across, head=0.55, height=0.35 + 0.14 * len(rows), sharey=True).flat
@@ -65,12 +66,12 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
 def _errors(axes: Axes, data: xr.Dataset, rows: list[str]) -> None:
     for row, name in enumerate(rows):
         its = data.sel(algorithm=name)
-        how = style.look(name.removesuffix("-published"))
+        how = looks.look(name.removesuffix("-published"))
         published = its["paper_test"].item()
         axes.plot(published, row, marker="d", markersize=3.5, color="0.35", markerfacecolor="white", zorder=2)
         if its["n"].item():
             axes.errorbar(
-                its["test"].item(), row, xerr=style.Z * float(its["test_se"].fillna(0)), marker="o", markersize=3.5,
+                its["test"].item(), row, xerr=intervals.Z * float(its["test_se"].fillna(0)), marker="o", markersize=3.5,
                 color=how.color, elinewidth=0.8, zorder=3,
             )  # fmt: skip
     shown = np.array([*data["test"].values, *data["paper_test"].values])
@@ -90,7 +91,7 @@ def _errors(axes: Axes, data: xr.Dataset, rows: list[str]) -> None:
 def table(dataset: xr.Dataset) -> pd.DataFrame:
     """Of each algorithm and network: mean ± standard error (n runs) of the test error, the paper's, train error."""
     data = final(dataset)
-    networks, rows = style.names(data, "network"), style.names(data, "algorithm")
+    networks, rows = datasets.names(data, "network"), datasets.names(data, "algorithm")
     columns = pd.MultiIndex.from_product([networks, ["test", "paper", "train"]])
     cells = [[one for net in networks for one in _cells(data.sel(network=net, algorithm=name))] for name in rows]
     return pd.DataFrame(cells, rows, columns)
@@ -110,8 +111,8 @@ def worse(data: xr.Dataset) -> list[str]:
     """Cells whose mean test error is more than `GOAL` points above the paper's."""
     return [
         f"{network} {name} ({its['test'].item():.2f} against {its['paper_test'].item():.2f})"
-        for network in style.names(data, "network")
-        for name in style.names(data, "algorithm")
+        for network in datasets.names(data, "network")
+        for name in datasets.names(data, "algorithm")
         if (its := data.sel(network=network, algorithm=name))["test"].item() > its["paper_test"].item() + GOAL
     ]
 
@@ -123,12 +124,12 @@ def caption(dataset: xr.Dataset) -> list[str]:
     parts = [
         "Test errors of complete training runs of LocalMixers, from real runs, beside those that the paper reports."
     ]
-    for network in style.names(data, "network"):
+    for network in datasets.names(data, "network"):
         its = data.sel(network=network)
         its = its.isel(algorithm=(its["n"] > 0).values)
         counts = sorted({int(n) for n in its["n"].values})
         lengths: dict[int, list[str]] = {}
-        for name in style.names(its, "algorithm"):
+        for name in datasets.names(its, "algorithm"):
             lengths.setdefault(int(its["epochs"].sel(algorithm=name)), []).append(name)
         epochs = "; ".join(f"{length} epochs: {', '.join(names)}" for length, names in lengths.items())
         runs = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))

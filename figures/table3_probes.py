@@ -13,8 +13,9 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from figures import command, drawing, intervals, style
-from figures.page import Figures, Page, Sheet
+from fgvar.plot import Sheet, datasets, drawing, intervals, looks, marks, series
+from figures import command
+from figures.page import Figures, Page
 
 LAYER = "perturbed"  # all parameters that a scheme estimates
 TRAINED = ("BP", "LG-FG-A")  # of all that trained, those that are drawn
@@ -35,8 +36,8 @@ def runs(dataset: xr.Dataset) -> list[tuple[str, str]]:
     """Which runs are drawn: of each network those of `TRAINED` that were probed, else its first."""
     probed = dataset["step"].notnull().any("probe")
     found = []
-    for network in style.names(dataset, "network"):
-        there = [name for name in style.names(dataset, "algorithm") if probed.sel(network=network, algorithm=name)]
+    for network in datasets.names(dataset, "network"):
+        there = [name for name in datasets.names(dataset, "algorithm") if probed.sel(network=network, algorithm=name)]
         found += [(network, name) for name in ([n for n in TRAINED if n in there] or there[:1])]
     return found
 
@@ -65,10 +66,10 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     for axes in grid[-1]:
         axes.set_xlabel("training step")
     helpers = [
-        Line2D([], [], label="random direction", **style.NULL),
+        Line2D([], [], label="random direction", **looks.NULL),
         Line2D([], [], label="data, backprop", **DATA),
     ]
-    sheet.schemes(style.names(dataset, "estimator"), helpers, entry=1.05)
+    sheet.schemes(datasets.names(dataset, "estimator"), helpers, entry=1.05)
 
 
 def _run(row: NDArray[Any], one: xr.Dataset) -> None:
@@ -77,18 +78,18 @@ def _run(row: NDArray[Any], one: xr.Dataset) -> None:
         drawing.log_steps(axes, steps)
         drawing.symlog(axes, "y", 0.01, (-0.02, 1.3))
         its = one.sel(reference=reference)
-        for scheme in style.in_order(style.names(one, "estimator")):
-            values = its.sel(estimator=scheme)
-            drawing.curve(axes, steps, values["cosine"], intervals.ends(values, "cosine"), scheme)
-        axes.plot(steps, one["cosine_null"], **style.NULL)
+        for scheme in looks.in_order(datasets.names(one, "estimator")):
+            drawn = series.of(its.sel(estimator=scheme), "cosine")
+            marks.band(axes, steps, drawn, looks.look(scheme), label=scheme)
+        axes.plot(steps, one["cosine_null"], **looks.NULL)
     drawing.log_steps(row[2], steps)
     noisy = one["relative_variance"].where(one["relative_variance"] > 1e-9)
     data = one["relative_data_variance"].sel(estimator="BP")
     shown = np.concatenate([noisy.values.ravel(), data.values.ravel()])
     drawing.log(row[2], "y", (float(np.nanmin(shown)) / 2, float(np.nanmax(shown)) * 2))
-    for scheme in style.in_order(style.names(one, "estimator")):
-        exact = noisy.sel(estimator=scheme)
-        drawing.curve(row[2], steps, exact, (exact, exact), scheme)
+    for scheme in looks.in_order(datasets.names(one, "estimator")):
+        exact = series.of(one.assign(noisy=noisy).sel(estimator=scheme), "noisy", certain=True)
+        marks.band(row[2], steps, exact, looks.look(scheme), label=scheme)
     row[2].plot(steps, data, **DATA)
 
 
@@ -116,7 +117,7 @@ def _said(one: xr.Dataset, network: str, algorithm: str) -> str:
     """How variances and the local target's direction went from the first probe to the last."""
     noisy = [
         n
-        for n in style.in_order(style.names(one, "estimator"))
+        for n in looks.in_order(datasets.names(one, "estimator"))
         if float(one["relative_variance"].sel(estimator=n).max()) > 1e-9
     ]
     ends = one.isel(probe=[0, -1])
@@ -150,7 +151,7 @@ def by_layer(dataset: xr.Dataset) -> tuple[str, str, xr.Dataset]:
     one = run_of(dataset, network, algorithm)
     noisy = [
         n
-        for n in style.in_order(style.names(one, "estimator"))
+        for n in looks.in_order(datasets.names(one, "estimator"))
         if float(one["relative_variance"].sel(estimator=n, layer=LAYER).max()) > 1e-9
     ]
     one = one.sel(estimator=noisy)
@@ -162,8 +163,8 @@ def by_layer(dataset: xr.Dataset) -> tuple[str, str, xr.Dataset]:
 def draw_layers(sheet: Sheet, dataset: xr.Dataset) -> None:
     """Shades over training (across) and layers (down), a column for each noisy scheme (one column: the last two)."""
     *_, one = by_layer(dataset)
-    schemes = style.names(one, "estimator")[-4 if sheet.wide else -2 :]
-    names = style.names(one, "layer")
+    schemes = datasets.names(one, "estimator")[-4 if sheet.wide else -2 :]
+    names = datasets.names(one, "layer")
     height = max(0.85, 0.2 + 0.085 * len(names))
     grid = sheet.grid(len(ROWS), len(schemes), head=0.6, height=height, sharex=True, sharey=True)
     for row, (title, (variable, reference)) in zip(grid, ROWS.items(), strict=True):
@@ -203,7 +204,7 @@ def _shades(row: NDArray[Any], values: xr.DataArray, *, is_cosine: bool) -> Any:
 def caption_layers(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
     network, algorithm, one = by_layer(dataset)
-    last = one.isel(probe=-1).sel(estimator=style.names(one, "estimator")[-1])
+    last = one.isel(probe=-1).sel(estimator=datasets.names(one, "estimator")[-1])
     last = last.sortby("relative_variance").dropna("layer", subset=["relative_variance"])
     least, most = (last.isel(layer=i) for i in (0, -1))
     return [

@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from figures import command, style
-from figures.page import Figures, Page, Sheet
+from fgvar.plot import Sheet, datasets, intervals, looks
+from figures import command
+from figures.page import Figures, Page
 
 DIMS = ("network", "algorithm", "seed")
 NEEDED = {
@@ -48,7 +49,7 @@ def final(dataset: xr.Dataset) -> xr.Dataset:
 def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     """For each network the training loss of each algorithm, and the test errors of their read-outs."""
     data = final(dataset)
-    networks, rows = style.names(data, "network"), style.names(data, "algorithm")
+    networks, rows = datasets.names(data, "network"), datasets.names(data, "algorithm")
     shape = (len(networks), 2) if sheet.wide else (2 * len(networks), 1)
     grid = sheet.grid(*shape, head=0.5, height=1.5).reshape(len(networks), 2)
     for (left, right), network in zip(grid, networks, strict=True):
@@ -65,11 +66,11 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
 
 def _losses(axes: Axes, data: xr.Dataset, rows: list[str]) -> None:
     """Means of each algorithm's first run over windows of updates."""
-    for name in style.in_order(rows):
+    for name in looks.in_order(rows):
         its = data["batch_loss"].sel(algorithm=name)
         for seed in its["seed"].values[its.notnull().any("update").values][:1]:
             at, mean = windows(its.sel(seed=seed).values)
-            axes.plot(at, mean, label=name, **style.line_style(name) | {"markevery": max(1, len(at) // 6)})
+            axes.plot(at, mean, label=name, **looks.line_style(name) | {"markevery": max(1, len(at) // 6)})
     axes.set_xlabel("update")
     axes.set_ylabel("InfoNCE of the batch")
 
@@ -88,8 +89,8 @@ def _errors(axes: Axes, data: xr.Dataset, rows: list[str]) -> None:
         axes.plot(its["paper"], row, marker="d", markersize=3.5, color="0.35", markerfacecolor="white", zorder=2)
         if its["n"].item():
             axes.errorbar(
-                its["test"].item(), row, xerr=style.Z * float(its["test_se"].fillna(0)), marker="o", markersize=3.5,
-                color=style.look(name).color, elinewidth=0.8, zorder=3,
+                its["test"].item(), row, xerr=intervals.Z * float(its["test_se"].fillna(0)), marker="o", markersize=3.5,
+                color=looks.look(name).color, elinewidth=0.8, zorder=3,
             )  # fmt: skip
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -102,7 +103,7 @@ def _errors(axes: Axes, data: xr.Dataset, rows: list[str]) -> None:
 def table(dataset: xr.Dataset) -> pd.DataFrame:
     """Of each algorithm: the read-out's test error (n runs), the paper's, train error, InfoNCE before and after."""
     data = final(dataset)
-    networks, rows = style.names(data, "network"), style.names(data, "algorithm")
+    networks, rows = datasets.names(data, "network"), datasets.names(data, "algorithm")
     columns = pd.MultiIndex.from_product([networks, ["test", "paper", "train", "InfoNCE"]])
     cells = [[one for net in networks for one in _cells(data.sel(network=net, algorithm=name))] for name in rows]
     return pd.DataFrame(cells, rows, columns)
@@ -134,10 +135,10 @@ def caption(dataset: xr.Dataset) -> list[str]:
         "with the sum over the batch. Right: test error of the read-out after its last epoch, with the paper's "
         "after its whole training; bars are ±1.96 standard errors over seeds, a single run has none.",
     ]
-    for network in style.names(data, "network"):
+    for network in datasets.names(data, "network"):
         its = data.sel(network=network)
         its = its.isel(algorithm=(its["n"] > 0).values)
-        said = [_said(its.sel(algorithm=name), name) for name in style.names(its, "algorithm")]
+        said = [_said(its.sel(algorithm=name), name) for name in datasets.names(its, "algorithm")]
         parts.append(f"{network} on {dataset['data'].sel(network=network).item()}: {'; '.join(said)}.")
     return parts
 

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from figures import command, drawing, style
-from figures.page import Figures, Page, Sheet
+from fgvar.plot import Sheet, datasets, drawing, looks
+from figures import command
+from figures.page import Figures, Page
 
 DIMS = ("kind", "loss", "positions", "example")
 NEEDED: dict[str, tuple[str, ...]] = {"ratio": DIMS, "variance_ratio": DIMS, "fan_in": ("kind",)}
@@ -26,7 +27,7 @@ LOOKS = {"each position": ("#0072B2", "o"), "pooled": ("#D55E00", "s")}  # losse
 @PAGE.figure
 def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     """A panel for each kind of layer: medians over the examples, in bands of all of them."""
-    kinds = style.names(dataset, "kind")
+    kinds = datasets.names(dataset, "kind")
     panels = sheet.row(len(kinds), head=0.5, height=1.75 if sheet.wide else 1.6, sharey=True)
     for axes, kind in zip(panels, kinds, strict=True):
         _panel(axes, dataset.sel(kind=kind), kind)
@@ -44,16 +45,16 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
             )
             for loss, (color, marker) in LOOKS.items()
         ),
-        Line2D([], [], color=style.GREY, label="ρ / fan-in"),
-        Line2D([], [], color=style.GREY, marker="o", linestyle="none", label="variance ratio, exact"),
+        Line2D([], [], color=looks.GREY, label="ρ / fan-in"),
+        Line2D([], [], color=looks.GREY, marker="o", linestyle="none", label="variance ratio, exact"),
     ]
     sheet.legend(handles)
 
 
 def _panel(axes: Axes, data: xr.Dataset, kind: str) -> None:
     positions = data["positions"].values
-    axes.axhline(1, **style.NULL)
-    for loss in style.names(data, "loss"):
+    axes.axhline(1, **looks.NULL)
+    for loss in datasets.names(data, "loss"):
         its = data.sel(loss=loss).transpose("positions", "example")
         color, marker = LOOKS[loss]
         line: dict[str, Any] = {"color": color, "label": f"ρ / fan-in, {loss}"}
@@ -73,7 +74,7 @@ def _panel(axes: Axes, data: xr.Dataset, kind: str) -> None:
     drawing.ticks(axes.xaxis, positions, set(positions[::2]))
     for height, scheme, where in ((1.08, "FG-W", "bottom"), (0.92, "FG-A", "top")):
         axes.text(
-            positions.min(), height, f"{scheme} is less noisy", color=style.GREY, fontsize="x-small",
+            positions.min(), height, f"{scheme} is less noisy", color=looks.GREY, fontsize="x-small",
             verticalalignment=where,
         )  # fmt: skip
     drawing.ticks(axes.yaxis, [0.03, 0.1, 0.3, 1, 3, 10])
@@ -102,10 +103,10 @@ def crossing(data: xr.Dataset) -> float:
 def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
     same = agreement(dataset)
-    sizes = ", ".join(f"{kind} {int(dataset['fan_in'].sel(kind=kind))}" for kind in style.names(dataset, "kind"))
+    sizes = ", ".join(f"{kind} {int(dataset['fan_in'].sel(kind=kind))}" for kind in datasets.names(dataset, "kind"))
     crossings = []
-    for kind in style.names(dataset, "kind"):
-        for loss in style.names(dataset, "loss"):
+    for kind in datasets.names(dataset, "kind"):
+        for loss in datasets.names(dataset, "loss"):
             where = crossing(dataset.sel(kind=kind, loss=loss))
             word = f"at {where:.0f} positions" if np.isfinite(where) else "nowhere"
             crossings.append(f"{kind}, loss {loss}: {word}")

@@ -105,7 +105,7 @@ def theory(kind: str, count: int, d: int) -> tuple[float, float, float]:
 
 def report(dataset: Any) -> str:
     """A line for each kind and K: drawn and theory."""
-    from figures import intervals
+    from fgvar.plot import intervals
 
     lines = [f"{'':<30}{'K':>5}{'cosine':>20}{'theory':>9}{'relative variance':>24}{'theory':>10}"]
     data = intervals.over_seeds(dataset)

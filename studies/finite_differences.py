@@ -179,7 +179,7 @@ def squared_norm(means: Array) -> tuple[Array, Array]:
 
 def report(dataset: Any) -> str:
     """The best step of every cell, and what it leaves."""
-    from figures import intervals
+    from fgvar.plot import intervals
 
     lines = ["", "network  dtype    space       oracle    best step   distance (± standard error)"]
     cells = intervals.over_seeds(dataset).stack(cell=("network", "dtype", "space", "oracle"))

@@ -22,7 +22,7 @@ from fgvar.testing.problems import default_problems
 from fgvar.testing.report import FAILED, NOT_APPLICABLE, PASSED, UNDECIDED, Report, Row, sentence
 from fgvar.testing.resources import one_thread
 from fgvar.testing.statistical import Draws, check_draws, check_level
-from fgvar.testing.under_test import MISFIT, EstimatorUnderTest, Failure, NotApplicable, Undecided
+from fgvar.testing.under_test import MISFIT, EstimatorUnderTest, Failure, Finding, NotApplicable, Undecided
 
 Problems = Problem | Mapping[str, Problem] | Sequence[Problem]
 
@@ -158,7 +158,8 @@ def check_estimator(
             announce(problem_name, tested.fresh(), chosen)
             for name in chosen:
                 outcome, note = _outcome(CHECKS[name], tested.fresh()) if sound else (NOT_APPLICABLE, UNSOUND)
-                rows.append(Row(name, problem_name, outcome, note, CHECKS[name].required))
+                caught, exact = (note.caught, note.exact) if isinstance(note, Finding) else (None, False)
+                rows.append(Row(name, problem_name, outcome, str(note), CHECKS[name].required, caught, exact))
                 sound = sound and not (name == "structure" and outcome == FAILED)
     if all(row.outcome == NOT_APPLICABLE and row.note.startswith(MISFIT) for row in rows):
         rows = [replace(row, outcome=FAILED) for row in rows]

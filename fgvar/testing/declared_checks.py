@@ -21,7 +21,7 @@ from fgvar.stochastic.sentence import Stochastic
 from fgvar.testing.comparisons import batch_axes, difference
 from fgvar.testing.exact_moments import claim, tolerance, variances
 from fgvar.testing.sampled_checks import drawn_directions, drawn_pair, of_traces, traces
-from fgvar.testing.under_test import EstimatorUnderTest, Failure, Gradients, NotApplicable, Undecided
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, Gradients, NotApplicable, Undecided
 from fgvar.testing.verdict import MAX_DETECTABLE, advice
 from fgvar.theory import closed_forms
 
@@ -43,7 +43,8 @@ def require_variance(tested: EstimatorUnderTest, declared: Gradients) -> str:
             if not off <= tolerance(tested):
                 ratio = float(found.sum()) / max(float(declared[name].sum()), 1e-300)
                 raise Failure(f"the variance of {name!r} is {ratio:.4g} times the declared one (exact, by its trace)")
-        return f"exact, every weight to {tolerance(tested):.1g}"
+        allowed = tolerance(tested)
+        return Finding(f"exact, every weight to {allowed:.1g}", allowed, exact=True)
     names = list(declared)
     expected = torch.stack([declared[name].double().sum() for name in names]).cpu()
     squares = traces(tested, names)
@@ -58,7 +59,8 @@ def require_variance(tested: EstimatorUnderTest, declared: Gradients) -> str:
             f"would not have caught twice the declared variance of {names[int(share.argmax())]!r}; "
             f"{advice(float(verdict.enough(positive).max()))}"
         )
-    return f"{verdict}; an error of {float(share.max()):.1%} in every trace"
+    told = f"{verdict}; an error of {float(share.max()):.1%} in every trace"
+    return Finding(told, *share[share > 0].tolist())
 
 
 def directions(tested: EstimatorUnderTest) -> str:
@@ -113,7 +115,8 @@ def antithetic(tested: EstimatorUnderTest) -> str:
     _require_mean(tested, [tested.estimate(turned)], pair, "u with −u", "−u with u")
     plain = varied(tested, antithetic=False)
     if plain is None:
-        return f"the pair of u is that of −u, to {tolerance(tested):.1g}"
+        allowed = tolerance(tested)
+        return Finding(f"the pair of u is that of −u, to {allowed:.1g}", allowed, exact=True)
     if {k: v.shape for k, v in plain.randomness.leaves.items()} != {n: u.shape for n, u in noise.items()}:
         raise Failure(
             "an antithetic pair needs the noise of one direction, its negative is the other; it asks for more"

@@ -18,7 +18,7 @@ from fgvar.testing.comparisons import require_declared_noise
 from fgvar.testing.frequencies import Frequencies
 from fgvar.testing.mean_tests import AT_ONCE, MARGIN, MIN_MOVED, MeanTest, mean_test
 from fgvar.testing.statistical import PILOT_SEED
-from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable, Undecided
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, NotApplicable, Undecided
 from fgvar.testing.verdict import MAX_DRAWS, advice, rounded
 
 NOISE_DRAWS = 8192
@@ -70,7 +70,8 @@ def noise(tested: EstimatorUnderTest) -> str:
         few = columns[: max(1, POOLED // n)]
         _require_precision(name, drawn.columns(few).to(tested.randomness.leaves[name].dtype(tested.problem.dtype)))
     caught = (critical + 1.645) / n**0.5
-    return f"{n} draws, false alarms {tested.level:.1g} (nominal); caught at 95 %: a correlation of {caught:.2g}"
+    told = f"{n} draws, false alarms {tested.level:.1g} (nominal); caught at 95 %: a correlation of {caught:.2g}"
+    return Finding(told, caught)
 
 
 @dataclass(frozen=True)

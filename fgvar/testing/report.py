@@ -15,7 +15,8 @@ NOTHING_CHECKED = "failed: it fits none of the problems, so nothing was checked"
 class Row:
     """What one check found on one problem: the outcome, and the sentence that says how or why.
 
-    ``required``: is the check one that every estimator has to pass, not one of what it declares?
+    ``required``: is the check one that every estimator has to pass, not one of what it declares? ``caught``: the
+    smallest and largest error that it would have caught, `fgvar.testing.under_test.Finding`; ``exact``: for certain.
     """
 
     check: str
@@ -23,6 +24,8 @@ class Row:
     outcome: str
     note: str
     required: bool = True
+    caught: tuple[float, float] | None = None
+    exact: bool = False
 
     @property
     def blocks(self) -> bool:

@@ -15,7 +15,7 @@ from fgvar.measurement.mutation_guard import same_values
 from fgvar.problem import Problem
 from fgvar.testing.comparisons import OWN_LOSS, difference, gap, own_loss, require_declared_noise, single, with_loss
 from fgvar.testing.exact_moments import by_step, tolerance
-from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable, Undecided
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, NotApplicable, Undecided
 
 PRECISION_DRAWS = 8
 FLIPPED = 2  # of them may differ: rounding turns a comparison, or the order of two numbers
@@ -93,7 +93,7 @@ def chunking(tested: EstimatorUnderTest) -> str:
         off = difference(tested, plain, tested.estimates(together, chunk=chunk))
         if off[0] > allowed:
             raise Failure(f"estimates of {off[1]!r} in chunks of {chunk} differ from plain calls by {off[0]:.2g}")
-    return f"noise is bit-identical, estimates agree to {allowed:.2g}"
+    return Finding(f"noise is bit-identical, estimates agree to {allowed:.2g}", allowed, exact=True)
 
 
 def precision(tested: EstimatorUnderTest) -> str:
@@ -124,7 +124,7 @@ def precision(tested: EstimatorUnderTest) -> str:
     off, name = sorted(found)[-1 - FLIPPED if len(found) > FLIPPED else -1]
     if off > allowed:
         raise Failure(f"the estimate of {name!r} in float32 is off by {off:.2g} of its size in float64")
-    return f"float32 agrees with float64 to {allowed:.1g}"
+    return Finding(f"float32 agrees with float64 to {allowed:.1g}", allowed, exact=True)
 
 
 def non_finite(tested: EstimatorUnderTest) -> str:

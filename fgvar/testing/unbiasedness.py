@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fgvar.testing.comparisons import OWN_LOSS, difference, own_loss, reordered, require_declared_noise, with_loss
 from fgvar.testing.exact_moments import claim, mean, tolerance
-from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable, Undecided
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, NotApplicable, Undecided
 
 ZERO_DRAWS = 8
 ROUNDING = 1e-2  # of an estimate: what no more is off by may be rounding over a small step
@@ -45,7 +45,8 @@ def linear_in_loss(tested: EstimatorUnderTest) -> str:
             notes.append(
                 _in_the_mean(other, f"ĝ of {what} is off by {off:.2g} of its size in {name!r}{_hint(tested, off)}")
             )
-    return "; ".join(notes) or f"1000·L and L + L² to {tolerance(tested):.1g}"
+    allowed = tolerance(tested)
+    return "; ".join(notes) or Finding(f"1000·L and L + L² to {allowed:.1g}", allowed, exact=True)
 
 
 def batch_order(tested: EstimatorUnderTest) -> str:
@@ -89,7 +90,7 @@ def zero_gradient(tested: EstimatorUnderTest) -> str:
             raise Failure(f"a loss that is 0 everywhere has an estimate whose mean is not 0: {verdict}")
         if verdict.undecided(kind):
             raise Undecided(f"of a loss that is 0 everywhere it {verdict.sentence(kind)}")
-    return str(verdict)
+    return Finding(str(verdict), *verdict.sizes("bias"))
 
 
 def unbiased(tested: EstimatorUnderTest) -> str:
@@ -97,14 +98,16 @@ def unbiased(tested: EstimatorUnderTest) -> str:
     exact = mean(tested)
     if exact is None:
         order = claim(tested.estimator, "bias_order")
-        return _drawn(tested, "bias") + (f"; below that, it declares a bias of order step^{order}" if order else "")
+        found = _drawn(tested, "bias")
+        told = f"{found}; below that, it declares a bias of order step^{order}" if order else found
+        return Finding(told, *(found.caught or ()))
     target = tested.target
     off = {name: float((exact.gradient[name] - value).abs().max()) / tested.size for name, value in target.items()}
     worst = max(off, key=lambda name: off[name])
     if not off[worst] <= exact.allowed:
         share = float((exact.gradient[worst] - target[worst]).norm() / target[worst].norm().clamp_min(1e-300))
         raise Failure(f"E ĝ of {worst!r} is off its target by {share:.3g} of the target's norm ({exact.how})")
-    return f"{exact.how}, to {exact.allowed:.1g}"
+    return Finding(f"{exact.how}, to {exact.allowed:.1g}", exact.allowed, exact=True)
 
 
 def scale(tested: EstimatorUnderTest) -> str:
@@ -119,16 +122,16 @@ def scale(tested: EstimatorUnderTest) -> str:
         slope = float((exact.gradient[name] * value).sum()) / length
         if not abs(slope - 1) <= exact.allowed * tested.size / length**0.5:
             raise Failure(f"the slope of {name!r} is {slope:.6g}, expected 1 ({exact.how})")
-    return f"{exact.how}, to {exact.allowed:.1g}"
+    return Finding(f"{exact.how}, to {exact.allowed:.1g}", exact.allowed, exact=True)
 
 
-def _drawn(tested: EstimatorUnderTest, kind: str) -> str:
+def _drawn(tested: EstimatorUnderTest, kind: str) -> Finding:
     verdict = tested.verdict()
     if verdict.failed(kind):
         raise Failure(verdict.sentence(kind))
     if verdict.undecided(kind):
         raise Undecided(verdict.sentence(kind))
-    return str(verdict)
+    return Finding(str(verdict), *verdict.sizes(kind))
 
 
 def _in_the_mean(tested: EstimatorUnderTest, what: str) -> str:

@@ -28,6 +28,24 @@ class Failure(AssertionError):
     """A check that failed; the message is the sentence of the report."""
 
 
+class Finding(str):
+    """What a check found where it passed: its sentence, with the sizes of the errors that it would have caught.
+
+    Attributes:
+        caught: the smallest and the largest of them over layers, each a share of what it is an error of; None where
+            it has no size, as of what is equal to the bit.
+        exact: caught for certain, up to rounding; else with probability 0.95.
+    """
+
+    caught: tuple[float, float] | None
+    exact: bool
+
+    def __new__(cls, text: str, *sizes: float, exact: bool = False) -> "Finding":
+        found = super().__new__(cls, text)
+        found.caught, found.exact = (min(sizes), max(sizes)) if sizes else None, exact
+        return found
+
+
 class Undecided(Exception):
     """A check that could not have failed here: neither passed nor failed; the message says what would do."""
 

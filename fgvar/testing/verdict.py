@@ -81,6 +81,10 @@ class Verdict:
         verdict = "is off its target" if worst.p < self.level else "agrees with its target"
         return f"{KINDS[kind]} {worst.layer!r} {verdict}: z = {worst.z:.1f}, corrected p = {worst.p:.2g}; {self}"
 
+    def sizes(self, kind: str) -> tuple[float, ...]:
+        """The errors that tests of a kind would have caught at 95 %, as shares of what they are errors of."""
+        return tuple(test.detectable for test in self.tests if test.kind == kind and test.detectable > 0)
+
     def _undecided_sentence(self, kind: str) -> str:
         undecided = self.undecided(kind)
         if unmoved := [test for test in undecided if test.moved == 0]:

@@ -7,8 +7,8 @@ import pytest
 import xarray as xr
 
 import fgvar
+from fgvar.plot import venues
 from figures import all_schemes as figure
-from figures import style
 from studies import all_schemes as study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,9 +73,9 @@ def test_differences_see_the_noise_of_what_they_approximate(cosine: xr.DataArray
 
 
 @pytest.mark.parametrize(("venue", "columns"), [("iclr", 2), ("icml", 1)])
-def test_what_is_drawn(stored: xr.Dataset, venue: style.Venue, columns: style.Columns) -> None:
+def test_what_is_drawn(stored: xr.Dataset, venue: venues.Venue, columns: venues.Columns) -> None:
     drawn = figure.draw(stored, venue=venue, columns=columns)
-    assert drawn.get_figwidth() == style.width(venue, columns)
+    assert drawn.get_figwidth() == venues.width(venue, columns)
     axes = drawn.axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names[0] in ("BP", "backprop-guess")

@@ -10,10 +10,11 @@ import xarray as xr
 from scipy import stats
 
 import fgvar
+from fgvar.plot import venues
 from fgvar.testing import DRAWS
 from fgvar.testing.mean_tests import MIN_MOVED, mean_test
 from figures import alarms as panels
-from figures import calibration, style
+from figures import calibration
 from studies import check_calibration as study
 from studies.calibration import alarms
 from studies.calibration.coverage import STATISTICS
@@ -216,12 +217,12 @@ def synthetic() -> xr.Dataset:
 
 
 @pytest.mark.parametrize(("venue", "columns"), [("iclr", 2), ("icml", 1)])
-def test_what_is_drawn(synthetic: xr.Dataset, venue: style.Venue, columns: style.Columns) -> None:
+def test_what_is_drawn(synthetic: xr.Dataset, venue: venues.Venue, columns: venues.Columns) -> None:
     figure = calibration.draw(synthetic, venue=venue, columns=columns)
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[:4] == ["false alarms", "undecided", "power", "$p$-values of bias"]
     assert titles[4:] == ["intervals shown", "misses, variance", *calibration.SHOWN]
-    assert figure.get_figwidth() == style.width(venue, columns)
+    assert figure.get_figwidth() == venues.width(venue, columns)
     drawn = np.concatenate([line.get_ydata() for line in figure.axes[6].lines[1:]])
     its = synthetic.sel(statistic=["variance", "variance of one number"])
     expected = (1 - its["below"] - its["above"]).where(its["shown"] >= 0.02).values.ravel()

@@ -7,8 +7,8 @@ import pytest
 import xarray as xr
 
 import fgvar
+from fgvar.plot import looks, venues
 from figures import cost as figure
-from figures import style
 from studies import cost as study
 
 STORED = Path(__file__).parents[2] / "figures/data/cost.nc"
@@ -44,11 +44,11 @@ def test_the_stored_runs_keep_the_claim(stored: xr.Dataset) -> None:
 
 
 @pytest.mark.parametrize(("venue", "columns"), [("iclr", 2), ("icml", 1)])
-def test_what_is_drawn(stored: xr.Dataset, venue: style.Venue, columns: style.Columns) -> None:
+def test_what_is_drawn(stored: xr.Dataset, venue: venues.Venue, columns: venues.Columns) -> None:
     drawn = figure.draw(stored, venue=venue, columns=columns)
-    assert drawn.get_figwidth() == style.width(venue, columns)
+    assert drawn.get_figwidth() == venues.width(venue, columns)
     assert [axes.get_xlabel() for axes in drawn.axes[:2]] == (["draws", "batch"] if columns == 2 else ["draws"] * 2)
     assert {(axes.get_xscale(), axes.get_yscale()) for axes in drawn.axes} == {("log", "log")}
-    (line,) = [line for line in drawn.axes[0].lines if line.get_marker() == style.look("FG-W").marker]
+    (line,) = [line for line in drawn.axes[0].lines if line.get_marker() == looks.look("FG-W").marker]
     one = stored["time"].sel(along="draws", estimator="FG-W").median(("seed", "repeat")).dropna("point")
     np.testing.assert_allclose(line.get_ydata(), one)

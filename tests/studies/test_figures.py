@@ -15,7 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from figures import intervals, layers, quickstart, style
+from fgvar.plot import datasets, intervals, looks, venues
+from figures import layers, quickstart
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMES = ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A", "LG-BP")
@@ -118,7 +119,7 @@ def test_layers_by_row(dataset: xr.Dataset) -> None:
 
 def test_size_fonts_and_nothing_clipped(figures: list[Figure], size: dict[str, Any]) -> None:
     for figure in figures:
-        assert figure.get_figwidth() == pytest.approx(style.width(**size))
+        assert figure.get_figwidth() == pytest.approx(venues.width(**size))
         renderer = FigureCanvasAgg(figure).get_renderer()
         whole = figure.bbox
         texts = [text for axes in figure.axes for text in (axes.title, axes.xaxis.label, axes.yaxis.label)]
@@ -224,7 +225,7 @@ def test_captions_say_how_numbers_came(dataset: xr.Dataset) -> None:
 
 def test_files_are_the_same_in_every_run(dataset: xr.Dataset, tmp_path) -> None:
     for name in ("one", "two"):
-        paths = style.save(quickstart.draw(dataset), tmp_path / name, quickstart.caption(dataset))
+        paths = plot.save(quickstart.draw(dataset), tmp_path / name, quickstart.caption(dataset))
         assert [path.suffix for path in paths] == [".pdf", ".png", ".txt"]
     for suffix in (".pdf", ".png", ".txt"):
         assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"two{suffix}").read_bytes(), suffix
@@ -239,11 +240,11 @@ def test_a_smoke_dataset_draws() -> None:
 
 
 def test_every_scheme_has_its_own_look() -> None:
-    looks = [(look.color, look.marker) for look in style.SCHEMES.values()]
+    looks = [(look.color, look.marker) for look in looks.SCHEMES.values()]
     assert len(set(looks)) == len(looks)
-    assert len({look.marker for look in style.SCHEMES.values()}) == len(looks), "nothing rests on colour alone"
+    assert len({look.marker for look in looks.SCHEMES.values()}) == len(looks), "nothing rests on colour alone"
     with pytest.raises(ValueError, match=r"no colour for scheme 'mine'.*style\.py"):
-        style.look("mine")
+        looks.look("mine")
 
 
 def test_settings_do_not_leak(dataset: xr.Dataset) -> None:
@@ -262,10 +263,10 @@ def test_foreign_data_is_refused(dataset: xr.Dataset, tmp_path) -> None:
     with pytest.raises(ValueError, match="columns=3"):
         quickstart.draw(dataset, columns=3)
     with pytest.raises(FileNotFoundError, match="no dataset at"):
-        style.read(tmp_path / "none.nc")
+        datasets.read(tmp_path / "none.nc")
     (tmp_path / "broken.nc").write_bytes(b"half a file")
     with pytest.raises(ValueError, match="not a whole netCDF file"):
-        style.read(tmp_path / "broken.nc")
+        datasets.read(tmp_path / "broken.nc")
 
 
 def test_figures_never_import_torch() -> None:

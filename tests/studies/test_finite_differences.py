@@ -7,8 +7,8 @@ import pytest
 import xarray as xr
 
 import fgvar
+from fgvar.plot import intervals, venues
 from figures import finite_differences as figure
-from figures import intervals, style
 from studies import finite_differences as study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,11 +75,11 @@ def test_units_on_their_kinks_have_no_derivative_to_come_close_to() -> None:
 
 
 @pytest.mark.parametrize(("venue", "columns"), [("iclr", 2), ("icml", 1)])
-def test_what_is_drawn(stored: xr.Dataset, venue: style.Venue, columns: style.Columns) -> None:
+def test_what_is_drawn(stored: xr.Dataset, venue: venues.Venue, columns: venues.Columns) -> None:
     drawn = figure.draw(stored, venue=venue, columns=columns)
     titles = [axes.get_title() for axes in drawn.axes if axes.get_title()]
     assert titles == ["MLP, tanh", "MLP, ReLU", "LocalMixer"][: 3 if columns == 2 else 1]
-    assert drawn.get_figwidth() == style.width(venue, columns)
+    assert drawn.get_figwidth() == venues.width(venue, columns)
     (line,) = [line for line in drawn.axes[0].lines if line.get_marker() == "o" and line.get_color() == "#D55E00"]
     expected = stored["distance"].sel(network="tanh", dtype="float32", space="activities", oracle="central")
     np.testing.assert_allclose(line.get_ydata(orig=False), expected)

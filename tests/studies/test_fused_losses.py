@@ -8,8 +8,8 @@ import torch
 import xarray as xr
 
 import fgvar
+from fgvar.plot import venues
 from figures import fused_losses as figure
-from figures import style
 from studies import fused_losses as study
 
 STORED = Path(__file__).parents[2] / "figures/data/fused_losses.nc"
@@ -50,9 +50,9 @@ def test_the_stored_dataset_keeps_the_claim(stored: xr.Dataset) -> None:
 
 
 @pytest.mark.parametrize(("venue", "columns"), [("iclr", 2), ("icml", 1)])
-def test_what_is_drawn(stored: xr.Dataset, venue: style.Venue, columns: style.Columns) -> None:
+def test_what_is_drawn(stored: xr.Dataset, venue: venues.Venue, columns: venues.Columns) -> None:
     drawn = figure.draw(stored, venue=venue, columns=columns)
-    assert drawn.get_figwidth() == style.width(venue, columns)
+    assert drawn.get_figwidth() == venues.width(venue, columns)
     assert [axes.get_ylabel() for axes in drawn.axes] == list(figure.PANELS.values())
     assert all((axes.get_xscale(), axes.get_yscale()) == ("log", "log") for axes in drawn.axes)
     assert [len(axes.lines) for axes in drawn.axes] == [3, 2, 3], "fused relative to itself is 1"

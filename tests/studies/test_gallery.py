@@ -8,7 +8,8 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from figures import style, tabular
+from fgvar.measurement import tabular
+from fgvar.plot import datasets, venues
 
 DATA = Path(__file__).parents[2] / "figures/data"
 NAMES = (
@@ -35,12 +36,12 @@ def shown(axis: Axis) -> list[Text]:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("venue", "columns"), [("iclr", 2), ("icml", 1)])
 def test_nothing_is_clipped_and_the_legend_stands_above(
-    name: str, venue: style.Venue, columns: style.Columns
+    name: str, venue: venues.Venue, columns: venues.Columns
 ) -> None:
-    dataset = style.read(DATA / f"{name}.nc")
+    dataset = datasets.read(DATA / f"{name}.nc")
     for draw, _ in import_module(f"figures.{name}").FIGURES.values():
         figure = draw(dataset, venue=venue, columns=columns)
-        assert figure.get_figwidth() == style.width(venue, columns)
+        assert figure.get_figwidth() == venues.width(venue, columns)
         renderer = FigureCanvasAgg(figure).get_renderer()
         tops = []
         for axes in figure.axes:
@@ -62,7 +63,7 @@ def test_nothing_is_clipped_and_the_legend_stands_above(
 @pytest.mark.parametrize("name", ["table1", "table3", "table4", "all_schemes", "scaling", "cost", "language_model"])
 def test_tables_are_whole_in_latex(name: str) -> None:
     """Every row has the cells of the heads, and nothing is left that LaTeX would take for a command of its own."""
-    frame = import_module(f"figures.{name}").table(style.read(DATA / f"{name}.nc"))
+    frame = import_module(f"figures.{name}").table(datasets.read(DATA / f"{name}.nc"))
     text = tabular.latex(frame)
     lines = text.splitlines()
     assert lines[0] == r"\begin{tabular}{l" + "r" * frame.shape[1] + "}"

@@ -7,8 +7,8 @@ import pytest
 import xarray as xr
 
 import fgvar
+from fgvar.plot import venues
 from figures import guesses as figure
-from figures import style
 from studies import guesses as study
 
 STORED = Path(__file__).parents[2] / "figures/data/guesses.nc"
@@ -46,9 +46,9 @@ def test_guesses_that_know_the_network_come_closer_to_backprop(stored: xr.Datase
 
 
 @pytest.mark.parametrize(("venue", "columns"), [("iclr", 2), ("icml", 1)])
-def test_the_grid_shows_its_numbers(stored: xr.Dataset, venue: style.Venue, columns: style.Columns) -> None:
+def test_the_grid_shows_its_numbers(stored: xr.Dataset, venue: venues.Venue, columns: venues.Columns) -> None:
     drawn = figure.draw(stored, venue=venue, columns=columns)
-    assert drawn.get_figwidth() == style.width(venue, columns)
+    assert drawn.get_figwidth() == venues.width(venue, columns)
     data = figure.matrix(stored)
     assert data["guess"].values[0] == "global"
     for axes, reference in zip(drawn.axes, figure.REFERENCES, strict=True):

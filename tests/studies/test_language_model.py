@@ -8,8 +8,8 @@ import pytest
 import xarray as xr
 
 import fgvar
+from fgvar.plot import looks
 from figures import language_model as figure
-from figures import style
 from studies import language_model as study
 from studies import language_network as networks
 
@@ -218,7 +218,7 @@ def test_what_is_drawn() -> None:
     drawn = figure.draw(made())
     left, middle, right = drawn.axes
     assert [text.get_text() for text in left.get_xticklabels()] == ["full", "LoRA\n1"]
-    markers = [style.look(name).marker for name in ("FG-W", "FG-A")]
+    markers = [looks.look(name).marker for name in ("FG-W", "FG-A")]
     for axes, name in ((left, "relative variance / d"), (middle, "cosine of 1000 passes' mean")):
         assert axes.get_ylabel() == name
         assert [sum(line.get_marker() == one for line in axes.lines) for one in markers] == [3, 3]

@@ -8,10 +8,10 @@ import torch
 import xarray as xr
 
 import fgvar
+from fgvar.plot import venues
 from fgvar.testing import default_problems
 from figures import groups as groups_figure
 from figures import local_losses as figure
-from figures import style
 from studies import groups as groups_study
 from studies import local_losses as study
 
@@ -62,10 +62,10 @@ def test_the_stored_runs_keep_the_claim(stored: dict[str, xr.Dataset]) -> None:
 
 
 @pytest.mark.parametrize(("venue", "columns"), SIZES)
-def test_what_is_drawn_of_losses(stored: dict[str, xr.Dataset], venue: style.Venue, columns: style.Columns) -> None:
+def test_what_is_drawn_of_losses(stored: dict[str, xr.Dataset], venue: venues.Venue, columns: venues.Columns) -> None:
     dataset = stored["local_losses"]
     drawn = figure.draw(dataset, venue=venue, columns=columns)
-    assert drawn.get_figwidth() == style.width(venue, columns)
+    assert drawn.get_figwidth() == venues.width(venue, columns)
     assert [axes.get_xlabel() for axes in drawn.axes] == list(figure.PANELS.values())[: len(drawn.axes)]
     error = drawn.axes[0]
     assert [label.get_text() for label in error.get_yticklabels()] == list(study.LOSSES)
@@ -78,10 +78,10 @@ def test_what_is_drawn_of_losses(stored: dict[str, xr.Dataset], venue: style.Ven
 
 
 @pytest.mark.parametrize(("venue", "columns"), SIZES)
-def test_what_is_drawn_of_groups(stored: dict[str, xr.Dataset], venue: style.Venue, columns: style.Columns) -> None:
+def test_what_is_drawn_of_groups(stored: dict[str, xr.Dataset], venue: venues.Venue, columns: venues.Columns) -> None:
     dataset = stored["groups"]
     drawn = groups_figure.draw(dataset, venue=venue, columns=columns)
-    assert drawn.get_figwidth() == style.width(venue, columns)
+    assert drawn.get_figwidth() == venues.width(venue, columns)
     assert [axes.get_ylabel() for axes in drawn.axes] == list(figure.PANELS.values())
     assert [axes.get_yscale() for axes in drawn.axes] == ["log", "log", "linear"]
     assert all(axes.get_xscale() == "log" for axes in drawn.axes)

@@ -7,8 +7,8 @@ import pytest
 import xarray as xr
 
 import fgvar
+from fgvar.plot import looks, venues
 from figures import scaling as figure
-from figures import style
 from studies import scaling as study
 
 STORED = Path(__file__).parents[2] / "figures/data/scaling.nc"
@@ -60,12 +60,12 @@ def test_the_stored_runs_keep_the_claim(stored: xr.Dataset) -> None:
 
 def test_what_is_drawn(stored: xr.Dataset) -> None:
     drawn = figure.draw(stored)
-    assert drawn.get_figwidth() == style.width("iclr", 2)
+    assert drawn.get_figwidth() == venues.width("iclr", 2)
     assert len(drawn.axes) == 2 * stored.sizes["place"]
     assert {(axes.get_xscale(), axes.get_yscale()) for axes in drawn.axes} == {("log", "log")}
     first = drawn.axes[0]
     assert first.get_xlabel() == "width"
-    lines = [line for line in first.lines if line.get_marker() == style.look("FG-A").marker]
+    lines = [line for line in first.lines if line.get_marker() == looks.look("FG-A").marker]
     assert [line.get_markerfacecolor() == "white" for line in lines] == [False, True]
     one = figure.of_place(stored, "mixer, width")
     for line, epochs in zip(lines, stored["epochs"].values, strict=True):

@@ -10,10 +10,11 @@ import pytest
 import xarray as xr
 
 import fgvar
+from fgvar.measurement import tabular
 from fgvar.sweeps import cells
 from fgvar.training.loop import TrainingLoop
 from figures import table3 as figure
-from figures import table3_probes, tabular
+from figures import table3_probes
 from studies import runs as tables
 from studies import table3, training
 from studies.common import Options

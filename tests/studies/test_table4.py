@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 import fgvar
-from figures import style
+from fgvar.plot import datasets, looks
 from figures import table4 as figure
 from studies import table4, training
 from studies.common import Options
@@ -71,7 +71,7 @@ def test_all_runs_together(out: Path, runs: dict[str, xr.Dataset], capsys) -> No
 
 
 def test_the_figure(out: Path) -> None:
-    dataset = style.read(out)
+    dataset = datasets.read(out)
     for columns in (1, 2):
         left, right = figure.draw(dataset, columns=columns).axes
         lines = {line.get_label(): line for line in left.lines}
@@ -95,7 +95,7 @@ def test_the_default_table() -> None:
     assert axes["algorithm"] == table4.ROWS
     names = {name.removesuffix(table4.NO_STOP) for name in table4.ROWS}
     assert names <= {scheme.name for scheme in fgvar.schemes()}
-    assert set(table4.ROWS) <= set(style.SCHEMES)
+    assert set(table4.ROWS) <= set(looks.SCHEMES)
     assert table4.table(table4.Config(stop=False))[0]["algorithm"] == ("LG-FG-A-no-stop",)
 
 

@@ -7,7 +7,8 @@ import pytest
 import xarray as xr
 
 import fgvar
-from figures import style, weight_sharing
+from fgvar.plot import venues
+from figures import weight_sharing
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,10 +45,10 @@ def test_sharing_makes_activity_perturbation_lose_where_credits_disagree(stored:
 
 
 @pytest.mark.parametrize(("venue", "columns"), [("iclr", 2), ("icml", 1)])
-def test_what_is_drawn(stored: xr.Dataset, venue: style.Venue, columns: style.Columns) -> None:
+def test_what_is_drawn(stored: xr.Dataset, venue: venues.Venue, columns: venues.Columns) -> None:
     figure = weight_sharing.draw(stored, venue=venue, columns=columns)
     assert [axes.get_title() for axes in figure.axes] == ["linear layer over tokens", "convolution over pixels"]
-    assert figure.get_figwidth() == style.width(venue, columns)
+    assert figure.get_figwidth() == venues.width(venue, columns)
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
     assert lines["ρ / fan-in, pooled"][0] == pytest.approx(1 / 16)
     assert len(lines["variance, each position"]) == 9

@@ -6,14 +6,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from figures import style
+Z = 1.96  # half-width of a 95 % normal interval, in standard errors
 
 
 def ends(dataset: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
     """Low and high of a variable: its interval where the dataset has one, else ± 1.96 of its standard errors."""
     if has(dataset, name):
         return dataset[f"{name}_low"], dataset[f"{name}_high"]
-    half = style.Z * dataset[f"{name}_se"]
+    half = Z * dataset[f"{name}_se"]
     return dataset[name] - half, dataset[name] + half
 
 
@@ -29,7 +29,7 @@ def has(dataset: xr.Dataset, name: str) -> bool:
 
 def words(dataset: xr.Dataset, name: str) -> str:
     """What `ends` are."""
-    return "95 % intervals" if has(dataset, name) else f"±{style.Z} standard errors"
+    return "95 % intervals" if has(dataset, name) else f"±{Z} standard errors"
 
 
 def written(dataset: xr.Dataset, name: str) -> str:

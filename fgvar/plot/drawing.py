@@ -1,6 +1,6 @@
-"""What several figures draw: curves in bands, repeats, and logarithmic axes with few plain numbers."""
+"""Parts of panels: repeats in their band, and logarithmic axes with few plain numbers."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any, Literal
 
 import numpy as np
@@ -11,34 +11,14 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 
-from figures import style
-
-
-def curve(axes: Axes, x: ArrayLike, mean: ArrayLike, ends: Sequence[ArrayLike], scheme: str) -> bool:
-    """Draw means as the scheme's line, in a band from one to the other of their ``ends``; undefined points are gaps.
-
-    On a log axis, values that are not positive cannot be drawn and are gaps, too.
-
-    Returns:
-        Whether there was anything to draw.
-    """
-    mean, (low, high) = np.asarray(mean, float), (np.asarray(end, float) for end in ends)
-    drawable = np.isfinite(mean) & ((mean > 0) | (axes.get_yscale() != "log"))
-    if not drawable.any():
-        return False
-    mean, low, high = (np.where(drawable, one, np.nan) for one in (mean, low, high))
-    axes.fill_between(np.asarray(x), low, high, color=style.look(scheme).color, alpha=0.25, linewidth=0, zorder=2)
-    axes.plot(np.asarray(x), mean, label=scheme, zorder=3, **style.line_style(scheme))
-    return True
-
 
 def repeated(
     axes: Axes, x: xr.DataArray, values: xr.DataArray, *, estimator: str, errorbar: tuple[str, float], **how: Any
 ) -> None:
     """Draw repeats of a measurement: seaborn's line through their ``estimator``, in its band, over the other dims.
 
-    ``x`` has some of the dims of ``values``; see `seaborn.lineplot` for ``estimator`` and ``errorbar``. `curve`
-    draws what comes with an interval of its own, from which seaborn could not make a band.
+    ``x`` has some of the dims of ``values``; see `seaborn.lineplot` for ``estimator`` and ``errorbar``. What
+    comes with an interval of its own is drawn by `fgvar.plot.marks`.
     """
     at = x.broadcast_like(values).transpose(*values.dims)
     seaborn.lineplot(

@@ -1,0 +1,139 @@
+"""Sweeps: one quantity over a numeric axis, for each value of another, with fitted slopes and predicted lines."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import xarray as xr
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from fgvar.plot import drawing, limits, marks, panel, series, swept
+from fgvar.plot import looks as styles
+from fgvar.plot.looks import Look, Wanted
+from fgvar.plot.sheet import Sheet
+from fgvar.plot.swept import Swept
+from fgvar.plot.venues import here
+
+PREDICTED: dict[str, Any] = {"linewidth": 0.8, "zorder": 1.5}
+
+
+def sweep(
+    dataset: xr.Dataset,
+    *,
+    x: str | None = None,
+    y: str = "relative_variance",
+    hue: str | None = "estimator",
+    col: str | None = None,
+    reference: str = "target",
+    layer: str = "perturbed",
+    ax: Axes | None = None,
+    legend: bool = True,
+    looks: Mapping[str, Wanted] | None = None,
+) -> Figure:
+    """Draw a quantity over an axis of a sweep, a line for each estimator, in bands of 95 % intervals.
+
+    Several seeds are averaged, in intervals by Student's t of their spread. On two log axes the legend has the slope
+    of each line, with its 95 % interval. Where there is a prediction, a variable ``<y>_theory`` of the dataset, or
+    d + 1 of FG-W's relative variance, it is the line, and what was measured are points with bars.
+
+    Args:
+        dataset: of `fgvar.sweep` over cells that return measurements, or any over a numeric dim.
+        x: a dim with numbers; default: the first one with more than one value.
+        y: the variable.
+        hue: the dim whose values are lines; None where there is none.
+        col: one more dim, a panel for each value.
+        reference: of cosines, slopes, biases and efficiencies: "target" or "backprop".
+        layer: "perturbed" is all that an estimator estimates.
+        ax: to draw on in place of a figure of its own, of one panel.
+        legend: with what tells marks apart.
+        looks: name → a colour, a colour and a marker, or a `Look`; default: `fgvar.plot.assign`.
+
+    Raises:
+        TypeError: no dataset.
+        ValueError: no such variable, dim, reference or layer; no numeric axis; dims that are neither x, hue, col nor
+            seed; axes for several panels.
+
+    Example:
+        >>> import xarray as xr
+        >>> ds = xr.Dataset({"snr": ("width", [1.0, 0.5, 0.25])}, {"width": [8, 16, 32]})
+        >>> sweep(ds, y="snr", hue=None).axes[0].get_xlabel()
+        'width'
+    """
+    its = swept.of(dataset, x=x, y=y, hue=hue, col=col, reference=reference, layer=layer)
+    styled = its.looks(looks)
+    if ax is not None and len(its.panels) > 1:
+        raise ValueError(f"col={col!r} makes {len(its.panels)} panels, and ax is one; choose by dataset.sel({col}=…)")
+    handles = _handles(its, styled) if legend else []
+    if len(its.panels) == 1:
+        return panel.drawn(ax, lambda axes: _draw(axes, its, its.data, styled), handles, height=2.1)
+    with here() as place:
+        sheet = Sheet(place)
+        across = min(len(its.panels), 3 if place.wide else 2)
+        down = -(-len(its.panels) // across)
+        grid = sheet.grid(down, across, head=sheet.head(handles), height=1.65, sharey=True, sharex=True)
+        for axes, (title, data) in zip(grid.flat, its.panels, strict=False):
+            _draw(cast(Axes, axes), its, data, styled)
+            axes.set_title(title)
+            axes.label_outer()
+        for axes in list(grid.flat)[len(its.panels) :]:
+            axes.set_visible(False)
+        sheet.legend(handles, wide=sheet.fitting(handles), narrow=sheet.fitting(handles))
+        return sheet.settle()
+
+
+def _draw(axes: Axes, its: Swept, data: xr.Dataset, styled: Mapping[str, Look]) -> None:
+    places = data[its.x].values.astype(float)
+    _scale(axes, its, places)
+    gaps: dict[str, list[str]] = {}
+    for name, one in its.lines(data):
+        found = series.of(one, its.y)
+        found = found.without_rounding() if "variance" in its.y else found
+        theory = its.theory(one)
+        marks.band(axes, places, found, styled[name], label=name, joined=theory is None)
+        if theory is not None:
+            shown = np.where((theory > series.ROUNDING) | ~np.array(its.log_y), theory, np.nan)
+            axes.plot(places, shown, **PREDICTED | {"color": styled[name].color})
+        for why in dict.fromkeys(filter(None, found.missing)):
+            gaps.setdefault(why, []).append(name)
+    told = "\n".join(f"{', '.join(filter(None, names)) or its.y}: {why}" for why, names in gaps.items())
+    if told:
+        axes.text(0.02, 0.98, told, transform=axes.transAxes, va="top", **marks.WORD)
+    axes.set(xlabel=its.x.replace("_", " "), ylabel=its.called)
+
+
+def _scale(axes: Axes, its: Swept, places: np.ndarray) -> None:
+    """A log axis of positive places; of quantities as `LINEAR` says."""
+    if its.log_x:
+        room = max((places.max() / places.min()) ** 0.06, 1.1)
+        axes.set_xscale("log")
+        axes.set_xlim(places.min() / room, places.max() * room)
+        few = places if len(places) <= 5 else places[:: -(-len(places) // 5)]
+        drawing.ticks(axes.xaxis, few)
+    values = its.values()
+    known = values[np.isfinite(values)]
+    if its.log_y:
+        drawing.log(axes, "y", limits.positive(values))
+    elif known.size:
+        low, high = min(float(known.min()), 0.0), max(float(known.max()), 0.0)
+        room = 0.05 * (high - low or 1.0)
+        axes.set_ylim(low - (room if low < 0 else 0), high + room)
+
+
+def _handles(its: Swept, styled: Mapping[str, Look]) -> list[Artist]:
+    """Estimators with their slopes; what is drawn, exact or replayed; predictions."""
+    slopes = its.slopes() if len(its.panels) == 1 else {}
+    handles: list[Artist] = []
+    predicted = any(its.theory(one) is not None for _, data in its.panels for _, one in its.lines(data))
+    for name, look in styled.items():
+        told = f"{name}, slope {slopes[name]}" if name in slopes else name
+        if name:
+            how = styles.point_style(look) if predicted else styles.line_style(look)
+            handles.append(Line2D([], [], label=told, **how))
+    made = {series.made(one, its.y) for _, data in its.panels for _, one in its.lines(data)}
+    handles += marks.legend_made(made, lines=True)
+    if predicted:
+        handles.append(Line2D([], [], label="predicted", **PREDICTED | {"color": "0.35"}))
+    return handles

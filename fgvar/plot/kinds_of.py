@@ -1,0 +1,132 @@
+"""Kinds: which figures fit a dataset, and all of them at once."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from fgvar.plot import datasets, runs, swept
+from fgvar.plot.along_axes import sweep
+from fgvar.plot.bias_variance import split, tradeoff
+from fgvar.plot.by_layer import layers
+from fgvar.plot.check_chart import check, require_report
+from fgvar.plot.draw_laws import draws, kept
+from fgvar.plot.looks import Wanted
+from fgvar.plot.over_training import training
+from fgvar.plot.ranked import ranking
+
+DRAW: dict[str, Callable[..., Figure]] = {
+    "training": training,
+    "sweep": sweep,
+    "layers": layers,
+    "ranking": ranking,
+    "tradeoff": tradeoff,
+    "draws": draws,
+}
+PERTURBED = "perturbed"
+SEVERAL = 2  # estimators, from which on a ranking says something
+
+
+def kinds(shown: Any) -> tuple[str, ...]:
+    """Names of the functions of `fgvar.plot` that fit a dataset, or a check report, the most telling first.
+
+    Example:
+        >>> import xarray as xr
+        >>> kinds(xr.Dataset({"test_error": ("epoch", [0.9, 0.1])}, {"epoch": [0, 1]}))
+        ('training',)
+    """
+    if not isinstance(shown, xr.Dataset):
+        return ("check",) if _fits(lambda: require_report(shown)) else ()
+    tried: dict[str, Callable[[], Any]] = {
+        "training": lambda: runs.of(shown),
+        "sweep": lambda: swept.of(shown, **of_sweep(shown)),
+        "layers": lambda: datasets.one(shown),
+        "ranking": lambda: _several(datasets.one(shown, layer=PERTURBED)),
+        "tradeoff": lambda: split(shown, PERTURBED),
+        "draws": lambda: kept(shown, "cosine_target", PERTURBED),
+    }
+    return tuple(kind for kind, try_it in tried.items() if _fits(try_it))
+
+
+def _fits(try_it: Callable[[], Any]) -> bool:
+    try:
+        try_it()
+    except (ValueError, TypeError, KeyError):
+        return False
+    return True
+
+
+def _several(data: xr.Dataset) -> None:
+    if data.sizes["estimator"] < SEVERAL:
+        raise ValueError("one estimator has no rank")
+
+
+def of_sweep(dataset: xr.Dataset) -> dict[str, Any]:
+    """Which x, y, hue and col a sweep is drawn by: the first numeric axis, and what else there is.
+
+    Raises:
+        ValueError: no quantity, or no axis, or too many.
+    """
+    y = next((name for name in ("relative_variance", "variance", "cosine") if name in dataset), None)
+    if y is None:
+        raise ValueError("the dataset has neither relative_variance, variance nor cosine")
+    others = [
+        str(dim) for dim in dataset[y].dims if dim not in ("reference", "layer", "seed", "step", "epoch", "draw")
+    ]
+    numeric = [
+        dim for dim in others if dim in dataset.coords and dataset[dim].dtype.kind in "fiu" and dataset.sizes[dim] > 1
+    ]
+    if not numeric or "step" in dataset[y].dims:
+        raise ValueError(f"{y!r} has no numeric axis with several values")
+    lines = [dim for dim in others if dim != numeric[0] and dataset.sizes[dim] > 1]
+    hue = "estimator" if "estimator" in lines else (lines[0] if lines else None)
+    col = next((dim for dim in lines if dim != hue), None)
+    return {"x": numeric[0], "y": y, "hue": hue, "col": col, "reference": "target", "layer": "perturbed"}
+
+
+def figures(shown: Any, looks: Mapping[str, Wanted] | None = None) -> dict[str, Figure]:
+    """Every figure that fits a dataset, or a check report, by its kind; a name has one look in all of them.
+
+    Args:
+        shown: a dataset, or a report of `fgvar.testing.check_estimator`.
+        looks: name → a colour, a colour and a marker, or a `Look`; default: `fgvar.plot.assign`.
+
+    Raises:
+        ValueError: none fits.
+
+    Example:
+        >>> import xarray as xr
+        >>> list(figures(xr.Dataset({"test_error": ("epoch", [0.9, 0.1])}, {"epoch": [0, 1]})))
+        ['training']
+    """
+    found = kinds(shown)
+    if not found:
+        raise ValueError(
+            "no figure fits: expected a dataset of fgvar.measure, fgvar.train or fgvar.sweep, or a report of "
+            f"fgvar.testing.check_estimator, and got {_told(shown)}"
+        )
+    return {kind: draw(shown, kind, looks) for kind in found}
+
+
+def draw(shown: Any, kind: str, looks: Mapping[str, Wanted] | None = None) -> Figure:
+    """One figure by its kind, with the choices of `kinds`."""
+    if kind == "check":
+        return check(shown)
+    return DRAW[kind](shown, **choices(shown, kind), looks=looks)
+
+
+def choices(dataset: xr.Dataset, kind: str) -> dict[str, Any]:
+    """What a kind of figure is drawn with where nobody asks for something else: what the dataset has."""
+    if kind == "sweep":
+        return of_sweep(dataset)
+    if kind == "ranking" and not bool(datasets.one(dataset, layer=PERTURBED)["cosine"].count("estimator").max() > 1):
+        return {"by": "relative_variance"}  # cosines have no closed form
+    return {}
+
+
+def _told(shown: Any) -> str:
+    if not isinstance(shown, xr.Dataset):
+        return f"a {type(shown).__name__}"
+    variables = ", ".join(map(str, shown.data_vars))
+    return f"a dataset over {', '.join(map(str, shown.dims)) or 'no dims'} of {variables or 'no variables'}"

@@ -1,0 +1,153 @@
+"""Estimators ranked by one quantity, each in a row of its own."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from fgvar.errors import unknown
+from fgvar.plot import datasets, drawing, limits, marks, panel, series
+from fgvar.plot import looks as styles
+from fgvar.plot.by_layer import stripes
+from fgvar.plot.looks import Look, Wanted
+
+ROW = 0.15  # inches
+# Axes that show 0 and both signs; others are logarithmic, where all values are positive or lie on the edge.
+SIGNED = ("cosine", "slope", "efficiency")
+SMALL_IS_BETTER = ("variance", "relative_variance", "sq_bias", "bias_z", "cost", "seconds")
+NULL: dict[str, Any] = {"color": "0.85", "linewidth": 0, "zorder": 0.5}
+
+
+def ranking(
+    dataset: xr.Dataset,
+    *,
+    by: str = "cosine",
+    reference: str = "backprop",
+    layer: str = "perturbed",
+    order: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    legend: bool = True,
+    looks: Mapping[str, Wanted] | None = None,
+) -> Figure:
+    """Draw estimators by one quantity, the best first, with 95 % intervals; biased ones are hollow.
+
+    Biased is what the dataset declares to be (a text ``biased``), what its closed form says, or what the test of no
+    bias refutes at 1 % for all estimators together. What has no number stands last, and says why.
+
+    Args:
+        dataset: of `fgvar.measure`; of several steps the last is drawn, of several seeds their mean.
+        by: a variable over ``estimator``; of variances, biases and costs the smallest is the best.
+        reference: of cosines, slopes, biases and efficiencies: "backprop" or "target".
+        layer: "perturbed" is all that an estimator estimates.
+        order: names of estimators from above, in place of the best first.
+        ax: to draw on in place of a figure of its own.
+        legend: with what tells marks apart.
+        looks: name → a colour, a colour and a marker, or a `Look`; default: `fgvar.plot.assign`.
+
+    Raises:
+        TypeError: no dataset.
+        ValueError: no measurement, or several; no such variable, reference, layer or name in ``order``.
+
+    Example:
+        >>> import fgvar
+        >>> problem = fgvar.testing.default_problems()["linear"]
+        >>> pair = {name: fgvar.scheme(name) for name in ("FG-W", "BP")}
+        >>> figure = ranking(fgvar.measure(pair, problem, draws=64))
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['BP', 'FG-W']
+    """
+    styled = styles.of(dataset, looks) if isinstance(dataset, xr.Dataset) else {}
+    data = ranked(dataset, by=by, reference=reference, layer=layer, order=order)
+    handles = _handles(data, by)
+
+    def draw(axes: Axes) -> None:
+        points(axes, data, by, styled)
+        axes.set_xlabel(called(by, reference))
+
+    lines = max(label.count("\n") + 1 for label in panel.wrapped(datasets.names(data, "estimator")))
+    return panel.drawn(
+        ax, draw, handles if legend else [], height=0.4 + max(ROW * lines * data.sizes["estimator"], 0.5)
+    )
+
+
+def ranked(
+    dataset: xr.Dataset, *, by: str, reference: str, layer: str = "perturbed", order: Sequence[str] | None = None
+) -> xr.Dataset:
+    """One measurement, its estimators in the order of a quantity, the best first; without a number last."""
+    data = datasets.one(dataset, layer=layer)
+    known = [str(name) for name, its in data.items() if "estimator" in its.dims and its.dtype.kind in "fiu"]
+    if by not in known:
+        raise ValueError(unknown("quantity", by, known))
+    if reference not in datasets.names(data, "reference"):
+        raise ValueError(unknown("reference", reference, datasets.names(data, "reference")))
+    tested = series.biased(data)
+    data = data.sel(reference=reference)
+    if "draw" in data[by].dims:
+        raise ValueError(f"{by!r} is a number of every draw; give by= a mean, or see fgvar.plot.draws")
+    sign = 1.0 if by in SMALL_IS_BETTER else -1.0
+    for name in order or ():
+        if name not in datasets.names(data, "estimator"):
+            raise ValueError(unknown("estimator", name, datasets.names(data, "estimator")))
+    best = data.isel(estimator=np.argsort(sign * data[by].values, kind="stable"))  # NaN last
+    data = best if order is None else data.sel(estimator=list(order))
+    return data.assign_coords(refuted=("estimator", [tested.get(n, "") for n in datasets.names(data, "estimator")]))
+
+
+def points(axes: Axes, data: xr.Dataset, name: str, styled: Mapping[str, Look], *, labelled: bool = True) -> None:
+    """One quantity of estimators that are in order, a row each; ``refuted`` ones are hollow."""
+    rows = datasets.names(data, "estimator")
+    found = [series.of(data.sel(estimator=row), name) for row in rows]
+    if "variance" in name:
+        found = [one.without_rounding() for one in found]
+    _scale(axes, data, name, found)
+    gaps: dict[float, dict[str, str]] = {}
+    for row, (label, its) in enumerate(zip(rows, found, strict=True)):
+        hollow = bool(str(data["refuted"].values[row]))
+        marks.rows(axes, its, np.array([float(row)]), styled[label], label=label, hollow=hollow)
+        if its.missing[0]:
+            gaps[float(row)] = {label: its.missing[0]}
+    marks.missing(axes, gaps, 1)
+    stripes(axes, len(rows))
+    axes.set_yticks(range(len(rows)), panel.wrapped(rows) if labelled else [], fontsize="small")
+
+
+def _scale(axes: Axes, data: xr.Dataset, name: str, found: list[series.Series]) -> None:
+    values = np.concatenate([np.concatenate([one.value, one.low, one.high]) for one in found])
+    if name == "cosine" and "cosine_null" in data:
+        null = float(data["cosine_null"])
+        linear, around = limits.cosine(data)
+        axes.axvspan(-null, null, **NULL)
+        drawing.symlog(axes, "x", linear, around)
+    elif name in SIGNED or any((one.value < 0).any() for one in found):
+        known = values[np.isfinite(values)]
+        low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+        room = 0.06 * (high - low or 1.0)
+        axes.set_xlim(min(low - room, 0), high + room)
+    else:
+        drawing.log(axes, "x", limits.positive(values, room=2.0))
+    if axes.get_xlim()[0] < 0:
+        axes.axvline(0, color="0.75", linewidth=0.5, zorder=1)
+
+
+def called(name: str, reference: str) -> str:
+    """A quantity's name on an axis."""
+    words = {
+        "sq_bias": "squared bias",
+        "snr": "signal to noise",
+        "bias_z": "|z| of bias",
+        "cost": "cost, forward passes",
+    }
+    plain = words.get(name, name.replace("_", " "))
+    return f"{plain} to {reference}" if name in ("cosine", "slope", "efficiency", "sq_bias", "bias_z") else plain
+
+
+def _handles(data: xr.Dataset, by: str) -> list[Artist]:
+    made = {series.made(data.sel(estimator=name), by) for name in datasets.names(data, "estimator")}
+    hollow = any(str(value) for value in data["refuted"].values)
+    handles: list[Artist] = [*marks.legend_made(made, hollow=hollow)]
+    return handles + ([Patch(**NULL, label="one random direction")] if by == "cosine" else [])

@@ -1,0 +1,156 @@
+"""Series: the numbers of one estimator with their intervals, how they were made, and why one is missing."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from fgvar.measurement.dataset import FLAGS
+from fgvar.plot import intervals
+
+DRAWN, EXACT, REPLAYED = "drawn", "exact", "replayed"
+LEVEL = 0.01  # of all tests of no bias in a figure together
+ROUNDING = 1e-9  # relative variances below it are of what has no noise
+UNSEEN = 1e-6  # exact biases below it, of their target, are rounding
+REASONS = {  # of a number that is missing, by its flag
+    "no_closed_form": "no closed form",
+    "dead": "undefined",
+    "few_draws": "too few draws",
+    "no_noise": "no noise",
+    "one_number": "one number",
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """Numbers of one estimator along one dim.
+
+    Attributes:
+        value, low, high: NaN where there is none; equal ends of exact ones.
+        made: "drawn", "exact", or "replayed": drawn, by derivatives from the known gradient.
+        missing: why a value is not there, in a word or two; empty where it is.
+    """
+
+    value: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    made: str
+    missing: tuple[str, ...]
+
+    @property
+    def bars(self) -> NDArray[np.float64]:
+        """Arms of the intervals [2, …], 0 where there is none."""
+        return intervals.bars(self.value, (self.low, self.high))
+
+    @property
+    def unsure(self) -> NDArray[np.bool_]:
+        """Values without an interval: too few draws, or one number alone."""
+        unsure: NDArray[np.bool_] = np.isfinite(self.value) & ~np.isfinite(self.low + self.high)
+        return unsure
+
+    def without_rounding(self) -> "Series":
+        """Variances of what has no noise as 0, which they are but for rounding."""
+        none = self.value < ROUNDING
+        return Series(
+            *(np.where(none, 0.0, one) for one in (self.value, self.low, self.high)), self.made, self.missing
+        )
+
+    def at_least(self, floor: float) -> "Series":
+        """Smaller numbers at the floor."""
+        return Series(*(np.maximum(one, floor) for one in (self.value, self.low, self.high)), self.made, self.missing)
+
+
+def of(data: xr.Dataset, name: str, *, certain: bool = False) -> Series:
+    """A variable of one estimator, and reference where it has one, over the dim that is left.
+
+    Args:
+        data: chosen by ``estimator`` and ``reference``; ``estimator`` may be a scalar coordinate, or absent.
+        name: of the variable.
+        certain: it has no error by its nature, as a p-value or a size.
+    """
+    value = np.atleast_1d(np.asarray(data[name].values, float))
+    if certain:
+        low = high = value
+    elif has_errors(data, name):
+        low, high = (np.atleast_1d(np.asarray(end.values, float)) for end in intervals.ends(data, name))
+    else:
+        low = high = np.full_like(value, np.nan) if made(data, name) != EXACT else value
+    return Series(value, low, high, made(data, name), _missing(data, value))
+
+
+def has_errors(data: xr.Dataset, name: str) -> bool:
+    return f"{name}_low" in data or f"{name}_se" in data
+
+
+def made(data: xr.Dataset, name: str) -> str:
+    """How a variable's numbers came: exact where the route is, or where no number has an error."""
+    if str(data.attrs.get("route")) == "exact" or _errorless(data, name):
+        return EXACT
+    return REPLAYED if "Replay" in description(data) else DRAWN
+
+
+def _errorless(data: xr.Dataset, name: str) -> bool:
+    if f"{name}_se" not in data:
+        return False
+    error = data[f"{name}_se"].values[data[name].notnull().values]
+    return bool(error.size and (error == 0).all())
+
+
+def description(data: xr.Dataset) -> str:
+    """The repr of the estimator, as the measurement wrote it down; empty where it did not."""
+    name = str(data["estimator"].values) if "estimator" in data.coords else ""
+    lines = str(data.attrs.get("estimators", "")).splitlines()
+    return next((line.removeprefix(f"{name}: ") for line in lines if line.startswith(f"{name}: ")), "")
+
+
+def _missing(data: xr.Dataset, value: NDArray[np.float64]) -> tuple[str, ...]:
+    """Words for what is missing, by the flags; "undefined" where there are none."""
+    gaps = np.isnan(value)
+    flag = np.zeros(len(value), int)
+    if "flag" in data and data["flag"].size == len(value):
+        flag = np.atleast_1d(data["flag"].values).astype(int)
+    return tuple(reason(int(bits)) if gap else "" for bits, gap in zip(flag, gaps, strict=True))
+
+
+def reason(bits: int) -> str:
+    """A word for the flags of one number.
+
+    Example:
+        >>> reason(2), reason(0)
+        ('too few draws', 'undefined')
+    """
+    return next((word for name, word in REASONS.items() if bits & FLAGS[name]), "undefined")
+
+
+# ---- bias ------------------------------------------------------------------------------------------------------
+
+
+def relative_bias(data: xr.Dataset) -> xr.DataArray:
+    """‖E ĝ − target‖/‖target‖, of squared biases that are estimated below 0: 0."""
+    its = data.sel(reference="target") if "reference" in data.dims else data
+    norm = its["gradient_norm"].where(its["gradient_norm"] > 0)
+    return np.sqrt(its["sq_bias"].clip(min=0)) / norm
+
+
+def is_exact(data: xr.Dataset) -> bool:
+    return str(data.attrs.get("route")) == "exact"
+
+
+def biased(data: xr.Dataset) -> dict[str, str]:
+    """Estimators that are known to be biased for their target → how it is known.
+
+    "declared" by a variable ``biased``; "exact" where the closed form says so; "seen" where the test of no bias
+    refutes it, at `LEVEL` for all estimators together.
+    """
+    names = [str(name) for name in data["estimator"].values]
+    if "biased" in data:
+        return {name: "declared" for name in names if str(data["biased"].sel(estimator=name).values)}
+    if is_exact(data):
+        share = relative_bias(data)
+        return {name: "exact" for name in names if float(share.sel(estimator=name)) > UNSEEN}
+    if "bias_p" not in data:
+        return {}
+    p = data["bias_p"].sel(reference="target") if "reference" in data["bias_p"].dims else data["bias_p"]
+    threshold = -np.expm1(np.log1p(-LEVEL) / max(int(p.notnull().sum()), 1))
+    return {name: "seen" for name in names if float(p.sel(estimator=name)) < threshold}

@@ -1,0 +1,52 @@
+"""Theory that stands beside what was measured: of FG-W, one Gaussian direction in d dimensions."""
+
+import math
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+FG_W = "FG-W"
+ONE_GAUSSIAN = ("noise=Gaussian(", "shared=None", "directions=1,")  # the field's FG-W, as its repr says it
+
+
+def known(data: xr.Dataset) -> bool:
+    """Is there an FG-W of one Gaussian direction shared by the batch, whose theory is drawn?"""
+    described = [line for line in str(data.attrs.get("estimators", "")).splitlines() if line.startswith(f"{FG_W}: ")]
+    return FG_W in data["estimator"] and any(all(part in line for part in ONE_GAUSSIAN) for line in described)
+
+
+def relative_variance(data: xr.Dataset) -> NDArray[np.float64]:
+    """FG-W's relative variance in each layer, 1 + d_layer ‖g‖²/‖g_layer‖²: every layer hears the noise of all.
+
+    ``g`` is of all perturbed parameters. NaN for the total, where exact layers count, too, and where undefined.
+    """
+    if not known(data):
+        return np.full(data.sizes["layer"], np.nan)
+    its = data.sel(estimator=FG_W)
+    norm = its["gradient_norm"]
+    norm = norm.sel(reference="target") if "reference" in norm.dims else norm
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = 1 + data["size"].values * (norm.sel(layer="perturbed") / norm).values ** 2
+    return np.where(its["relative_variance"].isnull() | (its["layer"] == "total"), np.nan, expected)
+
+
+def cosine(d: int) -> float:
+    """E|cos| of one random direction to a gradient in d dimensions, Γ(d/2)/(√π Γ((d + 1)/2)) ≈ √(2/πd)."""
+    return math.exp(math.lgamma(d / 2) - math.lgamma((d + 1) / 2)) / math.sqrt(math.pi)
+
+
+def perturbed(data: xr.Dataset) -> int:
+    """d: how many numbers are perturbed."""
+    return int(data["size"].max() if "layer" not in data.dims else data["size"].sel(layer="perturbed").max())
+
+
+def words(data: xr.Dataset) -> str:
+    """What FG-W's lines or ticks are."""
+    if not known(data):
+        return ""
+    d = perturbed(data)
+    return (
+        "Black, FG-W in theory: relative variance 1 + d‖g‖²/‖g_layer‖², mean cosine over all perturbed numbers "
+        f"Γ(d/2)/(√π Γ((d + 1)/2)): {d + 1} and {cosine(d):.2g} for d = {d}."
+    )
