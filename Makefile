@@ -1,13 +1,16 @@
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo figures gpu test soak bench lint types clean
+.PHONY: demo figures docs gpu test soak bench lint types clean
 
 demo: .venv/studies  ## train and measure the quickstart; results/quickstart.{nc,pdf,png}
 	$(PY) studies/quickstart.py
 
 figures: .venv/studies  ## redraw every figure from its stored dataset, beside it
 	$(PY) -m figures
+
+docs: .venv/dev  ## READMEs and the reference of all public names as HTML; build/docs/index.html
+	$(PY) -m tests.docs.build build/docs
 
 # Names on the Hugging Face hub, or directories. How long it takes has not been measured: no GPU was at hand.
 MNIST = mnist

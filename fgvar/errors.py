@@ -9,7 +9,14 @@ __all__ = ["needs_extra"]  # what figures need, too; the rest is for fgvar's own
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss, gradient or noise held NaN or infinity; the message names layer, step and draw."""
+    """A loss, gradient or noise held NaN or infinity; the message names layer, step and draw.
+
+    Example:
+        >>> import fgvar, torch
+        >>> fgvar.Problem(torch.nn.Linear(1, 1), "mse", (torch.full((2, 1), torch.inf), torch.ones(2, 1)))
+        Traceback (most recent call last):
+        fgvar.errors.NonFiniteError: the batch: inputs holds NaN or infinity
+    """
 
 
 def require_type(what: str, got: object, kind: type, words: str) -> None:

@@ -51,10 +51,18 @@ class Images(Split):
     computed on the target device, so that uint8 is what travels. Other constants: `dataclasses.replace`.
     Floating-point `pixels` have 1 for white.
 
-    >>> from fgvar import data
-    >>> x, y = data.load("digits").sample(32, seed=0)
-    >>> x.shape, x.dtype, y.dtype
-    (torch.Size([32, 1, 8, 8]), torch.float32, torch.int64)
+    Attributes:
+        name: of the data, for provenance.
+        split: "train" or "test".
+
+    Raises:
+        ValueError: shapes, dtypes or labels that do not fit each other.
+
+    Example:
+        >>> from fgvar import data
+        >>> x, y = data.load("digits").sample(32, seed=0)
+        >>> x.shape, x.dtype, y.dtype
+        (torch.Size([32, 1, 8, 8]), torch.float32, torch.int64)
     """
 
     pixels: Tensor = field(repr=False)
@@ -142,13 +150,16 @@ def load(
     of memory go to a memory-mapped file in `cache` (default `$XDG_CACHE_HOME/fgvar` or `~/.cache/fgvar`),
     which later calls reuse as long as the source files stay the same.
 
-    Errors: `FileNotFoundError` where there is no such data, `ImportError` without the extra `fgvar[data]`,
-    `ValueError` for data that is empty, truncated or mislabelled; each names the file or row and a remedy.
+    Raises:
+        FileNotFoundError: there is no such data.
+        ImportError: the extra `fgvar[data]` is not installed.
+        ValueError: data that is empty, truncated or mislabelled; the message names the file or row and a remedy.
 
-    >>> from fgvar import data
-    >>> test = data.load("digits", "test")
-    >>> len(test), test.image_shape, test.classes
-    (360, (1, 8, 8), 10)
+    Example:
+        >>> from fgvar import data
+        >>> test = data.load("digits", "test")
+        >>> len(test), test.image_shape, test.classes
+        (360, (1, 8, 8), 10)
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size is {image_size}; give a positive number of pixels")

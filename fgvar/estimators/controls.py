@@ -24,6 +24,9 @@ class FrozenTrunk:
     What training by it reaches is reached by a random trunk: an estimator that gets no further has taught its
     trunk nothing.
 
+    Args:
+        losses: by which heads and read-outs learn.
+
     Source: the paper's FG-W row on MNIST, 9.25 % (Ren et al. 2023, Table 3), is what a frozen trunk reaches.
 
     Example:
@@ -106,6 +109,9 @@ class IsotropicNull:
     """Noise of the gradient's own length that knows nothing of it: ĝ = ‖g‖/√d u in every tensor, E ĝ = 0.
 
     The cosine that chance gives in each layer, and what following pure noise of that length does to training.
+
+    Args:
+        losses: whose gradient has the length.
 
     Example:
         >>> IsotropicNull().bias_reason

@@ -80,7 +80,13 @@ def describe(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def provenance(device: "torch.device", dtype: "torch.dtype") -> dict[str, Any]:
-    """What made a result: versions, commit, device, dtype, threads."""
+    """What made a result: versions, commit, device, dtype, threads.
+
+    Example:
+        >>> import torch
+        >>> provenance(torch.device("cpu"), torch.float64)["dtype"]
+        'float64'
+    """
     import torch  # stored results are read without
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()

@@ -164,6 +164,14 @@ def estimates(
 
     Raises:
         TypeError: what the estimator returned is no `Estimate` of a dict of tensors.
+
+    Example:
+        >>> import torch, fgvar
+        >>> problem = fgvar.Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
+        >>> estimator = fgvar.scheme("FG-W")
+        >>> noise = estimator.randomness(problem).sample(seed=0, draws=range(5))
+        >>> estimates(estimator, problem, noise)["weight"].shape
+        torch.Size([5, 2, 3])
     """
     return _of_each(estimator, problem, lambda one: gradient_in(estimator.estimate(problem, one)), noise, name)
 
@@ -193,6 +201,14 @@ def _of_each(
 
 
 def ranges(start: int, stop: int, step: int) -> Iterator[range]:
-    """Consecutive ranges of at most ``step`` numbers."""
+    """Consecutive ranges of at most ``step`` numbers.
+
+    Args:
+        start, stop: as of `range`.
+
+    Example:
+        >>> list(ranges(0, 5, 2))
+        [range(0, 2), range(2, 4), range(4, 5)]
+    """
     for first in range(start, stop, step):
         yield range(first, min(first + step, stop))

@@ -57,9 +57,18 @@ def open_dataset(path: str | os.PathLike[str]) -> xr.Dataset:
     Files that `save` has written are held against their hash; others are read in a process of their own, so that a
     damaged one can neither hang nor crash this one.
 
+    Args:
+        path: of the netCDF file.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: a file that has changed since `save` wrote it, or that is not a whole netCDF file.
+
+    Example:
+        >>> import tempfile
+        >>> place = save(xr.Dataset({"cosine": ("step", [0.1, 0.2])}), f"{tempfile.mkdtemp()}/one.nc")
+        >>> open_dataset(place)["cosine"].values.tolist()
+        [0.1, 0.2]
     """
     path = Path(path)
     if not path.is_file():

@@ -54,6 +54,10 @@ class LinearChain(nn.Module):
 def chain_nll(outputs: tuple[Tensor, Tensor, Tensor], tags: Tensor) -> Tensor:
     """log Z minus the log-potential of the tagged states [batch, steps]: −log p(tags), [batch].
 
+    Args:
+        outputs: of `LinearChain`.
+        tags: int64, the states that were seen.
+
     Example:
         >>> tags = torch.zeros(2, 4, dtype=torch.int64)
         >>> chain_nll(LinearChain(3, states=1)(torch.ones(2, 4, 3)), tags).round(decimals=4).abs()

@@ -32,6 +32,9 @@ class MLP(nn.Module):
         head_init: of the read-out: "kaiming", "constant" or "zero".
         seed: of the weights.
 
+    Raises:
+        ValueError: an unknown activation or initialisation.
+
     Example:
         >>> MLP(64, width=32, depth=2, classes=10)(torch.zeros(5, 1, 8, 8)).shape
         torch.Size([5, 10])

@@ -59,6 +59,10 @@ def html(title: str, lead: str, sections: Iterable[Section]) -> str:
 def write(text: str, path: Path) -> Path:
     """Write a page, whole or not at all, and return its path.
 
+    Args:
+        text: the file's.
+        path: where; its folder is made.
+
     Raises:
         OSError: no such folder and none can be made, or no space.
 

@@ -48,6 +48,10 @@ def require_place(path: str | os.PathLike[str]) -> None:
 
     Raises:
         OSError: what stands there is no regular file; its folder cannot be made or written.
+
+    Example:
+        >>> import tempfile
+        >>> require_place(f"{tempfile.mkdtemp()}/new/results.nc")
     """
     require_folder(place(path).parent)
 

@@ -44,6 +44,11 @@ class Check:
         name: in `CHECKS`.
         function: what is tried.
         required: of every estimator, and not of those alone that declare something.
+
+    Example:
+        >>> import fgvar
+        >>> CHECKS["scale"](fgvar.scheme("FG-W"), fgvar.testing.default_problems()["linear"])[0].outcome
+        'passed'
     """
 
     name: str

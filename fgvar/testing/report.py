@@ -17,6 +17,15 @@ class Row:
 
     ``required``: is the check one that every estimator has to pass, not one of what it declares? ``caught``: the
     smallest and largest error that it would have caught, `fgvar.testing.under_test.Finding`; ``exact``: for certain.
+
+    Attributes:
+        check, problem: their names.
+        outcome: "passed", "failed", "undecided" or "not applicable".
+        note: the sentence.
+
+    Example:
+        >>> Row("scale", "linear", "undecided", "few draws").blocks
+        True
     """
 
     check: str

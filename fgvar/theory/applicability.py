@@ -24,7 +24,14 @@ from fgvar.theory.commuted import commuted
 
 
 def no_closed_form(estimator: GradientEstimator, problem: Problem) -> str | None:
-    """Why this estimator has no closed form on this problem; None where it has one."""
+    """Why this estimator has no closed form on this problem; None where it has one.
+
+    Example:
+        >>> import torch, fgvar
+        >>> problem = fgvar.Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
+        >>> no_closed_form(fgvar.scheme("FG-W"), problem) is None
+        True
+    """
     estimator = estimates_of(estimator)
     # Types are compared as they are: a subclass may estimate anything.
     kind = type(estimator)

@@ -120,6 +120,9 @@ def moments(estimator: GradientEstimator, problem: Problem, *, budget: int = BUD
 def trace(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET) -> dict[str, Tensor]:
     """tr Cov(ĝ) of every parameter tensor: `variance`, summed over its entries.
 
+    Args:
+        estimator, problem, budget: as of `variance`, which also says what is raised.
+
     Example:
         >>> from fgvar.estimators.schemes import scheme
         >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))

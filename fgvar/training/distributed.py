@@ -9,7 +9,13 @@ from torch import distributed as dist
 
 
 def join() -> None:
-    """Join the processes that torchrun has started this one among, if it has and nobody has joined them yet."""
+    """Join the processes that torchrun has started this one among, if it has and nobody has joined them yet.
+
+    Example:
+        >>> join()  # alone
+        >>> world()
+        (0, 1)
+    """
     if not dist.is_available() or not dist.is_torchelastic_launched() or dist.is_initialized():
         return
     cuda = torch.cuda.is_available()
@@ -24,7 +30,12 @@ def local_rank() -> int:
 
 
 def world() -> tuple[int, int]:
-    """(rank, number of processes): (0, 1) outside of ``torch.distributed``."""
+    """(rank, number of processes): (0, 1) outside of ``torch.distributed``.
+
+    Example:
+        >>> world()
+        (0, 1)
+    """
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
@@ -65,7 +76,15 @@ def broadcast_params(params: Mapping[str, Tensor]) -> None:
 
 
 def broadcast_bytes(content: bytes | None) -> bytes | None:
-    """The first process's bytes (or None), on all: what it alone has read."""
+    """The first process's bytes (or None), on all: what it alone has read.
+
+    Args:
+        content: what the first process has; of others it is not looked at.
+
+    Example:
+        >>> broadcast_bytes(b"alone")
+        b'alone'
+    """
     rank, processes = world()
     if processes == 1:
         return content

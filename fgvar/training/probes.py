@@ -39,6 +39,11 @@ class Probe:
 
     Raises:
         ValueError: an unknown route.
+
+    Example:
+        >>> import fgvar
+        >>> Probe({"FG-A": fgvar.scheme("FG-A")}, fgvar.data.load("digits").sample(8, seed=0), steps=(0, 10)).draws
+        128
     """
 
     estimators: Mapping[str, GradientEstimator]

@@ -46,7 +46,15 @@ class Run:
 
 
 def steps_of(schedule: Schedule, examples: int) -> int:
-    """Number of updates of a run on ``examples`` training examples."""
+    """Number of updates of a run on ``examples`` training examples.
+
+    Args:
+        schedule: whose epochs and batch count.
+
+    Example:
+        >>> steps_of(Schedule(epochs=2, batch=32), 64)
+        4
+    """
     return schedule.epochs * (examples // (schedule.batch * world()[1]))
 
 
@@ -120,6 +128,14 @@ def train(
         OSError: the checkpoint's place cannot be written, before any training, or another run has it.
         NonFiniteError: NaN or infinity in a gradient or loss, naming the parameter and the step; the checkpoint
             before it stays.
+
+    Example:
+        >>> import fgvar
+        >>> digits = fgvar.data.load("digits").subset(range(64))
+        >>> net = fgvar.networks.MLP(64, width=16, depth=1, classes=10)
+        >>> run = train(net, fgvar.scheme("FG-A"), (digits, digits), Schedule(epochs=1, batch=32))
+        >>> run.dataset["train_error"].sizes["epoch"]
+        2
     """
     require_module(module)
     require_parameters(module)
