@@ -1,4 +1,4 @@
-"""The command line: reads ``fgvar schemes``, ``measure``, ``check`` or ``open``, and prints the answer.
+"""The command line: reads ``fgvar schemes``, ``measure``, ``check``, ``open`` or ``plot``, and prints the answer.
 
 Each command returns a `CommandResult`, which `main` prints as text, tab-separated or as JSON. Exit status: 0; 1 where
 a check failed or could not decide, or a file could not be written after the work; 2, and one line, for what the user
@@ -17,14 +17,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from fgvar.commands import PROG, Check, Measure, Open, Schemes
+from fgvar.commands import PROG, Check, Measure, Open, Plot, Schemes
 from fgvar.errors import unknown
 from fgvar.measurement.text_tables import visible
 
 ABOUT = "How good is a gradient estimator? Bias, variance and cosine to the true gradient."
 
-Command = Schemes | Measure | Check | Open
-COMMANDS = {"schemes": Schemes, "measure": Measure, "check": Check, "open": Open}
+Command = Schemes | Measure | Check | Open | Plot
+COMMANDS = {"schemes": Schemes, "measure": Measure, "check": Check, "open": Open, "plot": Plot}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

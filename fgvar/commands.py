@@ -223,6 +223,46 @@ class Open:
         )
 
 
+@dataclass(frozen=True)
+class Plot:
+    """Draw a dataset as figures: PDF with embedded fonts and PNG, with the caption in a text beside them."""
+
+    dataset: tyro.conf.Positional[Path]
+    """The netCDF file, of `fgvar measure --out`, fgvar.train or fgvar.sweep."""
+    kind: str | None = None
+    """layers, training, ranking, sweep, tradeoff or draws; "all" that fit. Default: what fits the dataset best."""
+    at: tuple[str, ...] = ()
+    """Which of several measurements, as algorithm=BP step=100."""
+    layer: str | None = None
+    """A parameter by name, "perturbed" (all that estimators estimate; the default) or "total"."""
+    by: str | None = None
+    """Of a ranking: the quantity, as efficiency."""
+    x: str | None = None
+    """Of a sweep: its axis, and the quantity over it."""
+    y: str | None = None
+    venue: str = "iclr"
+    """Whose widths and fonts: iclr, neurips, icml or jmlr."""
+    columns: Literal[1, 2] = 2
+    """1: a column, or half of the text width; 2: all of it."""
+    out: Path | None = None
+    """A file .pdf, .svg or .png, or a name without suffix for PDF and PNG. Default: beside the dataset."""
+    output: Printed = Output()
+
+    def answer(self) -> CommandResult:
+        from fgvar.plot.from_file import drawn
+
+        options = {"layer": self.layer, "by": self.by, "x": self.x, "y": self.y}
+        paths = drawn(
+            self.dataset,
+            self.out,
+            kind=self.kind,
+            at=self.at,
+            page=(self.venue, self.columns),
+            options={name: value for name, value in options.items() if value is not None},
+        )
+        return CommandResult("\n".join(map(str, paths)), [{"file": str(path)} for path in paths])
+
+
 def _device(name: str) -> Any:
     from fgvar.training.train import choose_device
 
