@@ -35,6 +35,7 @@ _NAMES = {
     # measurements, training runs and grids of either
     "measure": "fgvar.measurement.measure",
     "summary": "fgvar.measurement.summary",
+    "table": "fgvar.measurement.tables",
     "save": "fgvar.measurement.files",
     "open_dataset": "fgvar.measurement.files",
     "train": "fgvar.training.train",
@@ -144,7 +145,7 @@ _ABOUT = {
     "targets": "what estimates are held against",
     "transforms": "what becomes of a gradient, then which parameters a mask keeps",
 }
-_MODULES = dict.fromkeys(("contrastive", "data", "networks", "testing", "theory"), "")
+_MODULES = dict.fromkeys(("contrastive", "data", "networks", "plot", "testing", "theory"), "")
 
 __all__ = ["__version__", *_NAMES, *_SUBJECTS, *_MODULES]
 

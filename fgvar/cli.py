@@ -1,4 +1,4 @@
-"""The command line: reads ``fgvar schemes``, ``measure``, ``check``, ``open`` or ``report``, and prints the answer.
+"""The command line: reads ``fgvar schemes``, ``measure``, ``check``, ``open``, ``plot`` or ``report``, and prints.
 
 Each command returns a `CommandResult`, which `main` prints as text, tab-separated or as JSON. Exit status: 0; 1 where
 a check failed or could not decide, or a file could not be written after the work; 2, and one line, for what the user
@@ -17,14 +17,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from fgvar.commands import PROG, Check, Measure, Open, Report, Schemes
+from fgvar.commands import PROG, Check, Measure, Schemes
+from fgvar.dataset_commands import Open, Plot, Report
 from fgvar.errors import unknown
 from fgvar.measurement.text_tables import visible
 
 ABOUT = "How good is a gradient estimator? Bias, variance and cosine to the true gradient."
 
-Command = Schemes | Measure | Check | Open | Report
-COMMANDS = {"schemes": Schemes, "measure": Measure, "check": Check, "open": Open, "report": Report}
+Command = Schemes | Measure | Check | Open | Plot | Report
+COMMANDS = {"schemes": Schemes, "measure": Measure, "check": Check, "open": Open, "plot": Plot, "report": Report}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The commands of ``fgvar``: their options, and what each of them answers.
+"""The commands of ``fgvar`` that compute: their options, and what each of them answers.
 
 A command is read before torch is imported, so that help is instant: what it needs is imported as it answers.
 """
@@ -6,7 +6,7 @@ A command is read before torch is imported, so that help is instant: what it nee
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -210,51 +210,6 @@ class Check:
 
             print(pages.write(pages.of_report(report, Path(self.estimator).name), self.report))
         return CommandResult(str(report), rows, 0 if report.passed else 1)
-
-
-@dataclass(frozen=True)
-class Open:
-    """Sum up a dataset: a measurement, training runs (the last epoch and probe), or any other netCDF file."""
-
-    dataset: tyro.conf.Positional[Path]
-    """The netCDF file."""
-    layer: tuple[str, ...] = ()
-    """Parameters by name, "perturbed" (all that schemes estimate; the default), "total", or "all" of these."""
-    output: Printed = Output()
-
-    def answer(self) -> CommandResult:
-        import fgvar
-        from fgvar.measurement.report import provenance_line, rows, to_text
-
-        dataset = fgvar.open_dataset(self.dataset)
-        return CommandResult(
-            f"{provenance_line(dataset)}\n\n{to_text(dataset, self.layer)}".lstrip(), rows(dataset, self.layer)
-        )
-
-
-@dataclass(frozen=True)
-class Report:
-    """Write a dataset as one self-contained HTML page: tables that sort, every fitting figure, how to read them."""
-
-    dataset: tyro.conf.Positional[Path]
-    """The netCDF file."""
-    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """The page. Default: beside the dataset, by its name."""
-    title: str = ""
-    """Of the page. Default: the study that made the dataset, or its name."""
-    output: Printed = Output()
-
-    def answer(self) -> CommandResult:
-        import fgvar
-        from fgvar import pages
-        from fgvar.storage.atomic import require_place
-
-        path = self.dataset.with_suffix(".html") if self.out is None else self.out
-        require_place(path)
-        dataset = fgvar.open_dataset(self.dataset)
-        title = self.title or str(dataset.attrs.get("study", self.dataset.stem))
-        pages.write(pages.of_dataset(dataset, title), path)
-        return CommandResult(str(path), [{"page": str(path)}])
 
 
 def _device(name: str) -> Any:

@@ -62,9 +62,10 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
 
 
 def with_progress(dataset: xr.Dataset) -> xr.Dataset:
-    """Efficiency over cost, with its interval; estimates of 0 and below are 0."""
+    """Efficiency over cost, with its interval; estimates of 0 and below, and of rounding, are 0."""
     parts = zip(("", "_low", "_high"), (dataset["efficiency"], *intervals.ends(dataset, "efficiency")), strict=True)
-    return dataset.assign({f"progress{end}": (its / dataset["cost"]).clip(min=0) for end, its in parts})
+    found = {f"progress{end}": its / dataset["cost"] for end, its in parts}
+    return dataset.assign({name: xr.where(its > 1e-12, its, 0 * its) for name, its in found.items()})
 
 
 def ranked(dataset: xr.Dataset) -> xr.Dataset:
@@ -94,13 +95,8 @@ def table(dataset: xr.Dataset) -> pd.DataFrame:
 
 def _handles() -> list[Artist]:
     hollow = Line2D([], [], label="biased", **looks.point_style(Look("#000000", "o"), hollow=True))
-    families = {family: Look(*its) for family, its in FAMILIES.items()}
-    return [
-        *marks.legend(families),
-        *marks.legend_made({"drawn", "exact"}),
-        hollow,
-        Patch(color="0.85", label="one random direction"),
-    ]
+    families = marks.legend({family: Look(*its) for family, its in FAMILIES.items()})
+    return [*families, hollow, Patch(color="0.85", label="one random direction")]
 
 
 @PAGE.caption

@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.lines import Line2D
 
 from fgvar import plot
-from fgvar.plot import Look, Sheet, datasets, intervals, looks
+from fgvar.plot import Look, Sheet, datasets, drawing, intervals, looks
 from figures import command
 from figures.page import Figures, Page
 
@@ -31,8 +31,11 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     panels = sheet.row(2, head=0.6, height=1.8)
     for axes, (name, title) in zip(panels, QUANTITIES.items(), strict=True):
         # K = d leaves an orthogonal frame no variance.
-        shown = dataset.assign({name: dataset[name].where(dataset[f"{name}_theory"] > 1e-9)})
-        plot.sweep(shown, x="directions", y=name, ax=axes, legend=False, looks=LOOKS)
+        ends = [f"{name}{end}" for end in ("", "_low", "_high") if f"{name}{end}" in dataset]
+        shown = {end: xr.where(dataset[f"{name}_theory"] > 1e-9, dataset[end], 0) for end in ends}
+        plot.sweep(dataset.assign(shown), x="directions", y=name, ax=axes, legend=False, looks=LOOKS)
+        values = dataset[name].where(dataset[f"{name}_theory"] > 1e-9)
+        drawing.log(axes, "y", (float(values.min()) / 1.6, float(values.max()) * 1.6))
         axes.set(xlabel="directions K", ylabel=title)
     kinds = datasets.names(dataset, "estimator")
     sheet.legend([Line2D([], [], label=kind, **looks.line_style(LOOKS[kind])) for kind in kinds])
@@ -55,7 +58,8 @@ def caption(dataset: xr.Dataset) -> list[str]:
         f"{intervals.words(dataset, 'cosine')}, derivatives replayed from the known gradient. Lines: closed "
         "forms; of the mean's cosine an approximation for many directions, the root of its efficiency K/(K + d + 1).",
         "Relative variance is that of an estimate over the gradient's squared norm; projections have a slope of K/d, "
-        "or √(K/d) where their length is corrected, so that their variance alone says nothing about progress.",
+        "or √(K/d) where their length is corrected, so that their variance alone says nothing about progress; on "
+        "the edge: 0, of all directions at once.",
         "From theory: "
         + "; ".join(
             f"{QUANTITIES[name]}, {int(z.count())} points, largest |z| {float(z.max()):.1f}"

@@ -1,6 +1,6 @@
 """The page of a study's figures: what it needs of the study's dataset, how it is drawn, and its caption.
 
-A figure file says what it needs (`Page`), draws panels on a `fgvar.plot.Sheet`, and tells in a caption what they show:
+A figure file says what it needs (`Page`), draws panels on a `fgvar.plot.Sheet`, and says in a caption what they are:
 
     PAGE = Page("studies/depth.py", {"cosine": ("depth", "seed")})
 

@@ -89,7 +89,8 @@ def _errors(axes: Axes, data: xr.Dataset, rows: list[str]) -> None:
         axes.plot(its["paper"], row, marker="d", markersize=3.5, color="0.35", markerfacecolor="white", zorder=2)
         if its["n"].item():
             axes.errorbar(
-                its["test"].item(), row, xerr=intervals.Z * float(its["test_se"].fillna(0)), marker="o", markersize=3.5,
+                its["test"].item(), row, xerr=intervals.Z * float(its["test_se"].fillna(0)), marker="o",
+                markersize=3.5,
                 color=looks.look(name).color, elinewidth=0.8, zorder=3,
             )  # fmt: skip
     axes.set_yticks(range(len(rows)), rows)

@@ -26,14 +26,7 @@ from fgvar.problem import Problem
 
 @dataclass(frozen=True)
 class Estimate:
-    """One estimate: ``gradient`` is a dict like ``problem.params``; ``loss`` the batch-mean output loss.
-
-    Example:
-        >>> import torch, fgvar
-        >>> problem = fgvar.Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
-        >>> Estimate(problem.backprop()).gradient["weight"].shape
-        torch.Size([2, 3])
-    """
+    """One estimate: ``gradient`` is a dict like ``problem.params``; ``loss`` the batch-mean output loss."""
 
     gradient: dict[str, Tensor]
     loss: Tensor | None = None
@@ -45,14 +38,6 @@ class GradientEstimator(Protocol):
 
     ``estimate`` must be a deterministic function of its arguments; it is called under ``torch.func.vmap``
     over a batch of noise (or plainly, one draw at a time, with ``measure(…, chunk=1)``).
-
-    Raises:
-        ValueError: by ``randomness``, where the estimator does not fit the problem, which checks then leave out.
-
-    Example:
-        >>> import fgvar
-        >>> isinstance(fgvar.scheme("FG-A"), GradientEstimator), isinstance("FG-A", GradientEstimator)
-        (True, False)
     """
 
     def randomness(self, problem: Problem) -> Randomness:

@@ -53,11 +53,6 @@ class Leaf:
         batch_dims: how many leading axes number directions and examples, each with numbers of its own.
         group: leaves of a joint law are one direction together with those of the same law and name here.
         copies: how many of the leading axes, the first ones, number estimates: a joint law is one of each by itself.
-
-    Example:
-        >>> import fgvar
-        >>> Leaf((4, 3), fgvar.Rademacher(), batch_dims=1).shape  # of 4 examples each its own
-        (4, 3)
     """
 
     shape: tuple[int, ...]
@@ -186,15 +181,6 @@ class Randomness:
 
     Leaves are keyed by name: two estimators that need a leaf of the same name, shape and distribution get
     the same noise for the same seed and draw, which is what paired comparisons stand on.
-
-    Args:
-        leaves: name → `Leaf`.
-
-    Example:
-        >>> import fgvar
-        >>> needed = Randomness({"weight": Leaf((2, 3), fgvar.Gaussian())})
-        >>> needed.size, needed.sample(seed=0, draws=[7, 8])["weight"].shape
-        (6, torch.Size([2, 2, 3]))
     """
 
     leaves: Mapping[str, Leaf]

@@ -32,6 +32,7 @@ _NAMES = {
     "ENDS": "fgvar.measurement.dataset",
     "FLAGS": "fgvar.measurement.dataset",
     "provenance": "fgvar.measurement.dataset",
+    "tabular": "",
     "LABELS": "fgvar.measurement.dataset_checks",
     "missing_from": "fgvar.measurement.dataset_checks",
 }

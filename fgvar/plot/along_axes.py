@@ -1,5 +1,6 @@
 """Sweeps: one quantity over a numeric axis, for each value of another, with fitted slopes and predicted lines."""
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -98,7 +99,9 @@ def _draw(axes: Axes, its: Swept, data: xr.Dataset, styled: Mapping[str, Look]) 
             axes.plot(places, shown, **PREDICTED | {"color": styled[name].color})
         for why in dict.fromkeys(filter(None, found.missing)):
             gaps.setdefault(why, []).append(name)
-    told = "\n".join(f"{', '.join(filter(None, names)) or its.y}: {why}" for why, names in gaps.items())
+    told = "\n".join(
+        textwrap.fill(f"{', '.join(filter(None, names)) or its.y}: {why}", 44) for why, names in gaps.items()
+    )
     if told:
         axes.text(0.02, 0.98, told, transform=axes.transAxes, va="top", **marks.WORD)
     axes.set(xlabel=its.x.replace("_", " "), ylabel=its.called)

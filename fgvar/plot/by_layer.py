@@ -1,7 +1,7 @@
 """Gradient quality layer by layer: bias, relative variance and both cosines of one measurement."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
@@ -63,7 +63,7 @@ def layers(
         panels = given(axes, len(columns))
         _draw(panels, data, found, columns, labelled=[0])
         panels[0].legend(handles=_handles(data, found))
-        return panels[0].get_figure(root=True)
+        return cast(Figure, panels[0].get_figure(root=True))
     with here() as place:
         sheet = Sheet(place)
         handles = _handles(data, {sheet.wrapped(name): look for name, look in found.items()})
@@ -149,7 +149,7 @@ def _rows(axes: Axes, data: xr.Dataset, variable: str, found: Mapping[str, Look]
             its = its.without_rounding()
         if variable == "bias_p":
             its = its.at_least(limits.FLOOR)
-        marks.rows(axes, its, np.arange(count) + shift, found[name], label=name)
+        marks.rows(axes, its, np.arange(count, dtype=float) + shift, found[name], label=name)
         for row, why in enumerate(its.missing):
             if why:
                 gaps.setdefault(float(row), {})[name] = why

@@ -14,7 +14,7 @@ from fgvar.plot.looks import Look
 from fgvar.plot.sheet import Sheet, given
 from fgvar.plot.venues import here
 
-ROW = 0.145  # inches
+ROW = 0.165  # inches
 # Outcome → how its mark looks.
 OUTCOMES: dict[str, dict[str, Any]] = {
     "passed": {"marker": "o", "color": "#009E73", "markersize": 4},
@@ -124,12 +124,12 @@ def _sizes(axes: Axes, report: Report, styled: Mapping[str, Look]) -> None:
     drawing.log(axes, "x", (low, high))
     axes.axvline(1, **looks.NULL)
     for index, (name, look) in enumerate(styled.items()):
-        shift = 0.6 * ((index + 0.5) / len(styled) - 0.5)
+        shift = 0.75 * ((index + 0.5) / len(styled) - 0.5)
         for row in report.rows:
             if row.problem == name and row.caught:
                 y = checks.index(row.check) + shift
                 least, most = (min(size, high) for size in row.caught)
-                edge = {"markeredgecolor": "black", "markeredgewidth": 0.7} if row.exact else {}
+                edge = {"markeredgecolor": "black", "markeredgewidth": 0.5} if row.exact else {}
                 axes.plot([least, most], [y, y], color=look.color, linewidth=0.7, zorder=2)
                 axes.plot(most, y, zorder=3, **looks.point_style(look) | edge)
     stripes(axes, len(checks))

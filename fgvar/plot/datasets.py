@@ -38,6 +38,17 @@ def require(dataset: xr.Dataset, needed: Mapping[str, tuple[str, ...]], source: 
         raise ValueError(f"not a dataset of {source}: it lacks {', '.join(missing)}")
 
 
+def quantities(dataset: xr.Dataset) -> list[str]:
+    """Variables of numbers with a meaning of their own: not ends of intervals, flags, or numbers of each draw."""
+    return [
+        str(name)
+        for name, its in dataset.data_vars.items()
+        if its.dtype.kind in "fiu"
+        and not str(name).endswith(("_se", "_low", "_high", "_theory", "flag"))
+        and "draw" not in its.dims
+    ]
+
+
 def names(dataset: xr.Dataset, dim: str) -> list[str]:
     return [str(name) for name in dataset[dim].values]
 

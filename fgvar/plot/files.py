@@ -69,7 +69,7 @@ def content(figure: Figure, kind: str) -> bytes:
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(FONTS | EMBEDDED)
-        figure.savefig(file, format=kind, metadata=METADATA[kind], **({"dpi": DPI} if kind == "png" else {}))
+        figure.savefig(file, format=kind, metadata=METADATA[kind], dpi=DPI if kind == "png" else "figure")
     return file.getvalue()
 
 

@@ -109,11 +109,11 @@ def figures(shown: Any, looks: Mapping[str, Wanted] | None = None) -> dict[str, 
     return {kind: draw(shown, kind, looks) for kind in found}
 
 
-def draw(shown: Any, kind: str, looks: Mapping[str, Wanted] | None = None) -> Figure:
-    """One figure by its kind, with the choices of `kinds`."""
+def draw(shown: Any, kind: str, looks: Mapping[str, Wanted] | None = None, **how: Any) -> Figure:
+    """One figure by its kind, with the choices that the dataset suggests where ``how`` has no others."""
     if kind == "check":
         return check(shown)
-    return DRAW[kind](shown, **choices(shown, kind), looks=looks)
+    return DRAW[kind](shown, **choices(shown, kind) | how, looks=looks)
 
 
 def choices(dataset: xr.Dataset, kind: str) -> dict[str, Any]:

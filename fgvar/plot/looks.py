@@ -1,7 +1,7 @@
 """Looks: one colour, marker and line for each estimator's name, the same in all figures of a dataset.
 
-The field's names keep the looks of `SCHEMES` everywhere. Other names get the next ones of a cycle that stays apart for
-colour-blind readers, or those that are asked for. Markers differ, too, so that nothing rests on colour alone.
+The field's names keep the looks of `SCHEMES` everywhere. Other names get the next ones of a cycle that stays apart
+for colour-blind readers, or those that are asked for. Markers differ, too, so that nothing rests on colour alone.
 """
 
 import itertools
@@ -145,8 +145,8 @@ def look(scheme: str) -> Look:
     """
     if scheme not in SCHEMES:
         raise ValueError(
-            f"no look for scheme {scheme!r}, as SCHEMES in fgvar/plot/looks.py has {', '.join(SCHEMES)}; assign(names) "
-            "gives one to any other name"
+            f"no look for scheme {scheme!r}, as SCHEMES has {', '.join(SCHEMES)}; fgvar.plot.assign(names) gives one "
+            "to any other name"
         )
     return SCHEMES[scheme]
 

@@ -27,7 +27,8 @@ WORD: dict[str, Any] = {"color": looks.GREY, "fontsize": "x-small", "clip_on": T
 def style(look: Look, made: str, *, hollow: bool = False) -> dict[str, Any]:
     """Keywords for the markers of numbers that were made like this."""
     found = looks.point_style(look, hollow=hollow)
-    return found | ({"markeredgecolor": "black", "markeredgewidth": 0.6} if made == EXACT else {})
+    exact = made == EXACT and not hollow  # whose edge is all that has its colour
+    return found | ({"markeredgecolor": "black", "markeredgewidth": 0.6} if exact else {})
 
 
 def rows(axes: Axes, its: Series, at: NDArray[np.float64], look: Look, *, label: str, hollow: Any = False) -> None:
@@ -73,14 +74,16 @@ def band(axes: Axes, x: NDArray[Any], its: Series, look: Look, *, label: str, jo
     on_edge = np.isfinite(its.value) & log & (its.value <= 0)
     value = np.where(on_edge, np.nan, its.value)
     how = style(look, its.made) | {"linestyle": look.line if joined else "none", "zorder": 3}
+    how["markeredgewidth"] = min(how.get("markeredgewidth", 0.3), 0.35)  # many stand close together
     if np.isfinite(value).any():
         if len(x) == 1 or not joined:
             bars = axes.errorbar(x, value, yerr=its.bars, fmt="none", ecolor=look.color, elinewidth=0.7)
             _dotted(bars, its.made)
         elif its.made != EXACT:
             rim = {"linestyle": (0, (1, 1)), "linewidth": 0.4} if its.made == REPLAYED else {"linewidth": 0}
-            ends = (np.where(np.isfinite(value), end, np.nan) for end in (its.low, its.high))
-            axes.fill_between(x, *ends, color=look.color, alpha=0.25, zorder=2, **rim)
+            ends = [np.where(np.isfinite(value), end, np.nan) for end in (its.low, its.high)]
+            ends[0] = np.fmax(ends[0], low) if log else ends[0]  # a band to 0 would fall down like a cliff
+            axes.fill_between(x, ends[0], ends[1], color=look.color, alpha=0.25, zorder=2, **rim)
         axes.plot(x, value, label=label, **how)
     if on_edge.any():
         at = dict(how) | {"linestyle": "none", "clip_on": False, "zorder": 3.5}
@@ -97,8 +100,8 @@ def missing(axes: Axes, gaps: Mapping[float, Mapping[str, str]], count: int) -> 
     rows = round(abs(float(np.diff(axes.get_ylim())[0])))
     always = set.intersection(*map(set, gaps.values())) if len(gaps) == rows > 1 else set()
     if 0 < len(always) < count:
-        told = {name: "; ".join(dict.fromkeys(of[name] for of in gaps.values())) for name in sorted(always)}
-        axes.set_xlabel(_told(told, count), color=looks.GREY, fontsize="x-small")
+        reasons = {name: "; ".join(dict.fromkeys(of[name] for of in gaps.values())) for name in sorted(always)}
+        axes.set_xlabel(_told(reasons, count), color=looks.GREY, fontsize="x-small")
         gaps = {
             at: {name: why for name, why in of.items() if name not in always or len(of) == count}
             for at, of in gaps.items()

@@ -80,15 +80,13 @@ def ranked(
 ) -> xr.Dataset:
     """One measurement, its estimators in the order of a quantity, the best first; without a number last."""
     data = datasets.one(dataset, layer=layer)
-    known = [str(name) for name, its in data.items() if "estimator" in its.dims and its.dtype.kind in "fiu"]
+    known = [name for name in datasets.quantities(data) if "estimator" in data[name].dims]
     if by not in known:
         raise ValueError(unknown("quantity", by, known))
     if reference not in datasets.names(data, "reference"):
         raise ValueError(unknown("reference", reference, datasets.names(data, "reference")))
     tested = series.biased(data)
     data = data.sel(reference=reference)
-    if "draw" in data[by].dims:
-        raise ValueError(f"{by!r} is a number of every draw; give by= a mean, or see fgvar.plot.draws")
     sign = 1.0 if by in SMALL_IS_BETTER else -1.0
     for name in order or ():
         if name not in datasets.names(data, "estimator"):
@@ -129,7 +127,7 @@ def _scale(axes: Axes, data: xr.Dataset, name: str, found: list[series.Series]) 
         room = 0.06 * (high - low or 1.0)
         axes.set_xlim(min(low - room, 0), high + room)
     else:
-        drawing.log(axes, "x", limits.positive(values, room=2.0))
+        drawing.log(axes, "x", limits.positive(np.concatenate([one.extent for one in found]), room=2.0))
     if axes.get_xlim()[0] < 0:
         axes.axvline(0, color="0.75", linewidth=0.5, zorder=1)
 

@@ -1,5 +1,6 @@
 """Series: the numbers of one estimator with their intervals, how they were made, and why one is missing."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,8 @@ from numpy.typing import NDArray
 
 from fgvar.measurement.dataset import FLAGS
 from fgvar.plot import intervals
+
+Array = NDArray[np.float64]
 
 DRAWN, EXACT, REPLAYED = "drawn", "exact", "replayed"
 LEVEL = 0.01  # of all tests of no bias in a figure together
@@ -49,16 +52,22 @@ class Series:
         unsure: NDArray[np.bool_] = np.isfinite(self.value) & ~np.isfinite(self.low + self.high)
         return unsure
 
+    @property
+    def extent(self) -> NDArray[np.float64]:
+        """What a log axis has to hold: values, upper ends, and lower ones down to a tenth of the value."""
+        return np.concatenate([self.value, np.fmax(self.low, self.value / 10), self.high])
+
     def without_rounding(self) -> "Series":
         """Variances of what has no noise as 0, which they are but for rounding."""
         none = self.value < ROUNDING
-        return Series(
-            *(np.where(none, 0.0, one) for one in (self.value, self.low, self.high)), self.made, self.missing
-        )
+        return self._changed(lambda one: np.where(none, 0.0, one))
 
     def at_least(self, floor: float) -> "Series":
         """Smaller numbers at the floor."""
-        return Series(*(np.maximum(one, floor) for one in (self.value, self.low, self.high)), self.made, self.missing)
+        return self._changed(lambda one: np.maximum(one, floor))
+
+    def _changed(self, change: Callable[[Array], Array]) -> "Series":
+        return Series(change(self.value), change(self.low), change(self.high), self.made, self.missing)
 
 
 def of(data: xr.Dataset, name: str, *, certain: bool = False) -> Series:
@@ -130,7 +139,8 @@ def relative_bias(data: xr.Dataset) -> xr.DataArray:
     """‖E ĝ − target‖/‖target‖, of squared biases that are estimated below 0: 0."""
     its = data.sel(reference="target") if "reference" in data.dims else data
     norm = its["gradient_norm"].where(its["gradient_norm"] > 0)
-    return np.sqrt(its["sq_bias"].clip(min=0)) / norm
+    found: xr.DataArray = its["sq_bias"].clip(min=0) ** 0.5 / norm
+    return found
 
 
 def is_exact(data: xr.Dataset) -> bool:

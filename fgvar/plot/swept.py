@@ -73,7 +73,7 @@ class Swept:
         """All that the y axis has to hold."""
         found = [series.of(one, self.y) for _, data in self.panels for _, one in self.lines(data)]
         found = [one.without_rounding() for one in found] if "variance" in self.y else found
-        return np.concatenate([np.concatenate([one.value, one.low, one.high]) for one in found])
+        return np.concatenate([one.extent for one in found])
 
     def theory(self, one: xr.Dataset) -> NDArray[np.float64] | None:
         """The prediction of a line: the dataset's own, or d + 1 of FG-W."""
@@ -131,9 +131,8 @@ def of(
     """
     if not isinstance(dataset, xr.Dataset):
         raise TypeError(f"got a {type(dataset).__name__}, expected a dataset, as fgvar.sweep returns")
-    numbers = [str(name) for name, its in dataset.data_vars.items() if its.dtype.kind in "fiu"]
-    if y not in numbers:
-        raise ValueError(unknown("quantity", y, numbers))
+    if y not in datasets.quantities(dataset):
+        raise ValueError(unknown("quantity", y, datasets.quantities(dataset)))
     data = datasets.of_layer(dataset, layer if "layer" in dataset[y].dims else None)
     if "reference" in data[y].dims:
         if reference not in datasets.names(data, "reference"):
@@ -179,7 +178,7 @@ def _squeezed(data: xr.Dataset, y: str, kept: tuple[str, ...]) -> xr.Dataset:
     data = data.squeeze([dim for dim in others if data.sizes[dim] == 1])
     if left := [dim for dim in others if data.sizes.get(dim, 1) > 1]:
         raise ValueError(
-            f"{y!r} is along {', '.join(map(repr, left))}, too; give hue={left[0]!r} or col={left[0]!r}, or choose by "
-            f"dataset.isel({left[0]}=0)"
+            f"{y!r} is along {', '.join(map(repr, left))}, too; give hue={left[0]!r} or col={left[0]!r}, or choose "
+            f"one, as dataset.isel({left[0]}=0)"
         )
     return data

@@ -1,6 +1,6 @@
 """Venues: widths and fonts of a journal's or conference's page.
 
-Nothing here changes matplotlib's settings for good, and equal settings give equal figures whatever a reader's own are.
+Nothing here changes matplotlib's settings for good, and a venue's figures are the same whatever a reader's own are.
 """
 
 from collections.abc import Iterator

@@ -58,9 +58,9 @@ def seeds(dataset: xr.Dataset, what: str = "Values") -> str:
 def quantities() -> str:
     """What cosines and relative variances are."""
     return (
-        "Cosine: mean over draws of each draw's cosine to the estimator's own target (of local ones the local gradient) "
-        "and to the end-to-end gradient by backpropagation. Relative variance: trace of the covariance of the estimate "
-        "given the batch / ‖target‖²."
+        "Cosine: mean over draws of each draw's cosine to the estimator's own target (of local ones the local "
+        "gradient) and to the end-to-end gradient by backpropagation. Relative variance: trace of the covariance of "
+        "the estimate given the batch / ‖target‖²."
     )
 
 
@@ -123,9 +123,9 @@ def unbiased(dataset: xr.Dataset) -> str:
     cell = ", ".join(f"{word}{least[name].item()}" for name, word in named.items() if name in least["cell"].coords)
     corrected = -np.expm1(p.size * np.log1p(-min(float(least), 1 - 1e-16)))
     return (
-        f"Bias against each estimator's own target, tested in {p.size} cells: smallest p = {float(least):.2g} ({cell}), "
-        f"Šidák-corrected over the cells {corrected:.2g}; {int((p < threshold).sum())} cells are below the threshold "
-        f"{threshold:.2g} (level {LEVEL:g} over all)."
+        f"Bias against each estimator's own target, tested in {p.size} cells: smallest p = {float(least):.2g} "
+        f"({cell}), Šidák-corrected over the cells {corrected:.2g}; {int((p < threshold).sum())} cells are below the "
+        f"threshold {threshold:.2g} (level {LEVEL:g} over all)."
     )
 
 
@@ -136,3 +136,8 @@ def listed(names: list[str], most: int = 4) -> str:
 
 def ordered(dataset: xr.Dataset) -> list[str]:
     return looks.in_order(datasets.names(dataset, "estimator"))
+
+
+def of_layer(layer: str) -> str:
+    """A layer in a sentence."""
+    return "all parameters that an estimator estimates" if layer == "perturbed" else f"layer {layer!r}"

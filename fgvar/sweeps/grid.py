@@ -213,6 +213,9 @@ def _common(attrs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         values = [each.get(name) for each in attrs]
         if all(value == values[0] for value in values):
             found[name] = values[0]
+        elif name == "estimators":  # a line of each, of which a stranger's may have an address of its own
+            lines = [str(value).splitlines() for value in values]
+            found[name] = "\n".join(line for line in lines[0] if all(line in each for each in lines))
         elif name in PROVENANCE:
             found[name] = ", ".join(sorted({str(value) for value in values if value is not None}))
     return found

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import xarray as xr
 
 import fgvar
 from studies import common, table1
@@ -41,6 +42,20 @@ def test_figures_ask_for_what_they_are_drawn_with(without, package: str) -> None
     without(package, "figures")
     with pytest.raises(ImportError, match=rf"drawing figures needs {package}: pip install 'fgvar\[studies\]'"):
         importlib.import_module("figures")
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "seaborn", "tueplots"])
+def test_plots_ask_for_what_they_are_drawn_with(without, monkeypatch, package: str) -> None:
+    monkeypatch.setattr(fgvar, "plot", fgvar.plot)
+    without(package, *[name for name in sys.modules if name.startswith("fgvar.plot")])
+    plot = importlib.import_module("fgvar.plot")  # costs nothing, and needs nothing yet
+    with pytest.raises(ImportError, match=rf"fgvar\.plot needs {package}: pip install 'fgvar\[plot\]'"):
+        plot.ranking  # noqa: B018
+
+
+def test_a_table_needs_no_extra(without) -> None:
+    without("matplotlib")
+    assert fgvar.table(xr.Dataset({"loss": ("epoch", [2.0, 1.5])}, {"epoch": [0, 1]}), to="markdown")
 
 
 def test_a_study_says_so_in_a_line_before_it_computes(without, monkeypatch) -> None:

@@ -15,8 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from fgvar import plot
 from fgvar.plot import datasets, intervals, looks, venues
-from figures import layers, quickstart
+from figures import quickstart
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMES = ("FG-W", "FG-A", "LG-FG-W", "LG-FG-A", "LG-BP")
@@ -48,6 +49,7 @@ def synthetic(steps: tuple[int, ...] = (1, 4, 20, 100), epochs: int = 5) -> xr.D
             "relative_variance": (four, variance),
             "relative_variance_se": (four, 0.1 * variance),
             "gradient_norm": (tuple(dims), rng.uniform(0.5, 1, full)),
+            "bias_z": (tuple(dims), p),
             "cosine_null": ("layer", [0.05, 0.9, 0.1, 0.04, 0.04]),
             "size": ("layer", [1500, 4, 400, 2400, 2800]),
         },
@@ -72,7 +74,7 @@ def size(request: pytest.FixtureRequest) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def figures(dataset: xr.Dataset, size: dict[str, Any]) -> list[Figure]:
     """Both figures of the quickstart, in each size."""
-    return [quickstart.draw(dataset, **size), layers.draw(dataset.isel(algorithm=0, step=-1), **size)]
+    return [draw(dataset, **size) for draw, _ in quickstart.FIGURES.values()]
 
 
 def panels(figure: Figure) -> dict[str, object]:
@@ -90,11 +92,12 @@ def test_what_is_drawn(dataset: xr.Dataset) -> None:
     figure = quickstart.draw(dataset)
     assert len(figure.axes) == 8
     titled = panels(figure)
-    assert list(titled) == list(quickstart.TITLES)
+    assert list(titled) == ["error", "cosine to target", "cosine to backprop", "relative variance"]
     variance = titled["relative variance"]
     assert (variance.get_xscale(), variance.get_yscale()) == ("log", "log")
     lines = {line.get_label(): line for line in variance.lines}
-    assert set(lines) == {"FG-W", "FG-A", "LG-FG-W", "LG-FG-A", "FG-W, theory"}, "LG-BP has no noise to draw"
+    assert set(lines) == {"FG-W", "FG-A", "LG-FG-W", "LG-FG-A", "FG-W, theory", "LG-BP, 0"}
+    assert set(lines["LG-BP, 0"].get_ydata()) == {variance.get_ylim()[0]}, "without noise: on the edge of a log axis"
     chosen = dataset["relative_variance"].sel(algorithm="BP", layer="perturbed", estimator="FG-A")
     np.testing.assert_array_equal(lines["FG-A"].get_xdata(), dataset["step"])
     np.testing.assert_array_equal(lines["FG-A"].get_ydata(), chosen)
@@ -110,8 +113,9 @@ def test_what_is_drawn(dataset: xr.Dataset) -> None:
 
 
 def test_layers_by_row(dataset: xr.Dataset) -> None:
-    figure = layers.draw(dataset.isel(algorithm=-1, step=-1))
-    assert [axes.get_title() for axes in figure.axes] == [title for _, _, title in layers.COLUMNS]
+    figure = plot.layers(dataset.isel(algorithm=-1, step=-1))
+    titles = ["$p$-value of bias", "relative variance", "cosine to target", "cosine to backprop"]
+    assert [axes.get_title() for axes in figure.axes] == titles
     rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert rows == ["block0.channel.weight", "block0.token.bias", "perturbed", "total"], "heads learn exactly"
     assert [text.get_text() for text in figure.axes[1].texts] == ["undefined"]
@@ -161,9 +165,11 @@ def test_undefined_numbers_are_left_out(dataset: xr.Dataset) -> None:
         holes[name].loc[{"estimator": "LG-FG-A"}] = np.nan
     figure = quickstart.draw(holes)
     drawn = {line.get_label() for line in panels(figure)["relative variance"].lines}
-    assert drawn == {"FG-W", "LG-FG-W", "LG-FG-A", "FG-W, theory"}
-    layers.draw(holes.isel(algorithm=0, step=-1))
-    assert "values are undefined" in quickstart.caption(holes)
+    assert drawn == {"FG-W", "LG-FG-W", "LG-FG-A", "FG-W, theory", "LG-BP, 0"}
+    said = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert said == 6 * ["FG-A: undefined"], "never a silent gap"
+    plot.layers(holes.isel(algorithm=0, step=-1))
+    assert "Missing numbers, which their places say: " in quickstart.caption(holes)
 
 
 def with_intervals(dataset: xr.Dataset) -> xr.Dataset:
@@ -182,11 +188,11 @@ def test_intervals_are_drawn_where_there_are_some(dataset: xr.Dataset) -> None:
     band = variance.collections[1].get_paths()[0].vertices[:, 1]
     assert band.max() == pytest.approx(float(1.2 * chosen.max()))
     assert band.min() == pytest.approx(float(0.9 * chosen.min()))
-    rows = layers.draw(whole.isel(algorithm=0, step=-1)).axes[1]
+    rows = plot.layers(whole.isel(algorithm=0, step=-1)).axes[1]
     last = whole["relative_variance"].isel(algorithm=0, step=-1).sel(estimator="FG-A", layer="perturbed").item()
     segments = [path.vertices[:, 0] for bars in rows.collections for path in bars.get_paths()]
     assert any(np.allclose(np.sort(ends), [0.9 * last, 1.2 * last]) for ends in segments)
-    assert "Bands and bars: 95 % intervals over the draws" in quickstart.caption(whole)
+    assert "Bands: 95 % intervals." in quickstart.caption(whole)
     assert "(95 % intervals)" in quickstart.caption(whole)
 
 
@@ -215,9 +221,9 @@ def test_captions_say_how_numbers_came(dataset: xr.Dataset) -> None:
     for words in ("drawn", "n = 64 draws", "±1.96 standard errors", "Šidák", "FG-W in theory"):
         assert words in text, words
     assert re.search(r"smallest p = 0\.01\d* \((FG|LG)-\S+, \S+, step \d+, trained by \S+\)", text), text
-    by_layer = layers.caption(dataset.isel(algorithm=0, step=-1))
-    assert "layer by layer of training by BP, step 100" in by_layer
-    assert "undefined (NaN" in by_layer
+    by_layer = quickstart.caption_layers(dataset)
+    assert "Of training by LG-FG-A, step 100" in by_layer
+    assert "(undefined: their reference is 0" in by_layer
     assert "No row: head.weight" in by_layer
     smoke = dataset.assign_attrs(configuration="Config(smoke=True)")
     assert quickstart.caption(smoke).startswith("A smoke run")
@@ -240,10 +246,10 @@ def test_a_smoke_dataset_draws() -> None:
 
 
 def test_every_scheme_has_its_own_look() -> None:
-    looks = [(look.color, look.marker) for look in looks.SCHEMES.values()]
-    assert len(set(looks)) == len(looks)
-    assert len({look.marker for look in looks.SCHEMES.values()}) == len(looks), "nothing rests on colour alone"
-    with pytest.raises(ValueError, match=r"no colour for scheme 'mine'.*style\.py"):
+    pairs = [(look.color, look.marker) for look in looks.SCHEMES.values()]
+    assert len(set(pairs)) == len(pairs)
+    assert len({look.marker for look in looks.SCHEMES.values()}) == len(pairs), "nothing rests on colour alone"
+    with pytest.raises(ValueError, match=r"no look for scheme 'mine'.*fgvar\.plot\.assign"):
         looks.look("mine")
 
 
@@ -258,7 +264,7 @@ def test_settings_do_not_leak(dataset: xr.Dataset) -> None:
 def test_foreign_data_is_refused(dataset: xr.Dataset, tmp_path) -> None:
     with pytest.raises(ValueError, match="lacks variable 'train_error'"):
         quickstart.draw(dataset.drop_vars("train_error"))
-    with pytest.raises(ValueError, match="venue='nature': one of iclr"):
+    with pytest.raises(ValueError, match="unknown venue 'nature'"):
         quickstart.draw(dataset, venue="nature")
     with pytest.raises(ValueError, match="columns=3"):
         quickstart.draw(dataset, columns=3)

@@ -1,0 +1,150 @@
+"""Tables of datasets: numbers with their intervals as a pandas frame, and written as Markdown or LaTeX."""
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from fgvar.errors import unknown
+from fgvar.measurement import tabular
+from fgvar.measurement.dataset_checks import extra_dims, missing_for_measurement
+from fgvar.measurement.report import rows
+from fgvar.measurement.summary import ranged
+from fgvar.measurement.text_tables import cell, visible
+
+Form = Literal["pandas", "markdown", "latex"]
+FORMS = ("pandas", "markdown", "latex")
+# Heading → variable, and reference of those that have one.
+COLUMNS = {
+    "bias p": ("bias_p", "target"),
+    "relative bias": ("relative_bias", "target"),
+    "relative variance": ("relative_variance", ""),
+    "cosine to target": ("cosine", "target"),
+    "cosine to backprop": ("cosine", "backprop"),
+    "efficiency": ("efficiency", "backprop"),
+    "cost": ("cost", ""),
+}
+ENDS = {"value": "", "low": "_low", "high": "_high"}
+
+
+def table(
+    dataset: xr.Dataset, *, layer: str = "perturbed", to: Form = "pandas", siunitx: bool = False
+) -> pd.DataFrame | str:
+    r"""A table of a dataset: a row for each estimator (and cell of a sweep), a column for each quantity.
+
+    Bias is its p-value where numbers were drawn, ‖E ĝ − target‖/‖target‖ where they are exact. Of several steps the
+    last one is shown. Datasets of another form, such as curves of training, have the columns of ``fgvar open``.
+
+    Args:
+        dataset: of `fgvar.measure`, `fgvar.train` or `fgvar.sweep`, or any other.
+        layer: of measurements; "perturbed" is all that an estimator estimates.
+        to: "pandas" is a frame of numbers, of measurements with columns (quantity, value | low | high); "markdown"
+            and "latex" are text, in which ``16.6 [15.2, 18.9]`` is a value with its 95 % interval (± 1.96 standard
+            errors of datasets that have no more), and a dash what there is not. LaTeX needs the package booktabs.
+        siunitx: of LaTeX: numbers in columns that stand by their points, which needs the package siunitx.
+
+    Raises:
+        TypeError: no dataset.
+        ValueError: an unknown layer or form, or siunitx without LaTeX.
+
+    Example:
+        >>> import fgvar
+        >>> problem = fgvar.testing.default_problems()["linear"]
+        >>> ds = fgvar.measure({"FG-W": fgvar.scheme("FG-W")}, problem, route="exact")
+        >>> print(table(ds, to="markdown").splitlines()[0])
+        | | relative bias | relative variance | cosine to target | cosine to backprop | efficiency | cost |
+        >>> table(ds)["relative variance", "value"].item()
+        25.0
+    """
+    if not isinstance(dataset, xr.Dataset):
+        raise TypeError(f"got a {type(dataset).__name__}, expected a dataset, as fgvar.measure returns")
+    if to not in FORMS:
+        raise ValueError(unknown("form", to, FORMS))
+    if siunitx and to != "latex":
+        raise ValueError(f"siunitx=True is of LaTeX, and to={to!r}; give to='latex'")
+    if missing_for_measurement(dataset):
+        found = pd.DataFrame(rows(dataset))
+        if to == "pandas":
+            return found
+        names = [visible(str(value)) for value in found.iloc[:, 0]] if found.shape[1] else []
+        frame = pd.DataFrame(found.iloc[:, 1:].map(cell).values, index=names, columns=found.columns[1:])
+    else:
+        frame = _numbers(dataset, layer) if to == "pandas" else _written(dataset, layer)
+        if to == "pandas":
+            return frame
+    return tabular.markdown(frame) if to == "markdown" else tabular.latex(frame, siunitx=siunitx)
+
+
+def _numbers(dataset: xr.Dataset, layer: str) -> pd.DataFrame:
+    """Values with the ends of their intervals."""
+    found = {}
+    for name, one in _measurements(dataset, layer):
+        found[name] = {
+            (heading, end): value
+            for heading, values in _quantities(one).items()
+            for end, value in zip(ENDS, values, strict=True)
+            if end == "value" or values[1] == values[1]
+        }
+    frame = pd.DataFrame.from_dict(found, orient="index")
+    frame.columns = pd.MultiIndex.from_tuples(frame.columns)
+    return frame[[(heading, end) for heading in COLUMNS for end in ENDS if (heading, end) in frame.columns]]
+
+
+def _written(dataset: xr.Dataset, layer: str) -> pd.DataFrame:
+    """The same as text."""
+    found = {
+        name: {heading: _text(heading, values, one) for heading, values in _quantities(one).items()}
+        for name, one in _measurements(dataset, layer)
+    }
+    return pd.DataFrame.from_dict(found, orient="index")
+
+
+def _text(heading: str, values: tuple[float, float, float], one: xr.Dataset) -> str:
+    variable = COLUMNS[heading][0]
+    if f"{variable}_low" not in one and f"{variable}_se" not in one:  # no error by its nature
+        return "–" if np.isnan(values[0]) else f"{values[0]:{'.2g' if 'bias' in heading else '.4g'}}"
+    return ranged(*values, plus_minus=f"{variable}_low" not in one)
+
+
+def _quantities(one: xr.Dataset) -> dict[str, tuple[float, float, float]]:
+    """Heading → value, low and high of one estimator; NaN where there is none."""
+    found = {}
+    for heading, (variable, reference) in COLUMNS.items():
+        its = one.sel(reference=reference) if reference and "reference" in one.dims else one
+        if variable == "relative_bias":
+            if str(one.attrs.get("route")) != "exact":
+                continue
+            norm = float(its["gradient_norm"])
+            value = float(np.sqrt(max(float(its["sq_bias"]), 0)) / norm) if norm > 0 else np.nan
+            found[heading] = (value, np.nan, np.nan)
+        elif variable in one and not (variable == "bias_p" and str(one.attrs.get("route")) == "exact"):
+            found[heading] = _interval(its, variable)
+    return found
+
+
+def _interval(its: xr.Dataset, name: str) -> tuple[float, float, float]:
+    value = float(its[name])
+    if f"{name}_low" in its:
+        return value, float(its[f"{name}_low"]), float(its[f"{name}_high"])
+    half = 1.96 * float(its[f"{name}_se"]) if f"{name}_se" in its else np.nan
+    return value, value - half, value + half
+
+
+def _measurements(dataset: xr.Dataset, layer: str) -> list[tuple[str, xr.Dataset]]:
+    """Every estimator in every cell, by what tells it apart."""
+    if layer not in (valid := [str(name) for name in dataset["layer"].values]):
+        raise ValueError(unknown("layer", layer, map(visible, valid)))
+    data = dataset.sel(layer=layer)
+    data = data.isel(step=-1) if data.sizes.get("step") else data
+    dims = [dim for dim in extra_dims(dataset) if dim in data.dims]
+    found = []
+    for index in np.ndindex(*(data.sizes[dim] for dim in dims)):
+        cell_of = data.isel(dict(zip(dims, index, strict=True)))
+        place = [
+            f"{dim} {cell_of[dim].item() if dim in cell_of.coords else i}" for dim, i in zip(dims, index, strict=True)
+        ]
+        for name in map(str, data["estimator"].values):
+            told = visible(", ".join([*place, name]))
+            found.append((told, cell_of.sel(estimator=name)))
+    return found
