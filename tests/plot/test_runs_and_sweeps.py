@@ -129,10 +129,10 @@ def report() -> Any:
     class Off:
         """Half of the gradient."""
 
-        def randomness(self, problem):
+        def randomness(self, problem):  # noqa: ARG002
             return fgvar.Randomness({})
 
-        def estimate(self, problem, noise):
+        def estimate(self, problem, noise):  # noqa: ARG002
             return fgvar.Estimate({name: 0.5 * g for name, g in problem.backprop().items()})
 
         def target(self, problem):
