@@ -44,7 +44,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     _slopes(slopes, dataset)
     _workers(workers, dataset)
     handles = [Line2D([], [], color=color, marker=marker, label=kind) for kind, (color, marker) in LOOKS.items()]
-    handles.append(Line2D([], [], color=VARIANCE[0], marker=VARIANCE[1], label="variance (right)"))
+    handles.append(Line2D([], [], color=VARIANCE[0], marker=VARIANCE[1], label="variance of fresh (right)"))
     handles.append(Line2D([], [], color="black", linestyle=style.DOTTED, label="leading order in the step"))
     sheet.legend(handles, wide=3, narrow=2)
 
@@ -74,7 +74,7 @@ def _bias(axes: Axes, dataset: xr.Dataset) -> None:
         axes.errorbar(x, drawn.sel(at), yerr=error, color=color, marker=marker, **POINTS)
     axes.set_xscale("log")
     axes.set_xlim(x.min() / 1.3, x.max() * 1.3)
-    drawing.ticks(axes.xaxis, x[1::2])
+    drawing.ticks(axes.xaxis, x[::2])
     drawing.log(axes, "y", (float(drawn.min()) / 1.6, float(law.max()) * 1.3))
     axes.set_xlabel("step (γ̂, σ or ρ)")
     axes.set_ylabel("|bias| / ‖∇L‖")
@@ -120,7 +120,7 @@ def _workers(axes: Axes, dataset: xr.Dataset) -> None:
         axes, "y", (float(min(line.min() for line in lines.values())) / 2, float(lines["variance"].max()) * 2)
     )
     axes.set_xlabel(f"workers K, at γ̂ = {dataset['step'].values[-1]:g}")
-    axes.set_ylabel("variance and |bias|², over ‖∇L‖²")
+    axes.set_ylabel("variance, |bias|² / ‖∇L‖²")
 
 
 @PAGE.caption
@@ -144,7 +144,7 @@ def caption(dataset: xr.Dataset) -> list[str]:
         "gradient at θ for a control variate and noise in pairs ±u, 95 % intervals; solid: exact, by enumeration of "
         "all values of z (random numbers have none); dotted: γ̂‖H∇L‖, γ̂‖Hz‖, ρ‖H∇L‖/‖∇L‖ and ½σ²‖∇tr H‖. Largest "
         f"|z| of {int(z.notnull().sum())} drawn from exact: {float(z.max()):.1f}.",
-        f"Middle: slopes of the drawn bias up to a step of 0.1, a dot a network, means with 95 % intervals over "
+        f"Middle: slopes of the drawn bias up to a step of {get('short', '?')}, a dot a network, means with 95 % intervals over "
         f"networks (Student): {told}. Grey: orders 1 and 2.",
         f"Right: points drawn, lines exact: variance {one:.3g}/K (without extrapolation {here:.3g}/K), squared bias "
         f"{exact:.3g} whatever K; they meet at K = {one / exact:.0f}.",
