@@ -1,13 +1,13 @@
 """Extrapolation: what does a gradient taken ahead of the parameters cost in bias, and can workers buy it back?
 
-Question   A gradient taken at θ − γ̂z in place of θ is biased. How large is that bias for z a fresh minibatch gradient,
-           the gradient that made the last step, random numbers (noise injection) or, uphill, the gradient over its
-           norm (SAM)? And what do K workers, each with a fresh z of its own, do to it and to the variance?
+Question   A gradient taken at θ − γ̂z in place of θ is biased. How large is that bias for z a fresh minibatch
+           gradient, the gradient that made the last step, random numbers (noise injection) or, uphill, the gradient
+           over its norm (SAM)? And what do K workers, each with a fresh z of its own, do to it and to the variance?
 Claim      To first order it is −γ̂H E z: of norm γ̂‖H∇L‖ for a fresh minibatch, γ̂‖Hz‖ for a kept gradient, ρ‖H∇L‖/‖∇L‖
            for SAM; and ½σ²‖∇tr H‖ for noise, whose first order averages out. Fitted slopes are 1.00, 1.00, 1.99 and
            1.00. K workers divide the variance by K and leave the bias as it is.
-Shown      Drawn values with 95 % intervals on exact lines (all 576 fresh minibatches enumerated) and on these laws, of
-           ten small networks in the middle of training. Draws have the same minibatch's gradient at θ for a control
+Shown      Drawn values with 95 % intervals on exact lines (all 576 fresh minibatches enumerated) and on these laws,
+           of ten small networks in the middle of training. Draws have the same minibatch's gradient at θ as a control
            variate, and noise comes in pairs ±u. The estimators of Lin et al. 2020 alone: that extrapolation smooths
            the loss and lets batches grow is not tested.
 Cost       About four minutes on one core, half of it on two (--workers 2); --smoke: seconds.

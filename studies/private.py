@@ -1,15 +1,16 @@
 """Private gradients: what do projection, clip, sampling and noise each cost, and which rank is best?
 
-Question   A private gradient is sampled, projected on r rows and columns of every weight, clipped and noised. Which of
-           these does the error come from, and does a low rank repay in noise what it leaves out?
+Question   A private gradient is sampled, projected on r rows and columns of every weight, clipped and noised. Which
+           of these does the error come from, and does a low rank repay in noise what it leaves out?
 Claim      Squared biases of projection and clip add up exactly, for they are orthogonal, and so do the variances of
            sampling and noise: r(m + n − r) σ²C²/(qN)² a matrix with both carriers, r m σ²C²/(qN)² with the left ones.
-           The best rank falls as σ grows. At σ = 2 the left carriers alone, biased more, are the more efficient.
-Shown      Exact parts, a mean over ten LocalMixers in the middle of training on digits, beside drawn totals. C is the
-           median norm of the examples' gradients (Abadi et al. 2016). σ is the noise over C on the sum, the same for
-           all ranks, so that all release as much; no ε is claimed, which depends on the number of releases too.
-           Ito et al. 2022 keep few carrier numbers by a strategy of which we know no text: random and top ones after
-           the noise stand in for it, and neither is theirs.
+           The best rank falls from 4 to 2 as σ grows from 0.5 to 2, where it has 1.29 times the efficiency of DP-SGD
+           with both carriers and 1.81 times with the left ones alone, which are biased more and take less noise.
+Shown      Exact parts, means over ten LocalMixers after 60 steps of SGD on digits, beside drawn totals. C is the median
+           norm of the examples' gradients (Abadi et al. 2016), for all ranks. σ is the noise over C on the sum, the
+           same for all ranks, so that each release gives away as much; no ε is claimed, which depends on their number.
+           Ito et al. 2022 keep few carrier numbers by a strategy of which we know no text: top and random ones after
+           the noise (TopK, RandomK) stand in for it, and neither is theirs. Nothing is trained by these gradients.
 Cost       About five minutes on one core, half of it on two (--workers 2); --smoke: seconds.
 Run        python studies/private.py            writes results/private.nc, .pdf and .png
 """
@@ -57,6 +58,7 @@ def main(config: Config) -> None:
         raise ValueError(f"sigma is {list(config.sigma)}, expected two positive ones at least")
     settings = {name: getattr(config, name) for name in ("rank", "sigma", "examples", "channels", "draws")}
     dataset = common.sweep(cell, {}, settings, config.run)
+    dataset.attrs["rate"] = RATE
     common.publish(dataset, config, private, report(dataset))
 
 

@@ -69,6 +69,7 @@ BROKEN = {
     "clipped-mean": {"sensitivity", "linear_in_loss"},  # a clip is no linear map, be it of the mean or not
     "mean-of-mean-loss": {"unbiased", "scale"},
     "shrunk-layer": {"unbiased", "scale"},
+    "left-carriers-alone": {"unbiased", "scale"},
     "noise-of-the-sum": {"variance"},
     "times-workers": {"unbiased", "scale"},
 }
