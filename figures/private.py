@@ -194,8 +194,9 @@ def caption(dataset: xr.Dataset) -> list[str]:
         "Below: efficiency ⟨E ĝ, ∇L⟩²/(‖∇L‖² E‖ĝ‖²) over that of DP-SGD at the same σ: exact, mean and range of "
         f"networks, points at σ = {sigma:g} drawn. Best of ranks {ranks[0]} to {ranks[-1]}: {'; '.join(best)}.",
         f"Right: a quarter of the noisy numbers of both carriers, largest or random, drawn; best: {sparse}.",
-        "σ and the clip are the same for all ranks, and with them what one release gives away; no ε is claimed. Ito et al. 2022 keep "
-        "few numbers by a strategy unknown to us (abstract read, no code found), which none of these is.",
+        "σ and the clip are the same for all ranks, and with them what one release gives away; no ε is claimed. "
+        "Ito et al. 2022 keep few numbers by a strategy unknown to us (abstract read, no code found), which none of "
+        "these is.",
     ]
 
 
