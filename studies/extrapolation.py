@@ -215,16 +215,19 @@ def by_workers(problem: "Problem", step: float, many: list[int], draws: int, see
 def variance(one: "Stochastic", problem: "Problem") -> float:
     """tr Cov ĝ of a minibatch of m, exactly: V_∞ + (V_1 − V_∞)/m, V_1 of one example and V_∞ of all, over all z."""
     from fgvar import sampling
-    from fgvar.testing.enumeration import variances
 
-    single = trace(variances(replace(one, sample=sampling.Draw(1)), problem, method="support"))
-    every = replace(one, sample=sampling.Everything())
-    whole = trace(variances(every, problem, method="support")) if every.randomness(problem).leaves else 0.0
+    single = trace(replace(one, sample=sampling.Draw(1)), problem)
+    whole = trace(replace(one, sample=sampling.Everything()), problem)
     return whole + (single - whole) / SIZE
 
 
-def trace(variances: Mapping[str, "Tensor"]) -> float:
-    return sum(float(v.sum()) for v in variances.values())
+def trace(one: "Stochastic", problem: "Problem") -> float:
+    """tr Cov ĝ by enumeration; 0 of what needs no noise."""
+    from fgvar.testing import covariance
+
+    if not one.randomness(problem).leaves:
+        return 0.0
+    return sum(float(c.trace()) for c in covariance(one, problem, method="support").values())
 
 
 def square(gradient: Mapping[str, "Tensor"]) -> float:

@@ -106,9 +106,12 @@ def halfway(examples: int, channels: int, seed: int) -> "Problem":
 
 def median_norm(problem: "Problem") -> float:
     """Of the examples' gradients."""
-    from fgvar.stochastic.transforms import length
+    import torch
 
-    return float(problem.per_example(lambda example: length(example.backprop())).median())
+    def norm(example: "Problem") -> "Tensor":
+        return torch.stack([g.square().sum() for g in example.backprop().values()]).sum().sqrt()
+
+    return float(problem.per_example(norm).median())
 
 
 def low_rank(rank: int, left_only: bool = False) -> tuple[Any, ...]:

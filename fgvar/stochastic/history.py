@@ -12,7 +12,7 @@ from fgvar.errors import require_integer, require_type, require_word
 from fgvar.estimators.estimator import Estimate, GradientEstimator, require_estimator
 from fgvar.estimators.randomness import Randomness
 from fgvar.problem import Problem
-from fgvar.stochastic.points import after
+from fgvar.stochastic.past import after
 from fgvar.stochastic.streams import Through
 from fgvar.stochastic.transforms import Gradient
 

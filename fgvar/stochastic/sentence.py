@@ -13,7 +13,8 @@ from fgvar.estimators.estimator import Estimate, ExactGradient, GradientEstimato
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.nn.stacking import DIRECTIONS
 from fgvar.problem import Problem
-from fgvar.stochastic.points import Here, Point, after
+from fgvar.stochastic.past import after
+from fgvar.stochastic.points import Here, Point
 from fgvar.stochastic.sampling import Everything, Sample
 from fgvar.stochastic.transforms import Gradient, Shapes, Transform, returned_shapes, shapes_of
 

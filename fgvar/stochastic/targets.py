@@ -12,7 +12,7 @@ from fgvar.errors import require_type, require_word
 from fgvar.estimators.estimator import Estimate, GradientEstimator, require_estimator, require_problem
 from fgvar.estimators.randomness import Randomness
 from fgvar.problem import Problem
-from fgvar.stochastic.points import after
+from fgvar.stochastic.past import after
 
 Target = Callable[[Problem], dict[str, Tensor]]
 

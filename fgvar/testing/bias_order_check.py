@@ -7,7 +7,7 @@ from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.draws import Enumeration
 from fgvar.problem import Problem
-from fgvar.stochastic.points import after
+from fgvar.stochastic.past import after
 from fgvar.testing.declared_checks import varied
 from fgvar.testing.enumeration import expectation
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, Gradients, NotApplicable

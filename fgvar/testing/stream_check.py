@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fgvar.stochastic.points import recalls
+from fgvar.stochastic.past import recalls
 from fgvar.testing.comparisons import difference
 from fgvar.testing.declared_checks import declared_variance, require_variance
 from fgvar.testing.exact_moments import tolerance, variances

@@ -17,7 +17,7 @@ from fgvar.estimators.oracles import Jvp, Replay
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.problem import Problem
 from fgvar.stochastic.history import History
-from fgvar.stochastic.points import recalls
+from fgvar.stochastic.past import recalls
 from fgvar.stochastic.sentence import Stochastic, of_terms, origin_of
 from fgvar.stochastic.targets import Against
 from fgvar.stochastic.transforms import Moments, Transform

@@ -12,7 +12,6 @@ import xarray as xr
 import fgvar
 from fgvar import points, sampling
 from fgvar.testing import CHECKS, default_problems, expectation
-from fgvar.testing.enumeration import variances
 from figures import extrapolation as figure
 from figures import style
 from studies import extrapolation as study
@@ -46,7 +45,7 @@ def test_a_control_variate_keeps_the_mean_and_exact_lines_are_of_it(kind: str, f
         flat(expectation(study.Controlled(one), problem, method="support")), mean, rtol=0, atol=1e-12
     )
     torch.testing.assert_close(flat(study.bias(one, problem)), mean - g, rtol=0, atol=1e-12)
-    spread, controlled = (study.trace(variances(e, problem, method="support")) for e in (one, study.Controlled(one)))
+    spread, controlled = (study.trace(e, problem) for e in (one, study.Controlled(one)))
     assert study.variance(one, problem) == pytest.approx(spread, rel=1e-10)
     assert controlled < spread
     short = study.row(kind, 1e-4, kept)
@@ -92,7 +91,7 @@ def test_workers_keep_the_mean_and_divide_the_variance(few) -> None:
     )
     means = [flat(expectation(e, problem, method="support")) for e in (one, two)]
     torch.testing.assert_close(means[0], means[1], rtol=0, atol=1e-12)
-    spreads = [study.trace(variances(e, problem, method="support")) for e in (one, two)]
+    spreads = [study.trace(e, problem) for e in (one, two)]
     assert spreads[0] == pytest.approx(2 * spreads[1], rel=1e-10)
 
 
