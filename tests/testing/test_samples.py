@@ -82,6 +82,12 @@ def test_broken_ones_fail_where_they_should_alone(name: str) -> None:
     assert set(report.failures) == BROKEN[name], report
 
 
+def test_the_right_way_back_from_carriers_passes() -> None:
+    mutant = MUTANTS["left-carriers-alone"]
+    report = check_estimator(mutant.right, mutant.problem())
+    assert report.passed, report
+
+
 @pytest.mark.parametrize(
     ("name", "check", "note"),
     [

@@ -41,5 +41,7 @@ CARRIERS = (
         "left-carriers-alone",
         Against(Stochastic(each=(ONE,), then=(AddNoise(0.1), LeftAlone(ONE))), Projected(ONE)), "unbiased",
         "The way back leaves the right carriers out: what lies in L alone is lost, though its noise budget is spent.",
+        reported="RGP, released code",
+        right=Against(Stochastic(each=(ONE,), then=(AddNoise(0.1), ONE.back)), Projected(ONE)),
     ),
 )  # fmt: skip
