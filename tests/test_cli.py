@@ -190,14 +190,37 @@ def test_open_takes_the_last_known_epoch_of_each_run(run, tmp_path) -> None:
     assert rows == {"slow": (2, 0.1), "fast": (1, 0.4)}
 
 
+def test_plot_draws_what_fits_a_dataset(run, tmp_path) -> None:
+    """The best figure, one by name, all of them; choices of a run, and the place of the files."""
+    path = str(STORED / "quickstart.nc")
+    status, text, _ = run("plot", path, "--out", str(tmp_path / "run.pdf"), "--venue", "icml", "--columns", "1")
+    assert (status, text.split()) == (0, [str(tmp_path / "run.pdf"), str(tmp_path / "run.txt")])
+    assert "over training of BP, LG-FG-A" in (tmp_path / "run.txt").read_text()
+    at = ("--at", "algorithm=BP", "step=4", "--out", str(tmp_path / "one"))
+    rows = json.loads(run("plot", path, *at, "--by", "efficiency", "--json")[1])
+    assert rows == [{"file": str(tmp_path / f"one.{kind}")} for kind in ("pdf", "png", "txt")]
+    assert "ranked by efficiency to backprop" in (tmp_path / "one.txt").read_text()
+    text = run("plot", path, *at[:-1], str(tmp_path / "all.svg"), "--kind", "all")[1]
+    kinds = ("training", "layers", "ranking", "tradeoff")
+    assert text.split() == [str(tmp_path / f"all_{kind}.{end}") for kind in kinds for end in ("svg", "txt")]
+
+
 # ---- wrong input -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no command; give one of schemes, measure, check, open"),
+        ([], "no command; give one of schemes, measure, check, open, plot"),
         (["mesure"], "unknown command 'mesure'; did you mean 'measure'"),
+        (["plot", str(STORED / "quickstart.nc"), "--kind", "layrs"], "unknown kind 'layrs' (valid: all, training)"),
+        (["plot", str(STORED / "quickstart.nc"), "--kind", "layers"], "several measurements, over 'algorithm'; choose"),
+        (["plot", str(STORED / "quickstart.nc"), "--at", "step=5"], "unknown step '5' (valid: 1, 15, "),
+        (["plot", str(STORED / "quickstart.nc"), "--at", "stp=4"], "unknown dim 'stp'; did you mean 'step'"),
+        (["plot", str(STORED / "quickstart.nc"), "--by", "cosine"], "--by is of ranking, and the figure is of training"),
+        (["plot", str(STORED / "quickstart.nc"), "--venue", "iclm"], "unknown venue 'iclm'; did you mean 'icml'"),
+        (["plot", str(STORED / "quickstart.nc"), "--out", "a.jpg"], "unknown format 'jpg'; did you mean 'png'"),
+        (["plot", str(STORED / "cost.nc")], "no figure fits: expected a dataset of fgvar.measure"),
         (["measure", "--scheme", "FGA"], "unknown scheme 'FGA'; did you mean 'FG-A'"),
         (["measure", "--scheme", "BP", "BP"], "names BP twice"),
         (["measure", "--network", "M/1/17"], "unknown preset 'M/1/17'; did you mean 'M/1/16'"),
@@ -224,6 +247,8 @@ def test_open_takes_the_last_known_epoch_of_each_run(run, tmp_path) -> None:
         (["measure", "--problem", "MINE:ready", "--batch", "3"], "brings its own network, batch and device"),
         (["check", "FG-A", "--problem", "MINE:stuck"], "mine.py, line"),
         (["check", "BROKEN:x"], "does not import: ZeroDivisionError: division by zero"),
+        (["check", "--gallery", "--report", "page.html"], "--report is of one estimator; leave it or --gallery out"),
+        (["report", "nothing.nc"], "no dataset at nothing.nc"),
         (["open", "nothing.nc"], "no dataset at nothing.nc"),
         (["open", "MINE"], "is not a whole netCDF file"),
     ],

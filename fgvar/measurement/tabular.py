@@ -121,10 +121,7 @@ def _behind(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """Text as LaTeX shows it."""
-    text = re.sub(
-        r"[\\~^]", lambda found: SPECIAL[found[0]], re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", "\0"))
-    )
-    text = text.replace("\0", SPECIAL["\\"])
+    text = re.sub(r"[\\~^&%$#_{}]", lambda found: SPECIAL.get(found[0], "\\" + found[0]), text)
     for sign, written in TEX.items():
         text = text.replace(sign, written)
     return text

@@ -42,7 +42,7 @@ def sweep(
 
     Args:
         dataset: of `fgvar.sweep` over cells that return measurements, or any over a numeric dim.
-        x: a dim with numbers; default: the first one with more than one value.
+        x: a dim with numbers; default: the one with the most values.
         y: the variable.
         hue: the dim whose values are lines; None where there is none.
         col: one more dim, a panel for each value.

@@ -23,6 +23,11 @@ TITLES = {
     ("cosine", "target"): "cosine to target",
     ("cosine", "backprop"): "cosine to backprop",
 }
+NEEDED: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("cosine", "cosine_se"), ("estimator", "reference", "layer")),
+    **dict.fromkeys(("relative_variance", "relative_variance_se"), ("estimator", "layer")),
+    **dict.fromkeys(("gradient_norm", "cosine_null", "size"), ("layer",)),
+}
 CERTAIN = ("bias_p", "relative_bias")  # quantities without an error
 THRESHOLD: dict[str, Any] = {"color": "black", "linestyle": (0, (3, 1.5)), "linewidth": 0.6, "zorder": 1}
 TICK: dict[str, Any] = {"linestyle": "none", "marker": "|", "markersize": 5, "markeredgewidth": 0.7, "zorder": 1.5}
@@ -77,6 +82,8 @@ def layers(
 
 def prepared(dataset: xr.Dataset) -> xr.Dataset:
     """One measurement over the layers that have a row."""
+    if isinstance(dataset, xr.Dataset):
+        datasets.require(dataset, NEEDED, "fgvar.measure")
     data = datasets.one(dataset)
     return data.sel(layer=estimated(data))
 

@@ -31,6 +31,9 @@ SEVERAL = 2  # estimators, from which on a ranking says something
 def kinds(shown: Any) -> tuple[str, ...]:
     """Names of the functions of `fgvar.plot` that fit a dataset, or a check report, the most telling first.
 
+    Args:
+        shown: any dataset, or a report of `fgvar.testing.check_estimator`.
+
     Example:
         >>> import xarray as xr
         >>> kinds(xr.Dataset({"test_error": ("epoch", [0.9, 0.1])}, {"epoch": [0, 1]}))
@@ -63,7 +66,7 @@ def _several(data: xr.Dataset) -> None:
 
 
 def of_sweep(dataset: xr.Dataset) -> dict[str, Any]:
-    """Which x, y, hue and col a sweep is drawn by: the first numeric axis, and what else there is.
+    """Which x, y, hue and col a sweep is drawn by: the longest numeric axis, and what else there is.
 
     Raises:
         ValueError: no quantity, or no axis, or too many.
@@ -79,10 +82,11 @@ def of_sweep(dataset: xr.Dataset) -> dict[str, Any]:
     ]
     if not numeric or "step" in dataset[y].dims:
         raise ValueError(f"{y!r} has no numeric axis with several values")
-    lines = [dim for dim in others if dim != numeric[0] and dataset.sizes[dim] > 1]
+    x = max(numeric, key=lambda dim: dataset.sizes[dim])
+    lines = [dim for dim in others if dim != x and dataset.sizes[dim] > 1]
     hue = "estimator" if "estimator" in lines else (lines[0] if lines else None)
     col = next((dim for dim in lines if dim != hue), None)
-    return {"x": numeric[0], "y": y, "hue": hue, "col": col, "reference": "target", "layer": "perturbed"}
+    return {"x": x, "y": y, "hue": hue, "col": col, "reference": "target", "layer": "perturbed"}
 
 
 def figures(shown: Any, looks: Mapping[str, Wanted] | None = None) -> dict[str, Figure]:

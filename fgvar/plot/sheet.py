@@ -43,10 +43,19 @@ def given(axes: Sequence[Axes] | NDArray[Any] | Axes, count: int) -> list[Axes]:
 class Sheet:
     """One figure while it is drawn.
 
+    Args:
+        place: as wide as it.
+
     Attributes:
         width: in inches.
         wide: two columns rather than one.
         figure: made by `empty`, `grid`, `row` or `columns`.
+
+    Example:
+        >>> from fgvar.plot import venues
+        >>> with venues.venue("icml", columns=1) as place:
+        ...     len(Sheet(place).row(2, head=0.3, height=1.5))
+        2
     """
 
     figure: Figure

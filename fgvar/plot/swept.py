@@ -170,7 +170,7 @@ def _axis(data: xr.Dataset, y: str, hue: str | None, col: str | None) -> str:
             f"{y!r} has no numeric axis with several values: its dims are {', '.join(map(str, data[y].dims))}; give "
             "x=, or see fgvar.plot.ranking and fgvar.plot.layers"
         )
-    return found[0]
+    return max(found, key=lambda dim: data.sizes[dim])
 
 
 def _squeezed(data: xr.Dataset, y: str, kept: tuple[str, ...]) -> xr.Dataset:

@@ -16,8 +16,8 @@ from fgvar.measurement.dataset_checks import missing_from
 from fgvar.measurement.report import provenance_line, rows, to_text
 from fgvar.measurement.summary import ranged
 from fgvar.measurement.text_tables import format_table, to_json, to_tsv, visible
+from fgvar import plot
 from fgvar.plot import datasets
-from figures import layers
 
 NAMES = {"estimator": ["BP", "FG-W"], "reference": ["target", "backprop"], "layer": ["perturbed", "weight"]}
 EVIL = "\x1b[2J\x9b31m\u202e"
@@ -217,9 +217,9 @@ def test_forms_show_control_characters() -> None:
 )
 def test_figures_refuse_what_is_not_their_dataset(change, what: str) -> None:
     whole = measurement().assign(size=("layer", [1.0, 2.0]), cosine_null=("layer", [0.5, 0.5]))
-    datasets.require(whole, layers.NEEDED, "fgvar.measure")
+    plot.layers(whole)
     with pytest.raises(ValueError, match=rf"not a dataset of fgvar\.measure: it lacks {what}"):
-        layers.draw(change(whole))
+        plot.layers(change(whole))
 
 
 def test_variables_of_text_may_hold_text() -> None:

@@ -24,6 +24,8 @@ NAMES = (
     "cost",
     "calibration",
     "language_model",
+    "extrapolation",
+    "private",
 )
 
 

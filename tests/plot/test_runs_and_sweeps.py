@@ -1,0 +1,170 @@
+"""Figures of training runs, sweeps and check reports, with numbers that are known beforehand."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from pictures import clipped, words
+
+import fgvar
+from fgvar import plot
+
+WIDTHS = [4, 8, 16, 32]
+
+
+def swept(seeds: int = 1) -> xr.Dataset:
+    """Relative variances d and d², with errors of a tenth, over widths; exactly so for every seed but a factor."""
+    width = xr.DataArray(WIDTHS, dims="width", coords={"width": WIDTHS}).astype(float)
+    factor = xr.DataArray(
+        np.linspace(0.9, 1.1, seeds) if seeds > 1 else [1.0], dims="seed", coords={"seed": range(seeds)}
+    )
+    value = xr.concat([width, width**2], xr.DataArray(["mine", "other"], dims="estimator", name="estimator")) * factor
+    return xr.Dataset(
+        {"relative_variance": value, "relative_variance_low": 0.9 * value, "relative_variance_high": 1.1 * value},
+        attrs={"route": "drawn", "draws": 64},
+    )
+
+
+def run(**dims: Any) -> xr.Dataset:
+    """Curves of five epochs."""
+    error = np.linspace(0.9, 0.1, 5)
+    found = xr.Dataset({"train_error": ("epoch", error), "test_error": ("epoch", error + 0.05)}, {"epoch": range(5)})
+    return found.expand_dims(dims) if dims else found
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_slopes_of_a_sweep_are_those_of_its_powers(seeds: int) -> None:
+    dataset = swept(seeds)
+    told = words(plot.sweep(dataset))
+    assert "mine, slope 1.00" in told
+    assert "other, slope 2.00" in told
+    text = plot.caption(dataset, "sweep")
+    assert "Slopes on log axes, with 95 % intervals where there are errors: mine 1.00" in text
+    assert ("means of 3 seeds" in text) == (seeds == 3)
+
+
+def test_an_interval_of_a_slope_is_that_of_independent_points() -> None:
+    """Least squares: half-width √Σ(c·h)² of half-widths h = 0.1 of the logarithms, for c = (x − x̄)/Σ(x − x̄)²."""
+    x = np.log(WIDTHS)
+    half = 0.1 / np.sqrt(np.square(x - x.mean()).sum())
+    assert f"mine, slope 1.00 ± {half:.2f}" in words(plot.sweep(swept()))
+
+
+def test_seeds_have_students_interval() -> None:
+    axes = plot.sweep(swept(3), hue="estimator").axes[0]
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    half = 4.302653 * np.std([0.9, 1.0, 1.1], ddof=1) / 3**0.5  # Student's t of 2 degrees of freedom
+    assert band.max() == pytest.approx(32 * (1 + half), rel=1e-5)
+
+
+def test_a_prediction_is_a_line_under_points() -> None:
+    dataset = swept().isel(seed=0)
+    dataset = dataset.assign(relative_variance_theory=dataset["relative_variance"])
+    figure = plot.sweep(dataset)
+    lines = [line for line in figure.axes[0].lines if line.get_label() == "mine"]
+    assert [line.get_linestyle() for line in lines] == ["None"], "points are not joined"
+    assert "predicted" in words(figure)
+    assert "Lines: predicted" in plot.caption(dataset)
+
+
+def test_zeros_negatives_and_gaps_of_a_sweep_are_shown() -> None:
+    dataset = swept().isel(seed=0).copy(deep=True)
+    dataset["relative_variance"].loc[{"estimator": "mine", "width": 8}] = 0
+    dataset["relative_variance"].loc[{"estimator": "mine", "width": 16}] = -3
+    dataset["relative_variance"].loc[{"estimator": "other", "width": 8}] = np.nan
+    figure = plot.sweep(dataset)
+    axes = figure.axes[0]
+    edge = [line for line in axes.lines if len(line.get_ydata()) and set(line.get_ydata()) == {axes.get_ylim()[0]}]
+    assert [list(line.get_xdata()) for line in edge] == [[8, 16]]
+    assert "other: undefined" in words(figure)
+
+
+@pytest.mark.parametrize("place", [("icml", 1), ("iclr", 2)], ids=str)
+def test_panels_of_a_second_axis(place: tuple[Any, Any]) -> None:
+    dataset = xr.concat([swept(2), 2 * swept(2)], xr.DataArray([1, 2], dims="batch", name="batch"))
+    with plot.venue(place[0], columns=place[1]):
+        figure = plot.sweep(dataset, col="batch")
+    assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == ["batch 1", "batch 2"]
+    assert not clipped(figure)
+    assert "a panel for each batch" in plot.caption(dataset)
+    with pytest.raises(ValueError, match=r"is along 'batch', too; give hue='batch' or col='batch', or choose one"):
+        plot.sweep(dataset)
+    with pytest.raises(ValueError, match=r"makes 2 panels, and ax is one; choose by dataset\.sel\(batch=…\)"):
+        plot.sweep(dataset, col="batch", ax=figure.axes[0])
+    with pytest.raises(ValueError, match="col='depth' is no dim of 'relative_variance': unknown dim 'depth'"):
+        plot.sweep(dataset, col="depth")
+    with pytest.raises(ValueError, match="x='estimator' has no numbers along it"):
+        plot.sweep(dataset, x="estimator", hue=None, col="batch")
+
+
+def test_one_run_of_curves_alone() -> None:
+    figure = plot.training(run())
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "error")
+    assert "of one run: no band" in plot.caption(run())
+
+
+def test_several_runs_share_a_panel_and_seeds_have_a_band() -> None:
+    dataset = run(algorithm=["mine", "BP"], seed=[0, 1]).copy(deep=True)
+    dataset["test_error"].loc[{"seed": 1}] *= 2
+    figure = plot.training(dataset)
+    (axes,) = figure.axes
+    assert {"mine", "BP"} <= set(words(figure).splitlines())
+    assert len(axes.collections) == 4, "bands of two curves of two runs"
+    assert "means of 2 seeds, in bands from the lowest to the highest" in plot.caption(dataset)
+    with pytest.raises(ValueError, match=r"several runs, along 'network', 'algorithm'; choose along all but one"):
+        plot.training(dataset.expand_dims(network=["a", "b"]))
+
+
+def test_thirteen_runs_in_a_column_are_whole() -> None:
+    names = [f"algorithm {i}" for i in range(13)]
+    with plot.venue("icml", columns=1):
+        figure = plot.training(run(algorithm=names))
+    assert not clipped(figure)
+
+
+@pytest.fixture(scope="module")
+def report() -> Any:
+    class Off:
+        """Half of the gradient."""
+
+        def randomness(self, problem):  # noqa: ARG002
+            return fgvar.Randomness({})
+
+        def estimate(self, problem, noise):  # noqa: ARG002
+            return fgvar.Estimate({name: 0.5 * g for name, g in problem.backprop().items()})
+
+        def target(self, problem):
+            return problem.backprop()
+
+    problem = fgvar.testing.default_problems()["linear"]
+    return fgvar.testing.check_estimator(Off(), problem, checks=["structure", "unbiased", "linear_in_loss"])
+
+
+def test_sizes_that_checks_would_have_caught(report: Any) -> None:
+    """Exact ones are caught from rounding on; what failed, or compares bits, has no size."""
+    sizes = {row.check: (row.outcome, row.caught, row.exact) for row in report.rows}
+    assert sizes["structure"] == ("passed", None, False)
+    assert sizes["unbiased"] == ("failed", None, False)
+    assert sizes["linear_in_loss"] == ("passed", (1e-9, 1e-9), True)
+    drawn = fgvar.testing.check_estimator(
+        fgvar.testing.from_function(lambda problem, _: problem.backprop()),
+        fgvar.testing.default_problems()["linear"],
+        checks=["noise", "unbiased"],
+    )
+    assert all(row.caught is None or row.caught[0] <= row.caught[1] for row in drawn.rows)
+
+
+def test_a_report_as_a_picture(report: Any) -> None:
+    figure = plot.check(report)
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["structure", "unbiased", "linear_in_loss"]
+    assert any(line.get_marker() == "X" and list(line.get_ydata()) == [1] for line in left.lines), "failed"
+    assert [line.get_xdata()[0] for line in right.lines if line.get_marker() == "o"] == [1e-9]
+    assert plot.kinds(report) == ("check",)
+    assert "Failed: unbiased." in plot.caption(report)
+    assert "failed unbiased" in plot.alternative(report)
+    assert set(plot.figures(report)) == {"check"}
+    with pytest.raises(ValueError, match="got 1 axes, expected 2"):
+        plot.check(report, axes=[left])
