@@ -116,9 +116,9 @@ def _biases(dataset: xr.Dataset) -> Iterator[tuple[str, str, str, str]]:
     its = dataset.sel(layer=layer, reference="target")
     if "bias_p" not in its or "sq_bias_high" not in its:
         return
-    others = [dim for dim in its["bias_p"].dims if dim != "estimator"]
-    least = -np.expm1(its["bias_p"].notnull().sum() * np.log1p(-its["bias_p"].clip(max=1 - 1e-16)))
-    share = np.sqrt(its["sq_bias_high"].clip(min=0) / its["gradient_norm"] ** 2).max(others)
+    others = [str(dim) for dim in its["bias_p"].dims if dim != "estimator"]
+    least: xr.DataArray = -np.expm1(its["bias_p"].notnull().sum() * np.log1p(-its["bias_p"].clip(max=1 - 1e-16)))
+    share: xr.DataArray = np.sqrt(its["sq_bias_high"].clip(min=0) / its["gradient_norm"] ** 2).max(others)
     for name, p, most in zip(its["estimator"].values, least.min(others).values, share.values, strict=True):
         if p < 0.01:
             yield visible(str(name)), "biased", str(layer), f"p = {p:.2g}, over all tests of this layer together."

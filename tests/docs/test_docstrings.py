@@ -39,8 +39,10 @@ def raises(one: Name) -> bool:
     if not inspect.isclass(one.value):
         return "raise " in inspect.getsource(one.value)
     made = (one.value.__dict__.get(name) for name in ("__init__", "__post_init__"))
-    written = (found for found in made if inspect.isfunction(found) and "fgvar" in found.__code__.co_filename)
-    return any("raise " in inspect.getsource(found) for found in written)
+    own = (found for found in made if inspect.isfunction(found) and "fgvar" in found.__code__.co_filename)
+    return any(
+        "raise " in inspect.getsource(found) for found in own if not found.__code__.co_filename.startswith("<")
+    )
 
 
 def lacks(one: Name) -> set[str]:
