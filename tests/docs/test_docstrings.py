@@ -23,8 +23,8 @@ NOBODYS = {
     "fgvar.targets": ("TargetOf",),
     "fgvar.transforms": ("Mask",),
 }
-# The protocol, which the first README shows at work; results, whose example is that of the function which returns them, and the parts of `measure`, which pass each
-# other from one to the next: what they take is said by the class of it.
+# The protocol, which the first README shows at work; results, whose example is that of the function which returns
+# them; and the parts of `measure`, which pass each other on, and say what they are in their classes.
 RESULTS = {
     "fgvar": ("Estimate", "GradientEstimator", "Randomness", "Leaf"),
     "fgvar.testing": ("Verdict", "MeanTest"),

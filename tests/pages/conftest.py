@@ -1,4 +1,4 @@
-"""A measurement of four estimators, one with a name that HTML would obey, and its page."""
+"""A measurement of four estimators, one with a name that HTML would obey, its page, and a report of two checks."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ import xarray as xr
 
 import fgvar
 from fgvar.pages import of_dataset
+from fgvar.testing.report import FAILED, PASSED, Report, Row
 
 
 @pytest.fixture(scope="package")
@@ -20,3 +21,14 @@ def measured() -> xr.Dataset:
 @pytest.fixture(scope="package")
 def page(measured) -> str:
     return of_dataset(measured)
+
+
+@pytest.fixture(scope="package")
+def report() -> Report:
+    rows = (
+        Row("unbiased", "linear", FAILED, "E ĝ of 'bias' is off its target by 0.01 of the target's norm"),
+        Row("unbiased", "relu", PASSED, "exact: 146 nodes, to 1e-09"),
+        Row("pure", "linear", PASSED, "untouched"),
+        Row("pure", "relu", PASSED, "untouched"),
+    )
+    return Report("Mine(step=0.1)", rows)

@@ -12,7 +12,7 @@ import fgvar
 from fgvar import plot
 from fgvar.cli import main
 from fgvar.pages import of_dataset, of_report
-from fgvar.testing.report import FAILED, PASSED, Report, Row
+from fgvar.testing.report import Report, Row
 
 STORED = Path(__file__).resolve().parents[2] / "figures" / "data"
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -40,17 +40,6 @@ class Tree(HTMLParser):
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attrs for name, attrs in self.elements if name == tag]
-
-
-@pytest.fixture(scope="module")
-def report() -> Report:
-    rows = (
-        Row("unbiased", "linear", FAILED, "E ĝ of 'bias' is off its target by 0.01 of the target's norm"),
-        Row("unbiased", "relu", PASSED, "exact: 146 nodes, to 1e-09"),
-        Row("pure", "linear", PASSED, "untouched"),
-        Row("pure", "relu", PASSED, "untouched"),
-    )
-    return Report("Mine(step=0.1)", rows)
 
 
 def checked(text: str) -> Tree:
