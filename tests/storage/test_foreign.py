@@ -11,12 +11,12 @@ import pytest
 import xarray as xr
 
 import fgvar
+from fgvar import plot
 from fgvar.cli import main
 from fgvar.measurement.dataset import ranged
 from fgvar.measurement.dataset_checks import missing_from
 from fgvar.measurement.report import provenance_line, rows, to_text
 from fgvar.measurement.text_tables import format_table, to_json, to_tsv, visible
-from fgvar import plot
 from fgvar.plot import datasets
 
 NAMES = {"estimator": ["BP", "FG-W"], "reference": ["target", "backprop"], "layer": ["perturbed", "weight"]}
