@@ -167,6 +167,7 @@ ORDER = (
     "fgvar.testing.problems",
     "fgvar.testing.mutants.mutant",
     "fgvar.testing.mutants.broken_samples",
+    "fgvar.testing.mutants.broken_unlearning",
     "fgvar.testing.mutants.lookalikes",
     "fgvar.testing.mutants",
     "fgvar.testing.small",

@@ -20,6 +20,7 @@ from fgvar.testing.mutants import broken_estimates as estimates
 from fgvar.testing.mutants import broken_words as words
 from fgvar.testing.mutants.broken_samples import SAMPLES
 from fgvar.testing.mutants.broken_streams import AliasedDiffGrad, LosesResidual
+from fgvar.testing.mutants.broken_unlearning import UNLEARNING
 from fgvar.testing.mutants.lookalikes import LOOKALIKES, Lookalike
 from fgvar.testing.mutants.moved_probabilities import AtPoint, DownHill, MovedProbabilities
 from fgvar.testing.mutants.mutant import Mutant
@@ -238,6 +239,7 @@ _MUTANTS = (
     ),
     # samples and transforms
     *SAMPLES,
+    *UNLEARNING,
     # what is not the loss's gradient at all
     Mutant(
         "decayed", estimates.Decayed(), "zero_gradient",
