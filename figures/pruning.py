@@ -1,0 +1,3 @@
+"""Stub."""
+PAGE=type("P",(),{"source":"studies/pruning.py"})
+FIGURES={}
