@@ -200,23 +200,32 @@ def noise(pruned: Any, dense: Any, draws: int, seed: int) -> Any:
     from fgvar.measurement import ENDS
 
     keep = transforms.Magnitude(0.0)
-    live, g = keep.mask(pruned), pruned.backprop()
-    d = sum(float(live[name].sum()) for name in pruned.perturbed)
-    whole, left = (
-        sum(float((m * g[name]).double().square().sum()) for name, m in masks.items() if name in pruned.perturbed)
-        for masks in (dict.fromkeys(live, 1), live)
-    )
-    found = []
-    for problem, rows in ((pruned, rows_of(keep)), (dense, {"FG-A, dense": fgvar.scheme("FG-A")})):
-        its = {"layer": "perturbed"}
+    unpruned = {"FG-W, dense": fgvar.scheme("FG-W"), "FG-A, dense": fgvar.scheme("FG-A")}
+    found, its = [], {"layer": "perturbed"}
+    for problem, rows in ((pruned, rows_of(keep)), (dense, unpruned)):
         exact = fgvar.measure(rows, problem, route="exact").sel(its, drop=True)["relative_variance"]
         replayed = {name: with_replay(row) for name, row in rows.items()}
         drawn = fgvar.measure(replayed, problem, draws=draws, seed=seed).sel(its, drop=True)
         names = [f"relative_variance{end}" for end in ("", *ENDS)]
         drawn = drawn[names].rename({name: name.replace("variance", "variance_drawn") for name in names})
         found.append(drawn.assign(relative_variance=exact))
-    law = xr.DataArray([d + 1, d * whole / left + 1], {"estimator": ["FG-W, live", "FG-W, masked"]}, name="law")
+    named = laws(pruned, keep)
+    law = xr.DataArray(list(named.values()), {"estimator": list(named)}, name="law")
     return xr.concat(found, "estimator", combine_attrs="drop").merge(law, join="left").drop_attrs()
+
+
+def laws(problem: Any, keep: Any) -> dict[str, float]:
+    """Relative variances of FG-W by formula: d_live + 1, d_live‖g‖²/‖Mg‖² + 1, and d + 1."""
+    live, g = keep.mask(problem), problem.backprop()
+    names = problem.perturbed
+    whole = sum(float(g[name].double().square().sum()) for name in names)
+    left = sum(float((live[name] * g[name]).double().square().sum()) for name in names)
+    d = sum(float(live[name].sum()) for name in names)
+    return {
+        "FG-W, live": d + 1,
+        "FG-W, masked": d * whole / left + 1,
+        "FG-W, dense": sum(g[name].numel() for name in names) + 1.0,
+    }
 
 
 def rows_of(keep: Any) -> dict[str, Any]:
