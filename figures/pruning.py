@@ -129,29 +129,29 @@ def caption(dataset: xr.Dataset) -> list[str]:
     again = int(
         (dataset["share"].where(dataset["epoch"] > 3) > float(get("config_share", 0.4)) / 2).any("epoch").sum()
     )
-    numbers = ", ".join(f"{look[2]} {float(variance.sel(estimator=name)):.3g}" for name, look in LOOKS.items())
+    numbers = ", ".join(f"{look[2]} {float(variance.sel(estimator=name)):,.0f}" for name, look in LOOKS.items())
     return [
         f"Occam gradient descent on digits (an MLP with {get('config_width', '?')} hidden units, Adam, rate "
-        f"{get('config_lr', '?')}, batches of {get('config_batch', '?')}), by the schedule of the author's script: after "
-        f"each epoch the smallest weights of each kernel go, a share λ of the live ones, λ₀ = {get('config_share', '?')} "
-        f"and then clip(ζλ, 0.1 λ₀, λ₀) by the loss. Bands: {seeds} seeds, from the lowest to the highest; curves and "
-        f"points: means.{told}",
-        f"Left: after {last} epochs {float(mean['live']):.1%} of all parameters are live "
+        f"{get('config_lr', '?')}, batches of {get('config_batch', '?')}), by the schedule of the author's script: "
+        "after each epoch the smallest weights of each kernel go, a share λ of the live ones, λ₀ = "
+        f"{get('config_share', '?')} and then clip(ζλ, 0.1 λ₀, λ₀) by the loss. Bands: {seeds} seeds, from the "
+        f"lowest to the highest; curves and points: means.{told}",
+        f"Left, counted: after {last} epochs {float(mean['live']):.1%} of all parameters are live "
         f"({float(end['live'].min()):.1%} to {float(end['live'].max()):.1%}); the test error is "
-        f"{float(error.sel(network='pruned')):.1%}, unpruned {float(error.sel(network='dense')):.1%}, and lower unpruned "
-        f"for {worse} of {seeds} seeds. In {again} of them λ is above λ₀/2 again after the third epoch: ζ, a ratio of "
-        "changes, is noise where the loss stands still.",
-        f"Middle: ‖Mg‖²/‖g‖² of the gradient of all training examples, after pruning. Lines exact, for random masks of "
-        f"the same share their mean; squares drawn, {get('config_shuffles', '?')} masks a seed, 95 % intervals. In the "
-        f"last epoch magnitude keeps {float(energy.sel(mask='magnitude')):.3f}, random places "
-        f"{float(energy.sel(mask='random')):.3f} (ratio of each epoch, mean over seeds: {_range(above.mean('seed'))}); of "
-        f"the unpruned network's gradient its largest weights, as many, have "
+        f"{float(error.sel(network='pruned')):.1%}, unpruned {float(error.sel(network='dense')):.1%}, and lower "
+        f"unpruned for {worse} of {seeds} seeds. In {again} of them λ is above λ₀/2 again after the third epoch: ζ, "
+        "a ratio of changes, is noise where the loss stands still.",
+        "Middle: ‖Mg‖²/‖g‖² of the gradient of all training examples, after pruning. Lines exact, for random masks "
+        f"of the same share their mean; squares drawn, {get('config_shuffles', '?')} masks a seed, 95 % intervals. "
+        f"In the last epoch magnitude keeps {float(energy.sel(mask='magnitude')):.3f}, random places "
+        f"{float(energy.sel(mask='random')):.3f} (ratio of each epoch, mean over seeds: "
+        f"{_range(above.mean('seed'))}); of the unpruned network's gradient its largest weights, as many, have "
         f"{float(energy.sel(mask='magnitude of dense')):.3f}.",
-        f"Right: given {get('config_probe', '?')} examples, over the squared norm of the gradient of the live weights "
-        "(unpruned: of all), hidden layer, as the read-out learns exactly. Lines exact: on live weights d_live + 1, "
-        "masked afterwards d_live‖g‖²/‖Mg‖² + 1, unpruned d + 1. Points drawn and replayed, "
-        f"{get('config_draws', '?')} draws a seed, {intervals.words(dataset, 'relative_variance_drawn')}. At the end: "
-        f"{numbers}.",
+        f"Right: given {get('config_probe', '?')} examples, over the squared norm of the gradient of the live "
+        "weights (unpruned: of all), hidden layer, as the read-out learns exactly. Lines exact: on live weights "
+        "d_live + 1, masked afterwards d_live‖g‖²/‖Mg‖² + 1, unpruned d + 1; of FG-A by its closed form. Points drawn and "
+        f"replayed, {get('config_draws', '?')} draws a seed, {intervals.words(dataset, 'relative_variance_drawn')}. "
+        f"At the end: {numbers}.",
         "Not the script's setting: digits for MNIST, 44 updates in an epoch for 1,875, no dropout.",
     ]
 
