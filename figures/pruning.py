@@ -149,8 +149,9 @@ def caption(dataset: xr.Dataset) -> list[str]:
         f"{float(energy.sel(mask='magnitude of dense')):.3f}.",
         f"Right: given {get('config_probe', '?')} examples, over the squared norm of the gradient of the live "
         "weights (unpruned: of all), hidden layer, as the read-out learns exactly. Lines exact: on live weights "
-        "d_live + 1, masked afterwards d_live‖g‖²/‖Mg‖² + 1, unpruned d + 1; of FG-A by its closed form. Points drawn and "
-        f"replayed, {get('config_draws', '?')} draws a seed, {intervals.words(dataset, 'relative_variance_drawn')}. "
+        "d_live + 1, masked afterwards d_live‖g‖²/‖Mg‖² + 1, unpruned d + 1; of FG-A by its closed form. Points "
+        f"drawn and replayed, {get('config_draws', '?')} draws a seed, "
+        f"{intervals.words(dataset, 'relative_variance_drawn')}. "
         f"At the end: {numbers}.",
         "Not the script's setting: digits for MNIST, 44 updates in an epoch for 1,875, no dropout.",
     ]

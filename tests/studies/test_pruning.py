@@ -1,5 +1,6 @@
 """Pruning: the schedule against the author's formulas, its evidence, and what is told of it."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,11 @@ def last(stored: xr.Dataset) -> xr.Dataset:
 
 @pytest.fixture(scope="module")
 def run() -> list[study.Epoch]:
-    """Five epochs of a small network."""
+    """Five epochs of a small network, of two updates."""
     digits = fgvar.data.load("digits")
     net = fgvar.networks.MLP(digits.image_shape, width=6, depth=1, classes=10, seed=0)
     whole = fgvar.Problem(net, "cross_entropy", digits.batch(range(len(digits))))
-    return list(study.trained(whole, seed=0, epochs=5, batch=128, lr=1e-3, share=0.4))
+    return list(study.trained(whole, seed=0, epochs=5, batch=700, lr=1e-3, share=0.4))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_the_share_follows_the_loss(losses: list[float], share: float) -> None:
 
 def test_what_is_pruned_stays_so_and_the_rest_is_adam(run: list[study.Epoch]) -> None:
     """Weights are 0 throughout the next epoch, kernels alone; each quantile is that of the live weights before."""
-    for before, after in zip(run[:-1], run[1:], strict=True):
+    for before, after in pairwise(run):
         for name, p in after.params.items():
             dead = before.live[name] == 0
             assert not p[dead].any()
@@ -74,9 +75,9 @@ def test_without_pruning_it_is_torch_s_adam() -> None:
     digits = fgvar.data.load("digits")
     net = fgvar.networks.MLP(digits.image_shape, width=6, depth=1, classes=10, seed=0)
     whole = fgvar.Problem(net, "cross_entropy", digits.batch(range(len(digits))))
-    (epoch,) = study.trained(whole, seed=0, epochs=1, batch=128, lr=1e-3, share=0.0)
+    (epoch,) = study.trained(whole, seed=0, epochs=1, batch=700, lr=1e-3, share=0.0)
     optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
-    for x, y in digits.batches(128, seed=0, epoch=0):
+    for x, y in digits.batches(700, seed=0, epoch=0):
         optimiser.zero_grad()
         torch.nn.functional.cross_entropy(net(x), y).backward()
         optimiser.step()
@@ -151,7 +152,7 @@ def test_the_figure(stored: xr.Dataset) -> None:
     live = next(line for line in shares.lines if line.get_color() == "black")
     np.testing.assert_allclose(live.get_ydata(), 100 * stored["live"].mean("seed"))
     squares = next(line for line in kept.lines if line.get_marker() == "s")
-    np.testing.assert_allclose(squares.get_ydata(), stored["energy_drawn"].mean("seed"))
+    np.testing.assert_allclose(np.asarray(squares.get_ydata(), float), stored["energy_drawn"].mean("seed"))
     assert {line.get_marker() for line in noise.lines} >= {marker for _, marker, _ in figure.LOOKS.values()}
 
 

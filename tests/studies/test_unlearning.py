@@ -38,13 +38,13 @@ def quadratic() -> study.Scene:
 def test_the_lines_are_the_steps_of_a_quadratic() -> None:
     """By the eigenvalues of H, once and in rounds, against steps made and against `fgvar.targets.Propagated`."""
     here, lr = quadratic(), 0.05
-    time, exact = study.theory(here, lr, 20)
-    assert time == [0, 1, 2, 3, 4, 5, 10, 15, 20]
+    time, exact = study.theory(here, lr, 10)
+    assert time == [0, 1, 2, 3, 4, 5, 10]
     for way, line in zip(study.WAYS, exact, strict=True):
-        for steps in (0, 5, 10, 20):
+        for steps in (0, 5, 10):
             made = study.direction(here, then=study.retaining(here, way, steps, lr))
             torch.testing.assert_close(line[time.index(steps)], made, rtol=0, atol=1e-10)
-    target = fgvar.targets.Propagated(here.retain, study.ROUND, lr, rounds=4)(here.forget)
+    target = fgvar.targets.Propagated(here.retain, study.ROUND, lr, rounds=2)(here.forget)
     torch.testing.assert_close(exact[1, -1], study.flat(target), rtol=0, atol=1e-10)
     assert exact[1, 1:5].isnan().all(), "no round ends there"
 
@@ -80,12 +80,12 @@ def test_the_stored_dataset_is_whole(stored: xr.Dataset) -> None:
 
 
 def test_retaining_steps_carry_it_along_the_closed_form(tenth: xr.Dataset) -> None:
-    """For every seed more steps are nearer; means lie on the line within 0.004, of draws within 0.006."""
+    """For every seed more steps are nearer; means lie on the line within 0.004, of draws within 0.011."""
     made, line = tenth["cosine"].sel(toward="Newton"), tenth["theory"].sel(toward="Newton")
     assert (made.diff("steps") > 0).all()
     line = line.sel(time=tenth["steps"].values).rename(time="steps")
     assert float(abs((made - line).mean("seed")).max()) < 0.004
-    assert float(abs((tenth["drawn"].sel(toward="Newton") - line).mean("seed")).max()) < 0.006
+    assert float(abs((tenth["drawn"].sel(toward="Newton") - line).mean("seed")).max()) < 0.011
     mean = made.mean("seed")
     for way, steps, value in (("once", 0, 0.43), ("once", 400, 0.94), ("rounds", 400, 0.86)):
         assert float(mean.sel(way=way, steps=steps)) == pytest.approx(value, abs=MEAN)
