@@ -31,12 +31,13 @@ NEEDED: dict[str, tuple[str, ...]] = {
 }
 PAGE = Page("studies/pruning.py", NEEDED)
 PRUNED, RANDOM, UNPRUNED = "#D55E00", "#0072B2", "#7f7f7f"
-SHARES = {  # colour, line, and name in the legend
+Curve = tuple[str, Any, str]
+SHARES: dict[str, Curve] = {  # colour, line, and name in the legend
     "live": ("black", "-", "live share"),
     "pruned": (PRUNED, "-", "test error"),
     "dense": (UNPRUNED, "--", "test error, unpruned"),
 }
-MASKS = {
+MASKS: dict[str, Curve] = {
     "magnitude": (PRUNED, "-", "by magnitude"),
     "random": (RANDOM, "-", "at random places"),
     "magnitude of dense": (UNPRUNED, "--", "by magnitude, unpruned"),
