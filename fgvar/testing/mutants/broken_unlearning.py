@@ -57,9 +57,11 @@ UNLEARNING = (
         Against(Stochastic(then=(MomentumMixed(KEPT, steps=2, lr=0.1),)), Propagated(KEPT, steps=2, lr=0.1)),
         "unbiased",
         "One optimiser forgets and retains: what it forgot by comes again with every step on what it retains.",
+        reported="SFR-on, released code",
     ),
     Mutant(
         "slow-average-off", History(Estimator(), SlowAverageOff(), steps=3), "stream",
         "A slow average whose weight of what is new is 1: it averages nothing, and keeps all of the noise.",
+        reported="SFR-on, released code",
     ),
 )  # fmt: skip
