@@ -18,6 +18,7 @@ from fgvar.stochastic.streams import Adam
 from fgvar.stochastic.targets import Against
 from fgvar.testing.mutants import broken_estimates as estimates
 from fgvar.testing.mutants import broken_words as words
+from fgvar.testing.mutants.broken_carriers import CARRIERS
 from fgvar.testing.mutants.broken_samples import SAMPLES
 from fgvar.testing.mutants.broken_streams import AliasedDiffGrad, LosesResidual
 from fgvar.testing.mutants.broken_unlearning import UNLEARNING
@@ -241,6 +242,7 @@ _MUTANTS = (
     ),
     # samples and transforms
     *SAMPLES,
+    *CARRIERS,
     *UNLEARNING,
     # as they were reported, each beside the right one
     *PUBLISHED,
