@@ -11,8 +11,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from figures import command, drawing, intervals, style
-from figures.page import Figures, Page, Sheet
+from fgvar.plot import Sheet, drawing, intervals
+from figures import command
+from figures.page import Figures, Page
 
 DIMS = ("seed", "epoch")
 NOISE = (*DIMS, "estimator")
@@ -89,7 +90,7 @@ def _kept(axes: Axes, dataset: xr.Dataset) -> None:
         _line(axes, dataset["energy"].sel(mask=mask), color, line)
     mean = intervals.over_seeds(dataset[["energy_drawn", "energy_drawn_se"]])
     axes.errorbar(
-        mean["epoch"], mean["energy_drawn"], yerr=style.Z * mean["energy_drawn_se"], color=MASKS["random"][0],
+        mean["epoch"], mean["energy_drawn"], yerr=intervals.Z * mean["energy_drawn_se"], color=MASKS["random"][0],
         marker="s", **POINT,
     )  # fmt: skip
     axes.set_ylim(0, 1.1 * float(dataset["energy"].max()))

@@ -11,8 +11,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from figures import command, drawing, style
-from figures.page import Figures, Page, Sheet
+from fgvar.plot import Sheet, datasets, drawing
+from figures import command
+from figures.page import Figures, Page
 
 DIMS = ("forgotten", "seed")
 PATHS = (*DIMS, "way", "steps", "toward")
@@ -53,7 +54,7 @@ ROWS = {
 @PAGE.figure
 def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     """Cosines against steps for each part that is forgotten, and rows of what shapes the gradient of the first."""
-    parts = style.names(dataset, "forgotten")
+    parts = datasets.names(dataset, "forgotten")
     panels = sheet.row(len(parts) + 1, head=0.72, height=1.85)
     for axes, part in zip(panels, parts, strict=False):
         _paths(axes, dataset.sel(forgotten=part))
@@ -93,7 +94,7 @@ def _paths(axes: Axes, data: xr.Dataset) -> None:
 
 def _rows(axes: Axes, data: xr.Dataset) -> None:
     """What shapes the gradient from top to bottom: by itself, and followed by rounds."""
-    names = style.names(data, "shaping")
+    names = datasets.names(data, "shaping")
     color, marker, _ = LOOKS["rounds", "Newton"]
     looks = {"alone": ALONE, "followed": {"color": color, "marker": marker, "markeredgecolor": "white"}}
     for end, look in looks.items():
@@ -127,7 +128,7 @@ def caption(dataset: xr.Dataset) -> list[str]:
     said = [
         f"{ROWS[name]} {_of(toward, name, 'alone')}, then {_of(toward, name, 'followed')}"
         + (f" ({float(kept.sel(shaping=name)):.0%} kept)" if "mask" in name else "")
-        for name in style.names(dataset, "shaping")
+        for name in datasets.names(dataset, "shaping")
     ]
     return [
         f"Directions of unlearning, at MLPs of {get('d', '?')} parameters trained for {get('config_epochs', '?')} "
@@ -157,11 +158,11 @@ def _of(values: xr.DataArray, name: str, end: str) -> str:
 def _limits(dataset: xr.Dataset) -> str:
     """Where first order ends: how far steps are from it, and where H + μ is not positive definite."""
     damping, said = float(dataset.attrs.get("config_damping", 0)), []
-    for part in style.names(dataset, "forgotten"):
+    for part in datasets.names(dataset, "forgotten"):
         its = dataset.sel(forgotten=part)
         off = its["off"].max("seed").isel(steps=-1)
         bent = int((its["curvature"].sel(extreme="lowest") <= -damping).sum())
-        ways = " and ".join(f"{float(off.sel(way=way)):.0%} ({way})" for way in style.names(dataset, "way"))
+        ways = " and ".join(f"{float(off.sel(way=way)):.0%} ({way})" for way in datasets.names(dataset, "way"))
         said.append(
             f"{part}: steps are off the line's direction by up to {ways} of their length, H + μ has a negative "
             f"curvature in {bent} of {its.sizes['seed']} networks"
