@@ -213,9 +213,9 @@ def test_plot_draws_what_fits_a_dataset(run, tmp_path) -> None:
     [
         ([], "no command; give one of schemes, measure, check, open, plot, report"),
         (["mesure"], "unknown command 'mesure'; did you mean 'measure'"),
-        (["plot", str(STORED / "quickstart.nc"), "--kind", "layrs"], "unknown kind 'layrs' (valid: all, training)"),
+        (["plot", str(STORED / "quickstart.nc"), "--kind", "layrs"], "unknown kind 'layrs' (valid: all, training"),
         (["plot", str(STORED / "quickstart.nc"), "--kind", "layers"], "several measurements, over 'algorithm'"),
-        (["plot", str(STORED / "quickstart.nc"), "--at", "step=5"], "unknown step '5' (valid: 1, 15, "),
+        (["plot", str(STORED / "quickstart.nc"), "--at", "step=5"], "unknown step '5'; did you mean '58'"),
         (["plot", str(STORED / "quickstart.nc"), "--at", "stp=4"], "unknown dim 'stp'; did you mean 'step'"),
         (["plot", str(STORED / "quickstart.nc"), "--by", "cosine"], "--by is of ranking, and the figure is of"),
         (["plot", str(STORED / "quickstart.nc"), "--venue", "iclm"], "unknown venue 'iclm'; did you mean 'icml'"),

@@ -1,5 +1,7 @@
 """The page of a check report: its table, what failed and why, what each check claims and would have caught."""
 
+from dataclasses import replace
+
 from fgvar.measurement.html_tables import Table
 from fgvar.pages.page import Section, html
 from fgvar.pages.pictures import pictures
@@ -35,11 +37,11 @@ def of_report(report: Report, title: str = "") -> str:
     )
     notes = tuple((row.check, row.problem, row.outcome, row.note) for row in report.rows)
     sections = (
-        Section("Verdict", (_verdict(report, name),), (report.table,)),
+        Section("Verdict", (_verdict(report, name),), (replace(report.table, caption="outcomes"),)),
         Section("Figures", pictures=pictures(report)),
         Section(
             "How to read each mark",
-            tables=(Table("outcomes", ("mark", "what it means"), OUTCOMES, strong=(MARKS["failed"],)),),
+            tables=(Table("marks", ("mark", "what it means"), OUTCOMES, strong=(MARKS["failed"],)),),
         ),
         Section("What each check claims", tables=(Table("", ("check", "what has to hold"), claims),)),
         Section(

@@ -80,7 +80,7 @@ def sweep(dataset: xr.Dataset, **how: Any) -> list[str]:
         f"{f', a panel for each {its.col}' if its.col else ''}. {words.measured(dataset)} "
         f"{words.seeds(dataset)}".strip(),
         f"Bands: {words.bars(its.data, its.y)}.",
-        "Lines: predicted; points: measured, with bars in place of bands." if theory else "",
+        "Where there is a prediction it is the line, and what was measured are points with bars." if theory else "",
         f"Slopes on log axes, with 95 % intervals where there are errors: {'; '.join(slopes)}." if slopes else "",
         words.missing(its.data, (its.y,)),
         words.unsure(its.data, its.y),

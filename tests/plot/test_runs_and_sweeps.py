@@ -65,7 +65,7 @@ def test_a_prediction_is_a_line_under_points() -> None:
     lines = [line for line in figure.axes[0].lines if line.get_label() == "mine"]
     assert [line.get_linestyle() for line in lines] == ["None"], "points are not joined"
     assert "predicted" in words(figure)
-    assert "Lines: predicted" in plot.caption(dataset)
+    assert "Where there is a prediction it is the line" in plot.caption(dataset)
 
 
 def test_zeros_negatives_and_gaps_of_a_sweep_are_shown() -> None:

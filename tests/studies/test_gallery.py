@@ -26,6 +26,8 @@ NAMES = (
     "language_model",
     "extrapolation",
     "private",
+    "pruning",
+    "unlearning",
 )
 
 
