@@ -28,7 +28,7 @@ FEEDS = ("exact", "minibatch", "FG-A", "FG-W")
 class Config:
     """Pass streams of estimates through optimisers, and hold the last output against the gradient."""
 
-    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
     """Lengths T of the streams, ascending."""
     scales: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
     """What the loss is multiplied by, for the difference of diffGrad from Adam."""
@@ -79,7 +79,7 @@ def cell(
         if name == "FG-W":
             moments = of.second_moments(stream, g)
     dims = {"": ("feed", "optimiser", "steps"), "difference": ("feed", "scale"), "turned": ("feed", "steps")}
-    data = {
+    data: dict[str, Any] = {
         what: (dims.get(what.partition("_")[0], dims[""]), torch.stack(values).numpy())
         for what, values in found.items()
     }
