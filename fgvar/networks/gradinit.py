@@ -76,10 +76,10 @@ def gradinit(
     """
     every = _checked(problem, batches, {"eta": eta, "gamma": gamma, "lr": lr}, steps, rule)
     along, size = RULES[rule]
-    factors = torch.ones(len(problem.params), dtype=problem.dtype, device=problem.device)
-    floors = torch.tensor([0.0 if name.rpartition(".")[2] == "bias" else FLOOR for name in problem.params]).to(
-        factors
-    )
+    like: dict[str, Any] = {"dtype": problem.dtype, "device": problem.device}
+    factors = torch.ones(len(problem.params), **like)
+    biases = [name.rpartition(".")[2] == "bias" for name in problem.params]
+    floors = torch.tensor([0.0 if bias else FLOOR for bias in biases], **like)
     bounding, improving = (torch.optim.Adam([factors], lr=lr) for _ in range(2))
     for step in range(steps):
         batch, following = (every[number % len(every)] for number in (step, step + 1))
