@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value
+from torch.nn.functional import normalize
 from torch.utils._pytree import tree_map
 
 from fgvar.errors import NonFiniteError, require_integer, require_type, unknown
@@ -20,7 +21,7 @@ CLIP = 1.0  # of the derivatives by the factors
 Numbers = Callable[[Tensor], Tensor]
 # Of the optimiser whose first step is taken: A, which that is along, and the norm that is bounded; of all numbers.
 RULES: dict[str, tuple[Numbers, Numbers]] = {
-    "sgd": (lambda g: g / g.norm(), lambda g: g.norm()),
+    "sgd": (lambda g: normalize(g, dim=0), lambda g: g.norm()),  # a gradient of 0 has no direction: 0
     "adam": (lambda g: g.sign(), lambda g: g.abs().sum()),
 }
 
