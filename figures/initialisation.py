@@ -22,6 +22,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "factor": ("net", "start", "lr", "seed", "layer"),
 }
 PAGE = Page("studies/initialisation.py", NEEDED)
+ARROW = {"arrowstyle": "-|>,head_width=0.12,head_length=0.25", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0}
 LOOKS = {"constant": ("#0072B2", "s", -0.17), "Kaiming": ("#D55E00", "o", 0.17)}  # colour, marker, side
 QUANTITIES = {"data": "relative data variance", "FG-A": "relative variance of FG-A"}
 
@@ -35,16 +36,22 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
             its = quantity(shown, name).sel(net=net)
             for start in style.names(shown, "start"):
                 _arrows(axes, its.sel(start=start), start)
-            _axes(axes, shown, QUANTITIES[name])
             if name == "FG-A":
                 _forward(axes, shown.sel(net=net))
+            _axes(axes, shown, QUANTITIES[name])
         row[0].set_title("no norms" if net == "plain" else net)
-    handles = [
-        Line2D([], [], color=LOOKS[start][0], marker=LOOKS[start][1], linestyle="none", markerfacecolor=face, label=f"{start}, {when}")
-        for start in style.names(shown, "start")
-        for when, face in (("before", "white"), ("after GradInit", LOOKS[start][0]))
-    ]  # fmt: skip
-    sheet.legend([*handles, Line2D([], [], label="FG-W: d + 1 (exact)", **style.THEORY | {"linewidth": 0.9})], wide=5)
+    handles = [_handle(start, when) for start in style.names(shown, "start") for when in ("before", "after")]
+    line = Line2D([], [], label="FG-W, d + 1", marker="D", **style.THEORY | {"linewidth": 0.9})
+    line.set(markerfacecolor=style.look("FG-W").color, markeredgecolor=style.look("FG-W").color)
+    sheet.legend([*handles, line], wide=5, narrow=2)
+
+
+def _handle(start: str, when: str) -> Line2D:
+    color, marker, _ = LOOKS[start]
+    face = "white" if when == "before" else color
+    return Line2D(
+        [], [], color=color, marker=marker, linestyle="none", markerfacecolor=face, label=f"{start}, {when}"
+    )
 
 
 def quantity(dataset: xr.Dataset, name: str) -> xr.DataArray:
@@ -66,18 +73,7 @@ def _arrows(axes: Axes, its: xr.DataArray, start: str) -> None:
     middle, low, high = mean(its)
     before, after = (middle.sel(when=when).values for when in ("before", "after"))
     for place, one, other in zip(x, before, after, strict=True):
-        axes.annotate(
-            "",
-            (place, other),
-            (place, one),
-            arrowprops={
-                "arrowstyle": "-|>,head_width=0.12,head_length=0.25",
-                "color": color,
-                "linewidth": 0.7,
-                "shrinkA": 0,
-                "shrinkB": 0,
-            },
-        )
+        axes.annotate("", (place, other), (place, one), arrowprops=ARROW | {"color": color})
     for when, values, face in (("before", before, "white"), ("after", after, color)):
         bars = np.stack([values - low.sel(when=when).values, high.sel(when=when).values - values])
         axes.errorbar(
@@ -88,13 +84,13 @@ def _arrows(axes: Axes, its: xr.DataArray, start: str) -> None:
 
 def _axes(axes: Axes, dataset: xr.Dataset, title: str) -> None:
     names = style.names(dataset, "layer")
-    values = [line.get_ydata() for line in axes.lines]
+    values = np.concatenate([np.ravel(line.get_ydata()) for line in axes.lines])
     axes.axvline(len(names) - 1.5, **style.NULL)
     axes.set_xticks(range(len(names)), [{"embedding": "in", "head": "out"}.get(name, name) for name in names])
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.set_ylabel(title)
     axes.set_xlabel("layer")
-    drawing.log(axes, "y", (float(np.min(values)) / 1.6, float(np.max(values)) * 1.6))
+    drawing.log(axes, "y", (float(values.min()) / 1.6, float(values.max()) * 1.6))
 
 
 def _forward(axes: Axes, its: xr.Dataset) -> None:
@@ -109,25 +105,28 @@ def _forward(axes: Axes, its: xr.Dataset) -> None:
 def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
     get, shown = dataset.attrs.get, dataset.isel(lr=0)
-    d, seeds, layers = get("d", "?"), dataset.sizes["seed"], dataset.sizes["layer"] - 1
+    seeds, layers = dataset.sizes["seed"], dataset.sizes["layer"] - 1
     worst = abs(dataset["relative_variance"].sel(estimator="FG-W", layer="all") / (get("d", np.nan) + 1) - 1)
     return [
-        f"Noise of gradients by layer, before (hollow) and after (filled) {get('config_steps', '?')} steps of GradInit "
-        f"(SGD's rule, η = {get('config_eta', '?')}, γ = {get('config_gamma', '?')}, Adam's rate "
-        f"{float(shown['lr']):g}), from two starts. Residual networks of {get('config_blocks', '?')} blocks and "
-        f"{get('config_width', '?')} units without biases, on batches of {get('config_batch', '?')} digits of 4 × 4: "
-        "no norms, and layer norms.",
-        f"All values are exact, given one batch that GradInit did not see: geometric means over {seeds} seeds (network "
-        "and batches), bars: 95 % intervals over seeds. Above: data variance over the gradient's squared norm; below: "
-        "variance of FG-A over it. Right of the dotted line: all layers together, with the points of FG-W, every "
-        f"seed, start, before and after, on their line d + 1 = {d + 1 if d != '?' else d} (off by at most "
-        f"{float(worst.max()):.0e}).",
-        *(f"Lower after than before, of {layers} layers × {seeds} seeds: {_counts(dataset.sel(lr=lr))} "
-          f"(rate {float(lr):g})." for lr in dataset["lr"]),
-        f"Losses and norms of gradients, before → after: {_ends(shown)}.",
-        "Against Zhu et al. 2021: layer norms, which keep examples apart, in place of batch norm in train mode, which "
-        "fgvar refuses; small networks; no training afterwards.",
-    ]  # fmt: skip
+        f"Noise of gradients by layer, before (hollow) and after (filled) {get('config_steps', '?')} steps of "
+        f"GradInit (SGD's rule, η = {get('config_eta', '?')}, γ = {get('config_gamma', '?')}, Adam's rate "
+        f"{float(shown['lr']):g}), from two starts: standard deviations of 0.1, or √(2 / fan-in). Residual networks "
+        f"of {get('config_blocks', '?')} blocks and {get('config_width', '?')} units without biases, on batches of "
+        f"{get('config_batch', '?')} digits of 4 × 4: without norms, and with layer norms.",
+        f"All values are exact, given a batch that GradInit did not see: geometric means over {seeds} seeds "
+        "(network and batches), bars: 95 % intervals over seeds. Above: data variance over the gradient's squared norm; below: "
+        "variance of FG-A over it. Right of the dotted line: all layers together, with the points of FG-W, of every "
+        f"seed and start, before and after, on their line d + 1 = {get('d', 0) + 1} (off by at most "
+        f"{float(worst.max()):.0e} of it).",
+        *(
+            f"Lower after than before at the rate {float(lr):g}, of {layers} layers × {seeds} seeds: "
+            f"{_counts(dataset.sel(lr=lr))}."
+            for lr in dataset["lr"]
+        ),
+        f"Loss, and norm of the gradient, before → after: {_ends(shown)}.",
+        "Against Zhu et al. 2021: layer norms, which keep examples apart, in place of batch norm in train mode, "
+        "which fgvar refuses; small networks; no training afterwards.",
+    ]
 
 
 def improved(dataset: xr.Dataset, name: str) -> xr.DataArray:

@@ -2,16 +2,21 @@
 
 Question   Estimates of one gradient come one after another. Which optimiser's output has the largest cosine to it
            after T of them, and does the answer hold for minibatches and for forward gradients?
-Claim      CLAIM
-Shown      At rest, on MLPs of digits. Drawn: mean cosines with 95 % intervals over streams, all optimisers on the
-           same ones. Exact: cos(sign g, g) of the exact stream; E (g·u u_i)² = ‖g‖² + 2g_i², which v̂ of weight
-           perturbation comes to; the lag lr·age·Hg of momentum along a path, to first order. To leading order:
-           momentum's cosine, the root of its efficiency 1/(1 + gain V/‖g‖²), and Adam's with v̂ at its mean.
+Claim      The stream decides, and on each momentum comes closest: 0.901 of minibatches and 0.862 of FG-A, where Adam
+           has 0.799 and 0.804 and the sign of momentum 0.677 and 0.638. Without noise Adam and its kin are sign g,
+           0.746. AMSGrad is Adam to 0.0005. diffGrad has at most 0.015 more than Adam, of minibatches of ten times
+           the loss, and there 0.009 less of FG-A; of FG-W 0.012 less: what it is good for depends on the loss' unit.
+           Adam of FG-W is momentum, to a cosine of 0.9988, for its v̂ is flat to 4.3 %.
+Shown      At rest, on ten MLPs of digits, after up to 2048 steps. Drawn: cosines in mean square, E⟨o, g⟩/(‖g‖ √E‖o‖²)
+           of outputs o, with 95 % intervals over streams, all optimisers on the same ones. Exact: momentum's cosine,
+           1/√(1 + gain V/‖g‖²); cos(sign g, g) of the exact stream; E (g·u u_i)² = ‖g‖² + 2g_i², which v̂ of weight
+           perturbation comes to; the lag lr·age·Hg of momentum along a path, to first order. After many
+           steps: Adam's cosine with v̂ at its mean; signs of normal numbers.
 Differs    Nanni et al. 2021 (2103.14689) compare variants by the accuracy of ensembles of ResNet-50 on images of
            other kinds, which is not reproduced; here the direction is measured, and the paper's equations have not
            been seen. Their DGrad and Cos are not built: no equations of theirs could be held against the paper.
            diffGrad (Dubey et al. 2020) is that of its authors' code, version 2; AMSGrad is torch's.
-Cost       COST
+Cost       About five minutes on one core, three on two (--workers 2); --smoke: seconds.
 Run        python studies/streams.py            writes results/streams.nc, .pdf and .png
 """
 

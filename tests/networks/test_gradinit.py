@@ -127,9 +127,11 @@ def test_hidden_units_and_examples_have_no_order() -> None:
     problem, order = mlp(), torch.tensor([2, 0, 3, 1])
     p = problem.params
     permuted = {
-        "layer0.weight": p["layer0.weight"][order], "layer0.bias": p["layer0.bias"][order],
-        "readout.linear.weight": p["readout.linear.weight"][:, order], "readout.linear.bias": p["readout.linear.bias"],
-    }  # fmt: skip
+        "layer0.weight": p["layer0.weight"][order],
+        "layer0.bias": p["layer0.bias"][order],
+        "readout.linear.weight": p["readout.linear.weight"][:, order],
+        "readout.linear.bias": p["readout.linear.bias"],
+    }
     plain_factors = factors(problem, gradinit(problem, BATCHES, steps=10))
     other = problem.at(permuted)
     assert factors(other, gradinit(other, BATCHES, steps=10)) == pytest.approx(plain_factors, rel=1e-9)
