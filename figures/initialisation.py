@@ -41,7 +41,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
             _axes(axes, shown, QUANTITIES[name])
         row[0].set_title("no norms" if net == "plain" else net)
     handles = [_handle(start, when) for start in style.names(shown, "start") for when in ("before", "after")]
-    line = Line2D([], [], label="FG-W, d + 1", marker="D", **style.THEORY | {"linewidth": 0.9})
+    line = Line2D([], [], label="FG-W, all: d + 1", marker="D", **style.THEORY | {"linewidth": 0.9})
     line.set(markerfacecolor=style.look("FG-W").color, markeredgecolor=style.look("FG-W").color)
     sheet.legend([*handles, line], wide=5, narrow=2)
 
@@ -96,9 +96,16 @@ def _axes(axes: Axes, dataset: xr.Dataset, title: str) -> None:
 def _forward(axes: Axes, its: xr.Dataset) -> None:
     """Weight perturbation of all layers together, from every start: points on the line d + 1."""
     whole = its["relative_variance"].sel(estimator="FG-W", layer="all")
-    axes.axhline(its.attrs["d"] + 1, **style.THEORY | {"linewidth": 0.9})
-    x = np.full(whole.size, its.sizes["layer"] - 1.0)
-    axes.plot(x, whole.values.ravel(), color=style.look("FG-W").color, marker="D", linestyle="none", zorder=4)
+    last, exact = its.sizes["layer"] - 1.0, its.attrs["d"] + 1
+    axes.plot([last - 0.5, last + 0.6], [exact, exact], **style.THEORY | {"linewidth": 0.9})
+    axes.plot(
+        np.full(whole.size, last),
+        whole.values.ravel(),
+        color=style.look("FG-W").color,
+        marker="D",
+        linestyle="none",
+        zorder=4,
+    )
 
 
 @PAGE.caption
@@ -114,9 +121,9 @@ def caption(dataset: xr.Dataset) -> list[str]:
         f"of {get('config_blocks', '?')} blocks and {get('config_width', '?')} units without biases, on batches of "
         f"{get('config_batch', '?')} digits of 4 × 4: without norms, and with layer norms.",
         f"All values are exact, given a batch that GradInit did not see: geometric means over {seeds} seeds "
-        "(network and batches), bars: 95 % intervals over seeds. Above: data variance over the gradient's squared norm; below: "
-        "variance of FG-A over it. Right of the dotted line: all layers together, with the points of FG-W, of every "
-        f"seed and start, before and after, on their line d + 1 = {get('d', 0) + 1} (off by at most "
+        "(network and batches), bars: 95 % intervals over seeds. Above: data variance over the gradient's squared "
+        "norm; below: variance of FG-A over it. Right of the dotted line: all layers together, with the points of "
+        f"FG-W, of every seed and start, before and after, on their line d + 1 = {get('d', 0) + 1} (off by at most "
         f"{float(worst.max()):.0e} of it).",
         *(
             f"Lower after than before at the rate {float(lr):g}, of {layers} layers × {seeds} seeds: "

@@ -2,15 +2,21 @@
 
 Question   GradInit rescales a network's tensors before training. Does it lower the relative variance of minibatch
            gradients, and that of forward gradients, in each layer of a residual network?
-Claim      CLAIM
+Claim      Not here. From Kaiming's start, of 8 layers × 10 seeds, relative data variance falls in 0 without norms,
+           where it rises 6.7 to 12 times by layer, and in 10 with layer norms (1.6 to 2.6 times); from weights of 0.1
+           in 34 and 25. GradInit does what it is made for: losses of 10.9 and 2.88 come to 2.29 and 2.28, about that
+           of chance, and gradients' norms below 1; there examples agree less. FG-A's variance of all layers is 0.78
+           and 1.57 times what it was, that of single layers up to 302 times, where blocks are turned down to a
+           hundredth. FG-W's is d + 1 = 1953 from any start.
 Shown      All values are exact, given one batch: data variance over the squared norm of the gradient, and variance of
            FG-A over it, of each layer, before and after; geometric means of ten seeds (network and batches) with
-           95 % intervals over them. The line d + 1 is FG-W's, from any start: its variance is (d + 1)‖∇‖².
+           95 % intervals over them. The line d + 1 is FG-W's, of all layers together, whose variance is
+           (d + 1)‖∇‖². Two rates of GradInit's own Adam, 0.01 and 0.003 (5 in place of 10 with layer norms), agree.
 Differs    Zhu et al. 2021 (2102.08098) show a lower cross-batch variance in all layers but the last of networks with
            batch norm on CIFAR-10, and better training. Batch norm in train mode couples the examples of a batch and
            is refused by fgvar, so that layer norms stand in for it; networks have 8 layers of 16 units; nothing is
            trained afterwards. The step, γ = 1, η = 0.1, clip and floor are those of the authors' scripts.
-Cost       COST
+Cost       Nine minutes on two cores with other work (--workers 2); --smoke: seconds.
 Run        python studies/initialisation.py            writes results/initialisation.nc, .pdf and .png
 """
 

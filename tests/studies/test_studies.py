@@ -119,7 +119,7 @@ CASES = {
         ("256 draws for each of 3 seeds", "44 steps of backprop"), a_guess_of_the_target_is_the_target,
     ),
     "initialisation": Case(
-        {"net": 2, "start": 2, "lr": 1, "seed": 2, "when": 2, "estimator": 2, "layer": 5}, ("after / before", " of 8"),
+        {"net": 2, "start": 2, "lr": 1, "seed": 2, "when": 2, "layer": 5}, ("after / before", " of 8"),
         ("All values are exact", "over 10 seeds", "d + 1 = 1953", "Lower after than before", "which fgvar refuses"),
         weight_perturbation_has_no_start,
     ),
