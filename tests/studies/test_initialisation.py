@@ -47,7 +47,7 @@ def test_starts_have_their_standard_deviations() -> None:
 
 def test_noise_is_that_of_every_layer_and_of_all() -> None:
     """Data variance by a plain loop over examples; FG-W of a layer is (d_l‖g‖² + ‖g_l‖²)/‖g_l‖², of all d + 1."""
-    model = Residual(16, 4, 1, 10, norm=True, start="Kaiming", seed=0).double()
+    model = Residual(16, 8, 1, 10, norm=True, start="Kaiming", seed=0).double()
     problem = fgvar.Problem(fgvar.with_sites(model), "cross_entropy", study.digits(6, seed=0))
     found = study.noise(problem)
     assert list(found["layer"].values) == ["embedding", "1a", "1b", "head", "all"]
