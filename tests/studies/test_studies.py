@@ -295,3 +295,13 @@ def test_options() -> None:
         "shard": "1/4", "timeout": None, "compute": True,
     }  # fmt: skip
     assert common.Options(Path("a.nc"), smoke=True, collect=True).arguments()["folder"] == Path("a_smoke")
+
+
+def test_help_keeps_a_study_s_paragraphs(capsys, monkeypatch) -> None:
+    study = import_module("studies.directions")
+    monkeypatch.setattr(sys, "argv", ["directions.py", "--help"])
+    with pytest.raises(SystemExit):
+        common.main(study.main, study.Config, study.__doc__)
+    lines = capsys.readouterr().out.splitlines()
+    for word in ("Question", "Claim", "Shown", "Cost", "Run", "Full size"):
+        assert sum(line.startswith(f"{word}  ") for line in lines) == 1, word
