@@ -62,9 +62,11 @@ def quantity(dataset: xr.Dataset, name: str) -> xr.DataArray:
 
 def mean(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray, xr.DataArray]:
     """The geometric mean over seeds, and the ends of its 95 % interval (Student's t of logarithms)."""
-    logs, n = np.log(values), values.sizes["seed"]
+    logs, n = xr.apply_ufunc(np.log, values), values.sizes["seed"]
     half = t.ppf(0.975, n - 1) * logs.std("seed", ddof=1) / n**0.5
-    return np.exp(logs.mean("seed")), np.exp(logs.mean("seed") - half), np.exp(logs.mean("seed") + half)
+    middle = logs.mean("seed")
+    found, low, high = (xr.apply_ufunc(np.exp, value) for value in (middle, middle - half, middle + half))
+    return found, low, high
 
 
 def _arrows(axes: Axes, its: xr.DataArray, start: str) -> None:

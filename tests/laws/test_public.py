@@ -308,13 +308,15 @@ def test_import_is_lazy() -> None:
     ]
 
 
+# What studies share, or are made of.
 HELPERS = {
     "common.py",
     "language_network.py",
+    "residual_network.py",
     "runs.py",
     "stream_directions.py",
     "training.py",
-}  # what studies share, or are made of
+}
 STUDIES = {path.name for path in (ROOT / "studies").glob("*.py")} - HELPERS
 
 
