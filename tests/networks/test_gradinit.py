@@ -176,6 +176,22 @@ def test_networks_with_sites_and_structured_batches_are_rescaled() -> None:
     assert found["layer.weight"].shape == (2, 3)
 
 
+def test_noise_before_and_after_as_a_user_would_ask() -> None:
+    """FG-W loses d + 1 from any initialisation."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    problem = fgvar.Problem(fgvar.with_sites(net), "cross_entropy", BATCHES[0])
+    params = gradinit(problem, BATCHES, eta=0.1, gamma=1.0, steps=20)
+    rows = {"FG-A": fgvar.scheme("FG-A"), "FG-W": fgvar.scheme("FG-W")}
+    seen = []
+    for at in (problem, problem.at(params)):
+        ds = fgvar.measure(rows, at, route="exact")
+        relative = ds["data_variance"] / ds["gradient_norm"] ** 2
+        seen.append(relative.sel(estimator="FG-A", reference="target", layer="total").item())
+        whole = ds["relative_variance"].sel(estimator="FG-W", layer="total")
+        assert whole.item() == pytest.approx(sum(p.numel() for p in params.values()) + 1, rel=1e-9)
+    assert seen[0] != seen[1]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
