@@ -25,6 +25,8 @@ NAMES = (
     "language_model",
     "streams",
     "initialisation",
+    "extrapolation",
+    "private",
 )
 
 

@@ -18,6 +18,7 @@ from fgvar.stochastic.streams import Adam
 from fgvar.stochastic.targets import Against
 from fgvar.testing.mutants import broken_estimates as estimates
 from fgvar.testing.mutants import broken_words as words
+from fgvar.testing.mutants.broken_carriers import CARRIERS
 from fgvar.testing.mutants.broken_samples import SAMPLES
 from fgvar.testing.mutants.broken_streams import AliasedDiffGrad, LosesResidual
 from fgvar.testing.mutants.lookalikes import LOOKALIKES, Lookalike
@@ -240,6 +241,7 @@ _MUTANTS = (
     ),
     # samples and transforms
     *SAMPLES,
+    *CARRIERS,
     # as they were reported, each beside the right one
     *PUBLISHED,
     # what is not the loss's gradient at all
