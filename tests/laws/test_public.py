@@ -48,12 +48,13 @@ ORDER = (
     "fgvar.networks.linear_chain",
     "fgvar.networks.local_mixer",
     "fgvar.networks.mlp",
-    "fgvar.networks",
     "fgvar.problem_checks",
     "fgvar.nn.local_heads",
     "fgvar.loss_functions",
     "fgvar.dry_run",
     "fgvar.problem",
+    "fgvar.networks.gradinit",
+    "fgvar.networks",
     "fgvar.contrastive",
     "fgvar.estimators",
     "fgvar.estimators.losses",
@@ -310,7 +311,15 @@ def test_import_is_lazy() -> None:
     ]
 
 
-HELPERS = {"common.py", "language_network.py", "runs.py", "training.py"}  # what studies share, or are made of
+# What studies share, or are made of.
+HELPERS = {
+    "common.py",
+    "language_network.py",
+    "residual_network.py",
+    "runs.py",
+    "stream_directions.py",
+    "training.py",
+}
 STUDIES = {path.name for path in (ROOT / "studies").glob("*.py")} - HELPERS
 
 

@@ -23,6 +23,8 @@ NAMES = (
     "cost",
     "calibration",
     "language_model",
+    "streams",
+    "initialisation",
     "extrapolation",
     "private",
     "pruning",
