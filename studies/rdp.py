@@ -1,0 +1,285 @@
+"""Randomised dynamic programming: what do the faults of its released code do, and which states are worth a draw?
+
+Question   Fu et al. 2022 sum over K1 states of a chain or a tree exactly and over K2 sampled ones, and publish how log Ẑ
+           is biased. Which split K1 : K2 of a budget is best, and where does the published bias come from?
+Claim      TODO
+Shown      TODO
+Cost       TODO
+Run        python studies/rdp.py            writes results/rdp.nc, .pdf and .png
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from studies import common
+from studies.common import RESULTS, Options, Run
+
+# The notebook TreeCRF_K1K2 of the released code, "Dense": bias and variance of log Ẑ of 100 draws for one network.
+PUBLISHED = {
+    199: (-0.02844, 0.01429),
+    150: (0.77394, 3.55320),
+    100: (1.09314, 3.53797),
+    50: (0.84786, 1.85935),
+    10: (1.75956, 0.52180),
+}
+PUBLISHED_DRAWS = 100
+FAULTS = {"as_put_back": True, "refilled": True}  # the third is in what is differentiated
+ROWS = ("released", "released, detached", "put back", "Des Raj", "top-K alone")
+LAWS = ("released", "fault 1 alone", "Des Raj")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sample the states of chains and trees, with and without the faults of the released code."""
+
+    potentials: tuple[str, ...] = ("peaked", "flat")
+    """Of the chains: by the law of the paper's notebook, or of a new LinearChain."""
+    top: tuple[int, ...] = (0, 2, 5, 10, 25, 40, 45, 49)
+    """K1 of the chains."""
+    budget: int = 50
+    """K1 + K2 of the chains."""
+    states: int = 500
+    steps: int = 10
+    draws: int = 1024
+    """Of log Ẑ on the chains."""
+    gradients: int = 256
+    """Draws of the marginals."""
+    tree_top: tuple[int, ...] = tuple(PUBLISHED)
+    """K1 of the trees."""
+    tree_budget: int = 200
+    tree_states: int = 2000
+    tree_steps: int = 15
+    tree_draws: int = PUBLISHED_DRAWS
+    run: Run = Options(RESULTS / "rdp.nc", seed=tuple(range(10)))
+
+
+def main(config: Config) -> None:
+    from figures import rdp
+
+    if config.run.smoke:
+        run = replace(config.run, seed=config.run.seed[:1])
+        config = replace(config, top=(2, 5), budget=6, states=12, steps=3, draws=16, gradients=16, run=run)
+        config = replace(config, tree_top=(10, 50), tree_budget=60, tree_states=80, tree_steps=4, tree_draws=16)
+    if not all(top < config.budget <= config.states for top in config.top) or not all(
+        top < config.tree_budget <= config.tree_states for top in config.tree_top
+    ):
+        raise ValueError(
+            f"K1 is {list(config.top)} of a budget of {config.budget} and {config.states} states, and on trees "
+            f"{list(config.tree_top)} of {config.tree_budget} and {config.tree_states}; expected less than the budget, "
+            "and that no more than the states"
+        )
+    names = ("budget", "states", "steps", "draws")
+    chains = {name: getattr(config, name) for name in names}
+    axes = {"potentials": config.potentials, "top": config.top}
+    dataset = common.sweep(cell, axes, chains | {"gradients": config.gradients}, config.run, "chains")
+    trees = {name: getattr(config, f"tree_{name}") for name in names}
+    of_trees = common.sweep(tree_cell, {"tree_top": config.tree_top}, trees, config.run, "trees")
+    dataset = published(together(dataset, of_trees))
+    common.publish(dataset, config, rdp, report(dataset))
+
+
+def cell(
+    *, potentials: str, top: int, seed: int, budget: int, states: int, steps: int, draws: int, gradients: int
+) -> Any:
+    """One split on one chain: log Ẑ and its gradient by all rows, and what is known of them exactly."""
+    import xarray as xr
+
+    import fgvar
+    from fgvar import theory
+    from studies import rdp_networks
+
+    made = {"peaked": (rdp_networks.peaked, 50), "flat": (rdp_networks.flat, 8)}
+    if potentials not in made:
+        raise ValueError(f"potentials are {potentials!r}, expected one of: {', '.join(made)}")
+    network, hidden = made[potentials]
+    at = rdp_networks.problem_of(network(states, steps, hidden, seed))
+    rows = rows_of(top, budget)
+    found = {name: moments_of(log_sums(row, at, draws, seed)) for name, row in rows.items()}
+    # All that is spent on the highest states is no draw: its log Ẑ and its marginals are what they are.
+    highest = at.tapped("terms", highest_of(at, budget))
+    found["top-K alone"] = moments_of((highest.loss() - at.loss()).detach().expand(2))
+    values = {name: [found[row][name] for row in ROWS] for name in found["released"]} | of_marginals(
+        fgvar.measure(rows, at, draws=gradients, seed=seed), highest.backprop(), at.backprop()
+    )
+    products = rows["put back"].sample.products(at, "terms")[0]
+    second = theory.log_second_moment(at.params["emissions"], at.buffers["transitions"], products)
+    mean = at.tapped("terms", mean_weights(rows["Des Raj"].sample, at)).loss()
+    exact = {
+        "spread_exact": (second - 2 * at.loss()).expm1().item(),  # of what is put back: Var Ẑ/Z²
+        "fault_1_exact": (mean - at.loss()).item(),  # log E Ẑ − log Z of what is weighed as if put back
+        "log_z": at.loss().item(),
+    }
+    return xr.Dataset({name: ("row", one) for name, one in values.items()}, {"row": list(ROWS)}).assign(exact)
+
+
+def of_marginals(measured: Any, highest: Any, exact: Any) -> dict[str, list[float]]:
+    """Of the gradient of log Ẑ: cosine to the marginals, squared bias and variance over their squared norm."""
+    import torch
+
+    its = measured.sel(layer="total", reference="target", estimator=list(ROWS[:-1]))
+    square = its["gradient_norm"] ** 2
+    drawn = {"cosine": its["cosine"], "cosine_se": its["cosine_se"], "relative_variance": its["relative_variance"]}
+    drawn |= {f"relative_sq_bias{end}": its[f"sq_bias{end}"] / square for end in ("", "_se")}
+    top, g = (one["emissions"].flatten() for one in (highest, exact))
+    known = {
+        "cosine": torch.nn.functional.cosine_similarity(top, g, dim=0).item(),
+        "relative_sq_bias": ((top - g).square().sum() / g.square().sum()).item(),
+    }
+    return {name: [*values.values.tolist(), known.get(name, 0.0)] for name, values in drawn.items()}
+
+
+def tree_cell(*, tree_top: int, seed: int, budget: int, states: int, steps: int, draws: int) -> Any:
+    """One split on one tree: log Ẑ by the released law, by its first fault alone and without; its E Ẑ, exactly."""
+    import numpy as np
+    import xarray as xr
+
+    from fgvar import Stochastic
+    from studies import rdp_networks
+
+    at = rdp_networks.problem_of(rdp_networks.Tree(states, steps, 100, seed))
+    rows = {
+        "released": released(tree_top, budget, **FAULTS),
+        "fault 1 alone": released(tree_top, budget, as_put_back=True),
+        "Des Raj": released(tree_top, budget),
+    }
+    found = [moments_of(log_sums(Stochastic(sample=rows[law]), at, draws, seed, chunk=20)) for law in LAWS]
+    omega = mean_weights(rows["Des Raj"], at, rows=1)[0, 0]
+    share = at.params["potentials"].softmax(0)
+    by_rank = omega[share.argsort(descending=True)].numpy()
+    rank = np.unique(np.geomspace(1, states, 60).round().astype(int))
+    variables = {f"tree_{name}": ("law", [one[name] for one in found]) for name in ("bias", "bias_se", "variance")}
+    variables["tree_variance_se"] = ("law", [one["variance_se"] for one in found])
+    dataset = xr.Dataset(variables, {"law": list(LAWS), "rank": rank})
+    # All spans have the same potentials, so that E Ẑ is the inside recursion of one ratio, to the power 2T − 1.
+    exact = (2 * steps - 1) * (share @ omega).log().item()
+    return dataset.assign(tree_exact=exact, mean_weight=("rank", by_rank[rank - 1]), tree_log_z=float(at.loss()))
+
+
+def released(top: int, budget: int, *, as_put_back: bool = False, refilled: bool = False) -> Any:
+    """Draws of the released code with these of its faults; with none, those of Des Raj's weights."""
+    from fgvar import sampling
+    from fgvar.testing.mutants.published_draws import PublishedDraw
+
+    how = {"top": top, "by": sampling.Outputs("proposal"), "replace": False, "over": "terms"}
+    return PublishedDraw(budget - top, as_put_back=as_put_back, refilled=refilled, **how)
+
+
+def rows_of(top: int, budget: int) -> dict[str, Any]:
+    """The rows that draw."""
+    import fgvar
+    from fgvar import sampling
+    from studies.rdp_networks import Attached
+
+    put_back = sampling.Draw(budget - top, top=top, by=sampling.Outputs("proposal"), over="terms")
+    code = released(top, budget, **FAULTS)
+    return {
+        "released": Attached(sample=code),
+        "released, detached": fgvar.Stochastic(sample=code),
+        "put back": fgvar.Stochastic(sample=put_back),
+        "Des Raj": fgvar.Stochastic(sample=replace(put_back, replace=False)),
+    }
+
+
+def highest_of(at: Any, count: int) -> Any:
+    """1 for the states that are preferred most, at every step."""
+    from fgvar import sampling
+
+    scores = sampling.Outputs("proposal").scores(at, "terms")
+    return scores.new_zeros(scores.shape).scatter(-1, scores.topk(count).indices, 1)
+
+
+def mean_weights(sample: Any, at: Any, rows: int | None = None) -> Any:
+    """E ω of what is not put back and weighed as if it were, π/(m p), 1 for the top: [1, rows, states].
+
+    Args:
+        sample: without faults.
+        at: the problem.
+        rows: of the first so many populations alone.
+    """
+    import torch
+
+    from fgvar import theory
+
+    choice, _, others = sample._law(at, "terms")
+    found = torch.ones_like(others)[:, :rows]
+    for number, p in enumerate(choice.probabilities[0, :rows]):
+        drawn = p > 0
+        found[0, number, drawn] = (theory.inclusion(p, sample.size) / (sample.size * p))[drawn]
+    return found
+
+
+def log_sums(row: Any, at: Any, draws: int, seed: int, chunk: int = 128) -> Any:
+    """log Ẑ − log Z of so many draws."""
+    import torch
+
+    from fgvar.measurement import ranges
+
+    randomness = row.randomness(at)
+    several = [randomness.sample(seed, window, dtype=at.dtype) for window in ranges(0, draws, chunk)]
+    found = [torch.func.vmap(lambda noise: row.seen(at, noise).loss())(noise) for noise in several]
+    return (torch.cat(found) - at.loss()).detach()
+
+
+def moments_of(x: Any) -> dict[str, float]:
+    """Of x = log Ẑ/Z: mean and variance, and the mean square of Ẑ/Z − 1, each with its standard error."""
+    n = len(x)
+
+    def mean(values: Any) -> tuple[float, float]:
+        return values.mean().item(), (values.var() / n).sqrt().item()
+
+    bias, variance, spread = mean(x), mean((x - x.mean()).square() * (n / (n - 1))), mean(x.expm1().square())
+    named = {"bias": bias, "variance": variance, "spread": spread}
+    return {f"{name}{end}": one[i] for name, one in named.items() for i, end in enumerate(("", "_se"))}
+
+
+def together(chains: Any, trees: Any) -> Any:
+    """Both sweeps as one dataset; what they have both is the trees' by another name."""
+    common_names = {"status", "cell_seconds"} & {*trees.variables}
+    trees = trees.drop_vars("traceback").rename({name: f"tree_{name}" for name in common_names})
+    attributes = {
+        f"tree_{name}": trees.attrs.get(f"config_{name}") for name in ("budget", "states", "steps", "draws")
+    }
+    found = chains.drop_vars("traceback").merge(trees, combine_attrs="override")
+    return found.assign_attrs({name: value for name, value in attributes.items() if value is not None})
+
+
+def published(dataset: Any) -> Any:
+    """With the notebook's numbers beside those of the trees; NaN for other splits."""
+    nothing = (float("nan"),) * 2
+    for i, name in enumerate(("bias", "variance")):
+        values = [PUBLISHED.get(int(top), nothing)[i] for top in dataset["tree_top"]]
+        dataset[f"published_{name}"] = ("tree_top", values, {"source": "Fu et al. 2022, code, TreeCRF_K1K2.ipynb"})
+    dataset.attrs["published_draws"] = PUBLISHED_DRAWS
+    return dataset
+
+
+def report(dataset: Any) -> str:
+    """A line for each chain, split and row, and for each tree."""
+    from figures import intervals
+
+    means = intervals.over_seeds(dataset)
+    lines = [
+        f"{'potentials':<10}{'K1':>5} {'row':<19}{'bias':>9}{'variance':>11}{'spread':>10}{'exact':>10}{'cosine':>9}"
+    ]
+    for potentials in dataset["potentials"].values:
+        for top in dataset["top"].values:
+            for row in ROWS:
+                its = means.sel(potentials=potentials, top=top, row=row)
+                numbers = [its[name].item() for name in ("bias", "variance", "spread", "spread_exact", "cosine")]
+                shown = "".join(f"{x:>{w}.4g}" for x, w in zip(numbers, (9, 11, 10, 10, 9), strict=True))
+                lines.append(f"{potentials:<10}{top:>5} {row:<19}{shown}")
+    for top in dataset["tree_top"].values:
+        its = means.sel(tree_top=top)
+        drawn = ", ".join(
+            f"{law} {its['tree_bias'].sel(law=law).item():.3f} ({its['tree_variance'].sel(law=law).item():.3g})"
+            for law in LAWS
+        )
+        lines.append(
+            f"tree {top:>4} {drawn}; fault 1 exactly {its['tree_exact'].item():.3f}; published "
+            f"{its['published_bias'].item():.3f} ({its['published_variance'].item():.3g})"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    common.main(main, Config, __doc__)

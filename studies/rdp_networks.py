@@ -1,0 +1,138 @@
+"""The networks of `studies.rdp`: chains and trees of potentials, and the proposal that the released code differentiates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import fgvar
+from fgvar.estimators.estimator import Estimate
+
+RANGE = 10.0  # from the smallest log-potential to the largest
+Gradient = dict[str, Tensor]
+
+
+class Chain(nn.Module):
+    """log Z of a linear chain, like `fgvar.networks.LinearChain`, by products of matrices, without logarithms on the way.
+
+    Emissions are parameters, so that the gradient of log Z is the marginals p(s_t = s). States are preferred by
+    softmax(emissions) + prior. Log-potentials within ±10 or so need no logarithm in float64.
+
+    Shapes: ``[batch, 1]``, whatever it holds → log Z ``[batch]``.
+
+    Args:
+        emissions: log-potentials [steps, states].
+        transitions: log-potentials [states, states], from and to.
+        prior: [states].
+    """
+
+    transitions: Tensor
+    prior: Tensor
+
+    def __init__(self, emissions: Tensor, transitions: Tensor, prior: Tensor) -> None:
+        super().__init__()
+        self.emissions = nn.Parameter(emissions)
+        self.register_buffer("transitions", transitions)
+        self.register_buffer("prior", prior)
+        self.terms, self.proposal = fgvar.Terms(), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        emissions = self.emissions.expand(len(x), -1, -1)
+        self.proposal(emissions.softmax(-1) + self.prior)
+        first, *later = self.terms(emissions.exp()).unbind(1)
+        psi, alpha = self.transitions.exp(), first
+        for term in later:
+            alpha = (alpha @ psi) * term
+        return alpha.sum(1).log()
+
+
+def peaked(states: int, steps: int, hidden: int, seed: int) -> Chain:
+    """Potentials by the law of the paper's notebook: inner products of words and states with uniform entries.
+
+    Of emissions and of transitions (inner products of states) 10 is the range. The prior is the softmax of the states'
+    absolute sums.
+    """
+    words, each = _uniform([(steps, hidden), (states, hidden)], seed)
+    emissions, transitions = words @ each.T, each @ each.T
+    emissions = RANGE * (emissions - emissions.mean(1, keepdim=True)) / _range(emissions, 1)
+    transitions = RANGE * (transitions - transitions.mean()) / _range(transitions.flatten(), 0)
+    return Chain(emissions, transitions, each.sum(1).softmax(0))
+
+
+def flat(states: int, steps: int, hidden: int, seed: int) -> Chain:
+    """Potentials of a new `fgvar.networks.LinearChain`, of normal inputs: they differ little. No prior."""
+    chain = fgvar.networks.LinearChain(hidden, states, seed=seed).double()
+    x = torch.randn(steps, hidden, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    with torch.no_grad():
+        return Chain(chain.emission(x), chain.transition.clone(), torch.zeros(states).double())
+
+
+class Tree(nn.Module):
+    """log Z of binary trees over T words, by the inside recursion: of every span a state's potential.
+
+    The notebook's potentials of a span are the sums of its first word's, its last word's and the state's entries, from
+    0 to 10 by the state: words fall out, and all spans have the same. So Z = C_{T−1} w^{2T−1}, w the sum of a span's
+    potentials and C Catalan's number. Here they are over w, so that without sampling every span's sum is 1.
+
+    Shapes: ``[batch, 1]``, whatever it holds → log Z ``[batch]``.
+    """
+
+    norms: Tensor
+
+    def __init__(self, states: int, steps: int, hidden: int, seed: int) -> None:
+        super().__init__()
+        norms = _uniform([(states, hidden)], seed)[0].sum(1)
+        self.potentials = nn.Parameter(RANGE * (norms - norms.min()) / _range(norms, 0))
+        self.register_buffer("norms", norms)
+        self.steps = steps
+        self.terms, self.proposal = fgvar.Terms(), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        spans = self.steps * (self.steps + 1) // 2
+        share = self.potentials.softmax(0)
+        self.proposal((share + self.norms.softmax(0)).expand(len(x), spans, -1))
+        sums = self.terms(share.expand(len(x), spans, -1)).sum(2)
+        return inside(sums, self.steps).log() + (2 * self.steps - 1) * self.potentials.logsumexp(0)
+
+
+def inside(sums: Tensor, steps: int) -> Tensor:
+    """Σ over binary trees of the product over their spans [batch, spans], which lie by length and then by start."""
+    by_length = sums.split([steps - length + 1 for length in range(1, steps + 1)], 1)
+    beta = [by_length[0]]
+    for length in range(2, steps + 1):
+        starts = steps - length + 1
+        split = [beta[k - 1][:, :starts] * beta[length - k - 1][:, k : k + starts] for k in range(1, length)]
+        beta.append(by_length[length - 1] * torch.stack(split).sum(0))
+    return beta[-1][:, 0]
+
+
+@dataclass(frozen=True)
+class Attached(fgvar.Stochastic):
+    """The proposal in ω = 1/(m p) is differentiated, too, as it is not detached in the released code."""
+
+    def estimate(self, problem: fgvar.Problem, noise: Mapping[str, Tensor]) -> Estimate:
+        seen = self.seen(problem, noise)
+        law = self.sample._law(problem, "terms")
+        filled = self.sample.FILLED if self.sample.refilled else 0.0
+
+        def loss(params: Gradient) -> Tensor:
+            proposal = problem.run(params, watch=["proposal"])[1]["proposal"].scatter(-1, law.top, filled)
+            p = (proposal / proposal.sum(-1, keepdim=True)).where(law.others > 0, 1.0)
+            return seen.tapped("terms", seen.taps["terms"] * (p.detach() / p)).loss(params)
+
+        return Estimate(dict(torch.func.grad(loss)(problem.params)))
+
+
+def problem_of(network: nn.Module) -> fgvar.Problem:
+    """log Z is the loss of the only example."""
+    return fgvar.Problem(network, lambda outputs, _: outputs, (torch.zeros(1, 1).double(), torch.zeros(1)))
+
+
+def _uniform(shapes: list[tuple[int, int]], seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def _range(values: Tensor, dim: int) -> Tensor:
+    return values.max(dim, keepdim=True).values - values.min(dim, keepdim=True).values
