@@ -16,9 +16,9 @@ from figures.page import Figures, Page, Sheet
 CHAIN, TREE = ("potentials", "top", "row"), ("tree_top", "law")
 NEEDED: dict[str, tuple[str, ...]] = {
     **{f"{name}{end}": CHAIN for name in ("bias", "variance", "cosine") for end in ("", "_se")},
-    **{name: CHAIN[:2] for name in ("spread_exact", "fault_1_exact")},
+    **dict.fromkeys(("spread_exact", "fault_1_exact"), CHAIN[:2]),
     **{f"tree_{name}{end}": TREE for name in ("bias", "variance") for end in ("", "_se")},
-    **{name: TREE[:1] for name in ("tree_exact", "published_bias", "published_variance")},
+    **dict.fromkeys(("tree_exact", "published_bias", "published_variance"), TREE[:1]),
     "mean_weight": ("tree_top", "rank"),
 }
 LOOKS = {  # rows are no schemes: Okabe & Ito's colours, with markers of their own

@@ -1,4 +1,4 @@
-"""The networks of `studies.rdp`: chains and trees of potentials, and the proposal that the released code differentiates."""
+"""The networks of `studies.rdp`: chains and trees of potentials, and the proposal that is differentiated, too."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Gradient = dict[str, Tensor]
 
 
 class Chain(nn.Module):
-    """log Z of a linear chain, like `fgvar.networks.LinearChain`, by products of matrices, without logarithms on the way.
+    """log Z of a linear chain, like `fgvar.networks.LinearChain`, by products of matrices, not of logarithms.
 
     Emissions are parameters, so that the gradient of log Z is the marginals p(s_t = s). States are preferred by
     softmax(emissions) + prior. Log-potentials within ±10 or so need no logarithm in float64.
@@ -50,8 +50,8 @@ class Chain(nn.Module):
 def peaked(states: int, steps: int, hidden: int, seed: int) -> Chain:
     """Potentials by the law of the paper's notebook: inner products of words and states with uniform entries.
 
-    Of emissions and of transitions (inner products of states) 10 is the range. The prior is the softmax of the states'
-    absolute sums.
+    Of emissions and of transitions (inner products of states) 10 is the range. The prior is the softmax of the
+    states' absolute sums.
     """
     words, each = _uniform([(steps, hidden), (states, hidden)], seed)
     emissions, transitions = words @ each.T, each @ each.T
@@ -71,9 +71,9 @@ def flat(states: int, steps: int, hidden: int, seed: int) -> Chain:
 class Tree(nn.Module):
     """log Z of binary trees over T words, by the inside recursion: of every span a state's potential.
 
-    The notebook's potentials of a span are the sums of its first word's, its last word's and the state's entries, from
-    0 to 10 by the state: words fall out, and all spans have the same. So Z = C_{T−1} w^{2T−1}, w the sum of a span's
-    potentials and C Catalan's number. Here they are over w, so that without sampling every span's sum is 1.
+    The notebook's log-potentials of a span are sums of the entries of its first word, its last word and the state,
+    carried to 0 … 10 over the states: words fall out, and all spans have the same. So Z = C_{T−1} w^{2T−1}, w the
+    sum of a span's potentials and C Catalan's number. Here they are over w, and a span's sum is 1 without sampling.
 
     Shapes: ``[batch, 1]``, whatever it holds → log Z ``[batch]``.
     """

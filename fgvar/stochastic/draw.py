@@ -174,17 +174,18 @@ class Draw:
         return (sure + _sum(_inverse(p), terms) / self.size) / count**2
 
     def products(self, problem: Problem, name: str) -> Tensor:
-        """E[ω_i ω_j] of the terms of the `fgvar.Terms` of this name, [batch, …, terms, terms], put back and weighed by 1/(m p).
+        """E[ω_i ω_j] of the terms of the `fgvar.Terms` of this name, put back: [batch, …, terms, terms].
 
-        1 − 1/m + δ_ij/(m p_i) of two terms that are drawn, 1 where one of them is taken for certain.
+        1 − 1/m + δ_ij/(m p_i) of two terms that are drawn, 1 where one of them is taken for certain. See
+        `fgvar.theory.log_second_moment`, which makes Var Ẑ of it.
 
         Raises:
-            ValueError: what is not put back, or weighed otherwise, of which there is no closed form.
+            ValueError: terms that are not put back, or weighed otherwise: there is no closed form.
         """
         if not self.replace or self.weigh != "unbiased":
             raise ValueError(
-                f"{self!r} has no closed form of E[ω_i ω_j]; expected replace=True and weigh='unbiased', or the sum over "
-                "the values of a small law (support)"
+                f"{self!r} has no closed form of E[ω_i ω_j]; expected replace=True and weigh='unbiased', or the sum "
+                "over the values of a small law (support)"
             )
         choice, _, others = self._law(problem, name)
         own = torch.diag_embed(others * _inverse(choice.probabilities)) / self.size

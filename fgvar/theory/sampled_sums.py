@@ -12,7 +12,7 @@ RARE = 1e-15  # what is less likely is left out
 
 
 def log_second_moment(emissions: Tensor, transitions: Tensor, products: Tensor) -> Tensor:
-    """Second moment of a linear chain's partition function whose states are sampled, log E Ẑ²: randomised dynamic programming.
+    """Second moment log E Ẑ² of a linear chain's partition function by randomised dynamic programming.
 
     Ẑ is linear in the ω of every step, which are independent of those of others, so that pairs of sequences follow a
     recursion of their own: α_t = (Ψᵀ α_{t−1} Ψ) ∘ A_t with A_t(i, j) = φ_t(i) φ_t(j) E[ω_ti ω_tj], α_1 = A_1, and
@@ -56,11 +56,12 @@ def log_second_moment(emissions: Tensor, transitions: Tensor, products: Tensor) 
 
 
 def inclusion(probabilities: Tensor, size: int) -> Tensor:
-    """Inclusion probabilities π_i of ``size`` terms drawn by p and not put back: Σ π_i = m, π_i < m p_i where p is large.
+    """Inclusion probabilities π_i of m = ``size`` terms drawn by p and not put back: Σ π_i = m.
 
-    Weighed as if put back, by 1/(m p_i), a term has E ω_i = π_i/(m p_i): below 1 where p_i is large, above where it is
-    small. Each term comes at an exponential time of rate p_i, and is drawn if fewer than m others came before, so that
-    π_i = ∫ p_i e^{−p_i t} P(N_t − 1{i came} < m) dt. The law of the number N_t is found by its characteristic function.
+    Weighed as if put back, by 1/(m p_i), a term has E ω_i = π_i/(m p_i): below 1 where p_i is large, above where it
+    is small. Each term comes at an exponential time of rate p_i, and is drawn if fewer than m others came before:
+    π_i = ∫ p_i e^{−p_i t} P(N_t < m) dt, where the law of the number N_t of others is found by its characteristic
+    function.
 
     Args:
         probabilities: [N] ≥ 0, in proportion where they do not sum to 1.

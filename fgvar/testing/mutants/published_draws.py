@@ -14,10 +14,10 @@ class PublishedDraw(Draw):
     """`Draw` of ``size`` terms beside the ``top`` ones, by the code that was released (``sample_states``).
 
     Args:
-        as_put_back: what is drawn is weighed by 1/(m p), as if it had been put back: E ω = π/(m p) for the probability
-            π of being drawn. The code draws by ``torch.multinomial``, which puts nothing back by default.
-        refilled: the top terms keep a score of 10⁻⁷ among the others, in place of 0, so that they count twice: E ω = 2,
-            by weights that are rare and enormous.
+        as_put_back: what is drawn is weighed by 1/(m p), as if it had been put back: E ω = π/(m p), π the
+            probability of being drawn. The code draws by ``torch.multinomial``, which puts nothing back by default.
+        refilled: the top terms keep a score of 10⁻⁷ among the others, in place of 0, so that they count twice:
+            E ω = 2, by weights that are rare and enormous.
 
     Source: Fu et al. 2022, code.
     """

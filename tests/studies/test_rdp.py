@@ -1,0 +1,161 @@
+"""Randomised dynamic programming: the study's networks and laws against enumeration, and its stored numbers."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from cases import randn
+from torch import Tensor
+
+import fgvar
+from fgvar import sampling
+from fgvar.measurement.draws import Enumeration
+from fgvar.networks import LinearChain
+from fgvar.testing import CHECKS, expectation
+from studies import rdp, rdp_networks
+
+ROOT = Path(__file__).parents[2]
+STATES, STEPS = 4, 2
+
+
+def chain(steps: int = STEPS) -> fgvar.Problem:
+    return rdp_networks.problem_of(rdp_networks.peaked(STATES, steps, 3, seed=0))
+
+
+def tree(steps: int = 2) -> fgvar.Problem:
+    return rdp_networks.problem_of(rdp_networks.Tree(STATES, steps, 3, seed=1))
+
+
+def mean_of_ratio(sample: sampling.Draw, at: fgvar.Problem) -> float:
+    """E Ẑ/Z over all draws."""
+    row = fgvar.Stochastic(sample=sample)
+    law = Enumeration(row.randomness(at), "support")
+    found = torch.func.vmap(lambda noise: row.seen(at, noise).loss())(law.take(range(len(law)), dtype=torch.float64))
+    return float(law.probabilities(range(len(law))) @ (found - at.loss()).exp())
+
+
+# ---- networks --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("made", [rdp_networks.peaked, rdp_networks.flat])
+def test_chains_are_linear_chains_whose_gradient_is_the_marginals(made) -> None:
+    network = made(STATES, 3, 3, seed=0)
+    at = rdp_networks.problem_of(network)
+    same = LinearChain(3, STATES).double()
+    with torch.no_grad():  # one-hot steps: the weights are the emissions
+        same.emission.weight.copy_(network.emissions.T)
+        same.emission.bias.zero_()
+        same.transition.copy_(network.transitions)
+    log_z, emissions, _ = same(torch.eye(3).double()[None])
+    torch.testing.assert_close(at.loss(), log_z[0])
+    marginals = at.backprop()["emissions"]
+    torch.testing.assert_close(marginals, torch.autograd.grad(log_z.sum(), emissions)[0][0])
+    torch.testing.assert_close(marginals.sum(1), torch.ones(3).double())
+
+
+def test_peaked_potentials_have_the_range_of_the_notebook() -> None:
+    network = rdp_networks.peaked(50, 3, 50, seed=0)
+    emissions = network.emissions.detach()
+    torch.testing.assert_close(emissions.amax(1) - emissions.amin(1), torch.full((3,), 10.0).double())
+    assert float(network.transitions.max() - network.transitions.min()) == pytest.approx(10)
+
+
+def trees(first: int, last: int) -> Iterator[list[tuple[int, int]]]:
+    """The spans of every binary tree over these words."""
+    if first == last:
+        yield [(first, first)]
+    for split in range(first, last):
+        for left, right in itertools.product(trees(first, split), trees(split + 1, last)):
+            yield [(first, last), *left, *right]
+
+
+def test_the_inside_recursion_sums_over_all_trees() -> None:
+    steps = 5
+    spans = [(start, start + length) for length in range(steps) for start in range(steps - length)]
+    sums = randn(1, len(spans)).abs()
+    by_span = dict(zip(spans, sums[0].tolist(), strict=True))
+    found = [math.prod(by_span[span] for span in one) for one in trees(0, steps - 1)]
+    assert len(found) == 14
+    assert float(rdp_networks.inside(sums, steps)) == pytest.approx(sum(found), rel=1e-12)
+    at = tree(steps)
+    assert float(at.loss()) == pytest.approx(math.log(14) + 9 * float(at.params["potentials"].logsumexp(0)))
+
+
+# ---- the released law ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [chain(), tree()], ids=["chain", "tree"])
+def test_without_its_faults_the_released_law_is_unbiased(at: fgvar.Problem) -> None:
+    sample = rdp.released(1, 3)
+    note = CHECKS["weights"](fgvar.Stochastic(sample=sample), at)[0].note
+    assert note.startswith("E ω = 1 for each of "), note
+    assert note.endswith("exactly")
+    assert mean_of_ratio(sample, at) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("fault", "note"),
+    [
+        ("as_put_back", r"E ω of term \(0, \d, \d\) of 'terms' is [01]\.\d+ \(exact\), expected 1"),
+        ("refilled", r"E ω of term \(0, \d, \d\) of 'terms' is 2 \(exact\), expected 1"),
+    ],
+)
+def test_each_fault_is_refuted_by_the_weights(fault: str, note: str) -> None:
+    """Drawn states count π/(m p); those taken for certain count twice."""
+    wrong = fgvar.Stochastic(sample=rdp.released(1, 3, **{fault: True}))
+    with pytest.raises(AssertionError, match=note):
+        CHECKS["weights"](wrong, chain())
+
+
+def test_both_faults_together_and_the_attached_proposal_are_refuted_by_the_weights() -> None:
+    with pytest.raises(AssertionError, match="expected 1"):
+        CHECKS["weights"](rdp.rows_of(1, 3)["released"], chain())
+    for name in ("put back", "Des Raj"):
+        assert "exactly" in CHECKS["weights"](rdp.rows_of(1, 3)[name], chain())[0].note
+
+
+@pytest.mark.parametrize("at", [chain(3), tree()], ids=["chain", "tree"])
+def test_the_mean_of_the_first_fault_is_exact(at: fgvar.Problem) -> None:
+    """The recursion with potentials times E ω, against all draws."""
+    omega = rdp.mean_weights(rdp.released(1, 3), at)
+    assert float((omega - 1).abs().max()) > 0.03
+    expected = float((at.tapped("terms", omega).loss() - at.loss()).exp())
+    assert mean_of_ratio(rdp.released(1, 3, as_put_back=True), at) == pytest.approx(expected, rel=1e-9)
+    if "potentials" in at.params:  # all spans alike: the ratio of one to the power of their number
+        share = at.params["potentials"].softmax(0)
+        assert float(share @ omega[0, 0]) ** 3 == pytest.approx(expected, rel=1e-12)
+
+
+def test_an_attached_proposal_is_biased_where_no_other_fault_is() -> None:
+    """K2 = 1: nothing is drawn twice, and the gradient of Ẑ lacks the proposal's score."""
+    network = rdp_networks.flat(STATES, STEPS, 3, seed=0)
+    at = fgvar.Problem(network, lambda outputs, _: outputs.exp(), (torch.zeros(1, 1).double(), torch.zeros(1)))
+    exact = at.backprop()["emissions"]
+
+    def bias(row: fgvar.Stochastic) -> float:
+        mean = expectation(row, at, method="support")["emissions"]
+        return float((mean - exact).norm() / exact.norm())
+
+    right = rdp.released(1, 2)
+    assert bias(fgvar.Stochastic(sample=right)) < 1e-12
+    assert 0.05 < bias(rdp_networks.Attached(sample=right)) < 1
+
+
+def test_moments_are_those_of_numpy() -> None:
+    x = 0.3 * randn(200)
+    found, values = rdp.moments_of(x), x.numpy()
+    assert found["bias"] == pytest.approx(values.mean())
+    assert found["variance"] == pytest.approx(values.var(ddof=1))
+    assert found["spread"] == pytest.approx((np.expm1(values) ** 2).mean())
+    assert found["variance_se"] == pytest.approx(values.var() * (2 / 200) ** 0.5, rel=0.3)
+    assert found["bias_se"] == pytest.approx(values.std(ddof=1) / 200**0.5)
+
+
+def test_unknown_potentials_are_refused() -> None:
+    with pytest.raises(ValueError, match="potentials are 'steep', expected one of: peaked, flat"):
+        rdp.cell(potentials="steep", top=1, seed=0, budget=2, states=4, steps=2, draws=2, gradients=2)
