@@ -24,7 +24,14 @@ PUBLISHED = {
 }
 PUBLISHED_DRAWS = 100
 FAULTS = {"as_put_back": True, "refilled": True}  # the third is in what is differentiated
-ROWS = ("released", "released, detached", "put back", "Des Raj", "top-K alone")
+ROWS = (
+    "released",
+    "released, detached",
+    "put back",
+    "Des Raj",
+    "top-K alone",
+    "proposal alone",
+)  # the last draw nothing
 LAWS = ("released", "fault 1 alone", "Des Raj")
 
 
@@ -94,16 +101,19 @@ def cell(
     network, hidden = made[potentials]
     at = rdp_networks.problem_of(network(states, steps, hidden, seed))
     rows = rows_of(top, budget)
-    found = {name: moments_of(log_sums(row, at, draws, seed)) for name, row in rows.items()}
-    # All that is spent on the highest states is no draw: its log Ẑ and its marginals are what they are.
-    highest = at.tapped("terms", highest_of(at, budget))
+    found = {name: moments_of(rdp_networks.log_sums(row, at, draws, seed)) for name, row in rows.items()}
+    # Controls that draw nothing: all that is spent on the highest states, and the proposal in place of the marginals.
+    highest = at.tapped("terms", rdp_networks.highest_of(at, budget))
     found["top-K alone"] = moments_of((highest.loss() - at.loss()).detach().expand(2))
+    found["proposal alone"] = dict.fromkeys(found["released"], float("nan"))
     values = {name: [found[row][name] for row in ROWS] for name in found["released"]} | of_marginals(
-        fgvar.measure(rows, at, draws=gradients, seed=seed), highest.backprop(), at.backprop()
+        fgvar.measure(rows, at, draws=gradients, seed=seed),
+        {"top-K alone": highest.backprop()["emissions"], "proposal alone": rdp_networks.proposal_of(at)},
+        at.backprop()["emissions"],
     )
     products = rows["put back"].sample.products(at, "terms")[0]
     second = theory.log_second_moment(at.params["emissions"], at.buffers["transitions"], products)
-    mean = at.tapped("terms", mean_weights(rows["Des Raj"].sample, at)).loss()
+    mean = at.tapped("terms", rdp_networks.mean_weights(rows["Des Raj"].sample, at)).loss()
     exact = {
         "spread_exact": (second - 2 * at.loss()).expm1().item(),  # of what is put back: Var Ẑ/Z²
         "fault_1_exact": (mean - at.loss()).item(),  # log E Ẑ − log Z of what is weighed as if put back
@@ -112,20 +122,21 @@ def cell(
     return xr.Dataset({name: ("row", one) for name, one in values.items()}, {"row": list(ROWS)}).assign(exact)
 
 
-def of_marginals(measured: Any, highest: Any, exact: Any) -> dict[str, list[float]]:
+def of_marginals(measured: Any, known: dict[str, Any], marginals: Any) -> dict[str, list[float]]:
     """Of the gradient of log Ẑ: cosine to the marginals, squared bias and variance over their squared norm."""
-    import torch
+    from torch.nn.functional import cosine_similarity
 
-    its = measured.sel(layer="total", reference="target", estimator=list(ROWS[:-1]))
+    its = measured.sel(layer="total", reference="target", estimator=list(ROWS[: -len(known)]))
     square = its["gradient_norm"] ** 2
     drawn = {"cosine": its["cosine"], "cosine_se": its["cosine_se"], "relative_variance": its["relative_variance"]}
     drawn |= {f"relative_sq_bias{end}": its[f"sq_bias{end}"] / square for end in ("", "_se")}
-    top, g = (one["emissions"].flatten() for one in (highest, exact))
-    known = {
-        "cosine": torch.nn.functional.cosine_similarity(top, g, dim=0).item(),
-        "relative_sq_bias": ((top - g).square().sum() / g.square().sum()).item(),
-    }
-    return {name: [*values.values.tolist(), known.get(name, 0.0)] for name, values in drawn.items()}
+    values = {name: one.values.tolist() for name, one in drawn.items()}
+    for one in known.values():
+        values["cosine"].append(cosine_similarity(one.flatten(), marginals.flatten(), dim=0).item())
+        values["relative_sq_bias"].append(((one - marginals).square().sum() / marginals.square().sum()).item())
+        for name in ("cosine_se", "relative_sq_bias_se", "relative_variance"):
+            values[name].append(0.0)
+    return values
 
 
 def tree_cell(*, tree_top: int, seed: int, budget: int, states: int, steps: int, draws: int) -> Any:
@@ -135,6 +146,7 @@ def tree_cell(*, tree_top: int, seed: int, budget: int, states: int, steps: int,
 
     from fgvar import Stochastic
     from studies import rdp_networks
+    from studies.rdp_networks import log_sums, mean_weights, released
 
     at = rdp_networks.problem_of(rdp_networks.Tree(states, steps, 100, seed))
     rows = {
@@ -144,6 +156,7 @@ def tree_cell(*, tree_top: int, seed: int, budget: int, states: int, steps: int,
     }
     found = [moments_of(log_sums(Stochastic(sample=rows[law]), at, draws, seed, chunk=20)) for law in LAWS]
     omega = mean_weights(rows["Des Raj"], at, rows=1)[0, 0]
+    again = rdp_networks.drawn_again(rows["released"], at) * steps * (steps + 1) / 2
     share = at.params["potentials"].softmax(0)
     by_rank = omega[share.argsort(descending=True)].numpy()
     rank = np.unique(np.geomspace(1, states, 60).round().astype(int))
@@ -152,23 +165,15 @@ def tree_cell(*, tree_top: int, seed: int, budget: int, states: int, steps: int,
     dataset = xr.Dataset(variables, {"law": list(LAWS), "rank": rank})
     # All spans have the same potentials, so that E Ẑ is the inside recursion of one ratio, to the power 2T − 1.
     exact = (2 * steps - 1) * (share @ omega).log().item()
-    return dataset.assign(tree_exact=exact, mean_weight=("rank", by_rank[rank - 1]), tree_log_z=float(at.loss()))
-
-
-def released(top: int, budget: int, *, as_put_back: bool = False, refilled: bool = False) -> Any:
-    """Draws of the released code with these of its faults; with none, those of Des Raj's weights."""
-    from fgvar import sampling
-    from fgvar.testing.mutants.published_draws import PublishedDraw
-
-    how = {"top": top, "by": sampling.Outputs("proposal"), "replace": False, "over": "terms"}
-    return PublishedDraw(budget - top, as_put_back=as_put_back, refilled=refilled, **how)
+    known = {"tree_exact": exact, "drawn_again": again, "tree_log_z": float(at.loss())}
+    return dataset.assign(known, mean_weight=("rank", by_rank[rank - 1]))
 
 
 def rows_of(top: int, budget: int) -> dict[str, Any]:
     """The rows that draw."""
     import fgvar
     from fgvar import sampling
-    from studies.rdp_networks import Attached
+    from studies.rdp_networks import Attached, released
 
     put_back = sampling.Draw(budget - top, top=top, by=sampling.Outputs("proposal"), over="terms")
     code = released(top, budget, **FAULTS)
@@ -178,46 +183,6 @@ def rows_of(top: int, budget: int) -> dict[str, Any]:
         "put back": fgvar.Stochastic(sample=put_back),
         "Des Raj": fgvar.Stochastic(sample=replace(put_back, replace=False)),
     }
-
-
-def highest_of(at: Any, count: int) -> Any:
-    """1 for the states that are preferred most, at every step."""
-    from fgvar import sampling
-
-    scores = sampling.Outputs("proposal").scores(at, "terms")
-    return scores.new_zeros(scores.shape).scatter(-1, scores.topk(count).indices, 1)
-
-
-def mean_weights(sample: Any, at: Any, rows: int | None = None) -> Any:
-    """E ω of what is not put back and weighed as if it were, π/(m p), 1 for the top: [1, rows, states].
-
-    Args:
-        sample: without faults.
-        at: the problem.
-        rows: of the first so many populations alone.
-    """
-    import torch
-
-    from fgvar import theory
-
-    choice, _, others = sample._law(at, "terms")
-    found = torch.ones_like(others)[:, :rows]
-    for number, p in enumerate(choice.probabilities[0, :rows]):
-        drawn = p > 0
-        found[0, number, drawn] = (theory.inclusion(p, sample.size) / (sample.size * p))[drawn]
-    return found
-
-
-def log_sums(row: Any, at: Any, draws: int, seed: int, chunk: int = 128) -> Any:
-    """log Ẑ − log Z of so many draws."""
-    import torch
-
-    from fgvar.measurement import ranges
-
-    randomness = row.randomness(at)
-    several = [randomness.sample(seed, window, dtype=at.dtype) for window in ranges(0, draws, chunk)]
-    found = [torch.func.vmap(lambda noise: row.seen(at, noise).loss())(noise) for noise in several]
-    return (torch.cat(found) - at.loss()).detach()
 
 
 def moments_of(x: Any) -> dict[str, float]:

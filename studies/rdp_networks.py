@@ -1,4 +1,4 @@
-"""The networks of `studies.rdp`: chains and trees of potentials, and the proposal that is differentiated, too."""
+"""Networks and laws of `studies.rdp`: chains and trees of potentials, the released draws, and their exact means."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import fgvar
+from fgvar import sampling, theory
 from fgvar.estimators.estimator import Estimate
+from fgvar.measurement import ranges
+from fgvar.testing.mutants.published_draws import PublishedDraw
 
 RANGE = 10.0  # from the smallest log-potential to the largest
 Gradient = dict[str, Tensor]
@@ -127,6 +130,63 @@ class Attached(fgvar.Stochastic):
 def problem_of(network: nn.Module) -> fgvar.Problem:
     """log Z is the loss of the only example."""
     return fgvar.Problem(network, lambda outputs, _: outputs, (torch.zeros(1, 1).double(), torch.zeros(1)))
+
+
+# ---- laws ------------------------------------------------------------------------------------------------------
+
+
+def released(top: int, budget: int, *, as_put_back: bool = False, refilled: bool = False) -> PublishedDraw:
+    """Draws of the released code with these of its faults; with none, those of Des Raj's weights."""
+    by = sampling.Outputs("proposal")
+    return PublishedDraw(
+        budget - top, top, by, replace=False, over="terms", as_put_back=as_put_back, refilled=refilled
+    )
+
+
+def proposal_of(at: fgvar.Problem) -> Tensor:
+    """What every state is preferred by, [populations, states], as probabilities."""
+    proposal = sampling.Outputs("proposal").scores(at, "terms")[0]
+    return proposal / proposal.sum(-1, keepdim=True)
+
+
+def highest_of(at: fgvar.Problem, count: int) -> Tensor:
+    """1 for the states that are preferred most: [1, populations, states]."""
+    proposal = proposal_of(at)[None]
+    return torch.zeros_like(proposal).scatter(-1, proposal.topk(count).indices, 1)
+
+
+def mean_weights(sample: PublishedDraw | sampling.Draw, at: fgvar.Problem, rows: int | None = None) -> Tensor:
+    """E ω of what is not put back and weighed as if it were, π/(m p), 1 for the top: [1, populations, states].
+
+    Args:
+        sample: without faults.
+        at: the problem.
+        rows: the first so many populations alone.
+    """
+    choice, _, others = sample._law(at, "terms")
+    found = torch.ones_like(others)[:, :rows]
+    for number, p in enumerate(choice.probabilities[0, :rows]):
+        drawn = p > 0
+        found[0, number, drawn] = (theory.inclusion(p, sample.size) / (sample.size * p))[drawn]
+    return found
+
+
+def drawn_again(sample: PublishedDraw, at: fgvar.Problem) -> float:
+    """How many of the top states of the first population are drawn again, in the mean, where they are refilled."""
+    choice, top, _ = sample._law(at, "terms")
+    return float(theory.inclusion(choice.probabilities[0, 0], sample.size)[top[0, 0]].sum())
+
+
+def log_sums(row: fgvar.Stochastic, at: fgvar.Problem, draws: int, seed: int, chunk: int = 128) -> Tensor:
+    """log Ẑ − log Z of so many draws."""
+    randomness = row.randomness(at)
+
+    def one(noise: Mapping[str, Tensor]) -> Tensor:
+        return row.seen(at, noise).loss()
+
+    parts = (randomness.sample(seed, window, dtype=at.dtype) for window in ranges(0, draws, chunk))
+    found = torch.cat([torch.func.vmap(one)(noise) for noise in parts])
+    return (found - at.loss()).detach()
 
 
 def _uniform(shapes: list[tuple[int, int]], seed: int) -> list[Tensor]:

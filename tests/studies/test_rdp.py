@@ -91,7 +91,7 @@ def test_the_inside_recursion_sums_over_all_trees() -> None:
 
 @pytest.mark.parametrize("at", [chain(), tree()], ids=["chain", "tree"])
 def test_without_its_faults_the_released_law_is_unbiased(at: fgvar.Problem) -> None:
-    sample = rdp.released(1, 3)
+    sample = rdp_networks.released(1, 3)
     note = CHECKS["weights"](fgvar.Stochastic(sample=sample), at)[0].note
     assert note.startswith("E ω = 1 for each of "), note
     assert note.endswith("exactly")
@@ -107,7 +107,7 @@ def test_without_its_faults_the_released_law_is_unbiased(at: fgvar.Problem) -> N
 )
 def test_each_fault_is_refuted_by_the_weights(fault: str, note: str) -> None:
     """Drawn states count π/(m p); those taken for certain count twice."""
-    wrong = fgvar.Stochastic(sample=rdp.released(1, 3, **{fault: True}))
+    wrong = fgvar.Stochastic(sample=rdp_networks.released(1, 3, **{fault: True}))
     with pytest.raises(AssertionError, match=note):
         CHECKS["weights"](wrong, chain())
 
@@ -122,10 +122,10 @@ def test_both_faults_together_and_the_attached_proposal_are_refuted_by_the_weigh
 @pytest.mark.parametrize("at", [chain(3), tree()], ids=["chain", "tree"])
 def test_the_mean_of_the_first_fault_is_exact(at: fgvar.Problem) -> None:
     """The recursion with potentials times E ω, against all draws."""
-    omega = rdp.mean_weights(rdp.released(1, 3), at)
+    omega = rdp_networks.mean_weights(rdp_networks.released(1, 3), at)
     assert float((omega - 1).abs().max()) > 0.03
     expected = float((at.tapped("terms", omega).loss() - at.loss()).exp())
-    assert mean_of_ratio(rdp.released(1, 3, as_put_back=True), at) == pytest.approx(expected, rel=1e-9)
+    assert mean_of_ratio(rdp_networks.released(1, 3, as_put_back=True), at) == pytest.approx(expected, rel=1e-9)
     if "potentials" in at.params:  # all spans alike: the ratio of one to the power of their number
         share = at.params["potentials"].softmax(0)
         assert float(share @ omega[0, 0]) ** 3 == pytest.approx(expected, rel=1e-12)
@@ -141,7 +141,7 @@ def test_an_attached_proposal_is_biased_where_no_other_fault_is() -> None:
         mean = expectation(row, at, method="support")["emissions"]
         return float((mean - exact).norm() / exact.norm())
 
-    right = rdp.released(1, 2)
+    right = rdp_networks.released(1, 2)
     assert bias(fgvar.Stochastic(sample=right)) < 1e-12
     assert 0.05 < bias(rdp_networks.Attached(sample=right)) < 1
 

@@ -44,7 +44,11 @@ def test_inclusion_of_even_probabilities_is_even() -> None:
     ("p", "size", "message"),
     [
         (torch.tensor([0.5, 0.5, 0]), 3, r"3 terms of probabilities \(3,\), 2 of them positive"),
-        (torch.ones(2, 3), 1, r"1 terms of probabilities \(2, 3\), not one population of them positive; expected one"),
+        (
+            torch.ones(2, 3),
+            1,
+            r"1 terms of probabilities \(2, 3\), not one population of them positive; expected one",
+        ),
         (torch.ones(3), 0, "size is 0, expected"),
     ],
 )
@@ -72,12 +76,16 @@ def test_the_pair_recursion_takes_the_products_of_any_law() -> None:
 def test_the_pair_recursion_of_large_potentials_is_finite() -> None:
     steps, states = 6, 4
     large = torch.full((steps, states), 500.0).double()
-    found = theory.log_second_moment(large, 300 + torch.zeros(states, states).double(), torch.ones(steps, states, states))
+    found = theory.log_second_moment(
+        large, 300 + torch.zeros(states, states).double(), torch.ones(steps, states, states)
+    )
     expected = 2 * (steps * 500 + (steps - 1) * 300 + steps * torch.tensor(4.0).double().log())
     torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("shapes", [((3,), (3, 3), (3, 3)), ((2, 3), (3, 3), (3, 3, 3)), ((2, 3), (2, 3), (2, 3, 3))])
 def test_shapes_that_do_not_fit_are_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
-    with pytest.raises(ValueError, match=r"expected \[steps, states\], \[states, states\] and \[steps, states, states\]"):
+    with pytest.raises(
+        ValueError, match=r"expected \[steps, states\], \[states, states\] and \[steps, states, states\]"
+    ):
         theory.log_second_moment(*(torch.zeros(shape) for shape in shapes))
