@@ -166,7 +166,7 @@ def tree_cell(*, tree_top: int, seed: int, budget: int, states: int, steps: int,
     # All spans have the same potentials, so that E Ẑ is the inside recursion of one ratio, to the power 2T − 1.
     exact = (2 * steps - 1) * (share @ omega).log().item()
     known = {"tree_exact": exact, "drawn_again": again, "tree_log_z": float(at.loss())}
-    return dataset.assign(known, mean_weight=("rank", by_rank[rank - 1]))
+    return dataset.assign(known).assign(mean_weight=("rank", by_rank[rank - 1]))
 
 
 def rows_of(top: int, budget: int) -> dict[str, Any]:
