@@ -124,6 +124,11 @@ CASES = {
         ("in the panels of each algorithm",),
         probes_are_whole,
     ),
+    "rdp": Case(
+        {"top": 2, "tree_top": 2, "seed": 1, "potentials": 2, "row": 6, "law": 3}, ("fault 1 exactly",),
+        ("Points: drawn, 1024 draws", "±1.96 standard errors", "Lines are exact, but for the dashed one",
+         "whose potentials are not published", "in all 112 pairs"),
+    ),
     "scaling": Case(
         {"place": 2, "seed": 1}, ("predicted",),
         ("exact", "drawn", "(replayed)", "standard errors over seeds", "95 % intervals"), weight_perturbation_loses_d,
@@ -186,6 +191,12 @@ def test_nothing_to_collect_is_told(name: str, tmp_path: Path) -> None:
         ("finite_differences", ["--networks", "sigmoid"], "networks are tanh, relu, mixer"),
         ("finite_differences", ["--dtypes", "half"], "dtypes float32 and float64"),
         ("language_model", ["--trainable", "LoRA"], "expected full, last block, or LoRA and a rank, as 'LoRA 4'"),
+        ("rdp", ["--top", "2", "50"], r"K1 is \[2, 50\] of a budget of 50 and 500 states.*; expected less than the"),
+        (
+            "rdp",
+            ["--tree-budget", "2001"],
+            "and 2000; expected less than the budget, and that no more than the states",
+        ),
         ("table1", ["--size", "0"], "sizes and batches are at least 1"),
         ("weight_sharing", ["--positions", "3"], r"positions are \[3\], expected powers of two from 1 to 256"),
         ("weight_sharing", ["--examples", "0"], "examples is 0 and fan_out 32, expected at least 1 and at least 2"),
