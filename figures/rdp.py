@@ -4,6 +4,8 @@ Run   python -m figures.rdp results/rdp.nc [--venue iclr] [--columns 2] [--out F
 writes <stem>.pdf, .png and .txt (the caption).
 """
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -32,8 +34,14 @@ LOOKS = {  # rows are no schemes: Okabe & Ito's colours, with markers of their o
     "top-K alone": ("#CC79A7", ""),
     "proposal alone": ("#7f7f7f", ""),
 }
-LINES = {"top-K alone": "-", "proposal alone": ":"}  # rows that draw nothing
-PUBLISHED = {"color": "black", "marker": "x", "linestyle": "none", "markeredgewidth": 0.9, "markersize": 4}
+LINES: dict[str, Any] = {"top-K alone": "-", "proposal alone": ":"}  # rows that draw nothing
+PUBLISHED: dict[str, Any] = {
+    "color": "black",
+    "marker": "x",
+    "linestyle": "none",
+    "markeredgewidth": 0.9,
+    "markersize": 4,
+}
 TITLES = {"peaked": "chain, peaked potentials", "flat": "chain, flat potentials"}
 LINEAR = 1e-2  # biases below that are drawn to scale
 DRAWN = ("released", "put back", "Des Raj")
@@ -67,8 +75,8 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
             panel(axes, its)
             _splits(axes, its["top"].values, dataset.attrs.get("config_budget", "?"))
         row[0].set_title(TITLES.get(kind, kind), loc="left")
-    for axes, panel in zip(grid[-1], (_tree_bias, _tree_variance, _weights), strict=False):
-        panel(axes, dataset)
+    for axes, of_trees in zip(grid[-1], (_tree_bias, _tree_variance, _weights), strict=False):
+        of_trees(axes, dataset)
     grid[-1][0].set_title("tree, as published", loc="left")
     sheet.figure.align_ylabels()
     handles = [
@@ -134,9 +142,9 @@ def _splits(axes: Axes, tops: NDArray[np.int64], budget: object) -> None:
 def _tree_bias(axes: Axes, dataset: xr.Dataset) -> None:
     axes.axhline(0, **style.THEORY)
     _line(axes, dataset["tree_exact"], "fault 1 alone")
-    ends = (one.sel(law="released") for one in (dataset["lowest"], dataset["highest"]))
+    low, high = (dataset[name].sel(law="released").values for name in ("lowest", "highest"))
     places = np.arange(dataset.sizes["tree_top"]) - 0.2
-    axes.vlines(places, *ends, color=LOOKS["released"][0], alpha=0.25, linewidth=4, zorder=2)
+    axes.vlines(places, low, high, colors=LOOKS["released"][0], alpha=0.25, linewidth=4, zorder=2)
     _points(axes, dataset, "tree_bias", LAWS, "law")
     _published(axes, dataset, "published_bias", dataset["published_variance"])
     axes.set_ylabel(f"bias of {LOG_Z}")
@@ -146,7 +154,7 @@ def _tree_variance(axes: Axes, dataset: xr.Dataset) -> None:
     _points(axes, dataset, "tree_variance", LAWS, "law")
     _published(axes, dataset, "published_variance")
     values = dataset["tree_variance"]
-    drawing.log(axes, "y", (float(values.min()) / 2, float(max(values.max(), 4)) * 3))
+    drawing.log(axes, "y", (float(values.min()) / 2, max(float(values.max()), 4.0) * 3))
     axes.set_ylabel(f"variance of {LOG_Z}")
 
 

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 import fgvar
 from fgvar import sampling, theory
-from fgvar.estimators.estimator import Estimate
 from fgvar.measurement import ranges
-from fgvar.testing.mutants.published_draws import PublishedDraw
+from fgvar.testing.mutants import PublishedDraw
 
 RANGE = 10.0  # from the smallest log-potential to the largest
 Gradient = dict[str, Tensor]
@@ -114,9 +113,9 @@ def inside(sums: Tensor, steps: int) -> Tensor:
 class Attached(fgvar.Stochastic):
     """The proposal in ω = 1/(m p) is differentiated, too, as it is not detached in the released code."""
 
-    def estimate(self, problem: fgvar.Problem, noise: Mapping[str, Tensor]) -> Estimate:
+    def estimate(self, problem: fgvar.Problem, noise: Mapping[str, Tensor]) -> fgvar.Estimate:
         seen = self.seen(problem, noise)
-        law = self.sample._law(problem, "terms")
+        law = self.sample.law(problem, "terms")
         filled = self.sample.FILLED if self.sample.refilled else 0.0
 
         def loss(params: Gradient) -> Tensor:
@@ -124,7 +123,7 @@ class Attached(fgvar.Stochastic):
             p = (proposal / proposal.sum(-1, keepdim=True)).where(law.others > 0, 1.0)
             return seen.tapped("terms", seen.taps["terms"] * (p.detach() / p)).loss(params)
 
-        return Estimate(dict(torch.func.grad(loss)(problem.params)))
+        return fgvar.Estimate(dict(torch.func.grad(loss)(problem.params)))
 
 
 def problem_of(network: nn.Module) -> fgvar.Problem:
@@ -141,6 +140,14 @@ def released(top: int, budget: int, *, as_put_back: bool = False, refilled: bool
     return PublishedDraw(
         budget - top, top, by, replace=False, over="terms", as_put_back=as_put_back, refilled=refilled
     )
+
+
+def code_of(
+    top: int, budget: int, *, as_put_back: bool = False, refilled: bool = False, attached: bool = False
+) -> fgvar.Stochastic:
+    """The released code with these of its three faults."""
+    sample = released(top, budget, as_put_back=as_put_back, refilled=refilled)
+    return Attached(sample=sample) if attached else fgvar.Stochastic(sample=sample)
 
 
 def proposal_of(at: fgvar.Problem) -> Tensor:
@@ -163,7 +170,7 @@ def mean_weights(sample: PublishedDraw | sampling.Draw, at: fgvar.Problem, rows:
         at: the problem.
         rows: the first so many populations alone.
     """
-    choice, _, others = sample._law(at, "terms")
+    choice, _, others = sample.law(at, "terms")
     found = torch.ones_like(others)[:, :rows]
     for number, p in enumerate(choice.probabilities[0, :rows]):
         drawn = p > 0
@@ -173,7 +180,7 @@ def mean_weights(sample: PublishedDraw | sampling.Draw, at: fgvar.Problem, rows:
 
 def drawn_again(sample: PublishedDraw, at: fgvar.Problem) -> float:
     """How many of the top states of the first population are drawn again, in the mean, where they are refilled."""
-    choice, top, _ = sample._law(at, "terms")
+    choice, top, _ = sample.law(at, "terms")
     return float(theory.inclusion(choice.probabilities[0, 0], sample.size)[top[0, 0]].sum())
 
 

@@ -103,6 +103,7 @@ ORDER = (
     "fgvar.theory.applicability",
     "fgvar.theory.perturbation",
     "fgvar.theory.stochastic",
+    "fgvar.theory.sampled_sums",
     "fgvar.theory.closed_forms",
     "fgvar.theory",
     "fgvar.measurement",
@@ -166,6 +167,7 @@ ORDER = (
     "fgvar.testing.mutants.moved_probabilities",
     "fgvar.testing.problems",
     "fgvar.testing.mutants.mutant",
+    "fgvar.testing.mutants.published_draws",
     "fgvar.testing.mutants.broken_samples",
     "fgvar.testing.mutants.lookalikes",
     "fgvar.testing.mutants",
@@ -303,7 +305,13 @@ def test_import_is_lazy() -> None:
     ]
 
 
-HELPERS = {"common.py", "language_network.py", "runs.py", "training.py"}  # what studies share, or are made of
+HELPERS = {
+    "common.py",
+    "language_network.py",
+    "rdp_networks.py",
+    "runs.py",
+    "training.py",
+}  # what studies share, or are made of
 STUDIES = {path.name for path in (ROOT / "studies").glob("*.py")} - HELPERS
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from fgvar.problem import Problem
-from fgvar.stochastic.draw import Draw
+from fgvar.stochastic.draw import Draw, DrawLaw
 from fgvar.stochastic.populations import probabilities
 
 
@@ -20,6 +20,11 @@ class PublishedDraw(Draw):
             E ω = 2, by weights that are rare and enormous.
 
     Source: Fu et al. 2022, code.
+
+    Example:
+        >>> from fgvar.stochastic.scores import TermSizes
+        >>> PublishedDraw(2, top=1, by=TermSizes(), replace=False, over="terms", as_put_back=True).refilled
+        False
     """
 
     as_put_back: bool = False
@@ -27,13 +32,13 @@ class PublishedDraw(Draw):
 
     FILLED = 1e-7
 
-    def _weighed(self, drawn: Tensor, law):  # type: ignore[no-untyped-def]
+    def _weighed(self, drawn: Tensor, law: DrawLaw) -> tuple[Tensor, Tensor]:
         if self.as_put_back:
             law = law._replace(choice=replace(law.choice, replace=True))
         return super()._weighed(drawn, law)
 
-    def _law(self, problem: Problem, name: str, *, check: bool = False):  # type: ignore[no-untyped-def]
-        law = super()._law(problem, name, check=check)
+    def law(self, problem: Problem, name: str, *, check: bool = False) -> DrawLaw:
+        law = super().law(problem, name, check=check)
         if not self.refilled or not self.top:
             return law
         scores = self.by.scores(problem, name).detach().double()
