@@ -16,6 +16,7 @@ from fgvar import sampling
 from fgvar.measurement.draws import Enumeration
 from fgvar.networks import LinearChain
 from fgvar.testing import CHECKS, expectation
+from fgvar.testing.mutants import PublishedDraw
 from figures import intervals
 from studies import rdp, rdp_networks
 
@@ -144,6 +145,30 @@ def test_an_attached_proposal_is_biased_where_no_other_fault_is() -> None:
     right = rdp_networks.released(1, 2)
     assert bias(fgvar.Stochastic(sample=right)) < 1e-12
     assert 0.05 < bias(rdp_networks.Attached(sample=right)) < 1
+
+
+def test_top_states_are_drawn_again_as_often_as_all_draws_say() -> None:
+    class Often(PublishedDraw):
+        FILLED = 1e-2
+
+    at = tree()
+    sample = Often(1, 2, sampling.Outputs("proposal"), replace=False, over="terms", refilled=True)
+    choice, top, _ = sample.law(at, "terms")
+    expected = float(choice.probabilities[0, 0][top[0, 0]].sum())
+    assert expected > 1e-3
+    assert rdp_networks.drawn_again(sample, at) == pytest.approx(expected, rel=1e-12)
+    assert rdp_networks.drawn_again(rdp_networks.released(2, 4), at) == 0
+
+
+def test_controls_that_draw_nothing() -> None:
+    at = chain(3)
+    highest, proposal = rdp_networks.highest_of(at, 2), rdp_networks.proposal_of(at)
+    assert highest.sum(-1).tolist() == [[2, 2, 2]]
+    torch.testing.assert_close(proposal.sum(1), torch.ones(3).double())
+    assert bool(
+        (proposal[highest[0] == 1].reshape(3, 2).amin(1) >= proposal[highest[0] == 0].reshape(3, 2).amax(1)).all()
+    )
+    assert float(at.tapped("terms", highest).loss()) < float(at.loss())
 
 
 def test_moments_are_those_of_numpy() -> None:
