@@ -23,6 +23,8 @@ NAMES = (
     "cost",
     "calibration",
     "language_model",
+    "extrapolation",
+    "private",
     "rdp",
 )
 
