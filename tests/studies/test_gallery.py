@@ -26,6 +26,8 @@ NAMES = (
     "extrapolation",
     "private",
     "rdp",
+    "pruning",
+    "unlearning",
 )
 
 
