@@ -105,6 +105,7 @@ ORDER = (
     "fgvar.theory.applicability",
     "fgvar.theory.perturbation",
     "fgvar.theory.stochastic",
+    "fgvar.theory.sampled_sums",
     "fgvar.theory.closed_forms",
     "fgvar.theory",
     "fgvar.measurement",
@@ -168,6 +169,7 @@ ORDER = (
     "fgvar.testing.mutants.moved_probabilities",
     "fgvar.testing.problems",
     "fgvar.testing.mutants.mutant",
+    "fgvar.testing.mutants.published_draws",
     "fgvar.testing.mutants.broken_samples",
     "fgvar.testing.mutants.broken_carriers",
     "fgvar.testing.mutants.broken_unlearning",
@@ -315,6 +317,7 @@ def test_import_is_lazy() -> None:
 HELPERS = {
     "common.py",
     "language_network.py",
+    "rdp_networks.py",
     "residual_network.py",
     "runs.py",
     "stream_directions.py",

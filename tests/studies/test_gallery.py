@@ -27,6 +27,7 @@ NAMES = (
     "initialisation",
     "extrapolation",
     "private",
+    "rdp",
     "pruning",
     "unlearning",
 )

@@ -159,6 +159,11 @@ CASES = {
         ("in the panels of each algorithm",),
         probes_are_whole,
     ),
+    "rdp": Case(
+        {"top": 2, "tree_top": 2, "seed": 1, "potentials": 2, "row": 6, "law": 3}, ("fault 1 exactly",),
+        ("Points: drawn, 1024 draws", "±1.96 standard errors", "Lines are exact, but for the dashed one",
+         "whose potentials are not published", "in all 112 pairs"),
+    ),
     "scaling": Case(
         {"place": 2, "seed": 1}, ("predicted",),
         ("exact", "drawn", "(replayed)", "standard errors over seeds", "95 % intervals"), weight_perturbation_loses_d,
@@ -231,6 +236,12 @@ def test_nothing_to_collect_is_told(name: str, tmp_path: Path) -> None:
         ("finite_differences", ["--dtypes", "half"], "dtypes float32 and float64"),
         ("initialisation", ["--starts", "zero"], r"starts has \['zero'\], expected constant, Kaiming or both"),
         ("language_model", ["--trainable", "LoRA"], "expected full, last block, or LoRA and a rank, as 'LoRA 4'"),
+        ("rdp", ["--top", "2", "50"], r"K1 is \[2, 50\] of a budget of 50 and 500 states.*; expected less than the"),
+        (
+            "rdp",
+            ["--tree-budget", "2001"],
+            "and 2000; expected less than the budget, and that no more than the states",
+        ),
         ("pruning", ["--share", "1"], r"share is 1\.0 and epochs 20, expected within \(0, 1\) and at least 1"),
         ("streams", ["--steps", "4", "2"], r"steps are \[4, 2\], expected ascending numbers from 1 on"),
         ("table1", ["--size", "0"], "sizes and batches are at least 1"),
