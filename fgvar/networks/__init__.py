@@ -1,5 +1,6 @@
 """Networks whose activities can be perturbed, ordinary modules that contain sites; and the parts of one's own."""
 
+from fgvar.networks.gradinit import gradinit
 from fgvar.networks.linear_chain import LinearChain, chain_nll
 from fgvar.networks.local_mixer import LocalMixer
 from fgvar.networks.mlp import MLP
@@ -19,6 +20,7 @@ __all__ = [
     "Site",
     "Traits",
     "chain_nll",
+    "gradinit",
     "initialise",
     "layer_norm",
 ]

@@ -51,12 +51,13 @@ ORDER = (
     "fgvar.networks.linear_chain",
     "fgvar.networks.local_mixer",
     "fgvar.networks.mlp",
-    "fgvar.networks",
     "fgvar.problem_checks",
     "fgvar.nn.local_heads",
     "fgvar.loss_functions",
     "fgvar.dry_run",
     "fgvar.problem",
+    "fgvar.networks.gradinit",
+    "fgvar.networks",
     "fgvar.contrastive",
     "fgvar.estimators",
     "fgvar.estimators.losses",
@@ -107,6 +108,7 @@ ORDER = (
     "fgvar.theory.applicability",
     "fgvar.theory.perturbation",
     "fgvar.theory.stochastic",
+    "fgvar.theory.sampled_sums",
     "fgvar.theory.closed_forms",
     "fgvar.theory",
     "fgvar.measurement",
@@ -168,6 +170,7 @@ ORDER = (
     "fgvar.testing.mutants.moved_probabilities",
     "fgvar.testing.problems",
     "fgvar.testing.mutants.mutant",
+    "fgvar.testing.mutants.published_draws",
     "fgvar.testing.mutants.broken_samples",
     "fgvar.testing.mutants.broken_carriers",
     "fgvar.testing.mutants.broken_unlearning",
@@ -318,7 +321,16 @@ def test_import_is_lazy() -> None:
     ]
 
 
-HELPERS = {"common.py", "language_network.py", "runs.py", "training.py"}  # what studies share, or are made of
+# What studies share, or are made of.
+HELPERS = {
+    "common.py",
+    "language_network.py",
+    "rdp_networks.py",
+    "residual_network.py",
+    "runs.py",
+    "stream_directions.py",
+    "training.py",
+}
 STUDIES = {path.name for path in (ROOT / "studies").glob("*.py")} - HELPERS
 
 

@@ -24,8 +24,11 @@ NAMES = (
     "cost",
     "calibration",
     "language_model",
+    "streams",
+    "initialisation",
     "extrapolation",
     "private",
+    "rdp",
     "pruning",
     "unlearning",
 )

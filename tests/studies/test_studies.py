@@ -89,6 +89,11 @@ def steps_begin_at_the_gradient(found: xr.Dataset) -> None:
     assert float(found["off"].sel(steps=0).max()) < 1e-12
 
 
+def weight_perturbation_has_no_start(found: xr.Dataset) -> None:
+    whole = found["relative_variance"].sel(estimator="FG-W", layer="all")
+    np.testing.assert_allclose(whole, found.attrs["d"] + 1, rtol=1e-9)
+
+
 def costs_are_measured(found: xr.Dataset) -> None:
     assert (found["time"] > 0).all()
     assert (found["peak"] > 0).all()
@@ -129,6 +134,11 @@ CASES = {
         {"space": 1, "target": 2, "guess": 2, "seed": 1, "reference": 2}, ("activity/local/Gaussian",),
         ("256 draws for each of 3 seeds", "44 steps of backprop"), a_guess_of_the_target_is_the_target,
     ),
+    "initialisation": Case(
+        {"net": 2, "start": 2, "lr": 1, "seed": 2, "when": 2, "layer": 5}, ("after / before", " of 8"),
+        ("All values are exact", "over 10 seeds", "d + 1 = 1953", "Lower after than before", "which fgvar refuses"),
+        weight_perturbation_has_no_start,
+    ),
     "language_model": Case(
         {"trainable": 2, "seed": 1, "stage": 3, "estimator": 5, "end": 2}, ("LoRA 1",),
         ("Test perplexity of a byte", "128 draws", "At equal cost", "ρ < fan-in", "not measured"),
@@ -149,9 +159,18 @@ CASES = {
         ("in the panels of each algorithm",),
         probes_are_whole,
     ),
+    "rdp": Case(
+        {"top": 2, "tree_top": 2, "seed": 1, "potentials": 2, "row": 6, "law": 3}, ("fault 1 exactly",),
+        ("Points: drawn, 1024 draws", "±1.96 standard errors", "Lines are exact, but for the dashed one",
+         "whose potentials are not published", "in all 112 pairs"),
+    ),
     "scaling": Case(
         {"place": 2, "seed": 1}, ("predicted",),
         ("exact", "drawn", "(replayed)", "standard errors over seeds", "95 % intervals"), weight_perturbation_loses_d,
+    ),
+    "streams": Case(
+        {"seed": 2, "feed": 4, "optimiser": 5, "steps": 4, "weight": 88}, ("over Adam",),
+        ("Points: drawn", "64 streams of each kind", "exact of momentum", "their DGrad and Cos are not built"),
     ),
     "table1": Case(
         {"space": 2, "noise": 2, "seed": 1, "route": 3}, ("formula",), ("Lines: Table 1 of Ren et al. 2023",),
@@ -215,8 +234,16 @@ def test_nothing_to_collect_is_told(name: str, tmp_path: Path) -> None:
         ("finite_differences", ["--draws", "100"], "multiple of the blocks"),
         ("finite_differences", ["--networks", "sigmoid"], "networks are tanh, relu, mixer"),
         ("finite_differences", ["--dtypes", "half"], "dtypes float32 and float64"),
+        ("initialisation", ["--starts", "zero"], r"starts has \['zero'\], expected constant, Kaiming or both"),
         ("language_model", ["--trainable", "LoRA"], "expected full, last block, or LoRA and a rank, as 'LoRA 4'"),
+        ("rdp", ["--top", "2", "50"], r"K1 is \[2, 50\] of a budget of 50 and 500 states.*; expected less than the"),
+        (
+            "rdp",
+            ["--tree-budget", "2001"],
+            "and 2000; expected less than the budget, and that no more than the states",
+        ),
         ("pruning", ["--share", "1"], r"share is 1\.0 and epochs 20, expected within \(0, 1\) and at least 1"),
+        ("streams", ["--steps", "4", "2"], r"steps are \[4, 2\], expected ascending numbers from 1 on"),
         ("table1", ["--size", "0"], "sizes and batches are at least 1"),
         ("unlearning", ["--steps", "0", "7"], r"steps are \[0, 7\], expected ascending multiples of 5"),
         ("unlearning", ["--forgotten", "all"], r"forgotten has \['all'\], expected some of: a tenth, a class"),

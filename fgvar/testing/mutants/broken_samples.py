@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,12 +12,12 @@ from torch.func import grad
 from fgvar.estimators.estimator import Estimate
 from fgvar.problem import Problem
 from fgvar.stochastic.draw import Chosen, Draw
-from fgvar.stochastic.populations import probabilities
 from fgvar.stochastic.scores import Mixed, Outputs
 from fgvar.stochastic.sentence import Stochastic
 from fgvar.stochastic.transforms import AddNoise, Clip, Gradient
 from fgvar.stochastic.weighing import Poisson
 from fgvar.testing.mutants.mutant import Mutant
+from fgvar.testing.mutants.published_draws import PublishedDraw
 
 # ---- which terms are looked at -----------------------------------------------------------------------------------
 
@@ -30,22 +30,6 @@ class Unweighted(Draw):
     def chosen(self, drawn: Tensor, problem: Problem) -> Chosen:
         found = super().chosen(drawn, problem)
         return Chosen(found.numbers, torch.ones_like(found.factors))
-
-
-class AsPutBack(Draw):
-    """Not put back, and weighed by 1/(m p) (``torch.multinomial`` puts nothing back by default: RDP)."""
-
-    def chosen(self, drawn: Tensor, problem: Problem) -> Chosen:
-        return Draw(self.size, by=self.by).chosen(drawn, problem)
-
-
-class Refilled(Draw):
-    """Probabilities of the top terms are filled with 10⁻⁷, not 0, so that they can be drawn again (RDP)."""
-
-    def _law(self, problem: Problem, name: str, *, check: bool = False):  # type: ignore[no-untyped-def]
-        law = super()._law(problem, name, check=check)
-        p = probabilities(law.choice.probabilities.clamp_min(1e-7))
-        return law._replace(choice=replace(law.choice, probabilities=p), others=torch.ones_like(law.others))
 
 
 class Unnormalised(Draw):
@@ -158,12 +142,13 @@ SAMPLES = (
         reported="adaptive-selfsupervision-pinns",
     ),
     Mutant(
-        "as-put-back", Stochastic(sample=AsPutBack(2, by=_RESIDUALS, replace=False)), "weights",
+        "as-put-back", Stochastic(sample=PublishedDraw(2, by=_RESIDUALS, replace=False, as_put_back=True)),
+        "weights",
         "Indices are not put back, and weighed as if they were: likely ones count too little.", shows_on="relu",
         reported="Fu et al. 2022, released code",
     ),
     Mutant(
-        "refilled-top", Stochastic(sample=Refilled(2, top=2, by=Outputs())), "weights",
+        "refilled-top", Stochastic(sample=PublishedDraw(2, top=1, by=Outputs(), refilled=True)), "weights",
         "Top terms have probability 10⁻⁷ instead of 0: they count twice, once in 10⁷ draws and then a lot.",
         shows_on="relu", reported="Fu et al. 2022, released code",
     ),
