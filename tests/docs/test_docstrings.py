@@ -20,7 +20,7 @@ NOBODYS = {
     "fgvar.controls": ("MatchedNoise", "IsotropicNull"),
     "fgvar.sampling": ("Everything", "Uniform"),
     "fgvar.points": ("Here",),
-    "fgvar.targets": ("TargetOf",),
+    "fgvar.targets": ("TargetOf", "Masked", "hessian"),
     "fgvar.transforms": ("Mask",),
 }
 # The protocol, which the first README shows at work; results, whose example is that of the function which returns

@@ -20,6 +20,10 @@ PLOT = (
     ".bias_variance", ".draw_laws", ".check_chart", ".kinds_of", ".words", ".captions_of_measurements",
     ".captions_over_axes", ".captions", ".from_file",
 )  # fmt: skip
+TRAINING = (
+    "", ".distributed", ".evaluation", ".gradients", ".interrupt", ".noise_ahead", ".objectives", ".probes",
+    ".schedule", ".loop", ".checkpoint", ".train", ".linear_probe",
+)  # fmt: skip
 # Each file may import those before it.
 ORDER = (
     "fgvar.errors",
@@ -137,25 +141,9 @@ ORDER = (
     "fgvar.measurement.sampled",
     "fgvar.measurement.paired",
     "fgvar.measurement.measure",
-    "fgvar.data.augmentation",
-    "fgvar.data.sources",
-    "fgvar.data.split",
-    "fgvar.data.examples",
-    "fgvar.data.images",
+    *(f"fgvar.data.{name}" for name in ("augmentation", "sources", "split", "examples", "images")),
     "fgvar.data",
-    "fgvar.training",
-    "fgvar.training.distributed",
-    "fgvar.training.evaluation",
-    "fgvar.training.gradients",
-    "fgvar.training.interrupt",
-    "fgvar.training.noise_ahead",
-    "fgvar.training.objectives",
-    "fgvar.training.probes",
-    "fgvar.training.schedule",
-    "fgvar.training.loop",
-    "fgvar.training.checkpoint",
-    "fgvar.training.train",
-    "fgvar.training.linear_probe",
+    *(f"fgvar.training{name}" for name in TRAINING),
     *(f"fgvar.sweeps{name}" for name in ("", ".cells", ".grid", ".local", ".cluster", ".sweep")),
     "fgvar.testing",
     "fgvar.testing.resources",

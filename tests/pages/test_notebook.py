@@ -50,7 +50,7 @@ def test_a_report_shows_marks_sentences_and_what_does_not_fit(report) -> None:
     assert table.rows == ()
     assert table.notes == (
         f"conv: {MISFIT}: no sites",
-        "failed: it fits none of the problems, so nothing was checked",
+        NOTHING_CHECKED,
     )
     assert str(refused).splitlines() == ["Mine()", *table.notes]
 
