@@ -50,7 +50,15 @@ def main(config: Config) -> None:
     from figures import collocation
 
     if config.run.smoke:
-        little = {"uniform": (0, 12, 24), "grid": 64, "width": 4, "rounds": 2, "steps": 3, "probe": 1, "draws": 16}
+        little: dict[str, Any] = {
+            "uniform": (0, 12, 24),
+            "grid": 64,
+            "width": 4,
+            "rounds": 2,
+            "steps": 3,
+            "probe": 1,
+            "draws": 16,
+        }
         run = replace(config.run, seed=config.run.seed[:1])
         config = replace(config, run=run, source=config.source[:1], **little)
     if not all(0 <= count <= config.points for count in config.uniform) or not 1 <= config.probe <= config.rounds:
@@ -140,22 +148,21 @@ def drawn(law: Any, network: Any, x: Any, seed: int) -> Any:
 
 def published(uniform: int, points: int) -> Any:
     """So many points drawn uniformly, the others by |residual|, neither put back; each once, and all alike."""
-    from fgvar.sampling import Draw, Outputs, Union
-
     import fgvar
+    from fgvar import sampling
 
-    parts = [Draw(uniform, replace=False)] if uniform else []
-    parts += [Draw(points - uniform, by=Outputs(), replace=False)] if uniform < points else []
-    return fgvar.Stochastic(sample=Union(tuple(parts), weigh="none", distinct=True))
+    parts = [sampling.Draw(uniform, replace=False)] if uniform else []
+    parts += [sampling.Draw(points - uniform, by=sampling.Outputs(), replace=False)] if uniform < points else []
+    return fgvar.Stochastic(sample=sampling.Union(tuple(parts), weigh="none", distinct=True))
 
 
 def weighted(uniform: int, points: int) -> Any:
     """The mixture as one law, p = η/N + (1 − η)|r|/Σ|r|, put back and weighed by 1/(N p)."""
-    from fgvar.sampling import Draw, Mixed, Outputs
-
     import fgvar
+    from fgvar import sampling
 
-    return fgvar.Stochastic(sample=Draw(points, by=Mixed(Outputs(), uniform=uniform / points)))
+    by = sampling.Mixed(sampling.Outputs(), uniform=uniform / points)
+    return fgvar.Stochastic(sample=sampling.Draw(points, by=by))
 
 
 LAWS = {"published": published, "weighted": weighted}

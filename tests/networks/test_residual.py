@@ -1,6 +1,7 @@
 """The residual of Poisson's equation: against derivatives by torch.func, its solution, and how it is perturbed."""
 
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from fgvar.testing import expectation
 X = torch.linspace(0.03, 0.98, 7, dtype=torch.float64)[:, None]
 
 
-def plain(params: dict[str, Tensor], depth: int, x: Tensor) -> Tensor:
+def plain(params: Mapping[str, Tensor], depth: int, x: Tensor) -> Tensor:
     """x(1 − x)·N(x) of one point, from the definition."""
     h = x[None]
     for index in range(depth):
