@@ -183,7 +183,7 @@ def _of_gradients(dataset: xr.Dataset, source: float) -> str:
         f"{one['relative_bias_exact'].sel(law='published').item():.3g} and sum "
         f"{total.isel(seed=0).sel(law='published').item():.3g}, weighted "
         f"{total.isel(seed=0).sel(law='weighted').item():.3g} (ratios of all seeds: {ratio.min().item():.2g} to "
-        f"{ratio.max().item():.2g}); best scaled {scaled[0]:.2g} and {scaled[1]:.2g}, published less in "
+        f"{ratio.max().item():.3g}); best scaled {scaled[0]:.2g} and {scaled[1]:.2g}, published less in "
         f"{int(better.sum())} of {better.size} seeds. Its mean has a cosine of {cosines.min().item():.2f} to "
         f"{cosines.max().item():.2f}."
     )
