@@ -103,6 +103,8 @@ _SUBJECTS |= {
     "points": {
         "Here": "fgvar.stochastic.points",
         "Ahead": "fgvar.stochastic.points",
+        "Past": "fgvar.stochastic.past",
+        "Kept": "fgvar.stochastic.past",
         "Noise": "fgvar.stochastic.points",
         "Tapped": "fgvar.stochastic.points",
     },

@@ -1,7 +1,7 @@
 """Targets: what estimates are held against, where that is not what they estimate."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 import torch
@@ -12,6 +12,7 @@ from fgvar.errors import require_type, require_word
 from fgvar.estimators.estimator import Estimate, GradientEstimator, require_estimator, require_problem
 from fgvar.estimators.randomness import Randomness
 from fgvar.problem import Problem
+from fgvar.stochastic.past import after
 
 Target = Callable[[Problem], dict[str, Tensor]]
 
@@ -76,6 +77,10 @@ class Against:
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         return self.estimator.estimate(problem, noise)
+
+    def after(self, output: Mapping[str, Tensor]) -> "Against":
+        """The same after a step of a stream, whose last output the estimator may ask for."""
+        return replace(self, estimator=after(self.estimator, output))
 
 
 @dataclass(frozen=True)

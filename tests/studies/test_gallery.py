@@ -24,6 +24,8 @@ NAMES = (
     "calibration",
     "language_model",
     "collocation",
+    "extrapolation",
+    "private",
 )
 
 

@@ -110,6 +110,10 @@ CASES = {
         costs_are_measured,
     ),
     "directions": Case({"directions": 3, "seed": 1, "estimator": 4}, ("theory",), ("From theory", "closed forms")),
+    "extrapolation": Case(
+        {"step": 2, "seed": 2, "row": 4, "workers": 2}, ("slope", "workers"),
+        ("1024 draws", "exact, by enumeration", "Not reproduced", "meet at K ="),
+    ),
     "finite_differences": Case(
         {"network": 1, "dtype": 2, "step": 3, "space": 2, "oracle": 2}, ("best step",),
         ("values are drawn: 1024 draws", "±1.96", "3 standard errors above 0", "MLP, tanh: least distance"),
@@ -129,6 +133,10 @@ CASES = {
         extra="transformers",
     ),
     "local_losses": Case({"losses": 2, "groups": 1, "seed": 1}, ("test error (range)",), PROXY),
+    "private": Case(
+        {"rank": 2, "seed": 1, "kind": 2, "layer": 4, "sigma": 3}, ("DP-SGD", "σ = 2"),
+        ("exact", "32 draws a network", "no ε is claimed", "unknown to us"),
+    ),
     "quickstart": Case(
         {"step": 1, "estimator": 5}, ("trained by LG-FG-A", "relative variance"),
         ("in the panels of each algorithm",),
@@ -290,3 +298,13 @@ def test_options() -> None:
         "shard": "1/4", "timeout": None, "compute": True,
     }  # fmt: skip
     assert common.Options(Path("a.nc"), smoke=True, collect=True).arguments()["folder"] == Path("a_smoke")
+
+
+def test_help_keeps_a_study_s_paragraphs(capsys, monkeypatch) -> None:
+    study = import_module("studies.directions")
+    monkeypatch.setattr(sys, "argv", ["directions.py", "--help"])
+    with pytest.raises(SystemExit):
+        common.main(study.main, study.Config, study.__doc__)
+    lines = capsys.readouterr().out.splitlines()
+    for word in ("Question", "Claim", "Shown", "Cost", "Run", "Full size"):
+        assert sum(line.startswith(f"{word}  ") for line in lines) == 1, word

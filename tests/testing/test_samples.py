@@ -69,6 +69,7 @@ BROKEN = {
     "clipped-mean": {"sensitivity", "linear_in_loss"},  # a clip is no linear map, be it of the mean or not
     "mean-of-mean-loss": {"unbiased", "scale"},
     "shrunk-layer": {"unbiased", "scale"},
+    "left-carriers-alone": {"unbiased", "scale"},
     "noise-of-the-sum": {"variance"},
     "times-workers": {"unbiased", "scale"},
 }
@@ -79,6 +80,12 @@ def test_broken_ones_fail_where_they_should_alone(name: str) -> None:
     mutant = MUTANTS[name]
     report = check_estimator(mutant.estimator, {mutant.shows_on: PROBLEMS[mutant.shows_on]})
     assert set(report.failures) == BROKEN[name], report
+
+
+def test_the_right_way_back_from_carriers_passes() -> None:
+    mutant = MUTANTS["left-carriers-alone"]
+    report = check_estimator(mutant.right, mutant.problem())
+    assert report.passed, report
 
 
 @pytest.mark.parametrize(

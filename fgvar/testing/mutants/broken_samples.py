@@ -178,15 +178,17 @@ SAMPLES = (
     Mutant(
         "unweighted-residuals", Stochastic(sample=Unweighted(2, by=_RESIDUALS)), "unbiased",
         "Examples are drawn by their residuals, and all count the same: the loss of a harder problem is learned.",
+        reported="adaptive-selfsupervision-pinns",
     ),
     Mutant(
         "as-put-back", Stochastic(sample=AsPutBack(2, by=_RESIDUALS, replace=False)), "weights",
         "Indices are not put back, and weighed as if they were: likely ones count too little.", shows_on="relu",
+        reported="Fu et al. 2022, released code",
     ),
     Mutant(
         "refilled-top", Stochastic(sample=Refilled(2, top=2, by=Outputs())), "weights",
         "Top terms have probability 10⁻⁷ instead of 0: they count twice, once in 10⁷ draws and then a lot.",
-        shows_on="relu",
+        shows_on="relu", reported="Fu et al. 2022, released code",
     ),
     Mutant(
         "unnormalised-scores", Stochastic(sample=Unnormalised(2, by=Outputs())), "weights",
@@ -214,11 +216,12 @@ SAMPLES = (
     ),
     Mutant(
         "rounded-size", Stochastic(sample=RoundedSize(0.5)), "scale",
-        "The expected size of a Poisson sample is rounded down: 2 for 2.5.", shows_on="relu",
+        "The expected size of a Poisson sample is rounded down: 2 for 2.5.", shows_on="relu", reported="opacus#819",
     ),
     Mutant(
         "attached-proposal", AttachedProposal(sample=Draw(1, by=Proposal())), "unbiased",
         "Importance weights are differentiated: the proposal's own score is missing from the gradient.",
+        reported="Fu et al. 2022, released code",
     ),
     Mutant(
         "clipped-mean", ClippedMean(sample=Poisson(0.75), each=(Clip(1e-2),)), "sensitivity",
@@ -232,6 +235,7 @@ SAMPLES = (
     Mutant(
         "shrunk-layer", ShrunkLayer(sample=Draw(2), each=_IDLE), "scale",
         "A layer is made small before the clip and never large again: it learns a hundred times more slowly.",
+        reported="RGP, released code",
     ),
     Mutant(
         "noise-of-the-sum", Stochastic(then=(NoiseOfTheSum(0.1),)), "variance",
@@ -240,5 +244,6 @@ SAMPLES = (
     Mutant(
         "times-workers", TimesWorkers(sample=Draw(1), workers=2), "scale",
         "The loss is multiplied by the number of workers, whose gradients are averaged: K times too large.",
+        reported="NeMo Automodel#3846",
     ),
 )  # fmt: skip
