@@ -38,7 +38,7 @@ class PoissonResidual(nn.Module):
         >>> net = PoissonResidual(width=4, source=0.1)
         >>> x = torch.tensor([[0.25], [0.5]])
         >>> net(x).shape, net.solution(x).round(decimals=4)
-        (torch.Size([2]), tensor([0.1249, 0.2101]))
+        (torch.Size([2]), tensor([0.1248, 0.2101]))
     """
 
     def __init__(self, width: int, *, source: float, depth: int = 2, seed: int = 0) -> None:
