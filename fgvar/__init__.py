@@ -117,6 +117,9 @@ _SUBJECTS |= {
     "targets": {
         "TargetOf": "fgvar.stochastic.targets",
         "Newton": "fgvar.stochastic.targets",
+        "Propagated": "fgvar.stochastic.targets",
+        "Masked": "fgvar.stochastic.targets",
+        "hessian": "fgvar.stochastic.targets",
     },
     "transforms": {
         "Clip": "fgvar.stochastic.transforms",

@@ -66,8 +66,10 @@ def bias(mutant: Mutant) -> str:
     estimator = mutant.estimator
     if mutant.caught_by != "noise":  # or its noise is not what nodes stand for
         try:
-            mean, target = expectation(estimator, problem), estimator.target(problem)
-        except ValueError:  # no polynomial of its noise, or it has none
+            alone = not estimator.randomness(problem).size
+            mean = estimator.estimate(problem, {}).gradient if alone else expectation(estimator, problem)
+            target = estimator.target(problem)
+        except ValueError:  # no polynomial of its noise
             pass
         else:
             off = _norm({name: mean[name] - target[name] for name in target}) / _norm(target)

@@ -171,6 +171,7 @@ ORDER = (
     "fgvar.testing.mutants.mutant",
     "fgvar.testing.mutants.broken_samples",
     "fgvar.testing.mutants.broken_carriers",
+    "fgvar.testing.mutants.broken_unlearning",
     "fgvar.testing.mutants.published_gradients",
     "fgvar.testing.mutants.published_objectives",
     "fgvar.testing.mutants.published",

@@ -26,6 +26,8 @@ NAMES = (
     "collocation",
     "extrapolation",
     "private",
+    "pruning",
+    "unlearning",
 )
 
 

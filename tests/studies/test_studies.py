@@ -82,6 +82,18 @@ def weighted_points_have_no_bias(found: xr.Dataset) -> None:
     assert float(found["relative_bias_exact"].sel(law="published", share=0.5).min()) > 1e-3
 
 
+def live_weights_have_their_law(found: xr.Dataset) -> None:
+    named = ["FG-W, live", "FG-W, masked", "FG-W, dense"]
+    exact, law = (found[name].sel(estimator=named) for name in ("relative_variance", "law"))
+    np.testing.assert_allclose(exact, law, rtol=1e-5)
+    assert (found["relative_variance_drawn"] > 0).all()
+
+
+def steps_begin_at_the_gradient(found: xr.Dataset) -> None:
+    assert float(abs(found["cosine"].sel(steps=0, toward="gradient") - 1).max()) < 1e-12
+    assert float(found["off"].sel(steps=0).max()) < 1e-12
+
+
 def costs_are_measured(found: xr.Dataset) -> None:
     assert (found["time"] > 0).all()
     assert (found["peak"] > 0).all()
@@ -137,6 +149,11 @@ CASES = {
         {"rank": 2, "seed": 1, "kind": 2, "layer": 4, "sigma": 3}, ("DP-SGD", "σ = 2"),
         ("exact", "32 draws a network", "no ε is claimed", "unknown to us"),
     ),
+    "pruning": Case(
+        {"seed": 1, "epoch": 3, "mask": 3, "estimator": 5, "network": 2}, ("share", "FG-W, live"),
+        ("Occam gradient descent", "Lines exact", "drawn", "10 seeds", "Not the script's setting"),
+        live_weights_have_their_law,
+    ),
     "quickstart": Case(
         {"step": 1, "estimator": 5}, ("trained by LG-FG-A", "relative variance"),
         ("in the panels of each algorithm",),
@@ -149,6 +166,11 @@ CASES = {
     "table1": Case(
         {"space": 2, "noise": 2, "seed": 1, "route": 3}, ("formula",), ("Lines: Table 1 of Ren et al. 2023",),
         all_table_routes_agree,
+    ),
+    "unlearning": Case(
+        {"forgotten": 2, "seed": 1, "way": 2, "steps": 3, "shaping": 7}, ("by damage", "random mask, alone"),
+        ("Lines: exact", "Rings: drawn", "Means of 10 seeds", "First order ends", "was not measured"),
+        steps_begin_at_the_gradient,
     ),
     "weight_sharing": Case(
         {"kind": 2, "positions": 2, "example": 1}, ("medians over examples, exact",),
@@ -205,7 +227,10 @@ def test_nothing_to_collect_is_told(name: str, tmp_path: Path) -> None:
         ("finite_differences", ["--networks", "sigmoid"], "networks are tanh, relu, mixer"),
         ("finite_differences", ["--dtypes", "half"], "dtypes float32 and float64"),
         ("language_model", ["--trainable", "LoRA"], "expected full, last block, or LoRA and a rank, as 'LoRA 4'"),
+        ("pruning", ["--share", "1"], r"share is 1\.0 and epochs 20, expected within \(0, 1\) and at least 1"),
         ("table1", ["--size", "0"], "sizes and batches are at least 1"),
+        ("unlearning", ["--steps", "0", "7"], r"steps are \[0, 7\], expected ascending multiples of 5"),
+        ("unlearning", ["--forgotten", "all"], r"forgotten has \['all'\], expected some of: a tenth, a class"),
         ("weight_sharing", ["--positions", "3"], r"positions are \[3\], expected powers of two from 1 to 256"),
         ("weight_sharing", ["--examples", "0"], "examples is 0 and fan_out 32, expected at least 1 and at least 2"),
     ],

@@ -21,6 +21,7 @@ from fgvar.testing.mutants import broken_words as words
 from fgvar.testing.mutants.broken_carriers import CARRIERS
 from fgvar.testing.mutants.broken_samples import SAMPLES
 from fgvar.testing.mutants.broken_streams import AliasedDiffGrad, LosesResidual
+from fgvar.testing.mutants.broken_unlearning import UNLEARNING
 from fgvar.testing.mutants.lookalikes import LOOKALIKES, Lookalike
 from fgvar.testing.mutants.moved_probabilities import AtPoint, DownHill, MovedProbabilities
 from fgvar.testing.mutants.mutant import Mutant
@@ -242,6 +243,7 @@ _MUTANTS = (
     # samples and transforms
     *SAMPLES,
     *CARRIERS,
+    *UNLEARNING,
     # as they were reported, each beside the right one
     *PUBLISHED,
     # what is not the loss's gradient at all
