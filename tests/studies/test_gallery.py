@@ -25,6 +25,7 @@ NAMES = (
     "language_model",
     "streams",
     "initialisation",
+    "collocation",
     "extrapolation",
     "private",
     "rdp",
