@@ -4,6 +4,7 @@ from fgvar.networks.gradinit import gradinit
 from fgvar.networks.linear_chain import LinearChain, chain_nll
 from fgvar.networks.local_mixer import LocalMixer
 from fgvar.networks.mlp import MLP
+from fgvar.networks.residual import PoissonResidual
 from fgvar.nn.forward_mode import layer_norm
 from fgvar.nn.heads import LocalHead, ReadOut, initialise
 from fgvar.nn.reach import OUTPUT
@@ -16,6 +17,7 @@ __all__ = [
     "LinearChain",
     "LocalHead",
     "LocalMixer",
+    "PoissonResidual",
     "ReadOut",
     "Site",
     "Traits",

@@ -1,14 +1,10 @@
 """Sums of which some terms are drawn: inclusion probabilities, and moments of a chain's partition function."""
 
-import math
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from fgvar.errors import require_integer
-
-RARE = 1e-15  # what is less likely is left out
+from fgvar.stochastic.inclusion import inclusion_probabilities
 
 
 def log_second_moment(emissions: Tensor, transitions: Tensor, products: Tensor) -> Tensor:
@@ -59,16 +55,14 @@ def inclusion(probabilities: Tensor, size: int) -> Tensor:
     """Inclusion probabilities π_i of m = ``size`` terms drawn by p and not put back: Σ π_i = m.
 
     Weighed as if put back, by 1/(m p_i), a term has E ω_i = π_i/(m p_i): below 1 where p_i is large, above where it
-    is small. Each term comes at an exponential time of rate p_i, and is drawn if fewer than m others came before:
-    π_i = ∫ p_i e^{−p_i t} P(N_t < m) dt, where the law of the number N_t of others is found by its characteristic
-    function.
+    is small.
 
     Args:
         probabilities: [N] ≥ 0, in proportion where they do not sum to 1.
         size: m.
 
     Returns:
-        [N], in float64, to about 10 digits.
+        [N], in float64, to about 11 digits.
 
     Raises:
         ValueError: more terms than have a positive probability; not one population.
@@ -89,50 +83,5 @@ def inclusion(probabilities: Tensor, size: int) -> Tensor:
     found = torch.zeros_like(probabilities, dtype=torch.float64)
     some = probabilities > 0
     p = probabilities[some].double()
-    p = p / p.sum()
-    found[some] = p if size == 1 else torch.ones_like(p) if size == possible else _included(p, size)
+    found[some] = inclusion_probabilities(p / p.sum(), size)
     return found
-
-
-def _included(p: Tensor, size: int) -> Tensor:
-    first, last = _times(p, size)
-    half = (last.log() - first.log()) / 2
-    nodes, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(int(32 + 14 * half)))
-    found = -torch.expm1(-p * first)  # whatever comes before is among the first m
-    for node, weight in zip(nodes, weights, strict=True):
-        t = (first.log() + half * (node + 1)).exp()
-        found += half * weight * t * p * torch.exp(-p * t) * _fewer(p * t, size)
-    return found
-
-
-def _times(p: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """From when on m terms may have come, and when they surely have."""
-    times = torch.logspace(-20, 4 - float(p.min().log10()), 1200, dtype=torch.float64)
-    came = -torch.expm1(-times[:, None] * p)
-    mean = came.sum(1)
-    reach = _reach((came * (1 - came)).sum(1))
-    early = times[(mean + reach < size - 1) | (mean.square() < RARE)]
-    late = times[(mean - reach > size) | (torch.exp(-p.min() * times) < RARE)]
-    return early[-1], late[0]
-
-
-def _reach(variance: Tensor) -> Tensor:
-    """How far from its mean a number of independent events of this variance lies once in 1/`RARE` (Bernstein)."""
-    rare = -math.log(RARE)
-    return rare / 3 + (rare**2 / 9 + 2 * rare * variance).sqrt()
-
-
-def _fewer(rates: Tensor, size: int) -> Tensor:
-    """P(fewer than m of the others came) for each term: the characteristic function of their number, turned back."""
-    came = -torch.expm1(-rates)
-    mean, variance = came.sum(), (came * (1 - came)).sum()
-    reach = _reach(variance)
-    low = max(0, int(mean - reach))
-    count = (int(mean + reach) + 2 - low) | 1  # odd: z = −1, where a factor could be 0, is none of the roots of unity
-    angles = 2 * torch.pi * torch.arange(count // 2 + 1, dtype=torch.float64) / count  # the others are conjugate
-    angles = angles[2 * (variance - 1) * (angles / 2).sin().square() < 40]  # |E z^N| ≤ exp(−2 Var N sin²(θ/2))
-    factors = torch.complex(1 - came[:, None] * (1 - angles.cos()), came[:, None] * angles.sin())
-    numbers = torch.arange(low, max(low, min(size, low + count)), dtype=torch.float64)
-    kernel = torch.exp(-1j * angles[:, None] * numbers).sum(1) * (2 / count)
-    kernel[0] /= 2
-    return ((factors.prod(0) / factors) @ kernel).real.clamp(0, 1)

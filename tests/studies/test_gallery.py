@@ -26,6 +26,7 @@ NAMES = (
     "language_model",
     "streams",
     "initialisation",
+    "collocation",
     "extrapolation",
     "private",
     "rdp",

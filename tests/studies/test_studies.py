@@ -77,6 +77,11 @@ def probes_are_whole(found: xr.Dataset) -> None:
     assert (noisy["cosine_se"].sel(estimator="FG-W") > 0).all()
 
 
+def weighted_points_have_no_bias(found: xr.Dataset) -> None:
+    assert float(found["relative_bias_exact"].sel(law="weighted").max()) < 1e-25
+    assert float(found["relative_bias_exact"].sel(law="published", share=0.5).min()) > 1e-3
+
+
 def live_weights_have_their_law(found: xr.Dataset) -> None:
     named = ["FG-W, live", "FG-W, masked", "FG-W, dense"]
     exact, law = (found[name].sel(estimator=named) for name in ("relative_variance", "law"))
@@ -110,6 +115,11 @@ CASES = {
         ("alarms over expected ones", "verdicts at the default level 1e-06", "coverage of 95 % intervals", "p-v",
          "coordinate noise in 10⁴ numbers: 0 alarms in 1 runs"),
         ("Values are drawn, shares of simulated runs",), figure="calibration",
+    ),
+    "collocation": Case(
+        {"source": 1, "seed": 1, "law": 2, "share": 3, "sampler": 5, "step": 3}, ("error of u: median (range)",),
+        ("Lines: exact", "512 draws, 95 % intervals", "Medians of 10 seeds", "closed form", "Not as published"),
+        weighted_points_have_no_bias,
     ),
     "cost": Case(
         {"along": 4, "repeat": 1}, ("parameters",),
@@ -230,6 +240,7 @@ def test_nothing_to_collect_is_told(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
+        ("collocation", ["--uniform", "25"], r"uniform is \[25\] and probe 12, expected 0 to 24 points and 1 to 20"),
         ("directions", ["--directions", "161"], "expected numbers from 1 to 160"),
         ("finite_differences", ["--draws", "100"], "multiple of the blocks"),
         ("finite_differences", ["--networks", "sigmoid"], "networks are tanh, relu, mixer"),
