@@ -24,8 +24,12 @@ NAMES = (
     "cost",
     "calibration",
     "language_model",
+    "streams",
+    "initialisation",
+    "collocation",
     "extrapolation",
     "private",
+    "rdp",
     "pruning",
     "unlearning",
 )

@@ -77,6 +77,11 @@ def probes_are_whole(found: xr.Dataset) -> None:
     assert (noisy["cosine_se"].sel(estimator="FG-W") > 0).all()
 
 
+def weighted_points_have_no_bias(found: xr.Dataset) -> None:
+    assert float(found["relative_bias_exact"].sel(law="weighted").max()) < 1e-25
+    assert float(found["relative_bias_exact"].sel(law="published", share=0.5).min()) > 1e-3
+
+
 def live_weights_have_their_law(found: xr.Dataset) -> None:
     named = ["FG-W, live", "FG-W, masked", "FG-W, dense"]
     exact, law = (found[name].sel(estimator=named) for name in ("relative_variance", "law"))
@@ -87,6 +92,11 @@ def live_weights_have_their_law(found: xr.Dataset) -> None:
 def steps_begin_at_the_gradient(found: xr.Dataset) -> None:
     assert float(abs(found["cosine"].sel(steps=0, toward="gradient") - 1).max()) < 1e-12
     assert float(found["off"].sel(steps=0).max()) < 1e-12
+
+
+def weight_perturbation_has_no_start(found: xr.Dataset) -> None:
+    whole = found["relative_variance"].sel(estimator="FG-W", layer="all")
+    np.testing.assert_allclose(whole, found.attrs["d"] + 1, rtol=1e-9)
 
 
 def costs_are_measured(found: xr.Dataset) -> None:
@@ -105,6 +115,11 @@ CASES = {
         ("alarms over expected ones", "verdicts at the default level 1e-06", "coverage of 95 % intervals", "p-v",
          "coordinate noise in 10⁴ numbers: 0 alarms in 1 runs"),
         ("Values are drawn, shares of simulated runs",), figure="calibration",
+    ),
+    "collocation": Case(
+        {"source": 1, "seed": 1, "law": 2, "share": 3, "sampler": 5, "step": 3}, ("error of u: median (range)",),
+        ("Lines: exact", "512 draws, 95 % intervals", "Medians of 10 seeds", "closed form", "Not as published"),
+        weighted_points_have_no_bias,
     ),
     "cost": Case(
         {"along": 4, "repeat": 1}, ("parameters",),
@@ -129,6 +144,11 @@ CASES = {
         {"space": 1, "target": 2, "guess": 2, "seed": 1, "reference": 2}, ("activity/local/Gaussian",),
         ("256 draws for each of 3 seeds", "44 steps of backprop"), a_guess_of_the_target_is_the_target,
     ),
+    "initialisation": Case(
+        {"net": 2, "start": 2, "lr": 1, "seed": 2, "when": 2, "layer": 5}, ("after / before", " of 8"),
+        ("All values are exact", "over 10 seeds", "d + 1 = 1953", "Lower after than before", "which fgvar refuses"),
+        weight_perturbation_has_no_start,
+    ),
     "language_model": Case(
         {"trainable": 2, "seed": 1, "stage": 3, "estimator": 5, "end": 2}, ("LoRA 1",),
         ("Test perplexity of a byte", "128 draws", "At equal cost", "ρ < fan-in", "not measured"),
@@ -149,9 +169,18 @@ CASES = {
         ("in the panels of each algorithm",),
         probes_are_whole,
     ),
+    "rdp": Case(
+        {"top": 2, "tree_top": 2, "seed": 1, "potentials": 2, "row": 6, "law": 3}, ("fault 1 exactly",),
+        ("Points: drawn, 1024 draws", "±1.96 standard errors", "Lines are exact, but for the dashed one",
+         "whose potentials are not published", "in all 112 pairs"),
+    ),
     "scaling": Case(
         {"place": 2, "seed": 1}, ("predicted",),
         ("exact", "drawn", "(replayed)", "standard errors over seeds", "95 % intervals"), weight_perturbation_loses_d,
+    ),
+    "streams": Case(
+        {"seed": 2, "feed": 4, "optimiser": 5, "steps": 4, "weight": 88}, ("over Adam",),
+        ("Points: drawn", "64 streams of each kind", "exact of momentum", "their DGrad and Cos are not built"),
     ),
     "table1": Case(
         {"space": 2, "noise": 2, "seed": 1, "route": 3}, ("formula",), ("Lines: Table 1 of Ren et al. 2023",),
@@ -211,12 +240,21 @@ def test_nothing_to_collect_is_told(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
+        ("collocation", ["--uniform", "25"], r"uniform is \[25\] and probe 12, expected 0 to 24 points and 1 to 20"),
         ("directions", ["--directions", "161"], "expected numbers from 1 to 160"),
         ("finite_differences", ["--draws", "100"], "multiple of the blocks"),
         ("finite_differences", ["--networks", "sigmoid"], "networks are tanh, relu, mixer"),
         ("finite_differences", ["--dtypes", "half"], "dtypes float32 and float64"),
+        ("initialisation", ["--starts", "zero"], r"starts has \['zero'\], expected constant, Kaiming or both"),
         ("language_model", ["--trainable", "LoRA"], "expected full, last block, or LoRA and a rank, as 'LoRA 4'"),
+        ("rdp", ["--top", "2", "50"], r"K1 is \[2, 50\] of a budget of 50 and 500 states.*; expected less than the"),
+        (
+            "rdp",
+            ["--tree-budget", "2001"],
+            "and 2000; expected less than the budget, and that no more than the states",
+        ),
         ("pruning", ["--share", "1"], r"share is 1\.0 and epochs 20, expected within \(0, 1\) and at least 1"),
+        ("streams", ["--steps", "4", "2"], r"steps are \[4, 2\], expected ascending numbers from 1 on"),
         ("table1", ["--size", "0"], "sizes and batches are at least 1"),
         ("unlearning", ["--steps", "0", "7"], r"steps are \[0, 7\], expected ascending multiples of 5"),
         ("unlearning", ["--forgotten", "all"], r"forgotten has \['all'\], expected some of: a tenth, a class"),

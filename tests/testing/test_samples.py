@@ -152,7 +152,7 @@ def test_what_has_too_many_values_is_drawn() -> None:
     """Three verdicts of false-alarm rate 1e-7 each; 20⁴ values are not enumerated."""
     row = CHECKS["weights"](fgvar.Stochastic(sample=sampling.Draw(4)), large())[0]
     assert row.note == "E ω = 1: 8192 draws, false alarms 1e-07 (nominal)"
-    half = fgvar.Stochastic(sample=type(MUTANTS["as-put-back"].estimator.sample)(10, by=MIXED, replace=False))
+    half = fgvar.Stochastic(sample=replace(MUTANTS["as-put-back"].estimator.sample, size=10, by=MIXED))
     with pytest.raises(AssertionError, match=r"E ω of example \d+ is \d\.\d+, expected 1: z = "):
         CHECKS["weights"](half, large())
     seldom = fgvar.Stochastic(sample=sampling.Draw(4, by=sampling.Losses(power=8.0)))

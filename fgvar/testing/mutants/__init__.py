@@ -26,8 +26,9 @@ from fgvar.testing.mutants.lookalikes import LOOKALIKES, Lookalike
 from fgvar.testing.mutants.moved_probabilities import AtPoint, DownHill, MovedProbabilities
 from fgvar.testing.mutants.mutant import Mutant
 from fgvar.testing.mutants.published import PUBLISHED
+from fgvar.testing.mutants.published_draws import PublishedDraw
 
-__all__ = ["LOOKALIKES", "MUTANTS", "Lookalike", "Mutant"]
+__all__ = ["LOOKALIKES", "MUTANTS", "Lookalike", "Mutant", "PublishedDraw"]
 
 
 _LOCAL = LocalLosses()
