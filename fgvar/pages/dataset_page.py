@@ -117,18 +117,16 @@ def _biases(dataset: xr.Dataset) -> Iterator[tuple[str, str, str, str]]:
     if "bias_p" not in its or "sq_bias_high" not in its:
         return
     others = [str(dim) for dim in its["bias_p"].dims if dim != "estimator"]
-    least: xr.DataArray = -np.expm1(its["bias_p"].notnull().sum() * np.log1p(-its["bias_p"].clip(max=1 - 1e-16)))
-    share: xr.DataArray = np.sqrt(its["sq_bias_high"].clip(min=0) / its["gradient_norm"] ** 2).max(others)
-    for name, p, most in zip(its["estimator"].values, least.min(others).values, share.values, strict=True):
+    least = xr.DataArray(-np.expm1(its["bias_p"].notnull().sum() * np.log1p(-its["bias_p"].clip(max=1 - 1e-16))))
+    share = xr.DataArray(np.sqrt(its["sq_bias_high"].clip(min=0) / its["gradient_norm"] ** 2))
+    for name, p, most in zip(
+        its["estimator"].values, least.min(others).values, share.max(others).values, strict=True
+    ):
         if p < 0.01:
             yield visible(str(name)), "biased", str(layer), f"p = {p:.2g}, over all tests of this layer together."
         elif np.isnan(p) and most > 1e-6:
-            yield (
-                visible(str(name)),
-                "biased",
-                str(layer),
-                f"Without noise, it is off by {most:.2g} of the target, exactly.",
-            )
+            why = f"Without noise, it is off by {most:.2g} of the target, exactly."
+            yield visible(str(name)), "biased", str(layer), why
         elif np.isfinite(p) and most >= LARGE_BIAS:
             why = f"A bias of {most:.2g} of the target is not excluded; more draws would exclude it."
             yield visible(str(name)), "bias unknown", str(layer), why
