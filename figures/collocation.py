@@ -11,8 +11,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from figures import command, drawing, intervals, style
-from figures.page import Figures, Page, Sheet
+from fgvar.plot import Sheet, drawing, intervals, looks
+from figures import command
+from figures.page import Figures, Page
 
 LAW, TRAINED = ("source", "seed", "law", "share"), ("source", "seed", "sampler")
 ENDS = ("_low", "_high", "_exact")
@@ -28,13 +29,13 @@ NEEDED: dict[str, tuple[str, ...]] = {
 PAGE = Page("studies/collocation.py", NEEDED)
 Look = tuple[str, str, Any, str]
 LOOKS: dict[str, Look] = {  # Okabe & Ito's colours, with markers and lines of their own, and what they are called
-    "bias": ("#E69F00", "^", style.DOTTED, "published: bias²"),
-    "variance": ("#CC79A7", "s", style.DASHED, "published: variance"),
-    "published": ("#D55E00", "v", style.SOLID, "published (left: bias² + variance)"),
-    "published, kept": ("#56B4E9", "P", style.DASHED, "published, points kept"),
-    "weighted": ("#0072B2", "o", style.SOLID, "weighted (no bias)"),
-    "uniform": ("#009E73", "D", style.MIXED, "uniform"),
-    "fixed points": ("#000000", "X", style.DOTTED, "fixed points"),
+    "bias": ("#E69F00", "^", looks.DOTTED, "published: bias²"),
+    "variance": ("#CC79A7", "s", looks.DASHED, "published: variance"),
+    "published": ("#D55E00", "v", looks.SOLID, "published (left: bias² + variance)"),
+    "published, kept": ("#56B4E9", "P", looks.DASHED, "published, points kept"),
+    "weighted": ("#0072B2", "o", looks.SOLID, "weighted (no bias)"),
+    "uniform": ("#009E73", "D", looks.MIXED, "uniform"),
+    "fixed points": ("#000000", "X", looks.DOTTED, "fixed points"),
 }
 SAMPLERS = ("fixed points", "uniform", "published, kept", "published", "weighted")
 NOTHING = 1e-12  # of ‖g‖²: a bias that is rounding
@@ -150,7 +151,7 @@ def caption(dataset: xr.Dataset) -> list[str]:
         f"Left and middle: the gradient of one network (seed {int(dataset['seed'][0])}) after {_updates(dataset)} "
         "updates by uniform points, against that of the whole grid. Lines: exact, of the published law by integrals "
         f"over inclusion probabilities; points: {get('config_draws', '?')} draws, "
-        f"{intervals.words(dataset, 'relative_variance')}, of squared biases ±{style.Z} standard errors. Middle: "
+        f"{intervals.words(dataset, 'relative_variance')}, of squared biases ±{intervals.Z} standard errors. Middle: "
         "min E‖aĝ − g‖²/‖g‖² over a, which is 1 − efficiency: what is left where lengths do not count, as for Adam. "
         + " ".join(_of_gradients(dataset, source) for source in sources),
         "Right: relative error of u on the grid, against the exact u in closed form (the normal density integrated "

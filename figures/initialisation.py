@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from scipy.stats import t
 
-from figures import command, drawing, style
-from figures.page import Figures, Page, Sheet
+from fgvar.plot import Sheet, datasets, drawing, looks
+from figures import command
+from figures.page import Figures, Page
 
 AXES = ("net", "start", "lr", "seed", "when")
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -31,18 +32,18 @@ QUANTITIES = {"data": "relative data variance", "FG-A": "relative variance of FG
 def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     """Networks side by side, quantities below each other; an arrow from before to after for each layer and start."""
     shown = dataset.isel(lr=0)
-    for row, net in zip(sheet.columns(2, 2, head=0.6, height=1.65), style.names(shown, "net"), strict=True):
+    for row, net in zip(sheet.columns(2, 2, head=0.6, height=1.65), datasets.names(shown, "net"), strict=True):
         for axes, name in zip(row, QUANTITIES, strict=True):
             its = quantity(shown, name).sel(net=net)
-            for start in style.names(shown, "start"):
+            for start in datasets.names(shown, "start"):
                 _arrows(axes, its.sel(start=start), start)
             if name == "FG-A":
                 _forward(axes, shown.sel(net=net))
             _axes(axes, shown, QUANTITIES[name])
         row[0].set_title("no norms" if net == "plain" else net)
-    handles = [_handle(start, when) for start in style.names(shown, "start") for when in ("before", "after")]
-    line = Line2D([], [], label="FG-W, all: d + 1", marker="D", **style.THEORY | {"linewidth": 0.9})
-    line.set(markerfacecolor=style.look("FG-W").color, markeredgecolor=style.look("FG-W").color)
+    handles = [_handle(start, when) for start in datasets.names(shown, "start") for when in ("before", "after")]
+    line = Line2D([], [], label="FG-W, all: d + 1", marker="D", **looks.THEORY | {"linewidth": 0.9})
+    line.set(markerfacecolor=looks.look("FG-W").color, markeredgecolor=looks.look("FG-W").color)
     sheet.legend([*handles, line], wide=5, narrow=2)
 
 
@@ -85,9 +86,9 @@ def _arrows(axes: Axes, its: xr.DataArray, start: str) -> None:
 
 
 def _axes(axes: Axes, dataset: xr.Dataset, title: str) -> None:
-    names = style.names(dataset, "layer")
+    names = datasets.names(dataset, "layer")
     values = np.concatenate([np.ravel(line.get_ydata()) for line in axes.lines])
-    axes.axvline(len(names) - 1.5, **style.NULL)
+    axes.axvline(len(names) - 1.5, **looks.NULL)
     axes.set_xticks(range(len(names)), [{"embedding": "in", "head": "out"}.get(name, name) for name in names])
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.set_ylabel(title)
@@ -99,11 +100,11 @@ def _forward(axes: Axes, its: xr.Dataset) -> None:
     """Weight perturbation of all layers together, from every start: points on the line d + 1."""
     whole = its["relative_variance"].sel(estimator="FG-W", layer="all")
     last, exact = its.sizes["layer"] - 1.0, its.attrs["d"] + 1
-    axes.plot([last - 0.5, last + 0.6], [exact, exact], **style.THEORY | {"linewidth": 0.9})
+    axes.plot([last - 0.5, last + 0.6], [exact, exact], **looks.THEORY | {"linewidth": 0.9})
     axes.plot(
         np.full(whole.size, last),
         whole.values.ravel(),
-        color=style.look("FG-W").color,
+        color=looks.look("FG-W").color,
         marker="D",
         linestyle="none",
         zorder=4,
@@ -147,8 +148,8 @@ def improved(dataset: xr.Dataset, name: str) -> xr.DataArray:
 def _counts(dataset: xr.Dataset) -> str:
     """By network and start: of data variance, and of FG-A; and where the last layer is."""
     words = []
-    for net in style.names(dataset, "net"):
-        for start in style.names(dataset, "start"):
+    for net in datasets.names(dataset, "net"):
+        for start in datasets.names(dataset, "start"):
             of_data, of_forward = (improved(dataset, name).sel(net=net, start=start) for name in QUANTITIES)
             words.append(
                 f"{net}, {start}: data {int(of_data.sum())} (last layer {int(of_data.sel(layer='head').sum())} of "
@@ -159,8 +160,8 @@ def _counts(dataset: xr.Dataset) -> str:
 
 def _ends(dataset: xr.Dataset) -> str:
     words = []
-    for net in style.names(dataset, "net"):
-        for start in style.names(dataset, "start"):
+    for net in datasets.names(dataset, "net"):
+        for start in datasets.names(dataset, "start"):
             loss, norm = (mean(dataset[name].sel(net=net, start=start))[0].values for name in ("loss", "norm"))
             words.append(f"{net}, {start}: {loss[0]:.3g} → {loss[1]:.3g} and {norm[0]:.3g} → {norm[1]:.3g}")
     return "; ".join(words)

@@ -13,8 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
-from figures import command, drawing, intervals, style
-from figures.page import Figures, Page, Sheet
+from fgvar.plot import Sheet, datasets, drawing, intervals, looks
+from figures import command
+from figures.page import Figures, Page
 
 CHAIN, TREE = ("potentials", "top", "row"), ("tree_top", "law")
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -67,7 +68,7 @@ PAGE = Page("studies/rdp.py", NEEDED, prepared)
 @PAGE.figure
 def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     """A row for each kind of potentials, then trees: bias, variance and direction; in one column the bias alone."""
-    kinds = style.names(dataset, "potentials")
+    kinds = datasets.names(dataset, "potentials")
     grid = sheet.grid(len(kinds) + 1, 3 if sheet.wide else 1, head=0.65 if sheet.wide else 1.1, height=1.45)
     for row, kind in zip(grid, kinds, strict=False):
         its = dataset.sel(potentials=kind)
@@ -102,7 +103,7 @@ def _line(axes: Axes, values: xr.DataArray, row: str, line: str = "-") -> None:
 
 
 def _bias(axes: Axes, its: xr.Dataset) -> None:
-    axes.axhline(0, **style.THEORY)
+    axes.axhline(0, **looks.THEORY)
     spread = its["spread_exact"]
     _line(axes, its["fault_1_exact"], "released")
     _line(axes, (-spread / 2).where(spread < 1), "put back", "--")
@@ -140,7 +141,7 @@ def _splits(axes: Axes, tops: NDArray[np.int64], budget: object) -> None:
 
 
 def _tree_bias(axes: Axes, dataset: xr.Dataset) -> None:
-    axes.axhline(0, **style.THEORY)
+    axes.axhline(0, **looks.THEORY)
     _line(axes, dataset["tree_exact"], "fault 1 alone")
     low, high = (dataset[name].sel(law="released").values for name in ("lowest", "highest"))
     places = np.arange(dataset.sizes["tree_top"]) - 0.2
@@ -164,7 +165,7 @@ LAWS = ("released", "fault 1 alone", "Des Raj")
 def _published(axes: Axes, dataset: xr.Dataset, name: str, variance: xr.DataArray | None = None) -> None:
     """The notebook's numbers; of means the errors that their variance says."""
     places, draws = np.arange(dataset.sizes["tree_top"]) + 0.36, dataset.attrs.get("published_draws", 1)
-    error = None if variance is None else style.Z * np.sqrt(variance / draws)
+    error = None if variance is None else intervals.Z * np.sqrt(variance / draws)
     axes.errorbar(places, dataset[name], yerr=error, elinewidth=0.7, zorder=3, **PUBLISHED)
     _splits(axes, dataset["tree_top"].values, dataset.attrs.get("tree_budget", "?"))
 

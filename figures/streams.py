@@ -9,8 +9,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from figures import command, drawing, intervals, style
-from figures.page import Figures, Page, Sheet
+from fgvar.plot import Sheet, drawing, intervals, looks
+from figures import command
+from figures.page import Figures, Page
 
 AT_REST = ("seed", "feed", "optimiser", "steps")
 NEEDED: dict[str, tuple[str, ...]] = {
@@ -80,9 +81,9 @@ def _margins(axes: Axes, data: xr.Dataset) -> None:
     x = data["scale"].values
     for feed, (color, marker) in FEEDS.items():
         its = data.sel(feed=feed)
-        axes.plot(x, its["difference"], color=color, linewidth=0.6, linestyle=style.DASHED, zorder=2)
+        axes.plot(x, its["difference"], color=color, linewidth=0.6, linestyle=looks.DASHED, zorder=2)
         _points(axes, x, its, "difference", color, marker)
-    axes.axhline(0, **style.NULL)
+    axes.axhline(0, **looks.NULL)
     axes.set_xscale("log")
     drawing.ticks(axes.xaxis, [0.01, 1, 100], [0.01, 1, 100])
     axes.set_xlabel("loss multiplied by")
@@ -97,7 +98,7 @@ def _second_moments(axes: Axes, dataset: xr.Dataset) -> None:
     x, y = (dataset[name].values.ravel() for name in ("square", "second"))
     axes.plot(x, y, color=FEEDS["FG-W"][0], marker=".", markersize=1.5, linestyle="none", zorder=2, alpha=0.7)
     line = np.linspace(0, x.max(), 2)
-    axes.plot(line, 1 + 2 * line, **style.THEORY | {"zorder": 3, "linewidth": 0.9})
+    axes.plot(line, 1 + 2 * line, **looks.THEORY | {"zorder": 3, "linewidth": 0.9})
     axes.set_xlabel(r"$g_i^2\,/\,\|g\|^2$")
     axes.set_ylabel(r"Adam's $\hat v_i\,/\,\|g\|^2$ of FG-W")
 
@@ -105,10 +106,10 @@ def _second_moments(axes: Axes, dataset: xr.Dataset) -> None:
 def _lags(axes: Axes, data: xr.Dataset) -> None:
     x = data["rate"].values
     color, marker = LOOKS["momentum"]
-    axes.plot(x, data["lag_theory"], **style.THEORY | {"linewidth": 0.9})
+    axes.plot(x, data["lag_theory"], **looks.THEORY | {"linewidth": 0.9})
     axes.plot(x, data["lag"], color=color, marker=marker, linestyle="none", markeredgecolor="white", zorder=3)
     for (feed, level), side in zip(noise(data).items(), ("top", "bottom"), strict=True):
-        axes.axhline(level, color=FEEDS[feed][0], linestyle=style.DASHED, linewidth=0.8, zorder=1)
+        axes.axhline(level, color=FEEDS[feed][0], linestyle=looks.DASHED, linewidth=0.8, zorder=1)
         axes.text(x.min(), level, f"noise left: {feed}", va=side, fontsize="x-small", color="0.3")
     axes.set_xscale("log")
     drawing.log(axes, "y", (float(data["lag"].min()) / 1.5, float(data["lag_theory"].max()) * 1.5))
@@ -164,7 +165,7 @@ def _margin_words(data: xr.Dataset) -> str:
         its = data.sel(feed=feed)
         far = its.isel(scale=int(np.argmax(abs(its["difference"].values))))
         words.append(
-            f"{feed} {float(far['difference']):+.4f} ± {style.Z * float(far['difference_se']):.1g} at "
+            f"{feed} {float(far['difference']):+.4f} ± {intervals.Z * float(far['difference_se']):.1g} at "
             f"{float(far['scale']):g}"
         )
     return f"Farthest from Adam: {'; '.join(words)}.".replace("+-", "−")

@@ -231,7 +231,7 @@ def published(dataset: Any) -> Any:
 
 def report(dataset: Any) -> str:
     """A line for each chain, split and row, and for each tree."""
-    from figures import intervals
+    from fgvar.plot import intervals
 
     means = intervals.over_seeds(dataset)
     lines = [

@@ -125,7 +125,7 @@ def feeds(minibatch: int) -> dict[str, Any]:
 
 def report(dataset: Any) -> str:
     """A line for each stream and optimiser: cosines after some steps, with theory after the last."""
-    from figures import intervals
+    from fgvar.plot import intervals
 
     data, last = intervals.over_seeds(dataset), int(dataset["steps"][-1])
     shown = [int(step) for step in dataset["steps"].values[::3]]

@@ -7,8 +7,8 @@ import pytest
 import xarray as xr
 
 import fgvar
+from fgvar.plot import venues
 from figures import collocation as figure
-from figures import style
 from studies import collocation as study
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def test_weights_have_no_bias_and_a_smaller_squared_error_wherever_points_are_ad
 
 
 @pytest.mark.parametrize(("venue", "columns"), [("iclr", 2), ("icml", 1)])
-def test_what_is_drawn(stored: xr.Dataset, venue: style.Venue, columns: style.Columns) -> None:
+def test_what_is_drawn(stored: xr.Dataset, venue: venues.Venue, columns: venues.Columns) -> None:
     drawn = figure.draw(stored, venue=venue, columns=columns)
     assert len(drawn.axes) == 6
     assert all(axes.get_yscale() == "log" for axes in drawn.axes)

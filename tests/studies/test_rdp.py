@@ -15,9 +15,9 @@ import fgvar
 from fgvar import sampling
 from fgvar.measurement.draws import Enumeration
 from fgvar.networks import LinearChain
+from fgvar.plot import intervals
 from fgvar.testing import CHECKS, expectation
 from fgvar.testing.mutants import PublishedDraw
-from figures import intervals
 from studies import rdp, rdp_networks
 
 ROOT = Path(__file__).parents[2]

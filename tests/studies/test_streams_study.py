@@ -10,8 +10,8 @@ from cases import labels, randn
 
 import fgvar
 from fgvar import sampling, streams, transforms
+from fgvar.plot import intervals
 from fgvar.testing import covariance, expectation
-from figures import intervals
 from studies import stream_directions as of
 from studies import streams as study
 
