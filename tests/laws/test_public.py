@@ -20,6 +20,13 @@ PLOT = (
     ".bias_variance", ".draw_laws", ".check_chart", ".kinds_of", ".words", ".captions_of_measurements",
     ".captions_over_axes", ".captions", ".from_file",
 )  # fmt: skip
+TRAINING = (
+    "", ".distributed", ".evaluation", ".gradients", ".interrupt", ".noise_ahead", ".objectives", ".probes",
+    ".schedule", ".loop", ".checkpoint", ".train", ".linear_probe",
+)  # fmt: skip
+SWEEPS = (
+    "", ".cells", ".grid", ".local", ".cluster", ".sweep",
+)  # fmt: skip
 # Each file may import those before it.
 ORDER = (
     "fgvar.errors",
@@ -147,25 +154,8 @@ ORDER = (
     "fgvar.data.examples",
     "fgvar.data.images",
     "fgvar.data",
-    "fgvar.training",
-    "fgvar.training.distributed",
-    "fgvar.training.evaluation",
-    "fgvar.training.gradients",
-    "fgvar.training.interrupt",
-    "fgvar.training.noise_ahead",
-    "fgvar.training.objectives",
-    "fgvar.training.probes",
-    "fgvar.training.schedule",
-    "fgvar.training.loop",
-    "fgvar.training.checkpoint",
-    "fgvar.training.train",
-    "fgvar.training.linear_probe",
-    "fgvar.sweeps",
-    "fgvar.sweeps.cells",
-    "fgvar.sweeps.grid",
-    "fgvar.sweeps.local",
-    "fgvar.sweeps.cluster",
-    "fgvar.sweeps.sweep",
+    *(f"fgvar.training{name}" for name in TRAINING),
+    *(f"fgvar.sweeps{name}" for name in SWEEPS),
     "fgvar.testing",
     "fgvar.testing.resources",
     "fgvar.testing.black_box",
