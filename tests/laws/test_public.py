@@ -24,6 +24,13 @@ TRAINING = (
     "", ".distributed", ".evaluation", ".gradients", ".interrupt", ".noise_ahead", ".objectives", ".probes",
     ".schedule", ".loop", ".checkpoint", ".train", ".linear_probe",
 )  # fmt: skip
+SWEEPS = (
+    "", ".cells", ".grid", ".local", ".cluster", ".sweep",
+)  # fmt: skip
+THEORY = (
+    ".credit_vectors", ".site_jacobians", ".linear_forms", ".linear_layers", ".activity_ratio", ".quadratic_forms",
+    ".commuted", ".applicability", ".perturbation", ".stochastic", ".sampled_sums", ".closed_forms", "",
+)  # fmt: skip
 # Each file may import those before it.
 ORDER = (
     "fgvar.errors",
@@ -104,19 +111,7 @@ ORDER = (
     "fgvar.stochastic.history",
     "fgvar.stochastic.targets",
     "fgvar.estimators.schemes",
-    "fgvar.theory.credit_vectors",
-    "fgvar.theory.site_jacobians",
-    "fgvar.theory.linear_forms",
-    "fgvar.theory.linear_layers",
-    "fgvar.theory.activity_ratio",
-    "fgvar.theory.quadratic_forms",
-    "fgvar.theory.commuted",
-    "fgvar.theory.applicability",
-    "fgvar.theory.perturbation",
-    "fgvar.theory.stochastic",
-    "fgvar.theory.sampled_sums",
-    "fgvar.theory.closed_forms",
-    "fgvar.theory",
+    *(f"fgvar.theory{name}" for name in THEORY),
     "fgvar.measurement",
     "fgvar.measurement.cost",
     "fgvar.measurement.dataset_checks",
@@ -146,7 +141,7 @@ ORDER = (
     *(f"fgvar.data.{name}" for name in ("augmentation", "sources", "split", "examples", "images")),
     "fgvar.data",
     *(f"fgvar.training{name}" for name in TRAINING),
-    *(f"fgvar.sweeps{name}" for name in ("", ".cells", ".grid", ".local", ".cluster", ".sweep")),
+    *(f"fgvar.sweeps{name}" for name in SWEEPS),
     "fgvar.testing",
     "fgvar.testing.resources",
     "fgvar.testing.black_box",

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from public_estimators import mezo
 from torch import Tensor, nn
 
 import fgvar
 from fgvar.measurement.mutation_guard import MutationGuard, is_builtin, same_values
 from fgvar.testing import default_problems, from_function
 from fgvar.testing.mutants import MUTANTS
+from fgvar.testing.mutants.published_gradients import mezo
 
 Gradients = dict[str, Tensor]
 RELU = default_problems()["relu"]

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from public_estimators import normal, times
 from torch import Tensor
 
 import fgvar
@@ -11,6 +10,7 @@ from fgvar.testing import (
     default_problems,
     from_function,
 )
+from fgvar.testing.mutants.published_gradients import normal, times
 
 PROBLEMS = default_problems()
 LINEAR = PROBLEMS["linear"]

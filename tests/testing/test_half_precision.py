@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from public_estimators import times
 
 import fgvar
 from fgvar.testing import check_estimator, default_problems
+from fgvar.testing.mutants.published_gradients import times
 
 HALVES = (torch.bfloat16, torch.float16)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from public_estimators import Forward, normal, times
 from torch import Tensor
 
 import fgvar
@@ -19,6 +18,7 @@ from fgvar.testing import (
     parametrize_with_checks,
     unbiased,
 )
+from fgvar.testing.mutants.published_gradients import Forward, normal, times
 
 pytest_plugins = ("pytester",)
 

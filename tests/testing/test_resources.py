@@ -11,7 +11,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from public_estimators import normal, times
 from torch import Tensor
 
 import fgvar
@@ -31,6 +30,7 @@ from fgvar.testing import (
 )
 from fgvar.testing.enumeration import variances
 from fgvar.testing.line_quadrature import line_mean
+from fgvar.testing.mutants.published_gradients import normal, times
 from fgvar.testing.resources import largest_chunk, one_thread
 from fgvar.testing.under_test import EstimatorUnderTest, Failure
 
