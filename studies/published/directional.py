@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import torch
@@ -18,10 +19,13 @@ class Moments(NamedTuple):
     Attributes:
         mean: E ĝ, a dict like the gradient.
         second: E‖ĝ‖² of each tensor.
+        kept: of what is drawn once and kept, such as a pool, how far it takes the mean from that, squared, in the
+            mean over such draws: then both moments are over them, too.
     """
 
     mean: dict[str, Tensor]
     second: dict[str, float]
+    kept: Mapping[str, float] = MappingProxyType({})
 
 
 class Law(Protocol):

@@ -123,7 +123,11 @@ class SeedPool:
         return {name: torch.stack([one[name] for one in every]) for name in problem.params}
 
     def moments(self, gradient: Tensors) -> Moments:
-        return Moments(dict(gradient), of_gaussian(gradient, {name: g.numel() for name, g in gradient.items()}))
+        each = squares(gradient)
+        total = sum(each.values())
+        kept = {name: (g.numel() * total + each[name]) / self.size for name, g in gradient.items()}
+        second = of_gaussian(gradient, {name: g.numel() for name, g in gradient.items()})
+        return Moments(dict(gradient), second, kept)
 
     def _directions(self, problem: fgvar.Problem, index: Tensor) -> dict[str, Tensor]:
         found, first = {}, 0

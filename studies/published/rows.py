@@ -16,7 +16,7 @@ from studies.published.directional import Directional, Moments, Tensors, of_gaus
 
 RANK, STEPS, AVERAGED, SIGNS, POOL, STEP = 16, 50, 16, 8, 4096, 1e-3
 QUARTER = 0.25  # of the weights of each matrix that sparse estimators keep
-BACK = 0.01  # of the parameters' length: the step since the anchor
+BACK = 1e-3  # of the parameters' length: the step since the anchor
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Scene:
         left, right = ({name: basis[:, :rank] for name, basis in side.items()} for side in self.inputs)
         return subspaces.Subspaces(left, right)
 
-    def random_spans(self) -> subspaces.Subspaces:
+    def random_spans(self, rank: int) -> subspaces.Subspaces:
         """Random ones of their dimensions."""
         generator = torch.Generator().manual_seed(self.seed)
         sides = [
             {
-                name: torch.linalg.qr(torch.randn(basis.shape, generator=generator, dtype=torch.float64))[0]
+                name: torch.linalg.qr(torch.randn(basis[:, :rank].shape, generator=generator, dtype=torch.float64))[0]
                 for name, basis in side.items()
             }
             for side in self.inputs
@@ -217,7 +217,8 @@ PARTS: dict[str, tuple[Row, ...]] = {
         Row("SubZero 16", "Yu et al. 2024", **_law(Scene.random_subspaces)),
         Row("AGZO 1", "Lin et al. 2026", **_law(lambda scene: scene.spans(1))),
         Row("AGZO 16", "Lin et al. 2026", **_law(lambda scene: scene.spans(RANK))),
-        Row("random span 16", "control of AGZO 16", **_law(Scene.random_spans)),
+        Row("random span 1", "control of AGZO 1", **_law(lambda scene: scene.random_spans(1))),
+        Row("random span 16", "control of AGZO 16", **_law(lambda scene: scene.random_spans(RANK))),
     ),
     "sparse": (
         Row("small quarter", "Liu et al. 2024", **_keep(lambda: coordinates.Small(QUARTER))),

@@ -1,0 +1,4 @@
+"""stub"""
+from figures.page import Page
+PAGE = Page("studies/audit.py", {})
+FIGURES = {}
