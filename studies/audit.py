@@ -21,6 +21,7 @@ Run        python studies/audit.py            writes results/audit.nc, .pdf, .pn
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,8 @@ class Config:
     lr: float = 2e-3
     fine_lr: float = 1e-3
     probe_batch: int = 4
-    draws: int = 512
-    """Of one query; a quarter of them where all weights move, and for more queries."""
+    draws: int = 256
+    """Of one query; a quarter of them where more than a million numbers move, an eighth of more than four queries."""
     run: Run = Options(RESULTS / "audit.nc")
 
 
@@ -82,13 +83,15 @@ def main(config: Config) -> None:
                 its = Base(**{name: (settings | {"seed": seed})[name] for name in Base._fields})
                 stages.staged(its, trainable, config.fine_tuning, config.fine_lr, scratch)
     axes = {"trainable": config.trainable, "stage": config.stages}
-    found = [common.sweep(cell, axes, settings | {"part": part}, config.run, part, scratch) for part in config.parts]
-    dataset = xr.concat(
-        [part.drop_vars(["status", "traceback"], errors="ignore") for part in found], "estimator",
-        data_vars="minimal", coords="minimal", compat="override", join="outer",
-    )  # fmt: skip
-    status = xr.concat([part["status"] for part in found], xr.IndexVariable("part", list(config.parts)))
-    dataset = dataset.assign(status=status).sel(stage=[stage for stage in stages.STAGES if stage in config.stages])
+    parts = ("exact", *config.parts)
+    found = [common.sweep(cell, axes, settings | {"part": part}, config.run, part, scratch) for part in parts]
+    status = xr.concat([part["status"] for part in found], xr.IndexVariable("part", list(parts)))
+    exact, *drawn = (part.drop_vars(["status", "traceback"], errors="ignore") for part in found)
+    how: Any = {"compat": "override", "join": "outer", "combine_attrs": "override"}
+    dataset = xr.merge([exact, xr.concat(drawn, "estimator", data_vars="minimal", coords="minimal", **how)], **how)
+    dataset = dataset.assign(status=status).sel(
+        estimator=exact["estimator"].values, stage=[stage for stage in stages.STAGES if stage in config.stages]
+    )
     sources = [rows.ROWS[name].source for name in dataset["estimator"].values]
     dataset["source"] = "estimator", np.array(sources, dtype=str)
     for field in claims.Claim._fields:
@@ -106,7 +109,7 @@ def cell(
 
     import fgvar
     from studies import language_network as networks
-    from studies.published import rows, stages
+    from studies.published import directional, rows, stages
 
     its = Base(**base, seed=seed)
     state = stages.staged(its, trainable, fine_tuning, fine_lr, scratch.parent)[stage]
@@ -116,15 +119,16 @@ def cell(
     )
     problem = fgvar.Problem(fgvar.with_sites(net, inputs=batch[0]), "causal_lm", batch)
     scene = rows.Scene(problem, net, seed)
-    each = []
-    for row in rows.PARTS[part]:
-        few = row.queries > 4 or sum(scene.sizes.values()) > LARGE
-        count = max(32, draws // 4) if few and draws > 32 else draws
-        each.append(measured(row, scene, count, seed))
-    found = xr.concat(each, "estimator")
-    found["size"] = "group", [sum(scene.sizes[name] for name in names) for names in grouped(scene).values()]
-    found["loss"] = float(problem.loss())
-    return found.assign_attrs(networks.origin())
+    if part == "exact":
+        found = xr.concat([known(row, scene) for row in rows.ROWS.values()], "estimator")
+        groups, norms = grouped(scene).values(), directional.squares(scene.gradient)
+        found["size"] = "group", [sum(scene.sizes[name] for name in names) for names in groups]
+        found["gradient_norm"] = "group", [sum(norms[name] for name in names) ** 0.5 for names in groups]
+        return found.assign(loss=float(problem.loss())).assign_attrs(networks.origin())
+    large = sum(scene.sizes.values()) > LARGE
+    few = {row.name: 8 if row.queries > 4 else 4 if large else 1 for row in rows.PARTS[part]}
+    counts = {name: max(min(draws, 32), draws // less) for name, less in few.items()}
+    return xr.concat([drawn(row, scene, counts[row.name], seed) for row in rows.PARTS[part]], "estimator")
 
 
 def grouped(scene: Any) -> dict[str, list[str]]:
@@ -140,22 +144,31 @@ def _order(group: str) -> int:
     return int(number[0]) if number else 0
 
 
-def measured(row: Any, scene: Any, draws: int, seed: int) -> Any:
-    """One row's drawn numbers with their intervals, and its exact ones, over groups of layers."""
-    import xarray as xr
-
+def drawn(row: Any, scene: Any, draws: int, seed: int) -> Any:
+    """One row's drawn numbers with their intervals, over groups of layers."""
     import fgvar
     from studies.published import moments
 
-    groups = grouped(scene)
     one = {row.name: row.estimator(scene)}
-    drawn = fgvar.measure(one, scene.problem, draws=draws, seed=seed, keep_draws=True).isel(estimator=0, drop=True)
-    found = moments.drawn(drawn.sel(reference="target", drop=True), groups)
-    exact = moments.exact(row.moments(scene) if row.moments else None, scene.gradient, groups)
-    values = {name: ("group", value) for name, value in {**found, **exact}.items()}
-    dataset = xr.Dataset(values, coords={"group": list(groups)})
-    dataset["queries"], dataset["passes"] = float(row.queries), float(row.passes)
-    dataset["replayed"], dataset["draws_made"] = float(row.replayed), float(draws)
+    found = fgvar.measure(one, scene.problem, draws=draws, seed=seed, keep_draws=True).isel(estimator=0, drop=True)
+    groups = grouped(scene)
+    return _named(row, groups, moments.drawn(found.sel(reference="target", drop=True), groups), draws_made=draws)
+
+
+def known(row: Any, scene: Any) -> Any:
+    """One row's exact numbers, over groups of layers, and what it costs as published."""
+    from studies.published import moments
+
+    groups = grouped(scene)
+    found = moments.exact(row.moments(scene) if row.moments else None, scene.gradient, groups)
+    return _named(row, groups, found, queries=row.queries, passes=row.passes, replayed=row.replayed)
+
+
+def _named(row: Any, groups: Mapping[str, Any], values: Mapping[str, list[float]], **numbers: float) -> Any:
+    import xarray as xr
+
+    found = {name: ("group", value) for name, value in values.items()}
+    dataset = xr.Dataset(found, coords={"group": list(groups)}).assign({k: float(v) for k, v in numbers.items()})
     return dataset.expand_dims(estimator=[row.name])
 
 
