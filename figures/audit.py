@@ -1,4 +1,4 @@
-"""The figure of the audit: variance and direction of published estimators, beside MeZO's, and verdicts on their claims.
+"""The figure of the audit: variance and direction of published estimators beside MeZO's; verdicts on their claims.
 
 Run   python -m figures.audit results/audit.nc [--venue iclr] [--columns 2] [--out FOLDER_OR_STEM]
 writes <stem>.pdf, .png, .txt (the caption) and .tex (the table of claims).
@@ -157,10 +157,10 @@ def caption(dataset: xr.Dataset) -> Iterator[str]:
     yield (
         f"Published zeroth-order and forward estimators on a small GPT-2 ({d}), at "
         f"{dataset.sizes['stage']} stages ({', '.join(style.names(dataset, 'stage'))}), {dataset.sizes['seed']} "
-        f"seed(s), given one batch of {get('config_probe_batch', '?')}. Left: noise variance of one estimate, over that "
-        "of MeZO; middle and right: efficiency (squared cosine as a ratio of means, ⟨E ĝ, ∇⟩²/(‖∇‖² E‖ĝ‖²)), at equal "
-        "queries and at equal forward passes as published. Left of the line: less variance; right of it: a better "
-        "direction. Arrows: beyond the axis."
+        f"seed(s), given one batch of {get('config_probe_batch', '?')}. Left: noise variance of one estimate over "
+        "that of MeZO. Middle and right: efficiency (squared cosine as a ratio of means, ⟨E ĝ, ∇⟩²/(‖∇‖² E‖ĝ‖²)) "
+        "over MeZO's, at equal queries and at equal forward passes as published. Left of the line: less variance; "
+        "right of it: a better direction. Arrows: beyond the axis."
     )
     taken = [name for name in style.names(dataset, "estimator") if not dataset["replayed"].sel(estimator=name).max()]
     yield (
@@ -173,7 +173,8 @@ def caption(dataset: xr.Dataset) -> Iterator[str]:
     rest = sum(one in (verdicts.UNDECIDED, verdicts.UNTESTED, verdicts.MISSING) for one in told)
     yield (
         f"Of {len(told)} claims (table) {told.count('holds')} hold, {only} hold only in some cells, "
-        f"{told.count('does not hold')} do not hold, {rest} are undecided, not computed or could not be tested. {off(dataset)}"
+        f"{told.count('does not hold')} do not hold, {rest} are undecided, not computed or could not be tested. "
+        + off(dataset)
     )
     lacking = int((dataset["status"] != "done").sum())
     if lacking:
@@ -182,6 +183,8 @@ def caption(dataset: xr.Dataset) -> Iterator[str]:
 
 def _draws(dataset: xr.Dataset) -> str:
     draws = dataset["draws_made"].values
+    if np.isnan(draws).all():
+        return "none here"
     return f"{int(np.nanmin(draws))} to {int(np.nanmax(draws))} draws each"
 
 

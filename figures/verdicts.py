@@ -1,7 +1,7 @@
 """Verdicts on claims, from a dataset alone: ratios of two estimators in every cell, and what they say.
 
-A ratio is exact where closed forms are known of both rows; drawn ones have an interval at a level of 5 % over all cells
-and claims (Bonferroni), symmetric on a logarithmic scale. In a cell the verdict is
+A ratio is exact where closed forms are known of both rows; drawn ones have an interval at a level of 5 % over all
+cells and claims (Bonferroni), symmetric on a logarithmic scale. In a cell the verdict is
 
     yes     the ratio, or all of its interval, is on the claimed side of 1 by the margin (of "equal": within it)
     no      it, or all of its interval, is not
@@ -114,7 +114,7 @@ def _measured(dataset: xr.Dataset, row: str, measure: str, group: str) -> tuple[
     exact, drawn = its[f"{name}_exact"], its[name]
     known = exact.notnull()
     if kind == "bias":
-        return np.sqrt(abs(exact)), xr.zeros_like(exact)
+        return abs(exact) ** 0.5, xr.zeros_like(exact)
     spread = xr.where(known, 0.0, its[f"{name}_se"] / drawn)
     value = xr.where(known, exact, drawn)
     if unit:

@@ -2,15 +2,15 @@
 
 Question   Of two dozen published zeroth-order and forward estimators: which has less variance, which points nearer to
            the gradient, at equal queries and at equal cost, at which stage of training, for all weights and for LoRA?
-Claim      One query along a direction of length 1 has E cos² = ∇′M∇/‖∇‖² with tr M = 1: no law of directions is better
-           than any other (1/d) but by knowing where the gradient is. Low rank, orthogonality, lazy or random
+Claim      One query along a direction of length 1 has E cos² = ∇′M∇/‖∇‖² with tr M = 1: no law of directions is
+           better than any other (1/d) but by knowing where the gradient is. Low rank, orthogonality, lazy
            subspaces, pools and roundings lower variance or keep it, and buy no direction; what buys direction is
            density: blocks, layers or spans that hold more of ‖∇‖² than of the d numbers.
-Verdicts   By `figures.audit.verdict`, of the claims in `studies.published.claims`, from the dataset alone. In every
-           cell (set × stage × seed) a ratio of two rows is "yes" where it is on the claimed side by a factor of 1.05,
-           "no" where it is not; drawn ones with an interval at a level of 5 % over all cells. Holds: yes in all cells;
-           does not hold: no in all; holds only in …: yes in some, which are named. So "higher cosine" is refuted by an
-           efficiency below 1.05 times the other row's, "lower variance" by a variance above 1/1.05 times,
+Verdicts   By `figures.verdicts`, of the claims in `studies.published.claims`, from the dataset alone. In every cell
+           (set × stage × seed) a ratio of two rows is "yes" where it is on the claimed side by a factor of 1.05, "no"
+           where it is not; drawn ones with an interval at a level of 5 % over all cells and claims. Holds: yes in all
+           cells; does not hold: no in all; holds only in …: yes in some, which are named. So a "higher cosine" is
+           refuted by an efficiency below 1.05 times the other row's, a "lower variance" by one above 1/1.05 times,
            "as good" by an efficiency off by more than 1.05, "no bias" by a relative bias above 0.05.
 Shown      The language model of `studies/language_model.py` (GPT-2 of 3.2M numbers), full and LoRA, at four stages:
            random weights, pretrained on sources, twice in fine-tuning on help topics. Lines: exact, from closed
@@ -44,7 +44,7 @@ class Config:
     stages: tuple[str, ...] = ("pretrained", "fine-tuned", "initial", "half fine-tuned")
     """In the order in which they are computed."""
     parts: tuple[str, ...] = PARTS
-    """Groups of estimators."""
+    """Groups of estimators that are drawn; none: exact numbers alone, of all."""
     width: int = 256
     depth: int = 4
     positions: int = 64
@@ -61,7 +61,6 @@ class Config:
 
 def main(config: Config) -> None:
     import numpy as np
-    import xarray as xr
 
     from figures import audit
     from studies.published import claims, rows, stages
@@ -80,24 +79,38 @@ def main(config: Config) -> None:
     if not config.run.collect:
         for seed in config.run.seed:  # once, ahead of all cells
             for trainable in config.trainable:
-                its = Base(**{name: (settings | {"seed": seed})[name] for name in Base._fields})
-                stages.staged(its, trainable, config.fine_tuning, config.fine_lr, scratch)
+                base = Base(**{name: (settings | {"seed": seed})[name] for name in Base._fields})
+                stages.staged(base, trainable, config.fine_tuning, config.fine_lr, scratch)
     axes = {"trainable": config.trainable, "stage": config.stages}
     parts = ("exact", *config.parts)
     found = [common.sweep(cell, axes, settings | {"part": part}, config.run, part, scratch) for part in parts]
-    status = xr.concat([part["status"] for part in found], xr.IndexVariable("part", list(parts)))
-    exact, *drawn = (part.drop_vars(["status", "traceback"], errors="ignore") for part in found)
-    how: Any = {"compat": "override", "join": "outer", "combine_attrs": "override"}
-    dataset = xr.merge([exact, xr.concat(drawn, "estimator", data_vars="minimal", coords="minimal", **how)], **how)
-    dataset = dataset.assign(status=status).sel(
-        estimator=exact["estimator"].values, stage=[stage for stage in stages.STAGES if stage in config.stages]
-    )
+    dataset = combined(dict(zip(parts, found, strict=True)))
+    dataset = dataset.sel(stage=[stage for stage in stages.STAGES if stage in config.stages])
     sources = [rows.ROWS[name].source for name in dataset["estimator"].values]
     dataset["source"] = "estimator", np.array(sources, dtype=str)
     for field in claims.Claim._fields:
         dataset[f"claim_{field}"] = "claim", np.array([getattr(one, field) for one in claims.CLAIMS], dtype=str)
     dataset.attrs |= {"margin": claims.MARGIN, "no_bias": claims.NO_BIAS}
     common.publish(dataset, config, audit)
+
+
+def combined(parts: Mapping[str, Any]) -> Any:
+    """The exact numbers of all rows, the drawn ones of the parts that there are, else NaN, and the cells' status."""
+    import xarray as xr
+
+    from studies.published import moments
+
+    status = xr.concat([part["status"] for part in parts.values()], xr.IndexVariable("part", list(parts)))
+    exact, *drawn = (part.drop_vars(["status", "traceback"], errors="ignore") for part in parts.values())
+    how: Any = {"compat": "override", "join": "outer", "combine_attrs": "override"}
+    if drawn:
+        rows = xr.concat(drawn, "estimator", data_vars="minimal", coords="minimal", **how)
+        exact = xr.merge([exact, rows], **how).sel(estimator=exact["estimator"].values)
+    like = exact["efficiency_exact"]
+    for name in moments.DRAWN:
+        exact[name] = exact.get(name, like * float("nan"))
+    exact["draws_made"] = exact.get("draws_made", exact["queries"] * float("nan"))
+    return exact.assign(status=status)
 
 
 def cell(
@@ -124,6 +137,9 @@ def cell(
         groups, norms = grouped(scene).values(), directional.squares(scene.gradient)
         found["size"] = "group", [sum(scene.sizes[name] for name in names) for names in groups]
         found["gradient_norm"] = "group", [sum(norms[name] for name in names) ** 0.5 for names in groups]
+        vectors = [name for name, g in scene.gradient.items() if g.ndim < 2]
+        found["vector_energy"] = sum(norms[name] for name in vectors) / sum(norms.values())
+        found["vector_share"] = sum(scene.sizes[name] for name in vectors) / sum(scene.sizes.values())
         return found.assign(loss=float(problem.loss())).assign_attrs(networks.origin())
     large = sum(scene.sizes.values()) > LARGE
     few = {row.name: 8 if row.queries > 4 else 4 if large else 1 for row in rows.PARTS[part]}

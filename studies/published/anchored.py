@@ -15,7 +15,7 @@ class Anchored:
     """ĝ = ⟨∇_i(θ) − ∇_i(θ̄), z⟩ z + ⟨∇(θ̄), z′⟩ z′ for one example i: SVRG, each gradient seen along normal directions.
 
     Unbiased; E‖ĝ_k‖² = (1/n) Σ_i E‖⟨Δ_i, z⟩z_k‖² + E‖⟨∇(θ̄), z′⟩z′_k‖² + 2⟨(∇(θ) − ∇(θ̄))_k, ∇(θ̄)_k⟩. The noise of
-    z′ is that of one MeZO estimate of the whole batch: an anchor takes away what examples differ by, and nothing of it.
+    z′ is that of one MeZO estimate of the whole batch: an anchor takes away what examples differ by, nothing of that.
 
     Args:
         anchor: θ̄, a dict like the parameters; None leaves the anchor out: MeZO of one example.

@@ -1,6 +1,7 @@
-"""What papers say of their estimators, in the sense of a number that a dataset has; verdicts come from `figures.audit`.
+"""What papers say of their estimators, in the sense of a number that a dataset has; `figures.verdicts` judges it.
 
-A claim compares a row with another one, by one measure, in every cell (set × stage × seed):
+Claims are paraphrased from abstracts and public summaries; papers measure accuracy, too, which nothing here does. One
+compares a row with another one, by one measure, in every cell (set × stage × seed):
 
     variance           tr Cov ĝ / ‖∇‖², of one estimate
     direction          efficiency of one estimate, ⟨E ĝ, ∇⟩²/(‖∇‖² E‖ĝ‖²): the squared cosine, as a ratio of means
@@ -31,20 +32,29 @@ class Claim(NamedTuple):
 
 CLAIMS = (
     Claim("Malladi et al. 2023", "averaging directions lowers variance", "mean of 16", "MeZO", "variance", "lower"),
-    Claim("Flügel et al. 2024", "more tangents come nearer to the gradient", "mean of 16", "MeZO", "direction", "higher"),
+    Claim("Flügel et al. 2024", "more tangents come nearer to the gradient",
+          "mean of 16", "MeZO", "direction", "higher"),
     Claim("the same", "… at equal queries", "mean of 16", "MeZO", "direction per query", "higher"),
-    Claim("Flügel et al. 2024", "orthogonal ones are better than a mean", "orthogonal 16", "mean of 16", "direction", "higher"),
-    Claim("Dang et al. 2025", "FZOO: signs in one-sided batches save passes", "FZOO, 8 signs", "MeZO", "direction per pass", "higher"),
-    Claim("Dang et al. 2025", "FZOO: over σ is a better step", "FZOO, over σ", "FZOO, 8 signs", "direction", "higher"),
-    Claim("Sarkar et al. 2025", "EGGROLL of rank 1 is as good as full rank", "EGGROLL 1", "MeZO", "direction", "equal"),
-    Claim("Sarkar et al. 2025", "EGGROLL of rank 16 is as good as full rank", "EGGROLL 16", "MeZO", "direction", "equal"),
-    Claim("Chen et al. 2024", "LOZO captures the gradient's low rank", "LOZO, 50 steps", "MeZO", "direction per query", "higher"),
+    Claim("Flügel et al. 2024", "orthogonal ones are better than a mean",
+          "orthogonal 16", "mean of 16", "direction", "higher"),
+    Claim("Dang et al. 2025", "FZOO: signs in one-sided batches save passes",
+          "FZOO, 8 signs", "MeZO", "direction per pass", "higher"),
+    Claim("Dang et al. 2025", "FZOO: over σ is a better step",
+          "FZOO, over σ", "FZOO, 8 signs", "direction", "higher"),
+    Claim("Sarkar et al. 2025", "EGGROLL of rank 1 is as good as full rank",
+          "EGGROLL 1", "MeZO", "direction", "equal"),
+    Claim("Sarkar et al. 2025", "EGGROLL of rank 16 is as good as full rank",
+          "EGGROLL 16", "MeZO", "direction", "equal"),
+    Claim("Chen et al. 2024", "LOZO captures the gradient's low rank",
+          "LOZO, 50 steps", "MeZO", "direction per query", "higher"),
     Claim("Yu et al. 2024", "SubZero has lower variance", "SubZero 16", "MeZO", "variance", "lower"),
     Claim("Yu et al. 2024", "SubZero is nearer to the gradient", "SubZero 16", "MeZO", "direction", "higher"),
     Claim("Lin et al. 2026", "AGZO of rank 1 has a higher cosine", "AGZO 1", "MeZO", "direction", "higher"),
     Claim("Lin et al. 2026", "AGZO of rank 16 has a higher cosine", "AGZO 16", "MeZO", "direction", "higher"),
-    Claim("Lin et al. 2026", "… of rank 1, by the span of activations", "AGZO 1", "random span 1", "direction", "higher"),
-    Claim("Lin et al. 2026", "… of rank 16, by the span of activations", "AGZO 16", "random span 16", "direction", "higher"),
+    Claim("Lin et al. 2026", "… of rank 1, by the span of activations",
+          "AGZO 1", "random span 1", "direction", "higher"),
+    Claim("Lin et al. 2026", "… of rank 16, by the span of activations",
+          "AGZO 16", "random span 16", "direction", "higher"),
     Claim("Liu et al. 2024", "small weights are the ones to perturb", "small quarter", "MeZO", "direction", "higher"),
     Claim("Liu et al. 2024", "… rather than random ones", "small quarter", "random quarter", "direction", "higher"),
     Claim("Liu et al. 2024", "… rather than large ones", "small quarter", "large quarter", "direction", "higher"),
@@ -55,7 +65,8 @@ CLAIMS = (
     Claim("Wang et al. 2026", "AdaLeZO is 1.7 to 3.0 times as fast", "AdaLeZO, at best", "MeZO", "", ""),
     Claim("Gautam et al. 2024", "MeZO-SVRG lowers variance", "MeZO-SVRG", "one example", "variance", "lower"),
     Claim("the same", "… at equal cost", "MeZO-SVRG", "one example", "direction per pass", "higher"),
-    Claim("Salimans et al. 2017", "pairs lower the variance of one point", "two-sided", "one-point", "variance", "lower"),
+    Claim("Salimans et al. 2017", "pairs lower the variance of one point",
+          "two-sided", "one-point", "variance", "lower"),
     Claim("the same", "… of one side, too", "two-sided", "one-sided", "variance", "lower"),
     Claim("Liu et al. 2019", "signs of estimates are as good", "sign of MeZO", "MeZO", "direction", "equal"),
     Claim("Shang et al. 2025", "clipped derivatives steady the step", "clipped MeZO", "MeZO", "variance", "lower"),

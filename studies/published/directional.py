@@ -1,4 +1,4 @@
-"""The estimator that most published ones are: one derivative along a query, times an update that may differ from it."""
+"""The estimator that most published ones are: one derivative along a query, times an update that may differ."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

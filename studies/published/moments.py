@@ -1,4 +1,4 @@
-"""What is told of an estimate: drawn, from what `fgvar.measure` keeps of every draw, and exact, of groups of layers."""
+"""What is told of an estimate, of groups of layers: drawn, from what `fgvar.measure` keeps of draws, and exact."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,9 @@ from fgvar.measurement.intervals import interval
 from studies.published.directional import Moments, Tensors, squares
 
 Array = NDArray[np.float64]
+ENDS = ("", "_se", "_low", "_high")
 MEASURES = ("relative_variance", "sq_bias", "slope", "cosine", "efficiency")
+DRAWN = ("sq_bias", *(f"{name}{end}" for name in MEASURES if name != "sq_bias" for end in ENDS))
 
 
 def drawn(dataset: Any, groups: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:
@@ -36,7 +38,7 @@ def _of_draws(squared: Array, inner: Array, norm: float, bias: float) -> dict[st
     """Of ‖ĝ‖² and ⟨ĝ, ∇⟩ of each draw, ‖∇‖² and the relative squared bias."""
     n = len(squared)
     if not norm:
-        return {f"{name}{end}": np.nan for name in MEASURES if name != "sq_bias" for end in ("", "_se", "_low", "_high")}
+        return dict.fromkeys(DRAWN[1:], np.nan)
     length = np.sqrt(np.maximum(squared, 0) * norm)
     cosine = np.divide(inner, length, out=np.zeros(n), where=length > 0)
     slope, second = inner / norm, squared / norm
@@ -51,11 +53,7 @@ def _of_draws(squared: Array, inner: Array, norm: float, bias: float) -> dict[st
         found["efficiency"] = tuple(best * part for part in _mean(share))
     else:
         found["efficiency"] = (0.0, 0.0, 0.0, 0.0)
-    return {
-        f"{name}{end}": part
-        for name, parts in found.items()
-        for end, part in zip(("", "_se", "_low", "_high"), parts, strict=True)
-    }
+    return {f"{name}{end}": part for name, parts in found.items() for end, part in zip(ENDS, parts, strict=True)}
 
 
 def _mean(values: Array) -> tuple[float, float, float, float]:
@@ -66,9 +64,7 @@ def _mean(values: Array) -> tuple[float, float, float, float]:
     return tuple(float(part[0]) for part in one.parts)  # type: ignore[return-value]
 
 
-def exact(
-    moments: Moments | None, gradient: Tensors, groups: Mapping[str, Sequence[str]]
-) -> dict[str, list[float]]:
+def exact(moments: Moments | None, gradient: Tensors, groups: Mapping[str, Sequence[str]]) -> dict[str, list[float]]:
     """The same measures of closed forms; NaN where there are none."""
     names = [f"{name}_exact" for name in MEASURES if name != "cosine"]
     if moments is None:

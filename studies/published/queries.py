@@ -21,8 +21,8 @@ class Quantised:
         step: δ, in standard deviations of the noise.
         twice: two roundings, which makes it unbiased.
 
-    Source: Zhou et al. 2025 (arXiv 2502.12346, QuZO: two of them, independent given u), held against a public summary:
-    there weights are quantised, too, and grids have ends, which are not built here.
+    Source: Zhou et al. 2025 (arXiv 2502.12346, QuZO: two of them, independent given u), held against a public
+    summary: there weights are quantised, too, and grids have ends, which are not built here.
 
     Example:
         >>> round(Quantised(1.0).second_moment, 6)

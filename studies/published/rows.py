@@ -153,9 +153,7 @@ def of_orthogonal_mean(scene: Scene, count: int) -> Moments:
     both = count * (count + 2) / (d * (d + 2))  # a + b
     b = (count / d - both) / (d - 1)
     total = sum(each.values())
-    second = {
-        name: (d / count) ** 2 * ((both - b) * s + b * total * scene.sizes[name]) for name, s in each.items()
-    }
+    second = {name: (d / count) ** 2 * ((both - b) * s + b * total * scene.sizes[name]) for name, s in each.items()}
     return Moments(scene.gradient, second)
 
 
@@ -164,6 +162,10 @@ def of_signs(scene: Scene) -> Moments:
     norm = sum(squares(scene.gradient).values()) ** 0.5
     mean = {name: torch.asin(g / norm) * (2 / math.pi) for name, g in scene.gradient.items()}
     return Moments(mean, {name: float(size) for name, size in scene.sizes.items()})
+
+
+def _of_low_rank(rank: int) -> Callable[[Scene], Moments]:
+    return lambda scene: Moments(scene.gradient, subspaces.of_low_rank(scene.gradient, rank))
 
 
 def _clipped(scene: Scene) -> queries.ClippedDerivative:
@@ -206,7 +208,7 @@ PARTS: dict[str, tuple[Row, ...]] = {
         *(
             Row(
                 f"EGGROLL {rank}", "Sarkar et al. 2025", _replay("EGGROLL", noise=fgvar.noise.LowRank(rank)),
-                lambda scene, rank=rank: Moments(scene.gradient, subspaces.of_low_rank(scene.gradient, rank)),
+                _of_low_rank(rank),
             )
             for rank in (1, 4, 16)
         ),

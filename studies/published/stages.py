@@ -26,7 +26,7 @@ def staged(its: Base, trainable: str, fine_tuning: int, fine_lr: float, folder: 
     key = hashlib.sha256(f"{its} {trainable} {fine_tuning} {fine_lr} {networks.origin()}".encode()).hexdigest()[:16]
     file = folder / f"stages_{key}.pt"
     if file.exists():
-        return torch.load(file, weights_only=True)  # type: ignore[no-any-return]
+        return torch.load(file, weights_only=True)
     nets = {"initial": networks.gpt2(its), "pretrained": networks.pretrained(its, folder)}
     nets = {stage: networks.trained_in_part(net, its, trainable) for stage, net in nets.items()}
     states = {stage: net.state_dict() for stage, net in nets.items()}

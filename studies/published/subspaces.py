@@ -41,7 +41,8 @@ class Subspaces:
 
     def leaves(self, problem: fgvar.Problem) -> dict[str, fgvar.Leaf]:
         return {
-            name: fgvar.Leaf(self._shape(name, tuple(p.shape)), fgvar.Gaussian()) for name, p in problem.params.items()
+            name: fgvar.Leaf(self._shape(name, tuple(p.shape)), fgvar.Gaussian())
+            for name, p in problem.params.items()
         }
 
     def directions(self, problem: fgvar.Problem, noise: Tensors) -> tuple[Tensors, Tensors]:
@@ -190,4 +191,3 @@ def of_low_rank(gradient: Tensors, rank: int, scale: float = 1.0) -> dict[str, f
 
 def _product(shape: tuple[int, ...]) -> int:
     return int(torch.Size(shape).numel())
-

@@ -1,4 +1,4 @@
-"""The audit: every estimator proved or refuted exactly, its closed forms, the verdicts' rules, and the stored dataset."""
+"""The audit: every estimator proved or refuted exactly, its closed forms, the verdicts' rules, the stored dataset."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from figures import audit as figure
 from figures import verdicts
 from studies import audit as study
 from studies.published import anchored, claims, coordinates, layers, moments, queries, rows, subspaces
-from studies.published.directional import Declared, Directional, Moments, along, squares
+from studies.published.directional import Declared, Directional, along, squares
 
 STORED = Path(__file__).parents[2] / "figures/data/audit.nc"
 README = Path(__file__).parents[2] / "studies/README.md"
@@ -80,7 +80,9 @@ def _second_by_blocks(law: layers.Layers) -> dict[str, float]:
 
 
 def _verdict(estimator: Any, *, unbiased: bool) -> None:
-    report = check_estimator(estimator, PROBLEM, checks=["structure", "deterministic", "chunking", "unbiased", "scale"])
+    report = check_estimator(
+        estimator, PROBLEM, checks=["structure", "deterministic", "chunking", "unbiased", "scale"]
+    )
     outcome = {row.check: row.outcome for row in report.rows}
     assert {outcome["unbiased"], outcome["scale"]} == ({"passed"} if unbiased else {"failed"}), report
     assert all(outcome[name] == "passed" for name in ("structure", "deterministic", "chunking")), report
@@ -175,7 +177,7 @@ def test_an_anchor_takes_away_what_examples_differ_by() -> None:
 
 
 def test_one_point_and_signs_over_sigma() -> None:
-    """One point is unbiased, whatever the loss; signs over their deviation are refuted, and know no scale of the loss."""
+    """One point is unbiased, whatever the loss; signs over their deviation are refuted: their length is their own."""
     _verdict(queries.OnePoint(0.1), unbiased=True)
     _verdict(queries.SignBatch(4), unbiased=False)
     noise = queries.SignBatch(4).randomness(PROBLEM).sample(0, [0], dtype=torch.float64)
@@ -238,7 +240,8 @@ def test_cosines_do_not_know_the_rank(rank: int) -> None:
 
 def test_one_query_has_a_trace_of_one() -> None:
     """E cos² = ∇ᵀM∇/‖∇‖² with tr M = 1: whatever the law, over the axes of any basis it sums up to 1."""
-    for law in (subspaces.Subspaces({}, {"weight": BASIS}), layers.Layers(BLOCKS, (0.2, 0.8))):
+    laws: tuple[Any, ...] = (subspaces.Subspaces({}, {"weight": BASIS}), layers.Layers(BLOCKS, (0.2, 0.8)))
+    for law in laws:
         noise = Directional(law).randomness(PROBLEM).sample(0, range(64), dtype=torch.float64)
         for draw in range(64):
             query, _ = law.directions(PROBLEM, {name: u[draw] for name, u in noise.items()})
@@ -288,5 +291,89 @@ def test_drawn_rows_follow_their_closed_forms() -> None:
         found = fgvar.measure({name: row.estimator(scene)}, scene.problem, draws=draws, keep_draws=True)
         drawn = moments.drawn(found.isel(estimator=0, drop=True).sel(reference="target", drop=True), groups)
         for what in ("slope", "relative_variance"):
-            error = drawn[f"{what}_se"][0] + 1e-6
-            assert abs(drawn[what][0] - known[f"{what}_exact"][0]) < 5 * error + 0.02 * abs(known[f"{what}_exact"][0]), (name, what)
+            exact, value, error = known[f"{what}_exact"][0], drawn[what][0], drawn[f"{what}_se"][0]
+            assert abs(value - exact) < 5 * error + 0.02 * abs(exact) + 1e-6, (name, what)
+
+
+@pytest.mark.hf
+def test_spans_are_those_of_what_layers_read() -> None:
+    """Gradients of a Conv1D lie in the span of its inputs, which keeps them; a random one of its rank does not."""
+    pytest.importorskip("transformers", reason="needs the extra fgvar[hf]")
+    from studies import language_network as networks
+
+    its = networks.Base(width=16, depth=2, positions=4, pretraining=4, batch=2, lr=1e-3, seed=0)
+    net, ids = networks.gpt2(its), torch.arange(4)[None]
+    problem = fgvar.Problem(net, "causal_lm", (ids, ids))
+    scene = rows.Scene(problem, net)
+    projected = scene.spans(4).project(scene.gradient)
+    for name, g in scene.gradient.items():
+        torch.testing.assert_close(projected[name], g, rtol=0, atol=1e-5)
+    assert {name.split(".")[-2] for name in scene.inputs[0]} == {"c_attn", "c_proj", "c_fc"}
+    assert not scene.inputs[1], "none of them has inputs for columns"
+    random = scene.random_spans(4).project(scene.gradient)
+    wide = "transformer.h.0.mlp.c_fc.weight"
+    assert squares(random)[wide] < 0.9 * squares(projected)[wide]
+    assert study.grouped(scene)["embeddings"] == [
+        "transformer.wte.weight", "transformer.wpe.weight", "transformer.ln_f.weight", "transformer.ln_f.bias",
+    ]  # fmt: skip
+    assert list(study.grouped(scene)) == ["embeddings", "block 1", "block 2", "total"]
+
+
+# ---- verdicts -------------------------------------------------------------------------------------------------
+
+
+def invented(**exact: list[float]) -> xr.Dataset:
+    """Efficiencies of rows in two sets, of one query each; NaN: drawn, as 1 with an error of a tenth."""
+    names, dims = list(exact), ("estimator", "trainable", "stage", "seed", "group")
+    known = np.array(list(exact.values())).reshape(len(names), 2, 1, 1, 1)
+    coords = {"estimator": names, "trainable": ["full", "LoRA 4"], "stage": ["late"], "seed": [0], "group": ["total"]}
+    each = {"efficiency_exact": known, "efficiency": np.ones_like(known), "efficiency_se": np.full_like(known, 0.1)}
+    found = xr.Dataset({name: (dims, value) for name, value in each.items()}, coords)
+    for name in ("queries", "passes"):
+        found[name] = dims[:-1], np.full(known.shape[:-1], 2.0 if name == "passes" else 1.0)
+    found["claim_row"] = "claim", np.array(["a"])
+    return found.assign_attrs(margin=1.05, no_bias=0.05)
+
+
+@pytest.mark.parametrize(
+    ("values", "sense", "expected"),
+    [
+        ([1.06, 2.0], "higher", "holds"),
+        ([1.04, 0.5], "higher", "does not hold"),
+        ([1.04, 1.06], "higher", "holds only in LoRA 4"),
+        ([0.94, 0.9], "lower", "holds"),
+        ([0.96, 0.94], "lower", "holds only in LoRA 4"),
+        ([0.96, 1.04], "equal", "holds"),
+        ([0.94, 1.06], "equal", "does not hold"),
+        ([np.nan, np.nan], "higher", "undecided"),
+        ([np.nan, 1.2], "higher", "holds only in LoRA 4"),
+        ([np.inf, 1.2], "higher", "holds"),
+    ],
+)
+def test_a_verdict_can_be_a_no(values: list[float], sense: str, expected: str) -> None:
+    claim = {"row": "a", "against": "b", "measure": "direction per query", "sense": sense}
+    assert verdicts.verdict(invented(a=values, b=[1.0, 1.0]), claim) == expected
+
+
+def test_untested_and_missing_claims_are_told() -> None:
+    claim = {"row": "a", "against": "b", "measure": "", "sense": ""}
+    found = invented(a=[1.0, 1.0], b=[1.0, 1.0])
+    assert verdicts.verdict(found, claim) == verdicts.UNTESTED
+    empty = found.assign(efficiency_exact=found["efficiency_exact"] * np.nan, efficiency=found["efficiency"] * np.nan)
+    assert verdicts.verdict(empty, claim | {"measure": "direction", "sense": "higher"}) == verdicts.MISSING
+
+
+def test_claims_name_rows_and_measures_that_there_are() -> None:
+    for claim in claims.CLAIMS:
+        assert {claim.row, claim.against} <= {*rows.ROWS, ""}, claim
+        assert claim.sense in ("higher", "lower", "equal", "none", ""), claim
+        assert claim.measure.partition(" per ")[0] in (*verdicts.QUANTITIES, ""), claim
+    assert len(rows.ROWS) >= 14
+    assert set(rows.PARTS) == set(study.PARTS)
+
+
+def test_numbers_are_written_short() -> None:
+    assert verdicts.ranged([1.0, 2.345]) == "1 to 2.35"
+    assert verdicts.ranged([np.nan, 2.0, 2.0001]) == "2"
+    assert verdicts.ranged([3.2e-7, np.inf]) == "3.2e−7 to ∞"
+    assert verdicts.ranged([np.nan]) == "–"

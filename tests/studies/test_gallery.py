@@ -23,6 +23,7 @@ NAMES = (
     "cost",
     "calibration",
     "language_model",
+    "audit",
 )
 
 
