@@ -3,7 +3,7 @@
 A ratio is exact where closed forms are known of both rows; drawn ones have an interval at a level of 5 % over all
 cells and claims (Bonferroni), symmetric on a logarithmic scale. In a cell the verdict is
 
-    yes     the ratio, or all of its interval, is on the claimed side of 1 by the margin (of "equal": within it)
+    yes     the ratio, or all of its interval, is on the claimed side of 1 by the margin ("as good": not off it by that)
     no      it, or all of its interval, is not
     open    the interval has both
 """
@@ -68,7 +68,7 @@ def verdicts(dataset: xr.Dataset, claim: dict[str, str]) -> xr.DataArray:
     elif sense == "none":
         yes, no = high < none, low >= none
     else:
-        yes, no = (low > 1 / margin) & (high < margin), (low >= margin) | (high <= 1 / margin)
+        yes, no = low > 1 / margin, high <= 1 / margin
     return xr.where(yes, 1.0, xr.where(no, 0.0, np.nan)).where(its.value.notnull())
 
 
@@ -145,4 +145,4 @@ def _short(number: float) -> str:
     if 0 < number < 1e-2 or number >= 1e4:
         power = int(np.floor(np.log10(number)))
         return f"{number / 10**power:.1f}e{power}".replace("-", "−")
-    return f"{number:.3g}"
+    return f"{number:.4g}" if 0.9 < number < 1.1 else f"{number:.3g}"

@@ -11,7 +11,7 @@ Verdicts   By `figures.verdicts`, of the claims in `studies.published.claims`, f
            where it is not; drawn ones with an interval at a level of 5 % over all cells and claims. Holds: yes in all
            cells; does not hold: no in all; holds only in …: yes in some, which are named. So a "higher cosine" is
            refuted by an efficiency below 1.05 times the other row's, a "lower variance" by one above 1/1.05 times,
-           "as good" by an efficiency off by more than 1.05, "no bias" by a relative bias above 0.05.
+           "as good" by an efficiency below 1/1.05 times, "no bias" by a relative bias above 0.05.
 Shown      The language model of `studies/language_model.py` (GPT-2 of 3.2M numbers), full and LoRA, at four stages:
            random weights, pretrained on sources, twice in fine-tuning on help topics. Lines: exact, from closed
            forms of mean and second moment given the gradient of a probe batch. Points: drawn, derivatives replayed as

@@ -9,8 +9,8 @@ compares a row with another one, by one measure, in every cell (set × stage × 
     ... per pass       the same with forward passes: at equal cost
     bias               ‖E ĝ − ∇‖/‖∇‖, of the row alone
 
-and says that the ratio is "lower" or "higher" than 1, by `MARGIN` at least, or "equal" within it; a bias is to be
-"none", below `NO_BIAS`. What no number here can tell is there without a measure.
+and says that the ratio is "lower" or "higher" than 1, by `MARGIN` at least, or "as good", not lower by that; a bias is
+to be "none", below `NO_BIAS`. What no number here can tell is there without a measure.
 """
 
 from typing import NamedTuple
@@ -34,7 +34,7 @@ CLAIMS = (
     Claim("Malladi et al. 2023", "averaging directions lowers variance", "mean of 16", "MeZO", "variance", "lower"),
     Claim("Flügel et al. 2024", "more tangents come nearer to the gradient",
           "mean of 16", "MeZO", "direction", "higher"),
-    Claim("the same", "… at equal queries", "mean of 16", "MeZO", "direction per query", "higher"),
+    Claim("Flügel et al. 2024", "… at equal queries", "mean of 16", "MeZO", "direction per query", "higher"),
     Claim("Flügel et al. 2024", "orthogonal ones are better than a mean",
           "orthogonal 16", "mean of 16", "direction", "higher"),
     Claim("Dang et al. 2025", "FZOO: signs in one-sided batches save passes",
@@ -42,9 +42,9 @@ CLAIMS = (
     Claim("Dang et al. 2025", "FZOO: over σ is a better step",
           "FZOO, over σ", "FZOO, 8 signs", "direction", "higher"),
     Claim("Sarkar et al. 2025", "EGGROLL of rank 1 is as good as full rank",
-          "EGGROLL 1", "MeZO", "direction", "equal"),
+          "EGGROLL 1", "MeZO", "direction", "as good"),
     Claim("Sarkar et al. 2025", "EGGROLL of rank 16 is as good as full rank",
-          "EGGROLL 16", "MeZO", "direction", "equal"),
+          "EGGROLL 16", "MeZO", "direction", "as good"),
     Claim("Chen et al. 2024", "LOZO captures the gradient's low rank",
           "LOZO, 50 steps", "MeZO", "direction per query", "higher"),
     Claim("Yu et al. 2024", "SubZero has lower variance", "SubZero 16", "MeZO", "variance", "lower"),
@@ -58,20 +58,20 @@ CLAIMS = (
     Claim("Liu et al. 2024", "small weights are the ones to perturb", "small quarter", "MeZO", "direction", "higher"),
     Claim("Liu et al. 2024", "… rather than random ones", "small quarter", "random quarter", "direction", "higher"),
     Claim("Liu et al. 2024", "… rather than large ones", "small quarter", "large quarter", "direction", "higher"),
-    Claim("Park et al. 2025", "MeZO-BCD is as good a step for step", "MeZO-BCD", "MeZO", "direction", "equal"),
+    Claim("Park et al. 2025", "MeZO-BCD is as good a step for step", "MeZO-BCD", "MeZO", "direction", "as good"),
     Claim("Wang et al. 2026", "AdaLeZO is unbiased", "AdaLeZO, at best", "", "bias", "none"),
     Claim("Wang et al. 2026", "AdaLeZO lowers variance, at best", "AdaLeZO, at best", "MeZO", "variance", "lower"),
     Claim("Wang et al. 2026", "… where layers are drawn evenly", "layers, even", "MeZO", "variance", "lower"),
     Claim("Wang et al. 2026", "AdaLeZO is 1.7 to 3.0 times as fast", "AdaLeZO, at best", "MeZO", "", ""),
     Claim("Gautam et al. 2024", "MeZO-SVRG lowers variance", "MeZO-SVRG", "one example", "variance", "lower"),
-    Claim("the same", "… at equal cost", "MeZO-SVRG", "one example", "direction per pass", "higher"),
+    Claim("Gautam et al. 2024", "… at equal cost", "MeZO-SVRG", "one example", "direction per pass", "higher"),
     Claim("Salimans et al. 2017", "pairs lower the variance of one point",
           "two-sided", "one-point", "variance", "lower"),
-    Claim("the same", "… of one side, too", "two-sided", "one-sided", "variance", "lower"),
-    Claim("Liu et al. 2019", "signs of estimates are as good", "sign of MeZO", "MeZO", "direction", "equal"),
+    Claim("Salimans et al. 2017", "… of one side, too", "two-sided", "one-sided", "variance", "lower"),
+    Claim("Liu et al. 2019", "signs of estimates are as good", "sign of MeZO", "MeZO", "direction", "as good"),
     Claim("Shang et al. 2025", "clipped derivatives steady the step", "clipped MeZO", "MeZO", "variance", "lower"),
-    Claim("the same", "… at no loss of direction", "clipped MeZO", "MeZO", "direction", "equal"),
-    Claim("Qin et al. 2023", "steps of 4096 seeds are as good", "4096 seeds", "MeZO", "direction", "equal"),
+    Claim("Shang et al. 2025", "… at no loss of direction", "clipped MeZO", "MeZO", "direction", "as good"),
+    Claim("Qin et al. 2023", "steps of 4096 seeds are as good", "4096 seeds", "MeZO", "direction", "as good"),
     Claim("Qin et al. 2023", "4096 seeds reach every gradient", "4096 seeds", "", "bias", "none"),
     Claim("Zhou et al. 2025", "QuZO's two roundings have no bias", "QuZO", "", "bias", "none"),
     Claim("Zhou et al. 2025", "… and are better than one", "QuZO", "rounded once", "direction", "higher"),

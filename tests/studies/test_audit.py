@@ -343,8 +343,8 @@ def invented(**exact: list[float]) -> xr.Dataset:
         ([1.04, 1.06], "higher", "holds only in LoRA 4"),
         ([0.94, 0.9], "lower", "holds"),
         ([0.96, 0.94], "lower", "holds only in LoRA 4"),
-        ([0.96, 1.04], "equal", "holds"),
-        ([0.94, 1.06], "equal", "does not hold"),
+        ([0.96, 5.0], "as good", "holds"),
+        ([0.94, 0.95], "as good", "does not hold"),
         ([np.nan, np.nan], "higher", "undecided"),
         ([np.nan, 1.2], "higher", "holds only in LoRA 4"),
         ([np.inf, 1.2], "higher", "holds"),
@@ -366,7 +366,7 @@ def test_untested_and_missing_claims_are_told() -> None:
 def test_claims_name_rows_and_measures_that_there_are() -> None:
     for claim in claims.CLAIMS:
         assert {claim.row, claim.against} <= {*rows.ROWS, ""}, claim
-        assert claim.sense in ("higher", "lower", "equal", "none", ""), claim
+        assert claim.sense in ("higher", "lower", "as good", "none", ""), claim
         assert claim.measure.partition(" per ")[0] in (*verdicts.QUANTITIES, ""), claim
     assert len(rows.ROWS) >= 14
     assert set(rows.PARTS) == set(study.PARTS)
