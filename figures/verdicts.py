@@ -3,7 +3,7 @@
 A ratio is exact where closed forms are known of both rows; drawn ones have an interval at a level of 5 % over all
 cells and claims (Bonferroni), symmetric on a logarithmic scale. In a cell the verdict is
 
-    yes     the ratio, or all of its interval, is on the claimed side of 1 by the margin ("as good": not off it by that)
+    yes     the ratio, or all of its interval, is on the claimed side of 1 by the margin ("as good": not below by it)
     no      it, or all of its interval, is not
     open    the interval has both
 """

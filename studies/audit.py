@@ -99,13 +99,15 @@ def combined(parts: Mapping[str, Any]) -> Any:
     import xarray as xr
 
     from studies.published import moments
+    from studies.published.rows import ROWS
 
     status = xr.concat([part["status"] for part in parts.values()], xr.IndexVariable("part", list(parts)))
     exact, *drawn = (part.drop_vars(["status", "traceback"], errors="ignore") for part in parts.values())
     how: Any = {"compat": "override", "join": "outer", "combine_attrs": "override"}
     if drawn:
-        rows = xr.concat(drawn, "estimator", data_vars="minimal", coords="minimal", **how)
-        exact = xr.merge([exact, rows], **how).sel(estimator=exact["estimator"].values)
+        every = xr.concat(drawn, "estimator", data_vars="minimal", coords="minimal", **how)
+        exact = xr.merge([exact, every], **how)
+    exact = exact.sel(estimator=list(ROWS))
     like = exact["efficiency_exact"]
     for name in moments.DRAWN:
         exact[name] = exact.get(name, like * float("nan"))

@@ -9,8 +9,8 @@ compares a row with another one, by one measure, in every cell (set × stage × 
     ... per pass       the same with forward passes: at equal cost
     bias               ‖E ĝ − ∇‖/‖∇‖, of the row alone
 
-and says that the ratio is "lower" or "higher" than 1, by `MARGIN` at least, or "as good", not lower by that; a bias is
-to be "none", below `NO_BIAS`. What no number here can tell is there without a measure.
+and says that the ratio is "lower" or "higher" than 1, by `MARGIN` at least, or "as good", not lower by that; a bias
+is to be "none", below `NO_BIAS`. What no number here can tell is there without a measure.
 """
 
 from typing import NamedTuple

@@ -218,8 +218,8 @@ PARTS: dict[str, tuple[Row, ...]] = {
     "subspaces": (
         Row("SubZero 16", "Yu et al. 2024", **_law(Scene.random_subspaces)),
         Row("AGZO 1", "Lin et al. 2026", **_law(lambda scene: scene.spans(1))),
-        Row("AGZO 16", "Lin et al. 2026", **_law(lambda scene: scene.spans(RANK))),
         Row("random span 1", "control of AGZO 1", **_law(lambda scene: scene.random_spans(1))),
+        Row("AGZO 16", "Lin et al. 2026", **_law(lambda scene: scene.spans(RANK))),
         Row("random span 16", "control of AGZO 16", **_law(lambda scene: scene.random_spans(RANK))),
     ),
     "sparse": (
