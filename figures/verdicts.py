@@ -84,25 +84,25 @@ def verdict(dataset: xr.Dataset, claim: dict[str, str]) -> str:
         return "holds"
     if (found == 0).sum() == known.sum():
         return "does not hold"
-    return f"holds only in {_where(found)}" if (found == 1).any() else UNDECIDED
+    return f"holds only in {_where(found == 1, known)}" if (found == 1).any() else UNDECIDED
 
 
-def _where(found: xr.DataArray) -> str:
-    """The cells of a yes: whole sets by their names, else with their stages."""
+def _where(yes: xr.DataArray, known: xr.DataArray) -> str:
+    """The cells of a yes: whole sets by their names, whole stages by theirs, else how many there are."""
     parts = []
-    for name in found["trainable"].values:
-        its = found.sel(trainable=name)
-        yes = (its == 1).sum("seed") if "seed" in its.dims else (its == 1).astype(int)
-        seeds = its.sizes.get("seed", 1)
-        if (yes == seeds).all():
+    for name in yes["trainable"].values:
+        mine, there = yes.sel(trainable=name), known.sel(trainable=name)
+        stages = [
+            stage for stage in mine["stage"].values if there.sel(stage=stage).any() and mine.sel(stage=stage).any()
+        ]
+        if not stages:
+            continue
+        if (mine == there).all():
             parts.append(str(name))
-        elif yes.any():
-            stages = [
-                f"{stage}" if int(count) == seeds else f"{stage} ({int(count)} of {seeds} seeds)"
-                for stage, count in zip(its["stage"].values, yes.values, strict=True)
-                if count
-            ]
-            parts.append(f"{name}: {', '.join(stages)}")
+        elif all((mine.sel(stage=stage) == there.sel(stage=stage)).all() for stage in stages):
+            parts.append(f"{name}: {', '.join(map(str, stages))}")
+        else:
+            parts.append(f"{name}: {int(mine.sum())} of {int(there.sum())} cells")
     return "; ".join(parts)
 
 
