@@ -57,7 +57,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
         for name in style.names(dataset, "trainable")
     ]  # fmt: skip
     handles += [
-        Line2D([], [], color=_look(name)[0], linewidth=3, alpha=0.4, label=f"{name}, exact over stages")
+        Line2D([], [], color=_look(name)[0], linewidth=3, alpha=0.4, label=f"{name}, exact, every stage and seed")
         for name in style.names(dataset, "trainable")
     ]
     sheet.legend(handles)
@@ -165,7 +165,7 @@ def caption(dataset: xr.Dataset) -> Iterator[str]:
     )
     taken = [name for name in style.names(dataset, "estimator") if not dataset["replayed"].sel(estimator=name).max()]
     yield (
-        "Bars and ticks: exact given the gradient, one tick a stage. Points: drawn, 95 % intervals, "
+        "Bars and ticks: exact given the gradient, one tick for each stage and seed. Points: drawn, 95 % intervals, "
         f"{_draws(dataset)}; derivatives replayed from the known gradient"
         + (f", but of {' and '.join(taken)}, which take forward passes." if taken else ".")
     )
@@ -177,9 +177,22 @@ def caption(dataset: xr.Dataset) -> Iterator[str]:
         f"{told.count('does not hold')} do not hold, {rest} are undecided, not computed or could not be tested. "
         + off(dataset)
     )
-    lacking = int((dataset["status"] != "done").sum())
-    if lacking:
-        yield f"{lacking} of {dataset['status'].size} cells are missing or failed."
+    yield _there(dataset)
+
+
+def _there(dataset: xr.Dataset) -> str:
+    """Which cells there are: set × stage × seed, of exact numbers, and of each part that is drawn."""
+    done = dataset["status"] == "done"
+    exact, rest = done.sel(part="exact"), done.sel(part=[part for part in done["part"].values if part != "exact"])
+    text = f"Exact: {int(exact.sum())} of {exact.size} cells (set, stage, seed)"
+    if not rest.size:
+        return f"{text}; nothing drawn."
+    lacking = rest.size - int(rest.sum())
+    seeds = [int(seed) for seed in rest["seed"].values if rest.sel(seed=seed).any()]
+    drawn = (
+        f"; drawn: {int(rest.sum())} of {rest.size} (these and the group of rows), seed {', '.join(map(str, seeds))}"
+    )
+    return text + drawn + (f"; {lacking} were not computed." if lacking else ".")
 
 
 def _draws(dataset: xr.Dataset) -> str:
