@@ -103,6 +103,8 @@ _SUBJECTS |= {
     "points": {
         "Here": "fgvar.stochastic.points",
         "Ahead": "fgvar.stochastic.points",
+        "Past": "fgvar.stochastic.past",
+        "Kept": "fgvar.stochastic.past",
         "Noise": "fgvar.stochastic.points",
         "Tapped": "fgvar.stochastic.points",
     },
@@ -115,6 +117,9 @@ _SUBJECTS |= {
     "targets": {
         "TargetOf": "fgvar.stochastic.targets",
         "Newton": "fgvar.stochastic.targets",
+        "Propagated": "fgvar.stochastic.targets",
+        "Masked": "fgvar.stochastic.targets",
+        "hessian": "fgvar.stochastic.targets",
     },
     "transforms": {
         "Clip": "fgvar.stochastic.transforms",

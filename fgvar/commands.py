@@ -175,8 +175,10 @@ class Check:
     makes one without arguments, or of a function of (problem, generator).
     """
 
-    estimator: tyro.conf.Positional[str]
+    estimator: tyro.conf.Positional[str | None] = None
     """Your own, or the name of a scheme."""
+    gallery: bool = False
+    """In place of an estimator: the defects of published code, what catches each, and how large its bias is."""
     problem: str | None = None
     """Your own in place of the four default ones: path/to/file.py:name or module:name, of a function that returns a
     Problem; best small and in float64."""
@@ -192,6 +194,11 @@ class Check:
         import fgvar
         from fgvar.testing.load import load_estimator, load_problem
 
+        if (self.estimator is None) != self.gallery:
+            raise ValueError("check takes an estimator (a name of `fgvar schemes`, or yours), or --gallery alone")
+        if self.estimator is None:
+            found = fgvar.testing.gallery()
+            return CommandResult(format_table(found), found)
         report = fgvar.testing.check_estimator(
             load_estimator(self.estimator),
             {self.problem.rpartition(":")[2]: load_problem(self.problem)} if self.problem else None,

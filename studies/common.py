@@ -1,5 +1,6 @@
 """What all studies share: their command line, the sweep of their cells, and how a dataset becomes files."""
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -70,7 +71,8 @@ def main(study: Callable[[Config], None], config: type[Config], description: str
     """Run a study by its command line; what the user can mend is one line."""
     name = Path(sys.argv[0]).stem
     try:
-        study(tyro.cli(config, description=description))
+        # tyro joins a line that is not indented to the one before it, unless a blank line parts them
+        study(tyro.cli(config, description=re.sub(r"(?<!\n)\n(?=\w)", "\n\n", description or "")))
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt:

@@ -87,7 +87,7 @@ def test_a_row_that_holds_a_problem_is_its_own_text_and_rebuilds_none() -> None:
     assert repr(rows[0]) == repr(rows[1])
     found = CHECKS["repr"](rows[0], CASES["linear"]())[0]
     assert (found.outcome, found.note) == (
-        "not applicable", "holds a problem, whose repr tells it from others and rebuilds none",
+        "not applicable", "holds a problem or tensors, whose repr tells them from others and rebuilds none",
     )  # fmt: skip
 
 

@@ -38,7 +38,8 @@ class Enumeration:
     takes nodes of what declares E uuᵀ = I, too: 2d nodes stand for 2^d sign vectors.
 
     Raises:
-        ValueError: an unknown method, no random number at all, too many for it, or a law without a support.
+        ValueError: an unknown method, no random number at all, too many for it, a law without a support, or nodes
+            of a seed or an index.
 
     Example:
         >>> from fgvar.estimators.noise import Gaussian
@@ -60,6 +61,14 @@ class Enumeration:
             law = self.randomness.leaves[without[0]].noise
             raise ValueError(
                 f"the law of leaf {without[0]!r}, {law!r}, says no support; 'support × nodes' takes nodes of those"
+            )
+        # Nodes stand for noise of mean 0, and not for a seed or an index.
+        numbers = sorted(k for k, leaf in self.rest.leaves.items() if not leaf.dtype(torch.float64).is_floating_point)
+        if numbers:
+            law = self.randomness.leaves[numbers[0]].noise
+            raise ValueError(
+                f"leaf {numbers[0]!r} draws {law!r}, which is no noise of mean 0 and has no nodes; take "
+                "'support' where its law lists its values, or fgvar.testing.unbiased, which draws"
             )
         d, most = self.rest.size, LARGEST.get(self._on_rest, self.rest.size)
         if d > most:

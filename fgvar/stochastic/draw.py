@@ -31,8 +31,8 @@ class Chosen(NamedTuple):
     factors: Tensor
 
 
-class _Law(NamedTuple):
-    """The law of what is drawn of one population, the terms taken for certain, and 1 for each of the others."""
+class DrawLaw(NamedTuple):
+    """The law of what is drawn of each population, the terms taken for certain [..., top], 1 for others [..., N]."""
 
     choice: Choice
     top: Tensor
@@ -109,10 +109,10 @@ class Draw:
 
     def leaves(self, problem: Problem) -> dict[str, Leaf]:
         if self.over == BATCH:
-            return {"": Leaf((self.size,), self._law(problem, BATCH, check=True).choice)}
+            return {"": Leaf((self.size,), self.law(problem, BATCH, check=True).choice)}
         shapes = {name: terms_shape(problem, name)[:-1] for name in sampled_terms(problem, self.over)}
         return {
-            name: Leaf((*rows, self.size), self._law(problem, name, check=True).choice)
+            name: Leaf((*rows, self.size), self.law(problem, name, check=True).choice)
             for name, rows in shapes.items()
         }
 
@@ -121,7 +121,7 @@ class Draw:
 
     def chosen(self, drawn: Tensor, problem: Problem) -> Chosen:
         """The examples looked at, given the numbers drawn."""
-        numbers, omega = self._weighed(drawn, self._law(problem, BATCH))
+        numbers, omega = self._weighed(drawn, self.law(problem, BATCH))
         return Chosen(numbers, omega * (len(numbers) / problem.batch_size))
 
     def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:
@@ -131,7 +131,7 @@ class Draw:
             numbers, factors = self.chosen(noise[""], problem)
             return here.rows(numbers).weighted(factors.to(problem.dtype))
         for name, module in sampled_terms(problem, self.over).items():
-            law = self._law(problem, name)
+            law = self.law(problem, name)
             numbers, omega = self._weighed(noise[name], law)
             whole = torch.zeros_like(law.others).scatter_add(-1, numbers, omega).to(problem.dtype)
             here = here.tapped(name, module.tap_of(whole, here.taps.get(name)))
@@ -173,13 +173,31 @@ class Draw:
             return terms.mean(0) / self.size
         return (sure + _sum(_inverse(p), terms) / self.size) / count**2
 
+    def products(self, problem: Problem, name: str) -> Tensor:
+        """E[ω_i ω_j] of the terms of the `fgvar.Terms` of this name, put back: [batch, …, terms, terms].
+
+        1 − 1/m + δ_ij/(m p_i) of two terms that are drawn, 1 where one of them is taken for certain. See
+        `fgvar.theory.log_second_moment`, which makes Var Ẑ of it.
+
+        Raises:
+            ValueError: terms that are not put back, or weighed otherwise: there is no closed form.
+        """
+        if not self.replace or self.weigh != "unbiased":
+            raise ValueError(
+                f"{self!r} has no closed form of E[ω_i ω_j]; expected replace=True and weigh='unbiased', or the sum "
+                "over the values of a small law (support)"
+            )
+        choice, _, others = self.law(problem, name)
+        own = torch.diag_embed(others * _inverse(choice.probabilities)) / self.size
+        return 1 - others[..., :, None] * others[..., None, :] / self.size + own
+
     def _for(self, terms: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
         """Probabilities of one draw that counts, and the sum of what is taken for certain."""
-        choice, top, others = self._law(problem, BATCH)
+        choice, top, others = self.law(problem, BATCH)
         p = choice.probabilities if self.weigh == "none" else choice.probabilities * others
         return p.to(terms.dtype), terms[top].sum(0)
 
-    def _weighed(self, drawn: Tensor, law: _Law) -> tuple[Tensor, Tensor]:
+    def _weighed(self, drawn: Tensor, law: DrawLaw) -> tuple[Tensor, Tensor]:
         """Numbers of all terms looked at, and their ω, by which E Σ ω x is the sum of all x: [..., top + size]."""
         choice, top, others = law
         numbers, population = torch.cat([top, drawn], -1), others.shape[-1]
@@ -192,8 +210,12 @@ class Draw:
             return numbers, omega * (population / omega.sum(-1, keepdim=True))
         return numbers, omega
 
-    def _law(self, problem: Problem, name: str, *, check: bool = False) -> _Law:
-        """The law of draws from the batch, or from the terms of this name; ``check`` reads the scores' values."""
+    def law(self, problem: Problem, name: str, *, check: bool = False) -> DrawLaw:
+        """The law of draws from the batch, or from the terms of this name; ``check`` reads the scores' values.
+
+        Raises:
+            ValueError: more terms than there are; scores that are no numbers from 0 on, where they are read.
+        """
         scores = scores_of(self.by, problem, name).double()
         population = scores.shape[-1]
         if self.top > population or (not self.replace and self.top + self.size > population):
@@ -206,7 +228,7 @@ class Draw:
         top = scores.topk(self.top).indices
         others = torch.ones_like(scores).scatter(-1, top, 0)
         p = probabilities(scores, others if self.top < population else None)
-        return _Law(Choice(p, self.replace, self._even, self.by.adapted), top, others)
+        return DrawLaw(Choice(p, self.replace, self._even, self.by.adapted), top, others)
 
 
 def _sum(factors: Tensor, terms: Tensor) -> Tensor:

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fgvar.errors import require_integer, require_type, require_word
 from fgvar.estimators.estimator import Estimate, GradientEstimator, require_estimator
 from fgvar.estimators.randomness import Randomness
 from fgvar.problem import Problem
+from fgvar.stochastic.past import after
 from fgvar.stochastic.streams import Through
 from fgvar.stochastic.transforms import Gradient
 
@@ -22,7 +24,8 @@ class History:
     """The last output of an optimiser that has seen ``steps`` independent estimates, one after another.
 
     g_t = of(θ_t); (o_t, s_t) = through(g_t, s_{t−1}); θ_{t+1} = θ_t − lr·o_t; ĝ = o_T, held against ``of``'s target
-    at θ_1. With lr = 0 the stream is at rest; along a path its gradients are those of other parameters.
+    at θ_1. With lr = 0 the stream is at rest; along a path its gradients are those of other parameters. A point of
+    ``of`` may ask for o_{t−1} (`fgvar.points.Past`), which is 0 for t = 1.
 
     Noise is ``steps`` times ``of``'s, in front of every leaf. Probabilities of samplers are those of the start, as
     where scores are taken anew every few epochs. Steps are a loop, and parameters of one of them are held.
@@ -77,12 +80,12 @@ class History:
 
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         here, state = problem, None
-        output: Gradient = {}
+        output: Gradient = {name: torch.zeros_like(p) for name, p in problem.params.items()}
         for step in range(self.steps):
             if step and self.lr:  # `Problem.moved` remembers the start, whose probabilities its samplers keep
                 here = here.moved({name: p - self.lr * output[name] for name, p in here.params.items()})
             of, own = _split({name: u[step] for name, u in noise.items()})
-            gradient = self.of.estimate(here, of).gradient
+            gradient = after(self.of, output).estimate(here, of).gradient
             state = self.through.start(gradient) if step == 0 else state
             through = self.through.on(here, own) if hasattr(self.through, "on") else self.through
             output, state = _passed(self.through, through(gradient, state))

@@ -58,6 +58,12 @@ class Mask:
         return Moments(self(mean, problem, {}), self(variance, problem, {}))
 
 
+def shuffled(live: Tensor, seed: int, name: str) -> Tensor:
+    """The mask of the tensor of that name, with its entries at random places."""
+    keys = Stream(seed, f"mask of {name}", 0).uniform((live.numel(),), torch.float64, torch.device("cpu"))
+    return live.flatten()[keys.argsort().to(live.device, non_blocking=True)].reshape(live.shape)
+
+
 @dataclass(frozen=True)
 class Magnitude:
     """Magnitude pruning keeps |w| at least the ``share``-quantile of the nonzero |w| of its tensor.
@@ -100,11 +106,8 @@ class Magnitude:
 
     def _live(self, name: str, weight: Tensor) -> Tensor:
         sizes = weight.abs().flatten()
-        live = ((sizes >= self._quantile(sizes)) & (sizes > 0)).to(weight.dtype)
-        if self.shuffled is not None:
-            keys = Stream(self.shuffled, f"mask of {name}", 0).uniform(live.shape, torch.float64, torch.device("cpu"))
-            live = live[keys.argsort().to(weight.device, non_blocking=True)]
-        return live.reshape(weight.shape)
+        live = ((sizes >= self._quantile(sizes)) & (sizes > 0)).to(weight.dtype).reshape(weight.shape)
+        return live if self.shuffled is None else shuffled(live, self.shuffled, name)
 
     def _quantile(self, sizes: Tensor) -> Tensor:
         # Of the sorted sizes zeros come first; how many is a number in the graph, so that this runs under vmap.
@@ -124,7 +127,8 @@ class Saliency:
     Args:
         retain: the problem of what is to be kept: the same network, with a batch of its own.
         threshold: γ; 0 keeps all.
-        size: examples of a minibatch, over whose mean gradient is squared; None takes each batch as one.
+        size: examples of a minibatch, whose mean gradient is squared; None takes each batch as one.
+        shuffled: seed of a control: as many parameters of each tensor, at random places; None takes the salient.
 
     Raises:
         TypeError: a ``retain`` that is no problem.
@@ -143,20 +147,24 @@ class Saliency:
     retain: Problem
     threshold: float
     size: int | None = 1
+    shuffled: int | None = None
 
     def __post_init__(self) -> None:
         require_problem(self.retain)
         require_type("threshold", self.threshold, Real, "a number")
         if self.size is not None:
             require_integer("size", self.size, 1)
+        if self.shuffled is not None:
+            require_integer("shuffled", self.shuffled, 0)
 
     def mask(self, problem: Problem) -> dict[str, Tensor]:
         here, there = self._fisher(problem), self._fisher(self.retain.to(problem.dtype).at(problem.params))
         # In float64: 1e-15 is none of the numbers of smaller floats that are near their squares.
-        return {
+        found = {
             name: ((f + 1e-15) / (there[name] + 1e-15) >= self.threshold).to(problem.dtype)
             for name, f in here.items()
         }
+        return found if self.shuffled is None else {k: shuffled(live, self.shuffled, k) for k, live in found.items()}
 
     def _fisher(self, problem: Problem) -> dict[str, Tensor]:
         each = problem.per_example(lambda example: example.backprop())

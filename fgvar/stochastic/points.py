@@ -1,7 +1,7 @@
 """Points: where a gradient is taken."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import ClassVar, Protocol
 
@@ -14,6 +14,7 @@ from fgvar.estimators.estimator import Estimate, GradientEstimator, require_esti
 from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.randomness import Law, Leaf, Randomness
 from fgvar.problem import Problem
+from fgvar.stochastic.past import after
 
 
 class Point(Protocol):
@@ -61,7 +62,8 @@ class Ahead:
     minimisation, of bias +ρ H g/‖g‖ for ρ = −step.
 
     Args:
-        by: whose estimate z is, a dict like ``problem.params``; `Noise` for random numbers.
+        by: whose estimate z is, a dict like ``problem.params``; `Past` for the last output of a stream, `Kept` for a
+            gradient that is there already, `Noise` for random numbers.
         step: how far, in units of z.
         unit: z/‖z‖, over all tensors together, in place of z; 0 where z is 0.
 
@@ -103,6 +105,10 @@ class Ahead:
             norm = torch.stack([value.square().sum() for value in z.values()]).sum().sqrt()
             z = {name: value / norm.where(norm > 0, 1) for name, value in z.items()}
         return problem.moved({name: p - self.step * z[name] for name, p in problem.params.items()})
+
+    def after(self, output: Mapping[str, Tensor]) -> "Ahead":
+        """The point after a step of a stream (see `after`)."""
+        return replace(self, by=after(self.by, output))
 
 
 @dataclass(frozen=True)

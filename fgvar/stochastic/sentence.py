@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ from fgvar.estimators.estimator import Estimate, ExactGradient, GradientEstimato
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.nn.stacking import DIRECTIONS
 from fgvar.problem import Problem
+from fgvar.stochastic.past import after
 from fgvar.stochastic.points import Here, Point
 from fgvar.stochastic.sampling import Everything, Sample
 from fgvar.stochastic.transforms import Gradient, Shapes, Transform, returned_shapes, shapes_of
@@ -134,6 +135,10 @@ class Stochastic:
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return self.of.target(problem)
+
+    def after(self, output: Mapping[str, Tensor]) -> "Stochastic":
+        """The sentence after a step of a stream, whose last output its point may ask for."""
+        return replace(self, of=after(self.of, output), at=after(self.at, output))
 
     def sensitivity(self, problem: Problem) -> float | None:
         """How far another example in place of one can move the estimate, apart from noise that is added: 2 C ω/N.

@@ -1,17 +1,19 @@
 """Targets: what estimates are held against, where that is not what they estimate."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
-from fgvar.errors import require_type, require_word
+from fgvar.errors import require_integer, require_type, require_word
 from fgvar.estimators.estimator import Estimate, GradientEstimator, require_estimator, require_problem
 from fgvar.estimators.randomness import Randomness
+from fgvar.estimators.spaces import Keep
 from fgvar.problem import Problem
+from fgvar.stochastic.past import after
 
 Target = Callable[[Problem], dict[str, Tensor]]
 
@@ -77,6 +79,10 @@ class Against:
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         return self.estimator.estimate(problem, noise)
 
+    def after(self, output: Mapping[str, Tensor]) -> "Against":
+        """The same after a step of a stream, whose last output the estimator may ask for."""
+        return replace(self, estimator=after(self.estimator, output))
+
 
 @dataclass(frozen=True)
 class Newton:
@@ -110,24 +116,122 @@ class Newton:
         require_type("damping", self.damping, Real, "a number")
 
     def __call__(self, problem: Problem) -> dict[str, Tensor]:
-        params = problem.params
-        sizes = [p.numel() for p in params.values()]
-        if sum(sizes) > MOST_NUMBERS:
-            raise ValueError(
-                f"{sum(sizes)} parameters, expected at most {MOST_NUMBERS}, as their Hessian is made; freeze some, "
-                "or take a smaller network"
-            )
+        h = hessian(self.problem.to(problem.dtype).at(problem.params))
+        damped = h + self.damping * torch.eye(len(h), dtype=h.dtype, device=h.device)
+        return _shaped(torch.linalg.solve(damped, _flat(problem.backprop())), problem)
 
-        def shaped(flat: Tensor) -> dict[str, Tensor]:
-            pieces = zip(params.items(), flat.split(sizes), strict=True)
-            return {name: piece.reshape(p.shape) for (name, p), piece in pieces}
 
-        gradient = _flat(problem.backprop())
-        eye = torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device)
-        times = vjp(grad(self.problem.to(problem.dtype).at(params).loss), dict(params))[1]  # H v, as H is symmetric
-        hessian = torch.stack([_flat(times(shaped(row))[0]) for row in eye])
-        return shaped(torch.linalg.solve(hessian + self.damping * eye, gradient))
+@dataclass(frozen=True)
+class Propagated:
+    """The gradient after K steps of gradient descent on another problem, as its Hessian H alone has it: (I − hH)ᴷ g.
+
+    Of several rounds, each a step along g and K of the others, Σ_r (I − hH)^(rK) g, r from 1 to their number: after
+    many, near (KhH)⁻¹ g. What `fgvar.transforms.Retained` estimates to first order in h. Both are taken at the
+    parameters of the problem that is asked.
+
+    Args:
+        problem: whose loss has the Hessian H.
+        steps: K.
+        lr: h, learning rate.
+        rounds: of one step along g and K others.
+
+    Raises:
+        TypeError: what is no problem, or no number.
+        ValueError: a negative number of steps, or no round.
+
+    Source: Huang et al. 2024 (their update's fixed direction, which is not derived there in this form).
+
+    Example:
+        >>> net = torch.nn.Linear(1, 1, bias=False)
+        >>> retain = Problem(net, "mse", (torch.ones(1, 1), torch.zeros(1, 1)))  # H = 2, and g = 2 w
+        >>> ratio = Propagated(retain, steps=2, lr=0.25)(retain)["weight"] / retain.backprop()["weight"]
+        >>> round(float(ratio), 4)
+        0.25
+    """
+
+    problem: Problem
+    steps: int
+    lr: float
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        require_problem(self.problem)
+        require_integer("steps", self.steps, 0)
+        require_type("lr", self.lr, Real, "a number")
+        require_integer("rounds", self.rounds, 1)
+
+    def __call__(self, problem: Problem) -> dict[str, Tensor]:
+        gradient, times = problem.backprop(), _products(self.problem.to(problem.dtype).at(problem.params))
+        found = {name: torch.zeros_like(g) for name, g in gradient.items()}
+        for _ in range(self.rounds):
+            found = {name: value + gradient[name] for name, value in found.items()}
+            for _ in range(self.steps):
+                turned = times(found)
+                found = {name: torch.sub(value, turned[name], alpha=self.lr) for name, value in found.items()}
+        return found
+
+
+@dataclass(frozen=True)
+class Masked:
+    """The gradient of the live parameters, M g: what forward gradients along these alone estimate.
+
+    Args:
+        keep: which are live, such as `fgvar.transforms.Magnitude`.
+
+    Raises:
+        TypeError: a ``keep`` that is none.
+
+    Example:
+        >>> from fgvar.stochastic.masks import Magnitude
+        >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
+        >>> int((Masked(Magnitude(0.5))(problem)["weight"] != 0).sum())
+        3
+    """
+
+    keep: Keep
+
+    def __post_init__(self) -> None:
+        require_word("keep", self.keep, ("mask",), "fgvar.transforms.Magnitude(0.4)")
+
+    def __call__(self, problem: Problem) -> dict[str, Tensor]:
+        live = self.keep.mask(problem)
+        return {name: live[name] * g for name, g in problem.backprop().items()}
+
+
+def hessian(problem: Problem) -> Tensor:
+    """The Hessian [d, d] of a problem's loss at its parameters, all together in their order, each flattened.
+
+    Raises:
+        ValueError: more than 4096 numbers.
+
+    Example:
+        >>> hessian(Problem(torch.nn.Linear(1, 1), "mse", (torch.ones(1, 1), torch.ones(1, 1))))
+        tensor([[2., 2.],
+                [2., 2.]])
+    """
+    count = sum(p.numel() for p in problem.params.values())
+    if count > MOST_NUMBERS:
+        raise ValueError(
+            f"{count} parameters, expected at most {MOST_NUMBERS}, as their Hessian is made; freeze some, or take a "
+            "smaller network"
+        )
+    times = _products(problem)
+    eye = torch.eye(count, dtype=problem.dtype, device=problem.device)
+    return torch.stack([_flat(times(_shaped(row, problem))) for row in eye])
+
+
+def _products(problem: Problem) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """v → H v, of the loss at the problem's parameters."""
+    times = vjp(grad(problem.loss), dict(problem.params))[1]  # vᵀH, as H is symmetric
+    return lambda vector: times(vector)[0]
 
 
 def _flat(gradient: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([g.flatten() for g in gradient.values()])
+
+
+def _shaped(flat: Tensor, problem: Problem) -> dict[str, Tensor]:
+    """A vector as a dict like the problem's parameters."""
+    params = problem.params
+    pieces = flat.split([p.numel() for p in params.values()])
+    return {name: piece.reshape(p.shape) for (name, p), piece in zip(params.items(), pieces, strict=True)}

@@ -17,6 +17,7 @@ _NAMES = {
     "Row": "fgvar.testing.checks",
     "from_function": "fgvar.testing.black_box",
     "default_problems": "fgvar.testing.problems",
+    "gallery": "fgvar.testing.gallery",
     # laws
     "expectation": "fgvar.testing.enumeration",
     "covariance": "fgvar.testing.enumeration",

@@ -7,6 +7,7 @@ from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.draws import Enumeration
 from fgvar.problem import Problem
+from fgvar.stochastic.past import after
 from fgvar.testing.declared_checks import varied
 from fgvar.testing.enumeration import expectation
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, Gradients, NotApplicable
@@ -17,22 +18,27 @@ LAW = "support × hermite"
 
 
 def bias_order(tested: EstimatorUnderTest) -> str:
-    """The bias of a finite difference, or of a point ahead, falls as step^order: the slope between two steps."""
+    """The bias of a finite difference, or of a point ahead, falls as step^order: the slope between two steps.
+
+    Where other words bias the mean, too, what falls is the distance from the mean at step 0.
+    """
     word = _declaring(tested.estimator, "bias_order")
     if word is None:
         raise NotApplicable("declares no bias")
     if hasattr(word, "by"):
-        _require_side(tested, tested.problem, word)
+        _require_side(tested, tested.problem, after(word, tested.target))
     # Of a point the step is as long as gradients are, and nothing is divided by it: it can be short.
     norm = math.sqrt(sum(float(g.square().sum()) for g in tested.target.values()))
     steps = [step * (1e-2 / max(norm, 1.0) if hasattr(word, "view") else 1.0) for step in STEPS]
+    reference = _without_step(tested, word)
     found = []
     for step in steps:
         one = varied(tested, step=step)
         if one is None:
             raise NotApplicable("declares a bias order, but is no dataclass whose step can be changed")
         mean = _mean_over_law(one)
-        found.append(math.sqrt(sum(float((mean[k] - g).square().sum()) for k, g in one.target.items())))
+        bias = [mean[name] - g for name, g in (reference or one.target).items()]
+        found.append(math.sqrt(sum(float(off.square().sum()) for off in bias)))
     if max(found) <= 1e-9 * tested.size:
         return "no bias at all on this problem"
     slope = math.log(found[0] / max(found[1], 1e-300)) / math.log(STEPS[0] / STEPS[1])
@@ -50,6 +56,14 @@ def _require_side(tested: EstimatorUnderTest, problem: Problem, word: Any) -> No
     there, z = word.view(problem, noise).params, word.by.estimate(problem, noise).gradient
     if sum(float(word.step * (z[name] * (p - there[name])).sum()) for name, p in problem.params.items()) < 0:
         raise Failure("the point lies at θ + step·z, expected θ − step·z, of the declared step and estimate z")
+
+
+def _without_step(tested: EstimatorUnderTest, word: Any) -> Gradients | None:
+    """The mean at the parameters themselves, of what is biased there, too; else None."""
+    still = varied(tested, step=0.0) if hasattr(word, "view") else None
+    if still is None or not getattr(still.estimator, "bias_reason", ""):
+        return None
+    return _mean_over_law(still)
 
 
 def _declaring(part: object, name: str) -> Any:

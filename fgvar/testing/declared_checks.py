@@ -153,8 +153,8 @@ def repr_round_trips(tested: EstimatorUnderTest) -> str:
     if tested.opaque or not is_dataclass(estimator):
         raise NotApplicable("is no dataclass, so that its repr promises nothing")
     types = _types(estimator)
-    if any(issubclass(kind, Problem) for kind in types.values()):
-        raise NotApplicable("holds a problem, whose repr tells it from others and rebuilds none")
+    if any(issubclass(kind, Problem) or getattr(kind, "holds_tensors", False) for kind in types.values()):
+        raise NotApplicable("holds a problem or tensors, whose repr tells them from others and rebuilds none")
     names: dict[str, Any] = {n: getattr(fgvar, n) for n in fgvar.__all__} | {"torch": torch, "inf": math.inf, **types}
     try:
         rebuilt = eval(repr(estimator), names)  # the estimator's own text

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from fgvar.stochastic.past import recalls
 from fgvar.testing.comparisons import difference
 from fgvar.testing.declared_checks import declared_variance, require_variance
 from fgvar.testing.exact_moments import tolerance, variances
@@ -29,6 +30,8 @@ def stream(tested: EstimatorUnderTest) -> str:
     if hasattr(history.through, "owed"):
         _require_balance(tested.on(tested.problem, rest))
         notes.append("what it owes comes later")
+    if recalls(history.of):
+        return "; ".join([*notes, "its estimates depend on its outputs"])
     if not hasattr(history.through, "gain"):
         return "; ".join([*notes, "it declares no gain"])
     alone, factor = tested.ask("gain", lambda: [float(history.through.gain(n)) for n in (1, history.steps)])

@@ -17,6 +17,7 @@ from fgvar.estimators.oracles import Jvp, Replay
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.problem import Problem
 from fgvar.stochastic.history import History
+from fgvar.stochastic.past import recalls
 from fgvar.stochastic.sentence import Stochastic, of_terms, origin_of
 from fgvar.stochastic.targets import Against
 from fgvar.stochastic.transforms import Moments, Transform
@@ -64,6 +65,8 @@ def _of_stream(history: History) -> str | None:
     """Why there is none by its path or its optimiser."""
     if history.lr and history.steps > 1:
         return "its gradients are those of a path (lr is not 0)"
+    if recalls(history.of):
+        return "each of its gradients depends on the last output"
     through: object = history.through
     if getattr(through, "bias_reason", "") or not hasattr(through, "gain"):
         return f"{through!r} does not keep the mean, or does not say what it leaves of the variance (gain)"

@@ -48,12 +48,14 @@ ORDER = (
     "fgvar.networks.linear_chain",
     "fgvar.networks.local_mixer",
     "fgvar.networks.mlp",
-    "fgvar.networks",
+    "fgvar.networks.residual",
     "fgvar.problem_checks",
     "fgvar.nn.local_heads",
     "fgvar.loss_functions",
     "fgvar.dry_run",
     "fgvar.problem",
+    "fgvar.networks.gradinit",
+    "fgvar.networks",
     "fgvar.contrastive",
     "fgvar.estimators",
     "fgvar.estimators.losses",
@@ -80,8 +82,10 @@ ORDER = (
     "fgvar.stochastic.scores",
     "fgvar.stochastic.sampling",
     "fgvar.stochastic.draw",
+    "fgvar.stochastic.inclusion",
     "fgvar.stochastic.union",
     "fgvar.stochastic.weighing",
+    "fgvar.stochastic.past",
     "fgvar.stochastic.points",
     "fgvar.stochastic.transforms",
     "fgvar.stochastic.compression",
@@ -103,6 +107,7 @@ ORDER = (
     "fgvar.theory.applicability",
     "fgvar.theory.perturbation",
     "fgvar.theory.stochastic",
+    "fgvar.theory.sampled_sums",
     "fgvar.theory.closed_forms",
     "fgvar.theory",
     "fgvar.measurement",
@@ -166,7 +171,13 @@ ORDER = (
     "fgvar.testing.mutants.moved_probabilities",
     "fgvar.testing.problems",
     "fgvar.testing.mutants.mutant",
+    "fgvar.testing.mutants.published_draws",
     "fgvar.testing.mutants.broken_samples",
+    "fgvar.testing.mutants.broken_carriers",
+    "fgvar.testing.mutants.broken_unlearning",
+    "fgvar.testing.mutants.published_gradients",
+    "fgvar.testing.mutants.published_objectives",
+    "fgvar.testing.mutants.published",
     "fgvar.testing.mutants.lookalikes",
     "fgvar.testing.mutants",
     "fgvar.testing.small",
@@ -189,6 +200,7 @@ ORDER = (
     "fgvar.testing.weights_check",
     "fgvar.testing.sensitivity_check",
     "fgvar.testing.checks",
+    "fgvar.testing.gallery",
     "fgvar.commands",
     "fgvar.cli",
     "fgvar.__main__",
@@ -303,7 +315,16 @@ def test_import_is_lazy() -> None:
     ]
 
 
-HELPERS = {"common.py", "language_network.py", "runs.py", "training.py"}  # what studies share, or are made of
+# What studies share, or are made of.
+HELPERS = {
+    "common.py",
+    "language_network.py",
+    "rdp_networks.py",
+    "residual_network.py",
+    "runs.py",
+    "stream_directions.py",
+    "training.py",
+}
 STUDIES = {path.name for path in (ROOT / "studies").glob("*.py")} - HELPERS
 
 

@@ -9,6 +9,7 @@ from fgvar.sampling import Draw, TermSizes, Uniform
 from torch import Tensor
 
 import fgvar
+from fgvar import theory
 from fgvar.measurement.draws import Enumeration
 from fgvar.networks import LinearChain, chain_nll
 from fgvar.testing import expectation
@@ -66,31 +67,19 @@ def test_the_sampled_sum_and_its_gradient_are_unbiased(sample: Draw) -> None:
         torch.testing.assert_close(mean[name], value, rtol=1e-12, atol=1e-12 * float(value.abs().max()))
 
 
-def second_moment(at: fgvar.Problem, q: Tensor, size: int, top: Tensor) -> float:
-    """E Ẑ² in steps · states³: α_t = (Ψᵀ α_{t−1} Ψ) ∘ φ_i φ_j E[ω_i ω_j], put back; ``top`` is 1 for those."""
-    _, emissions, transitions = at.run(at.params)[0]
-    phi, psi = emissions[0].exp(), transitions[0].exp()
-    alpha: Tensor | None = None
-    for t in range(len(phi)):
-        rest = 1 - top[t]
-        both = torch.outer(rest, rest)  # within the rest: 1 − 1/K + δ_ij/(K q_i); else 1
-        inverse = torch.where(q[t] > 0, 1 / (size * q[t].where(q[t] > 0, 1)), 0)
-        weights = 1 - both / size + torch.diag(rest * inverse)
-        step = torch.outer(phi[t], phi[t]) * weights
-        alpha = step if alpha is None else (psi.T @ alpha @ psi) * step
-    assert alpha is not None
-    return float(alpha.sum())
-
-
 @pytest.mark.parametrize(("size", "top"), [(1, 0), (2, 0), (1, 1), (2, 1)])
 def test_the_second_moment_follows_the_pair_recursion(size: int, top: int) -> None:
-    at = chain()
-    sizes = at.run(at.params)[0][1][0].softmax(-1)
-    certain = torch.zeros_like(sizes).scatter(1, sizes.topk(top).indices, 1)
-    rest = sizes * (1 - certain)
-    q = rest / rest.sum(1, keepdim=True)
-    found, probabilities = values(Draw(size, top=top, by=TermSizes(), over="terms"), at)
-    assert float(probabilities @ found**2) == pytest.approx(second_moment(at, q, size, certain), rel=2e-14)
+    at, sample = chain(), Draw(size, top=top, by=TermSizes(), over="terms")
+    _, emissions, transitions = at.run(at.params)[0]
+    found, probabilities = values(sample, at)
+    second = theory.log_second_moment(emissions[0], transitions[0], sample.products(at, "terms")[0]).exp()
+    assert float(probabilities @ found**2) == pytest.approx(float(second), rel=2e-14)
+
+
+def test_products_have_a_closed_form_put_back_alone() -> None:
+    for sample in (Draw(1, over="terms", replace=False), Draw(1, over="terms", weigh="none")):
+        with pytest.raises(ValueError, match=r"has no closed form of E\[ω_i ω_j\]; expected replace=True"):
+            sample.products(chain(), "terms")
 
 
 def test_all_states_for_certain_are_exact() -> None:

@@ -26,13 +26,16 @@ from fgvar.testing import expectation
 from fgvar.testing.enumeration import variances
 
 N = 4
-ONE, TWO = Draw(1, replace=False), Draw(2, by=Losses())
+ONE, TWO, RANKED = Draw(1, replace=False), Draw(2, by=Losses()), Draw(2, by=Losses(), replace=False)
 # Those of the second list say that they have no closed form; what they draw is compared.
 SAMPLERS = [
     Everything(), Draw(3), Draw(2, by=GradientNorms()), Draw(2, by=Losses(), weigh="none"), Draw(2, weigh="none"),
     Draw(2, weigh="normalised"), Draw(3, replace=False), Draw(N, replace=False), Draw(2, replace=False, weigh="none"),
     Draw(2, top=1, by=Outputs()), Draw(2, top=1, by=Losses(), weigh="none"), Poisson(0.3), Poisson(0.3, "sampled"),
     Poisson(1.0), Reweighted(Losses(-0.5)), Union((ONE, TWO)), Union((ONE, TWO), weigh="none"),
+    *(Union(parts, weigh="none", distinct=True) for parts in ((ONE, RANKED), (RANKED, Draw(3, replace=False)),
+      (ONE, Draw(3, by=Losses(), replace=False)), (RANKED,), (Draw(2, by=Losses(3), replace=False), ONE),
+      (Draw(2, replace=False),))),
 ]  # fmt: skip
 WITHOUT_CLOSED_FORM = [
     Draw(2, by=Losses(), replace=False), Draw(2, top=1, by=Losses(), replace=False),
@@ -59,9 +62,10 @@ def outcomes(sampler: object, at: fgvar.Problem):
         case Reweighted(by):
             scores = by.scores(at, "batch").tolist()
             return [(1.0, [(n, N * s / sum(scores)) for n, s in enumerate(scores)])]
-        case Union(parts, weigh):
+        case Union(parts, weigh, distinct):
             parts = [replace(part, weigh=weigh) for part in parts]
-            return naive.union(*((part.top + part.size, list(outcomes(part, at))) for part in parts))
+            found = naive.union(*((part.top + part.size, list(outcomes(part, at))) for part in parts))
+            return naive.distinct(N, found) if distinct else found
     return [(1.0, [(n, 1.0) for n in range(N)])]
 
 
@@ -101,6 +105,22 @@ def test_what_has_no_closed_form_says_so(sampler: Draw) -> None:
     assert reason is not None
     assert "draws by scores without putting back, or divides by the sum" in reason
     assert Union((Draw(1), sampler)).no_closed_form(problem()) == reason
+
+
+def test_distinct_examples_that_are_all_are_the_whole() -> None:
+    """Whatever is drawn by scores beside them."""
+    at, x = problem(), randn(N, 3)
+    for parts in ((Draw(N, replace=False), RANKED), (ONE, Draw(N, by=Losses(), replace=False))):
+        sampler = Union(parts, weigh="none", distinct=True)
+        torch.testing.assert_close(sampler.mean(x, at), x.mean(0), rtol=0, atol=1e-14)
+        torch.testing.assert_close(sampler.spread(x, at), torch.zeros(3).double(), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("parts", [(ONE, ONE), (RANKED, RANKED), (ONE, TWO), (ONE, Draw(1, top=1, by=Losses()))])
+def test_duplicates_of_other_parts_have_no_closed_form(parts: tuple[Draw, ...]) -> None:
+    reason = Union(parts, weigh="none", distinct=True).no_closed_form(problem())
+    assert reason is not None
+    assert "drops duplicates of other parts than one drawn evenly and one by scores" in reason
 
 
 def test_the_printed_closed_forms() -> None:
@@ -296,5 +316,7 @@ def test_refusals() -> None:
         Union((Draw(1, over="terms"),))
     with pytest.raises(ValueError, match="expected at least one draw"):
         Union(())
+    with pytest.raises(ValueError, match=r"what is dropped takes its weight along; expected weigh='none', or dist"):
+        Union((Draw(1),), distinct=True)
     with pytest.raises(ValueError, match="unknown weigh 'normalised'"):
         Union((Draw(1),), weigh="normalised")

@@ -67,6 +67,34 @@ def test_residual_points_of_a_pinn() -> None:
         assert bool(rows[name].bias_reason) == (squared > 0)
 
 
+def test_collocation_points_of_poissons_equation() -> None:
+    """The mixture with weights has no bias and less variance than uniform points, without weights a bias of 1.7 ‖g‖.
+
+    The published law, which keeps each point once, as an exact mean and variance beside 512 draws: 5 errors, a false
+    alarm in 10⁶.
+    """
+    x = ((torch.arange(512) + 0.5) / 512)[:, None]
+    problem = fgvar.Problem(fgvar.networks.PoissonResidual(width=20, source=0.02), "mse", (x, torch.zeros(512)))
+    half = sampling.Mixed(sampling.Outputs(), uniform=0.5)
+    rows = {
+        "uniform": fgvar.Stochastic(sample=sampling.Draw(24)),
+        "weighted": fgvar.Stochastic(sample=sampling.Draw(24, by=half)),
+        "unweighted": fgvar.Stochastic(sample=sampling.Draw(24, by=half, weigh="none")),
+    }
+    parts = (sampling.Draw(12, replace=False), sampling.Draw(12, by=sampling.Outputs(), replace=False))
+    rows["published"] = fgvar.Stochastic(sample=sampling.Union(parts, weigh="none", distinct=True))
+    ds = fgvar.measure(rows, problem, route="exact")
+    square = float(ds["gradient_norm"].isel(estimator=0).sel(layer="total", reference="target")) ** 2
+    bias, variance = numbers(ds, "sq_bias"), numbers(ds, "relative_variance")
+    assert bias["uniform"] < 1e-9 * square > bias["weighted"]
+    assert variance["weighted"] < variance["uniform"] / 2
+    assert min(bias["unweighted"], bias["published"]) > 2 * square
+    drawn = fgvar.measure({"published": rows["published"]}, problem, draws=512)
+    for name, exact in (("relative_variance", variance), ("slope", numbers(ds, "slope"))):
+        found, error = (numbers(drawn, f"{name}{end}")["published"] for end in ("", "_se"))
+        assert abs(found - exact["published"]) < 5 * error, name
+
+
 def test_low_rank_private_gradients() -> None:
     """Rank r takes noise of std s down to r(m + n − r) s² a matrix; its bias is DP-SGD's, and what it leaves out."""
     problem, clip, rate, sigma = mlp(8), 0.5, 0.25, 1.0

@@ -6,7 +6,7 @@ from cases import linear, randn
 from torch import Tensor, nn
 
 import fgvar
-from fgvar import points, sampling, targets
+from fgvar import points, sampling, targets, transforms
 from fgvar.testing import CHECKS, default_problems
 
 FORWARD = fgvar.scheme("FG-W")
@@ -99,6 +99,19 @@ def test_a_network_too_large_for_its_hessian_is_refused() -> None:
         targets.Newton(problem, 0.1)(problem)
 
 
+def test_the_gradient_of_live_weights_is_what_forward_gradients_on_them_estimate() -> None:
+    """Against M g the check finds no bias, which it finds against g: by enumeration."""
+    keep, linear_problem = transforms.Magnitude(0.4), default_problems()["linear"]
+    live = fgvar.scheme("FG-W", space=fgvar.WeightSpace(keep=keep))
+    (row,) = CHECKS["unbiased"](fgvar.Against(live, targets.Masked(keep)), {"linear": linear_problem})
+    assert row.outcome == "passed"
+    with pytest.raises(AssertionError, match="unbiased, linear: "):
+        CHECKS["unbiased"](fgvar.Against(live, fgvar.ExactGradient()), {"linear": linear_problem})
+    mask, g = keep.mask(linear_problem), linear_problem.backprop()
+    for name, value in targets.Masked(keep)(linear_problem).items():
+        assert torch.equal(value, mask[name] * g[name])
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -106,6 +119,9 @@ def test_a_network_too_large_for_its_hessian_is_refused() -> None:
         (lambda: fgvar.Against(FORWARD, {"weight": 1}), "target is dict, expected a callable"),
         (lambda: fgvar.Against(FORWARD, targets.Newton), "target is the class Newton, expected a callable"),
         (lambda: targets.Newton(linear(), "much"), "damping is 'much', expected a number"),
+        (lambda: targets.Propagated(nn.Linear(1, 1), 1, 0.1), r"problem is Linear, expected fgvar\.Problem"),
+        (lambda: targets.Propagated(linear(), 1, "fast"), "lr is 'fast', expected a number"),
+        (lambda: targets.Masked("large"), "keep is 'large' without mask, expected one like"),
     ],
 )
 def test_a_target_refuses_what_is_none(word, message: str) -> None:

@@ -24,6 +24,14 @@ NAMES = (
     "calibration",
     "language_model",
     "audit",
+    "streams",
+    "initialisation",
+    "collocation",
+    "extrapolation",
+    "private",
+    "rdp",
+    "pruning",
+    "unlearning",
 )
 
 

@@ -77,6 +77,28 @@ def probes_are_whole(found: xr.Dataset) -> None:
     assert (noisy["cosine_se"].sel(estimator="FG-W") > 0).all()
 
 
+def weighted_points_have_no_bias(found: xr.Dataset) -> None:
+    assert float(found["relative_bias_exact"].sel(law="weighted").max()) < 1e-25
+    assert float(found["relative_bias_exact"].sel(law="published", share=0.5).min()) > 1e-3
+
+
+def live_weights_have_their_law(found: xr.Dataset) -> None:
+    named = ["FG-W, live", "FG-W, masked", "FG-W, dense"]
+    exact, law = (found[name].sel(estimator=named) for name in ("relative_variance", "law"))
+    np.testing.assert_allclose(exact, law, rtol=1e-5)
+    assert (found["relative_variance_drawn"] > 0).all()
+
+
+def steps_begin_at_the_gradient(found: xr.Dataset) -> None:
+    assert float(abs(found["cosine"].sel(steps=0, toward="gradient") - 1).max()) < 1e-12
+    assert float(found["off"].sel(steps=0).max()) < 1e-12
+
+
+def weight_perturbation_has_no_start(found: xr.Dataset) -> None:
+    whole = found["relative_variance"].sel(estimator="FG-W", layer="all")
+    np.testing.assert_allclose(whole, found.attrs["d"] + 1, rtol=1e-9)
+
+
 def costs_are_measured(found: xr.Dataset) -> None:
     assert (found["time"] > 0).all()
     assert (found["peak"] > 0).all()
@@ -99,12 +121,21 @@ CASES = {
          "coordinate noise in 10⁴ numbers: 0 alarms in 1 runs"),
         ("Values are drawn, shares of simulated runs",), figure="calibration",
     ),
+    "collocation": Case(
+        {"source": 1, "seed": 1, "law": 2, "share": 3, "sampler": 5, "step": 3}, ("error of u: median (range)",),
+        ("Lines: exact", "512 draws, 95 % intervals", "Medians of 10 seeds", "closed form", "Not as published"),
+        weighted_points_have_no_bias,
+    ),
     "cost": Case(
         {"along": 4, "repeat": 1}, ("parameters",),
         ("medians of 5 repeats", "Slopes of the time", "Memory of the most draws over that of 64"),
         costs_are_measured,
     ),
     "directions": Case({"directions": 3, "seed": 1, "estimator": 4}, ("theory",), ("From theory", "closed forms")),
+    "extrapolation": Case(
+        {"step": 2, "seed": 2, "row": 4, "workers": 2}, ("slope", "workers"),
+        ("1024 draws", "exact, by enumeration", "Not reproduced", "meet at K ="),
+    ),
     "finite_differences": Case(
         {"network": 1, "dtype": 2, "step": 3, "space": 2, "oracle": 2}, ("best step",),
         ("values are drawn: 1024 draws", "±1.96", "3 standard errors above 0", "MLP, tanh: least distance"),
@@ -118,24 +149,52 @@ CASES = {
         {"space": 1, "target": 2, "guess": 2, "seed": 1, "reference": 2}, ("activity/local/Gaussian",),
         ("256 draws for each of 3 seeds", "44 steps of backprop"), a_guess_of_the_target_is_the_target,
     ),
+    "initialisation": Case(
+        {"net": 2, "start": 2, "lr": 1, "seed": 2, "when": 2, "layer": 5}, ("after / before", " of 8"),
+        ("All values are exact", "over 10 seeds", "d + 1 = 1953", "Lower after than before", "which fgvar refuses"),
+        weight_perturbation_has_no_start,
+    ),
     "language_model": Case(
         {"trainable": 2, "seed": 1, "stage": 3, "estimator": 5, "end": 2}, ("LoRA 1",),
         ("Test perplexity of a byte", "128 draws", "At equal cost", "ρ < fan-in", "not measured"),
         extra="transformers",
     ),
     "local_losses": Case({"losses": 2, "groups": 1, "seed": 1}, ("test error (range)",), PROXY),
+    "private": Case(
+        {"rank": 2, "seed": 1, "kind": 2, "layer": 4, "sigma": 3}, ("DP-SGD", "σ = 2"),
+        ("exact", "32 draws a network", "no ε is claimed", "unknown to us"),
+    ),
+    "pruning": Case(
+        {"seed": 1, "epoch": 3, "mask": 3, "estimator": 5, "network": 2}, ("share", "FG-W, live"),
+        ("Occam gradient descent", "Lines exact", "drawn", "10 seeds", "Not the script's setting"),
+        live_weights_have_their_law,
+    ),
     "quickstart": Case(
         {"step": 1, "estimator": 5}, ("trained by LG-FG-A", "relative variance"),
         ("in the panels of each algorithm",),
         probes_are_whole,
     ),
+    "rdp": Case(
+        {"top": 2, "tree_top": 2, "seed": 1, "potentials": 2, "row": 6, "law": 3}, ("fault 1 exactly",),
+        ("Points: drawn, 1024 draws", "±1.96 standard errors", "Lines are exact, but for the dashed one",
+         "whose potentials are not published", "in all 112 pairs"),
+    ),
     "scaling": Case(
         {"place": 2, "seed": 1}, ("predicted",),
         ("exact", "drawn", "(replayed)", "standard errors over seeds", "95 % intervals"), weight_perturbation_loses_d,
     ),
+    "streams": Case(
+        {"seed": 2, "feed": 4, "optimiser": 5, "steps": 4, "weight": 88}, ("over Adam",),
+        ("Points: drawn", "64 streams of each kind", "exact of momentum", "their DGrad and Cos are not built"),
+    ),
     "table1": Case(
         {"space": 2, "noise": 2, "seed": 1, "route": 3}, ("formula",), ("Lines: Table 1 of Ren et al. 2023",),
         all_table_routes_agree,
+    ),
+    "unlearning": Case(
+        {"forgotten": 2, "seed": 1, "way": 2, "steps": 3, "shaping": 7}, ("by damage", "random mask, alone"),
+        ("Lines: exact", "Rings: drawn", "Means of 10 seeds", "First order ends", "was not measured"),
+        steps_begin_at_the_gradient,
     ),
     "weight_sharing": Case(
         {"kind": 2, "positions": 2, "example": 1}, ("medians over examples, exact",),
@@ -189,12 +248,24 @@ def test_nothing_to_collect_is_told(name: str, tmp_path: Path) -> None:
         ("audit", ["--stages", "late"], r"stages has \['late'\], expected some of: initial, pretrained, half"),
         ("audit", ["--parts", "all"], r"parts has \['all'\], expected some of: isotropic, low rank, subspaces"),
         ("audit", ["--trainable", "last block"], "trainable is 'last block', expected full, or LoRA and a rank"),
+        ("collocation", ["--uniform", "25"], r"uniform is \[25\] and probe 12, expected 0 to 24 points and 1 to 20"),
         ("directions", ["--directions", "161"], "expected numbers from 1 to 160"),
         ("finite_differences", ["--draws", "100"], "multiple of the blocks"),
         ("finite_differences", ["--networks", "sigmoid"], "networks are tanh, relu, mixer"),
         ("finite_differences", ["--dtypes", "half"], "dtypes float32 and float64"),
+        ("initialisation", ["--starts", "zero"], r"starts has \['zero'\], expected constant, Kaiming or both"),
         ("language_model", ["--trainable", "LoRA"], "expected full, last block, or LoRA and a rank, as 'LoRA 4'"),
+        ("rdp", ["--top", "2", "50"], r"K1 is \[2, 50\] of a budget of 50 and 500 states.*; expected less than the"),
+        (
+            "rdp",
+            ["--tree-budget", "2001"],
+            "and 2000; expected less than the budget, and that no more than the states",
+        ),
+        ("pruning", ["--share", "1"], r"share is 1\.0 and epochs 20, expected within \(0, 1\) and at least 1"),
+        ("streams", ["--steps", "4", "2"], r"steps are \[4, 2\], expected ascending numbers from 1 on"),
         ("table1", ["--size", "0"], "sizes and batches are at least 1"),
+        ("unlearning", ["--steps", "0", "7"], r"steps are \[0, 7\], expected ascending multiples of 5"),
+        ("unlearning", ["--forgotten", "all"], r"forgotten has \['all'\], expected some of: a tenth, a class"),
         ("weight_sharing", ["--positions", "3"], r"positions are \[3\], expected powers of two from 1 to 256"),
         ("weight_sharing", ["--examples", "0"], "examples is 0 and fan_out 32, expected at least 1 and at least 2"),
     ],
@@ -287,3 +358,13 @@ def test_options() -> None:
         "shard": "1/4", "timeout": None, "compute": True,
     }  # fmt: skip
     assert common.Options(Path("a.nc"), smoke=True, collect=True).arguments()["folder"] == Path("a_smoke")
+
+
+def test_help_keeps_a_study_s_paragraphs(capsys, monkeypatch) -> None:
+    study = import_module("studies.directions")
+    monkeypatch.setattr(sys, "argv", ["directions.py", "--help"])
+    with pytest.raises(SystemExit):
+        common.main(study.main, study.Config, study.__doc__)
+    lines = capsys.readouterr().out.splitlines()
+    for word in ("Question", "Claim", "Shown", "Cost", "Run", "Full size"):
+        assert sum(line.startswith(f"{word}  ") for line in lines) == 1, word

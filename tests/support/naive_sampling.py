@@ -60,6 +60,13 @@ def union(*parts: tuple[int, Sequence[Outcome]]) -> Iterator[Outcome]:
         yield math.prod(chance for chance, _ in outcomes), shares
 
 
+def distinct(count: int, outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    """The mean over those of ``count`` terms that were drawn, however often."""
+    for chance, drawn in outcomes:
+        chosen = {i for i, _ in drawn}
+        yield chance, [(i, count / len(chosen)) for i in chosen]
+
+
 def moments(outcomes: Iterator[Outcome], x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean and variance of X = (1/N) Σ ω x, entry by entry, and E (1/N²) Σ ω² x."""
     found = list(outcomes)

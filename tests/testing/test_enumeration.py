@@ -188,3 +188,14 @@ def test_an_odd_part_has_to_be_linear(power: int) -> None:
 def test_polarisation_refuses_finite_laws_and_names_what_to_use() -> None:
     with pytest.raises(ValueError, match=r"leaf 'sample', Choice.*use method='support' or 'support × hermite'"):
         covariance(SAMPLED["support × nodes"], tiny(), method="polarisation")
+
+
+@pytest.mark.parametrize("method", [None, "nodes", "hermite"])
+def test_a_seed_has_no_nodes(method: str | None) -> None:
+    """A function that draws by itself would be called with seeds of ±1, and their mean taken for its expectation."""
+
+    def rounded_down(problem: fgvar.Problem, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {k: (g + torch.rand((), generator=generator) / 8).floor() for k, g in problem.backprop().items()}
+
+    with pytest.raises(ValueError, match=r"leaf 'seed' draws Seed\(\), which is no noise of mean 0"):
+        expectation(fgvar.testing.from_function(rounded_down), tiny(), method=method)

@@ -69,6 +69,7 @@ BROKEN = {
     "clipped-mean": {"sensitivity", "linear_in_loss"},  # a clip is no linear map, be it of the mean or not
     "mean-of-mean-loss": {"unbiased", "scale"},
     "shrunk-layer": {"unbiased", "scale"},
+    "left-carriers-alone": {"unbiased", "scale"},
     "noise-of-the-sum": {"variance"},
     "times-workers": {"unbiased", "scale"},
 }
@@ -79,6 +80,12 @@ def test_broken_ones_fail_where_they_should_alone(name: str) -> None:
     mutant = MUTANTS[name]
     report = check_estimator(mutant.estimator, {mutant.shows_on: PROBLEMS[mutant.shows_on]})
     assert set(report.failures) == BROKEN[name], report
+
+
+def test_the_right_way_back_from_carriers_passes() -> None:
+    mutant = MUTANTS["left-carriers-alone"]
+    report = check_estimator(mutant.right, mutant.problem())
+    assert report.passed, report
 
 
 @pytest.mark.parametrize(
@@ -145,7 +152,7 @@ def test_what_has_too_many_values_is_drawn() -> None:
     """Three verdicts of false-alarm rate 1e-7 each; 20⁴ values are not enumerated."""
     row = CHECKS["weights"](fgvar.Stochastic(sample=sampling.Draw(4)), large())[0]
     assert row.note == "E ω = 1: 8192 draws, false alarms 1e-07 (nominal)"
-    half = fgvar.Stochastic(sample=type(MUTANTS["as-put-back"].estimator.sample)(10, by=MIXED, replace=False))
+    half = fgvar.Stochastic(sample=replace(MUTANTS["as-put-back"].estimator.sample, size=10, by=MIXED))
     with pytest.raises(AssertionError, match=r"E ω of example \d+ is \d\.\d+, expected 1: z = "):
         CHECKS["weights"](half, large())
     seldom = fgvar.Stochastic(sample=sampling.Draw(4, by=sampling.Losses(power=8.0)))

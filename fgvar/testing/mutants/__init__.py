@@ -18,13 +18,17 @@ from fgvar.stochastic.streams import Adam
 from fgvar.stochastic.targets import Against
 from fgvar.testing.mutants import broken_estimates as estimates
 from fgvar.testing.mutants import broken_words as words
+from fgvar.testing.mutants.broken_carriers import CARRIERS
 from fgvar.testing.mutants.broken_samples import SAMPLES
 from fgvar.testing.mutants.broken_streams import AliasedDiffGrad, LosesResidual
+from fgvar.testing.mutants.broken_unlearning import UNLEARNING
 from fgvar.testing.mutants.lookalikes import LOOKALIKES, Lookalike
 from fgvar.testing.mutants.moved_probabilities import AtPoint, DownHill, MovedProbabilities
 from fgvar.testing.mutants.mutant import Mutant
+from fgvar.testing.mutants.published import PUBLISHED
+from fgvar.testing.mutants.published_draws import PublishedDraw
 
-__all__ = ["LOOKALIKES", "MUTANTS", "Lookalike", "Mutant"]
+__all__ = ["LOOKALIKES", "MUTANTS", "Lookalike", "Mutant", "PublishedDraw"]
 
 
 _LOCAL = LocalLosses()
@@ -212,7 +216,7 @@ _MUTANTS = (
     Mutant(
         "uncoupled-groups", scheme("LG-FG-W", credit="published"), "unbiased",
         "Each group's loss credits its own channels alone, but the layer norm lets them move all groups' losses.",
-        shows_on="mixer",
+        shows_on="mixer", reported="Ren et al. 2023, released code",
     ),
     Mutant(
         "wrong-reference", estimates.BackpropGradient(_WEIGHTS, losses=_LOCAL), "unbiased",
@@ -223,6 +227,7 @@ _MUTANTS = (
     Mutant(
         "aliased-state", History(Estimator(), Adam(factor=AliasedDiffGrad()), steps=3), "stream",
         "The previous gradient is no copy: it is the present one, and the factor σ(|difference|) is ½ for ever.",
+        reported="diffGrad, version 1",
     ),
     Mutant(
         "lost-residual", History(Estimator(), LosesResidual(TopK(0.5)), steps=3), "stream",  # type: ignore[arg-type]
@@ -238,6 +243,10 @@ _MUTANTS = (
     ),
     # samples and transforms
     *SAMPLES,
+    *CARRIERS,
+    *UNLEARNING,
+    # as they were reported, each beside the right one
+    *PUBLISHED,
     # what is not the loss's gradient at all
     Mutant(
         "decayed", estimates.Decayed(), "zero_gradient",

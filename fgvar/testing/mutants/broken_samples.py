@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -10,14 +10,17 @@ from torch import Tensor
 from torch.func import grad
 
 from fgvar.estimators.estimator import Estimate
+from fgvar.estimators.noise import Uniform
+from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
 from fgvar.stochastic.draw import Chosen, Draw
-from fgvar.stochastic.populations import probabilities
 from fgvar.stochastic.scores import Mixed, Outputs
 from fgvar.stochastic.sentence import Stochastic
 from fgvar.stochastic.transforms import AddNoise, Clip, Gradient
+from fgvar.stochastic.union import Union
 from fgvar.stochastic.weighing import Poisson
 from fgvar.testing.mutants.mutant import Mutant
+from fgvar.testing.mutants.published_draws import PublishedDraw
 
 # ---- which terms are looked at -----------------------------------------------------------------------------------
 
@@ -30,22 +33,6 @@ class Unweighted(Draw):
     def chosen(self, drawn: Tensor, problem: Problem) -> Chosen:
         found = super().chosen(drawn, problem)
         return Chosen(found.numbers, torch.ones_like(found.factors))
-
-
-class AsPutBack(Draw):
-    """Not put back, and weighed by 1/(m p) (``torch.multinomial`` puts nothing back by default: RDP)."""
-
-    def chosen(self, drawn: Tensor, problem: Problem) -> Chosen:
-        return Draw(self.size, by=self.by).chosen(drawn, problem)
-
-
-class Refilled(Draw):
-    """Probabilities of the top terms are filled with 10⁻⁷, not 0, so that they can be drawn again (RDP)."""
-
-    def _law(self, problem: Problem, name: str, *, check: bool = False):  # type: ignore[no-untyped-def]
-        law = super()._law(problem, name, check=check)
-        p = probabilities(law.choice.probabilities.clamp_min(1e-7))
-        return law._replace(choice=replace(law.choice, probabilities=p), others=torch.ones_like(law.others))
 
 
 class Unnormalised(Draw):
@@ -62,6 +49,26 @@ class Inverted(Draw):
     def chosen(self, drawn: Tensor, problem: Problem) -> Chosen:
         found = super().chosen(drawn, problem)
         return Chosen(found.numbers, 1 / found.factors)
+
+
+class Unique(Union):
+    """Points that two draws have in common are kept once, with the weight of one (adaptive-selfsupervision-pinns)."""
+
+    def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:
+        numbers = torch.cat([noise[str(index)] for index in range(len(self.parts))])
+        again = (numbers[:, None] == numbers).tril(-1).any(1)
+        return super().view(here, noise, problem).weighted((~again).to(problem.dtype))
+
+
+class OneSided(Draw):
+    """Every input is moved by U(0, h) to one side, with h = 1 (adaptive-selfsupervision-pinns: half a grid step)."""
+
+    def leaves(self, problem: Problem) -> dict[str, Leaf]:
+        return super().leaves(problem) | {"moved": Leaf((self.size, *problem.inputs.shape[1:]), Uniform())}
+
+    def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:
+        seen = super().view(here, noise, problem)
+        return seen.at(batch=(seen.inputs + 0.5 + noise["moved"] / 12**0.5, seen.targets))
 
 
 class WithoutRate(Poisson):
@@ -155,15 +162,18 @@ SAMPLES = (
     Mutant(
         "unweighted-residuals", Stochastic(sample=Unweighted(2, by=_RESIDUALS)), "unbiased",
         "Examples are drawn by their residuals, and all count the same: the loss of a harder problem is learned.",
+        reported="adaptive-selfsupervision-pinns",
     ),
     Mutant(
-        "as-put-back", Stochastic(sample=AsPutBack(2, by=_RESIDUALS, replace=False)), "weights",
+        "as-put-back", Stochastic(sample=PublishedDraw(2, by=_RESIDUALS, replace=False, as_put_back=True)),
+        "weights",
         "Indices are not put back, and weighed as if they were: likely ones count too little.", shows_on="relu",
+        reported="Fu et al. 2022, released code",
     ),
     Mutant(
-        "refilled-top", Stochastic(sample=Refilled(2, top=2, by=Outputs())), "weights",
+        "refilled-top", Stochastic(sample=PublishedDraw(2, top=1, by=Outputs(), refilled=True)), "weights",
         "Top terms have probability 10⁻⁷ instead of 0: they count twice, once in 10⁷ draws and then a lot.",
-        shows_on="relu",
+        shows_on="relu", reported="Fu et al. 2022, released code",
     ),
     Mutant(
         "unnormalised-scores", Stochastic(sample=Unnormalised(2, by=Outputs())), "weights",
@@ -172,6 +182,14 @@ SAMPLES = (
     Mutant(
         "inverted-weights", Stochastic(sample=Inverted(2, by=_RESIDUALS)), "weights",
         "Examples count N p, not 1/(N p): those that are drawn often count more each time, too.",
+    ),
+    Mutant(
+        "unique-points", Stochastic(sample=Unique((Draw(1, replace=False), Draw(1, by=_RESIDUALS)))), "weights",
+        "Of two draws duplicates are dropped, and with them a weight: E ω < 1, least where both draw the same terms.",
+    ),
+    Mutant(
+        "one-sided-points", Stochastic(sample=OneSided(2)), "unbiased",
+        "Collocation points are jittered to one side alone: in the mean, the gradient of a grid that is moved.",
     ),
     Mutant(
         "without-rate", Stochastic(sample=WithoutRate(0.5)), "scale",
@@ -183,11 +201,12 @@ SAMPLES = (
     ),
     Mutant(
         "rounded-size", Stochastic(sample=RoundedSize(0.5)), "scale",
-        "The expected size of a Poisson sample is rounded down: 2 for 2.5.", shows_on="relu",
+        "The expected size of a Poisson sample is rounded down: 2 for 2.5.", shows_on="relu", reported="opacus#819",
     ),
     Mutant(
         "attached-proposal", AttachedProposal(sample=Draw(1, by=Proposal())), "unbiased",
         "Importance weights are differentiated: the proposal's own score is missing from the gradient.",
+        reported="Fu et al. 2022, released code",
     ),
     Mutant(
         "clipped-mean", ClippedMean(sample=Poisson(0.75), each=(Clip(1e-2),)), "sensitivity",
@@ -201,6 +220,7 @@ SAMPLES = (
     Mutant(
         "shrunk-layer", ShrunkLayer(sample=Draw(2), each=_IDLE), "scale",
         "A layer is made small before the clip and never large again: it learns a hundred times more slowly.",
+        reported="RGP, released code",
     ),
     Mutant(
         "noise-of-the-sum", Stochastic(then=(NoiseOfTheSum(0.1),)), "variance",
@@ -209,5 +229,6 @@ SAMPLES = (
     Mutant(
         "times-workers", TimesWorkers(sample=Draw(1), workers=2), "scale",
         "The loss is multiplied by the number of workers, whose gradients are averaged: K times too large.",
+        reported="NeMo Automodel#3846",
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Estimators of public bug reports and shipped code, in a few lines each, with the fault as a switch."""
+"""Perturbations and treated gradients of public bug reports and shipped code, with the fault as a switch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,31 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import fgvar
-from fgvar.testing import from_function
+from fgvar.estimators.estimator import Estimate
+from fgvar.estimators.noise import Gaussian
+from fgvar.estimators.randomness import Leaf, Randomness
+from fgvar.problem import Problem
+from fgvar.testing.black_box import from_function
 
 Gradients = dict[str, Tensor]
 
 
-def randn(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def linear() -> fgvar.Problem:
-    return fgvar.testing.default_problems()["linear"]
-
-
-def along(problem: fgvar.Problem, v: Mapping[str, Tensor], step: float = 1e-4) -> Tensor:
+def along(problem: Problem, v: Mapping[str, Tensor], step: float = 1e-4) -> Tensor:
     """A central difference."""
     ahead, behind = (problem.loss({k: p + s * v[k] for k, p in problem.params.items()}) for s in (step, -step))
     return (ahead - behind) / (2 * step)
 
 
-def signs(problem: fgvar.Problem, generator: torch.Generator) -> Gradients:
+def signs(problem: Problem, generator: torch.Generator) -> Gradients:
     return {k: torch.randint(2, p.shape, generator=generator).to(p) * 2 - 1 for k, p in problem.params.items()}
 
 
-def normal(problem: fgvar.Problem, generator: torch.Generator, dtype: torch.dtype | None = None) -> Gradients:
+def normal(problem: Problem, generator: torch.Generator, dtype: torch.dtype | None = None) -> Gradients:
     draw = {k: torch.randn(p.shape, generator=generator, dtype=dtype or p.dtype) for k, p in problem.params.items()}
     return {k: u.to(problem.dtype) for k, u in draw.items()}
 
@@ -50,7 +45,7 @@ def mean(parts: list[Gradients]) -> Gradients:
 def several(again: bool) -> Any:
     """The mean over four directions; wrong: the sampler is seeded anew for each."""
 
-    def spsa(problem: fgvar.Problem, generator: torch.Generator) -> Gradients:
+    def spsa(problem: Problem, generator: torch.Generator) -> Gradients:
         seed, own, parts = int(torch.randint(2**31, (), generator=generator)), torch.Generator(), []
         own.manual_seed(seed)
         for _ in range(4):
@@ -64,7 +59,7 @@ def several(again: bool) -> Any:
 def from_three(kind: str) -> Any:
     """Signs out of −1, 0 and 1: zeros kept, or replaced by what nobody divides by."""
 
-    def spsa(problem: fgvar.Problem, generator: torch.Generator) -> Gradients:
+    def spsa(problem: Problem, generator: torch.Generator) -> Gradients:
         if kind == "signs":
             v = signs(problem, generator)
             return {k: along(problem, v) / u for k, u in v.items()}
@@ -80,7 +75,7 @@ def from_three(kind: str) -> Any:
 def paired(same: bool) -> Any:
     """One-sided differences along u and −u; wrong: the partner gets u again."""
 
-    def pair(problem: fgvar.Problem, generator: torch.Generator, step: float = 1e-4) -> Gradients:
+    def pair(problem: Problem, generator: torch.Generator, step: float = 1e-4) -> Gradients:
         u, here, parts = normal(problem, generator), problem.loss(), []
         for sign in (1, 1 if same else -1):
             moved = problem.loss({k: p + sign * step * u[k] for k, p in problem.params.items()})
@@ -107,21 +102,21 @@ class Forward:
 
     law: Any
 
-    def randomness(self, problem: fgvar.Problem) -> fgvar.Randomness:
-        return fgvar.Randomness({k: fgvar.Leaf(tuple(p.shape), self.law) for k, p in problem.params.items()})
+    def randomness(self, problem: Problem) -> Randomness:
+        return Randomness({k: Leaf(tuple(p.shape), self.law) for k, p in problem.params.items()})
 
-    def estimate(self, problem: fgvar.Problem, noise: Any) -> fgvar.Estimate:
+    def estimate(self, problem: Problem, noise: Any) -> Estimate:
         c = torch.func.jvp(problem.loss, (problem.params,), (dict(noise),))[1]
-        return fgvar.Estimate(times(c, noise))
+        return Estimate(times(c, noise))
 
-    def target(self, problem: fgvar.Problem) -> Gradients:
+    def target(self, problem: Problem) -> Gradients:
         return problem.backprop()
 
 
-def seeded(constant: bool) -> Any:
+def constant_seed(constant: bool) -> Any:
     """Weight perturbation; wrong: a seed that is always 0."""
 
-    def forward(problem: fgvar.Problem, generator: torch.Generator) -> Gradients:
+    def forward(problem: Problem, generator: torch.Generator) -> Gradients:
         u = normal(problem, torch.Generator().manual_seed(0) if constant else generator)
         return times(along(problem, u), u)
 
@@ -131,7 +126,7 @@ def seeded(constant: bool) -> Any:
 def mezo(in_place: bool) -> Any:
     """Two evaluations from one seed; wrong: weights are moved, and moved back by arithmetic."""
 
-    def estimate(problem: fgvar.Problem, generator: torch.Generator, step: float = 1e-3) -> Gradients:
+    def estimate(problem: Problem, generator: torch.Generator, step: float = 1e-3) -> Gradients:
         u = normal(problem, generator)
         if not in_place:
             return times(along(problem, u, step), u)
@@ -151,7 +146,7 @@ def mezo(in_place: bool) -> Any:
 def ranked(permuted: bool) -> Any:
     """An evolution strategy whose candidates have the leave-one-out loss; wrong: in another's place."""
 
-    def strategy(problem: fgvar.Problem, generator: torch.Generator, n: int = 4, sigma: float = 1e-3) -> Gradients:
+    def strategy(problem: Problem, generator: torch.Generator, n: int = 4, sigma: float = 1e-3) -> Gradients:
         u = [normal(problem, generator) for _ in range(n)]
         f = torch.stack([problem.loss({k: p + sigma * v[k] for k, p in problem.params.items()}) for v in u])
         weights = (f - f.mean()) * n / (n - 1) / sigma
@@ -167,7 +162,7 @@ def ranked(permuted: bool) -> Any:
 def rounded(bits: int | None) -> Any:
     """Stochastic rounding to an eighth of the largest entry, by a continuous threshold or by so many random bits."""
 
-    def rounding(problem: fgvar.Problem, generator: torch.Generator) -> Gradients:
+    def rounding(problem: Problem, generator: torch.Generator) -> Gradients:
         out = {}
         for k, g in problem.backprop().items():
             step = max(float(g.abs().max()), 1e-9) / 8
@@ -184,7 +179,7 @@ def rounded(bits: int | None) -> Any:
 def random_k(scaled: bool) -> Any:
     """Half of the entries, twice as large; wrong: as they are."""
 
-    def sparse(problem: fgvar.Problem, generator: torch.Generator) -> Gradients:
+    def sparse(problem: Problem, generator: torch.Generator) -> Gradients:
         out = {}
         for k, g in problem.backprop().items():
             kept = torch.randperm(g.numel(), generator=generator).reshape(g.shape) < g.numel() // 2
@@ -201,15 +196,15 @@ class Private:
     at_mean: bool = False
     sigma: float = 0.1
 
-    def randomness(self, problem: fgvar.Problem) -> fgvar.Randomness:
-        return fgvar.Randomness({k: fgvar.Leaf(tuple(p.shape), fgvar.Gaussian()) for k, p in problem.params.items()})
+    def randomness(self, problem: Problem) -> Randomness:
+        return Randomness({k: Leaf(tuple(p.shape), Gaussian()) for k, p in problem.params.items()})
 
-    def estimate(self, problem: fgvar.Problem, noise: Any) -> fgvar.Estimate:
+    def estimate(self, problem: Problem, noise: Any) -> Estimate:
         size = self.sigma / (1 if self.at_mean else problem.batch_size)
-        return fgvar.Estimate({k: g + size * noise[k] for k, g in problem.backprop().items()})
+        return Estimate({k: g + size * noise[k] for k, g in problem.backprop().items()})
 
-    def variance(self, problem: fgvar.Problem) -> Gradients:
+    def variance(self, problem: Problem) -> Gradients:
         return {k: torch.full_like(p, (self.sigma / problem.batch_size) ** 2) for k, p in problem.params.items()}
 
-    def target(self, problem: fgvar.Problem) -> Gradients:
+    def target(self, problem: Problem) -> Gradients:
         return problem.backprop()

@@ -1,18 +1,29 @@
-"""Estimators of public bug reports whose fault is in which examples, or in which loss: as `public_estimators`."""
+"""Estimators of public bug reports whose fault is in which examples, or in which loss."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from public_estimators import Gradients, mean, randn, times
 from torch import Tensor, nn
 from torch.nn import functional
 
-import fgvar
-from fgvar.testing import from_function
+from fgvar.estimators.estimator import Estimate
+from fgvar.estimators.noise import Gaussian, Rademacher
+from fgvar.estimators.randomness import Leaf, Randomness
+from fgvar.nn.heads import blank_linear
+from fgvar.problem import Problem
+from fgvar.testing.black_box import from_function
+from fgvar.testing.mutants.published_gradients import Gradients, mean, times
+from fgvar.testing.problems import randn, randomise
 
 REST = 1e-3  # a priority that no example falls below
+
+
+def weights_drawn(module: nn.Module, seed: int) -> nn.Module:
+    """The module in float64 with weights that do not come from the global generator."""
+    randomise(module.double(), seed)
+    return module
 
 
 # ---- which examples -------------------------------------------------------------------------------------------
@@ -21,7 +32,7 @@ REST = 1e-3  # a priority that no example falls below
 def prioritised(weighted: bool) -> Any:
     """Two examples by their loss, weighted by 1/(N p); wrong: unweighted."""
 
-    def replay(problem: fgvar.Problem, generator: torch.Generator) -> Gradients:
+    def replay(problem: Problem, generator: torch.Generator) -> Gradients:
         loss = problem.losses(problem.run(problem.params)[0]) + REST
         p = loss / loss.sum()
         at = torch.multinomial(p, 2, replacement=True, generator=generator)
@@ -39,16 +50,16 @@ class Poisson:
 
     actual: bool = False
 
-    def randomness(self, problem: fgvar.Problem) -> fgvar.Randomness:
-        return fgvar.Randomness({"in": fgvar.Leaf((problem.batch_size,), fgvar.Rademacher())})
+    def randomness(self, problem: Problem) -> Randomness:
+        return Randomness({"in": Leaf((problem.batch_size,), Rademacher())})
 
-    def estimate(self, problem: fgvar.Problem, noise: Any) -> fgvar.Estimate:
+    def estimate(self, problem: Problem, noise: Any) -> Estimate:
         kept = (noise["in"] > 0).to(problem.dtype)
         size = kept.sum().clamp_min(1) if self.actual else problem.batch_size / 2
         each = problem.per_example(lambda one, k: times(k, one.backprop()), kept / size)
-        return fgvar.Estimate({name: g.sum(0) for name, g in each.items()})
+        return Estimate({name: g.sum(0) for name, g in each.items()})
 
-    def target(self, problem: fgvar.Problem) -> Gradients:
+    def target(self, problem: Problem) -> Gradients:
         return problem.backprop()
 
 
@@ -58,24 +69,23 @@ class MicroBatches:
 
     shuffled: bool = True
 
-    def randomness(self, problem: fgvar.Problem) -> fgvar.Randomness:
-        return fgvar.Randomness({"order": fgvar.Leaf((problem.batch_size,), fgvar.Gaussian())})
+    def randomness(self, problem: Problem) -> Randomness:
+        return Randomness({"order": Leaf((problem.batch_size,), Gaussian())})
 
-    def estimate(self, problem: fgvar.Problem, noise: Any) -> fgvar.Estimate:
+    def estimate(self, problem: Problem, noise: Any) -> Estimate:
         order = noise["order"].argsort() if self.shuffled else torch.arange(problem.batch_size)
-        return fgvar.Estimate(mean([problem.rows(part).backprop() for part in order.split(2)]))
+        return Estimate(mean([problem.rows(part).backprop() for part in order.split(2)]))
 
-    def target(self, problem: fgvar.Problem) -> Gradients:
+    def target(self, problem: Problem) -> Gradients:
         return problem.backprop()
 
 
 LENGTHS = torch.tensor([1, 2, 3, 6])
 
 
-def tokens() -> fgvar.Problem:
+def tokens() -> Problem:
     """A language model's loss over 12 tokens of four sequences, as the mean of shares of a known number of tokens."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 3)).double()
+    net = weights_drawn(nn.Sequential(blank_linear(3, 2), nn.Tanh(), blank_linear(2, 3)), 0)
     y = torch.randint(0, 3, (4, 6), generator=torch.Generator().manual_seed(1))
     y[torch.arange(6) >= LENGTHS[:, None]] = -100
 
@@ -83,13 +93,13 @@ def tokens() -> fgvar.Problem:
         loss = functional.cross_entropy(outputs.transpose(1, 2), targets, reduction="none", ignore_index=-100)
         return loss.sum(1) * 4 / 12
 
-    return fgvar.Problem(net, shares, (randn(4, 6, 3, seed=2), y))
+    return Problem(net, shares, (randn(4, 6, 3, seed=2), y))
 
 
 def accumulated(by_tokens: bool) -> Any:
     """Micro-batches of two sequences, each a mean over its own tokens; wrong: averaged equally."""
 
-    def steps(problem: fgvar.Problem, generator: torch.Generator) -> Gradients:
+    def steps(problem: Problem, generator: torch.Generator) -> Gradients:
         total = {k: torch.zeros_like(p) for k, p in problem.params.items()}
         for part in torch.randperm(4, generator=generator).split(2):
             own = float(LENGTHS[part].sum())
@@ -105,7 +115,7 @@ class Residual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b = nn.Linear(1, 3), nn.Linear(3, 1)
+        self.a, self.b = blank_linear(1, 3), blank_linear(3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         def second(t: Tensor) -> Tensor:
@@ -115,10 +125,9 @@ class Residual(nn.Module):
         return second(x) + torch.sin(x)
 
 
-def collocation() -> fgvar.Problem:
-    torch.manual_seed(0)
+def collocation() -> Problem:
     x = torch.linspace(-3, 3, 8, dtype=torch.float64)[:, None]
-    return fgvar.Problem(Residual().double(), "mse", (x, torch.zeros_like(x)))
+    return Problem(weights_drawn(Residual(), 0), "mse", (x, torch.zeros_like(x)))
 
 
 # ---- losses of their own -------------------------------------------------------------------------------------
@@ -137,11 +146,9 @@ class Posterior(nn.Module):
         return torch.stack([x @ self.mean, spread, self.log_std.sum().expand(len(x))], 1)
 
 
-def posterior() -> fgvar.Problem:
+def posterior() -> Problem:
     x, y = torch.arange(12.0, dtype=torch.float64).reshape(4, 3).sin(), torch.arange(4.0, dtype=torch.float64).cos()
-    return fgvar.Problem(
-        Posterior().double(), lambda out, y: 0.5 * ((y - out[:, 0]) ** 2 + out[:, 1]) - out[:, 2], (x, y)
-    )
+    return Problem(Posterior().double(), lambda out, y: 0.5 * ((y - out[:, 0]) ** 2 + out[:, 1]) - out[:, 2], (x, y))
 
 
 @dataclass(frozen=True)
@@ -151,10 +158,10 @@ class Variational:
     kind: str = "path"
     samples: int = 2
 
-    def randomness(self, problem: fgvar.Problem) -> fgvar.Randomness:  # noqa: ARG002
-        return fgvar.Randomness({"eps": fgvar.Leaf((self.samples, 3), fgvar.Gaussian())})
+    def randomness(self, problem: Problem) -> Randomness:  # noqa: ARG002
+        return Randomness({"eps": Leaf((self.samples, 3), Gaussian())})
 
-    def estimate(self, problem: fgvar.Problem, noise: Any) -> fgvar.Estimate:
+    def estimate(self, problem: Problem, noise: Any) -> Estimate:
         eps, q = noise["eps"], problem.params
 
         def cost(w: Tensor) -> Tensor:
@@ -174,24 +181,25 @@ class Variational:
         g = torch.func.grad(path if self.kind in ("path", "std") else score)(q)
         if self.kind == "std":
             g["log_std"] = g["log_std"] / q["log_std"].exp()
-        return fgvar.Estimate(g)
+        return Estimate(g)
 
-    def target(self, problem: fgvar.Problem) -> Gradients:
+    def target(self, problem: Problem) -> Gradients:
         return problem.backprop()
 
 
 SHARES = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.06, 0.04], dtype=torch.float64)
 
 
-def classes() -> fgvar.Problem:
-    torch.manual_seed(0)
-    return fgvar.Problem(nn.Linear(3, 6).double(), "cross_entropy", (randn(3, 3, seed=1), torch.tensor([0, 2, 5])))
+def classes() -> Problem:
+    return Problem(
+        weights_drawn(blank_linear(3, 6), 0), "cross_entropy", (randn(3, 3, seed=1), torch.tensor([0, 2, 5]))
+    )
 
 
 def sampled_softmax(sign: int) -> Any:
     """Logits less log(m q) of sampled negatives, which only many samples make right; wrong: plus it."""
 
-    def estimate(problem: fgvar.Problem, generator: torch.Generator, m: int = 3) -> Gradients:
+    def estimate(problem: Problem, generator: torch.Generator, m: int = 3) -> Gradients:
         negative = torch.multinomial(SHARES, m, replacement=True, generator=generator)
 
         def loss(params: Gradients) -> Tensor:
@@ -209,7 +217,7 @@ def sampled_softmax(sign: int) -> Any:
 def exact_softmax() -> Any:
     """All classes, in an order drawn anew."""
 
-    def estimate(problem: fgvar.Problem, generator: torch.Generator) -> Gradients:
+    def estimate(problem: Problem, generator: torch.Generator) -> Gradients:
         order = torch.randperm(6, generator=generator)
 
         def loss(params: Gradients) -> Tensor:
@@ -237,16 +245,15 @@ class Coder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder, self.decoder = nn.Linear(2, 2), nn.Linear(1, 1)
+        self.encoder, self.decoder = blank_linear(2, 2), blank_linear(1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         both = [self.decoder.weight.expand(len(x), 1), self.decoder.bias.expand(len(x), 1)]
         return torch.cat([self.encoder(x), *both], 1)
 
 
-def coder() -> fgvar.Problem:
+def coder() -> Problem:
     """The bound of two samples, by quadrature over both."""
-    torch.manual_seed(8)
     one, two = (e.flatten()[None] for e in torch.meshgrid(NODES, NODES, indexing="ij"))
     weights = torch.outer(WEIGHTS, WEIGHTS).flatten()
 
@@ -254,13 +261,13 @@ def coder() -> fgvar.Problem:
         both = torch.stack([log_weight(out, y, one), log_weight(out, y, two)])
         return -(torch.logsumexp(both, 0) - np.log(2)) @ weights
 
-    return fgvar.Problem(Coder().double(), bound, (randn(2, 2, seed=1), randn(2, 1, seed=2)))
+    return Problem(weights_drawn(Coder(), 8), bound, (randn(2, 2, seed=1), randn(2, 1, seed=2)))
 
 
 def iwae(detached: bool) -> Any:
     """Σ w̃ log w of normalised importance weights w̃; wrong: w̃ is differentiated, too."""
 
-    def estimate(problem: fgvar.Problem, generator: torch.Generator) -> Gradients:
+    def estimate(problem: Problem, generator: torch.Generator) -> Gradients:
         eps = torch.randn(problem.batch_size, 2, generator=generator, dtype=problem.dtype)
 
         def loss(params: Gradients) -> Tensor:
