@@ -13,8 +13,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from figures import command, drawing, style, verdicts
-from figures.page import Figures, Page, Sheet
+from fgvar.plot import Sheet, datasets, drawing
+from figures import command, verdicts
+from figures.page import Figures, Page
 
 DIMS = ("trainable", "stage", "seed", "estimator", "group")
 MEASURED = ("relative_variance", "efficiency")
@@ -40,7 +41,7 @@ LOOKS = {"full": ("#0072B2", "o"), "LoRA": ("#D55E00", "s")}  # sets are no sche
 @PAGE.figure
 def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     """A row for each estimator: variance, and direction at equal queries and at equal cost, over MeZO's."""
-    rows = style.names(dataset, "estimator")
+    rows = datasets.names(dataset, "estimator")
     names = list(PANELS) if sheet.wide else list(PANELS)[1:2]
     grid = sheet.grid(1, len(names), head=0.75, height=0.185 * len(rows), sharey=True)[0]
     for axes, name in zip(grid, names, strict=True):
@@ -54,11 +55,11 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     handles = [
         Line2D([], [], color=_look(name)[0], marker=_look(name)[1], markersize=3, linestyle="none",
                label=f"{name}, drawn")
-        for name in style.names(dataset, "trainable")
+        for name in datasets.names(dataset, "trainable")
     ]  # fmt: skip
     handles += [
         Line2D([], [], color=_look(name)[0], linewidth=3, alpha=0.4, label=f"{name}, exact, every stage and seed")
-        for name in style.names(dataset, "trainable")
+        for name in datasets.names(dataset, "trainable")
     ]
     sheet.legend(handles)
 
@@ -70,10 +71,10 @@ def _look(trainable: str) -> tuple[str, str]:
 def _panel(axes: Axes, dataset: xr.Dataset, measure: str, limits: tuple[float, float]) -> None:
     drawing.log(axes, "x", limits)
     axes.axvline(1, color="black", linewidth=0.6, zorder=1)
-    for row, name in enumerate(style.names(dataset, "estimator")):
+    for row, name in enumerate(datasets.names(dataset, "estimator")):
         if row % 2:
             axes.axhspan(row - 0.5, row + 0.5, color="0.96", linewidth=0, zorder=0)
-        for place, trainable in enumerate(style.names(dataset, "trainable")):
+        for place, trainable in enumerate(datasets.names(dataset, "trainable")):
             at = row + (place - (dataset.sizes["trainable"] - 1) / 2) * 0.4
             _ratios(axes, dataset.sel(trainable=trainable), name, measure, at, _look(trainable))
 
@@ -136,7 +137,7 @@ def table(dataset: xr.Dataset) -> pd.DataFrame:
 
 def _number(dataset: xr.Dataset, claim: dict[str, str]) -> dict[str, str]:
     found = {}
-    for trainable in style.names(dataset, "trainable"):
+    for trainable in datasets.names(dataset, "trainable"):
         if not claim["measure"]:
             found[trainable] = "–"
             continue
@@ -154,16 +155,18 @@ def caption(dataset: xr.Dataset) -> Iterator[str]:
     """What the figure shows, in words and in numbers from the dataset."""
     get = dataset.attrs.get
     size = dataset["size"].sel(group="total").max(("stage", "seed"))
-    d = ", ".join(f"{name} d = {int(size.sel(trainable=name)):,}" for name in style.names(dataset, "trainable"))
+    d = ", ".join(f"{name} d = {int(size.sel(trainable=name)):,}" for name in datasets.names(dataset, "trainable"))
     yield (
         f"Published zeroth-order and forward estimators on a small GPT-2 ({d}), at "
-        f"{dataset.sizes['stage']} stages ({', '.join(style.names(dataset, 'stage'))}), {dataset.sizes['seed']} "
+        f"{dataset.sizes['stage']} stages ({', '.join(datasets.names(dataset, 'stage'))}), {dataset.sizes['seed']} "
         f"seed(s), given one batch of {get('config_probe_batch', '?')}. Left: noise variance of one estimate over "
         "that of MeZO. Middle and right: efficiency (squared cosine as a ratio of means, ⟨E ĝ, ∇⟩²/(‖∇‖² E‖ĝ‖²)) "
         "over MeZO's, at equal queries and at equal forward passes as published. Left of the line: less variance; "
         "right of it: a better direction. Arrows: beyond the axis."
     )
-    taken = [name for name in style.names(dataset, "estimator") if not dataset["replayed"].sel(estimator=name).max()]
+    taken = [
+        name for name in datasets.names(dataset, "estimator") if not dataset["replayed"].sel(estimator=name).max()
+    ]
     yield (
         "Bars and ticks: exact given the gradient, one tick for each stage and seed. Points: drawn, 95 % intervals, "
         f"{_draws(dataset)}; derivatives replayed from the known gradient"

@@ -7,8 +7,9 @@ import pytest
 import xarray as xr
 
 import fgvar
+from fgvar.plot import venues
 from figures import audit as figure
-from figures import style, verdicts
+from figures import verdicts
 from studies import audit as study
 from studies.published import claims, rows
 
@@ -163,7 +164,7 @@ def test_the_stored_dataset_keeps_the_claim(stored: xr.Dataset) -> None:
 
 
 @pytest.mark.parametrize("columns", [2, 1])
-def test_what_is_drawn(stored: xr.Dataset, columns: style.Columns) -> None:
+def test_what_is_drawn(stored: xr.Dataset, columns: venues.Columns) -> None:
     drawn = figure.draw(stored, columns=columns)
     titles = list(figure.PANELS)
     assert [axes.get_title() for axes in drawn.axes] == (titles if columns == 2 else titles[1:2])
