@@ -14,8 +14,8 @@ Claim      On correct estimators alarms come at most at the nominal rate, from 1
            large values are rare (1 % of draws 100 times as large: 0.51 to 0.82 up to 256 draws; 10 % 10 times:
            0.91 at 32), of differences of variances of 4 numbers (0.91 at 32, 0.92 at 64), and of efficiencies with a
            bias in 4 dimensions (0.92 at 32); more of signal-to-noise ratios at 32 and 64 (up to 0.99). The limit of
-           the squared bias holds in 98 to 100 %. p-values reject no more often than their level from 64 draws on
-           (rare events, coordinate noise in 20 dimensions: 0.027 at 64 draws for 0.05).
+           the squared bias holds in 98 to 100 %. p-values reject at most at their level from 64 draws on, within the
+           binomial error of a cell (rare events, coordinate noise in 20 dimensions: 0.023 at 64 draws for 0.05).
 Shown      Drawn values: shares of simulated runs, with their binomial errors; alarms of rare events exactly. Laws
            of per-draw scalars, (g·u)u, and layers of networks with exact statistics (`studies/calibration`), by the
            library's own code.

@@ -22,6 +22,7 @@ _NAMES = {
     # statistics
     "Sums": "fgvar.measurement.sums",
     "Estimated": "fgvar.measurement.intervals",
+    "interval": "fgvar.measurement.intervals",
     "BY_REFERENCE": "fgvar.measurement.statistics",
     "bias_test": "fgvar.measurement.statistics",
     "snr": "fgvar.measurement.statistics",

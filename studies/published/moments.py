@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fgvar.measurement.intervals import interval
+from fgvar.measurement import interval
 from studies.published.directional import Moments, Tensors, squares
 
 Array = NDArray[np.float64]
