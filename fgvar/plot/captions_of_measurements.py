@@ -1,5 +1,6 @@
 """Captions of one measurement: layers, rankings, squared bias against variance, laws of draws."""
 
+import numpy as np
 import xarray as xr
 
 from fgvar.plot import by_layer, datasets, intervals, limits, ranked, series, theory_lines, words
@@ -73,8 +74,8 @@ def ranking(
     null = f" Grey: within ±{float(data['cosine_null']):.2g}, where 95 % of single random directions lie; means over "
     null += "draws are told from 0 by their bars."
     return [
-        f"Estimators ranked by {ranked.called(by, reference)}, in {words.of_layer(layer, dataset)}. {words.measured(dataset)} "
-        f"{words.seeds(dataset)}".strip(),
+        f"Estimators ranked by {ranked.called(by, reference)}, in {words.of_layer(layer, dataset)}. "
+        f"{words.measured(dataset)} {words.seeds(dataset)}".strip(),
         f"Bars: {words.bars(data, by)}.{null if by == 'cosine' and 'cosine_null' in data else ''}",
         _biases(dataset, layer, named),
         words.missing(data, (by,)),
@@ -102,10 +103,10 @@ def _biases(dataset: xr.Dataset, layer: str, named: list[str]) -> str:
     if not most.size:
         untested = bool((data["bias_p"].sel(reference="target").isnull() & (data["relative_variance"] > 0)).any())
         return f"{hollow}There are too few draws to see a bias." if untested else f"{hollow}There is {none}."
-    worst = most.isel(estimator=int(most.argmax()))
+    worst = int(np.argmax(most.values))
     return (
-        f"{hollow}The test sees {none}, which proves none absent: not excluded are biases up to {float(worst):.2g} of "
-        f"the target ({worst['estimator'].item()})."
+        f"{hollow}The test sees {none}, which proves none absent: not excluded are biases up to "
+        f"{most.values[worst]:.2g} of the target ({most['estimator'].values[worst]})."
     )
 
 
@@ -135,8 +136,8 @@ def tradeoff(dataset: xr.Dataset, layer: str = "perturbed") -> list[str]:
     limited = [name for name in datasets.names(data, "estimator") if bool(data["limited"].sel(estimator=name))]
     zero = bool(((data["bias_drawn"] == 0) | (data["relative_variance"] < series.ROUNDING)).any())
     return [
-        f"Squared bias against variance, both over ‖target‖², in {words.of_layer(layer, dataset)}: the expected squared error "
-        f"of an estimate is their sum, equal along dashed lines. {words.measured(dataset)} "
+        f"Squared bias against variance, both over ‖target‖², in {words.of_layer(layer, dataset)}: the expected "
+        f"squared error of an estimate is their sum, equal along dashed lines. {words.measured(dataset)} "
         f"{words.seeds(dataset)}".strip(),
         f"Bars: {words.bars(data, 'relative_variance')}"
         + ("." if series.is_exact(data) else " (of the variance), and ±1.96 standard errors of a bias."),

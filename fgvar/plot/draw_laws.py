@@ -20,7 +20,7 @@ from fgvar.plot.looks import Look, Wanted
 from fgvar.plot.ranked import NULL
 
 ROW, LINE = 0.3, 0.15  # inches of a row, and of a line of its name
-BINS = 40  # of one histogram, over its own range
+BINS = 20  # of one histogram, over its own range
 FINEST = 200  # bins that the whole axis would have
 CALLED = {
     "square": "‖ĝ − target‖²",
