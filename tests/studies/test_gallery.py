@@ -24,6 +24,7 @@ NAMES = (
     "cost",
     "calibration",
     "language_model",
+    "audit",
     "streams",
     "initialisation",
     "collocation",

@@ -106,6 +106,11 @@ def costs_are_measured(found: xr.Dataset) -> None:
 
 PROXY = ("small proxy", "exact", "256 draws, replayed", "means of 3 seeds", "frozen")
 CASES = {
+    "audit": Case(
+        {"trainable": 2, "stage": 1, "seed": 1, "part": 7}, ("verdict", "does not hold"),
+        ("exact given the gradient", "derivatives replayed", "hold only in some cells", "Drawn from exact"),
+        extra="transformers",
+    ),
     "all_schemes": Case(
         {}, tuple(scheme.name for scheme in fgvar.schemes()[::9]),
         ("Values are drawn (512 draws", "44 steps of backprop", "95 % intervals", "Hollow: biased"),
@@ -240,6 +245,9 @@ def test_nothing_to_collect_is_told(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
+        ("audit", ["--stages", "late"], r"stages has \['late'\], expected some of: initial, pretrained, half"),
+        ("audit", ["--parts", "all"], r"parts has \['all'\], expected some of: isotropic, low rank, subspaces"),
+        ("audit", ["--trainable", "last block"], "trainable is 'last block', expected full, or LoRA and a rank"),
         ("collocation", ["--uniform", "25"], r"uniform is \[25\] and probe 12, expected 0 to 24 points and 1 to 20"),
         ("directions", ["--directions", "161"], "expected numbers from 1 to 160"),
         ("finite_differences", ["--draws", "100"], "multiple of the blocks"),

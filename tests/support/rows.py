@@ -56,6 +56,7 @@ def rows(beside: fgvar.Problem) -> dict[str, fgvar.GradientEstimator]:
         "quantised": then(transforms.Quantise(4)),
         "retained": then(transforms.Retained(beside, steps=2, lr=0.05)),
         "momentum": fgvar.History(sampled(draw(2)), streams.Momentum(0.5), steps=3, lr=0.1),
+        "kept": at(points.Ahead(by=points.Kept(beside.backprop()), step=0.1)),
         "past": fgvar.History(at(points.Ahead(by=points.Past(), step=0.1)), streams.Momentum(0), steps=3, lr=0.1),
         "Adam": fgvar.History(forward, streams.Adam(factor=streams.DiffGrad(), amsgrad=True), steps=3, lr=0.1),
         "error feedback": fgvar.History(
