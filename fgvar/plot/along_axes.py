@@ -77,7 +77,7 @@ def sweep(
         grid = sheet.grid(down, across, head=sheet.head(handles), height=1.65, sharey=True, sharex=True)
         for axes, (title, data) in zip(grid.flat, its.panels, strict=False):
             _draw(cast(Axes, axes), its, data, styled)
-            axes.set_title(title)
+            axes.set_title(styles.plain(title))
             axes.label_outer()
         for axes in list(grid.flat)[len(its.panels) :]:
             axes.set_visible(False)
@@ -100,7 +100,8 @@ def _draw(axes: Axes, its: Swept, data: xr.Dataset, styled: Mapping[str, Look]) 
         for why in dict.fromkeys(filter(None, found.missing)):
             gaps.setdefault(why, []).append(name)
     told = "\n".join(
-        textwrap.fill(f"{', '.join(filter(None, names)) or its.y}: {why}", 44) for why, names in gaps.items()
+        textwrap.fill(f"{styles.plain(', '.join(filter(None, names))) or its.y}: {why}", 44)
+        for why, names in gaps.items()
     )
     if told:
         axes.text(0.02, 0.98, told, transform=axes.transAxes, va="top", **marks.WORD)
@@ -134,7 +135,7 @@ def _handles(its: Swept, styled: Mapping[str, Look]) -> list[Artist]:
         told = f"{name}, slope {slopes[name]}" if name in slopes else name
         if name:
             how = styles.point_style(look) if predicted else styles.line_style(look)
-            handles.append(Line2D([], [], label=told, **how))
+            handles.append(Line2D([], [], label=styles.plain(told), **how))
     made = {series.made(one, its.y) for _, data in its.panels for _, one in its.lines(data)}
     handles += marks.legend_made(made, lines=True)
     if predicted:

@@ -15,7 +15,6 @@ from fgvar.plot import looks as styles
 from fgvar.plot.looks import Look, Wanted
 
 EQUAL: dict[str, Any] = {"color": "0.6", "linewidth": 0.5, "linestyle": (0, (4, 2)), "zorder": 1}
-ZERO: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False, "fontsize": "small"}
 LARGER = 1.6  # markers, which stand alone
 
 
@@ -91,23 +90,21 @@ def _draw(axes: Axes, data: xr.Dataset, styled: Mapping[str, Look]) -> None:
     found = {name: series.of(data.sel(estimator=name), "relative_variance").without_rounding() for name in styled}
     x = np.array([one.value[0] for one in found.values()])
     y = np.array([float(data["bias_drawn"].sel(estimator=name)) for name in styled])
-    drawing.log(
-        axes, "x", limits.positive(np.array([(o.value, o.low, o.high) for o in found.values()]).ravel(), room=3)
-    )
-    drawing.log(axes, "y", limits.positive(y, room=5))
+    ends = np.array([(o.value, o.low, o.high) for o in found.values()]).ravel()
+    drawing.log(axes, "x", limits.positive(ends, room=3), zero=bool((x == 0).any()))
+    drawing.log(axes, "y", limits.positive(y, room=5), zero=bool((y == 0).any()))
     _equal(axes)
     told: list[str] = []
     for (name, its), bias in zip(found.items(), y, strict=True):
         one = data.sel(estimator=name)
         if its.missing[0] or np.isnan(bias):
-            told.append(f"{name}: {its.missing[0] or series.reason(int(one['flag']) if 'flag' in one else 0)}")
+            told.append(
+                f"{styles.plain(name)}: {its.missing[0] or series.reason(int(one['flag']) if 'flag' in one else 0)}"
+            )
             continue
         _point(axes, its, bias, one, styled[name], name)
     if told:
         axes.text(0.98, 0.98, "\n".join(told), transform=axes.transAxes, va="top", ha="right", **marks.WORD)
-    for values, aside in ((x, (0, -8)), (y, (-8, 0))):
-        if (values == 0).any():
-            axes.annotate("0", (0, 0), aside, xycoords="axes fraction", ha="center", va="center", **ZERO)
     axes.set(xlabel="variance / ‖target‖²", ylabel="squared bias / ‖target‖²")
 
 
@@ -146,4 +143,4 @@ def _equal(axes: Axes) -> None:
         shown = (x >= left) & (x <= right) & (y >= low) & (y <= high)
         if shown.any():
             axes.plot(x[shown], y[shown], **EQUAL)
-            axes.text(x[shown][0], y[shown][0], f"{total:g}", ha="left", va="bottom", **marks.WORD)
+            axes.text(x[shown][0], y[shown][0], f" {total:g}", ha="left", va="top", **marks.WORD)

@@ -71,7 +71,7 @@ def layers(
         return cast(Figure, panels[0].get_figure(root=True))
     with here() as place:
         sheet = Sheet(place)
-        handles = _handles(data, {sheet.wrapped(name): look for name, look in found.items()})
+        handles = _handles(data, {sheet.wrapped(name, sheet.share(len(found))): look for name, look in found.items()})
         down, across = (1, 4) if sheet.wide else (2, 2)
         height = 0.45 + data.sizes["layer"] * max(STRIPE, ONE * len(found))
         grid = sheet.grid(down, across, head=sheet.head(handles), height=height)
@@ -130,7 +130,8 @@ def _scale(axes: Axes, data: xr.Dataset, variable: str, found: Mapping[str, Look
         drawing.log(axes, "x", (max(float(low), limits.FLOOR) / 3, 2.0))
         axes.axvline(threshold, label="threshold", **THRESHOLD)
     elif variable == "relative_bias":
-        drawing.log(axes, "x", limits.positive(data[variable].values, floor=series.UNSEEN))
+        zero = bool((data[variable] < series.UNSEEN).any())
+        drawing.log(axes, "x", limits.positive(data[variable].values, floor=series.UNSEEN), zero=zero)
     elif variable == "cosine":
         linear, around = limits.cosine(data)
         drawing.symlog(axes, "x", linear, around, sparse=True)
@@ -140,7 +141,8 @@ def _scale(axes: Axes, data: xr.Dataset, variable: str, found: Mapping[str, Look
     else:
         low, high = limits.variance(data)
         expected = theory_lines.relative_variance(data)
-        drawing.log(axes, "x", (low, float(np.nanmax(expected, initial=high / 1.6)) * 1.6))
+        zero = bool((data["relative_variance"] < series.ROUNDING).any())
+        drawing.log(axes, "x", (low, float(np.nanmax(expected, initial=high / 1.6)) * 1.6), zero=zero)
         if np.isfinite(expected).any():
             at = rows + _shifts(found)[theory_lines.FG_W]
             axes.plot(expected, at, label="FG-W, theory", color="black", **TICK)

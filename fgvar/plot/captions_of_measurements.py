@@ -1,5 +1,6 @@
 """Captions of one measurement: layers, rankings, squared bias against variance, laws of draws."""
 
+import numpy as np
 import xarray as xr
 
 from fgvar.plot import by_layer, datasets, intervals, limits, ranked, series, theory_lines, words
@@ -73,14 +74,40 @@ def ranking(
     null = f" Grey: within ±{float(data['cosine_null']):.2g}, where 95 % of single random directions lie; means over "
     null += "draws are told from 0 by their bars."
     return [
-        f"Estimators ranked by {ranked.called(by, reference)}, in {words.of_layer(layer)}. {words.measured(dataset)} "
-        f"{words.seeds(dataset)}".strip(),
+        f"Estimators ranked by {ranked.called(by, reference)}, in {words.of_layer(layer, dataset)}. "
+        f"{words.measured(dataset)} {words.seeds(dataset)}".strip(),
         f"Bars: {words.bars(data, by)}.{null if by == 'cosine' and 'cosine_null' in data else ''}",
-        f"Hollow: biased for its own target: {', '.join(named)}." if named else "None is known to be biased.",
+        _biases(dataset, layer, named),
         words.missing(data, (by,)),
         words.unsure(data, by),
         _best(data, by),
     ]
+
+
+def _biases(dataset: xr.Dataset, layer: str, named: list[str]) -> str:
+    """Which estimators are biased, and how large a bias of the others may be."""
+    data = datasets.one(dataset, layer=layer)
+    hollow = f"Hollow: biased for its own target: {', '.join(named)}. " if named else ""
+    none = "no other bias" if named else "no bias"
+    if "biased" in data:
+        return hollow or "None is declared to be biased."
+    if series.is_exact(data):
+        unknown = series.relative_bias(data).isnull()
+        names = [name for name in datasets.names(data, "estimator") if bool(unknown.sel(estimator=name))]
+        more = f" Unknown: {words.listed(names)}." if names else ""
+        return f"{hollow}By closed forms there is {none}.{more}"
+    if not {"sq_bias", "sq_bias_high", "bias_p"} <= set(map(str, data.data_vars)):
+        return f"{hollow}How large another bias may be is not known." if named else "The bias is not known."
+    of = split(dataset, layer)
+    most = (of["bias_high"].where(of["limited"]) ** 0.5).dropna("estimator")
+    if not most.size:
+        untested = bool((data["bias_p"].sel(reference="target").isnull() & (data["relative_variance"] > 0)).any())
+        return f"{hollow}There are too few draws to see a bias." if untested else f"{hollow}There is {none}."
+    worst = int(np.argmax(most.values))
+    return (
+        f"{hollow}The test sees {none}, which proves none absent: not excluded are biases up to "
+        f"{most.values[worst]:.2g} of the target ({most['estimator'].values[worst]})."
+    )
 
 
 def _best(data: xr.Dataset, by: str) -> str:
@@ -109,15 +136,16 @@ def tradeoff(dataset: xr.Dataset, layer: str = "perturbed") -> list[str]:
     limited = [name for name in datasets.names(data, "estimator") if bool(data["limited"].sel(estimator=name))]
     zero = bool(((data["bias_drawn"] == 0) | (data["relative_variance"] < series.ROUNDING)).any())
     return [
-        f"Squared bias against variance, both over ‖target‖², in {words.of_layer(layer)}: the expected squared error "
-        f"of an estimate is their sum, equal along dashed lines. {words.measured(dataset)} "
+        f"Squared bias against variance, both over ‖target‖², in {words.of_layer(layer, dataset)}: the expected "
+        f"squared error of an estimate is their sum, equal along dashed lines. {words.measured(dataset)} "
         f"{words.seeds(dataset)}".strip(),
-        f"Bars: {words.bars(data, 'relative_variance')} of the variance, and ±1.96 standard errors of a bias.",
+        f"Bars: {words.bars(data, 'relative_variance')}"
+        + ("." if series.is_exact(data) else " (of the variance), and ±1.96 standard errors of a bias."),
         f"Hollow, with an arrow: the bias is not told from 0, and is at most so large: {words.listed(limited)}."
         if limited
         else "",
         "On an edge: 0." if zero else "",
-        words.missing(data, ("relative_variance", "sq_bias")),
+        words.missing(data, ("relative_variance", "bias_drawn")),
     ]
 
 
@@ -127,8 +155,12 @@ def tradeoff_found(dataset: xr.Dataset, layer: str = "perturbed") -> str:
     if not total.size:
         return "Squared bias against variance: no estimator has both."
     total = total.sortby(total)
+    limits_left = " Biases that are not told from 0 count as 0." if bool(data["limited"].any()) else ""
+    if total.size == 1:
+        only = total["estimator"].values[0]
+        return f"Squared bias plus variance, over ‖target‖², is {float(total[0]):.3g} of {only}.{limits_left}"
     one, last = (f"{total['estimator'].values[i]} ({float(total[i]):.3g})" for i in (0, -1))
-    return f"Squared bias plus variance, over ‖target‖², is least of {one} and largest of {last}."
+    return f"Squared bias plus variance, over ‖target‖², is least of {one} and largest of {last}.{limits_left}"
 
 
 def draws(dataset: xr.Dataset, of: str = "cosine_target", layer: str = "perturbed") -> list[str]:

@@ -110,7 +110,7 @@ def check(report: Any) -> list[str]:
         "Right: the smallest relative error that each check would have caught in every layer; bars reach to the "
         "layer where a smaller one is caught. Black edge: exact, by enumeration or comparison, for certain; white "
         "edge: drawn, with probability 0.95. Dotted: an error as large as what it is an error of. No point: what "
-        "compares bits, or was not tried.",
+        "failed, compares bits, or was not tried.",
         f"Failed: {', '.join(failed)}." if failed else "",
     ]
 

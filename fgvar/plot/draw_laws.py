@@ -19,8 +19,9 @@ from fgvar.plot.by_layer import stripes
 from fgvar.plot.looks import Look, Wanted
 from fgvar.plot.ranked import NULL
 
-ROW = 0.3  # inches
-BINS = 40
+ROW, LINE = 0.3, 0.15  # inches of a row, and of a line of its name
+BINS = 20  # of one histogram, over its own range
+FINEST = 200  # bins that the whole axis would have
 CALLED = {
     "square": "‖ĝ − target‖²",
     "along_target": "⟨ĝ − target, target⟩",
@@ -68,11 +69,15 @@ def draws(
     if of.startswith("cosine"):
         handles.append(Patch(**NULL, label="95 % of random directions"))
 
+    lines = max(label.count("\n") + 1 for label in panel.wrapped(datasets.names(data, "estimator")))
+    row = max(ROW, LINE * lines)
+    height = 0.4 + max(row * data.sizes["estimator"], 0.5)
+
     def draw(axes: Axes) -> None:
         _laws(axes, data, of, styled)
         axes.set_xlabel(CALLED[of])
 
-    return panel.drawn(ax, draw, handles if legend else [], height=0.4 + max(ROW * data.sizes["estimator"], 0.5))
+    return panel.drawn(ax, draw, handles if legend else [], height=height)
 
 
 def kept(dataset: xr.Dataset, of: str, layer: str) -> xr.Dataset:
@@ -119,7 +124,8 @@ def _law(axes: Axes, its: NDArray[np.float64], row: int, look: Look, ends: tuple
     if len(its) < 16 or np.ptp(its) < 1e-9 * (ends[1] - ends[0]):
         axes.plot(its, np.full(len(its), row + 0.1), color=look.color, marker="|", markersize=9, linestyle="none")
         return
-    counts, edges = np.histogram(its, BINS, range=ends)
+    bins = int(np.clip(np.ptp(its) / (ends[1] - ends[0]) * FINEST, 1, BINS))
+    counts, edges = np.histogram(its, bins)
     height = 0.78 * counts / counts.max()
     base = np.full(len(counts) + 1, row + 0.38)
     tops = base - np.append(height, height[-1])

@@ -11,6 +11,9 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 
+EDGE = 0.1  # of an axis: room between what stands for 0 and the numbers
+ZERO: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False, "fontsize": "small"}
+
 
 def repeated(
     axes: Axes, x: xr.DataArray, values: xr.DataArray, *, estimator: str, errorbar: tuple[str, float], **how: Any
@@ -44,11 +47,15 @@ def symlog(
     ticks(axis, labelled, {0, labelled.min(), labelled.max()} if sparse else None)
 
 
-def log(axes: Axes, which: Literal["x", "y"], limits: tuple[float, float]) -> None:
-    """Make an axis logarithmic; limits without two powers of ten between them widen to the next ones."""
+def log(axes: Axes, which: Literal["x", "y"], limits: tuple[float, float], *, zero: bool = False) -> None:
+    """Make an axis logarithmic; limits without two powers of ten between them widen to the next ones.
+
+    With ``zero`` its lower edge stands for 0, is away from all powers of ten, and says so.
+    """
     low, high = np.log10(limits)
     if np.floor(high) - np.ceil(low) < 1:
         low, high = np.floor(low), np.ceil(high)
+    low -= EDGE * (high - low) if zero else 0.0
     axes.set(**{f"{which}scale": "log", f"{which}lim": (10**low, 10**high)})
     powers = np.arange(np.ceil(low), np.floor(high) + 1)
     most = 5 if which == "y" else 3  # labels stand side by side on an x axis
@@ -56,6 +63,9 @@ def log(axes: Axes, which: Literal["x", "y"], limits: tuple[float, float]) -> No
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(FixedLocator((10.0**powers).tolist()))
     axis.set_minor_locator(NullLocator())  # minor ticks would take most of the time of drawing
+    if zero:
+        aside = (0, -8) if which == "x" else (-8, 0)
+        axes.annotate("0", (0, 0), aside, xycoords="axes fraction", ha="center", va="center", **ZERO)
 
 
 def log_steps(axes: Axes, steps: ArrayLike) -> None:

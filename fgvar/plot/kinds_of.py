@@ -25,6 +25,7 @@ DRAW: dict[str, Callable[..., Figure]] = {
     "draws": draws,
 }
 PERTURBED = "perturbed"
+SHOWN = 6  # variables that an error names
 SEVERAL = 2  # estimators, from which on a ranking says something
 
 
@@ -108,7 +109,7 @@ def figures(shown: Any, looks: Mapping[str, Wanted] | None = None) -> dict[str, 
     if not found:
         raise ValueError(
             "no figure fits: expected a dataset of fgvar.measure, fgvar.train or fgvar.sweep, or a report of "
-            f"fgvar.testing.check_estimator, and got {_told(shown)}"
+            f"fgvar.testing.check_estimator, and got {_told(shown)}{_why(shown)}"
         )
     return {kind: draw(shown, kind, looks) for kind in found}
 
@@ -129,8 +130,20 @@ def choices(dataset: xr.Dataset, kind: str) -> dict[str, Any]:
     return {}
 
 
+def _why(shown: Any) -> str:
+    """What is in the way of a sweep's figure, where a dataset has measurements."""
+    if not isinstance(shown, xr.Dataset) or not {"cosine", "relative_variance"} <= set(map(str, shown.data_vars)):
+        return ""
+    try:
+        swept.of(shown, **of_sweep(shown))
+    except (ValueError, TypeError) as error:
+        return f"; as a sweep: {error}"
+    return ""
+
+
 def _told(shown: Any) -> str:
     if not isinstance(shown, xr.Dataset):
         return f"a {type(shown).__name__}"
-    variables = ", ".join(map(str, shown.data_vars))
-    return f"a dataset over {', '.join(map(str, shown.dims)) or 'no dims'} of {variables or 'no variables'}"
+    variables = [str(name) for name in shown.data_vars]
+    told = ", ".join(variables[:SHOWN]) + (f" and {len(variables) - SHOWN} more" if len(variables) > SHOWN else "")
+    return f"a dataset over {', '.join(map(str, shown.dims)) or 'no dims'} of {told or 'no variables'}"

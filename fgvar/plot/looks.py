@@ -171,6 +171,16 @@ def point_style(its: str | Look, *, hollow: bool = False) -> dict[str, Any]:
     }
 
 
+def plain(name: str) -> str:
+    r"""A name as figures write it, in which a dollar is a dollar and begins no mathematics.
+
+    Example:
+        >>> print(plain("$a$"))
+        \$a\$
+    """
+    return name.replace("$", r"\$")
+
+
 def in_order(names: Iterable[str]) -> list[str]:
     """The names, each once: those of `SCHEMES` in its order, then the others as they come; the order of legends."""
     names = list(dict.fromkeys(map(str, names)))

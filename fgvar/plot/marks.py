@@ -130,7 +130,8 @@ def _told(found: Mapping[str, str], count: int) -> str:
     if len(found) == count:
         return "; ".join(whys)
     return "; ".join(
-        f"{names[0] if len(names) == 1 else f'{len(names)} of {count}'}: {why}" for why, names in whys.items()
+        f"{looks.plain(names[0]) if len(names) == 1 else f'{len(names)} of {count}'}: {why}"
+        for why, names in whys.items()
     )
 
 
@@ -142,7 +143,7 @@ def legend(
         Line2D(
             [],
             [],
-            label=name,
+            label=looks.plain(name),
             **style(look, (made or {}).get(name, DRAWN)) | ({"linestyle": look.line} if lines else {}),
         )
         for name, look in entries.items()

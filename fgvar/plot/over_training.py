@@ -151,7 +151,7 @@ def _probes(axes: Axes, its: Runs, label: str | None, quantity: str, styled: Map
         marks.band(axes, steps, drawn, styled[name], label=name)
         for why in dict.fromkeys(filter(None, drawn.missing)):
             gaps.setdefault(why, []).append(name)
-    told = "; ".join(f"{', '.join(names)}: {why}" for why, names in gaps.items())
+    told = "; ".join(f"{styles.plain(', '.join(names))}: {why}" for why, names in gaps.items())
     if told:
         axes.text(0.02, 0.02, told, transform=axes.transAxes, **marks.WORD)
     if known:
@@ -167,7 +167,7 @@ def _label(grid: NDArray[Any], its: Runs, rows: Sequence[str | None], *, in_rows
     """Titles and axis labels where a reader looks for them, and tick labels on the outer panels only."""
     for i, j in np.ndindex(grid.shape):
         axes, quantity = cast(Axes, grid[i, j]), its.quantities[j]
-        run, title = its.called(rows[i]), TITLES[quantity]
+        run, title = styles.plain(its.called(rows[i])), TITLES[quantity]
         x = "training step" if quantity in PROBES else "epoch"
         if alone or len(grid) == 1:
             axes.set(xlabel=x, ylabel=title, title=run if j == 0 else "")

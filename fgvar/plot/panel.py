@@ -9,6 +9,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fgvar.plot.looks import plain
 from fgvar.plot.sheet import LETTER, Sheet
 from fgvar.plot.venues import Place, here
 
@@ -26,7 +27,7 @@ def wrapped(names: Sequence[str]) -> list[str]:
     with here() as place:
         size = mpl.rcParams["ytick.labelsize"]
         letters = int(LABEL * width(place) / ((size if isinstance(size, float | int) else 8) * LETTER / 72))
-    return ["\n".join(textwrap.wrap(name, max(letters, 12)) or [name]) for name in names]
+    return [plain("\n".join(textwrap.wrap(name, max(letters, 12)) or [name])) for name in names]
 
 
 def drawn(ax: Axes | None, draw: Callable[[Axes], None], handles: Sequence[Artist], *, height: float) -> Figure:
@@ -40,7 +41,7 @@ def drawn(ax: Axes | None, draw: Callable[[Axes], None], handles: Sequence[Artis
         sheet = Sheet(place)
         sheet.width = width(place)
         for handle in handles:
-            handle.set_label(sheet.wrapped(str(handle.get_label())))
+            handle.set_label(sheet.wrapped(str(handle.get_label()), sheet.share(len(handles))))
         axes = sheet.grid(1, 1, head=sheet.head(handles), height=height)[0, 0]
         draw(axes)
         if handles:

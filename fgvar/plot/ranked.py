@@ -127,7 +127,8 @@ def _scale(axes: Axes, data: xr.Dataset, name: str, found: list[series.Series]) 
         room = 0.06 * (high - low or 1.0)
         axes.set_xlim(min(low - room, 0), high + room)
     else:
-        drawing.log(axes, "x", limits.positive(np.concatenate([one.extent for one in found]), room=2.0))
+        zero = any((one.value == 0).any() for one in found)
+        drawing.log(axes, "x", limits.positive(np.concatenate([one.extent for one in found]), room=2.0), zero=zero)
     if axes.get_xlim()[0] < 0:
         axes.axvline(0, color="0.75", linewidth=0.5, zorder=1)
 

@@ -111,6 +111,10 @@ class Sheet:
         entry = (letters * LETTER + handle) * mpl.rcParams["legend.fontsize"] / 72
         return max(1, min(int(self.width / entry), len(handles)))
 
+    def share(self, entries: int) -> float:
+        """The share of the width that an entry may have: half of it where the legend would be tall."""
+        return 0.5 if entries > 4 else 1.0
+
     def wrapped(self, name: str, share: float = 1.0) -> str:
         """A name over as many lines as a share of the sheet's width asks for."""
         size = mpl.rcParams["legend.fontsize"] * LETTER / 72

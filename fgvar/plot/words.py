@@ -10,6 +10,7 @@ BARS = {
     "intervals": "95 % intervals",
     "errors": f"±{intervals.Z} standard errors",
     "exact": "none, as values are exact",
+    "few": "none, as there are too few draws for an interval",
     "none": "not there: the dataset has neither intervals nor standard errors",
 }
 
@@ -45,7 +46,7 @@ def bars(dataset: xr.Dataset, name: str) -> str:
     if series.is_exact(dataset):
         return BARS["exact"]
     if f"{name}_low" in dataset:
-        return BARS["intervals"]
+        return BARS["intervals" if bool(dataset[f"{name}_low"].notnull().any()) else "few"]
     return BARS["errors" if f"{name}_se" in dataset else "none"]
 
 
@@ -96,7 +97,7 @@ def noiseless(data: xr.Dataset) -> str:
     names = [
         name
         for name in datasets.names(data, "estimator")
-        if (variance.sel(estimator=name).fillna(0) < series.ROUNDING).all()
+        if (its := variance.sel(estimator=name)).notnull().any() and (its.fillna(0) < series.ROUNDING).all()
     ]
     if not names:
         return ""
@@ -138,6 +139,7 @@ def ordered(dataset: xr.Dataset) -> list[str]:
     return looks.in_order(datasets.names(dataset, "estimator"))
 
 
-def of_layer(layer: str) -> str:
-    """A layer in a sentence."""
-    return "all parameters that an estimator estimates" if layer == "perturbed" else f"layer {layer!r}"
+def of_layer(layer: str, dataset: xr.Dataset | None = None) -> str:
+    """A layer in a sentence, and the last step of a dataset that has several."""
+    when = f", at step {dataset['step'].values[-1]}" if dataset is not None and dataset.sizes.get("step") else ""
+    return ("all parameters that an estimator estimates" if layer == "perturbed" else f"layer {layer!r}") + when

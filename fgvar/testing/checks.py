@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fgvar import identity
 from fgvar.errors import needs_extra, unknown
 from fgvar.estimators.estimator import GradientEstimator, require_estimator
 from fgvar.problem import Problem
@@ -168,7 +169,7 @@ def check_estimator(
                 sound = sound and not (name == "structure" and outcome == FAILED)
     if all(row.outcome == NOT_APPLICABLE and row.note.startswith(MISFIT) for row in rows):
         rows = [replace(row, outcome=FAILED) for row in rows]
-    return Report(repr(estimator), tuple(sorted(rows, key=lambda row: chosen.index(row.check))))
+    return Report(identity.described(estimator), tuple(sorted(rows, key=lambda row: chosen.index(row.check))))
 
 
 def parametrize_with_checks(

@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from fgvar import identity
 from fgvar.allocator import LARGEST_MMAP_THRESHOLD, MEGABYTE, keep_freed_memory
 from fgvar.data.augmentation import Views
 from fgvar.data.examples import Examples, refuse_loaders
@@ -243,7 +244,7 @@ def _dataset(loop: TrainingLoop, data: str) -> xr.Dataset:
         dataset.attrs = dict(loop.probes[0].attrs)
     # A probe's own seed and estimators are attributes, too: the run's have a prefix.
     dataset.attrs |= {f"train_{key}": value for key, value in asdict(config.schedule).items()}
-    dataset.attrs |= {"train_estimator": repr(loop.estimator), "train_seed": config.seed, "data": data}
+    dataset.attrs |= {"train_estimator": identity.described(loop.estimator), "train_seed": config.seed, "data": data}
     dataset.attrs |= {f"train_{key}": value for key, value in loop.task.identity.items()}
     dataset.attrs |= provenance(loop.problem.device, loop.problem.dtype)
     return describe(dataset)

@@ -30,7 +30,7 @@ def test_markdown_has_values_with_intervals(dataset: xr.Dataset) -> None:
     head, rule, *rows = fgvar.table(dataset, to="markdown").splitlines()
     assert rule.count("---") == head.count("|") - 1
     assert [row.count("|") for row in rows] == 2 * [head.count("|")]
-    assert re.search(r"`FG_W & co` \| [\d.]+ \| [\d.]+ \[[\d.]+, [\d.]+\]", rows[0])
+    assert re.search(r"`FG_W & co` \| [\d.]+ \| [\d.]+ \| [\d.]+ \[[\d.]+, [\d.]+\]", rows[0])
 
 
 def test_latex_is_escaped_and_columns_of_siunitx_hold_numbers(dataset: xr.Dataset) -> None:
