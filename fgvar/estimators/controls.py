@@ -61,21 +61,26 @@ class FrozenTrunk:
 
 @dataclass(frozen=True)
 class MatchedNoise:
-    """The target plus isotropic noise, in every tensor of the same variance as another estimator's.
+    """A target plus isotropic noise, in every tensor of the same variance as another estimator's.
 
-    Is it the amount of noise that hurts, or where it points? ĝ = g + ‖â − b̂‖/√(2d) u for two independent
+    Is it the amount of noise that matters, or where it points? ĝ = g + ‖â − b̂‖/√(2d) u for two independent
     estimates â, b̂ and normal u over the tensor's d numbers: E ĝ = g, tr Cov(ĝ) = tr Cov(â).
 
     Args:
-        like: the estimator whose variance is matched; its target is the mean.
+        like: the estimator whose variance is matched at every point.
+        mean: whose target g is; default: that of ``like``. Another one parts noise from mean: the global gradient
+            under the noise of local losses.
 
     Example:
         >>> from fgvar.estimators.schemes import scheme
         >>> MatchedNoise(scheme("FG-A")).bias_reason
         ''
+        >>> MatchedNoise(scheme("LG-FG-A"), mean=scheme("BP")).mean
+        ExactGradient(losses=GlobalLoss(heads=False))
     """
 
     like: GradientEstimator
+    mean: GradientEstimator | None = None
 
     @property
     def bias_reason(self) -> str:
@@ -101,7 +106,7 @@ class MatchedNoise:
         return Estimate(estimate, a.loss)
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
-        return self.like.target(problem)
+        return (self.mean or self.like).target(problem)
 
 
 @dataclass(frozen=True)
