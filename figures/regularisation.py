@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from fgvar.plot import Sheet, drawing
 from figures import command
@@ -34,14 +35,14 @@ LOOKS = {  # filled: without noise; hollow: with isotropic noise in its place
     "LG-FG-A": ("#D55E00", "D", "#D55E00"),
 }
 PANELS = {"test_error": "test error (%)", "train_error": "train error (%)", "gap": "test − train error (%)"}
-# The differences as they stand at the panel's side, E = LG-FG-A − BP and L = LG-FG-A − LG-BP.
+# Rules and their differences, as they stand at the panel's side; L is LG-FG-A − LG-BP.
 NAMES = {
-    "effect": "E = LG-FG-A − BP",
-    "perturbation": "L = LG-FG-A − LG-BP",
-    "locality": "LG-BP − BP − E/2",
-    "noise on BP": "noise on BP − L/2",
-    "noise on LG-BP": "noise on LG-BP − L/2",
-    "weight decay": "decay on BP − E/2",
+    "effect": "effect\nE = LG-FG-A − BP",
+    "locality": "locality\nLG-BP − BP − E/2",
+    "perturbation": "noise: that of LG-FG-A\nL − E/2",
+    "noise on BP": "noise: matched, on BP\n(+ noise) − BP − L/2",
+    "noise on LG-BP": "noise: matched, on LG-BP\n(+ noise) − LG-BP − L/2",
+    "weight decay": "weight decay\n(+ decay) − BP − E/2",
 }
 VERDICTS = {1: "holds", 0: "undecided", -1: "fails", -2: "nothing to explain"}
 SIZES = (("#882255", "o"), ("#E69F00", "s"), ("#56B4E9", "^"), ("#666666", "D"))  # numbers of images, from the least
@@ -50,7 +51,7 @@ SIZES = (("#882255", "o"), ("#E69F00", "s"), ("#56B4E9", "^"), ("#666666", "D"))
 @PAGE.figure
 def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     """Three errors against images, a marker a row; and the differences of the rules on both sides of 0."""
-    panels = sheet.grid(*((2, 2) if sheet.wide else (4, 1)), head=0.75, height=1.9).flat
+    panels = sheet.grid(*((2, 2) if sheet.wide else (4, 1)), head=0.75, height=2.1).flat
     for axes, (name, title) in zip(panels, PANELS.items(), strict=False):
         _errors(axes, dataset, name)
         axes.set_title(title)
@@ -84,6 +85,7 @@ def _errors(axes: Axes, dataset: xr.Dataset, name: str) -> None:
     axes.set_xscale("log")
     axes.set_xlim(images.min() / 1.3, images.max() * 1.3)
     drawing.ticks(axes.xaxis, images)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def _differences(axes: Axes, dataset: xr.Dataset) -> None:
@@ -96,7 +98,7 @@ def _differences(axes: Axes, dataset: xr.Dataset) -> None:
         arms = abs(xr.concat([its["difference_low"], its["difference_high"]], "end") - its["difference"])
         axes.errorbar(its["difference"], y, xerr=arms, color=color, marker=marker, linestyle="none", elinewidth=0.9)
     axes.axvline(0, color="black", linewidth=0.5, zorder=1)
-    axes.set_yticks(range(len(NAMES)), list(NAMES.values()))
+    axes.set_yticks(range(len(NAMES)), list(NAMES.values()), linespacing=1.0)
     axes.set_ylim(len(NAMES) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
 
@@ -119,8 +121,8 @@ def caption(dataset: xr.Dataset) -> list[str]:
         f"{'; '.join(_settings(dataset, row) for row in LOOKS)}. {get('missing', '?')} of {get('cells', '?')} cells "
         f"are missing.{diverged}",
         "Below right: differences of test errors paired over seeds, 95 % t-intervals; E = LG-FG-A − BP, L = LG-FG-A "
-        "− LG-BP, and what was subtracted is half of what is to be explained. A rule holds where all of its intervals "
-        f"are below 0, fails where one is above. Verdicts: {'; '.join(_verdicts(dataset))}.",
+        "− LG-BP, and what was subtracted is half of what is to be explained. A rule holds where all of its "
+        f"intervals are below 0, fails where one is above. Verdicts: {'; '.join(_verdicts(dataset))}.",
         f"By the lowest held-out error after any epoch (stopping early, held-out images): {_early(dataset)}.",
         _elsewhere(dataset),
     ]
@@ -161,7 +163,7 @@ def _elsewhere(dataset: xr.Dataset) -> str:
     seeds = dataset["verdict_without"] != verdict
     lr = dataset["rate"].values
     edges = ((dataset["best_lr"] == lr.min()) | (dataset["best_lr"] == lr.max())).sum()
-    by_rate = ", ".join(f"{float(rate):g} {int(count)}" for rate, count in zip(lr, rates.sum(("rule", "images"))))
+    by_rate = ", ".join(f"{rate:g} {int(rates.sel(rate=rate).sum())}" for rate in lr)
     return (
         f"Of {verdict.size} verdicts would change: with one rate for all rows, {by_rate}; with a seed left out, "
         f"{int(seeds.any('left_out').sum())}. {int(edges)} of {dataset['best_lr'].size} rates chosen are the lowest "

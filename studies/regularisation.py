@@ -2,16 +2,17 @@
 
 Question   Where backprop overfits, LG-FG-A has the lower test error (Ren et al. 2023, Table 3: 30.7 % and 33.6 % on
            CIFAR-10), which the paper lets its noise and its local losses explain together. Which of them does it?
-Claim      Written before the runs, by rules that `judged` computes from the dataset. E is the test error of LG-FG-A
-           less that of BP, L that of LG-FG-A less that of LG-BP; all are paired over seeds. A rule holds where the
+Claim      Written before the runs, as rules that are computed from the dataset (regularisation_rules.py). E is the
+           test error of LG-FG-A less that of BP, L less that of LG-BP, both paired over seeds. A rule holds where the
            95 % t-interval of its every difference lies below 0, fails where one lies above, and is undecided else:
              effect       E: there is something to explain; where it does not hold, nothing else is judged
              locality     (LG-BP − BP) − E/2: exact gradients of the local losses alone bring more than half of E
-             noise        L, (BP + noise − BP) − L/2 and (LG-BP + noise − LG-BP) − L/2: perturbation lowers the
-                          error, and isotropic noise of as much variance brings more than half of that, on both means
+             noise        L − E/2, (BP + noise − BP) − L/2 and (LG-BP + noise − LG-BP) − L/2: the perturbation
+                          brings more than half of E, and isotropic noise of its variance more than half of that, on
+                          both means
              weight decay (BP + decay − BP) − E/2: any regularisation brings more than half of E
            Noise and locality both fail: it is neither the amount of noise nor the losses, but where the noise points
-           or how it changes with the loss. Decay holds: nothing about LG-FG-A is special.
+           or how it changes with the loss. Decay holds: common regularisation does as much.
 Shown      Test error, train error and their gap against the number of training images, and the differences of the
            rules. A small LocalMixer with the paper's 32 channels for each group loss, no augmentation, as many
            updates whatever the images. Noise is matched in every tensor at every step (`MatchedNoise`). A seed is
@@ -28,30 +29,12 @@ from typing import Any
 
 from studies import common, training
 from studies.common import RESULTS, Options, Run
+from studies.regularisation_rules import DECAYED, MEASURED, RULES, VERDICTS, gathered
 
 ROWS = ("BP", "BP + noise", "LG-BP", "LG-BP + noise", "LG-FG-A")
-DECAYED = "BP + decay"
-# Differences of test errors between rows, each a sum with these factors.
-DIFFERENCES = {
-    "effect": {"LG-FG-A": 1.0, "BP": -1.0},
-    "locality": {"LG-BP": 1.0, "BP": -0.5, "LG-FG-A": -0.5},
-    "perturbation": {"LG-FG-A": 1.0, "LG-BP": -1.0},
-    "noise on BP": {"BP + noise": 1.0, "BP": -1.0, "LG-FG-A": -0.5, "LG-BP": 0.5},
-    "noise on LG-BP": {"LG-BP + noise": 1.0, "LG-BP": -0.5, "LG-FG-A": -0.5},
-    "weight decay": {DECAYED: 1.0, "BP": -0.5, "LG-FG-A": -0.5},
-}
-# What has to lie below 0 for each explanation.
-RULES = {
-    "effect": ("effect",),
-    "locality": ("locality",),
-    "noise": ("perturbation", "noise on BP", "noise on LG-BP"),
-    "weight decay": ("weight decay",),
-}
-VERDICTS = {1: "holds", 0: "undecided", -1: "fails", -2: "nothing to explain"}
 SETTINGS = (
     "data", "updates", "batch", "held_out", "blocks", "patches", "channels", "groups", "draws", "compile",
 )  # fmt: skip
-MEASURED = ("test_error", "train_error", "gap", "held_out_error", "held_out_lowest", "noise")
 
 
 @dataclass(frozen=True)
@@ -106,8 +89,8 @@ def main(config: Config) -> None:
 def smoke(config: Config) -> Config:
     """Two seeds, eight updates of a small network on digits."""
     return replace(
-        config, data="digits", images=(200,), lr=(0.05,), decay=(0.001,), updates=8, held_out=100, blocks=1, patches=2,
-        channels=16, draws=4, compile=False, run=replace(config.run, seed=config.run.seed[:2]),
+        config, data="digits", images=(200,), lr=(0.05,), decay=(0.001,), updates=8, held_out=100, blocks=1,
+        patches=2, channels=16, draws=4, compile=False, run=replace(config.run, seed=config.run.seed[:2]),
     )  # fmt: skip
 
 
@@ -210,83 +193,6 @@ def error_of(model: Any, split: Any) -> float:
 
 
 # ---- all runs together ---------------------------------------------------------------------------------------
-
-
-def gathered(plain: Any, decayed: Any) -> Any:
-    """Errors of all rows at their rates and decays, the verdicts, and what these would be by other rates or seeds.
-
-    A seed counts at a number of images once all of its cells there are done.
-    """
-    import xarray as xr
-
-    both = [plain[[*MEASURED, "loss", "diverged"]], decayed[[*MEASURED, "loss", "diverged"]]]
-    done = [one["diverged"].notnull().all(("row", "decay", "lr")) for one in both]
-    both = [one.where(done[0] & done[1]) for one in both]
-    found = xr.concat([best(one) for one in both], "row")
-    found = found.merge(judged(found))
-    found["seeds_done"] = (done[0] & done[1]).sum("seed").assign_attrs(long_name="seeds whose cells are all done")
-    rates = [xr.concat([best(one.sel(lr=[rate])) for one in both], "row") for rate in plain["lr"].values]
-    along = xr.IndexVariable("rate", plain["lr"].values, {"long_name": "learning rate of all rows", "units": "1"})
-    found["test_error_at"] = xr.concat([one["test_error"] for one in rates], along, coords="minimal")
-    found["verdict_at"] = xr.concat([judged(one)["verdict"] for one in rates], along)
-    names = xr.IndexVariable("left_out", found["seed"].values)
-    found["verdict_without"] = xr.concat(
-        [judged(found.drop_sel(seed=seed))["verdict"] for seed in found["seed"].values], names
-    )
-    diverged = sum(int((one["diverged"] == 1).sum()) for one in (plain, decayed))
-    cells = sum(one["diverged"].size for one in (plain, decayed))
-    missing = sum(int(one["diverged"].isnull().sum()) for one in (plain, decayed))
-    return found.assign_attrs(plain.attrs, cells=cells, missing=missing, diverged=diverged)
-
-
-def best(dataset: Any) -> Any:
-    """Each row at the rate and decay with the lowest mean error on held-out images; none at which a seed diverged."""
-    import numpy as np
-
-    flat = dataset.stack(setting=("decay", "lr")).reset_index("setting")
-    score = flat["held_out_error"].mean("seed").where(~(flat["diverged"] == 1).any("seed"))
-    chosen = flat.drop_vars("diverged").isel(setting=score.fillna(np.inf).argmin("setting"))
-    for name in (*MEASURED, "loss"):
-        chosen[name].attrs = LABELS[name]
-    nothing = score.isnull().all("setting")
-    for name, long_name in (("lr", "rate"), ("decay", "weight decay")):
-        label = {"long_name": f"{long_name} with the lowest mean error on held-out images", "units": "1"}
-        chosen[f"best_{name}"] = chosen[name].where(~nothing).assign_attrs(label)
-    chosen[[*MEASURED, "loss"]] = chosen[[*MEASURED, "loss"]].where(~nothing)
-    return chosen.drop_vars(["lr", "decay"])
-
-
-def judged(dataset: Any) -> Any:
-    """The differences of the rules with their intervals over seeds, and the verdict of each rule at each size."""
-    import numpy as np
-    import xarray as xr
-    from scipy import special
-
-    errors = dataset["test_error"]
-    each = xr.concat(
-        [sum(factor * errors.sel(row=row, drop=True) for row, factor in rows.items()) for rows in DIFFERENCES.values()],
-        xr.IndexVariable("difference_of", list(DIFFERENCES)),
-    )
-    count = each.notnull().sum("seed")
-    more = count.where(count > 1)
-    half = special.stdtrit(more - 1, 0.975) * each.std("seed", ddof=1) / np.sqrt(more)
-    mean = each.mean("seed")
-    found = xr.Dataset({"difference": mean, "difference_low": mean - half, "difference_high": mean + half})
-    found["difference"].attrs = {"long_name": "difference of test errors, mean over seeds", "units": "1"}
-    verdicts = [_verdict(found.sel(difference_of=list(rule))) for rule in RULES.values()]
-    verdict = xr.concat(verdicts, xr.IndexVariable("rule", list(RULES)))
-    effect = verdict.sel(rule="effect", drop=True)
-    found["verdict"] = verdict.where((effect == 1) | (verdict["rule"] == "effect"), -2)
-    meanings = ", ".join(f"{value}: {meaning}" for value, meaning in VERDICTS.items())
-    found["verdict"].attrs = {"long_name": f"does the rule hold? {meanings}", "units": "1"}
-    return found
-
-
-def _verdict(differences: Any) -> Any:
-    """Of one rule, at each size: holds (1), fails (−1) or undecided (0), which it also is with a single seed."""
-    below = (differences["difference_high"] < 0).all("difference_of")
-    above = (differences["difference_low"] > 0).any("difference_of")
-    return below.astype(int) - above.astype(int)
 
 
 def report(dataset: Any) -> str:

@@ -74,7 +74,7 @@ def test_matched_noise_has_the_target_as_mean_and_the_variance(like: str) -> Non
 
 
 def test_matched_noise_around_another_mean() -> None:
-    """The same noise, bit by bit, on the target of ``mean``: of every tensor, and of heads that only ``like`` moves."""
+    """The same noise, bit by bit, on the target of ``mean``, also of heads that only ``like`` moves."""
     problem, like = mixer(), fgvar.scheme("LG-FG-A")
     own, other = fgvar.controls.MatchedNoise(like), fgvar.controls.MatchedNoise(like, mean=fgvar.scheme("BP"))
     assert other.randomness(problem).leaves == own.randomness(problem).leaves
@@ -82,7 +82,9 @@ def test_matched_noise_around_another_mean() -> None:
     found, beside = (one.estimate(problem, noise).gradient for one in (other, own))
     local, backprop = like.target(problem), fgvar.scheme("BP").target(problem)
     close(other.target(problem), backprop, 0)
-    close({name: found[name] - backprop[name] for name in found}, {name: beside[name] - local[name] for name in found})
+    close(
+        {name: found[name] - backprop[name] for name in found}, {name: beside[name] - local[name] for name in found}
+    )
     assert any((local[name] - backprop[name]).norm() > 1e-3 for name in problem.perturbed), "the means differ"
 
 

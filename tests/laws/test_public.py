@@ -311,6 +311,7 @@ HELPERS = {
     "common.py",
     "language_network.py",
     "rdp_networks.py",
+    "regularisation_rules.py",
     "residual_network.py",
     "runs.py",
     "stream_directions.py",
