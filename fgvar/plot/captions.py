@@ -59,7 +59,8 @@ def _kind(shown: Any, kind: str | None) -> str:
     fitting = kinds_of.kinds(shown)
     if kind is None and fitting:
         return fitting[0]
-    if kind not in fitting:
+    asked = ("ranking",) if "layers" in fitting else ()  # of one estimator it says little, but can be drawn
+    if kind is None or kind not in (*fitting, *asked):
         raise ValueError(unknown("kind", kind, fitting) + "; these are the figures that fit")
     return kind
 

@@ -11,6 +11,7 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 
+CLEAR = 0.18  # of an axis: where its numbers begin, if 0 stands on its edge
 EDGE = 0.1  # of an axis: room between what stands for 0 and the numbers
 ZERO: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False, "fontsize": "small"}
 
@@ -58,6 +59,8 @@ def log(axes: Axes, which: Literal["x", "y"], limits: tuple[float, float], *, ze
     low -= EDGE * (high - low) if zero else 0.0
     axes.set(**{f"{which}scale": "log", f"{which}lim": (10**low, 10**high)})
     powers = np.arange(np.ceil(low), np.floor(high) + 1)
+    apart = powers[powers > low + CLEAR * (high - low)] if zero else powers  # or its label would lie on the 0
+    powers = apart if apart.size else powers
     most = 5 if which == "y" else 3  # labels stand side by side on an x axis
     powers = powers[:: -(-len(powers) // most)]
     axis = axes.xaxis if which == "x" else axes.yaxis

@@ -80,3 +80,23 @@ def test_looks_go_on_when_colours_run_out() -> None:
     )
     assert given["a"] == looks.SCHEMES["FG-W"]
     assert (given["b"].color, given["b"].marker, given["c"].color) == ("#000000", "o", "red")
+
+
+def test_dollars_of_a_name_begin_no_mathematics() -> None:
+    problem = fgvar.testing.default_problems()["linear"]
+    ds = fgvar.measure({"$a$": fgvar.scheme("FG-W"), "b": fgvar.scheme("BP")}, problem, draws=64)
+    labels = plot.ranking(ds).axes[0].get_yticklabels()
+    assert r"\$a\$" in [label.get_text() for label in labels]
+    assert "proves none absent: not excluded are biases up to" in plot.caption(ds, "ranking")
+    assert "of the target ($a$)" in plot.caption(ds, "ranking")
+
+
+def test_a_report_has_no_address_of_memory() -> None:
+    class Mine:  # no dataclass, so that its repr has one
+        def __init__(self) -> None:
+            its = fgvar.scheme("FG-W")
+            self.randomness, self.estimate, self.target = its.randomness, its.estimate, its.target
+
+    report = fgvar.testing.check_estimator(Mine(), checks=["deterministic"])
+    assert "Mine object" in report.estimator
+    assert " at 0x" not in report.estimator

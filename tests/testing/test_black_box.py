@@ -81,3 +81,8 @@ def test_as_many_different_draws_as_are_asked_for(dtype: torch.dtype) -> None:
     assert len(set(numbers)) > 4090, "float32 has 2 to the 24 of them near 0"
     other = randomness.sample(1, range(draws), dtype=dtype)["seed"]
     assert not bool((seeds == other).any())
+
+
+def test_a_bare_function_is_told_where_to_go() -> None:
+    with pytest.raises(TypeError, match=r"goes into fgvar\.testing\.from_function"):
+        fgvar.testing.check_estimator(lambda problem, generator: {})  # noqa: ARG005
