@@ -2,9 +2,9 @@
 
 from __future__ import annotations  # else those of inner functions are evaluated, which breaks compiled graphs
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import isfunction
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 from torch import Tensor
@@ -66,8 +66,7 @@ def require_estimator(name: str, candidate: object) -> None:
     if not isinstance(candidate, GradientEstimator):
         kind = type(candidate).__name__
         hint = "; words of a sentence go into fgvar.Stochastic(…)" if hasattr(candidate, "leaves") else ""
-        if inspect.isfunction(candidate):
-            hint = "; a function of (problem, generator) goes into fgvar.testing.from_function(…)"
+        hint = "; a function goes into fgvar.testing.from_function(…)" if isfunction(candidate) else hint
         raise TypeError(f"{name!r} is {kind}, expected randomness, estimate and target methods{hint}")
 
 
