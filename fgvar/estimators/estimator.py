@@ -64,18 +64,17 @@ def require_estimator(name: str, candidate: object) -> None:
     if isinstance(candidate, str):
         raise TypeError(f"{name!r} is the text {candidate!r}, expected an estimator: fgvar.scheme({candidate!r})")
     if not isinstance(candidate, GradientEstimator):
-        kind = type(candidate).__name__
         hint = "; words of a sentence go into fgvar.Stochastic(…)" if hasattr(candidate, "leaves") else ""
         hint = "; a function goes into fgvar.testing.from_function(…)" if isfunction(candidate) else hint
-        raise TypeError(f"{name!r} is {kind}, expected randomness, estimate and target methods{hint}")
+        got = type(candidate).__name__
+        raise TypeError(f"{name!r} is {got}, expected randomness, estimate and target methods{hint}")
 
 
 def require_problem(candidate: object) -> None:
     """Raise a TypeError where ``candidate`` is not a `Problem`, saying how to make one."""
     if not isinstance(candidate, Problem):
-        raise TypeError(
-            f"problem is {type(candidate).__name__}, expected fgvar.Problem(module, loss, (inputs, targets))"
-        )
+        got = type(candidate).__name__
+        raise TypeError(f"problem is {got}, expected fgvar.Problem(module, loss, (inputs, targets))")
 
 
 @dataclass(frozen=True)
