@@ -152,13 +152,14 @@ def caption(dataset: xr.Dataset) -> list[str]:
         "updates by uniform points, against that of the whole grid. Lines: exact, of the published law by integrals "
         f"over inclusion probabilities; points: {get('config_draws', '?')} draws, "
         f"{intervals.words(dataset, 'relative_variance')}, of squared biases ±{intervals.Z} standard errors. Middle: "
-        "min E‖aĝ − g‖²/‖g‖² over a, which is 1 − efficiency: what is left where lengths do not count, as for Adam. "
+        "min E‖aĝ − g‖²/‖g‖² over a, which is 1 − efficiency: what is left where lengths do not count. "
         + " ".join(_of_gradients(dataset, source) for source in sources),
         "Right: relative error of u on the grid, against the exact u in closed form (the normal density integrated "
         f"twice). Medians of {dataset.sizes['seed']} seeds with quartiles; beside them median and range of each "
         "run's geometric mean over the last five rounds. Adam, begun anew in every round of "
         f"{get('config_steps', '?')} updates; each update draws new points, but for fixed and kept ones (of a "
-        "round). The published η falls from 1 to 0 as a half cosine, the weighted one is ½. "
+        "round). The published η falls from 1 to 0 as a half cosine, the weighted one is ½: they differ in more than "
+        "weights. No optimiser was run that feels lengths, as Adam does not. "
         + " ".join(_of_training(dataset, source) for source in sources),
         "Not as published: one dimension, Adam in place of L-BFGS, boundary values by construction, points on the "
         "grid (the code moves each by U(0, h/2) to one side), one cycle of η, and rounds of 25 to 100 epochs there."

@@ -134,6 +134,7 @@ def caption(dataset: xr.Dataset) -> list[str]:
             for lr in dataset["lr"]
         ),
         f"Loss, and norm of the gradient, before → after: {_ends(shown)}.",
+        "Kaiming's small variance without norms is that of a loss far above chance, where examples agree. "
         "Against Zhu et al. 2021: layer norms, which keep examples apart, in place of batch norm in train mode, "
         "which fgvar refuses; small networks; no training afterwards.",
     ]

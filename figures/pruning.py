@@ -103,11 +103,11 @@ def _noise(axes: Axes, dataset: xr.Dataset) -> None:
     for estimator, (color, marker, _) in LOOKS.items():
         at = {"estimator": estimator}
         exact, drawn = (one.sel(at) for one in (dataset["relative_variance"], mean["relative_variance_drawn"]))
-        axes.plot(exact["epoch"], exact.mean("seed"), color=color, zorder=3)
+        _line(axes, exact, color, "-")
         arms = intervals.bars(drawn, (low.sel(at), high.sel(at)))
         axes.errorbar(drawn["epoch"], drawn, yerr=arms, color=color, marker=marker, **POINT)
-    values = dataset["relative_variance"].mean("seed")
-    drawing.log(axes, "y", (float(values.min()) / 2, float(values.max()) * 2))
+    values = dataset["relative_variance"]
+    drawing.log(axes, "y", (float(values.min()) / 1.2, float(values.max()) * 2))
 
 
 def _line(axes: Axes, values: xr.DataArray, color: str, line: str) -> None:

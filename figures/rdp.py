@@ -219,8 +219,9 @@ def caption(dataset: xr.Dataset) -> list[str]:
         f"{of_trees('published_bias')}; released: {of_trees('tree_bias', 'released')}; fault 1 alone: "
         f"{of_trees('tree_bias', 'fault 1 alone')}, exactly {of_trees('tree_exact')}; Des Raj: "
         f"{of_trees('tree_bias', 'Des Raj')}. Top states drawn again in one pass, exactly: "
-        f"{of_trees('drawn_again', digits=3)}: rare events, whose errors no draws show fully. Right: E ω by fault 1, "
-        "exact, of states in the order of their potentials; the thicker a line, the larger K1.",
+        f"{of_trees('drawn_again', digits=3)}: rare events, whose errors so few draws do not show "
+        "fully, and which leave biases at K1 of 100 and more open. Right: E ω by fault 1, exact, of states in the "
+        "order of their potentials; the thicker a line, the larger K1.",
     ]
 
 

@@ -146,8 +146,9 @@ def caption(dataset: xr.Dataset) -> list[str]:
         f"exact. {_flat(dataset)} Right: momentum of exact gradients along its own path of 40 steps, off the last of "
         "them, over its norm, means over networks; line: lr·age·‖Hg‖/‖g‖ at the start, of first order; dashed: the "
         "noise that momentum leaves in other streams at rest.",
-        "Against Nanni et al. 2021: directions, no accuracies; their DGrad and Cos are not built, as their equations "
-        "could not be held against the paper. diffGrad is its authors' second version, AMSGrad torch's.",
+        "Against Nanni et al. 2021: directions, by an angle that favours what does not rescale, no accuracies; "
+        "their DGrad and Cos are not built, as their equations could not be held against the paper. diffGrad is "
+        "its authors' second version, AMSGrad torch's.",
     ]
 
 

@@ -133,7 +133,8 @@ def caption(dataset: xr.Dataset) -> list[str]:
     return [
         f"Directions of unlearning, at MLPs of {get('d', '?')} parameters trained for {get('config_epochs', '?')} "
         "epochs on digits of 4 × 4 pixels: cosines to Newton's direction (H + μ)⁻¹ g_f and to the gradient g_f of "
-        f"what is forgotten, with the Hessian H of what is retained and μ = {get('config_damping', '?')}.",
+        f"what is forgotten, with the Hessian H of what is retained and μ = {get('config_damping', '?')}, no other; "
+        "angles are Euclidean.",
         "Lines: exact, from H alone: (I − hH)ᴷ g_f for one step of forgetting and K on what is retained, and "
         f"Σ_r (I − hH)^(5r) g_f for rounds of one and five, as released, h = {get('config_lr', '?')}. Points: such "
         "steps made, on all of what is retained, without noise. Rings: drawn, on minibatches of "

@@ -2,9 +2,9 @@
 
 from __future__ import annotations  # else those of inner functions are evaluated, which breaks compiled graphs
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import isfunction
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 from torch import Tensor
@@ -64,19 +64,17 @@ def require_estimator(name: str, candidate: object) -> None:
     if isinstance(candidate, str):
         raise TypeError(f"{name!r} is the text {candidate!r}, expected an estimator: fgvar.scheme({candidate!r})")
     if not isinstance(candidate, GradientEstimator):
-        kind = type(candidate).__name__
         hint = "; words of a sentence go into fgvar.Stochastic(…)" if hasattr(candidate, "leaves") else ""
-        if inspect.isfunction(candidate):
-            hint = "; a function of (problem, generator) goes into fgvar.testing.from_function(…)"
-        raise TypeError(f"{name!r} is {kind}, expected randomness, estimate and target methods{hint}")
+        hint = "; a function goes into fgvar.testing.from_function(…)" if isfunction(candidate) else hint
+        got = type(candidate).__name__
+        raise TypeError(f"{name!r} is {got}, expected randomness, estimate and target methods{hint}")
 
 
 def require_problem(candidate: object) -> None:
     """Raise a TypeError where ``candidate`` is not a `Problem`, saying how to make one."""
     if not isinstance(candidate, Problem):
-        raise TypeError(
-            f"problem is {type(candidate).__name__}, expected fgvar.Problem(module, loss, (inputs, targets))"
-        )
+        got = type(candidate).__name__
+        raise TypeError(f"problem is {got}, expected fgvar.Problem(module, loss, (inputs, targets))")
 
 
 @dataclass(frozen=True)

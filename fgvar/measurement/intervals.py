@@ -89,6 +89,16 @@ def interval(n: int, value: Array, error: Array, skewness: Array) -> Estimated:
     Hall's cubic transformation of Student's statistic, q(x) = (3/a)(∛(1 + a(x − a/6)) − 1) for a = 1.3 γ/√n,
     inverted: [value − e q(t), value − e q(−t)] for e of `inflate_standard_error` and Student's 97.5 % quantile t of
     n − 1 degrees of freedom. NaN below `MINIMUM` draws. Source: Hall 1992, J. R. Statist. Soc. B 54, 221-228.
+
+    Args:
+        n: draws.
+        value, error, skewness: of the mean, its standard error and the skewness of a draw: arrays of one shape.
+
+    Example:
+        >>> mean = np.array([1.0])
+        >>> found = interval(64, mean, np.array([0.1]), np.array([0.0]))
+        >>> bool(found.low < mean) and bool(mean < found.high)
+        True
     """
     below, above = hall_quantiles(n, skewness)
     inflated = inflate_standard_error(n, error, skewness)

@@ -134,6 +134,8 @@ def test_the_header_and_the_text_say_what_the_dataset_has(stored: xr.Dataset) ->
         f"squared bias of {squared:.2f} whatever K, the larger part from K = {one / squared:.0f} on",
     ):
         assert words in text, words
+    assert "fresh ones' in 8 of 10 networks" in figure.caption(stored)
+    assert "in eight of ten networks and for minibatches of 2" in text
 
 
 def section() -> str:

@@ -118,7 +118,7 @@ def test_layers_by_row(dataset: xr.Dataset) -> None:
     assert [axes.get_title() for axes in figure.axes] == titles
     rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert rows == ["block0.channel.weight", "block0.token.bias", "perturbed", "total"], "heads learn exactly"
-    assert [text.get_text() for text in figure.axes[1].texts] == ["undefined"]
+    assert [text.get_text() for text in figure.axes[1].texts] == ["0", "undefined"], "0 stands apart"
 
 
 def test_size_fonts_and_nothing_clipped(figures: list[Figure], size: dict[str, Any]) -> None:

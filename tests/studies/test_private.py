@@ -136,6 +136,8 @@ def test_the_header_and_the_text_say_what_the_dataset_has(stored: xr.Dataset) ->
     ):
         assert words in text, words
     ahead = gain.sel(kind=left, sigma=2.0).max("rank") > gain.sel(kind=both, sigma=2.0).max("rank")
+    assert "falls in 6 of 10 with both, in 2 with" in figure.caption(stored)
+    assert all("in six of ten networks" in said for said in (header, text))
     assert ahead.all(), "at σ = 2 the best of the left ones is ahead in all ten networks"
 
 

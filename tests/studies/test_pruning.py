@@ -141,6 +141,15 @@ def test_the_caption_and_the_header_tell_these_numbers(stored: xr.Dataset) -> No
     ):
         assert words in text
     header = " ".join((study.__doc__ or "").split())
+    last = stored.isel(epoch=-1)
+    kept, noise = last["energy"], last["relative_variance"]
+    ratio = kept.sel(mask="magnitude") / kept.sel(mask="random")
+    gain = noise.sel(estimator="FG-A, dense") / noise.sel(estimator="FG-A, masked")
+    section = " ".join((ROOT / "studies/README.md").read_text().split())
+    for text in (header, section):
+        assert f"{float(ratio.min()):.2f} to {float(ratio.max()):.2f} times by seed" in text
+    assert f"{float(gain.min()):.2f} to {float(gain.max()):.1f} times less by seed" in section
+    assert int((ratio < 1).sum()) == 2
     for words in ("14 % of the parameters", "from 8,321 to 1,190", "9.8 %, without pruning 7.9 %"):
         assert words in header
 

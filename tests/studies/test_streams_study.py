@@ -166,6 +166,7 @@ def test_the_stored_dataset_keeps_the_claim(stored: xr.Dataset) -> None:
     assert float(margins.sel(feed="minibatch").max()) == float(margins.max())
     exact = stored["second_theory"]
     told |= {f"{last['turned'].sel(feed='FG-W').item():.4f}"}
+    told |= {f"{last['cosine'].sel(feed='FG-W', optimiser=name).item():.3f}" for name in ("momentum", "Adam")}
     told |= {f"{float((exact.std('weight') / exact.mean('weight')).mean()):.1%}".replace("%", " %")}
     section = (
         (ROOT / "studies/README.md").read_text().partition("## Optimisers of streams\n")[2].partition("\n## ")[0]

@@ -172,7 +172,7 @@ SAMPLES = (
     ),
     Mutant(
         "refilled-top", Stochastic(sample=PublishedDraw(2, top=1, by=Outputs(), refilled=True)), "weights",
-        "Top terms have probability 10⁻⁷ instead of 0: they count twice, once in 10⁷ draws and then a lot.",
+        "Top terms have probability 10⁻⁷ instead of 0: they count twice, seldom and then a lot.",
         shows_on="relu", reported="Fu et al. 2022, released code",
     ),
     Mutant(
