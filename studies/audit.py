@@ -31,7 +31,7 @@ from typing import Any
 
 from studies import common
 from studies.common import RESULTS, Options, Run
-from studies.language_network import Base, rank_of
+from studies.language_network import Base, Sizes, rank_of
 
 SETS = ("full", "LoRA 4")
 PARTS = ("isotropic", "low rank", "subspaces", "sparse", "queries", "passes")
@@ -39,7 +39,7 @@ LARGE = 10**6  # numbers, above which rows are drawn a quarter as often
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Sizes):
     """Measure published estimators on a small language model, and judge what their papers say."""
 
     trainable: tuple[str, ...] = SETS
@@ -48,15 +48,6 @@ class Config:
     """In the order in which they are computed."""
     parts: tuple[str, ...] = PARTS
     """Groups of estimators that are drawn; none: exact numbers alone, of all."""
-    width: int = 256
-    depth: int = 4
-    positions: int = 64
-    pretraining: int = 4096
-    fine_tuning: int = 1024
-    batch: int = 16
-    lr: float = 2e-3
-    fine_lr: float = 1e-3
-    probe_batch: int = 4
     draws: int = 256
     """Of one query; a quarter of them where more than a million numbers move, an eighth of more than four queries."""
     run: Run = Options(RESULTS / "audit.nc")

@@ -31,7 +31,7 @@ from typing import Any
 from studies import common
 from studies import language_network as networks
 from studies.common import RESULTS, Options, Run
-from studies.language_network import Base, rank_of
+from studies.language_network import Base, Sizes, rank_of
 
 SETS = ("full", "last block", "LoRA 16", "LoRA 4", "LoRA 1")
 SCHEMES = {"global": ("MeZO", "FG-W", "EGGROLL", "FG-A"), "local": ("LG-FG-A",)}  # by their losses
@@ -44,25 +44,11 @@ ALONE = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Sizes):
     """Fine-tune parts of a small language model, and measure estimators of their gradients."""
 
     trainable: tuple[str, ...] = SETS
     """What is fine-tuned: full, last block, LoRA RANK."""
-    width: int = 256
-    depth: int = 4
-    positions: int = 64
-    """Bytes of one example."""
-    pretraining: int = 4096
-    """Examples of sources, each trained on once."""
-    fine_tuning: int = 1024
-    """Examples of help topics, each trained on once."""
-    batch: int = 16
-    lr: float = 2e-3
-    """Of Adam in pretraining; it decays to 0."""
-    fine_lr: float = 1e-3
-    """The same in fine-tuning."""
-    probe_batch: int = 4
     draws: int = 128
     run: Run = Options(RESULTS / "language_model.nc")
 

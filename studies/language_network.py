@@ -7,12 +7,33 @@ import io
 import platform
 import sysconfig
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 VOCABULARY = 256  # bytes
 APART = {"test", "tests", "idlelib", "lib2to3", "pydoc_data", "site-packages", "dist-packages"}  # of the library
 TESTED = 256  # windows of each text that are not trained on
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the network, its two trainings and its probes: of every study of it."""
+
+    width: int = 256
+    depth: int = 4
+    positions: int = 64
+    """Bytes of one example."""
+    pretraining: int = 4096
+    """Examples of sources, each trained on once."""
+    fine_tuning: int = 1024
+    """Examples of help topics, each trained on once."""
+    batch: int = 16
+    lr: float = 2e-3
+    """Of Adam in pretraining; it decays to 0."""
+    fine_lr: float = 1e-3
+    """The same in fine-tuning."""
+    probe_batch: int = 4
 
 
 class Base(NamedTuple):

@@ -7,10 +7,10 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from fgvar.estimators.estimator import Estimate, GradientEstimator
 from fgvar.estimators.loss_terms import gradient
 from fgvar.estimators.losses import GlobalLoss, Losses
 from fgvar.estimators.noise import Gaussian
+from fgvar.estimators.protocol import Estimate, GradientEstimator
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.problem import Problem
 

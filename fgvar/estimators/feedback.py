@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.func import grad
 
 from fgvar.estimators.activity_space import ActivitySpace
-from fgvar.estimators.estimator import Estimate
 from fgvar.estimators.guesses import drawn, is_weight
 from fgvar.estimators.loss_terms import gradient, gradient_and_loss
 from fgvar.estimators.losses import GlobalLoss, Losses
+from fgvar.estimators.protocol import Estimate
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import Randomness
 from fgvar.problem import Problem

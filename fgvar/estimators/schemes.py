@@ -8,12 +8,13 @@ from fgvar.errors import unknown
 from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.combine import Normalised, Projection, ShuffledCredit
 from fgvar.estimators.controls import FrozenTrunk, IsotropicNull, MatchedNoise
-from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimator
+from fgvar.estimators.estimator import Estimator, ExactGradient
 from fgvar.estimators.feedback import DirectFeedback, FeedbackAlignment
 from fgvar.estimators.guesses import NTK, BackpropGradient, Guess, Isotropic, LocalGradient
 from fgvar.estimators.losses import GlobalLoss, LocalLosses
 from fgvar.estimators.noise import Rademacher
 from fgvar.estimators.oracles import CentralDifference, ForwardDifference
+from fgvar.estimators.protocol import GradientEstimator
 from fgvar.estimators.structured_noise import LowRank, Orthogonal, Sparse
 from fgvar.estimators.subspace_guesses import ActivationSpan, TransposedWeights
 from fgvar.estimators.weight_space import WeightSpace

@@ -6,7 +6,7 @@ from numbers import Integral
 
 import torch
 
-from fgvar.estimators.estimator import GradientEstimator, require_estimator
+from fgvar.estimators.protocol import GradientEstimator, require_estimator
 from fgvar.measurement.moments import BLOCK
 from fgvar.problem import Problem
 from fgvar.problem_checks import usable_device

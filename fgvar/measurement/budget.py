@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fgvar.estimators.estimator import Estimator, GradientEstimator
+from fgvar.estimators.estimator import Estimator
 from fgvar.estimators.oracles import Replay
+from fgvar.estimators.protocol import GradientEstimator
 from fgvar.estimators.randomness import Randomness
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.measurement.arguments import Settings

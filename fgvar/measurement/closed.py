@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fgvar.errors import unknown
-from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.protocol import GradientEstimator
 from fgvar.measurement.intervals import Estimated
 from fgvar.measurement.references import GROUPS, References
 from fgvar.measurement.statistics import BY_REFERENCE

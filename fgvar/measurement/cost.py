@@ -6,7 +6,8 @@ from typing import Any, cast
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from fgvar.estimators.estimator import Estimator, GradientEstimator
+from fgvar.estimators.estimator import Estimator
+from fgvar.estimators.protocol import GradientEstimator
 from fgvar.estimators.randomness import Randomness
 from fgvar.nn.structures import leaves
 from fgvar.problem import Problem

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimator
+from fgvar.estimators.estimator import Estimator, ExactGradient
 from fgvar.estimators.losses import Losses
+from fgvar.estimators.protocol import GradientEstimator
 from fgvar.measurement.draws import ranges
 from fgvar.measurement.intervals import Estimated
 from fgvar.measurement.mutation_guard import MutationGuard

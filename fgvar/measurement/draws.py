@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fgvar.errors import unknown
-from fgvar.estimators.estimator import Estimator, GradientEstimator
+from fgvar.estimators.estimator import Estimator
 from fgvar.estimators.factors import Factors
+from fgvar.estimators.protocol import GradientEstimator
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.measurement.protocol_checks import gradient_in
 from fgvar.problem import Problem

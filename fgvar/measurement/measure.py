@@ -14,8 +14,8 @@ import xarray as xr
 from torch import Tensor
 
 from fgvar.allocator import keep_freed_memory
-from fgvar.estimators.estimator import GradientEstimator, require_problem
 from fgvar.estimators.losses import Losses
+from fgvar.estimators.protocol import GradientEstimator, require_problem
 from fgvar.measurement.arguments import BUDGET, Settings, check_arguments, check_noise_device
 from fgvar.measurement.budget import announce, examples_at_once
 from fgvar.measurement.closed import check_route, exact_statistics

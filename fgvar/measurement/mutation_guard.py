@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.protocol import GradientEstimator
 from fgvar.problem import Problem
 
 

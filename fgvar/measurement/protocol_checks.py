@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fgvar.errors import NonFiniteError
-from fgvar.estimators.estimator import Estimate
+from fgvar.estimators.protocol import Estimate
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.problem import Problem
 

@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
 from fgvar.errors import NonFiniteError
-from fgvar.estimators.estimator import Estimator, GradientEstimator
+from fgvar.estimators.estimator import Estimator
 from fgvar.estimators.factors import Factors
+from fgvar.estimators.protocol import GradientEstimator
 from fgvar.estimators.randomness import Randomness
 from fgvar.measurement import moments as streaming
 from fgvar.measurement.arguments import Settings

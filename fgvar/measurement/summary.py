@@ -8,6 +8,7 @@ import xarray as xr
 from fgvar.errors import unknown
 from fgvar.measurement.dataset_checks import REFERENCES, require_measurement
 from fgvar.measurement.html_tables import Table
+from fgvar.measurement.stored import bias_over_target, ends
 from fgvar.measurement.text_tables import visible
 
 LARGE = 1e6  # numbers above it are written with exponents
@@ -163,29 +164,23 @@ def _tested_bias(row: xr.Dataset) -> str:
 def _largest_bias(row: xr.Dataset) -> str:
     """‖E ĝ − target‖/‖target‖ that cannot be excluded."""
     target = row.sel(reference="target")
-    square, length = target["sq_bias_high"].item(), target["gradient_norm"].item()
-    if np.isnan(square) or np.isnan(row["relative_variance"].item()):  # too few draws, a target of 0
-        return "–"
-    known = square == target["sq_bias"].item()
-    return f"{'' if known else 'at most '}{np.sqrt(max(square, 0)) / length:.2g}"
+    known = target["sq_bias_high"].item() == target["sq_bias"].item()
+    return _share(bias_over_target(row, "sq_bias_high"), "" if known else "at most ")
 
 
 def _relative_bias(row: xr.Dataset) -> str:
     """‖E ĝ − target‖/‖target‖."""
-    target = row.sel(reference="target")
-    square, length = target["sq_bias"].item(), target["gradient_norm"].item()
-    if np.isnan(square) or not length > 0:  # no closed form, a target of 0
-        return "–"
-    return f"{np.sqrt(max(square, 0)) / length:.2g}"
+    return _share(bias_over_target(row))
+
+
+def _share(found: xr.DataArray, before: str = "") -> str:
+    return "–" if np.isnan(found.item()) else f"{before}{found.item():.2g}"
 
 
 def _interval(row: xr.Dataset, name: str) -> str:
     """Value [low, high] of a variable; ± 1.96 errors of a dataset that has errors alone."""
-    value = row[name].item()
-    if f"{name}_low" in row:
-        return ranged(value, row[f"{name}_low"].item(), row[f"{name}_high"].item())
-    half = 1.96 * row[f"{name}_se"].item()
-    return ranged(value, value - half, value + half, plus_minus=True)
+    low, high = (end.item() for end in ends(row, name))
+    return ranged(row[name].item(), low, high, plus_minus=f"{name}_low" not in row)
 
 
 def ranged(value: float, low: float, high: float, *, plus_minus: bool = False) -> str:

@@ -10,6 +10,7 @@ from fgvar.errors import unknown
 from fgvar.measurement import tabular
 from fgvar.measurement.dataset_checks import extra_dims, missing_for_measurement
 from fgvar.measurement.report import rows
+from fgvar.measurement.stored import bias_over_target, ends
 from fgvar.measurement.summary import ranged
 from fgvar.measurement.text_tables import cell, visible
 
@@ -18,14 +19,15 @@ FORMS = ("pandas", "markdown", "latex")
 # Heading → variable, and reference of those that have one.
 COLUMNS = {
     "bias p": ("bias_p", "target"),
-    "bias at most": ("bias_high", "target"),
-    "relative bias": ("relative_bias", "target"),
+    "bias at most": ("sq_bias_high", "target"),
+    "relative bias": ("sq_bias", "target"),
     "relative variance": ("relative_variance", ""),
     "cosine to target": ("cosine", "target"),
     "cosine to backprop": ("cosine", "backprop"),
     "efficiency": ("efficiency", "backprop"),
     "cost": ("cost", ""),
 }
+BIASES = ("bias p", "bias at most", "relative bias")  # the last one where values are exact, else the others
 ENDS = {"value": "", "low": "_low", "high": "_high"}
 
 
@@ -104,38 +106,24 @@ def _written(dataset: xr.Dataset, layer: str) -> pd.DataFrame:
 
 def _text(heading: str, values: tuple[float, float, float], one: xr.Dataset) -> str:
     variable = COLUMNS[heading][0]
-    if f"{variable}_low" not in one and f"{variable}_se" not in one:  # no error by its nature
+    if heading in BIASES or not {f"{variable}_low", f"{variable}_se"} & set(one):  # no error by its nature
         return "–" if np.isnan(values[0]) else f"{values[0]:{'.2g' if 'bias' in heading else '.4g'}}"
     return ranged(*values, plus_minus=f"{variable}_low" not in one)
 
 
 def _quantities(one: xr.Dataset) -> dict[str, tuple[float, float, float]]:
     """Heading → value, low and high of one estimator; NaN where there is none."""
-    found = {}
+    found, exact = {}, str(one.attrs.get("route")) == "exact"
     for heading, (variable, reference) in COLUMNS.items():
-        its = one.sel(reference=reference) if reference and "reference" in one.dims else one
-        if variable == "relative_bias":
-            if str(one.attrs.get("route")) != "exact":
-                continue
-            norm = float(its["gradient_norm"])
-            value = float(np.sqrt(max(float(its["sq_bias"]), 0)) / norm) if norm > 0 else np.nan
-            found[heading] = (value, np.nan, np.nan)
-        elif variable == "bias_high":
-            if "sq_bias_high" in one and str(one.attrs.get("route")) != "exact":
-                norm = float(its["gradient_norm"])
-                value = float(np.sqrt(max(float(its["sq_bias_high"]), 0)) / norm) if norm > 0 else np.nan
-                found[heading] = (value, np.nan, np.nan)
-        elif variable in one and not (variable == "bias_p" and str(one.attrs.get("route")) == "exact"):
-            found[heading] = _interval(its, variable)
+        if variable not in one or (heading in BIASES and exact != (heading == "relative bias")):
+            continue
+        if variable.startswith("sq_bias"):
+            found[heading] = (bias_over_target(one, variable).item(), np.nan, np.nan)
+        else:
+            its = one.sel(reference=reference) if reference and "reference" in one.dims else one
+            low, high = (float(end) for end in ends(its, variable))
+            found[heading] = (float(its[variable]), low, high)
     return found
-
-
-def _interval(its: xr.Dataset, name: str) -> tuple[float, float, float]:
-    value = float(its[name])
-    if f"{name}_low" in its:
-        return value, float(its[f"{name}_low"]), float(its[f"{name}_high"])
-    half = 1.96 * float(its[f"{name}_se"]) if f"{name}_se" in its else np.nan
-    return value, value - half, value + half
 
 
 def _measurements(dataset: xr.Dataset, layer: str) -> list[tuple[str, xr.Dataset]]:

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from torch.utils._pytree import tree_map
 
 from fgvar.errors import NonFiniteError, require_integer, require_type, unknown
+from fgvar.estimators.protocol import require_problem
 from fgvar.nn import failures
 from fgvar.problem import Problem
 from fgvar.problem_checks import require_pair
@@ -130,8 +131,7 @@ def _checked(
     problem: object, batches: Iterable[Any], settings: Mapping[str, object], steps: object, rule: str
 ) -> list[tuple[Any, Any]]:
     """The batches; raise where something cannot be used."""
-    if not isinstance(problem, Problem):
-        raise TypeError(f"problem is {type(problem).__name__}, expected fgvar.Problem(module, loss, batch)")
+    require_problem(problem)
     require_integer("steps", steps, 0)
     for name, value in settings.items():
         require_type(name, value, Real, "a positive number")

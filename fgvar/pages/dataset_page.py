@@ -9,6 +9,7 @@ from fgvar.measurement.dataset import ENDS, FLAGS, VARIABLES
 from fgvar.measurement.dataset_checks import missing_for_measurement
 from fgvar.measurement.html_tables import Table
 from fgvar.measurement.report import overview, provenance_line, tables
+from fgvar.measurement.stored import bias_over_target
 from fgvar.measurement.text_tables import visible
 from fgvar.pages.page import Section, html
 from fgvar.pages.pictures import pictures
@@ -58,7 +59,7 @@ def of_dataset(dataset: xr.Dataset, title: str = "") -> str:
         Section("Summary", tables=found),
         Section("What is flagged, and why", *_flagged(dataset)) if measured else Section("What is flagged, and why"),
         Section("Figures", pictures=pictures(dataset)),
-        Section("How to read each number", tables=tuple(_glossary(dataset, measured))),
+        Section("How to read each number", tables=tuple(_glossary(dataset, found if measured else ()))),
         Section("What made it", tables=tuple(_provenance(dataset))),
         Section("Every layer", tables=every, folded=True),
         Section(
@@ -118,7 +119,7 @@ def _biases(dataset: xr.Dataset) -> Iterator[tuple[str, str, str, str]]:
         return
     others = [str(dim) for dim in its["bias_p"].dims if dim != "estimator"]
     least = xr.DataArray(-np.expm1(its["bias_p"].notnull().sum() * np.log1p(-its["bias_p"].clip(max=1 - 1e-16))))
-    share = xr.DataArray(np.sqrt(its["sq_bias_high"].clip(min=0) / its["gradient_norm"] ** 2))
+    share = bias_over_target(its, "sq_bias_high")
     for name, p, most in zip(
         its["estimator"].values, least.min(others).values, share.max(others).values, strict=True
     ):
@@ -132,10 +133,10 @@ def _biases(dataset: xr.Dataset) -> Iterator[tuple[str, str, str, str]]:
             yield visible(str(name)), "bias unknown", str(layer), why
 
 
-def _glossary(dataset: xr.Dataset, measured: bool) -> Iterator[Table]:
-    """Columns of the summary, then variables, with units and identity."""
-    if measured:
-        shown = {name for table in tables(dataset) for name in table.heading} | {"[low, high]", "–"}
+def _glossary(dataset: xr.Dataset, summaries: tuple[Table, ...]) -> Iterator[Table]:
+    """Columns of the summaries, then variables, with units and identity."""
+    if summaries:
+        shown = {name for table in summaries for name in table.heading} | {"[low, high]", "–"}
         yield Table(
             "columns of the summary", ("column", "what it says"), tuple(one for one in COLUMNS if one[0] in shown)
         )
@@ -149,7 +150,7 @@ def _glossary(dataset: xr.Dataset, measured: bool) -> Iterator[Table]:
         rows.append((visible(str(name)), what or "–", units or "–", source or "–"))
     ends = "".join(f" …{end} is the {what.removesuffix(' of the')};" for end, what in ENDS.items()).rstrip(";")
     heading = ("variable", "what it is", "units", "identity or source")
-    yield Table("variables", heading, tuple(rows), (f"Beside a drawn number{ends}.",) if measured else ())
+    yield Table("variables", heading, tuple(rows), (f"Beside a drawn number{ends}.",) if summaries else ())
 
 
 def _provenance(dataset: xr.Dataset) -> Iterator[Table]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from fgvar.plot import datasets, drawing, limits, marks, panel, series
+from fgvar.plot import datasets, drawing, intervals, limits, marks, panel, series
 from fgvar.plot import looks as styles
 from fgvar.plot.looks import Look, Wanted
 
@@ -126,7 +126,7 @@ def _point(axes: Axes, its: series.Series, bias: float, one: xr.Dataset, look: L
         )  # fmt: skip
     elif "sq_bias_se" in one and not series.is_exact(one) and bias > 0:
         norm = float(one["gradient_norm"]) ** 2
-        half = 1.96 * float(one["sq_bias_se"]) / norm
+        half = intervals.Z * float(one["sq_bias_se"]) / norm
         if np.isfinite(half):
             axes.errorbar(x, y, yerr=[[min(half, 0.999 * y)], [half]], fmt="none", ecolor=look.color, elinewidth=0.7)
 

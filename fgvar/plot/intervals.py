@@ -6,15 +6,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-Z = 1.96  # half-width of a 95 % normal interval, in standard errors
+from fgvar.measurement.stored import Z, ends
 
-
-def ends(dataset: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
-    """Low and high of a variable: its interval where the dataset has one, else ± 1.96 of its standard errors."""
-    if has(dataset, name):
-        return dataset[f"{name}_low"], dataset[f"{name}_high"]
-    half = Z * dataset[f"{name}_se"]
-    return dataset[name] - half, dataset[name] + half
+__all__ = ["Z", "bars", "ends", "has", "over_seeds", "words", "written"]
 
 
 def bars(value: ArrayLike, around: Sequence[ArrayLike]) -> NDArray[np.float64]:

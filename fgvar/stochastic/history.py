@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fgvar.errors import require_integer, require_type, require_word
-from fgvar.estimators.estimator import Estimate, GradientEstimator, require_estimator
+from fgvar.estimators.protocol import Estimate, GradientEstimator, require_estimator
 from fgvar.estimators.randomness import Randomness
 from fgvar.problem import Problem
 from fgvar.stochastic.past import after

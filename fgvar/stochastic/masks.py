@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fgvar.errors import require_integer, require_type, require_word
-from fgvar.estimators.estimator import require_problem
+from fgvar.estimators.protocol import require_problem
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import Leaf
 from fgvar.estimators.spaces import Keep

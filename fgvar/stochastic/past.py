@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor
 
 from fgvar.errors import require_type
-from fgvar.estimators.estimator import Estimate
+from fgvar.estimators.protocol import Estimate
 from fgvar.estimators.randomness import Randomness
 from fgvar.identity import fingerprint
 from fgvar.problem import Problem

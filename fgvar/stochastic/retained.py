@@ -11,7 +11,7 @@ from torch.func import grad
 
 from fgvar.errors import require_integer, require_type
 from fgvar.estimators.choices import Choice
-from fgvar.estimators.estimator import require_problem
+from fgvar.estimators.protocol import require_problem
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
 from fgvar.stochastic.transforms import Gradient, Moments, Shapes, moments_without_noise, require_parameters

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fgvar.errors import require_integer, require_word
-from fgvar.estimators.estimator import Estimate, ExactGradient, GradientEstimator, require_estimator
+from fgvar.estimators.estimator import ExactGradient
+from fgvar.estimators.protocol import Estimate, GradientEstimator, require_estimator
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.nn.stacking import DIRECTIONS
 from fgvar.problem import Problem

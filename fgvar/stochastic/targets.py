@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from fgvar.errors import require_integer, require_type, require_word
-from fgvar.estimators.estimator import Estimate, GradientEstimator, require_estimator, require_problem
+from fgvar.estimators.protocol import Estimate, GradientEstimator, require_estimator, require_problem
 from fgvar.estimators.randomness import Randomness
 from fgvar.estimators.spaces import Keep
 from fgvar.problem import Problem

@@ -139,7 +139,7 @@ class Union:
     def _added(self, power: int, found: list[Tensor], problem: Problem) -> Tensor:
         """Σ_j (share of part j)^power · found_j."""
         shares = [part.batch_size(problem) / self.batch_size(problem) for part in self.parts]
-        return torch.stack([share**power * value for share, value in zip(shares, found, strict=True)]).sum(0)
+        return _sum([share**power * value for share, value in zip(shares, found, strict=True)])
 
 
 @dataclass(frozen=True)

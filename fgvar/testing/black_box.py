@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 
-from fgvar.estimators.estimator import Estimate, GradientEstimator, require_directions
+from fgvar.estimators.protocol import Estimate, GradientEstimator, require_directions
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.measurement import draws

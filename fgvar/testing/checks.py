@@ -6,7 +6,7 @@ from typing import Any
 
 from fgvar import identity
 from fgvar.errors import needs_extra, unknown
-from fgvar.estimators.estimator import GradientEstimator, require_estimator
+from fgvar.estimators.protocol import GradientEstimator, require_estimator
 from fgvar.problem import Problem
 from fgvar.testing import (
     bias_order_check,

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 import fgvar
-from fgvar.estimators.estimator import Estimator, GradientEstimator
+from fgvar.estimators.estimator import Estimator
+from fgvar.estimators.protocol import GradientEstimator
 from fgvar.problem import Problem
 from fgvar.stochastic.sentence import Stochastic
 from fgvar.testing.comparisons import batch_axes, difference

@@ -8,8 +8,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fgvar.errors import unknown
-from fgvar.estimators.estimator import GradientEstimator, require_estimator, require_problem
 from fgvar.estimators.noise import Gaussian
+from fgvar.estimators.protocol import GradientEstimator, require_estimator, require_problem
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.measurement.draws import Enumeration, estimates, ranges
 from fgvar.problem import Problem

@@ -16,7 +16,7 @@ from torch import nn
 
 import fgvar
 from fgvar.errors import unknown
-from fgvar.estimators.estimator import GradientEstimator, require_estimator
+from fgvar.estimators.protocol import GradientEstimator, require_estimator
 from fgvar.estimators.schemes import SCHEMES, scheme
 from fgvar.problem import Problem
 from fgvar.testing.black_box import from_function

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.protocol import GradientEstimator
 from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.arguments import BUDGET
 from fgvar.measurement.budget import default_chunk

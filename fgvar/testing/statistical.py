@@ -16,7 +16,7 @@ from scipy import special
 from torch import Tensor
 
 from fgvar.errors import NonFiniteError, require_integer
-from fgvar.estimators.estimator import GradientEstimator, require_estimator, require_problem
+from fgvar.estimators.protocol import GradientEstimator, require_estimator, require_problem
 from fgvar.measurement.arguments import BUDGET
 from fgvar.measurement.draws import ranges
 from fgvar.measurement.references import BUCKETS, References

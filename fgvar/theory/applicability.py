@@ -11,9 +11,10 @@ import torch
 
 from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.combine import Mean
-from fgvar.estimators.estimator import Estimator, ExactGradient, GradientEstimator
+from fgvar.estimators.estimator import Estimator, ExactGradient
 from fgvar.estimators.guesses import Isotropic
 from fgvar.estimators.oracles import Jvp, Replay
+from fgvar.estimators.protocol import GradientEstimator
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.problem import Problem
 from fgvar.stochastic.history import History

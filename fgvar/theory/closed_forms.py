@@ -12,7 +12,8 @@ Where examples are sampled, too, that is the variance given their ω, and E_ω V
 import torch
 from torch import Tensor
 
-from fgvar.estimators.estimator import Estimator, GradientEstimator
+from fgvar.estimators.estimator import Estimator
+from fgvar.estimators.protocol import GradientEstimator
 from fgvar.problem import Problem
 from fgvar.stochastic.history import History
 from fgvar.stochastic.sentence import Stochastic

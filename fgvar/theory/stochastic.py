@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from fgvar.estimators.estimator import Estimator, GradientEstimator
+from fgvar.estimators.estimator import Estimator
+from fgvar.estimators.protocol import GradientEstimator
 from fgvar.problem import Problem
 from fgvar.stochastic.history import History
 from fgvar.stochastic.sampling import Everything, Sample

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fgvar.data.split import Batch
 from fgvar.errors import NonFiniteError
-from fgvar.estimators.estimator import Estimator, GradientEstimator
+from fgvar.estimators.estimator import Estimator
 from fgvar.estimators.factors import LazyTensors
+from fgvar.estimators.protocol import GradientEstimator
 from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.arguments import BUDGET
 from fgvar.measurement.budget import draws_anew

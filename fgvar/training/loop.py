@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 
 from fgvar.data.split import Batch, Split
 from fgvar.errors import NonFiniteError
-from fgvar.estimators.estimator import GradientEstimator
 from fgvar.estimators.factors import LazyTensors
+from fgvar.estimators.protocol import GradientEstimator
 from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.protocol_checks import require_randomness
 from fgvar.problem import Problem

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from fgvar.data.split import Batch
 from fgvar.errors import unknown
-from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.protocol import GradientEstimator
 from fgvar.identity import described, fingerprint
 from fgvar.measurement.arguments import BUDGET, Settings, check_arguments
 from fgvar.measurement.budget import examples_at_once

@@ -15,7 +15,7 @@ from fgvar.allocator import LARGEST_MMAP_THRESHOLD, MEGABYTE, keep_freed_memory
 from fgvar.data.augmentation import Views
 from fgvar.data.examples import Examples, refuse_loaders
 from fgvar.data.split import Split
-from fgvar.estimators.estimator import GradientEstimator, require_estimator
+from fgvar.estimators.protocol import GradientEstimator, require_estimator
 from fgvar.loss_functions import Loss
 from fgvar.measurement.dataset import describe, provenance
 from fgvar.nn.sites import copied, require_module

@@ -14,7 +14,7 @@ import rows
 import torch
 
 import fgvar
-from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.protocol import GradientEstimator
 from fgvar.training.checkpoint import MAGIC
 
 ROOT = Path(__file__).resolve().parents[2]

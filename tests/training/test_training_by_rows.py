@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import fgvar
-from fgvar.estimators.estimator import GradientEstimator
+from fgvar.estimators.protocol import GradientEstimator
 from fgvar.training import checkpoint, gradients
 from fgvar.training.gradients import by_tensor
 from fgvar.training.probes import EXACT

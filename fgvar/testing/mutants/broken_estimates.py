@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from fgvar.estimators.activity_space import ActivitySpace
-from fgvar.estimators.estimator import Estimate, Estimator
+from fgvar.estimators.estimator import Estimator
 from fgvar.estimators.losses import LocalLosses
 from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.oracles import Tensors
+from fgvar.estimators.protocol import Estimate
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.problem import Problem
 from fgvar.testing.mutants.broken_words import LaterTerms

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from fgvar.estimators.estimator import Estimate
 from fgvar.estimators.noise import Uniform
+from fgvar.estimators.protocol import Estimate
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
 from fgvar.stochastic.draw import Chosen, Draw

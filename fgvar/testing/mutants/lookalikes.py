@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fgvar.estimators.activity_space import ActivitySpace
-from fgvar.estimators.estimator import Estimate, Estimator, GradientEstimator
+from fgvar.estimators.estimator import Estimator
 from fgvar.estimators.losses import GlobalLoss, LocalLosses
 from fgvar.estimators.noise import Rademacher
 from fgvar.estimators.oracles import CentralDifference
+from fgvar.estimators.protocol import Estimate, GradientEstimator
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.estimators.schemes import scheme

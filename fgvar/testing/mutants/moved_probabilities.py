@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fgvar.estimators.estimator import Estimate
+from fgvar.estimators.protocol import Estimate
 from fgvar.problem import Problem
 from fgvar.stochastic.draw import Draw
 from fgvar.stochastic.points import Ahead, Point

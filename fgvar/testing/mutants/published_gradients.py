@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fgvar.estimators.estimator import Estimate
 from fgvar.estimators.noise import Gaussian
+from fgvar.estimators.protocol import Estimate
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.problem import Problem
 from fgvar.testing.black_box import from_function

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fgvar.estimators.estimator import Estimate
 from fgvar.estimators.noise import Gaussian, Rademacher
+from fgvar.estimators.protocol import Estimate
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.nn.heads import blank_linear
 from fgvar.problem import Problem

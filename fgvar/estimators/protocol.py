@@ -1,0 +1,65 @@
+"""The protocol of every gradient estimator, and what says that something is none."""
+
+from __future__ import annotations  # else those of inner functions are evaluated, which breaks compiled graphs
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from inspect import isfunction
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from fgvar.estimators.randomness import Randomness
+from fgvar.problem import Problem
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One estimate: ``gradient`` is a dict like ``problem.params``; ``loss`` the batch-mean output loss."""
+
+    gradient: dict[str, Tensor]
+    loss: Tensor | None = None
+
+
+@runtime_checkable
+class GradientEstimator(Protocol):
+    """All that measuring, testing and training ask of anybody's estimator.
+
+    ``estimate`` must be a deterministic function of its arguments; it is called under ``torch.func.vmap``
+    over a batch of noise (or plainly, one draw at a time, with ``measure(…, chunk=1)``).
+    """
+
+    def randomness(self, problem: Problem) -> Randomness:
+        """Names, shapes and distributions of the noise that one estimate needs."""
+
+    def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
+        """The estimate for this noise."""
+
+    def target(self, problem: Problem) -> dict[str, Tensor]:
+        """The gradient that the estimator should be unbiased for."""
+
+
+def require_directions(directions: object) -> None:
+    """Raise a ValueError where there are fewer directions than 1."""
+    if not isinstance(directions, int) or directions < 1:
+        raise ValueError(f"directions is {directions!r}, expected an integer of at least 1")
+
+
+def require_estimator(name: str, candidate: object) -> None:
+    """Raise a TypeError where ``candidate`` is not a `GradientEstimator`, saying what to give instead."""
+    if isinstance(candidate, type):
+        raise TypeError(f"{name!r} is the class {candidate.__name__}, expected an instance: {candidate.__name__}(…)")
+    if isinstance(candidate, str):
+        raise TypeError(f"{name!r} is the text {candidate!r}, expected an estimator: fgvar.scheme({candidate!r})")
+    if not isinstance(candidate, GradientEstimator):
+        hint = "; words of a sentence go into fgvar.Stochastic(…)" if hasattr(candidate, "leaves") else ""
+        hint = "; a function goes into fgvar.testing.from_function(…)" if isfunction(candidate) else hint
+        got = type(candidate).__name__
+        raise TypeError(f"{name!r} is {got}, expected randomness, estimate and target methods{hint}")
+
+
+def require_problem(candidate: object) -> None:
+    """Raise a TypeError where ``candidate`` is not a `Problem`, saying how to make one."""
+    if not isinstance(candidate, Problem):
+        got = type(candidate).__name__
+        raise TypeError(f"problem is {got}, expected fgvar.Problem(module, loss, (inputs, targets))")
