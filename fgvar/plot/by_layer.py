@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from fgvar.measurement.stored import bias_over_target
 from fgvar.plot import datasets, drawing, limits, marks, series, theory_lines
 from fgvar.plot import looks as styles
 from fgvar.plot.looks import Look, Wanted
@@ -106,7 +107,7 @@ def _draw(
     for j, (axes, (variable, reference)) in enumerate(zip(panels, columns, strict=True)):
         chosen = data.sel(reference=reference)
         if variable == "relative_bias":
-            chosen = chosen.assign(relative_bias=series.relative_bias(chosen))
+            chosen = chosen.assign(relative_bias=bias_over_target(chosen))
         _scale(axes, chosen, variable, found)
         _rows(axes, chosen, variable, found)
         axes.set_yticks(range(len(rows)), [_short(row, narrow) for row in rows] if j in labelled else [])

@@ -3,6 +3,7 @@
 import numpy as np
 import xarray as xr
 
+from fgvar.measurement.stored import bias_over_target
 from fgvar.plot import by_layer, datasets, intervals, limits, ranked, series, theory_lines, words
 from fgvar.plot.bias_variance import split
 from fgvar.plot.draw_laws import CALLED, kept
@@ -92,7 +93,7 @@ def _biases(dataset: xr.Dataset, layer: str, named: list[str]) -> str:
     if "biased" in data:
         return hollow or "None is declared to be biased."
     if series.is_exact(data):
-        unknown = series.relative_bias(data).isnull()
+        unknown = bias_over_target(data).isnull()
         names = [name for name in datasets.names(data, "estimator") if bool(unknown.sel(estimator=name))]
         more = f" Unknown: {words.listed(names)}." if names else ""
         return f"{hollow}By closed forms there is {none}.{more}"

@@ -8,6 +8,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from fgvar.measurement.dataset import FLAGS
+from fgvar.measurement.stored import bias_over_target
 from fgvar.plot import intervals
 
 Array = NDArray[np.float64]
@@ -135,14 +136,6 @@ def reason(bits: int) -> str:
 # ---- bias ------------------------------------------------------------------------------------------------------
 
 
-def relative_bias(data: xr.Dataset) -> xr.DataArray:
-    """‖E ĝ − target‖/‖target‖, of squared biases that are estimated below 0: 0."""
-    its = data.sel(reference="target") if "reference" in data.dims else data
-    norm = its["gradient_norm"].where(its["gradient_norm"] > 0)
-    found: xr.DataArray = its["sq_bias"].clip(min=0) ** 0.5 / norm
-    return found
-
-
 def is_exact(data: xr.Dataset) -> bool:
     return str(data.attrs.get("route")) == "exact"
 
@@ -157,7 +150,7 @@ def biased(data: xr.Dataset) -> dict[str, str]:
     if "biased" in data:
         return {name: "declared" for name in names if str(data["biased"].sel(estimator=name).values)}
     if is_exact(data):
-        share = relative_bias(data)
+        share = bias_over_target(data)
         return {name: "exact" for name in names if float(share.sel(estimator=name)) > UNSEEN}
     if "bias_p" not in data:
         return {}
