@@ -23,7 +23,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "verdict": ("rule", "images"),
     "verdict_at": ("rate", "rule", "images"),
     "verdict_without": ("left_out", "rule", "images"),
-    "seeds_done": ("images",),
+    **dict.fromkeys(("seeds_done", "cells", "missing", "runs_diverged"), ("images",)),
 }
 PAGE = Page("studies/regularisation.py", NEEDED)
 LOOKS = {  # filled: without noise; hollow: with isotropic noise in its place
@@ -109,7 +109,8 @@ def caption(dataset: xr.Dataset) -> list[str]:
     get = dataset.attrs.get
     config = {name: get(f"config_{name}", "?") for name in ("blocks", "patches", "channels", "groups", "batch")}
     seeds = ", ".join(f"{int(n)}" for n in dataset["seeds_done"])
-    diverged = f" {get('diverged')} runs diverged." if get("diverged") else ""
+    cells, missing, several = (int(dataset[name].sum()) for name in ("cells", "missing", "runs_diverged"))
+    diverged = f" {several} runs diverged." if several else ""
     return [
         f"Where backprop overfits, does noise or locality bring LG-FG-A below it? A LocalMixer of {config['blocks']} "
         f"blocks with {config['patches']} × {config['patches']} patches, {config['channels']} channels and "
@@ -118,8 +119,8 @@ def caption(dataset: xr.Dataset) -> list[str]:
         f"Errors are those of complete runs. Points: means over seeds ({seeds} of {dataset.sizes['seed']}, by number "
         "of images: another subset, network, order and noise each); bars: from the lowest to the highest. Each row "
         "at the rate, and decay, with the lowest mean error on held-out training images: "
-        f"{'; '.join(_settings(dataset, row) for row in LOOKS)}. {get('missing', '?')} of {get('cells', '?')} cells "
-        f"are missing.{diverged}",
+        f"{'; '.join(_settings(dataset, row) for row in LOOKS)}. {missing} of {cells} cells are "
+        f"missing.{diverged}",
         "Below right: differences of test errors paired over seeds, 95 % t-intervals; E = LG-FG-A − BP, L = LG-FG-A "
         "− LG-BP, and what was subtracted is half of what is to be explained. A rule holds where all of its "
         f"intervals are below 0, fails where one is above. Verdicts: {'; '.join(_verdicts(dataset))}.",

@@ -124,6 +124,48 @@ def by_point(dataset: Any, along: str) -> Any:
     return found.assign_coords(point=range(found.sizes["point"]))
 
 
+def onto(path: Path | None, made: Any, along: str, key: Callable[[Any], Any] | None = None) -> Any:
+    """A stored dataset of the study, in which what was made now takes the place of its labels of ``along``.
+
+    So long studies are made in pieces. ``key`` sorts the labels.
+
+    Raises:
+        ValueError: a dataset of another study.
+    """
+    import xarray as xr
+
+    import fgvar
+
+    if path is None:
+        return made
+    stored = fgvar.open_dataset(path)
+    if along not in stored.dims:
+        raise ValueError(f"--onto {path} has no axis {along!r}, expected a dataset that this study has written")
+    rest = stored.drop_sel({along: [label for label in stored[along].values if label in made[along].values]})
+    pieces = [one[[name for name, each in one.items() if along in each.dims]] for one in (rest, made)]
+    # `xr.concat` sorts the labels of other axes; they stay in the order of the stored ones.
+    others = [dim for dim in made.dims if dim in stored.dims and dim != along and dim in made.coords]
+    labels = {dim: list(dict.fromkeys([*stored[dim].values, *made[dim].values])) for dim in others}
+    order = sorted([*rest[along].values, *made[along].values], key=key)
+    found = xr.concat(pieces, along, join="outer", coords="different", compat="equals", combine_attrs="override")
+    found = found.reindex(labels).sel({along: order})
+    for name in found:
+        if made[name].dtype.kind in "iu":  # what a piece has not got, it has none of
+            found[name] = found[name].fillna(0).astype(made[name].dtype)
+        found[name].attrs, found[name].encoding = made[name].attrs, made[name].encoding
+    found = found.assign({k: v for one in (stored, made) for k, v in one.items() if along not in v.dims})
+    return found.assign_attrs(
+        {name: _both(stored.attrs.get(name), made.attrs.get(name)) for name in {**stored.attrs, **made.attrs}}
+    )
+
+
+def _both(stored: Any, made: Any) -> Any:
+    """An attribute of two pieces: that of either, or what both say, once each."""
+    if stored is None or made is None or stored == made:
+        return stored if made is None else made
+    return ", ".join(dict.fromkeys([*str(stored).split(", "), *str(made).split(", ")]))
+
+
 def publish(dataset: Any, config: Any, figure: ModuleType, report: str = "") -> None:
     """Save the dataset with its study and configuration, print the report (or the table), draw the figures."""
     import fgvar

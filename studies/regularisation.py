@@ -62,6 +62,8 @@ class Config:
     """Of LG-FG-A's noise, measured half-way."""
     compile: bool = True
     """torch.compile the estimate."""
+    onto: Path | None = None
+    """A stored dataset of this study that keeps its numbers of images, but for those of this command."""
     run: Run = Options(RESULTS / "regularisation.nc", seed=tuple(range(5)))
 
 
@@ -83,7 +85,7 @@ def main(config: Config) -> None:
     decayed = common.sweep(
         cell, axes | {"row": ("BP",), "decay": config.decay}, settings, config.run, "decayed", scratch
     )
-    dataset = gathered(plain, decayed.assign_coords(row=[DECAYED]))
+    dataset = common.onto(config.onto, gathered(plain, decayed.assign_coords(row=[DECAYED])), "images")
     common.publish(dataset, config, regularisation, report(dataset))
 
 
@@ -199,7 +201,8 @@ def error_of(model: Any, split: Any) -> float:
 def report(dataset: Any) -> str:
     """A line for each row and number of images, means over seeds; then the verdicts."""
     seeds = [int(count) for count in dataset["seeds_done"]]
-    lines = ["", f"seeds that count: {seeds}; {dataset.attrs['missing']} of {dataset.attrs['cells']} cells missing"]
+    missing, cells = (int(dataset[name].sum()) for name in ("missing", "cells"))
+    lines = ["", f"seeds that count: {seeds}; {missing} of {cells} cells missing"]
     lines.append(f"{'row':<15}{'images':>7}{'rate':>7}{'decay':>7}{'test error (range)':>24}{'train error':>13}")
     for images in dataset["images"].values:
         for row in dataset["row"].values:

@@ -48,10 +48,26 @@ def gathered(plain: Any, decayed: Any) -> Any:
     found["verdict_without"] = xr.concat(
         [judged(found.drop_sel(seed=seed))["verdict"] for seed in found["seed"].values], names
     )
-    diverged = sum(int((one["diverged"] == 1).sum()) for one in (plain, decayed))
-    cells = sum(one["diverged"].size for one in (plain, decayed))
-    missing = sum(int(one["diverged"].isnull().sum()) for one in (plain, decayed))
-    return found.assign_attrs(plain.attrs, cells=cells, missing=missing, diverged=diverged)
+    found = found.merge(counted(plain, decayed))
+    return found.assign_attrs(plain.attrs)
+
+
+def counted(plain: Any, decayed: Any) -> Any:
+    """How many cells each size has, how many are missing, and in how many the run diverged."""
+    import xarray as xr
+
+    each = [one["diverged"].stack(cell=[dim for dim in one.dims if dim != "images"]) for one in (plain, decayed)]
+    each = xr.concat([one.reset_index("cell", drop=True) for one in each], "cell")
+    found = xr.Dataset(
+        {
+            "cells": each.isnull().count("cell"),
+            "missing": each.isnull().sum("cell"),
+            "runs_diverged": (each == 1).sum("cell"),
+        }
+    )
+    for name, words in (("cells", ""), ("missing", " that are missing"), ("runs_diverged", " whose run diverged")):
+        found[name].attrs = {"long_name": f"cells of this number of images{words}", "units": "1"}
+    return found
 
 
 def best(dataset: Any) -> Any:

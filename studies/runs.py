@@ -80,7 +80,7 @@ def errors(
             "algorithm": algorithms,
             "seed": seeds,
             **{dim: range(size) for dim, size in sizes.items()},
-            "data": ("network", [_of(runs, network)[0].attrs["data"] for network in networks]),
+            **_made(runs, networks),
         },
         attrs=_attributes(runs, settings),
     )
@@ -127,9 +127,7 @@ def probes(runs: Sequence[xr.Dataset], order: Sequence[str]) -> xr.Dataset:
         for network in networks
     ]
     found = xr.concat(rows, "network").assign_coords(
-        network=networks,
-        algorithm=algorithms,
-        data=("network", [_of(runs, network)[0].attrs["data"] for network in networks]),
+        network=networks, algorithm=algorithms, **_made(runs, networks)
     )
     for name, variable in found.data_vars.items():
         variable.attrs = runs[0][name].attrs if name in runs[0] else {"long_name": "updates made", "units": "1"}
@@ -153,15 +151,24 @@ def _probes_of(one: xr.Dataset, number: int, layers: list[str]) -> xr.Dataset:
     return some.assign_coords(probe=range(some.sizes["probe"])).reindex(probe=range(number))
 
 
+def _made(runs: Sequence[xr.Dataset], networks: Sequence[str]) -> dict[str, Any]:
+    """Coordinates of each network: its data, and the commits that made its runs."""
+    commits = [sorted({str(one.attrs.get("commit")) for one in _of(runs, network)}) for network in networks]
+    return {
+        "data": ("network", [_of(runs, network)[0].attrs["data"] for network in networks]),
+        "commit": ("network", [", ".join(each) for each in commits]),
+    }
+
+
 def _axes(runs: Sequence[xr.Dataset], order: Sequence[str]) -> tuple[list[str], list[str], list[int]]:
     """Networks by their number of patches and groups, algorithms in the given order, seeds."""
-    networks = sorted({str(one.attrs["network"]) for one in runs}, key=_size)
+    networks = sorted({str(one.attrs["network"]) for one in runs}, key=size_of)
     found = {str(one.attrs["algorithm"]) for one in runs}
     algorithms = [name for name in order if name in found] + sorted(found - set(order))
     return networks, algorithms, sorted({int(one.attrs["train_seed"]) for one in runs})
 
 
-def _size(preset: str) -> tuple[list[int], str]:
+def size_of(preset: str) -> tuple[list[int], str]:
     """S/1/1 before M/1/16 before M/8/16."""
     return [int(part) for part in preset.split("/") if part.isdigit()], preset
 

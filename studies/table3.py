@@ -104,6 +104,8 @@ class Config:
     device: str = "auto"
     threads: int = 1
     """That a run computes with, on a CPU."""
+    onto: Path | None = None
+    """A stored dataset of this study (its probes beside it) that keeps its networks, but for those in the folder."""
     rates: bool = False
     """Instead of the table, the runs by which the learning rates were chosen."""
     run: Run = Options(RESULTS / "table3.nc", seed=(0, 1, 2))
@@ -241,9 +243,12 @@ def gather(config: Config, beside: Config, folder: Path) -> None:
     dataset = tables.errors(runs, EXACT + PERTURBED, PAPER)
     if tried := training.finished(folder / "rates"):
         dataset["validation_error"] = tables.validation(tried, EXACT + PERTURBED)
-    common.publish(dataset, config, table3)
+    onto = config.onto
+    common.publish(common.onto(onto, dataset, "network", tables.size_of), config, table3)
     if any("step" in one.dims for one in runs):
-        common.publish(tables.probes(runs, EXACT + PERTURBED), beside, table3_probes)
+        onto = onto and onto.with_stem(f"{onto.stem}_probes")
+        found = common.onto(onto, tables.probes(runs, EXACT + PERTURBED), "network", tables.size_of)
+        common.publish(found, beside, table3_probes)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import fgvar
 from fgvar.plot import venues
 from fgvar.testing import default_problems
 from figures import regularisation as figure
+from studies import common
 from studies import regularisation as study
 from studies import regularisation_rules as rules
 
@@ -103,7 +104,7 @@ def test_a_row_is_at_the_rate_with_the_lowest_held_out_error() -> None:
         plain[name].loc[{"row": "BP", "lr": RATES[1], "seed": 2}] = np.nan
     other = rules.gathered(plain, decayed)
     assert (other["best_lr"].sel(row="BP") == RATES[0]).all(), "a rate at which a seed diverged is none"
-    assert other.attrs["diverged"] == len(IMAGES)
+    assert list(other["runs_diverged"].values) == [1] * len(IMAGES)
     assert other["seeds_done"].values.tolist() == [5, 5]
 
 
@@ -118,8 +119,24 @@ def test_a_seed_counts_once_all_its_cells_are_done() -> None:
     assert found["test_error"].sel(images=2000).notnull().all()
     assert found["verdict"].sel(images=5000, rule="effect").item() == 0
     assert found["best_lr"].sel(images=5000).isnull().all()
-    assert found.attrs["missing"] == 2 + 20
-    assert found.attrs["cells"] == 140
+    assert int(found["missing"].sum()) == 2 + 20
+    assert int(found["cells"].sum()) == 140
+
+
+def test_sizes_that_are_made_later_make_the_same_dataset(tmp_path: Path) -> None:
+    plain, decayed = runs("noise")
+    plain["diverged"].loc[{"row": "BP", "lr": RATES[0], "seed": 2, "images": 2000}] = 1
+    whole = rules.gathered(plain, decayed)
+    later, first, again = (rules.gathered(*(one.sel(images=sizes) for one in (plain, decayed)))
+                           for sizes in ([5000], [2000], [5000, 2000]))  # fmt: skip
+    stored = fgvar.save(later.assign_attrs(commit="1"), tmp_path / "later.nc")
+    for made in (first, again):
+        found = common.onto(stored, made.assign_attrs(commit="2"), "images")
+        xr.testing.assert_equal(found.drop_attrs(), whole.drop_attrs())
+        assert found.attrs["commit"] == "1, 2"
+        assert {name: each.dtype for name, each in found.items()} == {name: each.dtype for name, each in whole.items()}
+    with pytest.raises(ValueError, match="later.nc has no axis 'network', expected a dataset that this study"):
+        common.onto(stored, later.rename(images="network"), "network")
 
 
 def test_rows_have_their_means_and_heads_learn_in_all() -> None:
