@@ -22,6 +22,10 @@ WORDS = {
     EXACT: "exact",
 }
 WORD: dict[str, Any] = {"color": looks.GREY, "fontsize": "x-small", "clip_on": True}
+BESIDE: dict[str, Any] = {
+    "color": "0.35", "marker": "d", "markersize": 3.5, "markerfacecolor": "white", "markeredgewidth": 0.5,
+    "linestyle": "none", "zorder": 2,
+}  # fmt: skip
 
 
 def style(look: Look, made: str, *, hollow: bool = False) -> dict[str, Any]:
@@ -62,6 +66,11 @@ def _dotted(drawn: Any, made: str) -> None:
     if made == REPLAYED:
         for bar in drawn[2]:
             bar.set_linestyle((0, (1, 1)))
+
+
+def beside(axes: Axes, values: NDArray[np.float64], at: NDArray[np.float64]) -> None:
+    """Somebody else's numbers, as published ones, at the heights of ours: diamonds below the points."""
+    axes.plot(values, at, **BESIDE)
 
 
 def band(axes: Axes, x: NDArray[Any], its: Series, look: Look, *, label: str, joined: bool = True) -> None:

@@ -34,6 +34,7 @@ def training(
     *,
     layer: str = "perturbed",
     axes: Sequence[Axes] | None = None,
+    legend: bool = True,
     looks: Mapping[str, Wanted] | None = None,
 ) -> Figure:
     """Draw error (or loss) over epochs, and of the probes' estimators cosines and relative variance over steps.
@@ -46,6 +47,7 @@ def training(
         dataset: ``run.dataset`` of `fgvar.train`, or several of them along one more dim, and ``seed``.
         layer: of the probes; "perturbed" is all that an estimator estimates.
         axes: to draw on in place of a figure of its own, one for each panel, row by row.
+        legend: with what tells marks apart.
         looks: name → a colour, a colour and a marker, or a `Look`; default: `fgvar.plot.assign`.
 
     Raises:
@@ -64,11 +66,12 @@ def training(
     if axes is not None:
         panels = np.array(given(axes, len(rows) * len(quantities)), dtype=object).reshape(len(rows), -1)
         _draw(panels, its, styled, rows, in_rows=True)
-        panels[0, 0].legend(handles=_handles(its, styled))
+        if legend:
+            panels[0, 0].legend(handles=_handles(its, styled))
         return cast(Figure, panels[0, 0].get_figure(root=True))
     with here() as place:
         sheet = Sheet(place)
-        handles = _handles(its, {sheet.wrapped(name): look for name, look in styled.items()})
+        handles = _handles(its, {sheet.wrapped(name): look for name, look in styled.items()}) if legend else []
         head, down, across = sheet.head(handles), len(rows), len(quantities)
         in_rows = sheet.wide or down > 2
         if sheet.wide:
@@ -78,8 +81,9 @@ def training(
         else:
             grid = sheet.grid(down * across, 1, head=head, height=1.2).reshape(down, across)
         _draw(grid, its, styled, rows, in_rows=in_rows, alone=not sheet.wide and down > 2)
-        columns = sheet.fitting(handles)
-        sheet.legend(handles, wide=columns, narrow=columns)
+        if handles:
+            columns = sheet.fitting(handles)
+            sheet.legend(handles, wide=columns, narrow=columns)
         return sheet.settle()
 
 
@@ -117,7 +121,8 @@ def _curves(axes: Axes, its: Runs, label: str | None, quantity: str, styled: Map
             values = its.of(name)[variable]
             dotted = variable.startswith("train") or (variable == "loss" and "test_loss" in its.curves[quantity])
             how = {"color": look.color, **TRAIN} if dotted else styles.line_style(look)
-            how |= {} if dotted else {"linestyle": "-", "markevery": (every // 2, every)}
+            how |= {} if dotted else {"markevery": (every // 2, every)}
+            how |= {"linestyle": "-"} if not dotted and len(its.curves[quantity]) > 1 else {}
             if "seed" in values.dims:
                 axes.fill_between(
                     epochs, values.min("seed"), values.max("seed"), color=look.color, alpha=0.25, linewidth=0

@@ -103,6 +103,10 @@ def test_one_run_of_curves_alone() -> None:
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "error")
     assert "of one run: no band" in plot.caption(run())
+    assert plot.training(run(), axes=[axes], legend=False) is figure
+    assert axes.get_legend() is None
+    plot.training(run(), axes=[axes])
+    assert axes.get_legend() is not None
 
 
 def test_several_runs_share_a_panel_and_seeds_have_a_band() -> None:

@@ -20,6 +20,8 @@ NAMES = (
     "all_schemes",
     "directions",
     "table1",
+    "table3",
+    "table4",
     "scaling",
     "cost",
     "calibration",

@@ -227,7 +227,7 @@ def test_gathered_errors_and_probes(out: Path, capsys) -> None:
     errors = found["test_error"].sel(network="M/1/16", algorithm="BP").isel(epoch=1).values * 100
     assert float(final["test"].sel(algorithm="BP")) == pytest.approx(errors.mean())
     assert float(final["test_se"].sel(algorithm="BP")) == pytest.approx(abs(np.diff(errors)[0]) / 2)
-    assert float(final["paper_test"].sel(algorithm="BP")) == pytest.approx(2.41)
+    assert float(final["paper"].sel(algorithm="BP")) == pytest.approx(2.41)
     assert np.isnan(final["test_se"].sel(algorithm="LG-FG-A")), "one run has no standard error"
     probes = fgvar.open_dataset(out.with_stem("a_probes"))
     whole = run_of(folder, "M/1/16", "LG-FG-A", 1)

@@ -74,20 +74,24 @@ def test_the_figure(out: Path) -> None:
     dataset = datasets.read(out)
     for columns in (1, 2):
         left, right = figure.draw(dataset, columns=columns).axes
-        lines = {line.get_label(): line for line in left.lines}
-        assert set(lines) == {"LG-FG-A", "LG-FG-A-no-stop"}
+        lines = {line.get_marker(): line for line in left.lines}
+        assert set(lines) == {looks.look(name).marker for name in ("LG-FG-A", "LG-FG-A-no-stop")}
         losses = dataset["batch_loss"].sel(network="M/8/16", algorithm="LG-FG-A", seed=0)
-        np.testing.assert_allclose(lines["LG-FG-A"].get_ydata(), losses)
+        np.testing.assert_allclose(lines[looks.look("LG-FG-A").marker].get_ydata(), losses)
         assert [label.get_text() for label in right.get_yticklabels()] == ["frozen", "LG-FG-A", "LG-FG-A-no-stop"]
     with pytest.raises(ValueError, match=r"not a dataset of studies/table4.py: it lacks variable 'batch_loss'"):
         figure.draw(dataset.drop_vars("batch_loss"))
 
 
-def test_windows() -> None:
-    at, mean = figure.windows(np.array([*np.arange(83.0), np.nan]))
-    assert len(at) == len(mean) == 41
-    np.testing.assert_array_equal(at, mean)
-    np.testing.assert_array_equal(figure.windows(np.array([3.0, 4.0]))[1], [3, 4])
+@pytest.mark.parametrize(("updates", "size", "first"), [(84, 2, 0.5), (2, 1, 0.0)])
+def test_windows(updates: int, size: int, first: float) -> None:
+    """Each at the middle of its updates; a trunk that learned nothing has none."""
+    loss = np.stack([np.arange(float(updates)), np.full(updates, np.nan)])
+    dims = {"algorithm": ["BP", "frozen"]}
+    found = figure.windows(xr.Dataset({"batch_loss": (("algorithm", "update"), loss)}, dims))["loss"]
+    assert found.sizes == {"algorithm": 1, "epoch": updates // size}
+    assert found[0, 0].item() == first
+    np.testing.assert_array_equal(found[0], found["epoch"])
 
 
 def test_the_default_table() -> None:
