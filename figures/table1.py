@@ -4,16 +4,14 @@ Run   python -m figures.table1 results/table1.nc [--venue iclr] [--columns 2] [-
 writes <stem>.pdf, .png, .txt (the caption) and .tex (the table).
 """
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from fgvar import plot
 from fgvar.measurement import tabular
-from fgvar.plot import Sheet, drawing, intervals, looks
+from fgvar.plot import Look, Sheet, intervals, looks
 from figures import command
 from figures.page import Figures, Page
 
@@ -27,8 +25,13 @@ NEEDED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("size", "batch"), ("cell",)),
 }
 PAGE = Page("studies/table1.py", NEEDED, intervals.over_seeds)
-SCHEME = {"weight": "FG-W", "activity": "FG-A"}  # whose colour and marker it has
-LINES = {"shared": "-", "independent": (0, (3.5, 1.2))}
+SPACES, NOISES = ("weight", "activity"), ("shared", "independent")
+LOOKS = {  # spaces are blue and orange, darker where noise is independent
+    "weight, shared": Look("#56B4E9", "s"),
+    "weight, independent": Look("#0072B2", "D"),
+    "activity, shared": Look("#E69F00", "o"),
+    "activity, independent": Look("#D55E00", "^"),
+}
 
 
 @PAGE.figure
@@ -36,15 +39,9 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     """Variance against size and against batch, side by side over two columns: the table's as lines, points drawn."""
     panels = sheet.row(2, head=0.55, height=1.8)
     for axes, (along, label) in zip(panels, {"size": "fan-in = fan-out", "batch": "batch size"}.items(), strict=True):
-        _panel(axes, along_axis(dataset, along), along)
-        axes.set_xlabel(label)
-        axes.set_ylabel("relative variance" if along == "size" or not sheet.wide else "")
-    handles = [
-        Line2D([], [], label=f"{space}, {noise}", **_points(scheme, noise) | {"linestyle": line})
-        for space, scheme in SCHEME.items()
-        for noise, line in LINES.items()
-    ]
-    sheet.legend(handles)
+        plot.sweep(relative(along_axis(dataset, along), along), x=along, ax=axes, legend=False, looks=LOOKS)
+        axes.set(xlabel=label, ylabel="relative variance" if along == "size" or not sheet.wide else "")
+    sheet.legend([Line2D([], [], label=name, **looks.line_style(look)) for name, look in LOOKS.items()])
 
 
 def along_axis(dataset: xr.Dataset, name: str) -> xr.Dataset:
@@ -54,44 +51,26 @@ def along_axis(dataset: xr.Dataset, name: str) -> xr.Dataset:
     return dataset.isel(cell=other == values[counts.argmax()]).sortby(name)
 
 
-def _panel(axes: Axes, data: xr.Dataset, along: str) -> None:
-    x, square = data[along].values, data["v"] / data["batch"] + data["s"]
-    shown = data["drawn"] / square
-    for space, scheme in SCHEME.items():
-        for noise, line in LINES.items():
-            its = data.sel(space=space, noise=noise)
-            here = square.sel(space=space, noise=noise)
-            axes.plot(
-                x,
-                its["variance"].sel(route="table") / here,
-                color=looks.look(scheme).color,
-                linestyle=line,
-                zorder=2,
-            )
-            error = intervals.bars(its["drawn"], intervals.ends(its, "drawn")) / here.values
-            axes.errorbar(x, its["drawn"] / here, yerr=error, elinewidth=0.7, zorder=3, **_points(scheme, noise))
-    axes.set_xscale("log")
-    axes.set_xlim(x.min() / 1.2, x.max() * 1.2)
-    drawing.ticks(axes.xaxis, x)
-    drawing.log(axes, "y", (float(shown.min()) / 2, float(shown.max()) * 2))
-
-
-def _points(scheme: str, noise: str) -> dict[str, Any]:
-    """Hollow where noise is independent."""
-    how = looks.point_style(scheme)
-    face = "white" if noise == "independent" else how["color"]
-    return how | {"markerfacecolor": face, "markeredgecolor": how["color"], "markeredgewidth": 0.7}
+def relative(data: xr.Dataset, along: str) -> xr.Dataset:
+    """What was drawn, and the table's, over the mean squared norm of a batch gradient; a line for each noise."""
+    low, high = intervals.ends(data, "drawn")
+    found = {"": data["drawn"], "_low": low, "_high": high, "_theory": data["variance"].sel(route="table", drop=True)}
+    square = data["v"] / data["batch"] + data["s"]
+    its = xr.Dataset({f"relative_variance{end}": values / square for end, values in found.items()})
+    its = its.stack(estimator=("space", "noise"), create_index=False)
+    names = [", ".join(pair) for pair in zip(its["space"].values, its["noise"].values, strict=True)]
+    return its.drop_vars(("space", "noise")).assign_coords(estimator=names).swap_dims(cell=along)
 
 
 @PAGE.table
 def table(dataset: xr.Dataset) -> pd.DataFrame:
     """Of each size and batch: variance per weight of the four estimators by the table's formula, and drawn."""
-    rows: dict[str, dict[Any, str]] = {}
+    rows: dict[str, dict[tuple[str, str], str]] = {}
     for index in range(dataset.sizes["cell"]):
         one = dataset.isel(cell=index)
         cells = rows[f"p = q = {one['size'].item()}, N = {one['batch'].item()}"] = {}
-        for space in SCHEME:
-            for noise in LINES:
+        for space in SPACES:
+            for noise in NOISES:
                 its = one.sel(space=space, noise=noise)
                 name = f"{space}, {noise}"
                 cells[name, "formula"] = tabular.number(its["variance"].sel(route="table").item(), digits=4)
@@ -111,8 +90,8 @@ def caption(dataset: xr.Dataset) -> list[str]:
         "the mean squared norm of a batch gradient, V/N + S; Gaussian noise; against the layer's size (left, batch "
         f"of {int(sizes['batch'][0])}) and the batch size (right, {int(batches['size'][0])} × "
         f"{int(batches['size'][0])}). Examples are drawn from "
-        f"{dataset.attrs.get('population', '?')}, with replacement. Solid, filled: noise shared by the batch; "
-        "dashed, hollow: independent.",
+        f"{dataset.attrs.get('population', '?')}, with replacement. Noise is shared by the batch, or "
+        "independent for each example.",
         f"Lines: Table 1 of Ren et al. 2023. Points: drawn, {dataset.attrs.get('draws', '?')} draws of batch and "
         f"noise, {intervals.words(dataset, 'drawn')}.",
         f"Relative to the table, closed forms are off by at most {off.sel(route='closed form').item():.1e} and "
