@@ -12,9 +12,8 @@ import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from scipy import stats
 
-from fgvar.plot import Sheet, datasets, drawing, intervals, looks
+from fgvar.plot import Sheet, datasets, drawing, intervals, looks, swept
 from figures import command
 from figures.page import Figures, Page
 
@@ -40,15 +39,10 @@ def of_place(dataset: xr.Dataset, place: str) -> xr.Dataset:
 def slope(dataset: xr.Dataset, place: str, scheme: str, epochs: int) -> tuple[float, float]:
     """Exponent of the relative variance as a power of the size, and the half-width of its 95 % interval.
 
-    A line through the logarithms for each seed: mean of their slopes, and Student's interval; NaN of one seed.
+    Of several seeds the mean of their slopes, and Student's interval; NaN of one.
     """
-    one = of_place(dataset, place)
-    values = one["relative_variance"].sel(estimator=scheme, epochs=epochs).transpose("point", "seed").values
-    slopes = np.polyfit(np.log(one["size"].values), np.log(values), 1)[0]
-    if len(slopes) < 2:
-        return float(slopes[0]), math.nan
-    half = stats.t.ppf(0.975, len(slopes) - 1) * slopes.std(ddof=1) / len(slopes) ** 0.5
-    return float(slopes.mean()), float(half)
+    one = of_place(dataset, place).sel(estimator=scheme, epochs=epochs).swap_dims(point="size")
+    return swept.slope(one.mean("seed"), one, "size", "relative_variance")
 
 
 def predicted(dataset: xr.Dataset, place: str, scheme: str) -> float:

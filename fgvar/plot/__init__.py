@@ -31,7 +31,9 @@ _NAMES = {
     "svg": "fgvar.plot.files",
     # parts, for figures of one's own
     "Sheet": "fgvar.plot.sheet",
-    **dict.fromkeys(("datasets", "drawing", "intervals", "limits", "looks", "marks", "series", "venues"), ""),
+    **dict.fromkeys(
+        ("datasets", "drawing", "intervals", "limits", "looks", "marks", "series", "swept", "venues"), ""
+    ),
 }
 
 __all__ = list(_NAMES)
