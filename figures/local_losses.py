@@ -4,13 +4,12 @@ Run   python -m figures.local_losses results/local_losses.nc [--venue iclr] [--c
 writes <stem>.pdf, .png and .txt (the caption).
 """
 
-from typing import Any
-
+import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from fgvar.plot import Sheet, datasets, drawing, looks
+from fgvar.plot import Sheet, datasets, drawing, looks, marks, series
 from figures import command
 from figures.page import Figures, Page
 
@@ -30,7 +29,7 @@ PANELS = {"error": "test error", "relative_variance": "relative variance", "cosi
 @PAGE.figure
 def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     """A row for each combination; error, relative variance and cosine side by side; in one column the error."""
-    data = dataset.isel(groups=0)
+    data = ranged(dataset.isel(groups=0))
     names, panels = datasets.names(data, "losses"), list(PANELS)[: 3 if sheet.wide else 1]
     widths = [1.3, 1, 1][: len(panels)]
     drawn = sheet.grid(1, len(panels), head=0.75, height=0.16 * len(names), sharey=True, width_ratios=widths)[0]
@@ -46,41 +45,39 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     sheet.figure.align_labels()
 
 
+def ranged(dataset: xr.Dataset) -> xr.Dataset:
+    """What is drawn: means over seeds, from the lowest to the highest, as few seeds have no normal interval."""
+    data = dataset[list(PANELS)].sel(reference="target", drop=True)
+    ends = {"": data.mean("seed"), "_low": data.min("seed"), "_high": data.max("seed")}
+    return xr.merge([its.rename({name: f"{name}{end}" for name in PANELS}) for end, its in ends.items()])
+
+
 def _error(axes: Axes, data: xr.Dataset) -> None:
+    axes.set_xlim(0, 1.08 * float(data["error_high"].max()))
     for scheme, shift in (("LG-BP", 0.16), ("LG-FG-A", 0.0)):
-        _rows(axes, data["error"].sel(scheme=scheme), scheme, shift)
+        _rows(axes, data, "error", scheme, shift)
     frozen = data["error"].sel(scheme="frozen").mean().item()
     axes.axvline(frozen, color=looks.look("frozen").color, linestyle=looks.look("frozen").line, zorder=1)
-    axes.set_xlim(0, 1.08 * float(data["error"].max()))
 
 
 def _variance(axes: Axes, data: xr.Dataset) -> None:
-    values = data["relative_variance"].sel(scheme="LG-FG-A")
-    _rows(axes, values, "LG-FG-A")
-    drawing.log(axes, "x", (float(values.min()) / 1.6, float(values.max()) * 1.6))
+    its = data.sel(scheme="LG-FG-A")
+    low, high = its["relative_variance_low"].min(), its["relative_variance_high"].max()
+    drawing.log(axes, "x", (float(low) / 1.6, float(high) * 1.6))
+    _rows(axes, data, "relative_variance", "LG-FG-A")
 
 
 def _cosine(axes: Axes, data: xr.Dataset) -> None:
-    values = data["cosine"].sel(scheme="LG-FG-A", reference="target")
-    _rows(axes, values, "LG-FG-A")
-    axes.set_xlim(0, 1.1 * float(values.max()))
+    axes.set_xlim(0, 1.1 * float(data["cosine_high"].sel(scheme="LG-FG-A").max()))
+    _rows(axes, data, "cosine", "LG-FG-A")
 
 
 PANEL = {"error": _error, "relative_variance": _variance, "cosine": _cosine}
 
 
-def _rows(axes: Axes, values: xr.DataArray, scheme: str, shift: float = 0.0) -> None:
-    """Means over seeds at their rows, and bars from the lowest to the highest seed."""
-    bars(axes, values, "losses", scheme, horizontal=True, at=[row + shift for row in range(values.sizes["losses"])])
-
-
-def bars(axes: Axes, values: xr.DataArray, along: str, scheme: str, *, horizontal: bool, at: Any, **how: Any) -> None:
-    """Means over seeds, with bars from the lowest to the highest one: few seeds have no normal interval."""
-    values = values.transpose(along, "seed")
-    mean = values.mean("seed").values
-    reach = abs(xr.concat([values.min("seed"), values.max("seed")], "end").values - mean)
-    where = {"y": at, "x": mean, "xerr": reach} if horizontal else {"x": at, "y": mean, "yerr": reach}
-    axes.errorbar(**where, elinewidth=0.7, zorder=3, **looks.point_style(scheme) | how)
+def _rows(axes: Axes, data: xr.Dataset, name: str, scheme: str, shift: float = 0.0) -> None:
+    at = np.arange(data.sizes["losses"], dtype=float) + shift
+    marks.rows(axes, series.of(data.sel(scheme=scheme), name), at, looks.look(scheme), label=scheme)
 
 
 MEASURED = (
@@ -98,13 +95,13 @@ def network(dataset: xr.Dataset) -> str:
     return f"{data}: a LocalMixer of {blocks} blocks with {patches} × {patches} patches, {channels} channels"
 
 
-def seeds(dataset: xr.Dataset) -> str:
-    """What points and bars are, and how many cells are not there."""
+def seeds(dataset: xr.Dataset, shown: str = "bars") -> str:
+    """What points and bars, or bands, are, and how many cells are not there."""
     lacking = int((dataset["status"] != "done").sum())
     told = f" {lacking} of {dataset['status'].size} cells failed or are missing." if lacking else ""
     return (
-        f"Points: means of {dataset.sizes['seed']} seeds (network, order and noise); bars: from the lowest to the "
-        f"highest.{told}"
+        f"Points: means of {dataset.sizes['seed']} seeds (network, order and noise); {shown}: from the lowest "
+        f"to the highest.{told}"
     )
 
 
