@@ -1,4 +1,4 @@
-"""The public face: names, lazy imports, who may import whom, and the README's examples."""
+"""The public face: names, lazy imports and who may import whom."""
 
 import ast
 import importlib
@@ -333,61 +333,12 @@ def test_help_of_a_study_needs_no_torch(study: str) -> None:
     assert run(code).split()[-1] == "False"
 
 
-READMES = [
-    ROOT / "README.md",
-    *(path for top in ("fgvar", "studies", "tests") for path in (ROOT / top).rglob("README.md")),
-]
-
-
-def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
-def masked(text: str) -> list[str]:
-    """Its lines without numbers, whose last digits vary with the machine, and with single blanks."""
-    return [" ".join(re.sub(r"-?\d[\d.]*(e-?\d+)?", "#", line).split()) for line in text.splitlines()]
-
-
-@pytest.mark.filterwarnings("ignore:.*by plain calls:UserWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
-@pytest.mark.parametrize("path", READMES, ids=name_of)
-def test_examples_of_a_readme_run_and_print_what_it_shows(path: Path, tmp_path, monkeypatch, capsys) -> None:
-    """In order, and in one namespace: what an example defines the next one may use."""
-    if path.parent.name == "nn":
-        pytest.importorskip("peft")
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    for block, shown in re.findall(r"```python\n(.*?)```\n\n((?:    [^\n]*\n)*)", path.read_text(), flags=re.DOTALL):
-        exec(compile(block, name_of(path), "exec"), names)
-        assert set(masked(shown)) <= set(masked(capsys.readouterr().out)), name_of(path)
-
-
-def anchors(path: Path) -> set[str]:
-    """Of a document's headings, as GitHub makes them."""
-    headings = re.findall(
-        r"^#+ (.*)$", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL), flags=re.MULTILINE
-    )
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("path", READMES, ids=name_of)
-def test_links_of_a_readme_lead_somewhere(path: Path) -> None:
-    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
-        file, _, anchor = link.partition("#")
-        target = (path.parent / file).resolve() if file else path
-        assert target.exists(), f"{name_of(path)}: {link}"
-        assert not anchor or anchor in anchors(target), f"{name_of(path)}: {link}"
-
-
 def test_every_study_has_its_paragraph_and_picture() -> None:
     text = (ROOT / "studies" / "README.md").read_text()
     for name in STUDIES:
         assert f"`{name}`" in text, name
     for picture in (ROOT / "figures" / "data").glob("*.png"):
         assert f"../figures/data/{picture.name})" in text, picture.name
-
-
-def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_bytes()) <= 12_000
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
