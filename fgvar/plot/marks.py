@@ -88,7 +88,7 @@ def band(axes: Axes, x: NDArray[Any], its: Series, look: Look, *, label: str, jo
         if len(x) == 1 or not joined:
             bars = axes.errorbar(x, value, yerr=its.bars, fmt="none", ecolor=look.color, elinewidth=0.7)
             _dotted(bars, its.made)
-        elif its.made != EXACT:
+        elif its.bars.any():  # exact numbers of one seed have none
             rim = {"linestyle": (0, (1, 1)), "linewidth": 0.4} if its.made == REPLAYED else {"linewidth": 0}
             ends = [np.where(np.isfinite(value), end, np.nan) for end in (its.low, its.high)]
             ends[0] = np.fmax(ends[0], low) if log else ends[0]  # a band to 0 would fall down like a cliff

@@ -43,7 +43,8 @@ def _by_route(dataset: xr.Dataset) -> str:
 
 def bars(dataset: xr.Dataset, name: str) -> str:
     """What bars and bands of a variable are."""
-    if series.is_exact(dataset):
+    low, high = intervals.ends(dataset, name)
+    if series.is_exact(dataset) and not bool((high > low).any()):  # or exact ones over seeds
         return BARS["exact"]
     if f"{name}_low" in dataset:
         return BARS["intervals" if bool(dataset[f"{name}_low"].notnull().any()) else "few"]

@@ -58,6 +58,15 @@ def test_seeds_have_students_interval() -> None:
     assert band.max() == pytest.approx(32 * (1 + half), rel=1e-5)
 
 
+def test_exact_numbers_have_the_spread_of_their_seeds_alone() -> None:
+    """Of one seed there is none."""
+    exact = swept(3).drop_vars(["relative_variance_low", "relative_variance_high"]).assign_attrs(route="exact")
+    assert len(plot.sweep(exact).axes[0].collections) == 2
+    assert "Bands: 95 % intervals." in plot.caption(exact)
+    assert not plot.sweep(exact.isel(seed=0)).axes[0].collections
+    assert "Bands: none, as values are exact." in plot.caption(exact.isel(seed=0))
+
+
 def test_a_prediction_is_a_line_under_points() -> None:
     dataset = swept().isel(seed=0)
     dataset = dataset.assign(relative_variance_theory=dataset["relative_variance"])
