@@ -57,7 +57,7 @@ def examples_are_as_stored(folder: Path) -> None:
 
 
 def numbers(text: str) -> list[float]:
-    return [float(found) for found in re.findall(NUMBER, text)]
+    return [float(found.rstrip(".")) for found in re.findall(NUMBER, text)]
 
 
 def anchors(path: Path) -> set[str]:
