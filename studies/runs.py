@@ -126,9 +126,7 @@ def probes(runs: Sequence[xr.Dataset], order: Sequence[str]) -> xr.Dataset:
         )
         for network in networks
     ]
-    found = xr.concat(rows, "network").assign_coords(
-        network=networks, algorithm=algorithms, **_made(runs, networks)
-    )
+    found = xr.concat(rows, "network").assign_coords(network=networks, algorithm=algorithms, **_made(runs, networks))
     for name, variable in found.data_vars.items():
         variable.attrs = runs[0][name].attrs if name in runs[0] else {"long_name": "updates made", "units": "1"}
         variable.encoding = {"zlib": True, "complevel": 6, "dtype": "float32"}

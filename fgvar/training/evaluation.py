@@ -1,10 +1,12 @@
 """Evaluation: loss and error over many batches, Σ w ℓ / Σ w over all their examples, without a gradient."""
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from fgvar.allocator import LARGEST_MMAP_THRESHOLD
 from fgvar.data.split import Batch
 from fgvar.loss_functions import losses_and_weights
 from fgvar.problem import Problem
@@ -40,3 +42,16 @@ def mean_loss_and_error(problem: Problem, params: Mapping[str, Tensor], batches:
             "defined; are all targets ignored (−100)? Give some that count"
         )
     return torch.stack([loss / weight, wrong / count])
+
+
+def examples_at_once(problem: Problem, most: int) -> int:
+    """How many examples to evaluate at once: on a CPU no more than keep their widest activity below 16 MB.
+
+    Memory of larger tensors goes back to the system whenever one is freed, and faulting its pages in again takes as
+    long as computing what stands in them.
+    """
+    if problem.device.type != "cpu":
+        return most
+    shapes = [visit.activity or () for visits in problem.trace.visits.values() for visit in visits]
+    widest = max((math.prod(shape) for shape in shapes), default=0) * problem.dtype.itemsize / problem.batch_size
+    return max(1, min(most, int(LARGEST_MMAP_THRESHOLD / 2 / widest))) if widest else most

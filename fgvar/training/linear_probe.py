@@ -15,7 +15,7 @@ from fgvar.nn.structures import arguments
 from fgvar.training.schedule import Schedule
 from fgvar.training.train import Run, choose_device, splits_of, train
 
-BATCH = 256  # of the forward passes
+BATCH = 64  # of the forward passes: memory of larger activities is faulted in anew at each
 
 SCHEDULE = Schedule(epochs=20, batch=128, lr=1e-3, optimiser="adam", weight_decay=0.0)
 

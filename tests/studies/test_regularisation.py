@@ -134,8 +134,10 @@ def test_sizes_that_are_made_later_make_the_same_dataset(tmp_path: Path) -> None
         found = common.onto(stored, made.assign_attrs(commit="2"), "images")
         xr.testing.assert_equal(found.drop_attrs(), whole.drop_attrs())
         assert found.attrs["commit"] == "1, 2"
-        assert {name: each.dtype for name, each in found.items()} == {name: each.dtype for name, each in whole.items()}
-    with pytest.raises(ValueError, match="later.nc has no axis 'network', expected a dataset that this study"):
+        assert {name: each.dtype for name, each in found.items()} == {
+            name: each.dtype for name, each in whole.items()
+        }
+    with pytest.raises(ValueError, match="has no axis 'network', expected a dataset that this study"):
         common.onto(stored, later.rename(images="network"), "network")
 
 
