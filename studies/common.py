@@ -124,10 +124,14 @@ def by_point(dataset: Any, along: str) -> Any:
     return found.assign_coords(point=range(found.sizes["point"]))
 
 
-def onto(path: Path | None, made: Any, along: str, key: Callable[[Any], Any] | None = None) -> Any:
-    """A stored dataset of the study, in which what was made now takes the place of its labels of ``along``.
+def onto(path: Path | None, made: Any, there: Any, **order: Callable[[Any], Any]) -> Any:
+    """A stored dataset of the study, in which the runs that were made now take their places: long ones need pieces.
 
-    So long studies are made in pieces. ``key`` sorts the labels.
+    Args:
+        path: of the stored dataset; None: ``made`` alone.
+        made: a dataset of the same variables, of other labels or the same.
+        there: which runs ``made`` has, over some of its dimensions.
+        order: dimension → key that its labels are sorted by; of others, those of the stored one come first.
 
     Raises:
         ValueError: a dataset of another study.
@@ -139,21 +143,25 @@ def onto(path: Path | None, made: Any, along: str, key: Callable[[Any], Any] | N
     if path is None:
         return made
     stored = fgvar.open_dataset(path)
-    if along not in stored.dims:
-        raise ValueError(f"--onto {path} has no axis {along!r}, expected a dataset that this study has written")
-    rest = stored.drop_sel({along: [label for label in stored[along].values if label in made[along].values]})
-    pieces = [one[[name for name, each in one.items() if along in each.dims]] for one in (rest, made)]
-    # `xr.concat` sorts the labels of other axes; they stay in the order of the stored ones.
-    others = [dim for dim in made.dims if dim in stored.dims and dim != along and dim in made.coords]
-    labels = {dim: list(dict.fromkeys([*stored[dim].values, *made[dim].values])) for dim in others}
-    order = sorted([*rest[along].values, *made[along].values], key=key)
-    found = xr.concat(pieces, along, join="outer", coords="different", compat="equals", combine_attrs="override")
-    found = found.reindex(labels).sel({along: order})
-    for name in found:
-        if made[name].dtype.kind in "iu":  # what a piece has not got, it has none of
-            found[name] = found[name].fillna(0).astype(made[name].dtype)
-        found[name].attrs, found[name].encoding = made[name].attrs, made[name].encoding
-    found = found.assign({k: v for one in (stored, made) for k, v in one.items() if along not in v.dims})
+    if missing := [dim for dim in there.dims if dim not in stored.dims]:
+        raise ValueError(f"--onto {path} has no axis {missing[0]!r}, expected a dataset that this study has written")
+    labels = {dim: list(dict.fromkeys([*stored[dim].values, *made[dim].values])) for dim in made.indexes}
+    labels |= {dim: sorted(labels[dim], key=key) for dim, key in order.items()}
+    old, new = (one.reset_coords([*one.coords.keys() - one.indexes.keys()]).reindex(labels) for one in (stored, made))
+    there = there.reset_coords(drop=True).reindex({dim: labels[dim] for dim in there.dims}, fill_value=False)
+    found = old.copy()
+    for name, each in made.reset_coords().data_vars.items():
+        whole = set(there.dims) <= set(each.dims)
+        mine, theirs = new[name], old.get(name, new[name])
+        value = xr.where(there if whole else mine.notnull(), mine, theirs).transpose(*each.dims)
+        # What neither has is NaN: of what counts in both, none.
+        if all(one.dtype.kind in "iu" for one in (each, stored.get(name, each))):
+            value = value.fillna(0).astype(each.dtype)
+        elif each.dtype.kind in "OU":
+            value = value.fillna("").astype(str)
+        found[name] = value.assign_attrs(each.attrs)
+        found[name].encoding = each.encoding
+    found = found.set_coords([*made.coords.keys() - made.indexes.keys()])
     return found.assign_attrs(
         {name: _both(stored.attrs.get(name), made.attrs.get(name)) for name in {**stored.attrs, **made.attrs}}
     )

@@ -63,7 +63,7 @@ class Config:
     compile: bool = True
     """torch.compile the estimate."""
     onto: Path | None = None
-    """A stored dataset of this study that keeps its numbers of images, but for those of this command."""
+    """A stored dataset of this study, whose numbers of images are kept where the folder has no whole seed."""
     run: Run = Options(RESULTS / "regularisation.nc", seed=tuple(range(5)))
 
 
@@ -85,7 +85,8 @@ def main(config: Config) -> None:
     decayed = common.sweep(
         cell, axes | {"row": ("BP",), "decay": config.decay}, settings, config.run, "decayed", scratch
     )
-    dataset = common.onto(config.onto, gathered(plain, decayed.assign_coords(row=[DECAYED])), "images")
+    found = gathered(plain, decayed.assign_coords(row=[DECAYED]))
+    dataset = common.onto(config.onto, found, found["seeds_done"] > 0, images=int)
     common.publish(dataset, config, regularisation, report(dataset))
 
 

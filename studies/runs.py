@@ -20,16 +20,18 @@ PROBED = (
     "cosine_null",
     "size",
 )
+Paper = Mapping[str, Mapping[str, tuple[float, float]]]  # network → algorithm → test and train error, per cent
+TABLE3 = "Ren et al. 2023, Table 3"
 SCHEDULE = ("batch", "momentum", "weight_decay", "decay", "warmup", "optimiser", "head_factor", "readout_factor")
 
 
 def errors(
     runs: Sequence[xr.Dataset],
     order: Sequence[str],
-    paper: Mapping[str, Mapping[str, tuple[float, float]]],
+    paper: Paper,
     *,
     curves: Sequence[str] = CURVES,
-    source: str = "Ren et al. 2023, Table 3",
+    source: str = TABLE3,
     settings: Sequence[str] = (),
 ) -> xr.Dataset:
     """Curves (NaN behind the last value), length and rate of each run, and the paper's errors.
@@ -48,7 +50,7 @@ def errors(
     along = {name: str(found.dims[0]) for name, found in like.items()}
     sizes = {dim: max(one.sizes.get(dim, 0) for one in runs) for dim in along.values()}
     found = {name: np.full((*shape, sizes[dim]), np.nan) for name, dim in along.items()}
-    lengths, rates = np.zeros(shape, int), np.full(shape, np.nan)
+    lengths, rates, commits = np.zeros(shape, int), np.full(shape, np.nan), np.full(shape, "", object)
     for one in runs:
         place = _place(one, networks, algorithms, seeds)
         if lengths[place]:
@@ -58,32 +60,39 @@ def errors(
             if name in one:
                 found[name][*place, : one[name].size] = one[name]
         lengths[place], rates[place] = one.attrs["train_epochs"], one.attrs["train_lr"]
+        commits[place] = str(one.attrs.get("commit"))
     dims = ("network", "algorithm", "seed")
-    splits = {"test": 0, "train": 1}
-    published = {
-        f"paper_{split}_error": (
-            dims[:2],
-            np.array([[paper.get(n, {}).get(a, (np.nan,) * 2)[i] / 100 for a in algorithms] for n in networks]),
-            {"long_name": f"the paper's {split} error", "units": "1", "source": source},
-        )
-        for split, i in splits.items()
-    }
     return xr.Dataset(
         {
             **{name: ((*dims, along[name]), values, like[name].attrs) for name, values in found.items()},
             "epochs": (dims, lengths, {"long_name": "length of the run; 0: there is none", "units": "epochs"}),
             "lr": (dims, rates, {"long_name": "initial learning rate", "units": "1"}),
-            **published,
+            "made_by": (dims, commits.astype(str), {"long_name": "commit of the code that made the run"}),
+            **published(networks, algorithms, paper, source),
         },
         coords={
             "network": networks,
             "algorithm": algorithms,
             "seed": seeds,
             **{dim: range(size) for dim, size in sizes.items()},
-            **_made(runs, networks),
+            "data": ("network", [_of(runs, network)[0].attrs["data"] for network in networks]),
         },
         attrs=_attributes(runs, settings),
     )
+
+
+def published(
+    networks: Sequence[str], algorithms: Sequence[str], paper: Paper, source: str = TABLE3
+) -> dict[str, xr.Variable]:
+    """The paper's test and train errors over (network, algorithm), NaN where it has none."""
+    return {
+        f"paper_{split}_error": xr.Variable(
+            ("network", "algorithm"),
+            np.array([[paper.get(n, {}).get(a, (np.nan,) * 2)[i] / 100 for a in algorithms] for n in networks]),
+            {"long_name": f"the paper's {split} error", "units": "1", "source": source},
+        )
+        for i, split in enumerate(("test", "train"))
+    }
 
 
 def validation(runs: Sequence[xr.Dataset], order: Sequence[str]) -> xr.DataArray:
@@ -126,7 +135,11 @@ def probes(runs: Sequence[xr.Dataset], order: Sequence[str]) -> xr.Dataset:
         )
         for network in networks
     ]
-    found = xr.concat(rows, "network").assign_coords(network=networks, algorithm=algorithms, **_made(runs, networks))
+    found = xr.concat(rows, "network").assign_coords(
+        network=networks,
+        algorithm=algorithms,
+        data=("network", [_of(runs, network)[0].attrs["data"] for network in networks]),
+    )
     for name, variable in found.data_vars.items():
         variable.attrs = runs[0][name].attrs if name in runs[0] else {"long_name": "updates made", "units": "1"}
         variable.encoding = {"zlib": True, "complevel": 6, "dtype": "float32"}
@@ -147,15 +160,6 @@ def _probes_of(one: xr.Dataset, number: int, layers: list[str]) -> xr.Dataset:
     some = one.assign(step_number=("step", one["step"].values.astype(float)))
     some = some.drop_vars("step").rename(step="probe", step_number="step").reindex(layer=layers)
     return some.assign_coords(probe=range(some.sizes["probe"])).reindex(probe=range(number))
-
-
-def _made(runs: Sequence[xr.Dataset], networks: Sequence[str]) -> dict[str, Any]:
-    """Coordinates of each network: its data, and the commits that made its runs."""
-    commits = [sorted({str(one.attrs.get("commit")) for one in _of(runs, network)}) for network in networks]
-    return {
-        "data": ("network", [_of(runs, network)[0].attrs["data"] for network in networks]),
-        "commit": ("network", [", ".join(each) for each in commits]),
-    }
 
 
 def _axes(runs: Sequence[xr.Dataset], order: Sequence[str]) -> tuple[list[str], list[str], list[int]]:

@@ -105,7 +105,7 @@ class Config:
     threads: int = 1
     """That a run computes with, on a CPU."""
     onto: Path | None = None
-    """A stored dataset of this study (its probes beside it) that keeps its networks, but for those in the folder."""
+    """A stored dataset of this study, its probes beside it, whose runs are kept where the folder has none."""
     rates: bool = False
     """Instead of the table, the runs by which the learning rates were chosen."""
     run: Run = Options(RESULTS / "table3.nc", seed=(0, 1, 2))
@@ -243,12 +243,16 @@ def gather(config: Config, beside: Config, folder: Path) -> None:
     dataset = tables.errors(runs, EXACT + PERTURBED, PAPER)
     if tried := training.finished(folder / "rates"):
         dataset["validation_error"] = tables.validation(tried, EXACT + PERTURBED)
-    onto = config.onto
-    common.publish(common.onto(onto, dataset, "network", tables.size_of), config, table3)
+    onto, by_size = config.onto, {"network": tables.size_of}
+    dataset = common.onto(onto, dataset, dataset["epochs"] > 0, **by_size)
+    # Of pairs that neither piece has, too.
+    paper = tables.published(dataset["network"].values, dataset["algorithm"].values, PAPER)
+    common.publish(dataset.assign(paper), config, table3)
     if any("step" in one.dims for one in runs):
+        found = tables.probes(runs, EXACT + PERTURBED)
         onto = onto and onto.with_stem(f"{onto.stem}_probes")
-        found = common.onto(onto, tables.probes(runs, EXACT + PERTURBED), "network", tables.size_of)
-        common.publish(found, beside, table3_probes)
+        there = found["step"].notnull().any("probe")
+        common.publish(common.onto(onto, found, there, **by_size), beside, table3_probes)
 
 
 if __name__ == "__main__":

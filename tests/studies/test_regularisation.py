@@ -131,14 +131,14 @@ def test_sizes_that_are_made_later_make_the_same_dataset(tmp_path: Path) -> None
                            for sizes in ([5000], [2000], [5000, 2000]))  # fmt: skip
     stored = fgvar.save(later.assign_attrs(commit="1"), tmp_path / "later.nc")
     for made in (first, again):
-        found = common.onto(stored, made.assign_attrs(commit="2"), "images")
+        found = common.onto(stored, made.assign_attrs(commit="2"), made["seeds_done"] > 0, images=int)
         xr.testing.assert_equal(found.drop_attrs(), whole.drop_attrs())
         assert found.attrs["commit"] == "1, 2"
         assert {name: each.dtype for name, each in found.items()} == {
             name: each.dtype for name, each in whole.items()
         }
     with pytest.raises(ValueError, match="has no axis 'network', expected a dataset that this study"):
-        common.onto(stored, later.rename(images="network"), "network")
+        common.onto(stored, later, xr.DataArray([True], dims="network"))
 
 
 def test_rows_have_their_means_and_heads_learn_in_all() -> None:

@@ -15,8 +15,8 @@ from fgvar.sweeps import cells
 from fgvar.training.loop import TrainingLoop
 from figures import table3 as figure
 from figures import table3_probes
+from studies import common, table3, training
 from studies import runs as tables
-from studies import table3, training
 from studies.common import Options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -243,6 +243,26 @@ def test_gathered_errors_and_probes(out: Path, capsys) -> None:
     assert re.search(r"^BP .* \d+\.\d\d ± \d\.\d\d \(2\) +2\.41 ", table, flags=re.MULTILINE)
     assert re.search(r"^LG-FG-A +– +3\.24 +– ", table, flags=re.MULTILINE)
     assert "chosen on held-out training examples (S/1/1, 1 epochs, seed 0, 100 examples)" in figure.caption(found)
+
+
+def test_a_table_is_made_in_pieces(out: Path, tmp_path: Path) -> None:
+    """Whichever half is stored, and where a run is made again, the table is that of all runs."""
+    order, key = table3.EXACT + table3.PERTURBED, {"network": tables.size_of}
+    runs = training.finished(out.with_suffix(""))
+    whole, probed = tables.errors(runs, order, table3.PAPER), tables.probes(runs, order)
+    halves = [[one for one in runs if (one.attrs["network"] == "S/1/1") is small] for small in (True, False)]
+    old = runs[0].assign(loss=runs[0]["loss"] + 1)
+    for number, (stored, made) in enumerate([halves, halves[::-1], ([old, *runs[1:]], runs[:1])]):
+        path = fgvar.save(tables.errors(stored, order, table3.PAPER), tmp_path / f"{number}.nc")
+        piece = tables.errors(made, order, table3.PAPER)
+        found = common.onto(path, piece, piece["epochs"] > 0, **key)
+        found = found.assign(tables.published(found["network"].values, found["algorithm"].values, table3.PAPER))
+        xr.testing.assert_identical(found.drop_attrs(), whole.drop_attrs().sel(algorithm=found["algorithm"]))
+        assert found["made_by"].where(found["epochs"] > 0, "").equals(found["made_by"])
+        path, piece = fgvar.save(tables.probes(stored, order), tmp_path / f"{number}p.nc"), tables.probes(made, order)
+        found = common.onto(path, piece, piece["step"].notnull().any("probe"), **key)
+        labels = {dim: found[dim] for dim in ("algorithm", "layer")}
+        xr.testing.assert_allclose(found.drop_attrs(), probed.drop_attrs().sel(labels), rtol=1e-6)
 
 
 def test_captions_tell_what_is_shown(out: Path) -> None:
