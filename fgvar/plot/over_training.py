@@ -142,8 +142,8 @@ def _probes(axes: Axes, its: Runs, label: str | None, quantity: str, styled: Map
     drawing.log_steps(axes, steps)
     known = theory_lines.known(every)
     if quantity == "relative variance":
-        drawing.log(axes, "y", limits.variance(every))
         variable = "relative_variance"
+        drawing.log(axes, "y", limits.variance(every), series.without_rounding(every[variable].values))
     else:
         drawing.symlog(axes, "y", *limits.cosine(every))
         null = np.broadcast_to(np.asarray(data["cosine_null"]), steps.shape)
