@@ -112,8 +112,11 @@ def _predict(axes: Axes, places: NDArray[np.float64], theory: NDArray[np.float64
     on_edge = (series.without_rounding(theory) <= 0) & (axes.get_yscale() == "log")
     how = PREDICTED | {"color": look.color}
     axes.plot(places, np.where(on_edge, np.nan, theory), **how)
-    low = np.full(on_edge.sum(), axes.get_ylim()[0])
-    axes.plot(places[on_edge], low, **how | {"linestyle": "none", "marker": "_", "markersize": 9, "clip_on": False})
+    if on_edge.any():  # an empty line that is not clipped would take room in the layout
+        low = np.full(on_edge.sum(), axes.get_ylim()[0])
+        axes.plot(
+            places[on_edge], low, **how | {"linestyle": "none", "marker": "_", "markersize": 9, "clip_on": False}
+        )
 
 
 def _scale(axes: Axes, its: Swept, places: NDArray[np.float64]) -> None:

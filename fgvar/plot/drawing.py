@@ -11,7 +11,7 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 
-CLEAR = 0.18  # of an axis: where its numbers begin, if 0 stands on its edge
+CLEAR = {"x": 0.18, "y": 0.12}  # of an axis: where its numbers begin, if 0 stands on its edge
 EDGE = 0.1  # of an axis: room between what stands for 0 and the numbers
 
 
@@ -61,11 +61,11 @@ def log(axes: Axes, which: Literal["x", "y"], limits: tuple[float, float], value
     low -= EDGE * (high - low) if edge else 0.0
     axes.set(**{f"{which}scale": "log", f"{which}lim": (10**low, 10**high)})
     powers = np.arange(np.ceil(low), np.floor(high) + 1)
-    apart = powers[powers > low + CLEAR * (high - low)] if edge else powers  # or its label would lie on the 0
+    apart = powers[powers > low + CLEAR[which] * (high - low)] if edge else powers  # or its label would lie on the 0
     powers = apart if apart.size else powers
     most = 5 if which == "y" else 3  # labels stand side by side on an x axis
     powers = powers[:: -(-len(powers) // most)]
-    labels = {10.0**power: rf"$\mathdefault{{10^{{{power:.0f}}}}}$" for power in powers}
+    labels = {10.0**power: rf"$\mathdefault{{10^{{{int(power)}}}}}$" for power in powers}
     labels |= {10**low: edge} if edge else {}
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(FixedLocator(list(labels)))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
 from pictures import clipped, words
 
 import fgvar
@@ -97,6 +98,14 @@ def edge_label(axes: Any) -> str:
     return next(
         tick.label1.get_text() for tick in axes.yaxis.get_major_ticks() if tick.get_loc() == axes.get_ylim()[0]
     )
+
+
+def test_powers_of_ten_are_written_as_such() -> None:
+    axes = Figure().add_subplot()
+    plot.drawing.log(axes, "y", (0.05, 20))
+    axes.figure.draw_without_rendering()
+    told = [label.get_text() for label in axes.get_yticklabels()]
+    assert told == [rf"$\mathdefault{{10^{{{power}}}}}$" for power in (-1, 0, 1)]
 
 
 @pytest.mark.parametrize(("value", "label"), [(0.0, "0"), (-1e-12, "0"), (-1.0, "≤ 0")])
