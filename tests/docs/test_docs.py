@@ -44,7 +44,8 @@ def test_every_public_name_has_an_entry_with_what_its_docstring_says(pages) -> N
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine: pages are not opened")
 @pytest.mark.parametrize("width", [1280, 390])
-def test_pages_fit_a_desk_and_a_phone(pages, folder, tmp_path, width: int) -> None:
+@pytest.mark.usefixtures("pages")
+def test_pages_fit_a_desk_and_a_phone(folder, tmp_path, width: int) -> None:
     """Signatures and sentences are whole, and figures large enough to be read: they scroll, not the page."""
     sideways = "[...document.querySelectorAll({})].filter((one) => one.scrollWidth > one.clientWidth).length"
     with Browser(tmp_path) as browser:
