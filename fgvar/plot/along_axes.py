@@ -83,7 +83,7 @@ def sweep(
             axes.label_outer()
         for axes in list(grid.flat)[len(its.panels) :]:
             axes.set_visible(False)
-        sheet.legend(handles, wide=sheet.fitting(handles), narrow=sheet.fitting(handles))
+        sheet.legend(handles)
         return sheet.settle()
 
 

@@ -78,7 +78,7 @@ def layers(
         height = 0.45 + data.sizes["layer"] * max(STRIPE, ONE * len(found))
         grid = sheet.grid(down, across, head=sheet.head(handles), height=height)
         _draw(list(grid.flat), data, found, columns, labelled=range(0, 4, across), narrow=not sheet.wide)
-        sheet.legend(handles, wide=sheet.fitting(handles), narrow=sheet.fitting(handles))
+        sheet.legend(handles)
         return sheet.settle()
 
 

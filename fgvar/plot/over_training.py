@@ -81,9 +81,7 @@ def training(
         else:
             grid = sheet.grid(down * across, 1, head=head, height=1.2).reshape(down, across)
         _draw(grid, its, styled, rows, in_rows=in_rows, alone=not sheet.wide and down > 2)
-        if handles:
-            columns = sheet.fitting(handles)
-            sheet.legend(handles, wide=columns, narrow=columns)
+        sheet.legend(handles)
         return sheet.settle()
 
 
