@@ -194,7 +194,6 @@ class Check:
 
     def answer(self) -> CommandResult:
         import fgvar
-        from fgvar.storage.atomic import require_place
         from fgvar.testing.load import load_estimator, load_problem
 
         if (self.estimator is None) != self.gallery:
@@ -205,7 +204,9 @@ class Check:
             found = fgvar.testing.gallery()
             return CommandResult(format_table(found), found)
         if self.report is not None:  # before any computing
-            require_place(self.report)
+            from fgvar.pages.page import require_page
+
+            require_page(self.report)
         report = fgvar.testing.check_estimator(
             load_estimator(self.estimator),
             {self.problem.rpartition(":")[2]: load_problem(self.problem)} if self.problem else None,

@@ -85,10 +85,10 @@ class Report:
     def answer(self) -> CommandResult:
         import fgvar
         from fgvar import pages
-        from fgvar.storage.atomic import require_place
+        from fgvar.pages.page import require_page
 
         path = self.dataset.with_suffix(".html") if self.out is None else self.out
-        require_place(path)
+        require_page(path)
         dataset = fgvar.open_dataset(self.dataset)
         title = self.title or str(dataset.attrs.get("study", self.dataset.stem))
         pages.write(pages.of_dataset(dataset, title), path)

@@ -69,7 +69,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
         Line2D([], [], color=color, marker=marker, linestyle="none", label=group)
         for group, (color, marker) in GROUPS.items()
     ]
-    sheet.legend(handles, narrow=4)
+    sheet.legend(handles)
 
 
 def _rejected(axes: Axes, dataset: xr.Dataset) -> None:

@@ -61,7 +61,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
         panels[-1], ("share η of uniform points", "share η of uniform points", "updates"), strict=True
     ):
         axes.set_xlabel(name)
-    sheet.legend([_handle(name) for name in LOOKS], wide=4, narrow=2)
+    sheet.legend([_handle(name) for name in LOOKS])
 
 
 def _handle(name: str) -> Line2D:

@@ -84,7 +84,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
             if along == axis[0] or not sheet.wide:
                 panel.set_ylabel(title)
     sheet.figure.align_labels()
-    sheet.schemes(schemes, [Line2D([], [], label="proportional", **GUIDE)], entry=1.1)
+    sheet.schemes(schemes, [Line2D([], [], label="proportional", **GUIDE)])
 
 
 def _panel(axes: Axes, one: xr.Dataset, name: str, schemes: list[str]) -> None:

@@ -34,8 +34,8 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
         ends = [f"{name}{end}" for end in ("", "_low", "_high") if f"{name}{end}" in dataset]
         shown = {end: xr.where(dataset[f"{name}_theory"] > 1e-9, dataset[end], 0) for end in ends}
         plot.sweep(dataset.assign(shown), x="directions", y=name, ax=axes, legend=False, looks=LOOKS)
-        values = dataset[name].where(dataset[f"{name}_theory"] > 1e-9)
-        drawing.log(axes, "y", (float(values.min()) / 1.6, float(values.max()) * 1.6))
+        if name == "cosine":  # none is 0, and their powers of K are what is compared
+            drawing.log(axes, "y", (float(dataset[name].min()) / 1.6, float(dataset[name].max()) * 1.6))
         axes.set(xlabel="directions K", ylabel=title)
     kinds = datasets.names(dataset, "estimator")
     sheet.legend([Line2D([], [], label=kind, **looks.line_style(LOOKS[kind])) for kind in kinds])

@@ -47,7 +47,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     handles = [Line2D([], [], color=color, marker=marker, label=kind) for kind, (color, marker) in LOOKS.items()]
     handles.append(Line2D([], [], color=VARIANCE[0], marker=VARIANCE[1], label="variance of fresh (right)"))
     handles.append(Line2D([], [], color="black", linestyle=looks.DOTTED, label="leading order in the step"))
-    sheet.legend(handles, wide=3, narrow=2)
+    sheet.legend(handles)
 
 
 def share(dataset: xr.Dataset, name: str) -> xr.DataArray:

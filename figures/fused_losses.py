@@ -39,7 +39,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
         if sheet.wide or name == "peak":
             axes.set_xlabel("groups")
     handles = [Line2D([], [], color=color, marker=marker, label=label) for color, marker, label in LOOKS.values()]
-    sheet.legend(handles, wide=3)
+    sheet.legend(handles)
     sheet.figure.align_labels()
 
 

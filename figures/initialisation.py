@@ -44,7 +44,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     handles = [_handle(start, when) for start in datasets.names(shown, "start") for when in ("before", "after")]
     line = Line2D([], [], label="FG-W, all: d + 1", marker="D", **looks.THEORY | {"linewidth": 0.9})
     line.set(markerfacecolor=looks.look("FG-W").color, markeredgecolor=looks.look("FG-W").color)
-    sheet.legend([*handles, line], wide=5, narrow=2)
+    sheet.legend([*handles, line])
 
 
 def _handle(start: str, when: str) -> Line2D:

@@ -62,7 +62,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
         if any(_of_kind(dataset, kind))
     ]
     law = Line2D([], [], label="theory", **looks.THEORY)
-    sheet.schemes(schemes, [*stages, law, *kinds], entry=1.05, points=True)
+    sheet.schemes(schemes, [*stages, law, *kinds], points=True)
 
 
 def _points(axes: Axes, data: xr.Dataset, value: xr.DataArray, ends: Sequence[xr.DataArray]) -> None:

@@ -41,7 +41,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     drawn[0].set_ylim(len(names) - 0.5, -0.5)
     helper = Line2D([], [], color=looks.look("frozen").color, linestyle=looks.look("frozen").line)
     helper.set_label("frozen")
-    sheet.schemes(["LG-FG-A", "LG-BP"], [helper], entry=1.0, points=True)
+    sheet.schemes(["LG-FG-A", "LG-BP"], [helper], points=True)
     sheet.figure.align_labels()
 
 

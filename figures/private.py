@@ -63,7 +63,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
         if index % across == 0:
             axes.set_ylabel("error² / ‖∇L‖²" if top else "efficiency / DP-SGD's")
         axes.set_xlabel("rank r" if index >= (down - 1) * across else "")
-    sheet.legend(_handles(), wide=5, narrow=3)
+    sheet.legend(_handles())
 
 
 def _handles() -> list[Artist]:

@@ -72,7 +72,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
         Line2D([], [], color=color, marker=marker, markeredgecolor="white", label=name)
         for color, marker, name in LOOKS.values()
     ]
-    sheet.legend([*lines, *looks], wide=4, narrow=2)
+    sheet.legend([*lines, *looks])
 
 
 def _shares(axes: Axes, dataset: xr.Dataset) -> None:

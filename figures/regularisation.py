@@ -68,7 +68,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
         Line2D([], [], color=color, marker=marker, linestyle="none", label=f"{int(count):,} images")
         for count, (color, marker) in zip(dataset["images"].values, SIZES, strict=False)
     ]
-    sheet.legend([*rows, *images], wide=5, narrow=2)
+    sheet.legend([*rows, *images])
 
 
 def _errors(axes: Axes, dataset: xr.Dataset, name: str) -> None:

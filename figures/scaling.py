@@ -99,7 +99,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     sheet.figure.align_labels()
     grey: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 3.5, "color": "0.35"}
     states = [Line2D([], [], label=called(value), **grey | _filled(value, epochs, "0.35")) for value in epochs]
-    sheet.schemes(schemes, [*states, Line2D([], [], label="predicted slope", **LAW)], entry=1.15)
+    sheet.schemes(schemes, [*states, Line2D([], [], label="predicted slope", **LAW)])
 
 
 def _panel(axes: Axes, one: xr.Dataset, name: str, schemes: list[str]) -> None:

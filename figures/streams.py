@@ -46,7 +46,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     _margins(panels[3], data)
     _second_moments(panels[4], dataset)
     _lags(panels[5], data)
-    sheet.legend([_handle(name, LOOKS) for name in LOOKS], wide=5, narrow=3)
+    sheet.legend([_handle(name, LOOKS) for name in LOOKS])
 
 
 def _handle(name: str, looks: dict[str, tuple[str, str]]) -> Line2D:

@@ -42,7 +42,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
         axes.set_xlabel("test error, %")
     for axes in list(panels)[len(networks) :]:
         axes.set_visible(False)
-    sheet.legend(published.handles("here: mean, ±1.96 standard errors"), wide=2, narrow=1)
+    sheet.legend(published.handles("here: mean, ±1.96 standard errors"))
 
 
 def _panel(axes: Axes, data: xr.Dataset) -> None:

@@ -69,7 +69,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
         Line2D([], [], label="random direction", **looks.NULL),
         Line2D([], [], label="data, backprop", **DATA),
     ]
-    sheet.schemes(datasets.names(dataset, "estimator"), helpers, entry=1.05)
+    sheet.schemes(datasets.names(dataset, "estimator"), helpers)
 
 
 def _run(row: NDArray[Any], one: xr.Dataset) -> None:

@@ -51,7 +51,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
         right.set_xlim(0, 1.08 * float(np.nanmax([data["test"], data["paper"]])))
         right.set_xlabel("test error of the read-out, %")
         published.errors(right, data.sel(network=network))
-    sheet.schemes(rows, published.handles("read-out, here"), entry=1.3)
+    sheet.schemes(rows, published.handles("read-out, here"))
 
 
 def windows(dataset: xr.Dataset) -> xr.Dataset:

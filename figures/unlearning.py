@@ -70,7 +70,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     ]
     minibatches = Line2D([], [], label="the same on minibatches", **RING)
     alone = Line2D([], [], linestyle="none", label="without steps on what is retained", **ALONE)
-    sheet.legend([*handles, minibatches, alone], wide=3, narrow=1)
+    sheet.legend([*handles, minibatches, alone])
 
 
 def _paths(axes: Axes, data: xr.Dataset) -> None:

@@ -28,7 +28,7 @@ class Choice:
             Leaves have shape [..., m].
         replace: put back.
         even: all probabilities are equal; said, not looked for.
-        adapted: they come from the parameters (see `fgvar.estimators.randomness.Law`).
+        adapted: they come from the parameters (see `fgvar.estimators.laws.Law`).
 
     Raises:
         TypeError: probabilities that are no tensor.

@@ -66,6 +66,8 @@ class MatchedNoise:
     Is it the amount of noise that matters, or where it points? ĝ = g + ‖â − b̂‖/√(2d) u for two independent
     estimates â, b̂ and normal u over the tensor's d numbers: E ĝ = g, tr Cov(ĝ) = tr Cov(â).
 
+    Source: Zhu et al. 2019 (isotropic noise of the size of SGD's), there for all parameters together.
+
     Args:
         like: the estimator whose variance is matched at every point.
         mean: whose target g is; default: that of ``like``. Another one parts noise from mean: the global gradient

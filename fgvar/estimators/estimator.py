@@ -13,12 +13,13 @@ from fgvar.errors import require_word
 from fgvar.estimators.combine import Combine, Directions, Mean
 from fgvar.estimators.factors import Factors, sum_directions
 from fgvar.estimators.guesses import Guess, Isotropic
+from fgvar.estimators.laws import Law
 from fgvar.estimators.loss_terms import gradient, gradient_and_loss
 from fgvar.estimators.losses import GlobalLoss, Losses
 from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.oracles import Jvp, Oracle
 from fgvar.estimators.protocol import Estimate, require_directions
-from fgvar.estimators.randomness import Law, Leaf, Randomness
+from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.estimators.spaces import Linearised, OnePassSpace, Space, Tensors, TermsAndLoss
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.nn.stacking import DIRECTIONS, Stacker

@@ -42,6 +42,8 @@ class Guess(Protocol):
 class Isotropic:
     """The noise itself: nothing is known. E uuᵀ = I, so that E c·u = ∇.
 
+    Source: Baydin et al. 2022; Fournier et al. 2023 (guess: random).
+
     Example:
         >>> Isotropic().bias_reason
         ''

@@ -73,6 +73,8 @@ class Uniform:
 
     For one scalar loss over d perturbed numbers, tr Cov(ĝ) = (d − 1/5)‖∇‖².
 
+    Source: Prashanth et al. 2017 (random directions stochastic approximation).
+
     Example:
         >>> from fgvar.estimators.randomness import Leaf, Randomness
         >>> noise = Randomness({"w": Leaf((64,), Uniform())}).sample(seed=0, draws=[0])

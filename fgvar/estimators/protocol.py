@@ -15,7 +15,15 @@ from fgvar.problem import Problem
 
 @dataclass(frozen=True)
 class Estimate:
-    """One estimate: ``gradient`` is a dict like ``problem.params``; ``loss`` the batch-mean output loss."""
+    """One estimate: ``gradient`` is a dict like ``problem.params``; ``loss`` the batch-mean output loss.
+
+    Example:
+        >>> import torch, fgvar
+        >>> problem = fgvar.testing.default_problems()["linear"]
+        >>> halves = Estimate({name: 0.5 * g for name, g in problem.backprop().items()})
+        >>> sorted(halves.gradient) == sorted(problem.params), halves.loss
+        (True, None)
+    """
 
     gradient: dict[str, Tensor]
     loss: Tensor | None = None
@@ -27,6 +35,22 @@ class GradientEstimator(Protocol):
 
     ``estimate`` must be a deterministic function of its arguments; it is called under ``torch.func.vmap``
     over a batch of noise (or plainly, one draw at a time, with ``measure(…, chunk=1)``).
+
+    Example:
+        >>> import fgvar
+        >>> class Shrunk:
+        ...     def randomness(self, problem):
+        ...         return fgvar.Randomness({})
+        ...     def estimate(self, problem, noise):
+        ...         return fgvar.Estimate({name: 0.5 * g for name, g in problem.backprop().items()})
+        ...     def target(self, problem):
+        ...         return problem.backprop()
+        >>> isinstance(Shrunk(), GradientEstimator)
+        True
+        >>> problem = fgvar.testing.default_problems()["linear"]
+        >>> its = fgvar.measure({"half": Shrunk()}, problem).sel(layer="total", reference="target")
+        >>> its["slope"].values.round(9)
+        array([0.5])
     """
 
     def randomness(self, problem: Problem) -> Randomness:

@@ -4,43 +4,17 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from fgvar.estimators.factors import LazyTensors
+from fgvar.estimators.laws import JointLaw, Law
 from fgvar.estimators.random_streams import TILE, Stream, fill
 
 MOST_VALUES = 1 << 20  # of a leaf that are listed
 TOGETHER = 16  # consecutive draws of a small leaf that one stream serves: to open it takes longer than its numbers
-
-
-class Law(Protocol):
-    """How one tensor of random numbers is drawn: zero mean, unit variance, no correlation between numbers.
-
-    Or else, of a law with finitely many values, ``support(shape)``, these values [values, *shape] and probabilities
-    [values]: means over it are sums, and it may have any mean, as a choice of examples has.
-
-    It asks the stream once, and nothing else, for random numbers: a stream that is asked again begins with the same
-    bits. It may declare, as attributes of its class: ``isotropic = True`` (E uuᵀ = I exactly: means of quadratic
-    estimates are enumerated), ``kurtosis`` (E u⁴ of independent numbers: variances have closed forms),
-    ``spans_evenly`` (as `Gaussian`), ``dtype``, that of its tensors, where they are of other numbers, such as
-    indices of ``population`` things, and ``adapted = True``: its probabilities come from the parameters, so that
-    training asks for it anew in every step. ``elementwise = True`` says that every number is made by itself: it is
-    then asked for pieces of large tensors, and for several draws of small ones, at once; else for each direction and
-    example alone.
-    """
-
-    def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """One draw of the given shape."""
-
-
-class JointLaw(Law, Protocol):
-    """A law of all numbers of one direction together, over all leaves that have it."""
-
-    def couple(self, rows: Tensor) -> Tensor:
-        """What was filled, [directions, examples, numbers] or without the leading ones, by the law."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +27,12 @@ class Leaf:
         batch_dims: how many leading axes number directions and examples, each with numbers of its own.
         group: leaves of a joint law are one direction together with those of the same law and name here.
         copies: how many of the leading axes, the first ones, number estimates: a joint law is one of each by itself.
+
+    Example:
+        >>> from fgvar.estimators.noise import Rademacher
+        >>> four = Leaf((4, 2, 3), Rademacher(), batch_dims=1)  # directions for a weight [2, 3]
+        >>> four.size
+        24
     """
 
     shape: tuple[int, ...]
@@ -181,6 +161,12 @@ class Randomness:
 
     Leaves are keyed by name: two estimators that need a leaf of the same name, shape and distribution get
     the same noise for the same seed and draw, which is what paired comparisons stand on.
+
+    Example:
+        >>> from fgvar.estimators.noise import Gaussian
+        >>> needed = Randomness({"weight": Leaf((2, 3), Gaussian()), "bias": Leaf((2,), Gaussian())})
+        >>> {name: tuple(u.shape) for name, u in needed.sample(seed=0, draws=range(5)).items()}
+        {'weight': (5, 2, 3), 'bias': (5, 2)}
     """
 
     leaves: Mapping[str, Leaf]

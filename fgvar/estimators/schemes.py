@@ -103,7 +103,7 @@ _TABLE = (
     Scheme("normed-FG-W", Estimator(W, directions=16, combine=Projection("norm")),
            "the same with the gradient's expected norm", "Flügel et al. 2024", 31.7),
     Scheme("orthogonal-FG-W", Estimator(W, Orthogonal(), directions=16),
-           "mean over 16 orthogonal directions", "common practice", 31.7),
+           "mean over 16 orthogonal directions", "Choromanski et al. 2018", 31.7),
     # guesses of the gradient
     Scheme("random-guess", _guess(Isotropic()), "projection on a normal guess", "Fournier et al. 2023", 7.4),
     Scheme("local-guess", _guess(LocalGradient()),

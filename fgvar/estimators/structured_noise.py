@@ -17,6 +17,8 @@ class Sphere:
 
     For one scalar loss, tr Cov(ĝ) = (d − 1)‖∇‖²: as little as Rademacher noise, in every basis.
 
+    Source: Flaxman, Kalai and McMahan 2005, who perturb along such directions.
+
     Example:
         >>> from fgvar.estimators.randomness import Leaf, Randomness
         >>> u = Randomness({"w": Leaf((3,), Sphere()), "b": Leaf((1,), Sphere())}).sample(seed=0, draws=[0])
@@ -43,6 +45,8 @@ class Coordinate:
 
     For one scalar loss, tr Cov(ĝ) = (d − 1)‖∇‖². One estimate is the gradient's entry i, d times too large.
 
+    Source: Nesterov 2012 (random coordinate descent).
+
     Example:
         >>> from fgvar.estimators.randomness import Leaf, Randomness
         >>> u = Randomness({"w": Leaf((4,), Coordinate())}).sample(seed=0, draws=[0])["w"]
@@ -68,6 +72,8 @@ class Orthogonal:
 
     For one scalar loss the mean of their estimates is d/K times the projection of ∇ on a random K-dimensional
     subspace: tr Cov(ĝ) = (d/K − 1)‖∇‖², and 0 for K = d.
+
+    Source: Choromanski et al. 2018 (orthogonal evolution strategies, whose lengths are random, too).
 
     Raises:
         ValueError: on use, more directions than there are numbers.

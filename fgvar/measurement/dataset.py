@@ -50,6 +50,15 @@ VARIABLES: dict[str, tuple[str, str, str]] = {
     "relative_variance_difference": ("relative variance, less that of the baseline", "1", "common noise"),
     "slope_difference": ("slope, less that of the baseline", "1", "common noise"),
     "cosine_difference": ("mean cosine, less that of the baseline", "1", "common noise"),
+    "draw_square": (
+        "squared error ‖ĝ − target‖² of one draw",
+        "gradient²",
+        "mean over draws: tr Cov(ĝ) + squared bias",
+    ),
+    "draw_along_target": ("⟨ĝ − target, target⟩ of one draw", "gradient²", "0 on average, if unbiased"),
+    "draw_along_backprop": ("⟨ĝ − target, backprop⟩ of one draw", "gradient²", "0 on average, if unbiased"),
+    "draw_cosine_target": ("cosine of one draw to the target", "1", "⟨ĝ, g⟩ / (‖ĝ‖ ‖g‖); 0 of ĝ = 0"),
+    "draw_cosine_backprop": ("cosine of one draw to backprop", "1", "⟨ĝ, g⟩ / (‖ĝ‖ ‖g‖); 0 of ĝ = 0"),
     "difference_flag": ("why a difference is missing", "", "bits: as of flag, of either estimator"),
     "flag": (
         "why a number is missing",

@@ -34,7 +34,7 @@ class Enumeration:
     noise, whatever the estimator. ``method="hermite"``: −√3, 0, √3 with probabilities 1/6, 2/3, 1/6 in every
     coordinate (three-point Gauss-Hermite), exact under Gaussian noise for every polynomial of degree up to 5
     in each coordinate, hence for mean and covariance of a quadratic estimator. ``method="support"``: all values of
-    laws that have finitely many (``support`` of `fgvar.estimators.randomness.Law`), exact whatever the estimator;
+    laws that have finitely many (``support`` of `fgvar.estimators.laws.Law`), exact whatever the estimator;
     ``"support × nodes"`` and ``"support × hermite"`` pair each of them with the nodes of the other leaves. The former
     takes nodes of what declares E uuᵀ = I, too: 2d nodes stand for 2^d sign vectors.
 

@@ -30,6 +30,10 @@ class Estimated:
         value: the number, [layers] or [references, layers].
         error: its standard error: a weight, no promise; 0 of exact values; NaN where it cannot be computed.
         low, high: its 95 % interval; NaN where there is none.
+
+    Example:
+        >>> Estimated.exact([2.0]).parts
+        (array([2.]), array([0.]), array([2.]), array([2.]))
     """
 
     value: Array

@@ -94,7 +94,14 @@ class Block:
 
 
 def init(references: References) -> Moments:
-    """Moments of no draw."""
+    """Moments of no draw.
+
+    Example:
+        >>> gradient = {"weight": torch.ones(2, 3)}
+        >>> none = init(References.of(gradient, gradient, perturbed=("weight",)))
+        >>> none.count, none.of("first").shape == (3, F)  # the layers weight, perturbed and total
+        (0, True)
+    """
     deviation = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in references.target.items()}
     return replace(blank(len(references.layers), references.members.device), deviation=deviation)
 

@@ -28,6 +28,14 @@ class References:
         target, backprop: flat tensor of every parameter, backprop's for both where they are equal.
         signs: fixed random signs of every parameter that is not large, in bytes, the same on every device.
         members: which parameters each of `GROUPS` sums, 0/1 [2, parameters].
+
+    Example:
+        >>> gradient = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
+        >>> its = References.of(gradient, gradient, perturbed=("weight",))
+        >>> its.layers
+        ('weight', 'bias', 'perturbed', 'total')
+        >>> its.grouped([its.squares(name) for name in its.target])[:, 0].tolist()
+        [6.0, 2.0, 6.0, 8.0]
     """
 
     target: dict[str, Tensor]

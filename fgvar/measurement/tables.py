@@ -37,15 +37,16 @@ def table(
     r"""A table of a dataset: a row for each estimator (and cell of a sweep), a column for each quantity.
 
     Bias is ‖E ĝ − target‖/‖target‖ where it is exact; where numbers were drawn, the p-value of its test and how
-    large it is at most, in 97.5 % of runs. Of several steps the
-    last one is shown. Datasets of another form, such as curves of training, have the columns of ``fgvar open``.
+    large it is at most, in 97.5 % of runs. Of several steps the last one is shown. Datasets of another form, such as
+    curves of training, have the columns of ``fgvar open``.
 
     Args:
         dataset: of `fgvar.measure`, `fgvar.train` or `fgvar.sweep`, or any other.
         layer: of measurements; "perturbed" is all that an estimator estimates.
         to: "pandas" is a frame of numbers, of measurements with columns (quantity, value | low | high); "markdown"
             and "latex" are text, in which ``16.6 [15.2, 18.9]`` is a value with its 95 % interval (± 1.96 standard
-            errors of datasets that have no more), and a dash what there is not. LaTeX needs the package booktabs.
+            errors of datasets that have no more), and a dash what there is not. LaTeX needs the package booktabs, and
+            for names in Chinese, Cyrillic or other scripts a Unicode engine (XeLaTeX, LuaLaTeX) with such a font.
         siunitx: of LaTeX: numbers in columns that stand by their points, which needs the package siunitx.
 
     Raises:

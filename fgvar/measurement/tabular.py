@@ -4,13 +4,33 @@ Columns with two levels (the second may repeat) have the first level as a headin
 """
 
 import re
+import unicodedata
 from itertools import groupby
 
 import pandas as pd
 
-TEX = {"±": r"$\pm$", "→": r"$\rightarrow$", "–": "--", "−": "$-$", "×": r"$\times$", "‖": r"$\|$", "²": "$^2$"}
-TEX |= {"∞": r"$\infty$", "ĝ": r"$\hat g$"}
-SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+# Signs that no text font of LaTeX has → what it needs no further package for.
+SIGNS = {
+    "→": "rightarrow", "←": "leftarrow", "↔": "leftrightarrow", "↦": "mapsto", "⇒": "Rightarrow", "↑": "uparrow",
+    "↓": "downarrow", "±": "pm", "∓": "mp", "×": "times", "·": "cdot", "⊙": "odot", "⊗": "otimes", "⊕": "oplus",
+    "∘": "circ", "∗": "ast", "‖": "|", "∥": "parallel", "⟂": "perp", "⊥": "perp", "∇": "nabla", "∂": "partial",
+    "∑": "sum", "∏": "prod", "∫": "int", "√": "surd", "∞": "infty", "≤": "le", "≥": "ge", "≠": "ne", "≈": "approx",
+    "≡": "equiv", "∼": "sim", "∝": "propto", "≪": "ll", "≫": "gg", "∈": "in", "∉": "notin", "∀": "forall",
+    "∃": "exists", "∅": "emptyset", "∩": "cap", "∪": "cup", "⊂": "subset", "⊆": "subseteq", "⟨": "langle",
+    "⟩": "rangle", "ℓ": "ell", "†": "dagger", "★": "star",
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta", "θ": "theta",
+    "ι": "iota", "κ": "kappa", "λ": "lambda", "μ": "mu", "µ": "mu", "ν": "nu", "ξ": "xi", "π": "pi", "ρ": "rho",
+    "σ": "sigma", "ς": "varsigma", "τ": "tau", "υ": "upsilon", "φ": "phi", "χ": "chi", "ψ": "psi", "ω": "omega",
+    "Γ": "Gamma", "Δ": "Delta", "Θ": "Theta", "Λ": "Lambda", "Ξ": "Xi", "Π": "Pi", "Σ": "Sigma", "Φ": "Phi",
+    "Ψ": "Psi", "Ω": "Omega",
+}  # fmt: skip
+TEX = {sign: rf"$\{name}$" for sign, name in SIGNS.items()}
+TEX |= {"–": "--", "—": "---", "−": "$-$", "ĝ": r"$\hat g$", "✓": "yes", "✗": "no", "\N{NO-BREAK SPACE}": "~"}
+TEX |= {one: "\\" + one for one in "&%$#_{}"}
+TEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+# Other signs in LaTeX's oldest font encoding, which is the default; and two hyphens are a dash.
+TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}", "--": "-{}-"}
+SPECIAL = re.compile("|".join(map(re.escape, TEX)) + "|[^ -~]")
 NUMBER = re.compile(r"([-−]?\d+)(?:\.(\d+))?(?:e([+-]\d+))?(?: (.+))?")  # with what stands behind it
 
 
@@ -41,6 +61,9 @@ def _in_markdown(text: str) -> str:
 
 def latex(frame: pd.DataFrame, *, siunitx: bool = False) -> str:
     r"""A ``tabular`` with the rules of the package booktabs, which is all it needs.
+
+    Greek letters and mathematical signs become commands, ✓ and ✗ "yes" and "no". Letters of other scripts than Latin
+    stay as they are: for them take XeLaTeX or LuaLaTeX, with a font that has them.
 
     Args:
         frame: of text.
@@ -73,7 +96,7 @@ def latex(frame: pd.DataFrame, *, siunitx: bool = False) -> str:
     lines += [_heads(columns, level, widths, numbers) for level in range(len(columns[0]) if columns else 0)]
     lines.append(r"\midrule")
     for row, name in enumerate(frame.index):
-        parts = [_escaped(str(name))]
+        parts = [_name(str(name))]
         for its, number, width in zip(cells, numbers, widths, strict=True):
             parts += _parts(its[row], width) if number else [_escaped(its[row])]
         lines.append(f"{' & '.join(parts)} \\\\")
@@ -119,12 +142,23 @@ def _behind(text: str) -> str:
     return (match[4] or "") if match else ""
 
 
+def _name(text: str) -> str:
+    """Text in the first cell of a row, where a bracket or an asterisk would belong to the rule or row before."""
+    return ("{}" if text.startswith(("[", "*")) else "") + _escaped(text)
+
+
 def _escaped(text: str) -> str:
     """Text as LaTeX shows it."""
-    text = re.sub(r"[\\~^&%$#_{}]", lambda found: SPECIAL.get(found[0], "\\" + found[0]), text)
-    for sign, written in TEX.items():
-        text = text.replace(sign, written)
-    return text
+    return SPECIAL.sub(lambda found: TEX.get(found[0]) or _raised(found[0]), text)
+
+
+def _raised(sign: str) -> str:
+    """A raised or lowered sign as such; others as they are."""
+    kind, _, codes = unicodedata.decomposition(sign).partition(" ")
+    if kind not in ("<super>", "<sub>"):
+        return sign
+    plain = _escaped("".join(chr(int(code, 16)) for code in codes.split()))
+    return rf"\text{'super' if kind == '<super>' else 'sub'}script{{{plain}}}"
 
 
 def number(value: float, error: float = float("nan"), digits: int = 3) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 from fgvar.errors import needs_extra
 from fgvar.measurement.html_tables import Table
 from fgvar.pages.pictures import Picture
-from fgvar.storage.atomic import replace, require_place
+from fgvar.storage.atomic import replace, require_ending, require_place
+
+ENDINGS = ("html", "htm")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def write(text: str, path: Path) -> Path:
         path: where; its folder is made.
 
     Raises:
+        ValueError: a name that ends otherwise than in .html or .htm.
         OSError: no such folder and none can be made, or no space.
 
     Example:
@@ -71,9 +74,19 @@ def write(text: str, path: Path) -> Path:
         >>> write("<p>", Path(tempfile.mkdtemp()) / "page.html").read_text()
         '<p>'
     """
-    require_place(path)
+    require_page(path)
     replace(path, [text.encode()], sync=False)
     return path
+
+
+def require_page(path: Path) -> None:
+    """Raise where no page could be written at a path, before there is one.
+
+    Raises:
+        ValueError, OSError: as `write`.
+    """
+    require_ending(path, ENDINGS)
+    require_place(path)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
 from fgvar.plot import drawing, limits, marks, panel, series, swept
 from fgvar.plot import looks as styles
@@ -37,8 +38,9 @@ def sweep(
     """Draw a quantity over an axis of a sweep, a line for each estimator, in bands of 95 % intervals.
 
     Several seeds are averaged, in intervals by Student's t of their spread. On two log axes the legend has the slope
-    of each line, with its 95 % interval. Where there is a prediction, a variable ``<y>_theory`` of the dataset, or
-    d + 1 of FG-W's relative variance, it is the line, and what was measured are points with bars.
+    of each line, with its 95 % interval; of several panels `fgvar.plot.caption` has them. Where there is a
+    prediction, a variable ``<y>_theory`` of the dataset, or d + 1 of FG-W's relative variance, it is the line, and
+    what was measured are points with bars. What is not above 0 stands on the edge of a log axis.
 
     Args:
         dataset: of `fgvar.sweep` over cells that return measurements, or any over a numeric dim.
@@ -81,7 +83,7 @@ def sweep(
             axes.label_outer()
         for axes in list(grid.flat)[len(its.panels) :]:
             axes.set_visible(False)
-        sheet.legend(handles, wide=sheet.fitting(handles), narrow=sheet.fitting(handles))
+        sheet.legend(handles)
         return sheet.settle()
 
 
@@ -90,13 +92,10 @@ def _draw(axes: Axes, its: Swept, data: xr.Dataset, styled: Mapping[str, Look]) 
     _scale(axes, its, places)
     gaps: dict[str, list[str]] = {}
     for name, one in its.lines(data):
-        found = series.of(one, its.y)
-        found = found.without_rounding() if "variance" in its.y else found
-        theory = its.theory(one)
+        found, theory = its.series(one), its.theory(one)
         marks.band(axes, places, found, styled[name], label=name, joined=theory is None)
         if theory is not None:
-            shown = np.where((theory > series.ROUNDING) | ~np.array(its.log_y), theory, np.nan)
-            axes.plot(places, shown, **PREDICTED | {"color": styled[name].color})
+            _predict(axes, places, theory, styled[name])
         for why in dict.fromkeys(filter(None, found.missing)):
             gaps.setdefault(why, []).append(name)
     told = "\n".join(
@@ -108,18 +107,31 @@ def _draw(axes: Axes, its: Swept, data: xr.Dataset, styled: Mapping[str, Look]) 
     axes.set(xlabel=its.x.replace("_", " "), ylabel=its.called)
 
 
-def _scale(axes: Axes, its: Swept, places: np.ndarray) -> None:
-    """A log axis of positive places; of quantities as `LINEAR` says."""
+def _predict(axes: Axes, places: NDArray[np.float64], theory: NDArray[np.float64], look: Look) -> None:
+    """A line; what a log axis cannot show, as dashes on its edge."""
+    on_edge = (series.without_rounding(theory) <= 0) & (axes.get_yscale() == "log")
+    how = PREDICTED | {"color": look.color}
+    axes.plot(places, np.where(on_edge, np.nan, theory), **how)
+    if on_edge.any():  # an empty line that is not clipped would take room in the layout
+        low = np.full(on_edge.sum(), axes.get_ylim()[0])
+        axes.plot(
+            places[on_edge], low, **how | {"linestyle": "none", "marker": "_", "markersize": 9, "clip_on": False}
+        )
+
+
+def _scale(axes: Axes, its: Swept, places: NDArray[np.float64]) -> None:
+    """A log axis of positive places; of quantities as `fgvar.plot.limits.linear` says."""
     if its.log_x:
         room = max((places.max() / places.min()) ** 0.06, 1.1)
         axes.set_xscale("log")
         axes.set_xlim(places.min() / room, places.max() * room)
         few = places if len(places) <= 5 else places[:: -(-len(places) // 5)]
         drawing.ticks(axes.xaxis, few)
-    values = its.values()
+    drawn = its.drawn()
+    values = np.concatenate([one.extent for one in drawn])
     known = values[np.isfinite(values)]
     if its.log_y:
-        drawing.log(axes, "y", limits.positive(values))
+        drawing.log(axes, "y", limits.positive(values), np.concatenate([one.value for one in drawn]))
     elif known.size:
         low, high = min(float(known.min()), 0.0), max(float(known.max()), 0.0)
         room = 0.05 * (high - low or 1.0)
@@ -128,16 +140,15 @@ def _scale(axes: Axes, its: Swept, places: np.ndarray) -> None:
 
 def _handles(its: Swept, styled: Mapping[str, Look]) -> list[Artist]:
     """Estimators with their slopes; what is drawn, exact or replayed; predictions."""
-    slopes = its.slopes() if len(its.panels) == 1 else {}
+    slopes = its.slopes().get("", {})  # of several panels the caption says them
     handles: list[Artist] = []
-    predicted = any(its.theory(one) is not None for _, data in its.panels for _, one in its.lines(data))
     for name, look in styled.items():
         told = f"{name}, slope {slopes[name]}" if name in slopes else name
         if name:
-            how = styles.point_style(look) if predicted else styles.line_style(look)
+            how = styles.point_style(look) if its.predicted else styles.line_style(look)
             handles.append(Line2D([], [], label=styles.plain(told), **how))
     made = {series.made(one, its.y) for _, data in its.panels for _, one in its.lines(data)}
     handles += marks.legend_made(made, lines=True)
-    if predicted:
+    if its.predicted:
         handles.append(Line2D([], [], label="predicted", **PREDICTED | {"color": "0.35"}))
     return handles

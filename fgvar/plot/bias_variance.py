@@ -91,8 +91,8 @@ def _draw(axes: Axes, data: xr.Dataset, styled: Mapping[str, Look]) -> None:
     x = np.array([one.value[0] for one in found.values()])
     y = np.array([float(data["bias_drawn"].sel(estimator=name)) for name in styled])
     ends = np.array([(o.value, o.low, o.high) for o in found.values()]).ravel()
-    drawing.log(axes, "x", limits.positive(ends, room=3), zero=bool((x == 0).any()))
-    drawing.log(axes, "y", limits.positive(y, room=5), zero=bool((y == 0).any()))
+    drawing.log(axes, "x", limits.positive(ends, room=3), x)
+    drawing.log(axes, "y", limits.positive(y, room=5), y)
     _equal(axes)
     told: list[str] = []
     for (name, its), bias in zip(found.items(), y, strict=True):

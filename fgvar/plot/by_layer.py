@@ -29,6 +29,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("relative_variance", "relative_variance_se"), ("estimator", "layer")),
     **dict.fromkeys(("gradient_norm", "cosine_null", "size"), ("layer",)),
 }
+ROUNDING = {"relative_variance": series.ROUNDING, "relative_bias": series.UNSEEN}
 CERTAIN = ("bias_p", "relative_bias")  # quantities without an error
 THRESHOLD: dict[str, Any] = {"color": "black", "linestyle": (0, (3, 1.5)), "linewidth": 0.6, "zorder": 1}
 TICK: dict[str, Any] = {"linestyle": "none", "marker": "|", "markersize": 5, "markeredgewidth": 0.7, "zorder": 1.5}
@@ -77,7 +78,7 @@ def layers(
         height = 0.45 + data.sizes["layer"] * max(STRIPE, ONE * len(found))
         grid = sheet.grid(down, across, head=sheet.head(handles), height=height)
         _draw(list(grid.flat), data, found, columns, labelled=range(0, 4, across), narrow=not sheet.wide)
-        sheet.legend(handles, wide=sheet.fitting(handles), narrow=sheet.fitting(handles))
+        sheet.legend(handles)
         return sheet.settle()
 
 
@@ -125,14 +126,14 @@ def _short(name: str, narrow: bool) -> str:
 def _scale(axes: Axes, data: xr.Dataset, variable: str, found: Mapping[str, Look]) -> None:
     """The x axis of one quantity, and what it is to be read against."""
     rows = np.arange(data.sizes["layer"])
+    shown = [_series(data, name, variable).value for name in found]
     if variable == "bias_p":
         threshold = limits.bias(data)[0]
         low = np.fmin(np.nanmin(data["bias_p"].values, initial=1.0), threshold)
         drawing.log(axes, "x", (max(float(low), limits.FLOOR) / 3, 2.0))
         axes.axvline(threshold, label="threshold", **THRESHOLD)
     elif variable == "relative_bias":
-        zero = bool((data[variable] < series.UNSEEN).any())
-        drawing.log(axes, "x", limits.positive(data[variable].values, floor=series.UNSEEN), zero=zero)
+        drawing.log(axes, "x", limits.positive(data[variable].values, floor=series.UNSEEN), shown)
     elif variable == "cosine":
         linear, around = limits.cosine(data)
         drawing.symlog(axes, "x", linear, around, sparse=True)
@@ -142,11 +143,18 @@ def _scale(axes: Axes, data: xr.Dataset, variable: str, found: Mapping[str, Look
     else:
         low, high = limits.variance(data)
         expected = theory_lines.relative_variance(data)
-        zero = bool((data["relative_variance"] < series.ROUNDING).any())
-        drawing.log(axes, "x", (low, float(np.nanmax(expected, initial=high / 1.6)) * 1.6), zero=zero)
+        drawing.log(axes, "x", (low, float(np.nanmax(expected, initial=high / 1.6)) * 1.6), shown)
         if np.isfinite(expected).any():
             at = rows + _shifts(found)[theory_lines.FG_W]
             axes.plot(expected, at, label="FG-W, theory", color="black", **TICK)
+
+
+def _series(data: xr.Dataset, name: str, variable: str) -> series.Series:
+    """Numbers of an estimator: those that are 0 but for rounding are 0."""
+    its = series.of(data.sel(estimator=name), variable, certain=variable in CERTAIN)
+    if variable == "bias_p":
+        return its.at_least(limits.FLOOR)
+    return its.without_rounding(ROUNDING[variable]) if variable in ROUNDING else its
 
 
 def _rows(axes: Axes, data: xr.Dataset, variable: str, found: Mapping[str, Look]) -> None:
@@ -154,11 +162,7 @@ def _rows(axes: Axes, data: xr.Dataset, variable: str, found: Mapping[str, Look]
     count = data.sizes["layer"]
     gaps: dict[float, dict[str, str]] = {}
     for name, shift in _shifts(found).items():
-        its = series.of(data.sel(estimator=name), variable, certain=variable in CERTAIN)
-        if variable == "relative_variance":
-            its = its.without_rounding()
-        if variable == "bias_p":
-            its = its.at_least(limits.FLOOR)
+        its = _series(data, name, variable)
         marks.rows(axes, its, np.arange(count, dtype=float) + shift, found[name], label=name)
         for row, why in enumerate(its.missing):
             if why:

@@ -14,6 +14,8 @@ from fgvar.plot import (
     words,
 )
 
+SHOWN = 6  # lines of a sweep that a sentence names
+
 # ---- training --------------------------------------------------------------------------------------------------
 
 
@@ -71,8 +73,11 @@ def training_found(dataset: xr.Dataset, layer: str = "perturbed") -> str:
 
 def sweep(dataset: xr.Dataset, **how: Any) -> list[str]:
     its = swept.of(dataset, **how)
-    slopes = [f"{name or its.y} {told}" for name, told in its.slopes().items()] if len(its.panels) == 1 else []
-    theory = any(its.theory(one) is not None for _, one in its.lines(its.panels[0][1]))
+    slopes = [
+        (f"{title}: " if title else "") + ", ".join(f"{name or its.y} {told}" for name, told in lines.items())
+        for title, lines in its.slopes().items()
+    ]
+    on_edge = sum(int((one.value <= 0).sum()) for one in its.drawn()) if its.log_y else 0
     failed = int((dataset["status"] != "done").sum()) if "status" in dataset else 0
     names = [name for name, _ in its.lines(its.data) if name]
     return [
@@ -80,8 +85,11 @@ def sweep(dataset: xr.Dataset, **how: Any) -> list[str]:
         f"{f', a panel for each {its.col}' if its.col else ''}. {words.measured(dataset)} "
         f"{words.seeds(dataset)}".strip(),
         f"Bands: {words.bars(its.data, its.y)}.",
-        "Where there is a prediction it is the line, and what was measured are points with bars." if theory else "",
+        "Where there is a prediction it is the line, and what was measured are points with bars."
+        if its.predicted
+        else "",
         f"Slopes on log axes, with 95 % intervals where there are errors: {'; '.join(slopes)}." if slopes else "",
+        f"On the edge of the log axis: {on_edge} value(s) of 0 or less." if on_edge else "",
         words.missing(its.data, (its.y,)),
         words.unsure(its.data, its.y),
         f"{failed} cells failed or are missing." if failed else "",
@@ -91,12 +99,15 @@ def sweep(dataset: xr.Dataset, **how: Any) -> list[str]:
 def sweep_found(dataset: xr.Dataset, **how: Any) -> str:
     its = swept.of(dataset, **how)
     told = []
-    for name, one in list(its.lines(its.panels[0][1]))[:6]:
-        known = series.of(one, its.y).value
-        known = known[np.isfinite(known)]
-        if known.size:
-            told.append(f"{name} from {known[0]:.3g} to {known[-1]:.3g}".strip())
-    return f"{its.called.capitalize()} over {its.x.replace('_', ' ')}: {'; '.join(told) or 'no number'}."
+    for title, data in its.panels:
+        for name, one in its.lines(data):
+            known = series.of(one, its.y).value
+            known = known[np.isfinite(known)]
+            if known.size:
+                which = " at ".join(filter(None, (name, title)))
+                told.append(f"{which} from {known[0]:.3g} to {known[-1]:.3g}".strip())
+    found = words.listed(told, SHOWN) or "no number"
+    return f"{its.called.capitalize()} over {its.x.replace('_', ' ')}: {found}."
 
 
 def check(report: Any) -> list[str]:

@@ -78,7 +78,7 @@ def check(report: Report, *, axes: Sequence[Axes] | None = None) -> Figure:
         left, right = sheet.grid(1, 2, head=sheet.head(handles), height=height, **how)[0]
         _outcomes(left, report, list(styled))
         _sizes(right, report, styled)
-        sheet.legend(handles, wide=sheet.fitting(handles), narrow=sheet.fitting(handles))
+        sheet.legend(handles)
         return sheet.settle()
 
 

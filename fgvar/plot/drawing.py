@@ -11,9 +11,8 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 
-CLEAR = 0.18  # of an axis: where its numbers begin, if 0 stands on its edge
+CLEAR = {"x": 0.18, "y": 0.12}  # of an axis: where its numbers begin, if 0 stands on its edge
 EDGE = 0.1  # of an axis: room between what stands for 0 and the numbers
-ZERO: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False, "fontsize": "small"}
 
 
 def repeated(
@@ -48,27 +47,30 @@ def symlog(
     ticks(axis, labelled, {0, labelled.min(), labelled.max()} if sparse else None)
 
 
-def log(axes: Axes, which: Literal["x", "y"], limits: tuple[float, float], *, zero: bool = False) -> None:
+def log(axes: Axes, which: Literal["x", "y"], limits: tuple[float, float], values: ArrayLike = ()) -> None:
     """Make an axis logarithmic; limits without two powers of ten between them widen to the next ones.
 
-    With ``zero`` its lower edge stands for 0, is away from all powers of ten, and says so.
+    Where some of the ``values`` that it shows are 0 or less, its lower edge stands for them, is away from all powers
+    of ten, and says so.
     """
     low, high = np.log10(limits)
     if np.floor(high) - np.ceil(low) < 1:
         low, high = np.floor(low), np.ceil(high)
-    low -= EDGE * (high - low) if zero else 0.0
+    least = np.fmin.reduce(np.asarray(values, float), axis=None, initial=np.inf)
+    edge = "" if least > 0 else "0" if least == 0 else "≤ 0"
+    low -= EDGE * (high - low) if edge else 0.0
     axes.set(**{f"{which}scale": "log", f"{which}lim": (10**low, 10**high)})
     powers = np.arange(np.ceil(low), np.floor(high) + 1)
-    apart = powers[powers > low + CLEAR * (high - low)] if zero else powers  # or its label would lie on the 0
+    apart = powers[powers > low + CLEAR[which] * (high - low)] if edge else powers  # or its label would lie on the 0
     powers = apart if apart.size else powers
     most = 5 if which == "y" else 3  # labels stand side by side on an x axis
     powers = powers[:: -(-len(powers) // most)]
+    labels = {10.0**power: rf"$\mathdefault{{10^{{{int(power)}}}}}$" for power in powers}
+    labels |= {10**low: edge} if edge else {}
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(FixedLocator((10.0**powers).tolist()))
+    axis.set_major_locator(FixedLocator(list(labels)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: labels.get(value, "")))
     axis.set_minor_locator(NullLocator())  # minor ticks would take most of the time of drawing
-    if zero:
-        aside = (0, -8) if which == "x" else (-8, 0)
-        axes.annotate("0", (0, 0), aside, xycoords="axes fraction", ha="center", va="center", **ZERO)
 
 
 def log_steps(axes: Axes, steps: ArrayLike) -> None:

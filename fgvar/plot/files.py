@@ -8,9 +8,8 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from fgvar.errors import unknown
 from fgvar.plot.venues import EMBEDDED, FONTS
-from fgvar.storage import replace, require_place
+from fgvar.storage.atomic import replace, require_ending, require_place
 
 # What changes between runs, and is left out: dates.
 METADATA: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
@@ -38,8 +37,6 @@ def save(figure: Figure, path: str | os.PathLike[str], caption: str = "") -> lis
         ['a.svg', 'a.txt']
     """
     paths = written(path)
-    for one in paths:
-        require_place(one)
     contents = [content(figure, one.suffix[1:]) for one in paths]
     if caption:
         paths.append(paths[0].with_name(f"{paths[0].name.removesuffix(paths[0].suffix)}.txt"))
@@ -54,13 +51,14 @@ def written(path: str | os.PathLike[str]) -> list[Path]:
 
     Raises:
         ValueError: a suffix of no format that it writes.
+        OSError: the folder cannot be written.
     """
     path = Path(path)
-    if path.suffix[1:] in METADATA:
-        return [path]
-    if path.suffix[1:].isalpha():
-        raise ValueError(f"{unknown('format', path.suffix[1:], METADATA)}; path is {path}")
-    return [Path(f"{path}.{kind}") for kind in ("pdf", "png")]
+    require_ending(path, METADATA)
+    paths = [path] if path.suffix[1:] in METADATA else [Path(f"{path}.{kind}") for kind in ("pdf", "png")]
+    for one in paths:
+        require_place(one)
+    return paths
 
 
 def content(figure: Figure, kind: str) -> bytes:

@@ -38,7 +38,10 @@ def drawn(
 
     Raises:
         ValueError: no such kind, dim, label, option, venue or format.
+        OSError: no dataset is there, or no figure can be written.
     """
+    if out is not None:  # before any work
+        files.written(out)
     dataset = chosen(fgvar.open_dataset(path), at)
     fitting = kinds_of.kinds(dataset)
     if not fitting:

@@ -1,12 +1,15 @@
 """Limits of axes, and the threshold of the tests of bias, the same for all panels that are compared."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from fgvar.plot import datasets, intervals, theory_lines
-from fgvar.plot.series import LEVEL, ROUNDING
+from fgvar.plot.series import LEVEL, ROUNDING, Series
 
+LINEAR = ("cosine", "slope", "efficiency", "accuracy")  # quantities with linear axes
 FLOOR = 1e-12  # smaller p-values are drawn here
 
 
@@ -28,6 +31,15 @@ def variance(data: xr.Dataset) -> tuple[float, float]:
     mean, below, above = mean[shown], below[shown], above[shown]
     low, high = np.maximum(mean - below, mean / 10).min(), (mean + above).max()  # a band may reach to 0
     return float(low / 1.6), float(max(high, data["size"].max() if theory_lines.known(data) else 0) * 1.6)
+
+
+def linear(name: str, found: Iterable[Series]) -> bool:
+    """Is a quantity's axis linear: does it have both signs by its nature, or is it surely negative somewhere?
+
+    Other axes are logarithmic, and what is not told from 0 stands on their edge.
+    """
+    sure = any((np.where(np.isfinite(one.high), one.high, one.value) < 0).any() for one in found)
+    return name.removesuffix("_difference") in LINEAR or name.endswith("_difference") or sure
 
 
 def positive(values: NDArray[np.float64], *, floor: float = 0.0, room: float = 1.6) -> tuple[float, float]:

@@ -97,6 +97,9 @@ def band(axes: Axes, x: NDArray[Any], its: Series, look: Look, *, label: str, jo
     if on_edge.any():
         at = dict(how) | {"linestyle": "none", "clip_on": False, "zorder": 3.5}
         axes.plot(x[on_edge], np.full(on_edge.sum(), low), label=f"{label}, 0" if on_edge.all() else None, **at)
+        reaches = on_edge & (np.nan_to_num(its.high) > low)
+        if reaches.any():
+            axes.vlines(x[reaches], low, its.high[reaches], color=look.color, linewidth=0.7, zorder=3)
 
 
 def missing(axes: Axes, gaps: Mapping[float, Mapping[str, str]], count: int) -> None:

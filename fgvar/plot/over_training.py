@@ -81,9 +81,7 @@ def training(
         else:
             grid = sheet.grid(down * across, 1, head=head, height=1.2).reshape(down, across)
         _draw(grid, its, styled, rows, in_rows=in_rows, alone=not sheet.wide and down > 2)
-        if handles:
-            columns = sheet.fitting(handles)
-            sheet.legend(handles, wide=columns, narrow=columns)
+        sheet.legend(handles)
         return sheet.settle()
 
 
@@ -142,8 +140,8 @@ def _probes(axes: Axes, its: Runs, label: str | None, quantity: str, styled: Map
     drawing.log_steps(axes, steps)
     known = theory_lines.known(every)
     if quantity == "relative variance":
-        drawing.log(axes, "y", limits.variance(every))
         variable = "relative_variance"
+        drawing.log(axes, "y", limits.variance(every), series.without_rounding(every[variable].values))
     else:
         drawing.symlog(axes, "y", *limits.cosine(every))
         null = np.broadcast_to(np.asarray(data["cosine_null"]), steps.shape)

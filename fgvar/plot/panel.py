@@ -44,7 +44,5 @@ def drawn(ax: Axes | None, draw: Callable[[Axes], None], handles: Sequence[Artis
             handle.set_label(sheet.wrapped(str(handle.get_label()), sheet.share(len(handles))))
         axes = sheet.grid(1, 1, head=sheet.head(handles), height=height)[0, 0]
         draw(axes)
-        if handles:
-            columns = sheet.fitting(handles)
-            sheet.legend(handles, wide=columns, narrow=columns)
+        sheet.legend(handles)
         return sheet.settle()

@@ -17,8 +17,6 @@ from fgvar.plot.by_layer import stripes
 from fgvar.plot.looks import Look, Wanted
 
 ROW = 0.15  # inches
-# Axes that show 0 and both signs; others are logarithmic, where all values are positive or lie on the edge.
-SIGNED = ("cosine", "slope", "efficiency")
 SMALL_IS_BETTER = ("variance", "relative_variance", "sq_bias", "bias_z", "cost", "seconds")
 NULL: dict[str, Any] = {"color": "0.85", "linewidth": 0, "zorder": 0.5}
 
@@ -121,14 +119,14 @@ def _scale(axes: Axes, data: xr.Dataset, name: str, found: list[series.Series]) 
         linear, around = limits.cosine(data)
         axes.axvspan(-null, null, **NULL)
         drawing.symlog(axes, "x", linear, around)
-    elif name in SIGNED or any((one.value < 0).any() for one in found):
+    elif limits.linear(name, found):
         known = values[np.isfinite(values)]
         low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
         room = 0.06 * (high - low or 1.0)
         axes.set_xlim(min(low - room, 0), high + room)
     else:
-        zero = any((one.value == 0).any() for one in found)
-        drawing.log(axes, "x", limits.positive(np.concatenate([one.extent for one in found]), room=2.0), zero=zero)
+        around = limits.positive(np.concatenate([one.extent for one in found]), room=2.0)
+        drawing.log(axes, "x", around, [one.value for one in found])
     if axes.get_xlim()[0] < 0:
         axes.axvline(0, color="0.75", linewidth=0.5, zorder=1)
 

@@ -58,9 +58,9 @@ class Series:
         """What a log axis has to hold: values, upper ends, and lower ones down to a tenth of the value."""
         return np.concatenate([self.value, np.fmax(self.low, self.value / 10), self.high])
 
-    def without_rounding(self) -> "Series":
-        """Variances of what has no noise as 0, which they are but for rounding."""
-        none = self.value < ROUNDING
+    def without_rounding(self, floor: float = ROUNDING) -> "Series":
+        """Numbers of what has no noise, or no bias, as 0, which they are but for rounding."""
+        none = without_rounding(self.value, floor) == 0
         return self._changed(lambda one: np.where(none, 0.0, one))
 
     def at_least(self, floor: float) -> "Series":
@@ -69,6 +69,11 @@ class Series:
 
     def _changed(self, change: Callable[[Array], Array]) -> "Series":
         return Series(change(self.value), change(self.low), change(self.high), self.made, self.missing)
+
+
+def without_rounding(values: Array, floor: float = ROUNDING) -> Array:
+    """Numbers with those that are 0 but for rounding at 0."""
+    return np.where(np.abs(values) < floor, 0.0, values)
 
 
 def of(data: xr.Dataset, name: str, *, certain: bool = False) -> Series:

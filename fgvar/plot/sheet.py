@@ -83,33 +83,35 @@ class Sheet:
             return self.grid(count, panels, head=head, height=height)
         return self.grid(panels, count, head=head, height=height).T
 
-    def legend(self, handles: Sequence[Artist], *, wide: int = 4, narrow: int = 2) -> None:
-        """One legend above all panels, with so many columns on a wide page and on a narrow one."""
-        columns = wide if self.wide else narrow
-        self.figure.legend(handles=list(handles), loc="outside upper center", ncols=columns)
+    def legend(self, handles: Sequence[Artist]) -> None:
+        """One legend above all panels, of as many columns as fit, with rows as even as can be; none of nothing."""
+        if handles:
+            self.figure.legend(handles=list(handles), loc="outside upper center", ncols=self._columns(handles))
 
-    def schemes(
-        self, schemes: Iterable[str], helpers: Sequence[Line2D], *, entry: float, points: bool = False
-    ) -> None:
-        """A legend of schemes in their order, then helpers; an entry is so many inches wide."""
-        how, columns = looks.point_style if points else looks.line_style, int(self.width / entry)
-        handles = [Line2D([], [], label=scheme, **how(scheme)) for scheme in looks.in_order(schemes)]
-        self.legend([*handles, *helpers], wide=columns, narrow=columns)
+    def schemes(self, schemes: Iterable[str], helpers: Sequence[Line2D], *, points: bool = False) -> None:
+        """A legend of schemes in their order, then helpers."""
+        how = looks.point_style if points else looks.line_style
+        self.legend([*(Line2D([], [], label=one, **how(one)) for one in looks.in_order(schemes)), *helpers])
 
     def head(self, handles: Sequence[Artist]) -> float:
-        """Height in inches of a legend of these, of as many columns as fit."""
+        """Height in inches of a legend of these."""
         lines = [str(one.get_label()).count("\n") + 1 for one in handles]
-        columns = self.fitting(handles)
-        rows = -(-len(lines) // columns)
+        rows = -(-len(lines) // self._columns(handles))
         tallest = sum(max(lines[row::rows], default=1) for row in range(rows))
         return 0.12 + tallest * 1.5 * mpl.rcParams["legend.fontsize"] / 72 if handles else 0.02
 
-    def fitting(self, handles: Sequence[Artist]) -> int:
-        """How many columns of these entries are no wider than the sheet."""
-        letters = max((len(line) for one in handles for line in str(one.get_label()).split("\n")), default=0)
+    def _columns(self, handles: Sequence[Artist]) -> int:
+        """How many columns of these entries, each as wide as its widest, are no wider than the sheet."""
+        letters = [max(map(len, str(one.get_label()).split("\n"))) for one in handles]
         handle = mpl.rcParams["legend.handlelength"] + mpl.rcParams["legend.columnspacing"] + 1.2
-        entry = (letters * LETTER + handle) * mpl.rcParams["legend.fontsize"] / 72
-        return max(1, min(int(self.width / entry), len(handles)))
+
+        def fits(columns: int) -> bool:
+            widest = [part.max() for part in np.array_split(letters, columns)]
+            return sum(widest) * LETTER + columns * handle <= self.width * 72 / mpl.rcParams["legend.fontsize"]
+
+        most = next((count for count in range(len(letters), 1, -1) if fits(count)), 1)
+        rows = max(1, -(-len(letters) // most))
+        return max(1, -(-len(letters) // rows))  # no more than the rows fill, so that they are even
 
     def share(self, entries: int) -> float:
         """The share of the width that an entry may have: half of it where the legend would be tall."""

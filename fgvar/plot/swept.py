@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fgvar.errors import unknown
-from fgvar.plot import datasets, looks, series, theory_lines
+from fgvar.plot import datasets, limits, looks, series, theory_lines
 from fgvar.plot.looks import Look, Wanted
 from fgvar.plot.ranked import called
-
-LINEAR = ("cosine", "slope", "efficiency", "accuracy")  # quantities on linear axes; others are logarithmic
+from fgvar.plot.series import Series
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,14 @@ class Swept:
     @property
     def panels(self) -> list[tuple[str, xr.Dataset]]:
         """Title and data of each."""
+        return self._by_panel(self.data)
+
+    def _by_panel(self, data: xr.Dataset) -> list[tuple[str, xr.Dataset]]:
         if not self.col:
-            return [("", self.data)]
+            return [("", data)]
         return [
-            (f"{self.col.replace('_', ' ')} {value}", self.data.isel({self.col: i}))
-            for i, value in enumerate(datasets.names(self.data, self.col))
+            (f"{self.col.replace('_', ' ')} {value}", data.isel({self.col: i}))
+            for i, value in enumerate(datasets.names(data, self.col))
         ]
 
     def lines(self, data: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
@@ -67,13 +69,16 @@ class Swept:
 
     @property
     def log_y(self) -> bool:
-        return self.y.removesuffix("_difference") not in LINEAR and not self.y.endswith("_difference")
+        return not limits.linear(self.y, self.drawn())
 
-    def values(self) -> NDArray[np.float64]:
-        """All that the y axis has to hold."""
-        found = [series.of(one, self.y) for _, data in self.panels for _, one in self.lines(data)]
-        found = [one.without_rounding() for one in found] if "variance" in self.y else found
-        return np.concatenate([one.extent for one in found])
+    def drawn(self) -> list[Series]:
+        """What is drawn, of all lines and panels, whose y axis is one."""
+        return [self.series(one) for _, data in self.panels for _, one in self.lines(data)]
+
+    def series(self, one: xr.Dataset) -> Series:
+        """The numbers of a line."""
+        found = series.of(one, self.y)
+        return found.without_rounding() if "variance" in self.y else found
 
     def theory(self, one: xr.Dataset) -> NDArray[np.float64] | None:
         """The prediction of a line: the dataset's own, or d + 1 of FG-W."""
@@ -85,19 +90,26 @@ class Swept:
             return np.broadcast_to(np.asarray(one["size"].values, float) + 1, (one.sizes[self.x],))
         return None
 
-    def slopes(self) -> dict[str, str]:
-        """Exponent of y as a power of x, line by line, with the half-width of its 95 % interval.
+    @property
+    def predicted(self) -> bool:
+        """Is there a prediction of some line?"""
+        return any(self.theory(one) is not None for _, data in self.panels for _, one in self.lines(data))
+
+    def slopes(self) -> dict[str, dict[str, str]]:
+        """Exponent of y as a power of x, panel by panel and line by line, with the half-width of its 95 % interval.
 
         Of several seeds the mean of their slopes, by Student's t; of one the least-squares slope through the
         logarithms, whose error is that of the intervals. Only where both axes are logarithmic.
         """
         if not (self.log_x and self.log_y) or self.data.sizes[self.x] < 2:
             return {}
-        found = {}
-        for (name, one), (_, seeds) in zip(self.lines(self.data), self.lines(self.seeds), strict=True):
-            value, half = slope(one, seeds, self.x, self.y)
-            if np.isfinite(value):
-                found[name] = f"{value:z.2f}".replace("-", "−") + (f" ± {half:.2f}" if np.isfinite(half) else "")
+        found: dict[str, dict[str, str]] = {}
+        for (title, data), (_, every) in zip(self.panels, self._by_panel(self.seeds), strict=True):
+            for (name, one), (_, seeds) in zip(self.lines(data), self.lines(every), strict=True):
+                value, half = slope(one, seeds, self.x, self.y)
+                if np.isfinite(value):
+                    told = f"{value:z.2f}".replace("-", "−") + (f" ± {half:.2f}" if np.isfinite(half) else "")
+                    found.setdefault(title, {})[name] = told
         return found
 
 

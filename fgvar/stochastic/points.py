@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fgvar.errors import require_type, require_word
 from fgvar.estimators.activity_space import require_site
+from fgvar.estimators.laws import Law
 from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.protocol import Estimate, GradientEstimator, require_estimator
-from fgvar.estimators.randomness import Law, Leaf, Randomness
+from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.problem import Problem
 from fgvar.stochastic.past import after
 

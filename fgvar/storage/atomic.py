@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from fgvar.errors import unknown
 from fgvar.storage import locks
 
 KINDS = {
@@ -54,6 +55,28 @@ def require_place(path: str | os.PathLike[str]) -> None:
         >>> require_place(f"{tempfile.mkdtemp()}/new/results.nc")
     """
     require_folder(place(path).parent)
+
+
+def require_ending(path: str | os.PathLike[str], endings: Iterable[str]) -> None:
+    """Raise where the name of a file ends in letters behind a point that stand for another format.
+
+    Args:
+        path: of a file that is not written yet.
+        endings: of the formats that can be written, without their points.
+
+    Raises:
+        ValueError: another one.
+
+    Example:
+        >>> require_ending("figure", ["pdf", "png"])
+        >>> require_ending("figure.jpg", ["pdf", "png"])
+        Traceback (most recent call last):
+        ...
+        ValueError: unknown format 'jpg'; did you mean 'png'? (valid: pdf, png); path is figure.jpg
+    """
+    ending, known = Path(path).suffix[1:], list(endings)
+    if ending.isalpha() and ending not in known:
+        raise ValueError(f"{unknown('format', ending, known)}; path is {path}")
 
 
 def require_folder(folder: Path, room: int = 0) -> None:

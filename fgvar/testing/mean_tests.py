@@ -28,6 +28,12 @@ class MeanTest:
         moved: draws that moved each component off its median.
         critical: the |z| above which a component fails.
         draws: how many there were.
+
+    Example:
+        >>> samples = torch.randn(4096, 2, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, 0.5])
+        >>> found = mean_test(samples, torch.zeros(2), level=1e-6)
+        >>> (found.z.abs() > found.critical).tolist(), bool((found.error < 0.2).all())
+        ([False, True], True)
     """
 
     z: Tensor

@@ -13,10 +13,10 @@ from torch.nn import functional
 from fgvar.errors import needs_extra
 from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.estimator import Estimator
+from fgvar.estimators.laws import Law
 from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses
 from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.estimators.oracles import Jvp, Oracle
-from fgvar.estimators.randomness import Law
 from fgvar.estimators.spaces import Space
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.problem import Loss, Problem

@@ -28,6 +28,13 @@ class ActivityRatio:
         fan_in: inputs of one position, over all groups; a bias is an input of 1.
         positions: tokens or pixels of one example that share the weights. Of a tied weight fan-in and positions are
             those of its first use.
+
+    Example:
+        >>> import torch
+        >>> problem = Problem(torch.nn.Linear(3, 2), "mse", (torch.eye(4, 3), torch.ones(4, 2)))
+        >>> found = activity_ratio(problem)["weight"]
+        >>> found.fan_in, found.positions, 1 <= found.ratio  # three inputs and the bias's 1
+        (4, 1, True)
     """
 
     ratio: float

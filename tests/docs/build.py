@@ -26,13 +26,15 @@ READMES = [
 CSS = """
 article pre { overflow-x: auto; background: var(--paper-head); padding: 0.75rem; font-size: 0.85rem; }
 code { background: var(--paper-head); font-size: 0.9em; }
-article img { max-width: 100%; height: auto; background: var(--card); }
+article p:has(> img) { overflow-x: auto; }
+article img { min-width: 34rem; max-width: 100%; height: auto; background: var(--card); }
 article table { display: block; overflow-x: auto; }
 .formula { fill: currentColor; max-width: 100%; height: auto; margin: 0.5rem 0; display: block; }
 .entry { border-top: 1px solid var(--line); margin-top: 2rem; }
+.signature, .sentence { white-space: pre-wrap; }
 .signature { font-weight: 600; }
 dt { font-weight: 600; }
-dd { margin: 0 0 0.4rem 1.5rem; }
+dd { margin: 0 0 0.4rem 1.5rem; max-width: 46.5rem; }
 """
 
 
@@ -149,7 +151,7 @@ class Docs:
         for one in fgvar.schemes():
             found.append(f'<section class="entry" id="{one.name}"><h2>{one.name}</h2><p>{escape(one.line)}</p>')
             found.append(formulas.typeset(formulas.SCHEMES[one.name], f"{one.name}: {one.line}"))
-            found.append(f"<pre>{escape(repr(one.estimator))}</pre>")
+            found.append(f'<pre class="sentence">{escape(repr(one.estimator))}</pre>')
             facts = {"Source": one.source, "Cost": f"{one.cost} forward passes", "Biased": one.bias_reason or "no"}
             found += [f"<p>{name}: {escape(value)}</p>" for name, value in facts.items()]
             found.append("</section>")

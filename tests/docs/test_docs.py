@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, Browser
 
 import fgvar
 from tests.docs import build, formulas
@@ -39,6 +40,20 @@ def test_every_public_name_has_an_entry_with_what_its_docstring_says(pages) -> N
             assert f'id="{one.name}"' in pages[f"{module}.html"]
     assert "the largest length, in units of the gradient" in pages["fgvar.transforms.html"]
     assert '<a href="fgvar.combine.html#Normalised">' in pages["fgvar.guesses.html"]
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine: pages are not opened")
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.usefixtures("pages")
+def test_pages_fit_a_desk_and_a_phone(folder, tmp_path, width: int) -> None:
+    """Signatures and sentences are whole, and figures large enough to be read: they scroll, not the page."""
+    sideways = "[...document.querySelectorAll({})].filter((one) => one.scrollWidth > one.clientWidth).length"
+    with Browser(tmp_path) as browser:
+        for name in ("index.html", "fgvar.html", "schemes.html", "studies.html"):
+            browser.open(folder / name, width=width, dark=width == 390)
+            assert browser.value(sideways.format("'html, .signature, .sentence, dd'")) == 0, name
+            least = browser.value("Math.min(...[...document.images].map((one) => one.width))")
+            assert least is None or least >= 500, name  # JSON has no infinity, the least of none
 
 
 def test_a_link_that_leads_nowhere_is_named(folder) -> None:

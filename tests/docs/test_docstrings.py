@@ -13,25 +13,18 @@ WORDS = {f"fgvar.{subject}" for subject in fgvar._SUBJECTS}  # what is somebody'
 
 # Elementary definitions without one origin, and what is this library's own.
 NOBODYS = {
-    "fgvar.noise": ("Sphere", "Coordinate", "Orthogonal", "Sparse", "Uniform", "Bernoulli"),
-    "fgvar.guesses": ("Isotropic",),
+    "fgvar.noise": ("Sparse", "Bernoulli"),
     "fgvar.oracles": ("Replay",),
     "fgvar.combine": ("ShuffledCredit",),
-    "fgvar.controls": ("MatchedNoise", "IsotropicNull"),
+    "fgvar.controls": ("IsotropicNull",),
     "fgvar.sampling": ("Everything", "Uniform"),
     "fgvar.points": ("Here",),
     "fgvar.targets": ("TargetOf", "Masked", "hessian"),
     "fgvar.transforms": ("Mask",),
 }
-# The protocol, which the first README shows at work; results, whose example is that of the function which returns
-# them; and the parts of `measure`, which pass each other on, and say what they are in their classes.
-RESULTS = {
-    "fgvar": ("Estimate", "GradientEstimator", "Randomness", "Leaf"),
-    "fgvar.testing": ("Verdict", "MeanTest"),
-    "fgvar.theory": ("ActivityRatio",),
-    "fgvar.measurement": ("Estimated", "Measured", "Drawn", "References", "Block", "Moments", "Sums"),
-}
+# The parts of `measure`, which pass each other on, and say what they are in their classes; some without an example.
 PARTS = {"fgvar.measurement": ("init", "absorb", "bias_test", "snr", "variance", "differences", "Sums")}
+BARE = {"fgvar.measurement": ("Measured", "Drawn", "Block", "Moments", "absorb", *PARTS["fgvar.measurement"][2:])}
 
 
 def raises(one: Name) -> bool:
@@ -61,7 +54,7 @@ def lacks(one: Name) -> set[str]:
 def allowed(one: Name) -> set[str]:
     """What it may lack, and has to lack: a list that is too long is shortened."""
     found = {"source"} if one.name in NOBODYS.get(one.module, ()) else set()
-    found |= {"example"} if one.name in (*RESULTS.get(one.module, ()), *PARTS.get(one.module, ())) else set()
+    found |= {"example"} if one.name in BARE.get(one.module, ()) else set()
     return found
 
 

@@ -8,8 +8,9 @@ import torch
 from noises import noises, one
 from scipy import stats
 
+from fgvar.estimators.laws import Law
 from fgvar.estimators.noise import Gaussian, Rademacher
-from fgvar.estimators.randomness import Law, Leaf, Randomness
+from fgvar.estimators.randomness import Leaf, Randomness
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from noises import CPU, noises, seeds
 
+from fgvar.estimators.laws import Law
 from fgvar.estimators.random_streams import FEW, TILE, Stream
-from fgvar.estimators.randomness import Law, Leaf, Randomness
+from fgvar.estimators.randomness import Leaf, Randomness
 
 
 @given(seed=seeds, size=st.integers(0, 40), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))

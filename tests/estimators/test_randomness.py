@@ -14,9 +14,10 @@ from refusals import says
 
 import fgvar
 import fgvar.estimators.random_streams as streams_module
+from fgvar.estimators.laws import Law
 from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.estimators.random_streams import Stream
-from fgvar.estimators.randomness import Law, Leaf, Randomness
+from fgvar.estimators.randomness import Leaf, Randomness
 
 LEAVES = {"w": Leaf((3, 5), Gaussian()), "s": Leaf((11,), Rademacher()), "one": Leaf((), Gaussian())}
 draw_lists = st.lists(st.integers(0, 2**40), min_size=1, max_size=6)

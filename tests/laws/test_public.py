@@ -75,6 +75,7 @@ ORDER = (
     "fgvar.estimators.credit",
     "fgvar.estimators.factors",
     "fgvar.estimators.random_streams",
+    "fgvar.estimators.laws",
     "fgvar.estimators.randomness",
     "fgvar.estimators.protocol",
     "fgvar.networks.gradinit",

@@ -42,11 +42,10 @@ def test_contract(dataset: xr.Dataset, problem: fgvar.Problem) -> None:
     assert dataset["cosine"].dims == ("estimator", "reference", "layer")
     assert dataset["draw_cosine_target"].dims == ("estimator", "layer", "draw")
     for name, variable in dataset.data_vars.items():
-        if not str(name).startswith("draw_"):
-            assert variable.attrs["long_name"], name
-            assert "units" in variable.attrs, name
-            base = next((str(name).removesuffix(end) for end in ENDS if str(name).endswith(end)), str(name))
-            assert base in VARIABLES
+        assert variable.attrs["long_name"], name
+        assert "units" in variable.attrs, name
+        base = next((str(name).removesuffix(end) for end in ENDS if str(name).endswith(end)), str(name))
+        assert base in VARIABLES
     assert dataset["slope_low"].attrs["long_name"].startswith("lower end of the 95 % interval of the slope")
     assert dataset["sq_bias_high"].attrs["long_name"].startswith("upper limit (97.5 %) of the squared bias")
     wanted = {"route", "draws", "seed", "estimators", "fgvar_version", "torch_version", "commit", "device", "dtype"}
@@ -135,6 +134,18 @@ def test_more_draws_extend_fewer(problem: fgvar.Problem) -> None:
         fgvar.measure({"FG-A": fgvar.scheme("FG-A")}, problem, draws=n, keep_draws=True, chunk=16) for n in (40, 72)
     )
     np.testing.assert_allclose(many["draw_square"][..., :40], few["draw_square"], rtol=1e-12, atol=1e-20)
+
+
+def test_per_draw_scalars_are_what_they_are_said_to_be(dataset: xr.Dataset) -> None:
+    """Squared errors have the mean tr Cov + squared bias, as their description says, exactly so in any sample."""
+    one = dataset.sel(reference="target").where(dataset["cosine"].sel(reference="target").notnull())  # none is dead
+    assert one["draw_square"].attrs["long_name"] == "squared error ‖ĝ − target‖² of one draw"
+    np.testing.assert_allclose(
+        one["draw_square"].mean("draw"), one["variance"] + one["sq_bias"], rtol=1e-9, atol=1e-15
+    )
+    np.testing.assert_allclose(one["draw_cosine_target"].mean("draw"), one["cosine"], rtol=1e-9)
+    slope = 1 + one["draw_along_target"].mean("draw") / one["gradient_norm"] ** 2
+    np.testing.assert_allclose(slope, one["slope"], rtol=1e-9)
 
 
 def test_estimators_share_noise_and_global_random_state_is_untouched(problem: fgvar.Problem) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from pictures import clipped, words
 
 import fgvar
@@ -213,3 +214,20 @@ def test_files_have_equal_bytes(drawn: xr.Dataset, tmp_path) -> None:
     assert [path.name for path in plot.save(Figure((1, 1)), tmp_path / "both")] == ["both.pdf", "both.png"]
     with pytest.raises(ValueError, match="unknown format 'jpg'; did you mean 'png'"):
         plot.save(Figure((1, 1)), tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("count", [1, 5, 13])
+@pytest.mark.parametrize("place", [("icml", 1), ("iclr", 2)], ids=str)
+def test_a_legend_is_as_wide_as_its_sheet_at_most_and_its_rows_are_even(place: tuple[Any, Any], count: int) -> None:
+    names = [f"estimator {'i' * (7 * k % 23)}{k}" for k in range(count)]
+    with plot.venue(place[0], columns=place[1]) as here:
+        sheet = plot.Sheet(here)
+        handles = [Line2D([], [], label=name) for name in names]
+        sheet.grid(1, 1, head=sheet.head(handles), height=1.0)
+        sheet.legend(handles)
+        figure = sheet.settle()
+        (legend,) = figure.legends
+        assert legend.get_window_extent().width <= figure.bbox.width
+        columns = legend._ncols
+        assert columns * -(-count // columns) - count < columns, "a column more would not be filled"
+        assert columns > 1 or count == 1

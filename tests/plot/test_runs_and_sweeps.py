@@ -1,10 +1,12 @@
 """Figures of training runs, sweeps and check reports, with numbers that are known beforehand."""
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
 from pictures import clipped, words
 
 import fgvar
@@ -86,7 +88,61 @@ def test_zeros_negatives_and_gaps_of_a_sweep_are_shown() -> None:
     axes = figure.axes[0]
     edge = [line for line in axes.lines if len(line.get_ydata()) and set(line.get_ydata()) == {axes.get_ylim()[0]}]
     assert [list(line.get_xdata()) for line in edge] == [[8, 16]]
+    assert edge_label(axes) == "≤ 0", "its own place, below all numbers"
     assert "other: undefined" in words(figure)
+    assert "On the edge of the log axis: 2 value(s) of 0 or less." in plot.caption(dataset)
+
+
+def edge_label(axes: Any) -> str:
+    """What the lower end of a y axis stands for."""
+    return next(
+        tick.label1.get_text() for tick in axes.yaxis.get_major_ticks() if tick.get_loc() == axes.get_ylim()[0]
+    )
+
+
+def test_powers_of_ten_are_written_as_such() -> None:
+    axes = Figure().add_subplot()
+    plot.drawing.log(axes, "y", (0.05, 20))
+    axes.figure.draw_without_rendering()
+    told = [label.get_text() for label in axes.get_yticklabels()]
+    assert told == [rf"$\mathdefault{{10^{{{power}}}}}$" for power in (-1, 0, 1)]
+
+
+@pytest.mark.parametrize(("value", "label"), [(0.0, "0"), (-1e-12, "0"), (-1.0, "≤ 0")])
+def test_probes_without_noise_stand_on_a_labelled_edge(value: float, label: str) -> None:
+    dims = ("step", "estimator", "reference")
+    probes = xr.Dataset(
+        {
+            "cosine": (dims, np.full((3, 2, 2), 0.5)),
+            "cosine_null": ("step", np.full(3, 0.1)),
+            "relative_variance": (dims[:2], [[value, 5.0]] * 3),
+            "size": 100,
+        },
+        {"step": [1, 10, 100], "estimator": ["quiet", "noisy"], "reference": ["target", "backprop"]},
+    )
+    variance = plot.training(probes).axes[2]
+    assert edge_label(variance) == label
+    shown = {line.get_ydata()[0] for line in variance.lines if list(line.get_xdata()) == [1, 10, 100]}
+    assert variance.get_ylim()[0] in shown
+    low = variance.get_ylim()[0]
+    assert min(tick.get_loc() for tick in variance.yaxis.get_major_ticks() if tick.get_loc() > low) > 1.5 * low
+
+
+def test_a_prediction_of_zero_is_on_the_edge() -> None:
+    dataset = swept().isel(seed=0).copy(deep=True)
+    dataset["relative_variance"].loc[{"estimator": "mine"}] = 0
+    axes = plot.sweep(dataset.assign(relative_variance_theory=dataset["relative_variance"])).axes[0]
+    dashes = [line for line in axes.lines if line.get_marker() == "_" and len(line.get_xdata())]
+    assert [(list(line.get_xdata()), {*line.get_ydata()}) for line in dashes] == [(WIDTHS, {axes.get_ylim()[0]})]
+
+
+def test_what_is_surely_negative_has_a_linear_axis() -> None:
+    """Beyond its interval; a drawn number that may be 0 does not take the logarithm from the others."""
+    value = ("width", [-1.0, 20.0, 300.0])
+    sure = xr.Dataset({"margin": value}, {"width": WIDTHS[:3]})
+    maybe = sure.assign(margin_low=sure["margin"] - 2, margin_high=sure["margin"] + 2)
+    assert plot.sweep(sure, y="margin", hue=None).axes[0].get_yscale() == "linear"
+    assert plot.sweep(maybe, y="margin", hue=None).axes[0].get_yscale() == "log"
 
 
 @pytest.mark.parametrize("place", [("icml", 1), ("iclr", 2)], ids=str)
@@ -97,6 +153,9 @@ def test_panels_of_a_second_axis(place: tuple[Any, Any]) -> None:
     assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == ["batch 1", "batch 2"]
     assert not clipped(figure)
     assert "a panel for each batch" in plot.caption(dataset)
+    slopes = plot.caption(dataset).partition("intervals where there are errors: ")[2].splitlines()[0]
+    assert re.sub(r" ± \d\.\d\d", "", slopes) == ("batch 1: mine 1.00, other 2.00; batch 2: mine 1.00, other 2.00.")
+    assert "mine at batch 2 from 8 to 64" in plot.alternative(dataset, "sweep")
     with pytest.raises(ValueError, match=r"is along 'batch', too; give hue='batch' or col='batch', or choose one"):
         plot.sweep(dataset)
     with pytest.raises(ValueError, match=r"makes 2 panels, and ax is one; choose by dataset\.sel\(batch=…\)"):

@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
+from fgvar.estimators.laws import Law
 from fgvar.estimators.noise import Gaussian, Rademacher
-from fgvar.estimators.randomness import Law, Leaf, Randomness
+from fgvar.estimators.randomness import Leaf, Randomness
 
 NOISES = [Gaussian(), Rademacher()]
 CPU = torch.device("cpu")
