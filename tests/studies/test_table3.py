@@ -251,7 +251,8 @@ def test_a_table_is_made_in_pieces(out: Path, tmp_path: Path) -> None:
     runs = training.finished(out.with_suffix(""))
     whole, probed = tables.errors(runs, order, table3.PAPER), tables.probes(runs, order)
     halves = [[one for one in runs if (one.attrs["network"] == "S/1/1") is small] for small in (True, False)]
-    old = runs[0].assign(loss=runs[0]["loss"] + 1)
+    runs.sort(key=lambda one: "step" not in one.dims)
+    old = runs[0].assign(loss=runs[0]["loss"] + 1, cosine=runs[0]["cosine"] + 1)
     for number, (stored, made) in enumerate([halves, halves[::-1], ([old, *runs[1:]], runs[:1])]):
         path = fgvar.save(tables.errors(stored, order, table3.PAPER), tmp_path / f"{number}.nc")
         piece = tables.errors(made, order, table3.PAPER)
