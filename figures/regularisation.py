@@ -124,7 +124,7 @@ def caption(dataset: xr.Dataset) -> list[str]:
         "Below right: differences of test errors paired over seeds, 95 % t-intervals; E = LG-FG-A − BP, L = LG-FG-A "
         "− LG-BP, and what was subtracted is half of what is to be explained. A rule holds where all of its "
         f"intervals are below 0, fails where one is above. Verdicts: {'; '.join(_verdicts(dataset))}.",
-        f"By the lowest held-out error after any epoch (stopping early, held-out images): {_early(dataset)}.",
+        f"By the lowest of some 15 held-out errors on the way (stopping early, held-out images): {_early(dataset)}.",
         _elsewhere(dataset),
     ]
 

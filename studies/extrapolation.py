@@ -10,7 +10,7 @@ Shown      Drawn values with 95 % intervals on exact lines (all 576 fresh miniba
            of ten small networks in the middle of training. Draws have the same minibatch's gradient at θ as a control
            variate, and noise comes in pairs ±u. The estimators of Lin et al. 2020 alone: that extrapolation smooths
            the loss and lets batches grow is not tested.
-Cost       About four minutes on one core, half of it on two (--workers 2); --smoke: seconds.
+Cost       About two minutes on one core, half of it on two (--workers 2); --smoke: seconds.
 Run        python studies/extrapolation.py            writes results/extrapolation.nc, .pdf and .png
 """
 

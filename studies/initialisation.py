@@ -16,7 +16,7 @@ Differs    Zhu et al. 2021 (2102.08098) show a lower cross-batch variance in all
            batch norm on CIFAR-10, and better training. Batch norm in train mode couples the examples of a batch and
            is refused by fgvar, so that layer norms stand in for it; networks have 8 layers of 16 units; nothing is
            trained afterwards. The step, γ = 1, η = 0.1, clip and floor are those of the authors' scripts.
-Cost       Nine minutes on two cores with other work (--workers 2); --smoke: seconds.
+Cost       About four minutes on one core, half of it on two (--workers 2); --smoke: seconds.
 Run        python studies/initialisation.py            writes results/initialisation.nc, .pdf and .png
 """
 

@@ -12,7 +12,7 @@ Shown      Exact parts, means over ten LocalMixers after 60 steps of SGD on digi
            sum, for all ranks, too, so that each release gives away as much. No ε is claimed, which counts releases.
            Ito et al. 2022 keep few carrier numbers by a strategy of which we know no text: top and random ones after
            the noise (TopK, RandomK) stand in for it, and neither is theirs. Nothing is trained by these gradients.
-Cost       About five minutes on one core, half of it on two (--workers 2); --smoke: seconds.
+Cost       About two minutes on one core, half of it on two (--workers 2); --smoke: seconds.
 Run        python studies/private.py            writes results/private.nc, .pdf and .png
 """
 

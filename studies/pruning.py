@@ -12,7 +12,7 @@ Claim      One and a half times as much in the mean, 0.97 to 1.95 times by seed:
            its test error is 9.8 %, without pruning 7.9 %, and higher for every seed.
 Shown      The schedule of the author's script on digits, ten seeds, beside the same network unpruned. Lines: exact.
            Points: drawn, random masks by permutation and forward gradients by replay, with 95 % intervals.
-Cost       About six minutes on one core, three on two (--workers 2); --smoke: seconds.
+Cost       About three minutes on one core, half of it on two (--workers 2); --smoke: seconds.
 Run        python studies/pruning.py            writes results/pruning.nc, .pdf and .png
 
 Training is a loop of its own: the share to be pruned, and so the mask, depends on the loss between epochs, and there

@@ -18,7 +18,7 @@ Differs    The paper's equations were not read: the laws are those of its code, 
            left out. Its potentials are not published: ours are others by the notebook's law (peaked chains, trees) or
            a new LinearChain's (flat). Spans of a tree all have the same, so that Z is Catalan's number times a power.
            Not reproduced: its 10,000 states, trained potentials, entropies and language models.
-Cost       About five minutes on two cores (--workers 2), twice that on one; --smoke: seconds.
+Cost       About fifteen minutes on one core, eight on two (--workers 2); --smoke: seconds.
 Run        python studies/rdp.py --workers 2            writes results/rdp.nc, .pdf and .png
 """
 

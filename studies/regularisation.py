@@ -19,9 +19,10 @@ Shown      Test error, train error and their gap against the number of training 
            updates whatever the images. Noise is matched in every tensor at every step (`MatchedNoise`). A seed is
            another subset, network, order and noise. Rates and decay have the lowest mean error on held-out training
            images; the test split is looked at once, at the end of a run.
-Cost       360 runs of one to four minutes on one core: about seven hours on two (--workers 2). --smoke: seconds.
+Cost       360 runs of one to three minutes on one core: about five hours on two (--workers 2). --smoke: seconds.
 Run        python studies/regularisation.py --data DIR_OR_NAME --workers 2     goes on where it stopped
-           writes results/regularisation.nc, .pdf and .png of the seeds whose cells are all done; --collect: at once.
+           writes results/regularisation.nc, .pdf and .png of the seeds whose cells are all done; --collect: at once;
+           --images of some sizes, then --onto what is stored: in pieces.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +34,7 @@ from studies.common import RESULTS, Options, Run
 from studies.regularisation_rules import DECAYED, MEASURED, RULES, VERDICTS, gathered
 
 ROWS = ("BP", "BP + noise", "LG-BP", "LG-BP + noise", "LG-FG-A")
+LOOKS = 15  # at the errors of a run on its way
 SETTINGS = (
     "data", "updates", "batch", "held_out", "blocks", "patches", "channels", "groups", "draws", "compile",
 )  # fmt: skip
@@ -126,7 +128,7 @@ def cell(
     probe = fgvar.Probe(
         {"LG-FG-A": fgvar.scheme("LG-FG-A")}, chosen.sample(batch, seed=seed + 1), (updates // 2,), draws=draws
     )
-    schedule = fgvar.Schedule(updates * batch // images, batch, lr, weight_decay=decay)
+    schedule = fgvar.Schedule(epochs := updates * batch // images, batch, lr, weight_decay=decay)
     found = dict.fromkeys((*MEASURED, "loss"), float("nan")) | {"diverged": 1.0}
     try:
         run = fgvar.train(
@@ -136,6 +138,7 @@ def cell(
             schedule,
             seed=seed,
             probe=probe,
+            evaluate_every=max(1, epochs // LOOKS),
             name=f"{row}, {images} images, rate {lr:g}, decay {decay:g}, seed {seed}",
             checkpoint=scratch / "run.checkpoint",
             compile=compile,
@@ -158,7 +161,7 @@ LABELS = {
     "train_error": {"long_name": "train error at the end", "units": "1"},
     "gap": {"long_name": "test error less train error, at the end", "units": "1"},
     "held_out_error": {"long_name": "error on held-out training images, at the end", "units": "1"},
-    "held_out_lowest": {"long_name": "lowest error on held-out training images after an epoch", "units": "1"},
+    "held_out_lowest": {"long_name": "lowest error on held-out training images on the way", "units": "1"},
     "noise": {"long_name": "total noise variance of LG-FG-A at this run's weights, half-way", "units": "1"},
     "loss": {"long_name": "mean loss on the train split, at the end", "units": "loss"},
     "diverged": {"long_name": "did the run end in NaN or infinity?", "units": "1"},

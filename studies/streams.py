@@ -18,7 +18,7 @@ Differs    Nanni et al. 2021 (2103.14689) compare variants by the accuracy of en
            other kinds, which is not reproduced; here the direction is measured, and the paper's equations have not
            been seen. Their DGrad and Cos are not built: no equations of theirs could be held against the paper.
            diffGrad (Dubey et al. 2020) is that of its authors' code, version 2; AMSGrad is torch's.
-Cost       About five minutes on one core, three on two (--workers 2); --smoke: seconds.
+Cost       About four minutes on one core, half of it on two (--workers 2); --smoke: seconds.
 Run        python studies/streams.py            writes results/streams.nc, .pdf and .png
 """
 

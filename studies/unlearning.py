@@ -12,7 +12,7 @@ Claim      The steps on what is retained. For a random tenth of the examples the
 Shown      Cosines of directions at networks trained on digits, over ten seeds. Lines: (I − hH)ᴷ g_f, and its sum over
            rounds of five steps, exact given H. Points: such steps made, on the whole retained part (exact, without
            noise) and on minibatches of it (drawn).
-Cost       About ten minutes on one core, five on two (--workers 2); --smoke: seconds.
+Cost       About eleven minutes on one core, six on two (--workers 2); --smoke: seconds.
 Run        python studies/unlearning.py            writes results/unlearning.nc, .pdf and .png
 """
 

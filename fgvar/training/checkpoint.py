@@ -127,6 +127,7 @@ class Checkpointer:
             "dtype": repr(loop.problem.dtype),
             "processes": repr(world()[1]),
             "probe": "none" if config.probe is None else config.probe.identity,
+            "evaluate_every": repr(config.evaluate_every),
             **settings,
         }
 

@@ -51,6 +51,7 @@ class RunConfig:
         total: updates of the whole run.
         seed: of data order and noise.
         probe: what is measured on the way, if anything.
+        evaluate_every: epochs between two rows of the curves.
         by_tensor: is one tensor of noise and estimate made at a time (see `fgvar.training.gradients.by_tensor`)?
     """
 
@@ -58,7 +59,12 @@ class RunConfig:
     total: int
     seed: int
     probe: Probe | None = None
+    evaluate_every: int = 1
     by_tensor: bool = False
+
+    def evaluates(self, epoch: int) -> bool:
+        """Have the curves a row after so many epochs?"""
+        return epoch % self.evaluate_every == 0 or epoch == self.schedule.epochs
 
 
 class TrainingLoop:
@@ -84,7 +90,8 @@ class TrainingLoop:
         self.monitor = NonFiniteMonitor(learning, problem.device)
         self.noise = NoiseAhead(self._sample, self.randomness.size, config.total, problem.device)
         self.step = 0
-        self.curves: list[dict[str, float]] = []  # a row before training, and after each epoch
+        # A row before training, and after each epoch: an empty one where none is evaluated.
+        self.curves: list[dict[str, float]] = []
         self.probes: list[xr.Dataset] = []
         self.losses = torch.full((config.total,), torch.nan, dtype=problem.dtype, device=problem.device)
 
@@ -117,7 +124,10 @@ class TrainingLoop:
                     if checkpointer is not None:
                         checkpointer.maybe_save()
                 self.monitor.check()
-                self.curves.append(row := self.task.evaluate(self.problem, self.params, splits))
+                evaluates = self.config.evaluates(epoch + 1)
+                self.curves.append(row := self.task.evaluate(self.problem, self.params, splits) if evaluates else {})
+                if not evaluates:
+                    continue
                 self._show(bar)
                 if not np.isfinite(row["loss"]):
                     raise NonFiniteError(
@@ -128,7 +138,7 @@ class TrainingLoop:
                     logger(self.step, row)
 
     def _show(self, bar: tqdm) -> None:
-        row = self.curves[-1]
+        row = next(row for row in reversed(self.curves) if row)
         last = next(reversed(row))  # an error on the test split, where there is one
         bar.set_postfix({name: f"{row[name]:.4g}" for name in dict.fromkeys(("loss", last))}, refresh=False)
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from fgvar.allocator import LARGEST_MMAP_THRESHOLD, MEGABYTE, keep_freed_memory
 from fgvar.data.augmentation import Views
 from fgvar.data.examples import Examples, refuse_loaders
 from fgvar.data.split import Split
+from fgvar.errors import require_type
 from fgvar.estimators.protocol import GradientEstimator, require_estimator
 from fgvar.loss_functions import Loss
 from fgvar.measurement.dataset import describe, provenance
@@ -69,6 +71,7 @@ def train(
     views: Views | None = None,
     seed: int = 0,
     probe: Probe | None = None,
+    evaluate_every: int = 1,
     device: torch.device | str = "auto",
     name: str = "",
     checkpoint: str | Path | None = None,
@@ -100,6 +103,7 @@ def train(
             the read-out (see `Contrastive`); `read_out` then trains a classifier of them.
         seed: of data order, of the noise (step k takes draw k) and of the views.
         probe: what to measure on the way, with InfoNCE on one pair of views of its batch; it never changes the run.
+        evaluate_every: epochs from one evaluation of both splits to the next; the start and the end have one, too.
         device: "auto" takes CUDA where there is one.
         name: shown in the progress bar.
         checkpoint: a file from which the run goes on, if it is there, and where it is kept: every ten seconds, on
@@ -111,21 +115,22 @@ def train(
         autocast: matrix products in bfloat16; parameters stay in their own type.
         compile: of the estimate, by torch.compile: half a minute once, then several times as fast on small networks;
             what is no single graph, as weights drawn inside of an estimate, runs as it is, with a warning.
-        logger: called at the end of each epoch, ``lambda step, values: [writer.add_scalar(k, v, step) for k, v in
+        logger: called after each evaluation, ``lambda step, values: [writer.add_scalar(k, v, step) for k, v in
             values.items()]`` for TensorBoard.
 
     Returns:
-        Over ``epoch`` (0: before training) ``loss`` and ``test_loss``, each Σ w ℓ / Σ w over its whole split;
-        ``train_error`` and ``test_error`` where targets are classes, ``train_perplexity`` and ``test_perplexity``
-        where the loss is "causal_lm", ``train_retrieval_error`` and ``test_retrieval_error`` with InfoNCE.
+        Over ``epoch`` (those evaluated; 0: before training) ``loss`` and ``test_loss``, each Σ w ℓ / Σ w over its
+        whole split; ``train_error`` and ``test_error`` where targets are classes, ``train_perplexity`` and
+        ``test_perplexity`` where the loss is "causal_lm", ``train_retrieval_error`` and ``test_retrieval_error`` with
+        InfoNCE.
         ``batch_loss`` over ``update`` (of its batch, before it; only of estimators that tell it), and the probes'
         measurements over ``step``, all in one dataset; and the final state.
 
     Raises:
         TypeError: no module, estimator, data or schedule.
-        ValueError: a device that is not there, fewer training examples than one batch, a problem that the estimator
-            does not fit, `InfoNCE` without views or views without it; a checkpoint that is truncated or of another
-            run.
+        ValueError: ``evaluate_every`` below 1; a device that is not there, fewer training examples than one batch, a
+            problem that the estimator does not fit, `InfoNCE` without views or views without it; a checkpoint that is
+            truncated or of another run.
         OSError: the checkpoint's place cannot be written, before any training, or another run has it.
         NonFiniteError: NaN or infinity in a gradient or loss, naming the parameter and the step; the checkpoint
             before it stays.
@@ -143,6 +148,9 @@ def train(
     require_estimator(name or "estimator", estimator)
     splits = splits_of(data)
     _require_schedule(schedule)
+    require_type("evaluate_every", evaluate_every, Integral, "an integer")
+    if evaluate_every < 1:
+        raise ValueError(f"evaluate_every is {evaluate_every}, expected at least 1")
     task = task_of(loss, views, seed, schedule.batch)
     join()
     where = choose_device(device)
@@ -163,7 +171,9 @@ def train(
     gradient = gradient_of(problem, estimator, autocast, compile)
     module = copied(module, {**problem.frozen, **problem.params})  # one copy of them: what the run moves
     lazy = by_tensor(estimator, estimator.randomness(problem), problem.dtype, compile)
-    loop = TrainingLoop(problem, estimator, gradient, task, RunConfig(schedule, total, seed, probe, lazy))
+    loop = TrainingLoop(
+        problem, estimator, gradient, task, RunConfig(schedule, total, seed, probe, evaluate_every, lazy)
+    )
     largest = MEGABYTE if lazy else LARGEST_MMAP_THRESHOLD
     numerics = {"autocast": str(autocast), "compile": str(compile)}  # other rounding is another run
     with _checkpointer(checkpoint, loop, splits, numerics) as checkpointer:
@@ -229,10 +239,11 @@ def choose_device(device: torch.device | str) -> torch.device:
 
 def _dataset(loop: TrainingLoop, data: str) -> xr.Dataset:
     config = loop.config
-    dataset = xr.Dataset(coords={"epoch": range(config.schedule.epochs + 1)})
-    for key in loop.curves[0]:
+    rows = {epoch: row for epoch, row in enumerate(loop.curves) if row}
+    dataset = xr.Dataset(coords={"epoch": list(rows)})
+    for key in rows[0]:
         long_name, units = loop.task.curves[key]
-        dataset[key] = "epoch", [row[key] for row in loop.curves], {"long_name": long_name, "units": units}
+        dataset[key] = "epoch", [row[key] for row in rows.values()], {"long_name": long_name, "units": units}
     losses = loop.losses.cpu().numpy()
     # An estimator either tells the loss of every batch or of none.
     if not np.isnan(losses).all():

@@ -1,13 +1,16 @@
 """Evaluation: how many examples at once, and that the curves do not depend on it."""
 
+import functools
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
+import xarray as xr
 from torch import Tensor, nn
 
 import fgvar
-from fgvar.training import evaluation
+from fgvar.training import checkpoint, evaluation
 from fgvar.training.evaluation import examples_at_once
 
 
@@ -49,3 +52,44 @@ def test_curves_do_not_depend_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(fewer) == 32, "the update's own"
     for name in ("loss", "test_loss", "train_error", "test_error"):
         torch.testing.assert_close(torch.tensor(parts[name].values), torch.tensor(whole[name].values))
+
+
+@pytest.mark.parametrize("epochs", [4, 5])
+def test_epochs_between_are_not_evaluated(epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is has the same numbers, and a run that was stopped in between goes on."""
+    digits = fgvar.data.load("digits").subset(range(64)), fgvar.data.load("digits", "test").subset(range(50))
+    net, schedule, steps = Wide(8), fgvar.Schedule(epochs, 32), list[int]()
+    run = functools.partial(fgvar.train, net, fgvar.scheme("FG-W"), digits, schedule, device="cpu")
+    whole = run()
+    Wide.seen.clear()
+    found = run(evaluate_every=2, logger=lambda step, _: steps.append(step))
+    epoch = sorted({0, 2, 4, epochs})
+    assert found.dataset["epoch"].values.tolist() == epoch
+    assert steps == [2 * one for one in epoch[1:]], "two updates an epoch"
+    assert Wide.seen.count(50) == len(epoch)
+    xr.testing.assert_identical(found.dataset, whole.dataset.sel(epoch=epoch))
+    assert all(torch.equal(found.params[name], value) for name, value in whole.params.items())
+
+    monkeypatch.setattr(checkpoint, "SECONDS", 0)  # kept after every update
+
+    def stop(step: int, _: object) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    place = tmp_path / "run.checkpoint"
+    with pytest.raises(KeyboardInterrupt):
+        run(evaluate_every=2, checkpoint=place, logger=stop)
+    Wide.seen.clear()
+    again = run(evaluate_every=2, checkpoint=place)
+    assert Wide.seen.count(50) == len(epoch) - 1, "not that before training again"
+    xr.testing.assert_identical(again.dataset, found.dataset)
+    with pytest.raises(ValueError, match="evaluate_every"):
+        run(checkpoint=place)
+
+
+def test_an_interval_of_evaluation_is_a_positive_integer() -> None:
+    digits = (fgvar.data.load("digits"),) * 2
+    with pytest.raises(ValueError, match="evaluate_every is 0, expected at least 1"):
+        fgvar.train(Wide(8), fgvar.scheme("BP"), digits, fgvar.Schedule(1, 32), evaluate_every=0)
+    with pytest.raises(TypeError, match=r"evaluate_every is 0\.5, expected an integer"):
+        fgvar.train(Wide(8), fgvar.scheme("BP"), digits, fgvar.Schedule(1, 32), evaluate_every=0.5)
