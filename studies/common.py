@@ -84,8 +84,10 @@ def place(config: Any) -> Path:
     """Where the study's dataset goes.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written, or one that it is to be put onto is not there.
     """
+    if (onto := getattr(config, "onto", None)) and not onto.is_file():  # said before hours of computing
+        raise FileNotFoundError(f"--onto {onto}: no such file")
     out: Path = config.run.arguments()["out"] if hasattr(config, "run") else config.out
     require_place(out)
     return out

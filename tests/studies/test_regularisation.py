@@ -160,6 +160,8 @@ def test_images_divide_the_examples_of_a_run(tmp_path: Path) -> None:
     arguments = ["--images", "2000", "7000", "--out", str(tmp_path / "a.nc")]
     with pytest.raises(ValueError, match=r"images has \[7000\], expected divisors of 150000, the examples of 3000"):
         study.main(tyro.cli(study.Config, args=arguments))
+    with pytest.raises(FileNotFoundError, match=r"--onto none\.nc: no such file"):
+        study.main(tyro.cli(study.Config, args=["--onto", "none.nc", "--out", str(tmp_path / "a.nc")]))
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="no cell is done; see above, or run without --collect"):
         study.main(tyro.cli(study.Config, args=["--collect", "--out", str(tmp_path / "a.nc")]))
