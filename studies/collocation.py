@@ -13,7 +13,7 @@ Claim      At a source of width 0.02 and η = ¼ the published gradient has a sq
 Shown      −u″ = f on (0, 1), f a normal density of width 0.02 or 0.1, u = x(1 − x)·N(x), 24 points of a grid of 512.
            Squared bias, variance and their sum, exact lines under drawn points, after 480 steps by uniform points;
            the relative error of u in training by `fgvar.train` (Adam), the median of ten seeds.
-Cost       About nine minutes on one core, five on two (--workers 2); --smoke: seconds.
+Cost       About fourteen minutes on one core, seven on two (--workers 2); --smoke: seconds.
 Run        python studies/collocation.py            writes results/collocation.nc, .pdf and .png
 """
 
