@@ -192,7 +192,10 @@ def publish(dataset: Any, config: Any, figure: ModuleType, report: str = "") -> 
 
 
 def described(config: Any) -> str:
-    """A study's configuration for its dataset: without the path of a machine."""
+    """A study's configuration for its dataset: without the paths of a machine."""
+    given = {field.name: getattr(config, field.name) for field in fields(config)}
+    named = {k: v for k, v in given.items() if isinstance(v, Path | str) and Path(v).is_absolute()}
+    config = replace(config, **{name: type(value)(Path(value).name) for name, value in named.items()})
     if hasattr(config, "run"):
         return repr(replace(config, run=replace(config.run, out=Path("results") / config.run.out.name)))
     return repr(replace(config, out=Path("results") / config.out.name))

@@ -19,7 +19,7 @@ import xarray as xr
 
 import fgvar
 from figures import scaling, weight_sharing
-from studies import check_calibration, common
+from studies import check_calibration, common, table3
 
 DATA = Path(__file__).parents[2] / "figures/data"
 
@@ -349,6 +349,10 @@ def test_configurations_are_described_without_a_path() -> None:
     out = Path("/somewhere/a.nc")
     assert common.described(Plain(out)) == repr(Plain(Path("results/a.nc")))
     assert common.described(Swept(common.Options(out))) == repr(Swept(common.Options(Path("results/a.nc"))))
+    config = table3.Config(data="/data/mnist", onto=Path("/data/table3.nc"))
+    assert "/data" not in common.described(config)
+    assert "data='mnist'" in common.described(config)
+    assert "onto=PosixPath('table3.nc')" in common.described(config)
 
 
 def test_options() -> None:
