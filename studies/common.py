@@ -131,7 +131,8 @@ def onto(path: Path | None, made: Any, there: Any, **order: Callable[[Any], Any]
 
     Args:
         path: of the stored dataset; None: ``made`` alone.
-        made: a dataset of the same variables, of other labels or the same.
+        made: a dataset of other labels or the same. Variables that the stored one lacks are left out: a figure of
+            some runs' intervals and others' standard errors would show neither.
         there: which runs ``made`` has, over some of its dimensions.
         order: dimension → key that its labels are sorted by; of others, those of the stored one come first.
 
@@ -153,11 +154,12 @@ def onto(path: Path | None, made: Any, there: Any, **order: Callable[[Any], Any]
     there = there.reset_coords(drop=True).reindex({dim: labels[dim] for dim in there.dims}, fill_value=False)
     found = old.copy()
     for name, each in made.reset_coords().data_vars.items():
+        if name not in old:
+            continue
         whole = set(there.dims) <= set(each.dims)
-        mine, theirs = new[name], old.get(name, new[name])
-        value = xr.where(there if whole else mine.notnull(), mine, theirs).transpose(*each.dims)
+        value = xr.where(there if whole else new[name].notnull(), new[name], old[name]).transpose(*each.dims)
         # What neither has is NaN: of what counts in both, none.
-        if all(one.dtype.kind in "iu" for one in (each, stored.get(name, each))):
+        if each.dtype.kind in "iu" and stored[name].dtype.kind in "iu":
             value = value.fillna(0).astype(each.dtype)
         elif each.dtype.kind in "OU":
             value = value.fillna("").astype(str)

@@ -137,6 +137,8 @@ def test_sizes_that_are_made_later_make_the_same_dataset(tmp_path: Path) -> None
         assert {name: each.dtype for name, each in found.items()} == {
             name: each.dtype for name, each in whole.items()
         }
+    more = first.assign(interval=first["noise"])
+    assert "interval" not in common.onto(stored, more, more["seeds_done"] > 0, images=int), "of some runs alone"
     with pytest.raises(ValueError, match="has no axis 'network', expected a dataset that this study"):
         common.onto(stored, later, xr.DataArray([True], dims="network"))
 
