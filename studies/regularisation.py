@@ -34,7 +34,7 @@ from studies.common import RESULTS, Options, Run
 from studies.regularisation_rules import DECAYED, MEASURED, RULES, VERDICTS, gathered
 
 ROWS = ("BP", "BP + noise", "LG-BP", "LG-BP + noise", "LG-FG-A")
-LOOKS = 15  # at the errors of a run on its way
+EVALUATIONS = 15  # about, of a run on its way
 SETTINGS = (
     "data", "updates", "batch", "held_out", "blocks", "patches", "channels", "groups", "draws", "compile",
 )  # fmt: skip
@@ -138,7 +138,7 @@ def cell(
             schedule,
             seed=seed,
             probe=probe,
-            evaluate_every=max(1, epochs // LOOKS),
+            evaluate_every=max(1, epochs // EVALUATIONS),
             name=f"{row}, {images} images, rate {lr:g}, decay {decay:g}, seed {seed}",
             checkpoint=scratch / "run.checkpoint",
             compile=compile,

@@ -56,7 +56,7 @@ def rows(axes: Axes, its: Series, at: NDArray[np.float64], look: Look, *, label:
             how = style(look, its.made, hollow=empty) | {"zorder": 3.5, "clip_on": False}
             axes.plot(np.full(edge.sum(), low), at[edge], **how)
             axes.tick_params(axis="y", pad=5)  # or half a marker would lie on the labels
-            reaches = edge & (np.nan_to_num(its.high) > low)
+            reaches = edge & (its.high > low)
             axes.hlines(at[reaches], low, its.high[reaches], color=look.color, linewidth=0.7, zorder=3)
     for x, y in zip(its.value[its.unsure & ~on_edge], at[its.unsure & ~on_edge], strict=True):
         axes.annotate("?", (x, y), (3, 0), textcoords="offset points", va="center", **WORD)
@@ -97,7 +97,7 @@ def band(axes: Axes, x: NDArray[Any], its: Series, look: Look, *, label: str, jo
     if on_edge.any():
         at = dict(how) | {"linestyle": "none", "clip_on": False, "zorder": 3.5}
         axes.plot(x[on_edge], np.full(on_edge.sum(), low), label=f"{label}, 0" if on_edge.all() else None, **at)
-        reaches = on_edge & (np.nan_to_num(its.high) > low)
+        reaches = on_edge & (its.high > low)
         if reaches.any():
             axes.vlines(x[reaches], low, its.high[reaches], color=look.color, linewidth=0.7, zorder=3)
 
