@@ -44,8 +44,8 @@ def mean_loss_and_error(problem: Problem, params: Mapping[str, Tensor], batches:
     return torch.stack([loss / weight, wrong / count])
 
 
-def examples_at_once(problem: Problem, most: int) -> int:
-    """How many examples to evaluate at once: on a CPU no more than keep their widest activity below 16 MB.
+def evaluation_batch(problem: Problem, most: int) -> int:
+    """Examples to evaluate at once: on a CPU no more than keep their widest activity below 16 MB.
 
     Memory of larger tensors goes back to the system whenever one is freed, and faulting its pages in again takes as
     long as computing what stands in them.

@@ -20,7 +20,7 @@ from fgvar.loss_functions import Loss, has_perplexity
 from fgvar.nn.structures import leaves
 from fgvar.problem import Problem
 from fgvar.training.distributed import world
-from fgvar.training.evaluation import examples_at_once, mean_loss_and_error
+from fgvar.training.evaluation import evaluation_batch, mean_loss_and_error
 
 Curves = dict[str, tuple[str, str]]  # name → long name, units
 
@@ -101,7 +101,7 @@ class Supervised:
 
     def _batches(self, problem: Problem, split: Split) -> Iterator[Batch]:
         # Of examples of unknown size as many as an update has: a language model's outputs may be 1 MB a token.
-        size = examples_at_once(problem, self.BATCH) if isinstance(split, Images) else problem.batch_size
+        size = evaluation_batch(problem, self.BATCH) if isinstance(split, Images) else problem.batch_size
         rank, processes = world()  # every process takes each n-th batch, and `mean_loss_and_error` adds them up
         for start in range(rank * size, len(split), processes * size):
             numbers = torch.arange(start, min(start + size, len(split)))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fgvar
 from fgvar.training import checkpoint, evaluation
-from fgvar.training.evaluation import examples_at_once
+from fgvar.training.evaluation import evaluation_batch
 
 
 class Wide(nn.Module):
@@ -35,7 +35,7 @@ class Wide(nn.Module):
 def test_a_wide_activity_is_evaluated_in_fewer_examples(device: str, width: int, expected: int) -> None:
     with torch.device(device):
         batch = torch.zeros(2, 64), torch.zeros(2, dtype=torch.long)
-        assert examples_at_once(fgvar.Problem(Wide(width), "cross_entropy", batch), 1024) == expected
+        assert evaluation_batch(fgvar.Problem(Wide(width), "cross_entropy", batch), 1024) == expected
 
 
 def test_curves_do_not_depend_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
