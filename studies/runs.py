@@ -34,7 +34,7 @@ def errors(
     source: str = TABLE3,
     settings: Sequence[str] = (),
 ) -> xr.Dataset:
-    """Curves (NaN behind the last value), length and rate of each run, and the paper's errors.
+    """Curves (NaN where a run has no value), length and rate of each run, and the paper's errors.
 
     Args:
         runs: datasets of `fgvar.train` with ``network`` and ``algorithm`` in their attributes.
@@ -48,7 +48,8 @@ def errors(
     shape = (len(networks), len(algorithms), len(seeds))
     like = {name: next(one[name] for one in runs if name in one) for name in curves}
     along = {name: str(found.dims[0]) for name, found in like.items()}
-    sizes = {dim: max(one.sizes.get(dim, 0) for one in runs) for dim in along.values()}
+    # By their numbers: of epochs that were not evaluated a run has none.
+    sizes = {dim: max(1 + int(one[dim].max()) for one in runs if dim in one.dims) for dim in along.values()}
     found = {name: np.full((*shape, sizes[dim]), np.nan) for name, dim in along.items()}
     lengths, rates, commits = np.zeros(shape, int), np.full(shape, np.nan), np.full(shape, "", object)
     for one in runs:
@@ -58,7 +59,7 @@ def errors(
             raise ValueError(f"there are two runs of {which}, expected one; give each an --out of its own")
         for name in found:
             if name in one:
-                found[name][*place, : one[name].size] = one[name]
+                found[name][*place, one[along[name]]] = one[name]
         lengths[place], rates[place] = one.attrs["train_epochs"], one.attrs["train_lr"]
         commits[place] = str(one.attrs.get("commit"))
     dims = ("network", "algorithm", "seed")

@@ -97,6 +97,8 @@ class Config:
     probe_batch: int = 32
     validation: int = 0
     """Hold out so many training examples and report errors on them instead of on the test split."""
+    evaluate_every: int = 1
+    """Epochs between errors on whole splits; the last epoch always has them."""
     compile: bool = False
     """torch.compile the estimate."""
     autocast: bool = False
@@ -113,7 +115,10 @@ class Config:
 
 # Settings of every cell, by the names of `Config`.
 SCHEDULE = ("batch", "momentum", "weight_decay", "decay", "warmup", "optimiser", "head_factor", "readout_factor")
-SETTINGS = ("data", "probes", "draws", "probe_batch", "validation", "compile", "autocast", "device", "threads")
+SETTINGS = (
+    "data", "probes", "draws", "probe_batch", "validation", "evaluate_every", "compile", "autocast", "device",
+    "threads",
+)  # fmt: skip
 
 
 def main(config: Config) -> None:
@@ -170,7 +175,7 @@ def rates(config: Config) -> list[training.Grid]:
 @training.by_all
 def cell(
     *, data: str, network: str, algorithm: str, seed: int, validation: int, probes: int, draws: int, probe_batch: int,
-    compile: bool, autocast: bool, device: str, threads: int, scratch: Path, **schedule: Any,
+    evaluate_every: int, compile: bool, autocast: bool, device: str, threads: int, scratch: Path, **schedule: Any,
 ) -> Any:  # fmt: skip
     """One run, from its checkpoint if there is one."""
     import torch
@@ -196,6 +201,7 @@ def cell(
         its,
         seed=seed,
         probe=probe,
+        evaluate_every=evaluate_every,
         device=device,
         name=f"{network} {algorithm} {seed}",
         checkpoint=scratch / "run.checkpoint",

@@ -7,7 +7,8 @@ Claim      With the gradient stopped on the second view the loss of LG-FG-A goes
 Run        The rows frozen (a random trunk), BP, LG-BP, LG-FG-A and LG-FG-A-no-stop (without the stop), each run a
            cell in the folder of --out. --network, --algorithm and --seed choose others, and --no-stop takes the stop
            from all of them. Runs that are finished are skipped, others go on from their checkpoints: repeat the
-           command. What is there becomes one dataset, its figure, and the table in words; --collect trains nothing.
+           command. What is there becomes one dataset, its figure, and the table in words; --collect trains nothing,
+           --onto puts it into a stored table.
 Cost       Shortened: with --compile, on two cores, two hours for the five rows (3 to 6 seconds a step of CIFAR-10,
            M/8/16). --smoke: a few seconds.
 """
@@ -21,6 +22,7 @@ from studies.common import RESULTS, Options, Run
 
 NO_STOP = "-no-stop"
 ROWS = ("frozen", "BP", "LG-BP", "LG-FG-A", f"LG-FG-A{NO_STOP}")
+SOURCE = "Ren et al. 2023, Table 4"
 # The paper's test errors, per cent; it gives no train errors.
 PAPER = {
     network: {name: (error, float("nan")) for name, error in rows.items()}
@@ -84,6 +86,8 @@ class Config:
     device: str = "auto"
     threads: int = 1
     """That a run computes with, on a CPU."""
+    onto: Path | None = None
+    """A stored dataset of this study, whose runs are kept where the folder has none."""
     run: Run = Options(RESULTS / "table4.nc")
 
 
@@ -199,6 +203,7 @@ def part(images: Any, number: int) -> Any:
 
 CURVES = ("loss", "test_loss", "test_retrieval_error", "batch_loss", "train_error", "test_error")
 SETTINGS = ("examples", "readout_examples", "readout_epochs", "readout_lr", "readout_optimiser", "train_views")
+GATHERED: dict[str, Any] = {"curves": CURVES, "source": SOURCE, "settings": SETTINGS}
 
 
 def gather(config: Config, folder: Path) -> None:
@@ -209,8 +214,10 @@ def gather(config: Config, folder: Path) -> None:
     runs = training.finished(folder)
     if not runs:
         raise ValueError(f"no finished run of this study in {folder}")
-    dataset = tables.errors(runs, ROWS, PAPER, curves=CURVES, source="Ren et al. 2023, Table 4", settings=SETTINGS)
-    common.publish(dataset.drop_vars("paper_train_error"), config, table4)
+    dataset = tables.errors(runs, ROWS, PAPER, **GATHERED)
+    dataset = common.onto(config.onto, dataset, dataset["epochs"] > 0, network=tables.size_of)
+    paper = tables.published(dataset["network"].values, dataset["algorithm"].values, PAPER, SOURCE)
+    common.publish(dataset.assign(paper).drop_vars("paper_train_error"), config, table4)
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ def out(tmp_path_factory) -> Path:
     small = replace(config, network=("S/1/1",))
     grids = table3.table(at(replace(small, probes=1), found))
     grids += table3.table(at(replace(config, network=("M/1/16",)), found, 0, 1))
-    longer = replace(config, network=("M/1/16",), algorithm=("LG-FG-A",), epochs=2, probes=2)
+    longer = replace(config, network=("M/1/16",), algorithm=("LG-FG-A",), epochs=3, probes=2, evaluate_every=2)
     grids += table3.table(at(longer, found, 1))
     training.train_all(table3.cell, grids, Options(found), found.with_suffix(""))
     ((axes, settings),) = table3.table(at(replace(small, validation=100), found))
@@ -213,13 +213,17 @@ def test_gathered_errors_and_probes(out: Path, capsys) -> None:
     table3.main(at(table3.Config(), out, collect=True))
     found = fgvar.open_dataset(out)
     assert {name: found.sizes[name] for name in ("network", "algorithm", "seed", "epoch")} == {
-        "network": 2, "algorithm": 2, "seed": 2, "epoch": 3,
+        "network": 2, "algorithm": 2, "seed": 2, "epoch": 4,
     }  # fmt: skip
     one = run_of(folder, "M/1/16", "BP", 1)
     np.testing.assert_array_equal(
-        found["test_error"].sel(network="M/1/16", algorithm="BP", seed=1), [*one["test_error"].values, np.nan]
+        found["test_error"].sel(network="M/1/16", algorithm="BP", seed=1), [*one["test_error"].values, np.nan, np.nan]
     )
-    assert found["epochs"].sel(algorithm="LG-FG-A").values.tolist() == [[0, 0], [0, 2]]
+    rarely = run_of(folder, "M/1/16", "LG-FG-A", 1)["test_error"]
+    assert rarely["epoch"].values.tolist() == [0, 2, 3], "as often as it was evaluated"
+    stored = found["test_error"].sel(network="M/1/16", algorithm="LG-FG-A", seed=1)
+    np.testing.assert_array_equal(stored, rarely.reindex(epoch=range(4)))
+    assert found["epochs"].sel(algorithm="LG-FG-A").values.tolist() == [[0, 0], [0, 3]]
     assert found["validation_error"].sel(tried="BP")["rate"].values.tolist() == [0.05, 0.1]
     assert "digits" not in str(folder)
     assert str(folder) not in str(found.attrs)
@@ -270,12 +274,12 @@ def test_captions_tell_what_is_shown(out: Path) -> None:
     runs = training.finished(out.with_suffix(""))
     errors = tables.errors(runs, table3.EXACT + table3.PERTURBED, table3.PAPER)
     text = figure.caption(errors)
-    assert "M/1/16 on digits: 1 to 2 runs a cell (1 epochs: BP; 2 epochs: LG-FG-A)." in text
+    assert "M/1/16 on digits: 1 to 2 runs a cell (1 epochs: BP; 3 epochs: LG-FG-A)." in text
     assert "Cells more than 0.5 points above the paper's: " in text
     probes = tables.probes(runs, table3.EXACT + table3.PERTURBED)
     assert table3_probes.runs(probes) == [("S/1/1", "BP"), ("M/1/16", "LG-FG-A")]
     text = table3_probes.caption(probes)
-    assert "M/1/16 by LG-FG-A, step 1 to step 22: relative noise variance FG-W" in text
+    assert "M/1/16 by LG-FG-A, step 1 to step 33: relative noise variance FG-W" in text
     assert "drawn, 2 draws" in text
     for columns in (1, 2):
         assert len(figure.draw(errors, columns=columns).axes) == 2

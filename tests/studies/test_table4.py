@@ -11,6 +11,7 @@ import xarray as xr
 import fgvar
 from fgvar.plot import datasets, looks
 from figures import table4 as figure
+from studies import runs as tables
 from studies import table4, training
 from studies.common import Options
 
@@ -68,6 +69,18 @@ def test_all_runs_together(out: Path, runs: dict[str, xr.Dataset], capsys) -> No
     text = out.with_suffix(".txt").read_text()
     for words in ("Shortened runs", "drawn", "n = 1", "No-stop", "read-out", "2 epochs of 256 images, adam"):
         assert words in text, words
+
+
+def test_a_table_is_made_in_pieces(out: Path, runs: dict[str, xr.Dataset], tmp_path: Path, monkeypatch) -> None:
+    """A run that is made again takes the place of the stored one, and of no other."""
+    old = runs["LG-FG-A"].assign(loss=runs["LG-FG-A"]["loss"] + 1).assign_attrs(commit="older")
+    stored = [*(one for name, one in runs.items() if name != "LG-FG-A"), old]
+    path = fgvar.save(tables.errors(stored, table4.ROWS, table4.PAPER, **table4.GATHERED), tmp_path / "stored.nc")
+    monkeypatch.setattr(training, "finished", lambda _: [runs["LG-FG-A"]])
+    table4.main(at(replace(CONFIG, onto=path), tmp_path / "a.nc", collect=True))
+    xr.testing.assert_identical(
+        fgvar.open_dataset(tmp_path / "a_smoke.nc").drop_attrs(), fgvar.open_dataset(out).drop_attrs()
+    )
 
 
 def test_the_figure(out: Path) -> None:
