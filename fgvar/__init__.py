@@ -154,19 +154,19 @@ _MODULES = dict.fromkeys(("contrastive", "data", "networks", "plot", "testing", 
 
 __all__ = ["__version__", *_NAMES, *_SUBJECTS, *_MODULES]
 
+_PLACES = {name: f"fgvar.{subject}.{name}" for subject in reversed(_SUBJECTS) for name in _SUBJECTS[subject]}
+_PLACES |= {name: f"fgvar.{name}" for name in _NAMES}
+
 for _name, _members in _SUBJECTS.items():
     _subject: Any = types.ModuleType(f"fgvar.{_name}", f"{_ABOUT[_name].capitalize()}: {', '.join(_members)}.")
     _subject.__all__ = list(_members)
-    _subject.__getattr__, _subject.__dir__ = lazy(f"fgvar.{_name}", _members)
+    _subject.__getattr__, _subject.__dir__ = lazy(f"fgvar.{_name}", _members, _PLACES)
     sys.modules[f"fgvar.{_name}"] = globals()[_name] = _subject
 
-_load, __dir__ = lazy("fgvar", dict.fromkeys(__all__, "") | _NAMES)
+_load, __dir__ = lazy("fgvar", dict.fromkeys(__all__, "") | _NAMES, _PLACES)
 
 
 def __getattr__(name: str) -> Any:
-    for subject, members in _SUBJECTS.items():
-        if name in members:
-            raise AttributeError(f"module 'fgvar' has no {name!r}; it is fgvar.{subject}.{name}")
     if name != "__version__":
         return _load(name)
     from importlib.metadata import version  # which takes a tenth of a second

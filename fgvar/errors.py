@@ -44,9 +44,14 @@ def require_word(what: str, got: object, parts: Iterable[str], like: str) -> Non
 def unknown(kind: str, got: object, valid: Iterable[str]) -> str:
     """The message for a name that does not exist: the nearest valid one, then all of them."""
     names = sorted(valid)
-    near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.6)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {got!r}{hint} (valid: {', '.join(names) or 'none'})"
+    return f"unknown {kind} {got!r}{did_you_mean(got, names)} (valid: {', '.join(names) or 'none'})"
+
+
+def did_you_mean(got: object, names: Iterable[str]) -> str:
+    """The end of such a message that suggests the nearest name, whatever its case; empty where none is near."""
+    by_lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(str(got).lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
 @contextmanager

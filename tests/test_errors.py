@@ -20,6 +20,7 @@ from fgvar.networks import MLP, LocalMixer
             ["measure", "train"],
             r"unknown thing 'measur'; did you mean 'measure'\? \(valid: measure, train\)",
         ),
+        ("MEASURE", ["measure"], r"unknown thing 'MEASURE'; did you mean 'measure'\?"),
         ("zzz", ["measure"], r"unknown thing 'zzz' \(valid: measure\)"),
         ("zzz", [], r"\(valid: none\)"),
         (3, ["b", "a"], r"unknown thing 3 \(valid: a, b\)"),

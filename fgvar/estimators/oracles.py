@@ -1,6 +1,6 @@
 """Oracles: how each loss term moves along a direction."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Real
 from typing import ClassVar, Protocol
@@ -16,6 +16,8 @@ from fgvar.nn.reach import OUTPUT
 
 Function = Callable[[Tensors], dict[str, Tensor]]
 Pair = tuple[dict[str, Tensor], dict[str, Tensor]]
+# End → tensors that move its loss → does each of their numbers move one copy alone, along patches, along groups?
+Moved = dict[str, dict[str, tuple[bool, bool]]]
 
 
 class Oracle(Protocol):
@@ -166,36 +168,53 @@ class Replay:
             found: Tensors = to_point(to_tangents({**zeros, **seeds})[0])[0]
             return found
 
-        terms = {end: self._copies(linearised, direction, end, zero, gradient) for end, zero in zeros.items()}
+        terms = dict(zeros)
+        for moved in _sharing(linearised, direction, zeros):
+            terms |= _copies(linearised, direction, moved, {end: zeros[end] for end in moved}, gradient)
         return terms, values[OUTPUT].mean()
 
-    def _copies(
-        self,
-        linearised: Linearised,
-        direction: Tensors,
-        end: str,
-        zero: Tensor,
-        gradient: Callable[[LossTerms], Tensors],
-    ) -> Tensor:
-        """Derivatives of one end's copies: one pass for each copy that a tensor's numbers move together.
 
-        A pass is seeded with a set of copies, and its gradient is that of their sum. Where each number of a tensor
-        moves one copy alone, all copies along that axis share a pass, and its products fall into copies afterwards.
-        Where a number moves several, only a pass for each tells their shares. Tensors alike share their passes.
-        """
-        kinds: dict[tuple[bool, bool], list[str]] = {}
-        for name in direction:
-            if (alone := linearised.granularity(name, end)) is not None:
-                kinds.setdefault(alone, []).append(name)
-        total, (batch, patches, groups) = zero, zero.shape
-        for (by_patch, by_group), names in kinds.items():
+def _copies(
+    linearised: Linearised,
+    direction: Tensors,
+    moved: Moved,
+    zeros: LossTerms,
+    gradient: Callable[[LossTerms], Tensors],
+) -> LossTerms:
+    """Derivatives of these ends' copies: one pass for each copy that a tensor's numbers move together.
+
+    A pass is seeded with a set of copies, and its gradient is that of their sum. Where each number of a tensor
+    moves one copy alone, all copies along that axis share a pass, and its products fall into copies afterwards.
+    Where a number moves several, only a pass for each tells their shares. Tensors alike share their passes.
+    """
+    kinds: dict[tuple[int, int], list[tuple[str, str]]] = {}
+    for end, names in moved.items():
+        _, patches, groups = zeros[end].shape
+        for name, (by_patch, by_group) in names.items():
             mixed = (1 if by_patch else patches, 1 if by_group else groups)
-            kept = zero.new_zeros(batch, patches if by_patch else 1, groups if by_group else 1)
-            for one in torch.eye(mixed[0] * mixed[1], dtype=zero.dtype, device=zero.device).reshape(-1, 1, *mixed):
-                found = gradient({end: one.expand(zero.shape)})
-                for name in names:
-                    total = total + one * _gathered(linearised, name, found[name], direction[name], kept)
-        return total
+            kinds.setdefault(mixed, []).append((end, name))
+    total, like = dict(zeros), next(iter(zeros.values()))
+    for mixed, pairs in kinds.items():
+        for one in torch.eye(mixed[0] * mixed[1], dtype=like.dtype, device=like.device).reshape(-1, 1, *mixed):
+            found = gradient({end: one.expand(zeros[end].shape) for end, _ in pairs})
+            for end, name in pairs:
+                batch, patches, groups = zeros[end].shape
+                kept = zeros[end].new_zeros(batch, patches // mixed[0], groups // mixed[1])
+                products = _gathered(linearised, name, found[name], direction[name], kept)
+                total[end] = total[end] + one * products
+    return total
+
+
+def _sharing(linearised: Linearised, names: Iterable[str], ends: Iterable[str]) -> list[Moved]:
+    """The ends in sets of which no tensor moves two, so that one pass serves them all: local losses behind cuts."""
+    sets: list[Moved] = []
+    for end in ends:
+        moved = {name: alone for name in names if (alone := linearised.granularity(name, end)) is not None}
+        free = (one for one in sets if not any(moved.keys() & others.keys() for others in one.values()))
+        if (one := next(free, None)) is None:
+            sets.append(one := {})
+        one[end] = moved
+    return sets
 
 
 def _gathered(linearised: Linearised, name: str, gradient: Tensor, direction: Tensor, kept: Tensor) -> Tensor:

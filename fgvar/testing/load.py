@@ -1,6 +1,5 @@
 """Loading: finds an estimator or a problem by name, a scheme's or anybody's own in a module or a file."""
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 import fgvar
-from fgvar.errors import unknown
+from fgvar.errors import did_you_mean, unknown
 from fgvar.estimators.protocol import GradientEstimator, require_estimator
 from fgvar.estimators.schemes import SCHEMES, scheme
 from fgvar.problem import Problem
@@ -45,10 +44,9 @@ def load_estimator(name: str) -> GradientEstimator:
     if name in SCHEMES:
         return scheme(name)
     if not all(name.rpartition(":")):
-        near = difflib.get_close_matches(name, SCHEMES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"unknown scheme {name!r}{hint} (see `fgvar schemes`); your own is module:name or path/to/file.py:name"
+            f"unknown scheme {name!r}{did_you_mean(name, SCHEMES)} (see `fgvar schemes`); your own is module:name "
+            "or path/to/file.py:name"
         )
     found = _made(name, _named(name))
     try:

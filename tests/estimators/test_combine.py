@@ -220,3 +220,21 @@ def test_replayed_draws_cost_no_further_pass() -> None:
     with Flops() as pullback:
         linearised.backward({site: randn(*value.shape) for site, value in linearised.point.items()})
     assert flops(9) - flops(1) <= 8 * pullback.count * 1.01
+
+
+@pytest.mark.parametrize("space", [fgvar.WeightSpace(), fgvar.ActivitySpace()], ids=["weights", "activities"])
+def test_replayed_losses_behind_cuts_share_their_passes(space: fgvar.WeightSpace | fgvar.ActivitySpace) -> None:
+    """As many passes for four blocks as for two: as a number of local backprops, no more."""
+    from fgvar.measurement.cost import Flops
+
+    def local_backprops(blocks: int) -> float:
+        problem, found = mixer(blocks=blocks, channels=12, groups=3), list[int]()
+        replay = fgvar.Estimator(space, losses=fgvar.LocalLosses(), oracle=fgvar.oracles.Replay())
+        for estimator in (replay, fgvar.scheme("LG-BP")):
+            noise = estimator.randomness(problem).sample(0, [0], dtype=torch.float64)
+            with Flops() as counted:
+                estimator.estimate(problem, {name: u[0] for name, u in noise.items()})
+            found.append(counted.count)
+        return found[0] / found[1]
+
+    assert local_backprops(4) <= 1.1 * local_backprops(2)

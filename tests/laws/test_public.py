@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -278,9 +279,17 @@ def test_a_misspelt_public_name_is_an_attribute_error(name: str) -> None:
     assert not hasattr(fgvar, name)
 
 
-def test_a_name_of_a_subject_is_answered_with_its_place() -> None:
-    with pytest.raises(AttributeError, match=r"has no 'Sphere'; it is fgvar\.noise\.Sphere"):
-        _ = fgvar.Sphere
+@pytest.mark.parametrize(
+    ("looked_in", "name", "place"),
+    [
+        (fgvar, "Sphere", "fgvar.noise.Sphere"),
+        (fgvar.oracles, "Jvp", "fgvar.Jvp"),
+        (fgvar.noise, "Replay", "fgvar.oracles.Replay"),
+    ],
+)
+def test_a_name_of_another_place_is_answered_with_its_place(looked_in: ModuleType, name: str, place: str) -> None:
+    with pytest.raises(AttributeError, match=rf"has no '{name}'; it is {place}$"):
+        getattr(looked_in, name)
 
 
 def test_a_misspelt_public_name_is_answered_with_the_nearest() -> None:
