@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from fgvar.problem import Problem
@@ -35,6 +37,75 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
             # The bytes themselves, so that −0 and NaN count, and every dtype has them.
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def behaviour(thing: object) -> str:
+    """A hash of what a function, a module or another object computes by, as far as that can be read.
+
+    Of functions their code, defaults and what they close over; of modules their structure, the code of each
+    ``forward``, parameters and buffers; and of any object the numbers, texts, tensors and functions that it has as
+    attributes. Other Python versions may compile the same source to other code.
+    """
+    digest = hashlib.blake2b(digest_size=6)
+    for part in _parts(thing, frozenset()):
+        digest.update(f"{part}\n".encode())
+    return digest.hexdigest()
+
+
+# Of other attributes (caches, configurations, locks) nothing says that they stay as they are during a run.
+_PLAIN = (str, bytes, int, float, complex, type, torch.dtype, types.NoneType)
+_READ = (*_PLAIN, tuple, list, Tensor, types.FunctionType, types.MethodType, functools.partial, nn.Module)
+
+
+def _parts(thing: object, path: frozenset[int]) -> Iterator[str]:
+    """What `behaviour` hashes. What holds itself is not entered again: ``path`` are those that hold this thing."""
+    if isinstance(thing, _PLAIN):
+        yield f"{type(thing).__name__} {thing!r}"
+        return
+    if isinstance(thing, Tensor):
+        yield fingerprint({"": thing})
+        return
+    yield type(thing).__name__
+    if id(thing) not in path:
+        for part in _inside(thing):
+            yield from _parts(part, path | {id(thing)})
+
+
+def _inside(thing: object) -> Iterator[object]:
+    """What a function, a container, a module or another object is made of."""
+    if isinstance(thing, tuple | list):
+        yield from thing
+    elif isinstance(thing, frozenset):  # in no order that lasts
+        yield from sorted(map(repr, thing))
+    elif isinstance(thing, types.CodeType):
+        yield from (thing.co_code, thing.co_names, thing.co_consts)
+    elif isinstance(thing, types.FunctionType):
+        code = thing.__code__
+        constants = tuple(value for value in code.co_consts if value is not thing.__doc__)
+        yield from (described(thing), code.replace(co_consts=constants), thing.__defaults__)
+        yield sorted((thing.__kwdefaults__ or {}).items())
+        for cell in thing.__closure__ or ():
+            with contextlib.suppress(ValueError):  # of a name that has no value yet
+                yield cell.cell_contents
+    elif isinstance(thing, types.MethodType):
+        yield from (thing.__func__, thing.__self__)
+    elif isinstance(thing, functools.partial):
+        yield from (thing.func, thing.args, sorted(thing.keywords.items()))
+    else:
+        yield described(thing)
+        yield from _attributes(thing)
+        if isinstance(thing, nn.Module):
+            for name, module in thing.named_modules():
+                yield from (name, type(module).forward)
+                yield from _attributes(module)
+            yield fingerprint({**dict(thing.named_parameters()), **dict(thing.named_buffers())})
+
+
+def _attributes(thing: object) -> Iterator[object]:
+    public = {
+        k: v for k, v in getattr(thing, "__dict__", {}).items() if not k.startswith("_") and isinstance(v, _READ)
+    }
+    yield from sorted(public.items(), key=lambda item: item[0])
 
 
 def of_problem(problem: Problem) -> str:

@@ -1,9 +1,16 @@
 """What a problem says of itself: the same for equal problems in every process, another for another one."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from cases import CASES, randn
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 import fgvar
 from fgvar import identity
@@ -114,3 +121,68 @@ def test_costs_of_rows_that_hold_equal_problems_are_counted_once() -> None:
         row = fgvar.Stochastic(then=(fgvar.transforms.Retained(other, steps=1, lr=0.1),))
         assert cost(row, at, row.randomness(at)) > 1
     assert len(at.network.costs) == 2
+
+
+# ---- what functions and modules compute by -------------------------------------------------------------------
+
+
+def closure(factor: float) -> Callable[..., torch.Tensor]:
+    return lambda outputs, targets: factor * cross_entropy(outputs, targets, reduction="none")
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float, buffer: float = 1.0) -> None:
+        super().__init__()
+        self.factor, self.whole = factor, [self]
+        self.register_buffer("buffer", torch.tensor(buffer))
+
+
+class Own:
+    def __init__(self, factor: float) -> None:
+        self.factor, self._cache, self.me = factor, object(), self
+
+    def __call__(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.factor * (outputs - targets)
+
+
+def doubled(outputs, targets, *, factor=2.0):
+    """Twice the distance."""
+    return factor * (outputs - targets)
+
+
+def doubled_again(outputs, targets, *, factor=2.0):
+    return factor * (outputs - targets) + 0
+
+
+PAIRS = {
+    "what it closes over": lambda: (closure(1.0), closure(2.0)),
+    "keywords": lambda: (partial(cross_entropy, reduction="none"), partial(cross_entropy, reduction="mean")),
+    "what a text does not show": lambda: (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1)),
+    "a number": lambda: (Scaled(1.0), Scaled(2.0)),
+    "a buffer": lambda: (Scaled(1.0, 1.0), Scaled(1.0, 2.0)),
+    "a module inside": lambda: (nn.Sequential(nn.ReLU()), nn.Sequential(nn.Tanh())),
+    "an object's attribute": lambda: (Own(1.0), Own(2.0)),
+    "a method's object": lambda: (Own(1.0).__call__, Own(2.0).__call__),
+    "code": lambda: (doubled, doubled_again),
+}
+
+
+@pytest.mark.parametrize("what", PAIRS)
+def test_what_computes_otherwise_has_another_hash(what: str) -> None:
+    one, other = PAIRS[what]()
+    assert identity.behaviour(one) == identity.behaviour(PAIRS[what]()[0])
+    assert identity.behaviour(one) != identity.behaviour(other)
+
+
+def test_a_hash_is_the_same_in_every_process() -> None:
+    """Whatever order sets have there: of a function with a set among its constants."""
+    source = (
+        "import torch; from fgvar.identity import behaviour; from fgvar.networks import LocalMixer\n"
+        "def f(x, y): return x if y in {'a', 'b', 'c', 'd'} else {'e': y}\n"
+        "print(behaviour(f), behaviour(LocalMixer((1, 8, 8), 10, blocks=1, patches=2, channels=8, groups=2, seed=0)))"
+    )
+    found = {
+        subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True, env=env).stdout
+        for env in ({**os.environ, "PYTHONHASHSEED": seed} for seed in "12")
+    }
+    assert len(found) == 1

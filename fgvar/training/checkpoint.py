@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fgvar.data.split import Split
-from fgvar.identity import described, fingerprint
+from fgvar.identity import behaviour, described, fingerprint
 from fgvar.storage import locks
 from fgvar.storage.atomic import replace, require_place
 from fgvar.storage.packing import pack, unpack
@@ -26,7 +26,7 @@ from fgvar.training.distributed import broadcast_bytes, world
 from fgvar.training.gradients import require_finite
 from fgvar.training.loop import TrainingLoop
 
-MAGIC = b"fgvar checkpoint 7\n"  # another number is another format, or other noise for a run to go on with
+MAGIC = b"fgvar checkpoint 8\n"  # another number is another format, or other noise for a run to go on with
 SECONDS = 10.0  # between checkpoints, or fifty times what one takes, if that is longer
 
 
@@ -116,10 +116,11 @@ class Checkpointer:
         self.failing = False
         self.lock = contextlib.ExitStack()
         config = loop.config
-        # What is frozen by another name than what learns: unfreezing it makes another run.
-        frozen = {f"frozen {name}": value for name, value in loop.problem.frozen.items()}
+        # What stays by another name than what learns: unfreezing it makes another run.
+        fixed = {f"fixed {name}": value for name, value in loop.problem.buffers.items()}
+        network = loop.problem.network.skeleton
         self.identity = {
-            "network": fingerprint({**frozen, **loop.params}),
+            "network": f"{type(network).__name__} {behaviour(network)} {fingerprint({**fixed, **loop.params})}",
             "estimator": described(loop.estimator),
             "schedule": repr(config.schedule),
             "seed": repr(config.seed),

@@ -15,7 +15,7 @@ from fgvar.contrastive import Contrastive, InfoNCE
 from fgvar.data.augmentation import Views, generator
 from fgvar.data.images import Images
 from fgvar.data.split import Batch, Split
-from fgvar.identity import described
+from fgvar.identity import behaviour, described
 from fgvar.loss_functions import Loss, has_perplexity
 from fgvar.nn.structures import leaves
 from fgvar.problem import Problem
@@ -77,7 +77,8 @@ class Supervised:
 
     @property
     def identity(self) -> dict[str, str]:
-        return {"loss": described(self.loss)}
+        # A closure, or a module of another setting, has the same name.
+        return {"loss": self.loss if isinstance(self.loss, str) else f"{described(self.loss)} {behaviour(self.loss)}"}
 
     def problem(self, module: nn.Module, batch: Batch) -> Problem:
         return Problem(module, self.loss, batch)

@@ -108,9 +108,10 @@ def train(
         name: shown in the progress bar.
         checkpoint: a file from which the run goes on, if it is there, and where it is kept: every ten seconds, on
             Ctrl-C and at the end. Killed at any moment and started again, it ends with the same bits. What belongs
-            to another run (data, network, estimator, any setting above) is refused, and what a run that is going on
-            writes; of an estimator's settings those count that its ``repr`` shows. Where one cannot be written, a
-            warning names the last good one, and the run goes on.
+            to another run (data, network, loss, estimator, any setting above) is refused, and what a run that is
+            going on writes; networks and losses are told by structure, code, tensors and plain attributes, of an
+            estimator's settings those count that its ``repr`` shows. Where one cannot be written, a warning names
+            the last good one, and the run goes on.
         resume: False starts anew and writes over the checkpoint.
         autocast: matrix products in bfloat16; parameters stay in their own type.
         compile: of the estimate, by torch.compile: half a minute once, then several times as fast on small networks;
@@ -244,7 +245,7 @@ def _dataset(loop: TrainingLoop, data: str) -> xr.Dataset:
     for key in rows[0]:
         long_name, units = loop.task.curves[key]
         dataset[key] = "epoch", [row[key] for row in rows.values()], {"long_name": long_name, "units": units}
-    losses = loop.losses.cpu().numpy()
+    losses = loop.losses.cpu().double().numpy()  # NumPy has no bfloat16
     # An estimator either tells the loss of every batch or of none.
     if not np.isnan(losses).all():
         attrs = {"long_name": "mean loss of an update's batch, before the update", "units": "loss"}

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from torch import nn
 
 import fgvar
 from fgvar.training import checkpoint, noise_ahead, train
@@ -255,6 +256,35 @@ def test_a_foreign_checkpoint_is_refused(tmp_path, finished, change, what: str) 
     with pytest.raises(ValueError, match=f"is the checkpoint of another run: .*{what}"):
         fgvar.train(**(arguments() | change), checkpoint=path)
     assert path.read_bytes() == finished
+
+
+def masked(mask: float, activation: nn.Module) -> nn.Module:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), activation, nn.Linear(4, 10))
+    net[1].register_buffer("mask", torch.tensor(mask))
+    for p in net.parameters():
+        nn.init.constant_(p, 0.1)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"loss": nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1)}, "loss"),
+        ({"module": masked(1.0, nn.Tanh())}, "network"),
+        ({"module": masked(2.0, nn.ReLU())}, "network"),
+    ],
+    ids=["a loss's setting", "another activation", "another buffer"],
+)
+def test_what_has_equal_parameters_and_an_equal_text_may_be_another_run(tmp_path, change, what: str) -> None:
+    """Of which what was trained by the first would be told as the second's."""
+    own = {
+        "module": masked(1.0, nn.ReLU()), "loss": nn.CrossEntropyLoss(reduction="none"),
+        "schedule": fgvar.Schedule(epochs=1, batch=16), "probe": None, "estimator": fgvar.scheme("BP"),
+    }  # fmt: skip
+    for _ in range(2):
+        fgvar.train(**(arguments() | own), checkpoint=tmp_path / "run.checkpoint")
+    with pytest.raises(ValueError, match=f"is the checkpoint of another run: its {what} is"):
+        fgvar.train(**(arguments() | own | change), checkpoint=tmp_path / "run.checkpoint")
 
 
 def test_an_own_estimator_goes_on_wherever_it_lies_in_memory(tmp_path) -> None:
