@@ -132,9 +132,10 @@ def even_weights(weights: Tensor, losses: Tensor) -> Tensor:
 
     All 0 where no example counts, as of a training batch without a token to predict: it moves nothing.
     """
-    weights = weights.to(losses.dtype)
-    total = weights.sum()
-    return weights * (len(weights) / total.where(total > 0, 1))
+    # Numbers of tokens are exact in float32, where their sum is beyond float16's largest, and bfloat16 has 8 bits.
+    wide = weights.to(torch.promote_types(losses.dtype, torch.float32))
+    total = wide.sum()
+    return (wide * (len(wide) / total.where(total > 0, 1))).to(losses.dtype)
 
 
 def require_losses(returned: object, count: int) -> tuple[Tensor, Tensor | None]:
@@ -260,11 +261,12 @@ def _shape(value: object) -> object:
 
 
 def correct(outputs: Any, targets: Any) -> Tensor | None:
-    """Is the largest output the target's? [batch]; None where targets are not one class an example."""
+    """Is the largest output the target's? [batch]; None where targets are not one class of several an example."""
     logits = getattr(outputs, "logits", outputs)
     if not (isinstance(logits, Tensor) and logits.ndim == 2 and isinstance(targets, Tensor) and targets.ndim == 1):
         return None
-    return None if targets.is_floating_point() else logits.argmax(1) == targets
+    # One output is a regression, or a classifier by its sign.
+    return None if targets.is_floating_point() or logits.shape[1] < 2 else logits.argmax(1) == targets
 
 
 def require_classes_of_heads(modules: Mapping[str, nn.Module], heads: Collection[str], targets: Tensor) -> None:

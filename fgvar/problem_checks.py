@@ -183,9 +183,12 @@ def refuse_coupled_or_random(module: nn.Module) -> None:
     for name, child in module.named_modules():
         label = f"{name!r} ({type(child).__name__})"
         if isinstance(child, nn.modules.batchnorm._BatchNorm) and (child.training or not child.track_running_stats):
+            keeps = child.track_running_stats
+            how = "in train mode" if keeps else "in any mode, as it keeps no running statistics"
+            remedy = "call" if keeps else "let it track them and call"
             raise ValueError(
-                f"{label} couples the examples of a batch in train mode, so that no loss term credits one "
-                "example alone; call module.eval(), or use a norm within the example"
+                f"{label} couples the examples of a batch {how}, so that no loss term credits one "
+                f"example alone; {remedy} module.eval(), or use a norm within the example"
             )
         if isinstance(child, nn.modules.instancenorm._InstanceNorm) and child.training and child.track_running_stats:
             raise ValueError(f"{label} changes its running statistics in every forward pass; call module.eval()")

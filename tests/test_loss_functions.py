@@ -7,6 +7,8 @@ from refusals import X, Y, problem, says
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fgvar.loss_functions import correct, even_weights
+
 
 @pytest.mark.parametrize("targets", [[0, 1, 2, 0], [0, -1, 1, 0], [0, 1, -100, 1]])
 def test_targets_out_of_range(targets: list[int]) -> None:
@@ -83,3 +85,17 @@ def test_a_loss_is_one_number_an_example(loss, shape: str) -> None:
     message = says(f"the loss has shape {shape}", r"one number an example, \(4,\)", "reduction='none'")
     with pytest.raises(ValueError, match=message):
         problem(loss=loss)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_weights_that_sum_to_more_than_half_precision_holds(dtype: torch.dtype) -> None:
+    """64 examples of 2,047 tokens are 131,008 of them, twice float16's largest number."""
+    weights = even_weights(torch.full((64,), 2047), torch.ones(64, dtype=dtype))
+    assert weights.dtype == dtype
+    assert torch.equal(weights, torch.ones(64, dtype=dtype))
+
+
+def test_one_output_is_no_choice_among_classes() -> None:
+    """Its argmax is 0 whatever it is."""
+    assert correct(torch.full((3, 1), 5.0), torch.tensor([1, 1, 0])) is None
+    assert correct(torch.eye(2), torch.tensor([0, 0])).tolist() == [True, False]

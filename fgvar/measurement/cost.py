@@ -1,6 +1,5 @@
 """Cost: counts what one estimate takes, FLOPs(estimate)/FLOPs(forward pass), matrix products alone."""
 
-from dataclasses import is_dataclass
 from typing import Any, cast
 
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -9,6 +8,7 @@ from torch.utils.flop_counter import flop_registry
 from fgvar.estimators.estimator import Estimator
 from fgvar.estimators.protocol import GradientEstimator
 from fgvar.estimators.randomness import Randomness
+from fgvar.measurement.mutation_guard import is_builtin
 from fgvar.nn.structures import leaves
 from fgvar.problem import Problem
 
@@ -16,8 +16,8 @@ from fgvar.problem import Problem
 def cost(estimator: GradientEstimator, problem: Problem, randomness: Randomness) -> float:
     """Matrix-product FLOPs of one estimate, in forward passes; counted once for a network and batch shape."""
     key = f"{estimator!r} {[tuple(leaf.shape) for leaf in leaves(problem.inputs)]}"
-    # Only a dataclass of such says in its repr all that it is, and no address; others are counted each time.
-    known = problem.network.costs if is_dataclass(estimator) and " at 0x" not in key else {}
+    # Only fgvar's own say in their repr all that they are: two classes of a user's may have one name.
+    known = problem.network.costs if is_builtin(estimator) and " at 0x" not in key else {}
     if key not in known:
         factored = isinstance(estimator, Estimator) and estimator.factored
         makes = cast(Estimator, estimator).factors if factored else estimator.estimate

@@ -10,7 +10,7 @@ from fgvar.measurement.files import versions
 if TYPE_CHECKING:
     import torch
 
-FLAGS = {"dead": 1, "few_draws": 2, "no_noise": 4, "no_closed_form": 8, "one_number": 16}
+FLAGS = {"dead": 1, "few_draws": 2, "no_noise": 4, "no_closed_form": 8, "one_number": 16, "lost_digits": 32}
 # What stands beside a drawn mean: ending of the name → what it is.
 ENDS = {
     "_se": "standard error of the",

@@ -3,6 +3,7 @@
 With g the target: bias E ĝ − g, relative variance tr Cov(ĝ)/‖g‖², cosine ⟨ĝ, r⟩/‖ĝ‖‖r‖ to each reference r.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,16 +22,17 @@ from fgvar.measurement.budget import announce, examples_at_once
 from fgvar.measurement.closed import check_route, exact_statistics
 from fgvar.measurement.cost import cost
 from fgvar.measurement.data_variance import DataVariance, losses_of
-from fgvar.measurement.dataset import FLAGS, RATIOS, describe, provenance
+from fgvar.measurement.dataset import FLAGS, describe, provenance
 from fgvar.measurement.dataset_checks import REFERENCES
-from fgvar.measurement.intervals import Array, Estimated
+from fgvar.measurement.intervals import Estimated
 from fgvar.measurement.moments import FEATURES
 from fgvar.measurement.mutation_guard import MutationGuard
 from fgvar.measurement.paired import Measured, differences
 from fgvar.measurement.protocol_checks import require_finite_gradient, require_randomness, tensors_in
 from fgvar.measurement.references import GROUPS, References
+from fgvar.measurement.relative import Layers, dead_layers, lengths, missing_interval, relate, rounding
 from fgvar.measurement.sampled import drawn_statistics
-from fgvar.measurement.statistics import ERRORS, NOT_OF_ONE, cosine_null
+from fgvar.measurement.statistics import cosine_null
 from fgvar.problem import Problem
 
 
@@ -126,7 +128,7 @@ def measure_unchecked(
     labels = {"reference": list(REFERENCES), "layer": [*problem.params, *GROUPS]}
     rows: list[dict[str, Any]] = []
     baseline: Measured | None = None
-    shared = _SharedReferences(problem, backprop)
+    shared = _SharedReferences(problem, backprop, settings.budget)
     for name, estimator in estimators.items():
         started = time.perf_counter()
         found, row = _measure_one(name, estimator, shared, data_variance, settings)
@@ -172,21 +174,33 @@ def _stacked(rows: list[dict[str, Any]]) -> dict[str, Any]:
 class _SharedReferences:
     """References of one problem: made once for estimators of equal losses that follow one another."""
 
-    def __init__(self, problem: Problem, backprop: dict[str, Tensor]) -> None:
-        self.problem, self.backprop = problem, backprop
-        self._known: tuple[Losses, References] | None = None
+    def __init__(self, problem: Problem, backprop: dict[str, Tensor], budget: int) -> None:
+        self.problem, self.backprop, self.budget = problem, backprop, budget
+        self._known: tuple[Losses, References, Layers] | None = None
 
-    def of(self, guard: MutationGuard, estimator: GradientEstimator) -> References:
+    def of(self, guard: MutationGuard, estimator: GradientEstimator) -> tuple[References, Layers]:
+        """The references, and which layers of them are dead."""
         losses = losses_of(estimator)
         if self._known is not None and self._known[0] == losses:
-            return self._known[1]
+            return self._known[1:]
         self._known = None  # gone before the next target is there: a copy of the parameters
         what = f"the target of estimator {guard.name!r}"
         target = tensors_in(what, estimator.target(guard.problem))
         require_finite_gradient(what, self.problem, target)
         found = References.of(target, self.backprop, self.problem.perturbed)
-        self._known = None if losses is None else (losses, found)
-        return found
+        dead = dead_layers(found, self.problem.dtype, lambda: self._precise(estimator))
+        self._known = None if losses is None else (losses, found, dead)
+        return found, dead
+
+    def _precise(self, estimator: GradientEstimator) -> References | None:
+        """The same in float64; None where that takes more than the budget, or is not to be had."""
+        numbers = sum(p.numel() for p in self.problem.params.values())
+        if 3 * 8 * numbers > self.budget or self.problem.device.type == "mps":
+            return None
+        with contextlib.suppress(Exception):  # networks, losses and estimators may know one precision alone
+            wide = self.problem.to(torch.float64)
+            return References.of(estimator.target(wide), wide.backprop(), wide.perturbed)
+        return None
 
 
 def _measure_one(
@@ -199,8 +213,8 @@ def _measure_one(
     """One estimator's numbers, and its variables of the dataset."""
     problem, guard = shared.problem, MutationGuard.of(name, estimator, shared.problem)
     randomness = require_randomness(estimator.randomness(guard.problem), name)
-    references, sizes = shared.of(guard, estimator), np.array(_sizes(problem), dtype=float)
-    drawn, noisy = None, randomness.size > 0
+    (references, dead), sizes = shared.of(guard, estimator), np.array(_sizes(problem), dtype=float)
+    drawn, noisy, eps = None, randomness.size > 0, rounding(problem.dtype)
     if settings.route == "drawn":
         drawn = drawn_statistics(guard, estimator, references, randomness, settings)
         values = dict(drawn.values)
@@ -211,7 +225,7 @@ def _measure_one(
         one = replace(settings, draws=2, paired=False)
         values = drawn_statistics(guard, estimator, references, randomness, one).values
     values["data_variance"] = data_variance.of(estimator)
-    flags = _relate(values, references, sizes, problem.dtype)
+    flags = relate(values, lengths(references), dead, sizes, eps, by_draws=drawn is not None or not noisy)
     if noisy and drawn is None:
         unknown = ~(values["variance"].value <= 0)  # the cosine of what varies, or all where even that is NaN
         flags |= unknown.astype(np.int8) * FLAGS["no_closed_form"]
@@ -219,41 +233,7 @@ def _measure_one(
     row = _labelled(values) | {"flag": (("reference", "layer"), flags), "cost": ((), passes)}
     if settings.keep_draws and drawn is not None:
         row |= {f"draw_{f}": (("layer", "draw"), drawn.features[:, :, i]) for i, f in enumerate(FEATURES)}
-    return Measured(values, flags, sizes, drawn, float(torch.finfo(problem.dtype).eps)), row
-
-
-def _relate(values: dict[str, Estimated], references: References, sizes: Array, dtype: torch.dtype) -> np.ndarray:
-    """Add what is relative to the references' norms, blank what is undefined, and return the flags."""
-    squares = references.grouped([references.squares(name) for name in references.target]).cpu().numpy().T
-    # Rounding of a sum over examples is proportional to the largest gradients that were added up.
-    dead = np.sqrt(squares) <= 10 * torch.finfo(dtype).eps * np.sqrt(squares[:, -1:])
-    variance = values["variance"].value
-    # What varies by rounding alone has no noise: heads, which learn exactly, estimators without randomness, and
-    # parameters that a norm behind them makes dead. Rounding is proportional to the estimates of all parameters.
-    noiseless = variance <= (10 * torch.finfo(dtype).eps) ** 2 * (squares[0, -1] + variance[-1])
-    flags = dead.astype(np.int8) * FLAGS["dead"] | noiseless.astype(np.int8) * FLAGS["no_noise"]
-    for name in ERRORS:
-        values[name] = values[name].exact_where(noiseless)
-    values["gradient_norm"] = Estimated.exact(np.sqrt(squares))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values["relative_variance"] = values["variance"].scaled(1 / squares[0])
-    for name in (*RATIOS, "bias_z", "bias_p"):
-        # A bias is tested in its own units; all others are divided by the norm of a reference.
-        blank = np.zeros_like(dead) if name.startswith("bias") else dead
-        if name in ("snr", "bias_z", "bias_p"):
-            blank = blank | noiseless
-        blank = blank[0] if values[name].value.ndim == 1 else blank
-        values[name] = values[name].nan_where(blank)
-    for name in ERRORS:
-        flags |= _missing_interval(name, values[name], sizes)
-    untested = np.isnan(values["bias_p"].value) & np.isfinite(values["bias_z"].value)
-    return flags | untested.astype(np.int8) * FLAGS["few_draws"]
-
-
-def _missing_interval(name: str, one: Estimated, sizes: Array) -> np.ndarray:
-    """Flags that say why there is a value and no interval (above, in the case of a squared bias)."""
-    missing, never = np.isfinite(one.value) & np.isnan(one.high), (sizes < 2) & (name in NOT_OF_ONE)
-    return np.where(missing, np.where(never, FLAGS["one_number"], FLAGS["few_draws"]), 0).astype(np.int8)
+    return Measured(values, flags, sizes, drawn, eps), row
 
 
 def _compared(one: Measured, baseline: Measured) -> dict[str, Any]:
@@ -264,7 +244,7 @@ def _compared(one: Measured, baseline: Measured) -> dict[str, Any]:
         one.flags & baseline.flags & FLAGS["no_noise"]
     )
     for name, value in found.items():
-        flags = flags | _missing_interval(name, value, one.sizes)
+        flags = flags | missing_interval(name, value, one.sizes)
     row = {f"{name}_difference": value for name, value in found.items()}
     return _labelled(row) | {"difference_flag": (("reference", "layer"), flags)}
 

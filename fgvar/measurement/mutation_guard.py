@@ -4,6 +4,7 @@ Estimators of fgvar are functions and get the problem itself. Anybody else's get
 compared with the original's after each chunk of draws: what moves in place makes later draws of another point.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,13 +15,14 @@ from fgvar.problem import Problem
 
 def is_builtin(part: object) -> bool:
     """Is it one of fgvar's own, which leave a problem as it is? A sentence is, if all of its words are."""
+    if isinstance(part, Mapping):
+        return all(is_builtin(one) for one in part.values())
     if isinstance(part, tuple):
         return all(is_builtin(one) for one in part)
-    if part is None or isinstance(part, bool | int | float | str | Problem):
+    if part is None or isinstance(part, bool | int | float | str | Tensor | Problem):
         return True
-    module = type(part).__module__
-    sentence = module.startswith("fgvar.stochastic.") and all(is_builtin(one) for one in vars(part).values())
-    return sentence or module.startswith("fgvar.estimators.")
+    own = type(part).__module__.startswith(("fgvar.stochastic.", "fgvar.estimators."))
+    return own and all(is_builtin(one) for one in vars(part).values())
 
 
 @dataclass(frozen=True)

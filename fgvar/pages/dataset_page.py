@@ -23,6 +23,7 @@ WHY = {
     "no_noise": "Every draw is the same: the variance is 0, and there is no test of the bias.",
     "no_closed_form": "No closed form is known: measure it by draws.",
     "one_number": "A layer of one number: its cosine is 1 or −1, which has no interval.",
+    "lost_digits": "Estimates of less than 10⁻⁵ of the target's norm: summed about it they have no digits left.",
 }
 COLUMNS = (
     ("bias z (p)", "Largest standardised bias over 16 random projections, and the p-value that there is none."),

@@ -23,6 +23,7 @@ REASONS = {  # of a number that is missing, by its flag
     "few_draws": "too few draws",
     "no_noise": "no noise",
     "one_number": "one number",
+    "lost_digits": "lost digits",
 }
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fgvar.loss_functions import changed
 from fgvar.problem import Problem
-from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable, largest
 
 OWN_LOSS = "its estimates are equal to the bit under 1000·L and −L: it has a loss of its own, not problem.losses"
 OWN_DRAWS = 4
@@ -60,7 +60,7 @@ def difference(
     tested: EstimatorUnderTest, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
 ) -> tuple[float, str]:
     """The largest difference, relative to the largest entry of the expected one, and where it is."""
-    size = max(tested.size, *(float(value.abs().max()) for value in expected.values()))
+    size = max(tested.size, largest(expected))
     gaps = {name: gap(value, found[name]) / size for name, value in expected.items()}
     worst = max(gaps, key=lambda name: float("inf") if np.isnan(gaps[name]) else gaps[name])
     return (float("inf") if np.isnan(gaps[worst]) else gaps[worst]), worst

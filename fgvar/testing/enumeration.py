@@ -13,6 +13,7 @@ from fgvar.estimators.protocol import GradientEstimator, require_estimator, requ
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.measurement.draws import Enumeration, estimates, ranges
 from fgvar.problem import Problem
+from fgvar.testing.under_test import largest
 
 Gradients = dict[str, Tensor]
 HELD = 5  # values of finite leaves at which an estimate has to be quadratic in the others
@@ -161,8 +162,8 @@ def require_quadratic(
     for held in _held(enumeration, problem):
         found = evaluated(estimator, problem, enumeration.rest, rows, chunk, held)
         # Rounding is relative to the largest numbers on the way: some parameters are dead.
-        size = max(float((g[[1, 2, 3, 4, 7]] - g[0]).abs().max()) for g in found.values())
-        constant = max(float(g[0].abs().max()) for g in found.values())
+        size = largest({name: g[[1, 2, 3, 4, 7]] - g[0] for name, g in found.items()})
+        constant = largest({name: g[0] for name, g in found.items()})
         eps = torch.finfo(problem.dtype).eps
         allowed = eps**0.5 * size + 10 * eps * constant / min(SCALES) ** 2
         for name, g in found.items():

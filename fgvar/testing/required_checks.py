@@ -15,7 +15,7 @@ from fgvar.measurement.mutation_guard import same_values
 from fgvar.problem import Problem
 from fgvar.testing.comparisons import OWN_LOSS, difference, gap, own_loss, require_declared_noise, single, with_loss
 from fgvar.testing.exact_moments import by_step, tolerance
-from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, NotApplicable, Undecided
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, NotApplicable, Undecided, largest
 
 PRECISION_DRAWS = 8
 FLIPPED = 2  # of them may differ: rounding turns a comparison, or the order of two numbers
@@ -87,7 +87,8 @@ def chunking(tested: EstimatorUnderTest) -> str:
                 raise Failure(f"noise {name!r} of draw {draw} depends on which draws are made with it")
     if not tested.vmaps:
         return "noise is bit-identical; it does not run under vmap: measure it with chunk=1"
-    allowed = (1e-12 if tested.problem.dtype == torch.float64 else 1e-5) + by_step(tested)
+    eps = torch.finfo(tested.problem.dtype).eps
+    allowed = (1e-12 if tested.problem.dtype == torch.float64 else max(1e-5, 8 * eps)) + by_step(tested)
     plain = tested.estimates(together, chunk=1)
     for chunk in (2, 5):
         off = difference(tested, plain, tested.estimates(together, chunk=chunk))
@@ -113,7 +114,7 @@ def precision(tested: EstimatorUnderTest) -> str:
     drawn = tested.noise(range(PRECISION_DRAWS)) if tested.randomness.size else {}
     draws = range(PRECISION_DRAWS if drawn else 1)
     fine = [tested.estimate(tested.one(drawn, draw)) for draw in draws]
-    sizes = {name: max(float(one[name].abs().max()) for one in fine) for name in fine[0]}
+    sizes = {name: max(largest({name: one[name]}) for one in fine) for name in fine[0]}
     # A small tensor is not let off by a large one, but what is all but dead is left out.
     sizes = {name: max(size, 1e-2 * max(sizes.values()), 1e-300) for name, size in sizes.items()}
     found = []

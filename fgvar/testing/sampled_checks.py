@@ -9,7 +9,7 @@ from fgvar.measurement.arguments import BUDGET
 from fgvar.testing.exact_moments import tolerance
 from fgvar.testing.mean_tests import MeanTest, mean_test
 from fgvar.testing.statistical import PILOT, PILOT_SEED, enough
-from fgvar.testing.under_test import EstimatorUnderTest, Failure, Gradients, NotApplicable, Undecided
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, Gradients, NotApplicable, Undecided, largest
 from fgvar.testing.verdict import MAX_DETECTABLE, advice
 
 VARIANCE_DRAWS = 4096
@@ -54,7 +54,7 @@ def drawn_pair(tested: EstimatorUnderTest) -> str:
     found = tested.on(other).estimate(tested.one(tested.noise(range(1))), may_refuse=True)
     if not found:
         raise NotApplicable("it takes other examples than the batch's, for which there is no even loss to try")
-    worst = max(float(value.abs().max()) for value in found.values())
+    worst = largest(found)
     if worst > tolerance(tested):
         raise Failure(
             f"a loss that is even about the weights has an estimate of {worst:.2g}: no direction meets its −u"

@@ -24,7 +24,7 @@ from fgvar.problem import Problem
 from fgvar.testing.black_box import BlackBox, estimates
 from fgvar.testing.mean_tests import MIN_MOVED, MeanTest, mean_test
 from fgvar.testing.resources import CHUNK, largest_chunk
-from fgvar.testing.verdict import MAX_DETECTABLE, MAX_DRAWS, TOTAL, Test, Verdict, rounded
+from fgvar.testing.verdict import COARSEST, MAX_DETECTABLE, MAX_DRAWS, TOTAL, Test, Verdict, rounded
 
 Draws = int | Literal["enough"]
 
@@ -143,7 +143,7 @@ def _verdict(
     samples = [_samples(name, one, problem, draws, seed, chunk, size) for name, one in named.items()]
     found = mean_test(
         torch.cat([one.columns for one in samples], dim=1), 0.0, level=level,
-        rounding=1e3 * torch.finfo(problem.dtype).eps,
+        rounding=min(1e3 * torch.finfo(problem.dtype).eps, COARSEST / 2),
         fixed=torch.cat([torch.full((len(one.labels),), one.fixed) for one in samples]),
     )  # fmt: skip
     labels = [(name, *label) for name, one in zip(named, samples, strict=True) for label in one.labels]

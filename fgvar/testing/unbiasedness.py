@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fgvar.testing.comparisons import OWN_LOSS, difference, own_loss, reordered, require_declared_noise, with_loss
 from fgvar.testing.exact_moments import claim, mean, tolerance
-from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, NotApplicable, Undecided
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, NotApplicable, Undecided, largest
 
 ZERO_DRAWS = 8
 ROUNDING = 1e-2  # of an estimate: what no more is off by may be rounding over a small step
@@ -79,7 +79,7 @@ def zero_gradient(tested: EstimatorUnderTest) -> str:
     if all(not bool(value.any()) for one in found for value in one.values()):
         return "every estimate is 0"
     if (exact := mean(flat)) is not None:
-        worst = max(float(value.abs().max()) for value in exact.gradient.values())
+        worst = largest(exact.gradient)
         if worst > 1e-9 * tested.size:
             raise Failure(f"a loss that is 0 everywhere has an estimate of mean {worst:.2g} ({exact.how})")
         return exact.how

@@ -21,6 +21,12 @@ from fgvar.testing.verdict import Verdict
 T = TypeVar("T")
 Gradients = dict[str, Tensor]
 
+
+def largest(gradients: Mapping[str, Tensor]) -> float:
+    """The largest entry; 0 where there is none."""
+    return max((float(value.abs().max()) for value in gradients.values() if value.numel()), default=0.0)
+
+
 MISFIT = "it does not fit this problem"
 
 
@@ -109,7 +115,7 @@ class EstimatorUnderTest:
     @property
     def size(self) -> float:
         """The largest entry of the target, in units of which errors are told."""
-        return max(max(float(value.abs().max()) for value in self.target.values()), 1e-300)
+        return max(largest(self.target), 1e-300)
 
     @cached_property
     def vmaps(self) -> bool:

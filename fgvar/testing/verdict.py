@@ -7,6 +7,7 @@ from dataclasses import dataclass
 TOTAL = "total"  # the slope over all parameters together
 MAX_DETECTABLE = 1.0  # detectable error from which a test would not have caught a turned sign, and has no verdict
 MAX_DRAWS = 1 << 18  # draws that are taken, or advised, at most
+COARSEST = 0.125  # what rounding is let off, of the target, in any precision: 16 roundings of bfloat16
 KINDS = {"bias": "a projection of the mean of", "scale": "the slope of"}
 
 

@@ -1,6 +1,7 @@
 """Cost is counted: torch's own FlopCounterMode counts the same."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -174,3 +175,25 @@ def test_a_word_that_does_not_say_what_it_is_is_counted_anew() -> None:
         found = passes(fgvar.Stochastic(then=(Idle(count),)), problem)
         assert found == pytest.approx(backprop + count, rel=1e-12)
     assert not any(" at 0x" in key for key in problem.network.costs)
+
+
+def test_two_classes_of_one_name_have_their_own_costs() -> None:
+    """As a class that is edited and run again in a notebook."""
+
+    def passes(number: int) -> type:
+        @dataclass(frozen=True)
+        class Mine:
+            def randomness(self, problem: fgvar.Problem) -> fgvar.Randomness:  # noqa: ARG002
+                return fgvar.Randomness({})
+
+            def estimate(self, problem: fgvar.Problem, noise: object) -> fgvar.Estimate:  # noqa: ARG002
+                each = [problem.backprop() for _ in range(number)]
+                return fgvar.Estimate(each[0])
+
+            def target(self, problem: fgvar.Problem) -> dict[str, Tensor]:
+                return problem.backprop()
+
+        return Mine
+
+    found = fgvar.measure({"one": passes(1)(), "ten": passes(10)()}, multilayer(), draws=2)["cost"]
+    assert found.sel(estimator="ten").item() == pytest.approx(10 * found.sel(estimator="one").item())

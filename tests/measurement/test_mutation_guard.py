@@ -92,6 +92,7 @@ def test_a_sentence_is_fgvar_s_own_if_all_of_its_words_are() -> None:
     mine = type("Mine", (fgvar.sampling.Uniform,), {})()
     assert not is_builtin(fgvar.Stochastic(sample=fgvar.sampling.Draw(2, by=mine)))
     assert not is_builtin(fgvar.Stochastic(of=MEZO, then=(clip,)))
+    assert not is_builtin(fgvar.Estimator(noise=type("Mine", (fgvar.Gaussian,), {})()))
 
 
 class Returning(fgvar.Estimator):

@@ -117,6 +117,17 @@ def test_blocks_catch_what_the_whole_caught(
         CHECKS["noise"](Zero(law), LINEAR)
 
 
+@pytest.mark.parametrize("level", [1e-10, 1e-14, 1e-18])
+def test_a_correlation_is_caught_at_any_level(level: float) -> None:
+    """As of tens of thousands of numbers, whose pairs share the level: 1 less a share of 10⁻¹⁷ is 1."""
+    (row,) = check_estimator(Zero(Repeating()), LINEAR, checks=["noise"], level=level).rows
+    assert row.outcome == "failed"
+    assert "are correlated" in row.note
+    (row,) = check_estimator(fgvar.scheme("FG-W"), LINEAR, checks=["noise"], level=level).rows
+    assert row.outcome == "passed"
+    assert max(row.caught) < 0.25
+
+
 def test_a_report_is_the_same_whatever_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """To the sentence: noise that is drawn again, estimates that are made twice, small chunks and blocks."""
     x, y = torch.linspace(-1, 1, 34, dtype=torch.float64).reshape(2, 17), torch.ones(2, 9, dtype=torch.float64)
