@@ -108,19 +108,34 @@ def test_powers_of_ten_are_written_as_such() -> None:
     assert told == [rf"$\mathdefault{{10^{{{power}}}}}$" for power in (-1, 0, 1)]
 
 
-@pytest.mark.parametrize(("value", "label"), [(0.0, "0"), (-1e-12, "0"), (-1.0, "≤ 0")])
-def test_probes_without_noise_stand_on_a_labelled_edge(value: float, label: str) -> None:
-    dims = ("step", "estimator", "reference")
-    probes = xr.Dataset(
+def probes(value: float = 1.0, steps: tuple[int, ...] = (1, 10, 100)) -> xr.Dataset:
+    """Of two estimators, one of whom has this relative variance."""
+    dims, count = ("step", "estimator", "reference"), len(steps)
+    return xr.Dataset(
         {
-            "cosine": (dims, np.full((3, 2, 2), 0.5)),
-            "cosine_null": ("step", np.full(3, 0.1)),
-            "relative_variance": (dims[:2], [[value, 5.0]] * 3),
+            "cosine": (dims, np.full((count, 2, 2), 0.5)),
+            "cosine_null": ("step", np.full(count, 0.1)),
+            "relative_variance": (dims[:2], [[value, 5.0]] * count),
             "size": 100,
         },
-        {"step": [1, 10, 100], "estimator": ["quiet", "noisy"], "reference": ["target", "backprop"]},
+        {"step": list(steps), "estimator": ["quiet", "noisy"], "reference": ["target", "backprop"]},
     )
-    variance = plot.training(probes).axes[2]
+
+
+@pytest.mark.parametrize(
+    ("steps", "numbers"),
+    [((0, 1, 10, 100), ["0", "1", "10", "100"]), ((0, 3, 7), ["0", "3", "7"]), ((0,), ["0", "1"])],
+)
+def test_a_probe_before_training_stands_at_0(steps: tuple[int, ...], numbers: list[str]) -> None:
+    for axes in plot.training(probes(steps=steps)).axes:
+        assert [label.get_text() for label in axes.get_xticklabels()] == numbers
+        low, high = axes.get_xlim()
+        assert low < 0 <= steps[-1] < high
+
+
+@pytest.mark.parametrize(("value", "label"), [(0.0, "0"), (-1e-12, "0"), (-1.0, "≤ 0")])
+def test_probes_without_noise_stand_on_a_labelled_edge(value: float, label: str) -> None:
+    variance = plot.training(probes(value)).axes[2]
     assert edge_label(variance) == label
     shown = {line.get_ydata()[0] for line in variance.lines if list(line.get_xdata()) == [1, 10, 100]}
     assert variance.get_ylim()[0] in shown
