@@ -204,6 +204,28 @@ def test_several_runs_share_a_panel_and_seeds_have_a_band() -> None:
         plot.training(dataset.expand_dims(network=["a", "b"]))
 
 
+@pytest.mark.parametrize("along", [{"lr": [0.1, 0.2, 0.3]}, {"twice": [False, True]}], ids=str)
+def test_runs_that_numbers_tell_apart_have_looks(along: dict[str, Any]) -> None:
+    (dim, values), dataset = *along.items(), run(**along)
+    figure = plot.training(dataset, looks={str(values[0]): "#123456"})
+    curves = {line.get_color() for line in figure.axes[0].lines if line.get_label() == "test error"}
+    assert len(curves) == len(values)
+    assert "#123456" in curves
+    assert {f"{dim} {value}" for value in values} <= set(words(figure).splitlines())
+    assert f"over training of {dim} {values[0]}, {dim} {values[1]}" in plot.caption(dataset)
+    assert f"{dim} {values[0]}: test error from" in plot.alternative(dataset)
+    given = plot.training(dataset, axes=[Figure().subplots()]).axes[0].get_legend().get_texts()
+    assert f"{dim} {values[0]}" in [text.get_text() for text in given]
+
+
+def test_runs_that_numbers_tell_apart_look_unlike_their_probes() -> None:
+    dataset = xr.merge([run(lr=[1, 2]), probes()])
+    looks = {line.get_label(): line.get_color() for line in plot.training(dataset).legends[0].get_lines()}
+    assert len({looks[name] for name in ("quiet", "noisy", "lr 1", "lr 2")}) == 4
+    alone = {line.get_label(): line.get_color() for line in plot.training(probes()).legends[0].get_lines()}
+    assert (alone["quiet"], alone["noisy"]) == (looks["quiet"], looks["noisy"]), "as in other figures"
+
+
 def test_thirteen_runs_in_a_column_are_whole() -> None:
     names = [f"algorithm {i}" for i in range(13)]
     with plot.venue("icml", columns=1):
