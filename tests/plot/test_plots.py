@@ -129,6 +129,20 @@ def test_a_ranking_is_in_order_and_biased_ones_are_hollow(drawn: xr.Dataset) -> 
     assert "FG-A (declared by the dataset)" in plot.caption(declared, "ranking")
 
 
+def test_the_best_of_every_measured_variable_is_first() -> None:
+    dataset = fgvar.measure({"FG-W": fgvar.scheme("FG-W"), "BP": fgvar.scheme("BP")}, problem(), draws=64, paired=True)
+    ranked = {name for name in plot.datasets.quantities(dataset) if "estimator" in dataset[name].dims}
+    small = {"variance", "relative_variance", "data_variance", "sq_bias", "bias_z", "cost", "seconds"}
+    small |= {"variance_difference", "relative_variance_difference"}
+    large = {"cosine", "slope", "efficiency", "snr", "bias_p", "gradient_norm", "cosine_difference"}
+    assert ranked == small | large | {"slope_difference"}
+    for name in ranked:
+        numbers = xr.zeros_like(dataset[name]) + xr.DataArray([1.0, 2.0], dims="estimator")
+        axes = plot.ranking(dataset.assign({name: numbers}), by=name).axes[0]
+        best = "FG-W" if name in small else "BP"
+        assert axes.get_yticklabels()[0].get_text() == best, name
+
+
 def test_exact_drawn_and_replayed_look_different(drawn: xr.Dataset) -> None:
     figure = plot.ranking(drawn)
     axes = figure.axes[0]
