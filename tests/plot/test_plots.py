@@ -157,6 +157,14 @@ def test_exact_drawn_and_replayed_look_different(drawn: xr.Dataset) -> None:
     assert "Derivatives replayed from the known gradient (dotted bars): FG-A" in text
 
 
+def test_a_name_that_begins_like_another_has_its_own_description() -> None:
+    plain, replayed = fgvar.scheme("FG-W"), fgvar.scheme("FG-W", oracle=fgvar.oracles.Replay())
+    dataset = fgvar.measure({"mine: Replay()": replayed, "mine": plain, "mine: jvp": plain}, problem(), draws=64)
+    for few in (dataset, dataset.sel(estimator=["mine", "mine: Replay()"])):
+        text = plot.caption(few, "ranking")
+        assert "Derivatives replayed from the known gradient (dotted bars): mine: Replay().\n" in f"{text}\n"
+
+
 def test_a_tradeoff_knows_limits_zeros_and_what_is_no_number(
     drawn: xr.Dataset, exact: xr.Dataset, few: xr.Dataset
 ) -> None:
