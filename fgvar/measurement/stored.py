@@ -1,4 +1,4 @@
-"""What is stored: reads ends of intervals, biases over the target, and descriptions of estimators out of a dataset."""
+"""What is stored: reads ends of intervals, biases over the target and estimators' descriptions out of a dataset."""
 
 import numpy as np
 import xarray as xr
@@ -41,7 +41,7 @@ def descriptions(dataset: xr.Dataset) -> dict[str, str]:
 
 
 def _parted(line: str) -> tuple[str, str]:
-    """Name and repr: names may hold ": ", and reprs within brackets alone, so that the last one outside parts them."""
+    """Name and repr: names may hold ": ", reprs within brackets only, so that the last one outside parts them."""
     depth = 0
     for i in reversed(range(len(line))):
         depth += (line[i] in ")]}") - (line[i] in "([{")
