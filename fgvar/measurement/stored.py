@@ -1,4 +1,4 @@
-"""Stored numbers: reads ends of intervals, and biases over the target, out of a measurement's dataset."""
+"""What is stored: reads ends of intervals, biases over the target and estimators' descriptions out of a dataset."""
 
 import numpy as np
 import xarray as xr
@@ -31,3 +31,25 @@ def bias_over_target(dataset: xr.Dataset, square: str = "sq_bias") -> xr.DataArr
     if square != "sq_bias":
         known = known & its["relative_variance"].notnull()
     return (its[square].clip(min=0) ** 0.5 / its["gradient_norm"]).where(known)
+
+
+def descriptions(dataset: xr.Dataset) -> dict[str, str]:
+    """Estimator → its repr, as the measurement wrote them down, a line each.
+
+    Example:
+        >>> lines = "FG-A: Estimator()\\nFG-A: replay: Estimator(oracle=Replay())"
+        >>> list(descriptions(xr.Dataset(attrs={"estimators": lines})))
+        ['FG-A', 'FG-A: replay']
+    """
+    return dict(map(_parted, str(dataset.attrs.get("estimators", "")).splitlines()))
+
+
+def _parted(line: str) -> tuple[str, str]:
+    """Name and repr: names may hold ": ", reprs within brackets only, so that the last one outside parts them."""
+    depth = 0
+    for i in reversed(range(len(line))):
+        depth += (line[i] in ")]}") - (line[i] in "([{")
+        if not depth and line.startswith(": ", i):
+            return line[:i], line[i + 2 :]
+    name, _, its = line.partition(": ")  # brackets of a stranger's repr that do not match
+    return name, its

@@ -9,7 +9,7 @@ from fgvar.measurement.dataset import ENDS, FLAGS, VARIABLES
 from fgvar.measurement.dataset_checks import missing_for_measurement
 from fgvar.measurement.html_tables import Table
 from fgvar.measurement.report import overview, provenance_line, tables
-from fgvar.measurement.stored import bias_over_target
+from fgvar.measurement.stored import bias_over_target, descriptions
 from fgvar.measurement.text_tables import visible
 from fgvar.pages.page import Section, html
 from fgvar.pages.pictures import pictures
@@ -156,9 +156,8 @@ def _glossary(dataset: xr.Dataset, summaries: tuple[Table, ...]) -> Iterator[Tab
 
 def _provenance(dataset: xr.Dataset) -> Iterator[Table]:
     """Attributes of the dataset; the estimators' have a line each."""
-    described = str(dataset.attrs.get("estimators", "")).splitlines()
     rows = [(visible(str(k)), visible(str(v))) for k, v in dataset.attrs.items() if k != "estimators"]
     yield Table("attributes of the dataset", ("attribute", "value"), tuple(rows))
-    named = [(visible(name), visible(words)) for name, _, words in (line.partition(": ") for line in described)]
+    named = [(visible(name), visible(words)) for name, words in descriptions(dataset).items()]
     if named:
         yield Table("estimators, as they were composed", ("estimator", "words"), tuple(named))

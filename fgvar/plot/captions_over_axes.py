@@ -45,7 +45,7 @@ def _curves(its: runs.Runs) -> str:
     names = [name.replace("_", " ") for variables in its.curves.values() for name in variables]
     many = its.data.sizes.get("seed", 1)
     band = f"means of {many} seeds, in bands from the lowest to the highest" if many > 1 else "of one run: no band"
-    which = f" of {words.listed(its.labels, 8)}" if its.along else ""
+    which = f" of {words.listed([its.named(label) for label in its.labels], 8)}" if its.along else ""
     scale = " The axis of errors is linear below 0.01, elsewhere logarithmic." if "error" in its.curves else ""
     return f"{' and '.join(names).capitalize()} over training{which}, {band}.{scale}"
 
@@ -59,7 +59,7 @@ def training_found(dataset: xr.Dataset, layer: str = "perturbed") -> str:
             values = values.mean("seed") if "seed" in values.dims else values
             known = values.values[np.isfinite(values.values)]
             ends = f"from {known[0]:.3g} to {known[-1]:.3g}" if known.size else "unknown"
-            told.append(f"{f'{label}: ' if label else ''}{variable.replace('_', ' ')} {ends}")
+            told.append(f"{f'{its.named(label)}: ' if label else ''}{variable.replace('_', ' ')} {ends}")
     if not told:
         data = its.probes(its.labels[0] if its.along else None).sel(reference="target")
         for name in words.ordered(data)[:4]:

@@ -74,13 +74,23 @@ def log(axes: Axes, which: Literal["x", "y"], limits: tuple[float, float], value
 
 
 def log_steps(axes: Axes, steps: ArrayLike) -> None:
-    """Make the x axis a log axis of training steps, with plain numbers at it."""
+    """Make the x axis a log axis of training steps, with plain numbers at it.
+
+    Where 0 is one of them (before training), it is linear up to the first step above 0.
+    """
     steps = np.asarray(steps, float)
-    low, high = steps.min() / 1.4, steps.max() * 1.4
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
+    after = steps[steps > 0] if (steps > 0).any() else np.ones(1)
+    low, high = after.min() / 1.4, after.max() * 1.4
     decades = 10.0 ** np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
-    ticks(axes.xaxis, decades if len(decades) > 1 else np.unique([steps.min(), steps.max()]))
+    numbers = decades if len(decades) > 1 else np.unique([after.min(), after.max()])
+    if steps.min() > 0:
+        axes.set_xscale("log")
+        axes.set_xlim(low, high)
+    else:
+        axes.set_xscale("symlog", linthresh=after.min(), linscale=0.6)
+        axes.set_xlim(steps.min() - 0.25 * after.min(), high)
+        numbers = np.concatenate([[0.0], numbers])
+    ticks(axes.xaxis, numbers)
 
 
 def ticks(axis: Axis, places: ArrayLike, written: Collection[float] | None = None) -> None:

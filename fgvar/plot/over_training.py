@@ -61,17 +61,18 @@ def training(
         'error'
     """
     its = runs.of(dataset, layer)
-    styled = styles.of(dataset, looks)
+    styled = _looks(dataset, its, looks)
     rows, quantities = (its.labels if its.probed else [None]), its.quantities
     if axes is not None:
         panels = np.array(given(axes, len(rows) * len(quantities)), dtype=object).reshape(len(rows), -1)
         _draw(panels, its, styled, rows, in_rows=True)
         if legend:
-            panels[0, 0].legend(handles=_handles(its, styled))
+            panels[0, 0].legend(handles=_handles(its, _named(its, styled)))
         return cast(Figure, panels[0, 0].get_figure(root=True))
     with here() as place:
         sheet = Sheet(place)
-        handles = _handles(its, {sheet.wrapped(name): look for name, look in styled.items()}) if legend else []
+        named = {sheet.wrapped(name): look for name, look in _named(its, styled).items()}
+        handles = _handles(its, named) if legend else []
         head, down, across = sheet.head(handles), len(rows), len(quantities)
         in_rows = sheet.wide or down > 2
         if sheet.wide:
@@ -83,6 +84,17 @@ def training(
         _draw(grid, its, styled, rows, in_rows=in_rows, alone=not sheet.wide and down > 2)
         sheet.legend(handles)
         return sheet.settle()
+
+
+def _looks(dataset: xr.Dataset, its: Runs, wanted: Mapping[str, Wanted] | None) -> dict[str, Look]:
+    """Of all names of the dataset, as in its other figures, and of curves that only numbers tell apart."""
+    found = styles.of(dataset, wanted)
+    return styles.assign([*found, *its.labels], {**(wanted or {}), **found}) if its.along and its.curves else found
+
+
+def _named(its: Runs, styled: Mapping[str, Look]) -> dict[str, Look]:
+    """The looks under the names that a legend has."""
+    return {its.named(name) if its.along and name in its.labels else name: look for name, look in styled.items()}
 
 
 def _draw(

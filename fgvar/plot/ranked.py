@@ -17,7 +17,7 @@ from fgvar.plot.by_layer import stripes
 from fgvar.plot.looks import Look, Wanted
 
 ROW = 0.15  # inches
-SMALL_IS_BETTER = ("variance", "relative_variance", "sq_bias", "bias_z", "cost", "seconds")
+SMALL_IS_BETTER = ("variance", "relative_variance", "data_variance", "sq_bias", "bias_z", "cost", "seconds")
 NULL: dict[str, Any] = {"color": "0.85", "linewidth": 0, "zorder": 0.5}
 
 
@@ -39,7 +39,8 @@ def ranking(
 
     Args:
         dataset: of `fgvar.measure`; of several steps the last is drawn, of several seeds their mean.
-        by: a variable over ``estimator``; of variances, biases and costs the smallest is the best.
+        by: a variable over ``estimator``; of variances, biases and costs, and of their differences, the smallest is
+            the best.
         reference: of cosines, slopes, biases and efficiencies: "backprop" or "target".
         layer: "perturbed" is all that an estimator estimates.
         order: names of estimators from above, in place of the best first.
@@ -85,7 +86,7 @@ def ranked(
         raise ValueError(unknown("reference", reference, datasets.names(data, "reference")))
     tested = series.biased(data)
     data = data.sel(reference=reference)
-    sign = 1.0 if by in SMALL_IS_BETTER else -1.0
+    sign = 1.0 if by.removesuffix("_difference") in SMALL_IS_BETTER else -1.0
     for name in order or ():
         if name not in datasets.names(data, "estimator"):
             raise ValueError(unknown("estimator", name, datasets.names(data, "estimator")))

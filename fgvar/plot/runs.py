@@ -49,6 +49,10 @@ class Runs:
         kept = [name for name, its in data.items() if not {"epoch", "update"} & {*its.dims}]
         return datasets.across_seeds(data[kept])
 
+    def named(self, label: str) -> str:
+        """A run in a legend or a sentence: a number says of what."""
+        return f"{self.along} {label}" if self.along and self.data[self.along].dtype.kind not in "OUST" else label
+
     def called(self, label: str | None) -> str:
         """How a run is named beside its panels."""
         if not label:

@@ -8,7 +8,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from fgvar.measurement.dataset import FLAGS
-from fgvar.measurement.stored import bias_over_target
+from fgvar.measurement.stored import bias_over_target, descriptions
 from fgvar.plot import intervals
 
 Array = NDArray[np.float64]
@@ -103,7 +103,8 @@ def made(data: xr.Dataset, name: str) -> str:
     """How a variable's numbers came: exact where the route is, or where no number has an error."""
     if str(data.attrs.get("route")) == "exact" or _errorless(data, name):
         return EXACT
-    return REPLAYED if "Replay" in description(data) else DRAWN
+    estimator = str(data["estimator"].values) if "estimator" in data.coords else ""
+    return REPLAYED if "Replay" in descriptions(data).get(estimator, "") else DRAWN
 
 
 def _errorless(data: xr.Dataset, name: str) -> bool:
@@ -111,13 +112,6 @@ def _errorless(data: xr.Dataset, name: str) -> bool:
         return False
     error = data[f"{name}_se"].values[data[name].notnull().values]
     return bool(error.size and (error == 0).all())
-
-
-def description(data: xr.Dataset) -> str:
-    """The repr of the estimator, as the measurement wrote it down; empty where it did not."""
-    name = str(data["estimator"].values) if "estimator" in data.coords else ""
-    lines = str(data.attrs.get("estimators", "")).splitlines()
-    return next((line.removeprefix(f"{name}: ") for line in lines if line.startswith(f"{name}: ")), "")
 
 
 def _missing(data: xr.Dataset, value: NDArray[np.float64]) -> tuple[str, ...]:

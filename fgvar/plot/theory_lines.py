@@ -1,19 +1,25 @@
 """Theory that stands beside what was measured: of FG-W, one Gaussian direction in d dimensions."""
 
 import math
+import re
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from fgvar.measurement.stored import descriptions
+
 FG_W = "FG-W"
-ONE_GAUSSIAN = ("noise=Gaussian(", "shared=None", "directions=1,")  # the field's FG-W, as its repr says it
+ONE_GAUSSIAN = re.compile(  # the field's FG-W, as its repr says it; older ones have no keep
+    r"Estimator\(space=WeightSpace\(per_tensor=False(, keep=None)?\), noise=Gaussian\(\), "
+    r"losses=GlobalLoss\(heads=\w+\), oracle=(Jvp|Replay)\(\), guess=Isotropic\(\), combine=Mean\(\), shared=None, "
+    r"directions=1, antithetic=\w+\)"
+)
 
 
 def known(data: xr.Dataset) -> bool:
     """Is there an FG-W of one Gaussian direction shared by the batch, whose theory is drawn?"""
-    described = [line for line in str(data.attrs.get("estimators", "")).splitlines() if line.startswith(f"{FG_W}: ")]
-    return FG_W in data["estimator"] and any(all(part in line for part in ONE_GAUSSIAN) for line in described)
+    return FG_W in data["estimator"] and ONE_GAUSSIAN.fullmatch(descriptions(data).get(FG_W, "")) is not None
 
 
 def relative_variance(data: xr.Dataset) -> NDArray[np.float64]:

@@ -134,18 +134,29 @@ def _combined(
     having = {cell: variables[name] for cell, variables in cells.items() if name in variables}
     first = _require_alike(name, having)
     sizes = tuple(len(labels[dim]) for dim in first.dims)
+    places = {dim: {label: i for i, label in enumerate(labels[dim])} for dim in first.dims}
+    at = {  # where a cell's values stand among the labels of all cells
+        cell: np.ix_(*([places[dim][label] for label in _labels_of(dim, cells[cell])] for dim in first.dims))
+        for cell in having
+    }
     coordinate = all(found.coordinate for found in having.values())
-    alike = all(np.array_equal(found.values, first.values) for found in having.values())
-    if coordinate and alike and first.values.shape == sizes:
-        return xr.Variable(first.dims, first.values, first.attrs), True
+    if coordinate and all(found.values.shape == sizes for found in having.values()):
+        shared, *others = (_ordered(found.values, at[cell]) for cell, found in having.items())
+        if all(np.array_equal(other, shared) for other in others):
+            return xr.Variable(first.dims, shared, first.attrs), True
     shape = (*(len(values) for values in axes.values()), *sizes)
     stacked = np.full(shape, *_filling(list(having.values()), shape))
-    places = {dim: {label: i for i, label in enumerate(labels[dim])} for dim in first.dims}
     for cell, found in having.items():
-        own = np.ix_(*([places[dim][label] for label in _labels_of(dim, cells[cell])] for dim in first.dims))
-        index: tuple[Any, ...] = (*cell.place, *own)
+        index: tuple[Any, ...] = (*cell.place, *at[cell])
         stacked[index] = found.values[()]  # of text without dims, the text
     return xr.Variable((*axes, *first.dims), stacked, first.attrs), coordinate
+
+
+def _ordered(values: np.ndarray, at: tuple[np.ndarray, ...]) -> np.ndarray:
+    """The values of all labels, each put at its place."""
+    ordered = np.empty_like(values)
+    ordered[at] = values[()]
+    return ordered
 
 
 def _require_alike(name: str, having: Mapping[Cell, Values]) -> Values:

@@ -121,6 +121,14 @@ def test_a_long_table_is_cut_and_says_so() -> None:
     assert "The first 500 of 600 lines; `fgvar open` has all." in text
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_estimators_stand_under_their_whole_names() -> None:
+    lines = "FG-A: Mine(a={'b': 1})\nFG-A: replay: Mine(oracle=Replay())\nodd: Mine(':)')"
+    text = of_dataset(xr.Dataset({"count": ("place", [1, 2])}, attrs={"estimators": lines}), "Counts")
+    for name, words in (("FG-A", "Mine(a={"), ("FG-A: replay", "Mine(oracle"), ("odd", "Mine(")):
+        assert re.search(rf'scope="row">{re.escape(name)}</th><td>{re.escape(words)}', text)
+
+
 def test_another_dataset_has_its_variables_and_no_figure() -> None:
     text = of_dataset(xr.Dataset({"count": ("place", [1, 2])}), "Counts")
     tree = checked(text)

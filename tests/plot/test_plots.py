@@ -12,6 +12,7 @@ from pictures import clipped, words
 
 import fgvar
 from fgvar import plot
+from fgvar.plot import theory_lines
 
 LONG = "an estimator with a name that would not fit into a column of any venue"
 PLACES = [("iclr", 2), ("icml", 1)]
@@ -129,6 +130,22 @@ def test_a_ranking_is_in_order_and_biased_ones_are_hollow(drawn: xr.Dataset) -> 
     assert "FG-A (declared by the dataset)" in plot.caption(declared, "ranking")
 
 
+def test_the_best_of_every_measured_variable_is_first() -> None:
+    dataset = fgvar.measure(
+        {"FG-W": fgvar.scheme("FG-W"), "BP": fgvar.scheme("BP")}, problem(), draws=64, paired=True
+    )
+    ranked = {name for name in plot.datasets.quantities(dataset) if "estimator" in dataset[name].dims}
+    small = {"variance", "relative_variance", "data_variance", "sq_bias", "bias_z", "cost", "seconds"}
+    small |= {"variance_difference", "relative_variance_difference"}
+    large = {"cosine", "slope", "efficiency", "snr", "bias_p", "gradient_norm", "cosine_difference"}
+    assert ranked == small | large | {"slope_difference"}
+    for name in ranked:
+        numbers = xr.zeros_like(dataset[name]) + xr.DataArray([1.0, 2.0], dims="estimator")
+        axes = plot.ranking(dataset.assign({name: numbers}), by=name).axes[0]
+        best = "FG-W" if name in small else "BP"
+        assert axes.get_yticklabels()[0].get_text() == best, name
+
+
 def test_exact_drawn_and_replayed_look_different(drawn: xr.Dataset) -> None:
     figure = plot.ranking(drawn)
     axes = figure.axes[0]
@@ -141,6 +158,14 @@ def test_exact_drawn_and_replayed_look_different(drawn: xr.Dataset) -> None:
     text = plot.caption(drawn, "ranking")
     assert "evaluated once and exact (black edges): BP" in text
     assert "Derivatives replayed from the known gradient (dotted bars): FG-A" in text
+
+
+def test_a_name_that_begins_like_another_has_its_own_description() -> None:
+    plain, replayed = fgvar.scheme("FG-W"), fgvar.scheme("FG-W", oracle=fgvar.oracles.Replay())
+    dataset = fgvar.measure({"mine: Replay()": replayed, "mine": plain, "mine: jvp": plain}, problem(), draws=64)
+    for few in (dataset, dataset.sel(estimator=["mine", "mine: Replay()"])):
+        text = plot.caption(few, "ranking")
+        assert "Derivatives replayed from the known gradient (dotted bars): mine: Replay().\n" in f"{text}\n"
 
 
 def test_a_tradeoff_knows_limits_zeros_and_what_is_no_number(
@@ -158,6 +183,27 @@ def test_a_tradeoff_knows_limits_zeros_and_what_is_no_number(
     at = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines}
     assert at["FG-W"] == pytest.approx((7.0, axes.get_ylim()[0]))
     assert "mine: too few draws" in words(plot.tradeoff(few))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "known"),
+    [
+        (fgvar.scheme("FG-W"), True),
+        (fgvar.scheme("FG-W", oracle=fgvar.oracles.Replay()), True),
+        (fgvar.Stochastic(of=fgvar.scheme("FG-W"), sample=fgvar.sampling.Draw(2)), False),
+        (fgvar.scheme("FG-W", space=fgvar.WeightSpace(per_tensor=True)), False),
+        (fgvar.scheme("FG-W", space=fgvar.WeightSpace(keep=fgvar.transforms.Magnitude(0.4))), False),
+        (fgvar.scheme("FG-W", oracle=fgvar.oracles.CentralDifference()), False),
+        (fgvar.scheme("FG-W", combine=fgvar.combine.Normalised()), False),
+        (fgvar.scheme("FG-W", noise=fgvar.Rademacher()), False),
+        (fgvar.scheme("LG-FG-W"), False),
+        (fgvar.scheme("FG-A"), False),
+    ],
+)
+def test_theory_is_of_the_fields_own_fg_w_alone(estimator: Any, known: bool) -> None:
+    measured = xr.Dataset(coords={"estimator": ["FG-W"]}, attrs={"estimators": f"FG-W: {estimator!r}"})
+    assert theory_lines.known(measured) == known
+    assert not theory_lines.known(measured.assign_coords(estimator=["mine"]))
 
 
 def test_lines_of_equal_error_have_one_sum(drawn: xr.Dataset) -> None:

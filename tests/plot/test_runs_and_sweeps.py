@@ -108,19 +108,34 @@ def test_powers_of_ten_are_written_as_such() -> None:
     assert told == [rf"$\mathdefault{{10^{{{power}}}}}$" for power in (-1, 0, 1)]
 
 
-@pytest.mark.parametrize(("value", "label"), [(0.0, "0"), (-1e-12, "0"), (-1.0, "≤ 0")])
-def test_probes_without_noise_stand_on_a_labelled_edge(value: float, label: str) -> None:
-    dims = ("step", "estimator", "reference")
-    probes = xr.Dataset(
+def probes(value: float = 1.0, steps: tuple[int, ...] = (1, 10, 100)) -> xr.Dataset:
+    """Of two estimators, one of whom has this relative variance."""
+    dims, count = ("step", "estimator", "reference"), len(steps)
+    return xr.Dataset(
         {
-            "cosine": (dims, np.full((3, 2, 2), 0.5)),
-            "cosine_null": ("step", np.full(3, 0.1)),
-            "relative_variance": (dims[:2], [[value, 5.0]] * 3),
+            "cosine": (dims, np.full((count, 2, 2), 0.5)),
+            "cosine_null": ("step", np.full(count, 0.1)),
+            "relative_variance": (dims[:2], [[value, 5.0]] * count),
             "size": 100,
         },
-        {"step": [1, 10, 100], "estimator": ["quiet", "noisy"], "reference": ["target", "backprop"]},
+        {"step": list(steps), "estimator": ["quiet", "noisy"], "reference": ["target", "backprop"]},
     )
-    variance = plot.training(probes).axes[2]
+
+
+@pytest.mark.parametrize(
+    ("steps", "numbers"),
+    [((0, 1, 10, 100), ["0", "1", "10", "100"]), ((0, 3, 7), ["0", "3", "7"]), ((0,), ["0", "1"])],
+)
+def test_a_probe_before_training_stands_at_0(steps: tuple[int, ...], numbers: list[str]) -> None:
+    for axes in plot.training(probes(steps=steps)).axes:
+        assert [label.get_text() for label in axes.get_xticklabels()] == numbers
+        low, high = axes.get_xlim()
+        assert low < 0 <= steps[-1] < high
+
+
+@pytest.mark.parametrize(("value", "label"), [(0.0, "0"), (-1e-12, "0"), (-1.0, "≤ 0")])
+def test_probes_without_noise_stand_on_a_labelled_edge(value: float, label: str) -> None:
+    variance = plot.training(probes(value)).axes[2]
     assert edge_label(variance) == label
     shown = {line.get_ydata()[0] for line in variance.lines if list(line.get_xdata()) == [1, 10, 100]}
     assert variance.get_ylim()[0] in shown
@@ -187,6 +202,28 @@ def test_several_runs_share_a_panel_and_seeds_have_a_band() -> None:
     assert "means of 2 seeds, in bands from the lowest to the highest" in plot.caption(dataset)
     with pytest.raises(ValueError, match=r"several runs, along 'network', 'algorithm'; choose along all but one"):
         plot.training(dataset.expand_dims(network=["a", "b"]))
+
+
+@pytest.mark.parametrize("along", [{"lr": [0.1, 0.2, 0.3]}, {"twice": [False, True]}], ids=str)
+def test_runs_that_numbers_tell_apart_have_looks(along: dict[str, Any]) -> None:
+    (dim, values), dataset = *along.items(), run(**along)
+    figure = plot.training(dataset, looks={str(values[0]): "#123456"})
+    curves = {line.get_color() for line in figure.axes[0].lines if line.get_label() == "test error"}
+    assert len(curves) == len(values)
+    assert "#123456" in curves
+    assert {f"{dim} {value}" for value in values} <= set(words(figure).splitlines())
+    assert f"over training of {dim} {values[0]}, {dim} {values[1]}" in plot.caption(dataset)
+    assert f"{dim} {values[0]}: test error from" in plot.alternative(dataset)
+    given = plot.training(dataset, axes=[Figure().subplots()]).axes[0].get_legend().get_texts()
+    assert f"{dim} {values[0]}" in [text.get_text() for text in given]
+
+
+def test_runs_that_numbers_tell_apart_look_unlike_their_probes() -> None:
+    dataset = xr.merge([run(lr=[1, 2]), probes()])
+    looks = {line.get_label(): line.get_color() for line in plot.training(dataset).legends[0].get_lines()}
+    assert len({looks[name] for name in ("quiet", "noisy", "lr 1", "lr 2")}) == 4
+    alone = {line.get_label(): line.get_color() for line in plot.training(probes()).legends[0].get_lines()}
+    assert (alone["quiet"], alone["noisy"]) == (looks["quiet"], looks["noisy"]), "as in other figures"
 
 
 def test_thirteen_runs_in_a_column_are_whole() -> None:

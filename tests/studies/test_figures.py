@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+import fgvar
 from fgvar import plot
 from fgvar.plot import datasets, intervals, looks, venues
 from figures import quickstart
@@ -56,7 +57,7 @@ def synthetic(steps: tuple[int, ...] = (1, 4, 20, 100), epochs: int = 5) -> xr.D
         coords={name: list(values) for name, values in dims.items()} | {"epoch": range(epochs + 1)},
         attrs={
             "draws": 64, "seed": 0, "batch_size": 32, "route": "drawn", "data": "digits", "train_epochs": epochs,
-            "estimators": "FG-W: Estimator(noise=Gaussian(shared=None, directions=1, antithetic=False))",
+            "estimators": f"FG-W: {fgvar.scheme('FG-W')!r}",
         },
     )  # fmt: skip
 

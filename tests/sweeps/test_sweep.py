@@ -80,6 +80,23 @@ def test_names_of_layers_stay_in_order() -> None:
         _labels("layer", {0: cell("a", "a")})
 
 
+@pytest.mark.parametrize("labels", [[3, 2, 1], ["three", "two", "one"]], ids=["numbers", "text"])
+def test_what_all_cells_share_stands_at_its_label(tmp_path, labels) -> None:
+    """Whatever the order of the labels in a cell is."""
+    columns = {"depth": [3.0, 2.0, 1.0], "name": ["III", "II", "I"]}
+
+    def cell(reverse):
+        order = [2, 1, 0] if reverse else [0, 1, 2]
+        its = {name: ("depth", [values[i] for i in order]) for name, values in columns.items()}
+        return xr.Dataset({"v": its["depth"]}, {"depth": [labels[i] for i in order], "name": its["name"]})
+
+    found = fgvar.sweep(cell, {"reverse": (0, 1)}, folder=tmp_path)
+    assert found["name"].dims == ("depth",)
+    for label, value, name in zip(labels, *columns.values(), strict=True):
+        assert found["v"].sel(depth=label).values.tolist() == [value, value]
+        assert found["name"].sel(depth=label).item() == name
+
+
 # ---- what is computed -----------------------------------------------------------------------------------------
 
 
