@@ -71,12 +71,12 @@ def unit(features: Tensor) -> Tensor:
 class Contrastive(Problem):
     """A network, InfoNCE and two views of a batch: a `Problem`, so that every scheme runs on it by its name.
 
-    ``loss(params)`` is the mean over queries. The network's heads and read-outs lose their linear layers: the
-    loss compares the features themselves, at the output (what a read-out would see: the normalised token mean)
-    and, for local losses, at the end of every block (normalised within each group, token-averaged, groups side
-    by side). `LocalLosses` replicates a block's term over patches and groups as ever: copy (p, g) has the value
-    of InfoNCE and passes gradient to the features (p, g) of its query alone, so that the copies' gradients sum
-    to the ordinary one.
+    ``loss(params)`` is the mean over queries. The network's heads and read-outs lose their linear layers, and what
+    else learns exactly is left out: the loss compares the features themselves, at the output (what a read-out would
+    see: the normalised token mean) and, for local losses, at the end of every block (normalised within each group,
+    token-averaged, groups side by side). `LocalLosses` replicates a block's term over patches and groups as ever:
+    copy (p, g) has the value of InfoNCE and passes gradient to the features (p, g) of its query alone, so that the
+    copies' gradients sum to the ordinary one.
 
     With the gradient stopped on the second view, its keys are computed once, at ``params``; ``inputs`` are the
     first views and ``targets`` the numbers of their keys, so that one example's problem keeps all keys. Without

@@ -150,13 +150,6 @@ def use_plain_weight_norm(module: nn.Module) -> None:
                 hook.__class__ = _Hook
 
 
-def use_dense_gradients(module: nn.Module) -> None:
-    """Let embeddings in ``module`` give gradients as all others do: sparse ones hardly add, and do not stack."""
-    for child in module.modules():
-        if isinstance(child, nn.Embedding | nn.EmbeddingBag):
-            child.sparse = False
-
-
 def use_plain_experts(module: nn.Module) -> None:
     """Let mixtures of experts in ``module`` by Hugging Face's classes call one expert after the other.
 

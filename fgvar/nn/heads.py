@@ -7,7 +7,7 @@ from torch.nn.utils import skip_init
 from fgvar.errors import unknown
 from fgvar.nn.forward_mode import layer_norm
 from fgvar.nn.sites import Site, copied, require_module
-from fgvar.nn.traits import Traits
+from fgvar.nn.traits import Traits, traits_of
 
 
 def blank_linear(fan_in: int, fan_out: int) -> nn.Linear:
@@ -73,18 +73,28 @@ class LocalHead(nn.Module):
 
 
 def headless(module: nn.Module) -> nn.Module:
-    """A copy of ``module`` whose local heads and read-outs return the features that they would classify.
+    """A copy of ``module`` whose heads, and what else learns exactly, return the features that they would classify.
+
+    `ReadOut` and `LocalHead` lose the linear layer alone; any other becomes the identity.
 
     Example:
         >>> headless(nn.Sequential(nn.Linear(4, 8), ReadOut(8, 3)))(torch.ones(2, 4)).shape
         torch.Size([2, 8])
     """
     require_module(module)
-    network = copied(module)
-    for child in list(network.modules()):
-        if isinstance(child, ReadOut | LocalHead):
-            child.add_module("linear", nn.Identity())
-    return network
+    return _headless(copied(module))
+
+
+def _headless(module: nn.Module) -> nn.Module:
+    if isinstance(module, ReadOut | LocalHead):
+        module.add_module("linear", nn.Identity())
+    elif traits_of(module).learns_exactly:
+        return nn.Identity()
+    else:
+        # With duplicates, where named_children lists a shared module under its first name alone.
+        for name, child in list(module._modules.items()):
+            module.add_module(name, None if child is None else _headless(child))
+    return module
 
 
 def initial_std(fan_in: int) -> float:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from fgvar.nn.forward_mode import use_dense_gradients, use_plain_experts, use_plain_weight_norm
+from fgvar.nn.embeddings import use_true_derivatives
+from fgvar.nn.forward_mode import use_plain_experts, use_plain_weight_norm
 from fgvar.nn.forward_pass import Feedback, ForwardPass, OutputShifts
 from fgvar.nn.layers import use_linear_jvp
 from fgvar.nn.purity import coach, undrawn
@@ -44,7 +45,7 @@ class Network:
         use_plain_experts(blank)
         use_linear_jvp(blank)
         use_plain_weight_norm(blank)
-        use_dense_gradients(blank)
+        use_true_derivatives(blank)
         # named_modules lists a shared module under one name, while its parameters' owners have several.
         called = {name for name, _ in blank.named_modules() if name}
         with_parameters = {name for owners in self.owners.values() for name in owners} & called

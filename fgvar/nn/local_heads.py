@@ -14,7 +14,7 @@ from fgvar.nn.heads import LocalHead, initialise
 from fgvar.nn.instrumented import Network
 from fgvar.nn.reach import Visit
 from fgvar.nn.site_choice import inside
-from fgvar.nn.sites import Site, apply_site, copied, require_module
+from fgvar.nn.sites import OutputSite, apply_site, copied, free_name, require_module
 from fgvar.nn.structures import activity, named, with_activity
 from fgvar.nn.traits import declare, traits_of
 from fgvar.problem_checks import require_one_device
@@ -279,12 +279,10 @@ def _attach(module: nn.Module, end: BlockEnd) -> None:
     # Other hooks between the site and the head may mix what the site keeps apart.
     hooks = [getattr(hook, "func", None) for hook in module._forward_hooks.values()]
     if hooks == [apply_site]:
-        site = module.site
-        assert isinstance(site, Site)
+        site = next(child for child in module.children() if isinstance(child, OutputSite))
         axes = traits_of(end).feature_axes or {}
         site.patch_axis, site.group_axis = axes.get("patch_axis"), axes.get("group_axis")
-    # A module may have a child of its own by that name.
-    name = next(name for name in ("local", *(f"local{i}" for i in range(1, 99))) if not hasattr(module, name))
+    name = free_name(module, "local")
     module.add_module(name, end)
     module.register_forward_hook(partial(_read, name))
 

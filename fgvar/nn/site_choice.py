@@ -20,8 +20,8 @@ def exact_modules(module: nn.Module) -> list[str]:
 
 
 def inside(name: str, modules: Collection[str]) -> bool:
-    """Is ``name`` one of these modules, or within one?"""
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
+    """Is ``name`` one of these modules, or within one? All are within "", the network itself."""
+    return any(module in ("", name) or name.startswith(f"{module}.") for module in modules)
 
 
 def chosen_modules(

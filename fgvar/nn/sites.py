@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Collection, Mapping
 from functools import partial
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -57,6 +58,27 @@ class Site(nn.Module):
         return ", ".join(f"{key}={value!r}" for key, value in arguments.items() if value is not None)
 
 
+class OutputSite(Site):
+    """What `with_sites` hangs on a module: a hook hands the output to `perturb`. A call is the identity.
+
+    Containers, and their subclasses, call all of their children.
+
+    Example:
+        >>> site = OutputSite()
+        >>> site.tap = torch.ones(2)
+        >>> site(torch.zeros(2)), site.perturb(torch.zeros(2))
+        (tensor([0., 0.]), tensor([1., 1.]))
+    """
+
+    def __call__(self, z: Any) -> Any:
+        return z
+
+    def perturb(self, z: Tensor) -> Tensor:
+        """``z + tap``, seen by whoever has hooks on this module."""
+        found: Tensor = super().__call__(z)
+        return found
+
+
 def with_sites(
     module: nn.Module,
     *,
@@ -67,10 +89,10 @@ def with_sites(
     """A copy of ``module`` with a `Site` on the output of every module that owns parameters to be estimated.
 
     The copy computes the same function and keeps every parameter's name; the site of module ``"1"`` is
-    called ``"1.site"``. Its parameters are copies, too: train the network that you measure. Of a module that
-    returns a tuple (attention, recurrent layers) the first tensor is perturbed. Modules that learn exactly
-    (heads, read-outs) and those whose own parameters are all frozen (``requires_grad`` is False) get no site, and
-    `torch.nn.MultiheadAttention` gets one as a whole.
+    called ``"1.site"``, or ``"1.site1"`` where the module has a ``site`` of its own. Its parameters are copies, too:
+    train the network that you measure. Of a module that returns a tuple (attention, recurrent layers) the first
+    tensor is perturbed. Modules that learn exactly (heads, read-outs) and those whose own parameters are all frozen
+    (``requires_grad`` is False) get no site, and `torch.nn.MultiheadAttention` gets one as a whole.
 
     A site needs an activity with the batch axis first, which position embeddings, routers of flattened tokens, and
     modules called twice or never do not return. With ``inputs`` the network is run on them, without moving its
@@ -118,9 +140,9 @@ def with_sites(
         axes = next((axes for axes in declared if axes is not None), None)
         # The axes are those of the output as its reader gets it, which another hook may have changed before.
         known = axes or {} if len(child._forward_hooks) == 1 else {}
-        child.add_module("site", Site(patch_axis=known.get("patch_axis"), group_axis=known.get("group_axis")))
-        if type(child).forward is not nn.Sequential.forward:  # which calls the site itself: its last child
-            child.register_forward_hook(partial(apply_site, name), prepend=axes is not None)
+        own = free_name(child, "site")
+        child.add_module(own, OutputSite(patch_axis=known.get("patch_axis"), group_axis=known.get("group_axis")))
+        child.register_forward_hook(partial(apply_site, name, own), prepend=axes is not None)
     return instrumented
 
 
@@ -196,13 +218,18 @@ def sites_of(module: nn.Module) -> list[str]:
     return [name for name, child in module.named_modules() if isinstance(child, Site) and not inside(name, exact)]
 
 
-def apply_site(name: str, module: nn.Module, _inputs: Any, output: Any) -> Any:
-    """The hook of `with_sites`: a module's output, or its first tensor, behind the module's site."""
-    site: Any = module.site
+def free_name(module: nn.Module, name: str) -> str:
+    """``name`` as it is, or numbered where the module has something of its own by that name."""
+    return next(free for free in chain([name], (f"{name}{i}" for i in count(1))) if not hasattr(module, free))
+
+
+def apply_site(name: str, own: str, module: nn.Module, _inputs: Any, output: Any) -> Any:
+    """The hook of `with_sites`: a module's output, or its first tensor, behind its site, the child named ``own``."""
+    site: Any = getattr(module, own)
     found = activity(output)
     if found is None:
         raise TypeError(
             f"a site after {name!r} ({type(module).__name__}) got {type(output).__name__}, expected a tensor or a "
             "tuple with one; choose other modules with with_sites(sites=…)"
         )
-    return with_activity(output, site(found))
+    return with_activity(output, site.perturb(found))

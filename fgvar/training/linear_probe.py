@@ -36,7 +36,7 @@ def read_out(
     with mean 0 and variance 1 over the train split; weights start at 0.
 
     Args:
-        module: the network that has learned; its local heads and read-outs are left out.
+        module: the network that has learned; its local heads, read-outs and others that learn exactly are left out.
         params: what it has learned, such as ``run.params``.
         data: as for `train`, with class numbers as targets.
         schedule: of the classifier.

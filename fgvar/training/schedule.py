@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fgvar.errors import require_type, unknown
 from fgvar.nn.heads import LocalHead, ReadOut
+from fgvar.nn.traits import traits_of
 from fgvar.problem import Problem
 
 
@@ -31,8 +32,8 @@ class Schedule:
         optimiser: "sgd" or "adam".
         decay: "linear" or "cosine", to 0 at the end; or "constant".
         warmup: epochs in which the rate grows linearly from 0, before it decays.
-        head_factor, readout_factor: of the learning rate of local heads and of the read-out (the paper's code
-            takes 0.1 for the read-out of local schemes).
+        head_factor, readout_factor: of the learning rate of local heads, and of the read-out or whatever else learns
+            exactly (the paper's code takes 0.1 for the read-out of local schemes).
 
     Raises:
         TypeError: what is no number.
@@ -118,12 +119,12 @@ class Optimiser:
 
 
 def _factor(schedule: Schedule, problem: Problem, name: str) -> float:
-    # The innermost module decides: a read-out may hold what looks like a head.
+    # The innermost module decides: a read-out may hold what looks like a head. The last is the network itself.
     paths = name.split(".")
-    for end in range(len(paths) - 1, 0, -1):
-        module = problem.network.modules.get(".".join(paths[:end]))
+    for end in range(len(paths) - 1, -1, -1):
+        module = problem.network.skeleton.get_submodule(".".join(paths[:end]))
         if isinstance(module, LocalHead):
             return schedule.head_factor
-        if isinstance(module, ReadOut):
+        if isinstance(module, ReadOut) or traits_of(module).learns_exactly:
             return schedule.readout_factor
     return 1.0

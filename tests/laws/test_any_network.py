@@ -163,6 +163,7 @@ def test_attention_is_one_site_as_a_whole() -> None:
     assert sites_of(fgvar.with_sites(fixed(encoder()), types=(nn.Linear,))) == [
         "0.site", "1.linear1.site", "1.linear2.site", "3.site",
     ]  # fmt: skip
+    assert sites_of(fgvar.with_sites(nn.MultiheadAttention(4, 2))) == ["site"]
 
 
 def test_a_site_inside_attention_is_refused() -> None:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.hf
 
 IDS, CLASSES = hf.token_ids(), labels(2, hf.CLASSES)
 MASK = (torch.arange(hf.POSITIONS) < torch.tensor([[hf.POSITIONS], [4]])).long()
-MASKED = {"input_ids": IDS, "attention_mask": MASK}
+MASKED = {"input_ids": IDS.masked_fill(MASK == 0, hf.PADDING), "attention_mask": MASK}
 
 
 def by_hand(outputs: Any, targets: Tensor) -> Tensor:

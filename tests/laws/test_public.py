@@ -49,6 +49,7 @@ ORDER = (
     "fgvar.nn.structures",
     "fgvar.nn.recurrent",
     "fgvar.nn.layers",
+    "fgvar.nn.embeddings",
     "fgvar.nn.purity",
     "fgvar.nn.traits",
     "fgvar.nn.batch_axis",

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from cases import Tied, labels, randn
+from nets import assert_unbiased
 from plain_nets import Across, Functional, Repeated, Scaled, builds, conv, plain, problem_of, sites_of
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -107,6 +108,82 @@ def test_an_untouched_site_is_the_identity() -> None:
     assert list(site.state_dict()) == []
     assert repr(site) == "Site()"
     assert repr(fgvar.networks.Site(relu="act", group_axis=2)) == "Site(relu='act', group_axis=2)"
+
+
+# ---- names and children of the user's own ------------------------------------------------------------------
+
+
+class Named(nn.Module):
+    """A linear map with something of its own by the name of a site."""
+
+    def __init__(self, *, child: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4, 4))
+        self.site = nn.Linear(4, 3) if child else "here"
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x @ self.weight
+        return self.site(x) if isinstance(self.site, nn.Module) else x
+
+
+class ResidualSequential(nn.Sequential):
+    """Calls all of its children, and goes on from there."""
+
+    def __init__(self, *children: nn.Module) -> None:
+        super().__init__(*children)
+        self.gain = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gain * super().forward(x)
+
+
+class Chain(nn.Module):
+    """Calls all of its children, whoever hung them there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.gain, self.two = nn.Linear(4, 3), nn.Parameter(torch.zeros(3)), nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for child in self.children():
+            x = child(x)
+        return self.gain * x
+
+
+def residual() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 3), ResidualSequential(nn.Linear(3, 3), nn.Tanh()))
+
+
+@pytest.mark.parametrize(
+    ("build", "sites"),
+    [
+        (lambda: nn.Sequential(Named(child=True)), ["0.site.site", "0.site1"]),
+        (lambda: nn.Sequential(nn.Linear(4, 4), Named(child=False)), ["0.site", "1.site1"]),
+        (residual, ["0.site", "1.0.site", "1.site"]),
+        (Chain, ["one.site", "site"]),
+    ],
+    ids=["child named site", "attribute named site", "subclass of Sequential", "calls its children"],
+)
+def test_what_the_user_named_or_calls_stays(build, sites: list[str]) -> None:
+    net, x = plain(build), randn(2, 4)
+    for wrapped in (fgvar.with_sites(net), fgvar.with_sites(net, inputs=x)):
+        assert sorted(sites_of(wrapped)) == sites
+        assert list(wrapped.state_dict()) == list(net.state_dict())
+        assert torch.equal(wrapped(x), net(x))
+        last = randn(*net(x).shape, seed=5)
+        moved = functional_call(wrapped, {f"{sites[-1]}.tap": last}, (x,))
+        torch.testing.assert_close(moved, net(x) + last, rtol=0, atol=1e-14)
+        assert_unbiased(fgvar.scheme("FG-A"), problem_of(wrapped, batch=2))
+
+
+def test_both_orders_of_heads_and_sites_keep_copies_apart_behind_a_sequential() -> None:
+    net = plain(lambda: nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 3)))
+    heads = {"after": ("0",), "classes": 3, "groups": 2, "inputs": randn(2, 4)}
+    for both in (
+        fgvar.with_sites(fgvar.with_local_heads(net, **heads), sites=["0"]),
+        fgvar.with_local_heads(fgvar.with_sites(net, sites=["0"]), **heads),
+    ):
+        assert both.get_submodule("0.site").group_axis == 1
 
 
 # ---- tied weights, repeated modules, raw parameters --------------------------------------------------------

@@ -6,11 +6,12 @@ import pickle
 import pytest
 import torch
 from cases import labels, randn
-from nets import assert_unbiased
+from nets import assert_unbiased, fixed
 from torch import Tensor, nn
 
 import fgvar
 from fgvar.networks import Traits
+from fgvar.nn.heads import ReadOut, headless
 from fgvar.nn.traits import declare, traits_of
 
 
@@ -55,6 +56,40 @@ def test_own_classifiers_learn_exactly() -> None:
 def with_heads() -> nn.Module:
     net = nn.Sequential(PerGroup(), nn.Tanh(), nn.Linear(6, 3))
     return fgvar.with_local_heads(net, after=("1",), classes=3, groups=2, readout="2")
+
+
+def test_a_network_that_learns_exactly_is_perturbed_nowhere() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+    declare(net, learns_exactly=True)
+    found = problem(net)
+    assert found.network.exact == found.params.keys()
+    assert found.perturbed == ()
+    with pytest.raises(ValueError, match="found no module to follow"):
+        fgvar.with_sites(net)
+
+
+def declared() -> nn.Module:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Sequential(nn.Linear(6, 5), ReadOut(5, 3)))
+    declare(net[2], learns_exactly=True)
+    return net
+
+
+@pytest.mark.parametrize(
+    "build", [with_heads, declared, lambda: nn.Sequential(PerGroup(), nn.Tanh(), Classifier(6, 3))]
+)
+def test_features_are_what_those_that_learn_exactly_would_see(build) -> None:
+    net, x = fixed(build()), randn(3, 4)
+    found = headless(net)(x)
+    torch.testing.assert_close(found, net[:2](x), rtol=0, atol=0)
+    contrastive = fgvar.contrastive.Contrastive(net, fgvar.contrastive.InfoNCE(), (x, -x))
+    torch.testing.assert_close(contrastive.features(x), found, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("root", [ReadOut(4, 3, norm=False), Classifier(4, 3)])
+def test_features_of_a_network_that_is_a_head_are_its_inputs(root: nn.Module) -> None:
+    x = randn(2, 4)
+    assert torch.equal(headless(nn.Sequential(root).double())(x), headless(root)(x))
+    assert torch.equal(headless(root)(x), x)
 
 
 def test_declared_rows_are_credited_by_their_own_group() -> None:

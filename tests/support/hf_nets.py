@@ -14,6 +14,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it greets small voca
 import transformers as hf
 
 VOCABULARY, POSITIONS, CLASSES = 17, 6, 3
+PADDING = 1  # which stands behind masks alone: elsewhere torch's own backward pass would leave it out
 TEXT = {"vocab_size": VOCABULARY, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 LLAMA = {**TEXT, "intermediate_size": 12, "num_key_value_heads": 1, "max_position_embeddings": 8}
 
@@ -38,6 +39,7 @@ def mixtral(**config: Any) -> nn.Module:
 
 def bert(**config: Any) -> nn.Module:
     small = {**TEXT, "intermediate_size": 12, "max_position_embeddings": 8, "num_labels": CLASSES}
+    small |= {"pad_token_id": PADDING}
     return hf.BertForSequenceClassification(hf.BertConfig(**{**small, **config}))
 
 

@@ -8,7 +8,9 @@ import torch
 from refusals import says
 
 import fgvar
+from fgvar.nn.traits import declare
 from fgvar.training.gradients import gradient_of
+from fgvar.training.schedule import Optimiser
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,35 @@ def test_factors_and_decay_are_those_of_a_plain_loop(data, optimiser: str) -> No
         torch_one.step()
     for name, value in params.items():
         torch.testing.assert_close(run.params[name], value.detach(), rtol=1e-12, atol=1e-10)
+
+
+def three_layers(*, last: bool, root: bool = False) -> torch.nn.Module:
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    declare(net[3], learns_exactly=last)
+    declare(net, learns_exactly=root)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("net", "factors"),
+    [
+        (three_layers(last=True), {"0.weight": 1.0, "3.weight": 0.2}),
+        (three_layers(last=False, root=True), {"0.weight": 0.2, "3.weight": 0.2}),
+        (
+            fgvar.with_local_heads(three_layers(last=False), after=("1",), classes=2, readout="3"),
+            {"0.weight": 1.0, "1.local.head.linear.weight": 0.5, "3.weight": 0.2},
+        ),
+    ],
+    ids=["declared", "the network itself", "named"],
+)
+def test_what_learns_exactly_has_the_read_outs_factor(net: torch.nn.Module, factors: dict[str, float]) -> None:
+    problem = fgvar.Problem(net, "cross_entropy", (torch.randn(2, 3), torch.arange(2)))
+    schedule = fgvar.Schedule(lr=1.0, momentum=0.0, weight_decay=0.0, head_factor=0.5, readout_factor=0.2)
+    params = {name: torch.zeros_like(value) for name, value in problem.params.items()}
+    for value in params.values():
+        value.grad = torch.ones_like(value)
+    Optimiser(schedule, problem, params, total=1).step(0)
+    assert {name: -float(params[name][0, 0]) for name in factors} == pytest.approx(factors)
 
 
 def test_a_frozen_trunk_stays_exactly_as_it_was(data) -> None:
