@@ -106,6 +106,7 @@ class Contrastive(Problem):
     """
 
     coupled = False  # until the network is known to keep examples apart
+    of_batch = True  # a query is held against the keys of all
     keys: dict[str, Tensor]  # end or OUTPUT → [keys, width], of unit length
 
     def __init__(self, module: nn.Module, loss: InfoNCE, views: tuple[Tensor, Tensor]) -> None:

@@ -147,13 +147,16 @@ class Stochastic:
         C is the ``bound`` of a transform of each term, ω the largest that the sampler gives (its ``largest_share``).
         None where either is not known, or where what comes after the bound may move it further: it has to say of
         itself that it ``contracts`` (‖T g − T h‖ ≤ ‖g − h‖), as noise, masks and clips do. None, too, where one
-        example moves the gradients of all: by the point, or by a loss of Σ w ℓ / Σ w. Factors that the problem has
-        (`Problem.weighted`) count as the largest of them.
+        example moves the gradients of all: by the point, by a transform before or after the bound that says of
+        itself that it looks at the batch (``of_batch``), by a loss of Σ w ℓ / Σ w, or by terms that share the batch
+        (`fgvar.contrastive.Contrastive`). Factors that the problem has (`Problem.weighted`) count as the largest of
+        them.
 
         Source: Dwork and Roth 2014, Definition 3.1.
         """
         share: float | None = getattr(self.sample, "largest_share", lambda _: None)(problem)
-        if share is None or problem.weighs or self.at.bias_reason:
+        shared = problem.weighs or problem.of_batch or self.at.bias_reason
+        if share is None or shared or any(getattr(one, "of_batch", False) for one in (*self.each, *self.then)):
             return None
         share *= 1.0 if problem.importance is None else float(problem.importance.abs().max())
         bound = math.inf

@@ -33,8 +33,9 @@ class Transform(Protocol):
     shapes)``, from those that it is given to those that it returns. All run under ``torch.func.vmap``.
 
     Optional, of its class: ``adds_noise``, that all it does is to add noise of each entry's own; ``contracts``, that
-    it moves no two gradients further apart. Of itself: ``bound``, the longest that it returns; ``spread(variance,
-    problem)`` of a linear one that mixes entries, the variance that it makes of uncorrelated ones.
+    it moves no two gradients further apart. Of itself: ``bound``, the longest that it returns; ``of_batch``, that it
+    looks at the problem's batch, beside the gradient; ``spread(variance, problem)`` of a linear one that mixes
+    entries, the variance that it makes of uncorrelated ones.
     """
 
     linear: ClassVar[bool]
