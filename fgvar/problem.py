@@ -116,7 +116,7 @@ class Problem:
             other.params = {name: p.detach() if isinstance(p, nn.Parameter) else p for name, p in params.items()}
         if batch is not None:
             other.inputs, other.targets = problem_checks.require_pair(batch)
-            other.weights = other.importance = None
+            other.weights = other.importance = other.origin = None  # which are those of the old examples
             other.taps = {}
         return other
 
