@@ -31,7 +31,8 @@ class Stochastic:
 
     θ' = at(θ); ω ~ sample, with E ω = 1; ĝ_n = each(of(term n at θ')); ĝ = then(Σ_n ω_n ĝ_n). It is unbiased for
     ``of``'s target if E ω = 1 for every term, ω is constant for differentiation, the loss is linear in the sampled
-    sum, the point does not move, and shaping has the identity for mean; ``bias_reason`` says which of these fails.
+    sum, the point does not move, and shaping has the identity for mean. ``bias_reason`` says which of these its words
+    break; that a loss is not linear in a sum inside the network, as log Ẑ, is the problem's, which it does not see.
 
     ``at`` comes first, on the unsampled problem, then ``sample``: a fresh minibatch at the moved point. For the same
     minibatch at both nest: ``Stochastic(of=Stochastic(at=…), sample=…)``. ω is by the probabilities at θ, never by
@@ -89,7 +90,7 @@ class Stochastic:
 
     @property
     def bias_reason(self) -> str:
-        """Why its mean is not its target; empty where it is."""
+        """Why its mean is not its target; empty where it is, of a loss that is linear in the sampled sum."""
         words = (self.of, self.sample, self.at, *self.each, *self.then)
         return "; ".join(reason for word in words if (reason := getattr(word, "bias_reason", "")))
 
