@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fgvar import problem_checks
 from fgvar.errors import NonFiniteError
 from fgvar.nn import purity
 from fgvar.nn.heads import LocalHead, headless
@@ -106,6 +105,7 @@ class Contrastive(Problem):
     """
 
     coupled = False  # until the network is known to keep examples apart
+    of_batch = True  # a query is held against the keys of all
     keys: dict[str, Tensor]  # end or OUTPUT → [keys, width], of unit length
 
     def __init__(self, module: nn.Module, loss: InfoNCE, views: tuple[Tensor, Tensor]) -> None:
@@ -128,17 +128,17 @@ class Contrastive(Problem):
         Raises:
             TypeError: a batch that is no pair of tensors, or whose second one holds integers.
         """
-        other = super().at(params and {name: value for name, value in params.items() if name not in self.heads})
+        params = params and {name: value for name, value in params.items() if name not in self.heads}
+        other = super().at(params, batch)
         if batch is not None:
-            _, second = problem_checks.require_pair(batch)
+            _, second = batch
             kind = getattr(second, "dtype", type(second).__name__)
             if not isinstance(second, Tensor) or not second.is_floating_point():
                 raise TypeError(
                     f"the second view is {kind}, expected images; queries and the numbers of their keys go "
                     "into with_queries(queries, numbers), and some of the batch are rows(which)"
                 )
-            other.inputs, other.second = batch
-            other.targets = torch.arange(len(second), device=second.device)
+            other.second, other.targets = second, torch.arange(len(second), device=second.device)
             if self.coupled:
                 other._couple()
         if not self.coupled and (params is not None or other.second is not self.second):
@@ -152,7 +152,7 @@ class Contrastive(Problem):
             ValueError: there is no stop of the gradient, so that queries are keys, too.
         """
         self._refuse_coupled()
-        return self._with(inputs=queries, targets=numbers)
+        return super().at(batch=(queries, numbers))
 
     def clone(self) -> Self:
         keys = {end: key.clone() for end, key in self.keys.items()}

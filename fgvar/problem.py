@@ -59,7 +59,8 @@ class Problem:
     origin: "Problem | None" = None  # where the probabilities of samplers are declared, if parameters moved since
     trace: ForwardTrace
     single_trace: ForwardTrace  # of the first example alone
-    coupled = False  # does a loss term depend on other examples than its own?
+    coupled = False  # does a loss term's gradient depend on other examples than its own?
+    of_batch = False  # is a loss term made of other examples, too, be it of constants?
 
     def __init__(self, module: nn.Module, loss: str | Loss, batch: tuple[Any, Any]) -> None:
         require_module(module)
@@ -115,7 +116,7 @@ class Problem:
             other.params = {name: p.detach() if isinstance(p, nn.Parameter) else p for name, p in params.items()}
         if batch is not None:
             other.inputs, other.targets = problem_checks.require_pair(batch)
-            other.weights = other.importance = None
+            other.weights = other.importance = other.origin = None  # which are those of the old examples
             other.taps = {}
         return other
 

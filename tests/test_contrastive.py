@@ -157,6 +157,19 @@ def test_other_parameters_or_views_bring_new_keys(stop: bool) -> None:
     assert torch.equal(problem.at(moved).loss(moved), problem.loss(moved)) != stop
 
 
+@pytest.mark.parametrize("stop", [True, False])
+def test_another_batch_leaves_the_factors_of_the_old_one_behind(stop: bool) -> None:
+    plain = contrastive(stop_gradient=stop)
+    old = plain.weighted(torch.arange(1.0, plain.batch_size + 1).double())
+    site = next(iter(plain.trace.sites))
+    tapped = old.tapped(site, randn(*plain.trace.sites[site]))
+    for batch in (views(), views(2)):
+        assert torch.equal(tapped.at(batch=batch).loss(), plain.at(batch=batch).loss())
+    if stop:
+        queries = (plain.inputs[1:], plain.targets[1:])
+        assert torch.equal(tapped.with_queries(*queries).loss(), plain.with_queries(*queries).loss())
+
+
 def test_other_queries_keep_the_keys() -> None:
     """Those of some rows, and images of their own."""
     problem = contrastive()

@@ -113,3 +113,11 @@ def test_non_finite_problems(value: float) -> None:
     with pytest.raises(NonFiniteError, match=r"loss.*holds NaN or infinity"):
         problem(loss=lambda outputs, _: outputs.sum(1) * value)
     assert issubclass(NonFiniteError, ArithmeticError)
+
+
+def test_another_batch_has_no_origin_among_the_old_examples() -> None:
+    """There the probabilities of samplers were declared: of examples that are not there any more."""
+    here = problem(net())
+    moved = here.moved({name: p + 1 for name, p in here.params.items()})
+    assert moved.origin is here
+    assert moved.at(batch=(X, Y)).origin is None

@@ -48,22 +48,26 @@ class Directions:
             else cls(linearised, draws, count, lines)
         )
 
+    # In float64, all of them: small floats hold neither the squares nor the counts of many numbers, and an inverse
+    # loses the digits twice that a Gram matrix has squared.
+
     def norms(self, terms: LossTerms) -> LossTerms:
         """|u|² of each direction over the numbers that each term credits, like ``terms``."""
-        return self._onto_terms(terms, {name: u.square() for name, u in self.directions.items()})
+        return self._onto_terms(terms, {name: u.double().square() for name, u in self.directions.items()})
 
     def gram(self, terms: LossTerms) -> LossTerms:
         """Inner products of each two directions over the numbers that each term credits: [directions, *terms]."""
+        wide = {name: u.double() for name, u in self.directions.items()}
         rows = [
-            self._onto_terms(terms, {name: u * u[k] for name, u in self.directions.items()})
-            for k in range(len(next(iter(self.directions.values()))))
+            self._onto_terms(terms, {name: u * u[k] for name, u in wide.items()})
+            for k in range(len(next(iter(wide.values()))))
         ]
         return {end: torch.stack([row[end] for row in rows]) for end in terms}
 
     def numbers(self, terms: LossTerms) -> LossTerms:
         """How many numbers each term credits along each direction, like ``terms``."""
         ones = {name: torch.ones_like(value) for name, value in self.linearised.point.items()}
-        mask = {name: (u != 0).to(u.dtype)[None] for name, u in self.linearised.direction(ones).items()}
+        mask = {name: (u != 0).double()[None] for name, u in self.linearised.direction(ones).items()}
         found = self._onto_terms(terms, mask if self.blocks == 1 else _alone(mask))
         return {end: t.repeat(self.draws, 1, 1, 1) for end, t in found.items()}
 
@@ -74,7 +78,8 @@ class Directions:
         def credited(one: LossTerms) -> dict[str, Tensor]:
             return {name: c.expand(point[name].shape) for name, c in self.linearised.credit(one).items()}
 
-        transpose = torch.func.vjp(credited, {end: torch.zeros_like(t[0]) for end, t in terms.items()})[1]
+        still = {end: torch.zeros_like(t[0], dtype=torch.float64) for end, t in terms.items()}
+        transpose = torch.func.vjp(credited, still)[1]
         found: LossTerms = vmap(lambda one: transpose(one)[0])(dict(numbers))
         return found
 
@@ -136,7 +141,8 @@ class Normalised:
 
     def __call__(self, terms: LossTerms, directions: Directions) -> LossTerms:
         norms = directions.norms(terms)
-        return {end: torch.where(norms[end] > 0, c / norms[end], 0) / directions.draws for end, c in terms.items()}
+        found = {end: torch.where(norms[end] > 0, c / norms[end], 0) / directions.draws for end, c in terms.items()}
+        return {end: w.to(terms[end].dtype) for end, w in found.items()}
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,7 @@ class Projection:
         grams = directions.gram(terms)
         found = {}
         for end, c in terms.items():
-            gram, right = grams[end].movedim((0, 1), (-2, -1)), c.movedim(0, -1)
+            gram, right = grams[end].movedim((0, 1), (-2, -1)), c.double().movedim(0, -1)
             solved = torch.linalg.pinv(gram, hermitian=True) @ right[..., None]
             found[end] = solved[..., 0].movedim(-1, 0)
         if power := self.SCALES[self.scale]:
@@ -188,15 +194,15 @@ class Projection:
             found = {
                 end: w * (numbers[end] / directions.independent).clamp_min(1) ** power for end, w in found.items()
             }
-        return found
+        return {end: w.to(terms[end].dtype) for end, w in found.items()}
 
 
 @dataclass(frozen=True)
 class ShuffledCredit:
     """A control: every direction is credited with the derivative of another one, or of another example.
 
-    All else, noise, sizes, cost, is as without it, but nothing is learnt: with independent noise E ĝ = 0. What
-    a sham achieves (by heads, by noise itself) is not owed to the estimate.
+    All else, noise, sizes, cost, is as without it, but nothing is learnt: with independent noise E ĝ = 0 in the
+    trunk. What a sham achieves (by heads, by noise itself) is not owed to the estimate.
 
     Args:
         combine: what combines the shuffled derivatives.
@@ -213,7 +219,7 @@ class ShuffledCredit:
     combine: Any = Mean()
     across: str = "examples"
 
-    bias_reason: ClassVar[str] = "a control: E ĝ = 0"
+    bias_reason: ClassVar[str] = "a control: E ĝ = 0 in the trunk"
     AXES: ClassVar[dict[str, int]] = {"directions": 0, "examples": 1}
 
     def __post_init__(self) -> None:

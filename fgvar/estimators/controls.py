@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -103,8 +103,8 @@ class MatchedNoise:
         a, b = (self.like.estimate(problem, parts.get(copy, {})) for copy in ("a", "b"))
         estimate = {}
         for name, value in self.target(problem).items():
-            spread = torch.linalg.vector_norm(a.gradient[name] - b.gradient[name]) / (2 * value.numel()) ** 0.5
-            estimate[name] = value + spread * parts["u"][name]
+            spread = _length(a.gradient[name] - b.gradient[name]) / (2 * value.numel()) ** 0.5
+            estimate[name] = value + spread.to(value.dtype) * parts["u"][name]
         return Estimate(estimate, a.loss)
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
@@ -113,25 +113,24 @@ class MatchedNoise:
 
 @dataclass(frozen=True)
 class IsotropicNull:
-    """Noise of the gradient's own length that knows nothing of it: ĝ = ‖g‖/√d u in every tensor, E ĝ = 0.
+    """Noise of the gradient's own length that knows nothing of it: ĝ = ‖g‖/√d u in every tensor of the trunk.
 
-    The cosine that chance gives in each layer, and what following pure noise of that length does to training.
+    E ĝ = 0 there; heads and read-outs learn exactly. The cosine that chance gives in each layer, and what following
+    pure noise of that length does to training.
 
     Args:
         losses: whose gradient has the length.
 
     Example:
         >>> IsotropicNull().bias_reason
-        'a control: E ĝ = 0'
+        'a control: E ĝ = 0 in the trunk'
     """
-
-    centred: ClassVar[bool] = True  # E ĝ = 0
 
     losses: Losses = GlobalLoss()
 
     @property
     def bias_reason(self) -> str:
-        return "a control: E ĝ = 0"
+        return "a control: E ĝ = 0 in the trunk"
 
     def randomness(self, problem: Problem) -> Randomness:
         self.losses.check(problem)
@@ -142,12 +141,17 @@ class IsotropicNull:
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         target = self.target(problem)
         for name in problem.perturbed:
-            length = torch.linalg.vector_norm(target[name]) / target[name].numel() ** 0.5
-            target[name] = length * noise[f"u.{name}"]
+            value = target[name]
+            target[name] = (_length(value) / value.numel() ** 0.5).to(value.dtype) * noise[f"u.{name}"]
         return Estimate(target)
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return gradient(self.losses, problem, problem.params)
+
+
+def _length(value: Tensor) -> Tensor:
+    """‖x‖ in float64: smaller floats hold neither squares of small numbers nor sums of many."""
+    return cast(Tensor, torch.linalg.vector_norm(value, dtype=torch.float64))
 
 
 def _flattened(parts: Mapping[str, Mapping[str, T]]) -> dict[str, T]:

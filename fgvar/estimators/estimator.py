@@ -102,12 +102,20 @@ class Estimator:
     def bias_reason(self) -> str:
         """Why its mean is not its target; empty where it is."""
         space = getattr(self.space, "bias_reason", "")
-        steps = "" if self.oracle.bias_order is None else f"of order step^{self.oracle.bias_order}"
+        # Of activities every group's numbers are credited by that group anyway.
+        losses = "" if self.space.per_example else getattr(self.losses, "bias_reason", "")
+        steps = "" if self.bias_order is None else f"of order step^{self.bias_order}"
         even = getattr(self.noise, "spans_evenly", lambda directions: False)(self.directions)  # noqa: ARG005
         spans = "" if even else getattr(self.combine, "uneven", "")
-        return "; ".join(
-            reason for reason in (space, self.guess.bias_reason, self.combine.bias_reason, spans, steps) if reason
-        )
+        reasons = (space, losses, self.guess.bias_reason, self.combine.bias_reason, spans, steps)
+        return "; ".join(reason for reason in reasons if reason)
+
+    @property
+    def bias_order(self) -> int | None:
+        """The power of a finite difference's step that its bias falls with; None of exact derivatives."""
+        # A one-sided error is even in u, and averages out over u and −u: along one direction without noise it stays.
+        lone = getattr(self.guess, "noiseless", False) and not self.antithetic
+        return 1 if lone and getattr(self.oracle, "one_sided", False) else self.oracle.bias_order
 
     @property
     def _each_alone(self) -> bool:

@@ -20,7 +20,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class Guess(Protocol):
-    """What a direction is made of."""
+    """What a direction is made of. One that takes no noise says so, of its class: ``noiseless = True``."""
 
     @property
     def bias_reason(self) -> str:
@@ -83,6 +83,7 @@ class LocalGradient:
     """
 
     bias_reason: ClassVar[str] = "a guess without noise never leaves its line"
+    noiseless: ClassVar[bool] = True
 
     def check(self, problem: Problem) -> None:
         LocalLosses().check(problem)
@@ -118,6 +119,7 @@ class NTK:
     seed: int = 0
 
     bias_reason: ClassVar[str] = LocalGradient.bias_reason
+    noiseless: ClassVar[bool] = True
 
     def check(self, problem: Problem) -> None:
         LocalLosses().check(problem)
@@ -149,6 +151,7 @@ class BackpropGradient:
     """
 
     bias_reason: ClassVar[str] = "a guess without noise never leaves its line: the gradient's own for the global loss"
+    noiseless: ClassVar[bool] = True
 
     def check(self, problem: Problem) -> None:
         """Every network has an output."""

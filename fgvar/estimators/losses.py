@@ -135,6 +135,12 @@ class LocalLosses:
         if self.credit not in self.CREDITS:
             raise ValueError(unknown("credit", self.credit, self.CREDITS))
 
+    @property
+    def bias_reason(self) -> str:
+        """Why weights credited by these terms have another mean; empty where they have not."""
+        apart = self.group and self.credit == "published"
+        return "rows are credited by their own group's copies alone" if apart else ""
+
     def check(self, problem: Problem) -> None:
         if not problem.trace.ends:
             raise ValueError(

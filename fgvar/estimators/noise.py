@@ -86,5 +86,9 @@ class Uniform:
     elementwise: ClassVar[bool] = True
     kurtosis: ClassVar[float] = 1.8
 
+    def spans_evenly(self, directions: int) -> bool:  # noqa: ARG002
+        """A sign turned or two numbers exchanged, in all directions, leave the law; none is parallel to others."""
+        return True
+
     def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.uniform(shape, dtype, device).mul_(2).sub_(1).mul_(3**0.5)

@@ -21,7 +21,10 @@ Moved = dict[str, dict[str, tuple[bool, bool]]]
 
 
 class Oracle(Protocol):
-    """Derivatives of all loss terms along a direction, from which an estimate is made."""
+    """Derivatives of all loss terms along a direction, from which an estimate is made.
+
+    Optional, of its class: ``one_sided``, that along a direction without noise its bias is of order step.
+    """
 
     bias_order: ClassVar[int | None]  # E ĝ − ∇ = O(step^order) under symmetric noise; None: no bias
 
@@ -78,7 +81,8 @@ class ForwardDifference:
     """(f(x + step·u) − f(x))/step = ∇f·u + step/2 · uᵀHu + O(step²).
 
     Its first-order error is even in u, hence odd in c·u: it averages out under symmetric noise, and leaves a
-    bias of order step² (the third derivatives) with more variance than `CentralDifference` has.
+    bias of order step² (the third derivatives) with more variance than `CentralDifference` has. Along a guess
+    without noise it stays, a bias of order step, unless that is paired with its opposite (``antithetic``).
 
     Args:
         step: of the difference, in units of the direction.
@@ -96,6 +100,7 @@ class ForwardDifference:
 
     step: float = 1e-3
     bias_order: ClassVar[int | None] = 2
+    one_sided: ClassVar[bool] = True  # its error is of order step along one direction alone
     by_tensor: ClassVar[bool] = True  # each tensor of a direction is looked at alone, where it is added
 
     def __post_init__(self) -> None:

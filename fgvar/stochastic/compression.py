@@ -21,6 +21,7 @@ from fgvar.stochastic.transforms import (
     length,
     moments_without_noise,
     require_certain,
+    rescaled,
     size,
 )
 
@@ -151,19 +152,19 @@ class Quantise:
         for name, x in steps.items():
             # Not ⌊x + u⌋, which rounding moves: what lies on a level stays there.
             up = (noise[name] / 3**0.5 + 1) / 2 < x.frac()
-            found[name] = step * gradient[name].sign() * (x.floor() + up)
-        return found
+            found[name] = gradient[name].sign() * (x.floor() + up)
+        return rescaled(found, step)
 
     def moments(self, mean: Gradient, variance: Gradient, problem: Problem) -> Moments:
         require_certain(self, variance)
         steps, step = self._steps(mean)
-        return Moments(mean, {name: step**2 * x.frac() * (1 - x.frac()) for name, x in steps.items()})
+        return Moments(mean, rescaled({name: x.frac() * (1 - x.frac()) for name, x in steps.items()}, step**2))
 
     def _steps(self, gradient: Gradient) -> tuple[Gradient, Tensor]:
         """Sizes of all numbers in steps, and what a step is; all 0 where the gradient is."""
         norm = length(gradient)
         per_unit = torch.where(norm > 0, self.levels / norm, 0)
-        return {name: g.abs() * per_unit for name, g in gradient.items()}, norm / self.levels
+        return rescaled({name: g.abs() for name, g in gradient.items()}, per_unit), norm / self.levels
 
 
 @dataclass(frozen=True)
@@ -192,8 +193,9 @@ class Sign:
     def __call__(self, gradient: Gradient, problem: Problem, noise: Mapping[str, Tensor]) -> Gradient:
         if not self.scaled:
             return {name: g.sign() for name, g in gradient.items()}
-        mean = torch.stack([g.abs().sum() for g in gradient.values()]).sum() / size(gradient)
-        return {name: mean * g.sign() for name, g in gradient.items()}
+        each = [torch.linalg.vector_norm(g, 1, dtype=torch.float64) for g in gradient.values()]
+        mean = torch.stack(each).sum() / size(gradient)
+        return rescaled({name: g.sign() for name, g in gradient.items()}, mean)
 
     def moments(self, mean: Gradient, variance: Gradient, problem: Problem) -> Moments:
         return moments_without_noise(self, mean, variance, problem)

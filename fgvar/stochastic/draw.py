@@ -176,8 +176,8 @@ class Draw:
     def products(self, problem: Problem, name: str) -> Tensor:
         """E[ω_i ω_j] of the terms of the `fgvar.Terms` of this name, put back: [batch, …, terms, terms].
 
-        1 − 1/m + δ_ij/(m p_i) of two terms that are drawn, 1 where one of them is taken for certain. See
-        `fgvar.theory.log_second_moment`, which makes Var Ẑ of it.
+        1 − 1/m + δ_ij/(m p_i) of two terms that are drawn, 1 where one of them is taken for certain, 0 where one of
+        them is never drawn. See `fgvar.theory.log_second_moment`, which makes Var Ẑ of it.
 
         Raises:
             ValueError: terms that are not put back, or weighed otherwise: there is no closed form.
@@ -189,7 +189,9 @@ class Draw:
             )
         choice, _, others = self.law(problem, name)
         own = torch.diag_embed(others * _inverse(choice.probabilities)) / self.size
-        return 1 - others[..., :, None] * others[..., None, :] / self.size + own
+        drawn = others * (choice.probabilities > 0)
+        mean = 1 - others + drawn  # E ω
+        return _outer(mean) - _outer(drawn) / self.size + own
 
     def _for(self, terms: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
         """Probabilities of one draw that counts, and the sum of what is taken for certain."""
@@ -234,6 +236,10 @@ class Draw:
 def _sum(factors: Tensor, terms: Tensor) -> Tensor:
     """Σ factors_n · terms_n."""
     return torch.tensordot(factors, terms, dims=1)
+
+
+def _outer(row: Tensor) -> Tensor:
+    return row[..., :, None] * row[..., None, :]
 
 
 def _inverse(p: Tensor) -> Tensor:

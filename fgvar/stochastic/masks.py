@@ -36,15 +36,16 @@ class Mask:
     keep: Keep
 
     linear: ClassVar[bool] = True
+    contracts: ClassVar[bool] = True
     bias_reason: ClassVar[str] = "dead parameters have no gradient"
 
     def __post_init__(self) -> None:
         require_word("keep", self.keep, ("mask",), "fgvar.transforms.Magnitude(0.4)")
 
     @property
-    def contracts(self) -> bool:
-        """Does it move no two gradients further apart? One example changes a mask that looks at the batch."""
-        return getattr(self.keep, "of_parameters", False)
+    def of_batch(self) -> bool:
+        """Does the mask look at the batch, of which one example then changes it for all?"""
+        return not getattr(self.keep, "of_parameters", False)
 
     def leaves(self, problem: Problem, shapes: Shapes) -> dict[str, Leaf]:
         require_parameters(self, problem, shapes)

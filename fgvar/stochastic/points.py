@@ -16,6 +16,7 @@ from fgvar.estimators.protocol import Estimate, GradientEstimator, require_estim
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.problem import Problem
 from fgvar.stochastic.past import after
+from fgvar.stochastic.transforms import length, rescaled
 
 
 class Point(Protocol):
@@ -103,8 +104,8 @@ class Ahead:
     def view(self, problem: Problem, noise: Mapping[str, Tensor]) -> Problem:
         z = self.by.estimate(problem, noise).gradient
         if self.unit:  # by where, not by if: under vmap no value can be asked
-            norm = torch.stack([value.square().sum() for value in z.values()]).sum().sqrt()
-            z = {name: value / norm.where(norm > 0, 1) for name, value in z.items()}
+            norm = length(z)
+            z = rescaled(z, 1 / norm.where(norm > 0, 1))
         return problem.moved({name: p - self.step * z[name] for name, p in problem.params.items()})
 
     def after(self, output: Mapping[str, Tensor]) -> "Ahead":

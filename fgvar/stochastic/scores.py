@@ -19,6 +19,7 @@ from fgvar.stochastic.populations import (
     scores_of,
     terms_shape,
 )
+from fgvar.stochastic.transforms import length
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class GradientNorms:
         _require_batch(self, over)
 
         def norm(example: Problem) -> Tensor:
-            return torch.stack([g.norm() for g in example.backprop().values()]).norm()
+            return length(example.backprop())
 
         found: Tensor = problem.per_example(norm)
         return found.detach()

@@ -31,7 +31,8 @@ class Stochastic:
 
     θ' = at(θ); ω ~ sample, with E ω = 1; ĝ_n = each(of(term n at θ')); ĝ = then(Σ_n ω_n ĝ_n). It is unbiased for
     ``of``'s target if E ω = 1 for every term, ω is constant for differentiation, the loss is linear in the sampled
-    sum, the point does not move, and shaping has the identity for mean; ``bias_reason`` says which of these fails.
+    sum, the point does not move, and shaping has the identity for mean. ``bias_reason`` says which of these its words
+    break; that a loss is not linear in a sum inside the network, as log Ẑ, is the problem's, which it does not see.
 
     ``at`` comes first, on the unsampled problem, then ``sample``: a fresh minibatch at the moved point. For the same
     minibatch at both nest: ``Stochastic(of=Stochastic(at=…), sample=…)``. ω is by the probabilities at θ, never by
@@ -89,7 +90,7 @@ class Stochastic:
 
     @property
     def bias_reason(self) -> str:
-        """Why its mean is not its target; empty where it is."""
+        """Why its mean is not its target; empty where it is, of a loss that is linear in the sampled sum."""
         words = (self.of, self.sample, self.at, *self.each, *self.then)
         return "; ".join(reason for word in words if (reason := getattr(word, "bias_reason", "")))
 
@@ -147,13 +148,16 @@ class Stochastic:
         C is the ``bound`` of a transform of each term, ω the largest that the sampler gives (its ``largest_share``).
         None where either is not known, or where what comes after the bound may move it further: it has to say of
         itself that it ``contracts`` (‖T g − T h‖ ≤ ‖g − h‖), as noise, masks and clips do. None, too, where one
-        example moves the gradients of all: by the point, or by a loss of Σ w ℓ / Σ w. Factors that the problem has
-        (`Problem.weighted`) count as the largest of them.
+        example moves the gradients of all: by the point, by a transform before or after the bound that says of
+        itself that it looks at the batch (``of_batch``), by a loss of Σ w ℓ / Σ w, or by terms that share the batch
+        (`fgvar.contrastive.Contrastive`). Factors that the problem has (`Problem.weighted`) count as the largest of
+        them.
 
         Source: Dwork and Roth 2014, Definition 3.1.
         """
         share: float | None = getattr(self.sample, "largest_share", lambda _: None)(problem)
-        if share is None or problem.weighs or self.at.bias_reason:
+        shared = problem.weighs or problem.of_batch or self.at.bias_reason
+        if share is None or shared or any(getattr(one, "of_batch", False) for one in (*self.each, *self.then)):
             return None
         share *= 1.0 if problem.importance is None else float(problem.importance.abs().max())
         bound = math.inf

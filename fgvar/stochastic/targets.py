@@ -73,6 +73,12 @@ class Against:
         if not callable(self.target):
             object.__setattr__(self, "target", TargetOf(self.target))
 
+    @property
+    def bias_reason(self) -> str:
+        """Why its mean is not its target."""
+        own = getattr(self.estimator, "bias_reason", "")
+        return "; ".join(reason for reason in (own, "held against another target") if reason)
+
     def randomness(self, problem: Problem) -> Randomness:
         return self.estimator.randomness(problem)
 
@@ -116,9 +122,11 @@ class Newton:
         require_type("damping", self.damping, Real, "a number")
 
     def __call__(self, problem: Problem) -> dict[str, Tensor]:
-        h = hessian(self.problem.to(problem.dtype).at(problem.params))
+        # Solved in float64: of 16 bits torch solves none, and in 32 a Hessian near singular costs most digits.
+        h = hessian(self.problem.to(problem.dtype).at(problem.params)).double()
         damped = h + self.damping * torch.eye(len(h), dtype=h.dtype, device=h.device)
-        return _shaped(torch.linalg.solve(damped, _flat(problem.backprop())), problem)
+        direction = torch.linalg.solve(damped, _flat(problem.backprop()).double())
+        return _shaped(direction.to(problem.dtype), problem)
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ class Transform(Protocol):
     shapes)``, from those that it is given to those that it returns. All run under ``torch.func.vmap``.
 
     Optional, of its class: ``adds_noise``, that all it does is to add noise of each entry's own; ``contracts``, that
-    it moves no two gradients further apart. Of itself: ``bound``, the longest that it returns; ``spread(variance,
-    problem)`` of a linear one that mixes entries, the variance that it makes of uncorrelated ones.
+    it moves no two gradients further apart. Of itself: ``bound``, the longest that it returns; ``of_batch``, that it
+    looks at the problem's batch, beside the gradient; ``spread(variance, problem)`` of a linear one that mixes
+    entries, the variance that it makes of uncorrelated ones.
     """
 
     linear: ClassVar[bool]
@@ -136,8 +137,7 @@ class Clip:
 
     def __call__(self, gradient: Gradient, problem: Problem, noise: Mapping[str, Tensor]) -> Gradient:
         # Of a zero gradient the quotient is infinite, which the clamp makes 1.
-        factor = (self.norm / length(gradient)).clamp_max(1)
-        return {name: factor * g for name, g in gradient.items()}
+        return rescaled(gradient, (self.norm / length(gradient)).clamp_max(1))
 
     def moments(self, mean: Gradient, variance: Gradient, problem: Problem) -> Moments:
         return moments_without_noise(self, mean, variance, problem)
@@ -185,8 +185,15 @@ class AddNoise:
 
 
 def length(gradient: Gradient) -> Tensor:
-    """‖g‖ over all tensors."""
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradient.values()]))
+    """‖g‖ over all tensors, in float64: smaller floats hold neither squares of small numbers nor sums of many."""
+    each = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradient.values()]
+    return torch.linalg.vector_norm(torch.stack(each))
+
+
+def rescaled(gradient: Gradient, factor: Tensor) -> Gradient:
+    """factor · g, by 32 bits at least: of 16 there is no factor for every length."""
+    wide = {name: g.to(torch.promote_types(g.dtype, torch.float32)) for name, g in gradient.items()}
+    return {name: (factor.to(g.dtype) * g).to(gradient[name].dtype) for name, g in wide.items()}
 
 
 def size(gradient: Gradient) -> int:

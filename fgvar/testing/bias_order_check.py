@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from fgvar.estimators.noise import Gaussian
+from fgvar.estimators.oracles import Jvp
 from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.draws import Enumeration
 from fgvar.problem import Problem
@@ -18,7 +19,7 @@ LAW = "support × hermite"
 
 
 def bias_order(tested: EstimatorUnderTest) -> str:
-    """The bias of a finite difference, or of a point ahead, falls as step^order: the slope between two steps.
+    """The bias of a finite difference, or of a point ahead, falls as step^order at least: the slope of two steps.
 
     Where other words bias the mean, too, what falls is the distance from the mean at step 0.
     """
@@ -42,7 +43,7 @@ def bias_order(tested: EstimatorUnderTest) -> str:
     if max(found) <= 1e-9 * tested.size:
         return "no bias at all on this problem"
     slope = math.log(found[0] / max(found[1], 1e-300)) / math.log(STEPS[0] / STEPS[1])
-    if abs(slope - word.bias_order) > 0.15:
+    if slope < word.bias_order - 0.15:  # where it falls faster, as of a network without heads, O(step^order) holds
         raise Failure(
             f"the bias falls as step^{slope:.2f}, declared is step^{word.bias_order} "
             f"(bias {found[0]:.3g} at step {steps[0]:.3g}, {found[1]:.3g} at {steps[1]:.3g})"
@@ -59,8 +60,8 @@ def _require_side(tested: EstimatorUnderTest, problem: Problem, word: Any) -> No
 
 
 def _without_step(tested: EstimatorUnderTest, word: Any) -> Gradients | None:
-    """The mean at the parameters themselves, of what is biased there, too; else None."""
-    still = varied(tested, step=0.0) if hasattr(word, "view") else None
+    """The mean at the parameters themselves, or by exact derivatives, of what is biased then, too; else None."""
+    still = varied(tested, step=0.0) if hasattr(word, "view") else varied(tested, oracle=Jvp())
     if still is None or not getattr(still.estimator, "bias_reason", ""):
         return None
     return _mean_over_law(still)

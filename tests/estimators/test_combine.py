@@ -1,5 +1,6 @@
 """Combining directions: projections against least squares, their scales exactly, shams, and Replay."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -72,6 +73,64 @@ def test_enough_directions_span_everything(losses, space, scale: str) -> None:
     _, found = drawn(estimator, problem, 1)
     for name, value in estimator.target(problem).items():
         torch.testing.assert_close(found[name][0], value, rtol=0, atol=1e-8)
+
+
+def line(size: int, dtype: torch.dtype) -> fgvar.Problem:
+    net = torch.nn.Linear(size, 1, bias=False, dtype=dtype)
+    with torch.no_grad():
+        net.weight.copy_(randn(1, size, seed=3))
+    return fgvar.Problem(net, "mse", (randn(3, size).to(dtype), randn(3, 1, seed=1).to(dtype)))
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_as_many_directions_as_numbers_give_the_gradient_in_float32(size: int) -> None:
+    """The Gram matrix squares the condition of the directions: of float32 alone some draws are 0.1 off and more."""
+    problem = line(size, torch.float32)
+    estimator = fgvar.Estimator(directions=size, combine=fgvar.combine.Projection())
+    noise = estimator.randomness(problem).sample(0, range(40))
+    g = problem.backprop()["weight"]
+    off = (estimates(estimator, problem, noise)["weight"] - g).flatten(1).norm(dim=1) / g.norm()
+    assert float(off.max()) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("combine", [fgvar.combine.Projection(), fgvar.combine.Projection("mean")], ids=repr)
+def test_projections_run_in_half_precision(combine: fgvar.combine.Projection, dtype: torch.dtype) -> None:
+    problem, estimator = line(8, dtype), fgvar.Estimator(directions=3, combine=combine)
+    noise = estimator.randomness(problem).sample(0, range(4), dtype=dtype)
+    found = estimates(estimator, problem, noise)["weight"]
+    wide = {name: u.double() for name, u in noise.items()}
+    expected = estimates(estimator, problem.to(torch.float64), wide)["weight"]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.05 * float(expected.abs().max()))
+
+
+def test_lengths_and_numbers_of_directions_are_told_in_half_precision() -> None:
+    """Of 90,000 numbers, the square of the length and their count are no numbers of float16."""
+    net = torch.nn.Linear(90_000, 1, bias=False, dtype=torch.float16)
+    torch.nn.init.zeros_(net.weight)
+    inputs, targets = torch.full((1, 90_000), 0.01).half(), torch.zeros(1).half()
+    problem = fgvar.Problem(net, lambda outputs, _: outputs[:, 0], (inputs, targets))
+    ones = {"weight": torch.ones(1, 90_000).half()}  # along the gradient: its projection is itself
+    for combine, factor in ((fgvar.combine.Normalised(), 1.0), (fgvar.combine.Projection("norm"), 300.0)):
+        found = fgvar.Estimator(combine=combine).estimate(problem, ones).gradient["weight"]
+        torch.testing.assert_close(found, factor * inputs, rtol=1e-2, atol=0)
+
+
+def test_uniform_directions_span_evenly() -> None:
+    """Exactly, over the symmetries of their law, of which each is as likely as the draw itself; and as drawn."""
+    problem = line(3, torch.float64)
+    estimator = fgvar.Estimator(noise=fgvar.noise.Uniform(), directions=2, combine=fgvar.combine.Projection("mean"))
+    drawn_one = estimator.randomness(problem).sample(0, [0], dtype=torch.float64)["weight"][0]  # [2, 1, 3]
+    turned = [
+        drawn_one[..., list(order)] * torch.tensor(flips).double()
+        for order in itertools.permutations(range(3))
+        for flips in itertools.product((1.0, -1.0), repeat=3)
+    ]
+    found = estimates(estimator, problem, {"weight": torch.stack(turned)})["weight"].mean(0)
+    torch.testing.assert_close(found, problem.backprop()["weight"], rtol=0, atol=1e-12)
+    assert estimator.bias_reason == ""
+    assert fgvar.testing.unbiased(estimator, problem, draws=4096).passed, "false alarms 1e-6, nominal"
 
 
 def signs(estimator, problem: fgvar.Problem) -> tuple[dict[str, Tensor], float]:

@@ -126,6 +126,27 @@ def test_matched_noise_of_an_exact_gradient_is_the_gradient() -> None:
     close(matched.estimate(problem, noise).gradient, matched.target(problem), 0)
 
 
+@pytest.mark.parametrize("name", ["isotropic-null", "sham"])
+def test_controls_have_no_mean_in_the_trunk_and_say_that_it_is_there_alone(name: str) -> None:
+    problem, control = mixer(batch=3), fgvar.scheme(name)
+    assert control.bias_reason == "a control: E ĝ = 0 in the trunk"
+    mean, target = expectation(control, problem), control.target(problem)
+    exact = {name: float(name in problem.network.exact) * g for name, g in target.items()}
+    close(mean, exact)
+    assert any(bool(g.any()) for g in exact.values())
+
+
+@pytest.mark.parametrize(("dtype", "value", "numbers"), [(torch.float16, 300.0, 90_000), (torch.float32, 1e-30, 4)])
+def test_noise_has_the_gradient_s_length_whatever_its_squares(dtype: torch.dtype, value: float, numbers: int) -> None:
+    inputs, targets = torch.full((1, numbers), value, dtype=dtype), torch.zeros(1, dtype=dtype)
+    net = torch.nn.Linear(numbers, 1, bias=False, dtype=dtype)
+    torch.nn.init.zeros_(net.weight)
+    problem = fgvar.Problem(net, lambda outputs, _: outputs[:, 0], (inputs, targets))
+    null = fgvar.controls.IsotropicNull()
+    found = null.estimate(problem, {"u.weight": torch.ones(1, numbers, dtype=dtype)}).gradient["weight"]
+    torch.testing.assert_close(found, problem.backprop()["weight"], rtol=1e-3, atol=0)
+
+
 def test_the_isotropic_null_knows_nothing() -> None:
     problem = CASES["mlp_relu"]()
     null = fgvar.controls.IsotropicNull()

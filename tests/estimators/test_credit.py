@@ -1,5 +1,6 @@
 """Spaces: credit plans are made once, where a space is linearised."""
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -8,6 +9,7 @@ from cases import mixer
 
 import fgvar
 from fgvar.estimators import credit
+from fgvar.testing import default_problems
 
 WALKS = {
     "jvp": {},
@@ -55,3 +57,18 @@ def test_credit_makes_no_plan_of_its_own(name: str, made: Counter) -> None:
     credited = linearised.credit(terms)
     assert made == before
     assert credited.keys() == linearised.point.keys() == linearised.plans.keys()
+
+
+def test_published_credit_says_where_it_is_biased() -> None:
+    """Of weights whose copies are replicated over groups, and nowhere else."""
+    problem = default_problems()["mixer"]
+    for group, space in itertools.product((True, False), (fgvar.WeightSpace(), fgvar.ActivitySpace())):
+        estimator = fgvar.Estimator(space, losses=fgvar.LocalLosses(group=group, credit="published"))
+        mean, target = fgvar.theory.mean(estimator, problem), estimator.target(problem)
+        off = max(float((mean[name] - g).abs().max()) for name, g in target.items())
+        biased = group and not space.per_example
+        assert (off > 1e-3) == biased == bool(estimator.bias_reason)
+    published = fgvar.scheme("LG-FG-W", credit="published")
+    assert published.bias_reason == "rows are credited by their own group's copies alone"
+    assert fgvar.Stochastic(of=published).bias_reason == published.bias_reason
+    assert fgvar.ExactGradient(published.losses).bias_reason == fgvar.scheme("LG-FG-W").bias_reason == ""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import fgvar
 from fgvar.estimators.subspace_guesses import _newton_schulz, _svd
-from fgvar.testing import expectation
+from fgvar.testing import CHECKS, default_problems, expectation
 
 NORMALISED = fgvar.combine.Normalised()
 
@@ -51,6 +51,33 @@ def test_a_perfect_guess_gives_the_gradient_itself(space, per_tensor: bool, shar
         estimator = fgvar.Estimator(losses=losses, guess=guess, **words)
         assert estimator.randomness(problem).size == 0
         close(one(estimator, problem), estimator.target(problem))
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+@pytest.mark.parametrize(
+    "guess", [fgvar.guesses.LocalGradient(), fgvar.guesses.NTK(), fgvar.guesses.BackpropGradient()]
+)
+def test_one_sided_differences_along_a_guess_without_noise_are_of_order_1(guess, antithetic: bool) -> None:
+    """No noise averages their error out, but a pair of opposites does."""
+    problem, order = mixer(), 2 if antithetic else 1
+    exact = fgvar.Estimator(
+        fgvar.ActivitySpace(per_tensor=True), guess=guess, combine=NORMALISED, antithetic=antithetic
+    )
+    expected, off = one(exact, problem), []
+    for step in (2e-3, 1e-3):
+        found = one(replace(exact, oracle=fgvar.oracles.ForwardDifference(step)), problem)
+        off.append(sum(float((found[name] - g).square().sum()) for name, g in expected.items()) ** 0.5)
+    assert off[0] / off[1] == pytest.approx(2**order, rel=0.05)
+    estimator = replace(exact, oracle=fgvar.oracles.ForwardDifference())
+    assert estimator.bias_reason.endswith(f"; of order step^{order}")
+    assert replace(exact, oracle=fgvar.oracles.CentralDifference()).bias_order == 2
+    assert replace(estimator, guess=fgvar.guesses.Isotropic()).bias_order == 2
+
+
+def test_the_order_is_checked_beside_the_bias_of_a_guess() -> None:
+    estimator = fgvar.scheme("local-guess", oracle=fgvar.oracles.ForwardDifference())
+    (row,) = CHECKS["bias_order"](estimator, {"mixer": default_problems()["mixer"]})
+    assert row.note.startswith("bias ~ step^1")
 
 
 def test_projections_of_weights_are_those_of_every_example_and_tensor() -> None:

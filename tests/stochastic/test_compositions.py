@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cases import randn
 from shaping import bowl, exact, flat, line
 from torch import Tensor, nn
 
@@ -238,12 +239,20 @@ def test_where_one_example_moves_the_gradients_of_all_no_sensitivity_is_known() 
     assert moved.sensitivity(problem) is None
     assert masked.sensitivity(problem) is None
     assert kept.sensitivity(problem) == PRIVATE.sensitivity(problem)
+    masked_first = replace(PRIVATE, each=(*masked.then, *PRIVATE.each))
+    kept_first = replace(PRIVATE, each=(*kept.then, *PRIVATE.each))
+    assert masked_first.sensitivity(problem) is None
+    assert kept_first.sensitivity(problem) == PRIVATE.sensitivity(problem)
     weighs = fgvar.Problem(
         nn.Linear(1, 1).double(),
         lambda outputs, y: ((outputs[:, 0] - y).square(), y.abs()),
         (torch.ones(3, 1).double(), torch.arange(1.0, 4.0).double()),
     )
     assert PRIVATE.sensitivity(weighs) is None
+    keyed = fgvar.contrastive.Contrastive(
+        nn.Linear(2, 2).double(), fgvar.contrastive.InfoNCE(), (randn(3, 2), randn(3, 2, seed=1))
+    )
+    assert PRIVATE.sensitivity(keyed) is None
 
 
 # ---- 16 bits -----------------------------------------------------------------------------------------------------

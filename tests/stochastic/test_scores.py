@@ -42,6 +42,13 @@ def test_scores_of_examples_by_loops() -> None:
     torch.testing.assert_close(Mixed(Losses(), uniform=0.25).scores(at, "batch"), 0.75 * p + 0.05)
 
 
+def test_norms_of_examples_are_told_in_half_precision() -> None:
+    x = torch.full((2, 90_000), 300.0).half() * torch.tensor([[1.0], [0.5]]).half()
+    net = nn.Linear(90_000, 1, bias=False, dtype=torch.float16)
+    problem = fgvar.Problem(net, lambda outputs, _: outputs[:, 0] * 0 + outputs[:, 0], (x, torch.zeros(2).half()))
+    assert GradientNorms().scores(problem, "batch").tolist() == [90_000, 45_000]
+
+
 def test_weights_of_a_loss_are_part_of_what_is_scored() -> None:
     """Scores are of the terms of the mean, n w ℓ/Σw."""
     w = torch.tensor([1.0, 2.0, 5.0]).double()

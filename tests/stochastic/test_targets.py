@@ -58,6 +58,14 @@ def test_what_is_taken_elsewhere_can_be_held_against_what_is_there() -> None:
     )
 
 
+def test_what_is_held_against_another_target_says_so() -> None:
+    against = fgvar.Against(fgvar.scheme("projected-FG-W"), targets.Newton(linear(), 1.0))
+    assert fgvar.Against(FORWARD, twice).bias_reason == "held against another target"
+    assert against.bias_reason == f"{against.estimator.bias_reason}; held against another target"
+    assert fgvar.Stochastic(of=against, sample=sampling.Draw(2)).bias_reason == against.bias_reason
+    assert fgvar.History(against, fgvar.streams.Momentum(), 2).bias_reason == against.bias_reason
+
+
 # ---- Newton ------------------------------------------------------------------------------------------------------
 
 
@@ -91,6 +99,16 @@ def test_the_hessian_is_at_the_parameters_of_the_problem_that_is_asked() -> None
     step = fgvar.Against(FORWARD, targets.Newton(problem, 0.0)).target(moved)
     end = problem.at({name: p - step[name] for name, p in moved.params.items()})
     assert float(flat(end.backprop()).norm()) < 1e-12
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.float16, 2e-2), (torch.bfloat16, 0.2)])
+def test_newton_solves_in_any_precision(dtype: torch.dtype, allowed: float) -> None:
+    """Held against float64 from the same numbers; of 16 bits torch itself solves none."""
+    forget, retain = network(7).to(dtype), network(8).to(dtype)
+    found = targets.Newton(retain, 1.0)(forget)
+    assert {g.dtype for g in found.values()} == {dtype}
+    exact = flat(targets.Newton(retain.to(torch.float64), 1.0)(forget.to(torch.float64)))
+    assert float((flat(found).double() - exact).norm() / exact.norm()) < allowed
 
 
 def test_a_network_too_large_for_its_hessian_is_refused() -> None:

@@ -42,6 +42,20 @@ def test_clip_shortens_all_tensors_together() -> None:
     assert not t.Clip(math.inf).bias_reason
 
 
+def test_lengths_are_told_that_the_gradient_s_own_floats_do_not_hold() -> None:
+    """Of many numbers in float16, of small and of large ones in float32; scalars keep their dtype, too."""
+    many = {"w": torch.full((90_000,), 300.0).half(), "a": torch.tensor(300.0).half()}
+    for g in (many, {"w": torch.full((4,), 1e-30)}, {"w": torch.full((4,), 1e25)}):
+        wide, exact = {name: value.double() for name, value in g.items()}, t.Sign(scaled=True)
+        length = float(flat(wide).norm())
+        levels = {name: torch.full_like(value, 3**0.5) for name, value in g.items()}  # of uniform noise: never up
+        for transform in (t.Clip(length / 2), t.Quantise(2**20), exact):
+            found = transform(g, bowl(), levels)
+            assert {name: value.dtype for name, value in found.items()} == {name: v.dtype for name, v in g.items()}
+            right = flat(transform(wide, bowl(), levels))
+            assert float((flat(found).double() - right).norm()) < 2e-3 * length, transform
+
+
 def test_clipping_the_whole_is_torch_s_own() -> None:
     """Which divides by the norm and 1e-6; its bias, measured: a shorter gradient of the same direction."""
     problem = bowl()

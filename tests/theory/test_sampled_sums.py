@@ -5,9 +5,10 @@ import itertools
 import pytest
 import torch
 from cases import randn
-from torch import Tensor
+from torch import Tensor, nn
 
-from fgvar import noise, theory
+import fgvar
+from fgvar import noise, sampling, theory
 
 
 def listed(p: Tensor, size: int) -> Tensor:
@@ -81,6 +82,39 @@ def test_the_pair_recursion_of_large_potentials_is_finite() -> None:
     )
     expected = 2 * (steps * 500 + (steps - 1) * 300 + steps * torch.tensor(4.0).double().log())
     torch.testing.assert_close(found, expected)
+
+
+class Chain(nn.Module):
+    """Four terms, with scores of which some are 0."""
+
+    def __init__(self, scores: list[float]) -> None:
+        super().__init__()
+        self.f, self.z, self.q = nn.Linear(2, 4), fgvar.Terms(), nn.Identity()
+        self.register_buffer("scores", torch.tensor(scores).double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.q(self.scores.expand(len(x), -1))
+        terms: Tensor = self.z(self.f(x) + 0 * scores)
+        return terms.sum(1)
+
+
+@pytest.mark.parametrize("top", [0, 1, 2])
+@pytest.mark.parametrize("scores", [[0.5, 0.0, 1.5, 0.0], [0.5, 0.2, 1.5, 0.0], [0.5, 0.2, 1.5, 0.1]])
+def test_products_are_those_of_all_draws_also_of_what_is_never_drawn(scores: list[float], top: int) -> None:
+    problem = fgvar.Problem(Chain(scores).double(), lambda outputs, _: outputs, (randn(1, 2), torch.zeros(1)))
+    draw = sampling.Draw(2, top=top, by=sampling.Outputs("q"), over="z")
+    choice, certain, others = draw.law(problem, "z")
+    values, chances = choice.support((1, 2))
+    omega = (
+        torch.zeros(len(values), 4)
+        .double()
+        .scatter_add_(
+            1, values[:, 0], choice.weights(values)[:, 0] * others.expand(len(values), -1).gather(1, values[:, 0])
+        )
+    )
+    omega[:, certain[0]] = 1
+    expected = torch.einsum("v,vi,vj->ij", chances, omega, omega)
+    torch.testing.assert_close(draw.products(problem, "z")[0], expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("shapes", [((3,), (3, 3), (3, 3)), ((2, 3), (3, 3), (3, 3, 3)), ((2, 3), (2, 3), (2, 3, 3))])
