@@ -19,7 +19,7 @@ Shown      Test error, train error and their gap against the number of training 
            updates whatever the images. Noise is matched in every tensor at every step (`MatchedNoise`). A seed is
            another subset, network, order and noise. Rates and decay have the lowest mean error on held-out training
            images; the test split is looked at once, at the end of a run.
-Cost       360 runs of one to three minutes on one core: about five hours on two (--workers 2). --smoke: seconds.
+Cost       360 runs of one to four minutes on one core: about six hours on two (--workers 2). --smoke: seconds.
 Run        python studies/regularisation.py --data DIR_OR_NAME --workers 2     goes on where it stopped
            writes results/regularisation.nc, .pdf and .png of the seeds whose cells are all done; --collect: at once;
            --images of some sizes, then --onto what is stored: in pieces.

@@ -13,7 +13,6 @@ from fgvar.estimators.protocol import GradientEstimator, require_estimator, requ
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.measurement.draws import Enumeration, estimates, ranges
 from fgvar.problem import Problem
-from fgvar.testing.under_test import largest
 
 Gradients = dict[str, Tensor]
 HELD = 5  # values of finite leaves at which an estimate has to be quadratic in the others
@@ -277,3 +276,8 @@ def _points(randomness: Randomness, problem: Problem, seed: int) -> Tensor:
 def _bar(count: int, chunk: int) -> Iterator[range]:
     windows = list(ranges(0, count, chunk))
     yield from tqdm(windows, desc="enumerating", unit="chunk", delay=1, leave=False, disable=None)
+
+
+def largest(gradients: Mapping[str, Tensor]) -> float:
+    """The largest entry; 0 where there is none."""
+    return max((float(value.abs().max()) for value in gradients.values() if value.numel()), default=0.0)

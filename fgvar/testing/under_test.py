@@ -14,17 +14,13 @@ from fgvar.measurement.draws import ranges
 from fgvar.measurement.protocol_checks import require_estimate, require_mapping, require_randomness
 from fgvar.problem import Problem
 from fgvar.testing.black_box import estimates
+from fgvar.testing.enumeration import largest
 from fgvar.testing.resources import largest_chunk
 from fgvar.testing.statistical import Draws, unbiased
 from fgvar.testing.verdict import Verdict
 
 T = TypeVar("T")
 Gradients = dict[str, Tensor]
-
-
-def largest(gradients: Mapping[str, Tensor]) -> float:
-    """The largest entry; 0 where there is none."""
-    return max((float(value.abs().max()) for value in gradients.values() if value.numel()), default=0.0)
 
 
 MISFIT = "it does not fit this problem"

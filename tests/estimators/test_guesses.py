@@ -278,7 +278,7 @@ def test_the_matrix_without_heads() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match=r"unknown way to orthogonalise 'SVD' .*svd"):
+    with pytest.raises(ValueError, match=r"unknown way to orthogonalise 'SVD'; did you mean 'svd'"):
         fgvar.guesses.TransposedWeights("SVD")
     with pytest.raises(ValueError, match="rank=3 with orthogonal='none': expected a rank ≥ 1 with 'svd'"):
         fgvar.guesses.TransposedWeights(rank=3)

@@ -177,7 +177,9 @@ def test_refusals() -> None:
             sampler(Losses)
     with pytest.raises(ValueError, match="TermSizes scores terms of a sum inside the network, over is 'batch'"):
         Draw(1, by=TermSizes()).leaves(at)
-    with pytest.raises(ValueError, match=r"unknown module of Outputs 'Q' \(valid: f, latent, logits, q\)"):
+    with pytest.raises(
+        ValueError, match=r"unknown module of Outputs 'Q'; did you mean 'q'\? \(valid: f, latent, logits, q\)"
+    ):
         Outputs("Q").scores(terms, "latent")
     with pytest.raises(
         ValueError, match=r"terms \(2, 4\) of 'latent' by the network's outputs; expected Outputs\('name'\)"
