@@ -184,6 +184,9 @@ def publish(dataset: Any, config: Any, figure: ModuleType, report: str = "") -> 
     from figures import command
 
     dataset.attrs |= {"study": Path(figure.PAGE.source).stem, "configuration": described(config)}
+    for name, value in dataset.attrs.items():
+        if isinstance(value, str) and Path(value).is_absolute():  # a sweep's own words for a folder of this machine
+            dataset.attrs[name] = Path(value).name
     table = getattr(figure, "table", None)
     if table and not report:
         report = table(dataset).to_string()

@@ -35,6 +35,7 @@ NAMES = (
     "rdp",
     "pruning",
     "unlearning",
+    "regularisation",
 )
 
 
