@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar, cast
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from fgvar.estimators.lengths import length, rescaled
 from fgvar.estimators.loss_terms import gradient
 from fgvar.estimators.losses import GlobalLoss, Losses
 from fgvar.estimators.noise import Gaussian
@@ -103,8 +104,8 @@ class MatchedNoise:
         a, b = (self.like.estimate(problem, parts.get(copy, {})) for copy in ("a", "b"))
         estimate = {}
         for name, value in self.target(problem).items():
-            spread = _length(a.gradient[name] - b.gradient[name]) / (2 * value.numel()) ** 0.5
-            estimate[name] = value + spread.to(value.dtype) * parts["u"][name]
+            spread = length({name: a.gradient[name] - b.gradient[name]}) / (2 * value.numel()) ** 0.5
+            estimate[name] = value + rescaled({name: parts["u"][name]}, spread)[name]
         return Estimate(estimate, a.loss)
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
@@ -141,17 +142,12 @@ class IsotropicNull:
     def estimate(self, problem: Problem, noise: Mapping[str, Tensor]) -> Estimate:
         target = self.target(problem)
         for name in problem.perturbed:
-            value = target[name]
-            target[name] = (_length(value) / value.numel() ** 0.5).to(value.dtype) * noise[f"u.{name}"]
+            spread = length({name: target[name]}) / target[name].numel() ** 0.5
+            target[name] = rescaled({name: noise[f"u.{name}"]}, spread)[name]
         return Estimate(target)
 
     def target(self, problem: Problem) -> dict[str, Tensor]:
         return gradient(self.losses, problem, problem.params)
-
-
-def _length(value: Tensor) -> Tensor:
-    """‖x‖ in float64: smaller floats hold neither squares of small numbers nor sums of many."""
-    return cast(Tensor, torch.linalg.vector_norm(value, dtype=torch.float64))
 
 
 def _flattened(parts: Mapping[str, Mapping[str, T]]) -> dict[str, T]:

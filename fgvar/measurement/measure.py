@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from fgvar.measurement.cost import cost
 from fgvar.measurement.data_variance import DataVariance, losses_of
 from fgvar.measurement.dataset import FLAGS, describe, provenance
 from fgvar.measurement.dataset_checks import REFERENCES
-from fgvar.measurement.intervals import Estimated
+from fgvar.measurement.intervals import Array, Estimated
 from fgvar.measurement.moments import FEATURES
 from fgvar.measurement.mutation_guard import MutationGuard
 from fgvar.measurement.paired import Measured, differences
@@ -176,10 +177,10 @@ class _SharedReferences:
 
     def __init__(self, problem: Problem, backprop: dict[str, Tensor], budget: int) -> None:
         self.problem, self.backprop, self.budget = problem, backprop, budget
-        self._known: tuple[Losses, References, Layers] | None = None
+        self._known: tuple[Losses, References, Array, Layers] | None = None
 
-    def of(self, guard: MutationGuard, estimator: GradientEstimator) -> tuple[References, Layers]:
-        """The references, and which layers of them are dead."""
+    def of(self, guard: MutationGuard, estimator: GradientEstimator) -> tuple[References, Array, Layers]:
+        """The references, their lengths, and which layers of them are dead."""
         losses = losses_of(estimator)
         if self._known is not None and self._known[0] == losses:
             return self._known[1:]
@@ -188,9 +189,10 @@ class _SharedReferences:
         target = tensors_in(what, estimator.target(guard.problem))
         require_finite_gradient(what, self.problem, target)
         found = References.of(target, self.backprop, self.problem.perturbed)
-        dead = dead_layers(found, self.problem.dtype, lambda: self._precise(estimator))
-        self._known = None if losses is None else (losses, found, dead)
-        return found, dead
+        squares = lengths(found)
+        dead = dead_layers(found, squares, self.problem.dtype, lambda: self._precise(estimator))
+        self._known = None if losses is None else (losses, found, squares, dead)
+        return found, squares, dead
 
     def _precise(self, estimator: GradientEstimator) -> References | None:
         """The same in float64; None where that takes more than the budget, or is not to be had."""
@@ -198,9 +200,15 @@ class _SharedReferences:
         if 3 * 8 * numbers > self.budget or self.problem.device.type == "mps":
             return None
         with contextlib.suppress(Exception):  # networks, losses and estimators may know one precision alone
-            wide = self.problem.to(torch.float64)
-            return References.of(estimator.target(wide), wide.backprop(), wide.perturbed)
+            wide, backprop = self._wide
+            return References.of(estimator.target(wide), backprop, wide.perturbed)
         return None
+
+    @cached_property
+    def _wide(self) -> tuple[Problem, dict[str, Tensor]]:
+        """The problem and backprop in float64."""
+        wide = self.problem.to(torch.float64)
+        return wide, wide.backprop()
 
 
 def _measure_one(
@@ -213,7 +221,8 @@ def _measure_one(
     """One estimator's numbers, and its variables of the dataset."""
     problem, guard = shared.problem, MutationGuard.of(name, estimator, shared.problem)
     randomness = require_randomness(estimator.randomness(guard.problem), name)
-    (references, dead), sizes = shared.of(guard, estimator), np.array(_sizes(problem), dtype=float)
+    references, squares, dead = shared.of(guard, estimator)
+    sizes = np.array(_sizes(problem), dtype=float)
     drawn, noisy, eps = None, randomness.size > 0, rounding(problem.dtype)
     if settings.route == "drawn":
         drawn = drawn_statistics(guard, estimator, references, randomness, settings)
@@ -225,7 +234,7 @@ def _measure_one(
         one = replace(settings, draws=2, paired=False)
         values = drawn_statistics(guard, estimator, references, randomness, one).values
     values["data_variance"] = data_variance.of(estimator)
-    flags = relate(values, lengths(references), dead, sizes, eps, by_draws=drawn is not None or not noisy)
+    flags = relate(values, squares, dead, sizes, eps, by_draws=drawn is not None or not noisy)
     if noisy and drawn is None:
         unknown = ~(values["variance"].value <= 0)  # the cosine of what varies, or all where even that is NaN
         flags |= unknown.astype(np.int8) * FLAGS["no_closed_form"]

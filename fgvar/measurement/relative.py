@@ -29,7 +29,9 @@ def lengths(references: References) -> Array:
     return squares
 
 
-def dead_layers(references: References, dtype: torch.dtype, precise: Callable[[], References | None]) -> Layers:
+def dead_layers(
+    references: References, squares: Array, dtype: torch.dtype, precise: Callable[[], References | None]
+) -> Layers:
     """Layers whose reference is 0 within rounding: small beside the whole, and another gradient in float64.
 
     Rounding of a sum over examples is proportional to what was added up, of which nothing is known but that it was no
@@ -37,23 +39,20 @@ def dead_layers(references: References, dtype: torch.dtype, precise: Callable[[]
 
     Args:
         references: of the problem as it is.
+        squares: their `lengths`.
         dtype: of the problem.
         precise: makes the same in float64, if that is to be had; asked where a layer is in doubt.
     """
-    squares = lengths(references)
     small: Layers = np.sqrt(squares) <= 10 * torch.finfo(dtype).eps * np.sqrt(squares[:, -1:])
     if dtype == torch.float64 or not (small & (squares > 0)).any() or (fine := precise()) is None:
         return small
+    pairs = (references.target, fine.target), (references.backprop, fine.backprop)
     apart = [
-        torch.stack([(pair[0][name].double() - pair[1][name]).square().sum() for pair in _pairs(references, fine)])
+        torch.stack([(one[name].double() - other[name]).square().sum() for one, other in pairs])
         for name in references.target
     ]
     off: Array = references.grouped(apart).cpu().numpy().T
     return small & ((squares == 0) | (off > squares / 4))
-
-
-def _pairs(one: References, other: References) -> tuple[tuple[dict[str, torch.Tensor], ...], ...]:
-    return (one.target, other.target), (one.backprop, other.backprop)
 
 
 def relate(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fgvar.errors import require_integer, require_type
 from fgvar.estimators.choices import Choice
+from fgvar.estimators.lengths import length, rescaled
 from fgvar.estimators.noise import Uniform
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
@@ -18,10 +19,8 @@ from fgvar.stochastic.transforms import (
     Gradient,
     Moments,
     Shapes,
-    length,
     moments_without_noise,
     require_certain,
-    rescaled,
     size,
 )
 

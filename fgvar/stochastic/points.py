@@ -11,12 +11,12 @@ from torch import Tensor
 from fgvar.errors import require_type, require_word
 from fgvar.estimators.activity_space import require_site
 from fgvar.estimators.laws import Law
+from fgvar.estimators.lengths import length, rescaled
 from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.protocol import Estimate, GradientEstimator, require_estimator
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.problem import Problem
 from fgvar.stochastic.past import after
-from fgvar.stochastic.transforms import length, rescaled
 
 
 class Point(Protocol):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fgvar.errors import require_type, require_word, unknown
+from fgvar.estimators.lengths import length
 from fgvar.nn.structures import leaves
 from fgvar.problem import Problem
 from fgvar.stochastic.populations import (
@@ -19,7 +20,6 @@ from fgvar.stochastic.populations import (
     scores_of,
     terms_shape,
 )
-from fgvar.stochastic.transforms import length
 
 
 @dataclass(frozen=True)

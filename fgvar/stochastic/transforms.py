@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fgvar.errors import require_type
+from fgvar.estimators.lengths import length, rescaled
 from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
@@ -182,18 +183,6 @@ class AddNoise:
 
     def moments(self, mean: Gradient, variance: Gradient, problem: Problem) -> Moments:
         return Moments(mean, {name: v + self.std**2 for name, v in variance.items()})
-
-
-def length(gradient: Gradient) -> Tensor:
-    """‖g‖ over all tensors, in float64: smaller floats hold neither squares of small numbers nor sums of many."""
-    each = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradient.values()]
-    return torch.linalg.vector_norm(torch.stack(each))
-
-
-def rescaled(gradient: Gradient, factor: Tensor) -> Gradient:
-    """factor · g, by 32 bits at least: of 16 there is no factor for every length."""
-    wide = {name: g.to(torch.promote_types(g.dtype, torch.float32)) for name, g in gradient.items()}
-    return {name: (factor.to(g.dtype) * g).to(gradient[name].dtype) for name, g in wide.items()}
 
 
 def size(gradient: Gradient) -> int:

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from fgvar.allocator import LARGEST_MMAP_THRESHOLD, MEGABYTE, keep_freed_memory
 from fgvar.data.augmentation import Views
 from fgvar.data.examples import Examples, refuse_loaders
 from fgvar.data.split import Split
-from fgvar.errors import require_type
+from fgvar.errors import require_integer
 from fgvar.estimators.protocol import GradientEstimator, require_estimator
 from fgvar.loss_functions import Loss
 from fgvar.measurement.dataset import describe, provenance
@@ -149,9 +148,7 @@ def train(
     require_estimator(name or "estimator", estimator)
     splits = splits_of(data)
     _require_schedule(schedule)
-    require_type("evaluate_every", evaluate_every, Integral, "an integer")
-    if evaluate_every < 1:
-        raise ValueError(f"evaluate_every is {evaluate_every}, expected at least 1")
+    require_integer("evaluate_every", evaluate_every, 1)
     task = task_of(loss, views, seed, schedule.batch)
     join()
     where = choose_device(device)

@@ -89,7 +89,7 @@ def test_epochs_between_are_not_evaluated(epochs: int, tmp_path: Path, monkeypat
 
 def test_an_interval_of_evaluation_is_a_positive_integer() -> None:
     digits = (fgvar.data.load("digits"),) * 2
-    with pytest.raises(ValueError, match="evaluate_every is 0, expected at least 1"):
+    with pytest.raises(ValueError, match="evaluate_every is 0, expected an integer of at least 1"):
         fgvar.train(Wide(8), fgvar.scheme("BP"), digits, fgvar.Schedule(1, 32), evaluate_every=0)
     with pytest.raises(TypeError, match=r"evaluate_every is 0\.5, expected an integer"):
         fgvar.train(Wide(8), fgvar.scheme("BP"), digits, fgvar.Schedule(1, 32), evaluate_every=0.5)
