@@ -159,14 +159,14 @@ class Problem:
     def weighted(self, factors: Tensor) -> Self:
         """The problem whose loss of example n counts f_n times: (1/N) Σ f_n ℓ_n, the factors [batch] constant.
 
-        Factors of earlier calls multiply; weights of the loss stay what they are.
+        Factors of earlier calls multiply; weights of the loss stay what they are. Another shape is a ValueError.
 
         Example:
             >>> problem = Problem(nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2)))
             >>> bool(problem.weighted(torch.full((4,), 2.0)).loss() == 2 * problem.loss())
             True
         """
-        factors = factors.detach()
+        factors = problem_checks.checked_factors(factors, self.batch_size).to(self.dtype)
         return self._with(importance=factors if self.importance is None else self.importance * factors)
 
     def unweighted(self) -> Self:

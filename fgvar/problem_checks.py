@@ -96,6 +96,15 @@ def require_rows(which: object) -> None:
         raise TypeError(f"rows are {which!r}, expected a slice or a tensor [rows] of numbers")
 
 
+def checked_factors(factors: object, batch_size: int) -> Tensor:
+    """The factors of a batch, one for each example, as constants; raise where they are not so many."""
+    if not isinstance(factors, Tensor):
+        raise TypeError(f"factors are {type(factors).__name__}, expected a tensor [batch]")
+    if factors.shape != (batch_size,):
+        raise ValueError(f"factors have shape {tuple(factors.shape)}, expected ({batch_size},): one for each example")
+    return factors.detach()
+
+
 def require_floating_point(dtype: object) -> None:
     """Raise unless this is a dtype in which gradients can be."""
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:

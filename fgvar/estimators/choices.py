@@ -96,12 +96,8 @@ class Choice:
             return 1 / (count * p)
         if self.even:
             return torch.full_like(p, population / count)
-        # What had not been drawn before each: all that never is, and what is from here on. A sum loses no digits to
-        # cancellation, as 1 − Σ_{j<k} p(i_j) does where little is left.
-        never = rows.scatter(-1, chosen, 0).sum(-1, keepdim=True)
-        left = never + p.flip(-1).cumsum(-1).flip(-1)
         later = torch.arange(count - 1, -1, -1, dtype=p.dtype, device=p.device)
-        return (left / p + later) / count
+        return (_left(rows, chosen) / p + later) / count
 
     def _of_row(self, p: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Index tuples of one row that can be drawn, and their probabilities."""
@@ -115,8 +111,8 @@ class Choice:
                 f"{count} indices of {len(possible)} have too many orders to list; take a smaller problem"
             )
         values = torch.tensor(list(itertools.permutations(possible.tolist(), count)), dtype=torch.int64)
-        drawn = p[values]
-        return values, (drawn / (1 - (drawn.cumsum(1) - drawn))).prod(1)
+        rows = p.expand(len(values), -1)
+        return values, (rows.gather(1, values) / _left(rows, values)).prod(1)
 
     def _require_shape(self, shape: Sequence[int]) -> None:
         rows, population = tuple(self.probabilities.shape[:-1]), self.probabilities.shape[-1]
@@ -128,6 +124,15 @@ class Choice:
 
 
 MOST_ORDERS = 1 << 20
+
+
+def _left(rows: Tensor, chosen: Tensor) -> Tensor:
+    """The probability that had not been drawn before each index: of all that never is, and of what is from here on.
+
+    A sum loses no digits to cancellation, as 1 − Σ_{j<k} p(i_j) does where little is left.
+    """
+    never = rows.scatter(-1, chosen, 0).sum(-1, keepdim=True)
+    return never + rows.gather(-1, chosen).flip(-1).cumsum(-1).flip(-1)
 
 
 def _require_enough(count: int, possible: int) -> None:

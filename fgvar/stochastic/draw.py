@@ -129,7 +129,7 @@ class Draw:
             return here.rows(noise[""])
         if self.over == BATCH:
             numbers, factors = self.chosen(noise[""], problem)
-            return here.rows(numbers).weighted(factors.to(problem.dtype))
+            return here.rows(numbers).weighted(factors)
         for name, module in sampled_terms(problem, self.over).items():
             law = self.law(problem, name)
             numbers, omega = self._weighed(noise[name], law)

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.func import grad
 
 from fgvar.errors import require_integer, require_type
 from fgvar.estimators.choices import Choice
@@ -80,16 +79,19 @@ class Retained:
         return {"": Leaf((self.rounds, self.steps, self.size), Choice(even, even=True))}
 
     def __call__(self, gradient: Gradient, problem: Problem, noise: Mapping[str, Tensor]) -> Gradient:
-        whole = self.problem.to(problem.dtype).at(problem.params)
+        whole = self.problem.to(problem.dtype)
         # The path without the steps g, and how far the other one is from it in units of lr: their difference itself
         # would lose the digits that both share.
         path, ahead = dict(problem.params), {name: torch.zeros_like(g) for name, g in gradient.items()}
         for turn in range(self.rounds):
             ahead = {name: a + gradient[name] for name, a in ahead.items()}
             for step in range(self.steps):
-                slope = grad((whole.rows(noise[""][turn, step]) if noise else whole).loss)
                 other = {name: torch.add(p, ahead[name], alpha=self.lr) for name, p in path.items()}
-                along, beside = slope(path), slope(other)
+                # The problems at both: keys that a problem makes of its parameters move with them.
+                here, there = whole.at(path), whole.at(other)
+                if noise:
+                    here, there = (one.rows(noise[""][turn, step]) for one in (here, there))
+                along, beside = here.backprop(), there.backprop()
                 ahead = {name: a - (beside[name] - along[name]) for name, a in ahead.items()}
                 path = {name: torch.sub(p, along[name], alpha=self.lr) for name, p in path.items()}
         return ahead

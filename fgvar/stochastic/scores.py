@@ -72,10 +72,10 @@ class Losses:
     def scores(self, problem: Problem, over: str) -> Tensor:
         _require_batch(self, over)
         with torch.no_grad():
-            losses = problem.losses(problem.run(problem.params)[0]).detach()
-        scale = losses
-        if self.power < 0:
-            # Over the least of them, so that the largest score is 1, whatever the power; 0 is the least number above.
+            losses = problem.losses(problem.run(problem.params)[0]).detach().double()
+        # Over the largest of them, by a power below 0 the least: the largest score is 1, and no power overflows.
+        scale = losses / losses.max().clamp_min(torch.finfo(losses.dtype).tiny)
+        if self.power < 0:  # 0 is the least number above it
             positive = losses.where(losses != 0, torch.finfo(losses.dtype).tiny)
             factors = [factor for factor in (problem._weighed().weights, problem.importance) if factor is not None]
             if factors:  # an example that counts nothing has a loss of 0, which would take all

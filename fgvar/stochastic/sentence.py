@@ -99,7 +99,7 @@ class Stochastic:
         if problem.coupled and apart:
             raise ValueError("the loss couples the examples, so that no sum over examples can be sampled")
         origin = origin_of(problem)
-        own = self.of.randomness(self._template(problem))
+        own = self.of.randomness(self.template(problem))
         if own.adapted and apart:
             raise ValueError(
                 f"the probabilities of {self.of!r} depend on the batch, which {self.sample!r} draws anew; sample once"
@@ -182,7 +182,7 @@ class Stochastic:
         # Of all examples, weighed or tapped, the probabilities of samplers within stay those that were declared.
         return found._with(origin=origin) if getattr(self.sample, "whole", False) else found
 
-    def _template(self, problem: Problem) -> Problem:
+    def template(self, problem: Problem) -> Problem:
         """A problem of as many examples as ``of`` will see."""
         if self.each:
             return problem.example(0)

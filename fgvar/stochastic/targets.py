@@ -145,7 +145,8 @@ class Propagated:
 
     Raises:
         TypeError: what is no problem, or no number.
-        ValueError: a negative number of steps, or no round.
+        ValueError: a negative number of steps, or no round; a problem whose keys move with its parameters
+            (`fgvar.contrastive.InfoNCE` with the stop), as its gradient has another derivative than H.
 
     Source: Huang et al. 2024 (their update's fixed direction, which is not derived there in this form).
 
@@ -167,6 +168,11 @@ class Propagated:
         require_integer("steps", self.steps, 0)
         require_type("lr", self.lr, Real, "a number")
         require_integer("rounds", self.rounds, 1)
+        if self.problem.of_batch and not self.problem.coupled:
+            raise ValueError(
+                f"{self.problem!r} holds its keys, which move along the path, so that its Hessian does not tell what "
+                "the steps do; take InfoNCE(stop_gradient=False)"
+            )
 
     def __call__(self, problem: Problem) -> dict[str, Tensor]:
         gradient, times = problem.backprop(), _products(self.problem.to(problem.dtype).at(problem.params))

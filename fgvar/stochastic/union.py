@@ -81,7 +81,7 @@ class Union:
         if self.distinct:
             again = (numbers[:, None] == numbers).tril(-1).any(1)
             factors = ~again * (len(numbers) / (~again).sum().double())
-        return here.rows(numbers).weighted(factors.to(problem.dtype))
+        return here.rows(numbers).weighted(factors)
 
     def no_closed_form(self, problem: Problem) -> str | None:
         if not self.distinct:

@@ -143,7 +143,7 @@ class Reweighted:
         return problem.batch_size
 
     def view(self, here: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Problem:  # noqa: ARG002
-        return here.weighted(problem.batch_size * self._shares(problem).to(problem.dtype))
+        return here.weighted(problem.batch_size * self._shares(problem))
 
     def no_closed_form(self, problem: Problem) -> str | None:  # noqa: ARG002
         return None

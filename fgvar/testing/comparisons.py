@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from fgvar.loss_functions import changed
+from fgvar.measurement.mutation_guard import same_values
 from fgvar.problem import Problem
 from fgvar.testing.enumeration import largest
-from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable, Undecided
 
 OWN_LOSS = "its estimates are equal to the bit under 1000·L and −L: it has a loss of its own, not problem.losses"
-OWN_DRAWS = 4
+LOOKED_AT = 64  # draws: of samples that are empty four times in five, all are in one case of a million
 
 
 def require_declared_noise(tested: EstimatorUnderTest, *, empty: bool = False) -> None:
@@ -38,12 +39,11 @@ def with_loss(problem: Problem, change: Callable[[Tensor], Tensor]) -> Problem:
 def own_loss(tested: EstimatorUnderTest) -> bool:
     """Does it not use the problem's loss, but one of its own: a bound, a simulator?"""
     if "own_loss" not in tested.memo:
-        drawn = tested.noise(range(OWN_DRAWS)) if tested.randomness.size else {}
         large = tested.on(with_loss(tested.problem, lambda loss: 1000 * loss))
         turned = tested.on(with_loss(tested.problem, lambda loss: -loss))
         any_seen = False
-        for draw in range(OWN_DRAWS if drawn else 1):
-            noise = tested.one(drawn, draw)
+        for draw in range(LOOKED_AT if tested.randomness.size else 1):
+            noise = tested.one(tested.noise(range(draw, draw + 1)))
             plain = tested.estimate(noise)
             # A loss that is negative may be refused, as where it is a score of what is drawn.
             others = [one.estimate(noise, finite=False, may_refuse=True) or {} for one in (large, turned)]
@@ -55,6 +55,40 @@ def own_loss(tested: EstimatorUnderTest) -> bool:
                 break
         tested.memo["own_loss"] = any_seen
     return bool(tested.memo["own_loss"])
+
+
+def telling(tested: EstimatorUnderTest, count: int = 1) -> dict[str, Tensor]:
+    """Noise of so many draws, stacked, whose estimates the loss moves: see `telling_draws`."""
+    if not tested.randomness.size:
+        return {}
+    chosen = telling_draws(tested, count)
+    return {name: u[chosen] for name, u in tested.noise(range(chosen[-1] + 1)).items()}
+
+
+def telling_draws(tested: EstimatorUnderTest, count: int) -> list[int]:
+    """Draws whose estimates the loss moves: of others, as where a sample is empty, no comparison tells anything.
+
+    The first that move every tensor of the target, or else the best of `LOOKED_AT`; fewer where fewer move any.
+
+    Raises:
+        Undecided: none does.
+    """
+
+    def look() -> list[int]:
+        flat = None if own_loss(tested) else tested.on(with_loss(tested.problem, lambda loss: 0 * loss))
+        needed, moved = sum(bool(value.any()) for value in tested.target.values()), list[int]()
+        while len(moved) < LOOKED_AT and sum(tensors >= needed for tensors in moved) < count:
+            noise = tested.one(tested.noise(range(len(moved), len(moved) + 1)))
+            # What a loss leaves that is 0 everywhere is there whatever the loss, such as noise that is added.
+            still = flat.estimate(noise, finite=False, may_refuse=True) if flat else {}
+            found = tested.estimate(noise)
+            moved.append(sum(not same_values(value, still.get(n, 0 * value)) for n, value in found.items()))
+        best = sorted(range(len(moved)), key=lambda draw: -moved[draw])[:count]
+        if not moved[best[0]]:
+            raise Undecided(f"the loss moves none of {LOOKED_AT} estimates; take a larger sample")
+        return sorted(draw for draw in best if moved[draw])
+
+    return tested.once(f"{count} telling draws", look)
 
 
 def difference(

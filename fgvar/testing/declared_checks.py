@@ -19,7 +19,7 @@ from fgvar.estimators.estimator import Estimator
 from fgvar.estimators.protocol import GradientEstimator
 from fgvar.problem import Problem
 from fgvar.stochastic.sentence import Stochastic
-from fgvar.testing.comparisons import batch_axes, difference
+from fgvar.testing.comparisons import batch_axes, difference, telling
 from fgvar.testing.exact_moments import claim, tolerance, variances
 from fgvar.testing.sampled_checks import drawn_directions, drawn_pair, of_traces, traces
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, Gradients, NotApplicable, Undecided
@@ -79,7 +79,7 @@ def directions(tested: EstimatorUnderTest) -> str:
         axis = _directions_axis(one, several, count)
         if axis is None:
             break
-        noise = several.one(several.noise(range(1)))
+        noise = several.one(telling(several))
         # A leaf of one direction may have an axis of length 1 for it, or none.
         each = [
             one.estimate({k: u[index : index + 1] if axis else u[index] for k, u in noise.items()})
@@ -110,7 +110,7 @@ def antithetic(tested: EstimatorUnderTest) -> str:
         raise NotApplicable("declares no antithetic pairs")
     if tested.opaque:
         return drawn_pair(tested)
-    noise = tested.one(tested.noise(range(1)))
+    noise = tested.one(telling(tested))
     turned = {name: -u for name, u in noise.items()}
     pair = tested.estimate(noise)
     _require_mean(tested, [tested.estimate(turned)], pair, "u with −u", "−u with u")
@@ -142,7 +142,7 @@ def shared_noise(tested: EstimatorUnderTest) -> str:
             raise Failure(f"declares noise that the batch shares, but leaf {name!r} grows with the batch")
         if not declared and axis is None:
             raise Failure(f"declares independent noise, but leaf {name!r} does not grow with the batch")
-    noise = tested.one(tested.noise(range(1)))
+    noise = tested.one(telling(tested))
     each = []
     for n in range(problem.batch_size):
         own = {k: u if (axis := axes[k]) is None else u.narrow(axis, n, 1) for k, u in noise.items()}

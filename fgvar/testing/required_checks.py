@@ -13,7 +13,16 @@ from torch import Tensor
 
 from fgvar.measurement.mutation_guard import same_values
 from fgvar.problem import Problem
-from fgvar.testing.comparisons import OWN_LOSS, difference, gap, own_loss, require_declared_noise, single, with_loss
+from fgvar.testing.comparisons import (
+    OWN_LOSS,
+    difference,
+    gap,
+    own_loss,
+    require_declared_noise,
+    single,
+    telling,
+    with_loss,
+)
 from fgvar.testing.enumeration import largest
 from fgvar.testing.exact_moments import by_step, tolerance
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, NotApplicable, Undecided
@@ -50,7 +59,7 @@ def _require_loss(found: object, expected: float, dtype: torch.dtype) -> None:
 
 def deterministic(tested: EstimatorUnderTest) -> str:
     """The same noise gives the same estimate, to the bit."""
-    noise = tested.one(tested.noise(range(1)))
+    noise = tested.one(telling(tested))
     one, two = tested.estimate(noise), tested.estimate(noise)
     for name, value in one.items():
         if not torch.equal(value, two[name]):
@@ -63,7 +72,7 @@ def deterministic(tested: EstimatorUnderTest) -> str:
 
 def pure(tested: EstimatorUnderTest) -> str:
     """Parameters, buffers, batch, noise and every global random state are as they were."""
-    problem, one = tested.problem, tested.one(tested.noise(range(1)))
+    problem, one = tested.problem, tested.one(telling(tested.fresh()))
     before = {name: value.clone() for name, value in _tensors(problem, one).items()}
     states = _random_states(problem)
     tested.estimate(one)
@@ -90,6 +99,7 @@ def chunking(tested: EstimatorUnderTest) -> str:
         return "noise is bit-identical; it does not run under vmap: measure it with chunk=1"
     eps = torch.finfo(tested.problem.dtype).eps
     allowed = (1e-12 if tested.problem.dtype == torch.float64 else max(1e-5, 8 * eps)) + by_step(tested)
+    together = telling(tested, 5)
     plain = tested.estimates(together, chunk=1)
     for chunk in (2, 5):
         off = difference(tested, plain, tested.estimates(together, chunk=chunk))
@@ -112,8 +122,8 @@ def precision(tested: EstimatorUnderTest) -> str:
     allowed = tolerance(coarse)
     if allowed >= 0.5:
         raise NotApplicable("float32 cannot resolve its step: rounding alone is as large as an estimate")
-    drawn = tested.noise(range(PRECISION_DRAWS)) if tested.randomness.size else {}
-    draws = range(PRECISION_DRAWS if drawn else 1)
+    drawn = telling(tested, PRECISION_DRAWS)
+    draws = range(max((len(u) for u in drawn.values()), default=1))
     fine = [tested.estimate(tested.one(drawn, draw)) for draw in draws]
     sizes = {name: max(largest({name: one[name]}) for one in fine) for name in fine[0]}
     # A small tensor is not let off by a large one, but what is all but dead is left out.
@@ -133,7 +143,7 @@ def non_finite(tested: EstimatorUnderTest) -> str:
     """A loss that is not a number gives an estimate that is none, or an error: nothing is hidden."""
     if own_loss(tested):
         raise NotApplicable(OWN_LOSS)
-    one = tested.one(tested.noise(range(1)))
+    one = tested.one(telling(tested))
     flat = tested.on(with_loss(tested.problem, lambda loss: 0 * loss)).estimate(one, finite=False, may_refuse=True)
     # What is there whatever the loss, such as noise that is added, need not show it.
     seen = [

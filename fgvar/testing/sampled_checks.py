@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fgvar.measurement.arguments import BUDGET
+from fgvar.testing.comparisons import telling
 from fgvar.testing.enumeration import largest
 from fgvar.testing.exact_moments import tolerance
 from fgvar.testing.mean_tests import MeanTest, mean_test
@@ -52,7 +53,7 @@ def drawn_pair(tested: EstimatorUnderTest) -> str:
         raise NotApplicable("needs a network that is linear in its weights, as the problem 'linear' has")
     other = problem.clone()
     other.loss_function = lambda outputs, _: (outputs - still).square().flatten(1).sum(1)
-    found = tested.on(other).estimate(tested.one(tested.noise(range(1))), may_refuse=True)
+    found = tested.on(other).estimate(tested.one(telling(tested)), may_refuse=True)
     if not found:
         raise NotApplicable("it takes other examples than the batch's, for which there is no even loss to try")
     worst = largest(found)

@@ -24,7 +24,9 @@ def sensitivity(tested: EstimatorUnderTest) -> str:
     if allowed is None:
         raise NotApplicable("declares no sensitivity")
     noise, worst, where = _noise(tested), 0.0, 0
-    for n in dict.fromkeys((0, tested.problem.batch_size - 1)):
+    factors = tested.problem.importance
+    heaviest = 0 if factors is None else int(factors.abs().argmax())
+    for n in dict.fromkeys((0, tested.problem.batch_size - 1, heaviest)):
         found = [_flat(tested.on(problem), noise) for problem in (tested.problem, *_replaced(tested.problem, n))]
         several = torch.stack([one for one in found if bool(one.isfinite().all())], dim=1)
         moved = float(torch.cdist(several, several).max())  # any two of them differ in one example alone
@@ -63,7 +65,9 @@ def _replaced(problem: Problem, n: int) -> Iterator[Problem]:
         inputs = tree_map(lambda leaf, far=far: _with_row(leaf, n, far(leaf)), problem.inputs)
         for target in dict.fromkeys((n, other)):
             targets = tree_map(lambda leaf, at=target: _with_row(leaf, n, leaf[at]), problem.targets)
-            yield problem.at(batch=(inputs, targets))
+            # Factors and taps stay those of the places.
+            changed = problem.at(batch=(inputs, targets))
+            yield changed._with(importance=problem.importance, taps=problem.taps)
 
 
 def _with_row(leaf: Tensor, n: int, row: Tensor) -> Tensor:

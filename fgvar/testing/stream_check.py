@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fgvar.stochastic.past import recalls
-from fgvar.testing.comparisons import difference
+from fgvar.testing.comparisons import difference, telling
 from fgvar.testing.declared_checks import declared_variance, require_variance
 from fgvar.testing.exact_moments import tolerance, variances
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, Gradients, NotApplicable
@@ -51,7 +51,7 @@ def _require_own_state(tested: EstimatorUnderTest) -> None:
         tested.on(tested.problem, replace(history, through=_Fed(history.through, copies), steps=STEPS))
         for copies in (False, True)
     )
-    noise = shared.one(shared.noise(range(1)))
+    noise = shared.one(telling(shared))
     off, name = difference(tested, copied.estimate(noise), shared.estimate(noise))
     if off > tolerance(tested):
         raise Failure(
@@ -96,7 +96,7 @@ def _require_balance(tested: EstimatorUnderTest) -> None:
         tested.on(tested.problem, replace(history, through=_Account(history.through, history.through.owed, says)))
         for says in (False, True)
     )
-    noise = kept.one(kept.noise(range(1)))
+    noise = kept.one(telling(kept))
     off, name = difference(tested, kept.estimate(noise), owed.estimate(noise))
     if off > tolerance(tested):
         raise Failure(
@@ -127,7 +127,7 @@ class _Account:
 def _require_identity(tested: EstimatorUnderTest) -> None:
     """One estimate passes unchanged. Of one step the leaves of what it is of come first, each with an axis of 1."""
     history: Any = tested.estimator
-    noise = tested.one(tested.noise(range(1)))
+    noise = tested.one(telling(tested))
     of = tested.on(tested.problem, history.of)
     own = {name: u[0] for name, u in zip(of.randomness.leaves, noise.values(), strict=False)}
     off, name = difference(tested, of.estimate(own), tested.estimate(noise))

@@ -5,7 +5,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fgvar.testing.comparisons import OWN_LOSS, difference, own_loss, reordered, require_declared_noise, with_loss
+from fgvar.testing.comparisons import (
+    OWN_LOSS,
+    difference,
+    own_loss,
+    reordered,
+    require_declared_noise,
+    telling,
+    telling_draws,
+    with_loss,
+)
 from fgvar.testing.enumeration import largest
 from fgvar.testing.exact_moments import claim, mean, tolerance
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, NotApplicable, Undecided
@@ -25,7 +34,7 @@ def linear_in_loss(tested: EstimatorUnderTest) -> str:
         raise NotApplicable(
             "it draws by the loss, which no estimate is linear in then; its mean is tried by unbiased"
         )
-    one = tested.one(tested.noise(range(1)))
+    one = tested.one(telling(tested))
 
     def changed(change: Callable[[Tensor], Tensor]) -> EstimatorUnderTest:
         return tested.on(with_loss(tested.problem, change))
@@ -58,7 +67,7 @@ def batch_order(tested: EstimatorUnderTest) -> str:
     if n == 1:
         raise NotApplicable("a batch of one has one order")
     order = torch.arange(n).roll(1)
-    one = tested.one(tested.noise(range(1)))
+    one = tested.one(telling(tested))
     moved = reordered(tested, one, order)
     permuted = tested.on(problem.rows(order))
     off, name = difference(tested, tested.target, permuted.target)
@@ -75,8 +84,9 @@ def zero_gradient(tested: EstimatorUnderTest) -> str:
     if own_loss(tested):
         raise NotApplicable(OWN_LOSS)
     flat = tested.on(with_loss(tested.problem, lambda loss: 0 * loss))
-    drawn = flat.noise(range(ZERO_DRAWS)) if flat.randomness.size else {}
-    found = [flat.estimate(flat.one(drawn, draw)) for draw in range(ZERO_DRAWS if drawn else 1)]
+    draws = telling_draws(tested, ZERO_DRAWS) if flat.randomness.size else [0]
+    drawn = flat.noise(range(draws[-1] + 1))
+    found = [flat.estimate(flat.one(drawn, draw)) for draw in draws]
     if all(not bool(value.any()) for one in found for value in one.values()):
         return "every estimate is 0"
     if (exact := mean(flat)) is not None:

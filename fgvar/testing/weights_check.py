@@ -1,5 +1,6 @@
 """Weights check: holds samplers to E ω = 1 for every term of the sum, exactly where their noise can be enumerated."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,18 +22,21 @@ ELSEWHERE = 0.1  # how far parameters are moved: ω is by the probabilities at t
 
 def weights(tested: EstimatorUnderTest) -> str:
     """Every term of a sampled sum counts once in the mean: Σ probability · ω = 1, wherever the gradient is taken."""
-    samples = list(_samples(tested.estimator))
+    samples = list(_samples(tested))
     if not samples:
         raise NotApplicable("declares no sample word")
-    return "; ".join(dict.fromkeys(_of_sample(tested, sample) for sample in samples))
+    return "; ".join(dict.fromkeys(_of_sample(one, sample) for one, sample in samples))
 
 
-def _samples(estimator: Any) -> Iterator[Any]:
-    """The sample words of a sentence, and of the estimators within."""
+def _samples(tested: EstimatorUnderTest) -> Iterator[tuple[EstimatorUnderTest, Any]]:
+    """The sample words of a sentence, and of the estimators within, each with the problem that it samples."""
+    estimator: Any = tested.estimator
     while estimator is not None:
         sample = getattr(estimator, "sample", None)
         if hasattr(sample, "view") and hasattr(sample, "leaves"):
-            yield sample
+            yield tested, sample
+        if template := getattr(estimator, "template", None):
+            tested = tested.on(tested.ask("template", functools.partial(template, tested.problem)))
         estimator = getattr(estimator, "of", getattr(estimator, "estimator", None))
 
 
@@ -45,6 +49,7 @@ def _of_sample(tested: EstimatorUnderTest, sample: Any) -> str:
         for name, omega in _omegas(tested, sample, noise).items():
             mean[name] = mean.get(name, 0) + torch.tensordot(chances, omega, dims=1)
     for name, omega in mean.items():
+        omega = omega.where(~_without_gradient(tested, name, omega), 1)
         if float((omega - 1).abs().max()) > tolerance(tested):
             raise Failure(f"E ω of {_term(name, omega, (omega - 1).abs())} (exact), expected 1")
     return f"E ω = 1 for each of {sum(omega.numel() for omega in mean.values())} terms, exactly"
@@ -58,6 +63,7 @@ def _drawn(tested: EstimatorUnderTest, sample: Any, randomness: Randomness) -> s
     ]
     for name in parts[0]:
         omega = torch.cat([part[name] for part in parts])
+        omega = omega.where(~_without_gradient(tested, name, omega.mean(0)), 1)
         verdict = mean_test(omega.flatten(1), 1.0, level=tested.level / len(parts[0]))
         if not verdict.passed:
             off = verdict.z.abs().masked_fill(verdict.undecided, -1.0).reshape(omega.shape[1:])
@@ -82,7 +88,10 @@ def _values(randomness: Randomness, problem: Problem) -> Iterator[tuple[Gradient
 def _omegas(tested: EstimatorUnderTest, sample: Any, noise: Mapping[str, Tensor]) -> Gradients:
     """ω of every example, and of every term of sums inside the network, for each of the stacked noise."""
     problem, count = tested.problem, tested.problem.batch_size
-    here = problem.moved({name: p + ELSEWHERE * p.cos() for name, p in problem.params.items()})
+    # Factors and ω that the problem has already are not the sampler's.
+    own_sums = {name for name, module in problem.network.modules.items() if hasattr(module, "omega_of")}
+    taps = {name: tap for name, tap in problem.taps.items() if name not in own_sums}
+    here = _elsewhere(problem).unweighted()._with(taps=taps)
     # Examples carry their numbers as weights of the loss, which go where they go.
     here.weights = torch.arange(count, dtype=torch.float64, device=problem.device)
 
@@ -105,6 +114,20 @@ def _omegas(tested: EstimatorUnderTest, sample: Any, noise: Mapping[str, Tensor]
         return {name: omega[None] for name, omega in one({}).items()}
 
     return {name: omega.double().cpu() for name, omega in tested.ask("the sample's view", stacked).items()}
+
+
+def _elsewhere(problem: Problem) -> Problem:
+    return problem.moved({name: p + ELSEWHERE * p.cos() for name, p in problem.params.items()})
+
+
+def _without_gradient(tested: EstimatorUnderTest, name: str, omega: Tensor) -> Tensor:
+    """Examples that need not be drawn, as scores of their gradients say: it is 0, here and where ω is asked for."""
+    none = torch.zeros_like(omega, dtype=torch.bool)
+    if name == "batch" and not tested.problem.coupled:
+        for n in (omega == 0).nonzero().flatten().tolist():
+            both = (one.example(n).backprop() for one in (tested.problem, _elsewhere(tested.problem)))
+            none[n] = not any(bool(g.any()) for gradient in both for g in gradient.values())
+    return none
 
 
 def _term(name: str, omega: Tensor, off: Tensor) -> str:

@@ -46,7 +46,7 @@ def _of_batches(of: Estimator, sample: Sample, here: Problem, budget: int) -> Mo
     units = torch.eye(n, dtype=torch.float64, device=here.device)
 
     def weighted(factors: Tensor) -> Problem:
-        return here.weighted((n * factors).to(here.dtype))
+        return here.weighted(n * factors)
 
     usual = weighted(sample.mean(units, origin))
     # A quadratic form Var(ω) has the mean Var(E ω) + Σ Var(f) over the directions f of Cov ω. Noise of each example's

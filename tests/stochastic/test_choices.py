@@ -40,6 +40,16 @@ def test_a_choice_says_the_probability_of_every_value(name: str) -> None:
     assert 3 not in values or name.startswith("even"), "a term of probability 0"
 
 
+def test_no_digits_are_lost_where_little_is_left() -> None:
+    """By 1 − Σ of what was drawn, 10⁻¹⁵ beside two halves made the probabilities sum to 0.9."""
+    law = Choice(torch.tensor([0.5, 0.5, 1e-15], dtype=torch.float64), replace=False)
+    values, probabilities = law.support((3,))
+    found = {tuple(v): c for v, c in zip(values.tolist(), probabilities.tolist(), strict=True)}
+    rare = {(0, 2, 1): 1e-15, (1, 2, 0): 1e-15, (2, 0, 1): 5e-16, (2, 1, 0): 5e-16}
+    assert found == pytest.approx({(0, 1, 2): 0.5, (1, 0, 2): 0.5} | rare, rel=1e-13)
+    assert float(probabilities.sum()) == pytest.approx(1, abs=1e-14)
+
+
 @pytest.mark.parametrize("name", LAWS)
 def test_sampled_frequencies_are_those_probabilities(name: str) -> None:
     """Chi-squared over the values, and none besides: false alarms 1e-7 in each of four cases."""

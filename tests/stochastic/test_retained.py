@@ -121,3 +121,15 @@ def test_shuffled_saliency_keeps_as_many_at_other_places() -> None:
 def test_refused_values(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(pair(nn.Linear(3, 2))[1])
+
+
+def test_keys_move_along_the_paths() -> None:
+    net = nn.Linear(3, 2).double()
+    retain = fgvar.contrastive.Contrastive(net, fgvar.contrastive.InfoNCE(1.0), (randn(4, 3), randn(4, 3, seed=1)))
+    forget = fgvar.Problem(net, "mse", (randn(4, 3, seed=2), randn(4, 2, seed=3)))
+    found = t.Retained(retain, steps=3, lr=0.2, rounds=2)(forget.backprop(), forget, {})
+    torch.testing.assert_close(flat(found), two_paths(forget, [retain] * 6, 3, 2, 0.2), rtol=1e-10, atol=1e-12)
+    with pytest.raises(ValueError, match="holds its keys, which move along the path"):
+        targets.Propagated(retain, steps=3, lr=0.2)
+    coupled = fgvar.contrastive.InfoNCE(1.0, stop_gradient=False)
+    targets.Propagated(fgvar.contrastive.Contrastive(net, coupled, (randn(4, 3), randn(4, 3, seed=1))), 3, 0.2)

@@ -31,7 +31,7 @@ def test_scores_of_examples_by_loops() -> None:
         outputs.append(found.detach().abs().mean())
     expected = {
         GradientNorms(): norms,
-        Losses(): losses,
+        Losses(): [x / max(losses) for x in losses],
         Outputs(): outputs,
         Losses(-0.5): [(x / min(losses)) ** -0.5 for x in losses],
     }
@@ -40,6 +40,21 @@ def test_scores_of_examples_by_loops() -> None:
     assert Uniform().scores(at, "batch").tolist() == [1] * 5
     p = probabilities(Losses().scores(at, "batch"))
     torch.testing.assert_close(Mixed(Losses(), uniform=0.25).scores(at, "batch"), 0.75 * p + 0.05)
+
+
+def test_powers_of_losses_leave_no_range() -> None:
+    """In 16 bits 20⁴ is infinite and (10⁻⁴)² is 0: the loss to a power is told in 64, over the largest."""
+    for residuals in ([1.0, 5.0, 20.0], [0.01, 0.0125, 1.0]):
+        net = nn.Linear(2, 2).half()
+        nn.init.eye_(net.weight), nn.init.zeros_(net.bias)
+        shift = torch.tensor(residuals, dtype=torch.float16)[:, None]
+        at = fgvar.Problem(net, "mse", (torch.ones(3, 2).half(), torch.ones(3, 2).half() + shift))
+        losses = at.losses(at.run(at.params)[0]).double()
+        p = probabilities(Losses(2.0).scores(at, "batch"))
+        torch.testing.assert_close(p, losses**2 / (losses**2).sum(), rtol=1e-12, atol=0)
+        assert (p > 0).all()
+    steep = probabilities(Losses(100.0).scores(examples().to(torch.float32), "batch"))
+    assert steep.isfinite().all()
 
 
 def test_norms_of_examples_are_told_in_half_precision() -> None:
@@ -61,8 +76,8 @@ def test_weights_of_a_loss_are_part_of_what_is_scored() -> None:
     plain = fgvar.Problem(net, "cross_entropy", batch)
     weighted = fgvar.Problem(net, lambda o, t: (loss(o, t[0])[0], t[1]), (batch[0], [batch[1], w]))
     for by in (Losses(), GradientNorms()):
-        expected = by.scores(plain, "batch") * w * 3 / w.sum()
-        torch.testing.assert_close(by.scores(weighted, "batch"), expected)
+        expected = probabilities(by.scores(plain, "batch") * w)
+        torch.testing.assert_close(probabilities(by.scores(weighted, "batch")), expected)
 
 
 def test_outputs_of_any_structure() -> None:
