@@ -15,6 +15,7 @@ from fgvar.stochastic.populations import (
     BATCH,
     SCORE,
     Score,
+    is_even,
     probabilities,
     require_scores,
     sampled_terms,
@@ -96,7 +97,7 @@ class Draw:
 
     @property
     def _even(self) -> bool:
-        return getattr(self.by, "even", False) and not self.top
+        return is_even(self.by) and not self.top
 
     @property
     def whole(self) -> bool:

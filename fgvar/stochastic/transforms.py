@@ -17,6 +17,7 @@ from fgvar.problem import Problem
 
 Gradient = dict[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
+TRANSFORM = ("leaves", "shapes", "__call__")  # what a transform does, of which its declarations say something
 
 
 class Moments(NamedTuple):

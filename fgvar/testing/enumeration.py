@@ -8,6 +8,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fgvar.errors import unknown
+from fgvar.estimators.declared import declared
+from fgvar.estimators.laws import LAW
 from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.protocol import GradientEstimator, require_estimator, require_problem
 from fgvar.estimators.randomness import Leaf, Randomness
@@ -224,7 +226,7 @@ def _polarised(estimator: GradientEstimator, problem: Problem, chunk: int, produ
 
 
 def _kurtosis(name: str, leaf: Leaf) -> float:
-    kurtosis = getattr(leaf.noise, "kurtosis", None)
+    kurtosis = declared(leaf.noise, "kurtosis", *LAW)
     if kurtosis is None:
         raise ValueError(
             f"the noise of leaf {name!r}, {leaf.noise!r}, declares no kurtosis, so that its fourth moments are "

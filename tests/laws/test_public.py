@@ -78,6 +78,7 @@ ORDER = (
     "fgvar.estimators.factors",
     "fgvar.estimators.lengths",
     "fgvar.estimators.random_streams",
+    "fgvar.estimators.declared",
     "fgvar.estimators.laws",
     "fgvar.estimators.randomness",
     "fgvar.estimators.protocol",

@@ -142,7 +142,9 @@ class ShrunkLayer(Stochastic):
 
 
 class NoiseOfTheSum(AddNoise):
-    """Noise of the sum over the batch, added to the mean (jax_privacy#383)."""
+    """Noise of the sum over the batch, added to the mean, and declared to be of the mean (jax_privacy#383)."""
+
+    moments = AddNoise.moments
 
     def __call__(self, gradient: Gradient, problem: Problem, noise: Mapping[str, Tensor]) -> Gradient:
         return AddNoise(self.std * problem.batch_size)(gradient, problem, noise)
