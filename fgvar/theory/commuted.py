@@ -23,7 +23,8 @@ def commuted(estimator: Stochastic, problem: Problem) -> tuple[Stochastic, Gradi
     """
     ahead = tuple(takewhile(lambda word: declared(word, "adds_noise", *TRANSFORM), estimator.then))
     mixing, behind = estimator.then[len(ahead) : len(ahead) + 1], estimator.then[len(ahead) + 1 :]
-    if not estimator.each or not mixing or not declared(mixing[0], "spread", *TRANSFORM):
+    spread = declared(mixing[0], "spread", *TRANSFORM) if estimator.each and mixing else None
+    if spread is None:
         return estimator, {}
     shapes = shapes_of(problem)
     for word in estimator.each:
@@ -31,4 +32,4 @@ def commuted(estimator: Stochastic, problem: Problem) -> tuple[Stochastic, Gradi
     noise = {name: torch.zeros(shape, dtype=problem.dtype, device=problem.device) for name, shape in shapes.items()}
     for word in ahead:
         noise = word.moments(noise, noise, problem).variance
-    return replace(estimator, each=estimator.each + mixing, then=behind), mixing[0].spread(noise, problem)
+    return replace(estimator, each=estimator.each + mixing, then=behind), spread(noise, problem)

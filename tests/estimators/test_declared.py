@@ -79,12 +79,12 @@ class OnSphere(fgvar.Gaussian):
 class Published(transforms.RandomK):
     """Without the factor d/k."""
 
-    def __call__(self, gradient, problem, noise):
+    def __call__(self, gradient, problem, noise):  # noqa: ARG002
         return only_these(gradient, noise[""])
 
 
 class TwiceTheFirst(sampling.Draw):
-    def view(self, here, noise, problem):
+    def view(self, here, noise, problem):  # noqa: ARG002
         return here.rows(noise[""]).weighted(1.0 + (noise[""] == 0))
 
 
@@ -117,7 +117,7 @@ class Drifting(points.Noise):
 
 
 class Uneven(sampling.Uniform):
-    def scores(self, problem, over):
+    def scores(self, problem, over):  # noqa: ARG002
         return torch.arange(1.0, 1.0 + problem.batch_size)
 
 
