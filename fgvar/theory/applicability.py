@@ -8,6 +8,7 @@ point that is known, gradients that are means over the examples, and words that 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.combine import Mean
@@ -113,7 +114,7 @@ def _of_words(estimator: Stochastic, problem: Problem, noisy: bool) -> str | Non
 def _of_transforms(estimator: Stochastic, problem: Problem, noisy: bool) -> str | None:
     """Why there is none by its transforms: asked for what they make of moments that stand in for the gradient's."""
     estimator, _ = commuted(estimator, problem)
-    known = {name: torch.ones_like(value) for name, value in problem.params.items()}
+    known = {name: _stand_in(value) for name, value in problem.params.items()}
     still = {name: torch.zeros_like(value) for name, value in problem.params.items()}
     try:
         found = _after(estimator.each, Moments(known, known if noisy else still), problem)
@@ -123,6 +124,12 @@ def _of_transforms(estimator: Stochastic, problem: Problem, noisy: bool) -> str 
     except ValueError as error:
         return str(error).partition("; ")[0]  # who asks says what to use instead
     return None
+
+
+def _stand_in(like: Tensor) -> Tensor:
+    """Positive numbers in general position: of ones, a transform may leave what it leaves of no gradient."""
+    golden = torch.arange(1, 1 + like.numel(), dtype=torch.float64, device=like.device) * ((1 + 5**0.5) / 2)
+    return (1 + golden.frac()).reshape(like.shape).to(like.dtype)
 
 
 def _after(transforms: Sequence[Transform], found: Moments, problem: Problem) -> Moments:
