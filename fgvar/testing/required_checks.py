@@ -14,8 +14,8 @@ from torch import Tensor
 from fgvar.measurement.mutation_guard import same_values
 from fgvar.problem import Problem
 from fgvar.testing.comparisons import OWN_LOSS, difference, gap, own_loss, require_declared_noise, single, with_loss
-from fgvar.testing.enumeration import largest
 from fgvar.testing.exact_moments import by_step, tolerance
+from fgvar.testing.polynomials import largest
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, NotApplicable, Undecided
 
 PRECISION_DRAWS = 8

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fgvar.testing.comparisons import OWN_LOSS, difference, own_loss, reordered, require_declared_noise, with_loss
-from fgvar.testing.enumeration import largest
 from fgvar.testing.exact_moments import claim, mean, tolerance
+from fgvar.testing.polynomials import largest
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, NotApplicable, Undecided
 
 ZERO_DRAWS = 8

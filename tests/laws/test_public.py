@@ -153,6 +153,7 @@ ORDER = (
     "fgvar.testing",
     "fgvar.testing.resources",
     "fgvar.testing.black_box",
+    "fgvar.testing.polynomials",
     "fgvar.testing.enumeration",
     "fgvar.testing.line_quadrature",
     "fgvar.testing.load",
