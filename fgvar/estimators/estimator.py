@@ -11,9 +11,10 @@ from torch.utils._pytree import tree_map
 
 from fgvar.errors import require_word
 from fgvar.estimators.combine import Combine, Directions, Mean
+from fgvar.estimators.declared import declared
 from fgvar.estimators.factors import Factors, sum_directions
 from fgvar.estimators.guesses import Guess, Isotropic
-from fgvar.estimators.laws import Law
+from fgvar.estimators.laws import LAW, Law
 from fgvar.estimators.loss_terms import gradient, gradient_and_loss
 from fgvar.estimators.losses import GlobalLoss, Losses
 from fgvar.estimators.noise import Gaussian
@@ -24,6 +25,9 @@ from fgvar.estimators.spaces import Linearised, OnePassSpace, Space, Tensors, Te
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.nn.stacking import DIRECTIONS, Stacker
 from fgvar.problem import Problem
+
+# What spaces, guesses and oracles do: one that does it in its own way takes none of our short cuts unless it says so.
+WAYS = ("linearise", "linearise_along", "shapes", "direction", "terms", "__call__")
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,8 @@ class Estimator:
         # Of activities every group's numbers are credited by that group anyway.
         losses = "" if self.space.per_example else getattr(self.losses, "bias_reason", "")
         steps = "" if self.bias_order is None else f"of order step^{self.bias_order}"
-        even = getattr(self.noise, "spans_evenly", lambda directions: False)(self.directions)  # noqa: ARG005
-        spans = "" if even else getattr(self.combine, "uneven", "")
+        spans_evenly = declared(self.noise, "spans_evenly", *LAW)
+        spans = "" if spans_evenly and spans_evenly(self.directions) else getattr(self.combine, "uneven", "")
         reasons = (space, losses, self.guess.bias_reason, self.combine.bias_reason, spans, steps)
         return "; ".join(reason for reason in reasons if reason)
 
@@ -160,13 +164,13 @@ class Estimator:
         It can where the noise itself is the direction, but for numbers masked since nothing depends on them.
         """
         single = self.directions == 1 and not self.antithetic
-        return single and all(_declares("one_pass", word) for word in (self.space, self.guess, self.oracle))
+        return single and all(declared(word, "one_pass", *WAYS) for word in (self.space, self.guess, self.oracle))
 
     @property
     def _by_tensor(self) -> bool:
         """Is its noise one direction, of which no more than a tensor is looked at at a time?"""
         single = not (self.stacks_directions or self.antithetic) and type(self.combine) is Mean
-        return single and _declares("by_tensor", self.oracle)
+        return single and bool(declared(self.oracle, "by_tensor", *WAYS))
 
     @property
     def factored(self) -> bool:
@@ -212,11 +216,6 @@ class Estimator:
         terms, losses = _each(stack, derivatives, directions.directions)
         credit = _each(stack, linearised.credit, self.combine(terms, directions))
         return linearised, credit, directions.directions, losses.mean()
-
-
-def _declares(what: str, word: object) -> bool:
-    """Does a word's very class say this of itself? A subclass may do things its own way: it has no say."""
-    return what in vars(type(word)) and bool(getattr(word, what))
 
 
 def _each(stack: Stacker, function: Callable[[Any], Any], stacked: Mapping[str, Tensor]) -> Any:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from fgvar.estimators.random_streams import Stream
 
+LAW = ("sample", "couple")  # what a law does, of which its declarations say something
+
 
 class Law(Protocol):
     """How one tensor of random numbers is drawn: zero mean, unit variance, no correlation between numbers.
@@ -22,7 +24,7 @@ class Law(Protocol):
     indices of ``population`` things, and ``adapted = True``: its probabilities come from the parameters, so that
     training asks for it anew in every step. ``elementwise = True`` says that every number is made by itself: it is
     then asked for pieces of large tensors, and for several draws of small ones, at once; else for each direction and
-    example alone.
+    example alone. A class that inherits from a law and samples otherwise has to declare all of it anew.
     """
 
     def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

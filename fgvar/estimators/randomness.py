@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from fgvar.estimators.declared import declared
 from fgvar.estimators.factors import LazyTensors
-from fgvar.estimators.laws import JointLaw, Law
+from fgvar.estimators.laws import LAW, JointLaw, Law
 from fgvar.estimators.random_streams import TILE, Stream, fill
 
 MOST_VALUES = 1 << 20  # of a leaf that are listed
@@ -60,12 +61,12 @@ class Leaf:
     @property
     def is_finite(self) -> bool:
         """Has its law finitely many values, and says which?"""
-        return "support" in vars(type(self.noise))
+        return declared(self.noise, "support", *LAW) is not None
 
     @property
     def is_isotropic(self) -> bool:
-        """Does its law declare E uuᵀ = I? By its own class: one that inherits from a law may sample otherwise."""
-        return bool(vars(type(self.noise)).get("isotropic", False))
+        """Does its law declare E uuᵀ = I?"""
+        return bool(declared(self.noise, "isotropic", *LAW))
 
     @property
     def values(self) -> int:
@@ -94,8 +95,8 @@ class Leaf:
 
     @property
     def elementwise(self) -> bool:
-        """Is every number made by itself? A subclass that samples in its own way has to say so, too."""
-        return bool(vars(type(self.noise)).get("elementwise", False))
+        """Is every number made by itself?"""
+        return bool(declared(self.noise, "elementwise", "sample"))
 
     def tasks(
         self, seed: int, name: str, draws: Sequence[int], out: Tensor, first: int = 0

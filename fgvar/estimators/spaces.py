@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from fgvar.estimators.credit import Plan
+from fgvar.estimators.declared import declared
 from fgvar.estimators.losses import Losses, LossTerms
 from fgvar.problem import Problem
 
@@ -66,6 +67,11 @@ class Keep(Protocol):
 
     def mask(self, problem: Problem) -> dict[str, Tensor]:
         """Ones for what is live, zeros for what is dead: a dict like ``problem.params``."""
+
+
+def of_parameters_alone(keep: Keep) -> bool:
+    """Does a mask look at the parameters alone, not at the batch, by what it says of itself?"""
+    return bool(declared(keep, "of_parameters", "mask"))
 
 
 def require_perturbed(problem: Problem) -> None:

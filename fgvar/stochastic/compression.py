@@ -105,8 +105,6 @@ class TopK:
 class UniformFloat32(Uniform):
     """Uniform numbers of 32 bits, whatever those of the problem have."""
 
-    elementwise: ClassVar[bool] = True  # said of itself, as a subclass may sample otherwise
-    isotropic: ClassVar[bool] = True
     dtype: ClassVar[torch.dtype] = torch.float32
 
 

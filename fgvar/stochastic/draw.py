@@ -15,6 +15,7 @@ from fgvar.stochastic.populations import (
     BATCH,
     SCORE,
     Score,
+    is_even,
     probabilities,
     require_scores,
     sampled_terms,
@@ -96,7 +97,7 @@ class Draw:
 
     @property
     def _even(self) -> bool:
-        return getattr(self.by, "even", False) and not self.top
+        return is_even(self.by) and not self.top
 
     @property
     def whole(self) -> bool:
@@ -158,12 +159,11 @@ class Draw:
     def spread(self, terms: Tensor, problem: Problem) -> Tensor:
         (p, _), count = self._for(terms, problem), len(terms)
         if not self.replace:  # evenly
-            return (1 - self.size / count) / self.size * (terms - terms.mean(0)).square().sum(0) / max(count - 1, 1)
+            share = (1 - self.size / count) / self.size
+            return share * _of_one(p, terms) * (count / max(count - 1, 1))
         if self.weigh == "none":
-            of_one = _sum(p, terms.square()) - _sum(p, terms).square()
-            return of_one * (self.size / (self.top + self.size) ** 2)
-        whole = _sum(torch.where(p > 0, 1, p), terms)  # of what can be drawn; NaN stays
-        return (_sum(_inverse(p), terms.square()) - whole.square()) / (self.size * count**2)
+            return _of_one(p, terms) * (self.size / (self.top + self.size) ** 2)
+        return _of_one(p, terms * _inverse(p).reshape(-1, *[1] * (terms.ndim - 1))) / (self.size * count**2)
 
     def squares(self, terms: Tensor, problem: Problem) -> Tensor:
         (p, sure), count = self._for(terms, problem), len(terms)
@@ -236,6 +236,12 @@ class Draw:
 def _sum(factors: Tensor, terms: Tensor) -> Tensor:
     """Σ factors_n · terms_n."""
     return torch.tensordot(factors, terms, dims=1)
+
+
+def _of_one(p: Tensor, terms: Tensor) -> Tensor:
+    """Variance of one term that is drawn: 0 of those that are alike, where Σ p x² − (Σ p x)² would leave rounding."""
+    apart = terms - terms[p.argmax()[None]]
+    return _sum(p, (apart - _sum(p, apart)).square())
 
 
 def _outer(row: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from fgvar.errors import require_integer, require_type, require_word
 from fgvar.estimators.protocol import require_problem
 from fgvar.estimators.random_streams import Stream
 from fgvar.estimators.randomness import Leaf
-from fgvar.estimators.spaces import Keep
+from fgvar.estimators.spaces import Keep, of_parameters_alone
 from fgvar.problem import Problem
 from fgvar.stochastic.transforms import Gradient, Moments, Shapes, require_parameters
 
@@ -45,7 +45,7 @@ class Mask:
     @property
     def of_batch(self) -> bool:
         """Does the mask look at the batch, of which one example then changes it for all?"""
-        return not getattr(self.keep, "of_parameters", False)
+        return not of_parameters_alone(self.keep)
 
     def leaves(self, problem: Problem, shapes: Shapes) -> dict[str, Leaf]:
         require_parameters(self, problem, shapes)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fgvar.errors import require_type, require_word
 from fgvar.estimators.activity_space import require_site
+from fgvar.estimators.declared import declared
 from fgvar.estimators.laws import Law
 from fgvar.estimators.lengths import length, rescaled
 from fgvar.estimators.noise import Gaussian
@@ -92,7 +93,7 @@ class Ahead:
 
     @property
     def bias_order(self) -> int:
-        return 2 if getattr(self.by, "centred", False) else 1
+        return 2 if declared(self.by, "centred", "randomness", "estimate") else 1
 
     @property
     def bias_reason(self) -> str:

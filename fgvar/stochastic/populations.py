@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fgvar.errors import unknown
+from fgvar.estimators.declared import declared
 from fgvar.nn.forward_pass import called_twice
 from fgvar.nn.terms import Terms, terms_of
 from fgvar.problem import Problem
@@ -38,6 +39,11 @@ class Score(Protocol):
 
         [batch] for ``over="batch"``, else [rows, terms] of the `fgvar.Terms` module of this name. All 0 is uniform.
         """
+
+
+def is_even(by: Score) -> bool:
+    """Are all its scores the same, by what it says of them?"""
+    return bool(declared(by, "even", "scores"))
 
 
 def probabilities(scores: Tensor, among: Tensor | None = None) -> Tensor:

@@ -7,8 +7,11 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from fgvar.estimators.declared import declared
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
+
+SAMPLE = ("leaves", "chosen", "view")  # what a sampler does, of which its declarations say something
 
 
 class Sample(Protocol):
@@ -48,6 +51,11 @@ class Sample(Protocol):
 
     def squares(self, terms: Tensor, problem: Problem) -> Tensor:
         """E (1/N²) Σ ω_n² x_n, one drawn twice counting as two: the variance by own noise, of variance x_n each."""
+
+
+def tells_moments(sample: Sample) -> bool:
+    """Does it say of what it samples itself all that theory asks?"""
+    return all(declared(sample, what, *SAMPLE) for what in ("no_closed_form", "mean", "spread", "squares"))
 
 
 @dataclass(frozen=True)

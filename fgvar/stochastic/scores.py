@@ -15,6 +15,7 @@ from fgvar.stochastic.populations import (
     BATCH,
     SCORE,
     Score,
+    is_even,
     probabilities,
     sampled_terms,
     scores_of,
@@ -224,7 +225,7 @@ class Mixed:
 
     @property
     def even(self) -> bool:
-        return self.uniform == 1 or getattr(self.by, "even", False)
+        return self.uniform == 1 or is_even(self.by)
 
     @property
     def adapted(self) -> bool:

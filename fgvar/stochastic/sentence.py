@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fgvar.errors import require_integer, require_word
+from fgvar.estimators.declared import declared
 from fgvar.estimators.estimator import ExactGradient
 from fgvar.estimators.protocol import Estimate, GradientEstimator, require_estimator
 from fgvar.estimators.randomness import Leaf, Randomness
@@ -16,8 +17,8 @@ from fgvar.nn.stacking import DIRECTIONS
 from fgvar.problem import Problem
 from fgvar.stochastic.past import after
 from fgvar.stochastic.points import Here, Point
-from fgvar.stochastic.sampling import Everything, Sample
-from fgvar.stochastic.transforms import Gradient, Shapes, Transform, returned_shapes, shapes_of
+from fgvar.stochastic.sampling import SAMPLE, Everything, Sample
+from fgvar.stochastic.transforms import TRANSFORM, Gradient, Shapes, Transform, returned_shapes, shapes_of
 
 T = TypeVar("T")
 
@@ -155,15 +156,17 @@ class Stochastic:
 
         Source: Dwork and Roth 2014, Definition 3.1.
         """
-        share: float | None = getattr(self.sample, "largest_share", lambda _: None)(problem)
+        largest_share = declared(self.sample, "largest_share", *SAMPLE)
+        share: float | None = largest_share(problem) if largest_share else None
         shared = problem.weighs or problem.of_batch or self.at.bias_reason
         if share is None or shared or any(getattr(one, "of_batch", False) for one in (*self.each, *self.then)):
             return None
         share *= 1.0 if problem.importance is None else float(problem.importance.abs().max())
         bound = math.inf
         for one in self.each:
-            bound = getattr(one, "bound", bound if getattr(one, "contracts", False) else math.inf)
-        contracts = all(getattr(one, "contracts", False) for one in self.then)
+            own = declared(one, "bound", *TRANSFORM)
+            bound = own if own is not None else bound if declared(one, "contracts", *TRANSFORM) else math.inf
+        contracts = all(declared(one, "contracts", *TRANSFORM) for one in self.then)
         return None if math.isinf(bound) or not contracts else 2 * bound * share
 
     def term(self, example: Problem, noise: Mapping[str, Tensor], problem: Problem) -> Gradient:

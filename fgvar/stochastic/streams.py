@@ -13,6 +13,8 @@ from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
 from fgvar.stochastic.transforms import Gradient, Transform, returned_shapes, shapes_of
 
+STREAM = ("leaves", "on", "start", "__call__")  # what a stream does, of which its gain says something
+
 
 class Passed(NamedTuple):
     """What a stream makes of one gradient.

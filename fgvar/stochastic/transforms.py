@@ -17,6 +17,7 @@ from fgvar.problem import Problem
 
 Gradient = dict[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
+TRANSFORM = ("leaves", "shapes", "__call__")  # what a transform does, of which its declarations say something
 
 
 class Moments(NamedTuple):
@@ -36,7 +37,8 @@ class Transform(Protocol):
     Optional, of its class: ``adds_noise``, that all it does is to add noise of each entry's own; ``contracts``, that
     it moves no two gradients further apart. Of itself: ``bound``, the longest that it returns; ``of_batch``, that it
     looks at the problem's batch, beside the gradient; ``spread(variance, problem)`` of a linear one that mixes
-    entries, the variance that it makes of uncorrelated ones.
+    entries, the variance that it makes of uncorrelated ones. What a class inherits of all this, and ``moments``, does
+    not count where it has a ``__call__`` or ``leaves`` of its own.
     """
 
     linear: ClassVar[bool]

@@ -13,7 +13,8 @@ from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
 from fgvar.stochastic.draw import Draw
 from fgvar.stochastic.inclusion import SumOfDrawn, sum_of_drawn
-from fgvar.stochastic.populations import BATCH, probabilities, scores_of
+from fgvar.stochastic.populations import BATCH, is_even, probabilities, scores_of
+from fgvar.stochastic.sampling import tells_moments
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class Union:
         return here.rows(numbers).weighted(factors)
 
     def no_closed_form(self, problem: Problem) -> str | None:
+        if silent := [part for part in self.parts if not tells_moments(part)]:
+            return f"{silent[0]!r} does not say mean and spread of what it samples"
         if not self.distinct:
             return next((reason for part in self._parts if (reason := part.no_closed_form(problem))), None)
         by_scores = [part for part in self.parts if not _even(part)]
@@ -169,7 +172,7 @@ class _Case:
 
 
 def _even(part: Draw) -> bool:
-    return bool(getattr(part.by, "even", False)) and not part.top
+    return is_even(part.by) and not part.top
 
 
 def _sum(values: list[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from fgvar.errors import require_type, require_word, unknown
 from fgvar.estimators.choices import Bernoulli
 from fgvar.estimators.randomness import Leaf
 from fgvar.problem import Problem
-from fgvar.stochastic.populations import BATCH, SCORE, Score, probabilities, require_scores, scores_of
+from fgvar.stochastic.populations import BATCH, SCORE, Score, is_even, probabilities, require_scores, scores_of
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Reweighted:
 
     @property
     def bias_reason(self) -> str:
-        return "examples count by their scores, not alike" if not getattr(self.by, "even", False) else ""
+        return "" if is_even(self.by) else "examples count by their scores, not alike"
 
     @property
     def linear(self) -> bool:

@@ -10,7 +10,7 @@ from fgvar.measurement.draws import Enumeration
 from fgvar.problem import Problem
 from fgvar.stochastic.past import after
 from fgvar.testing.declared_checks import varied
-from fgvar.testing.enumeration import expectation
+from fgvar.testing.enumeration import mean_over
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, Gradients, NotApplicable
 
 STEPS = (0.1, 0.05)  # between which the order of the bias is read
@@ -85,4 +85,4 @@ def _mean_over_law(tested: EstimatorUnderTest) -> Gradients:
     # A number has two values at least: of more numbers than this the values would not even be listed.
     if not known or 2**randomness.size > MOST_NODES or len(Enumeration(randomness, LAW)) > MOST_NODES:
         raise NotApplicable(f"its noise cannot be enumerated here ({randomness.size} random numbers)")
-    return expectation(tested.estimator, tested.problem, method=LAW, chunk=tested.chunk)
+    return mean_over(Enumeration(randomness, LAW), tested.estimator, tested.problem, tested.chunk)

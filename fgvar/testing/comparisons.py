@@ -9,7 +9,7 @@ from torch import Tensor
 from fgvar.loss_functions import changed
 from fgvar.measurement.mutation_guard import same_values
 from fgvar.problem import Problem
-from fgvar.testing.enumeration import largest
+from fgvar.testing.polynomials import largest
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable, Undecided
 
 OWN_LOSS = "its estimates are equal to the bit under 1000·L and −L: it has a loss of its own, not problem.losses"

@@ -12,6 +12,7 @@ from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.draws import LARGEST, Enumeration
 from fgvar.testing import enumeration as enumerated
 from fgvar.testing.line_quadrature import line_mean
+from fgvar.testing.polynomials import require_quadratic
 from fgvar.testing.under_test import EstimatorUnderTest
 from fgvar.testing.verdict import COARSEST
 
@@ -138,7 +139,7 @@ def number_of_values(randomness: Randomness) -> int:
 
 def _quadratic(tested: EstimatorUnderTest, method: str, *, even: bool = False) -> bool:
     try:
-        enumerated.require_quadratic(tested.estimator, tested.problem, method=method, even=even, chunk=tested.chunk)
+        require_quadratic(tested.estimator, tested.problem, method=method, even=even, chunk=tested.chunk)
     except ValueError:
         return False
     return True

@@ -16,7 +16,7 @@ from fgvar.estimators.protocol import GradientEstimator
 from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.draws import ranges
 from fgvar.problem import Problem
-from fgvar.testing.enumeration import Gradients, evaluated
+from fgvar.testing.polynomials import Gradients, evaluated
 
 SPLITS = 8  # random divisions of the numbers in two; one of them separates any two with probability 255/256
 FAR, FAR_SPLITS = 2.0, 32  # times what is drawn, and divisions there: a bound at 3 σ is missed once in 10⁴

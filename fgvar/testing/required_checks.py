@@ -23,8 +23,8 @@ from fgvar.testing.comparisons import (
     telling,
     with_loss,
 )
-from fgvar.testing.enumeration import largest
 from fgvar.testing.exact_moments import by_step, tolerance
+from fgvar.testing.polynomials import largest
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, NotApplicable, Undecided
 
 PRECISION_DRAWS = 8

@@ -15,8 +15,8 @@ from fgvar.testing.comparisons import (
     telling_draws,
     with_loss,
 )
-from fgvar.testing.enumeration import largest
 from fgvar.testing.exact_moments import claim, mean, tolerance
+from fgvar.testing.polynomials import largest
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, NotApplicable, Undecided
 
 ZERO_DRAWS = 8

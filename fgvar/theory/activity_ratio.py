@@ -24,7 +24,7 @@ class ActivityRatio:
     Attributes:
         ratio: ρ = ‖X‖²_F ‖∂L/∂Z‖²_F / ‖G‖²_F; NaN where G is 0 within rounding.
         per_example: its counterpart if each example is credited with its own loss, as `scheme("FG-A")` does; ρ
-            itself with one example.
+            itself with one example, and where a loss couples the examples, as each is credited with the sum then.
         fan_in: inputs of one position, over all groups; a bias is an input of 1.
         positions: tokens or pixels of one example that share the weights. Of a tied weight fan-in and positions are
             those of its first use.
@@ -81,7 +81,8 @@ def activity_ratio(problem: Problem) -> dict[str, ActivityRatio]:
       of them, with q and p of the first one.
 
     None has ρ: a weight whose module returns no row for each example (position embeddings, which are credited at
-    the sum), is called more than once, has parameters beyond a weight and a bias of its own, or is not linear.
+    the sum; sequences with their examples second), is called more than once, has parameters beyond a weight and a
+    bias of its own, or is not linear; nor one that a function uses, too, as ``F.linear(h, embed.weight)``.
 
     Args:
         problem: network, loss and batch. Gradients are of the output's loss, the batch mean.
@@ -101,7 +102,8 @@ def activity_ratio(problem: Problem) -> dict[str, ActivityRatio]:
     """
     modules = _modules(problem)
     # The gradient by a zero that is added to Z is ∂L/∂Z: one backward pass for all layers.
-    shifts = {name: torch.zeros_like(y) for name, (_, y) in _run(problem, modules, {})[1].items()}
+    outputs = {name: y for name, (_, y) in _run(problem, modules, {})[1].items()}
+    shifts = {name: torch.zeros_like(y) for name, y in outputs.items() if isinstance(y, Tensor)}
 
     def loss(moved: dict[str, Tensor]) -> tuple[Tensor, InputsAndOutputs]:
         outputs, seen = _run(problem, modules, moved)
@@ -111,11 +113,13 @@ def activity_ratio(problem: Problem) -> dict[str, ActivityRatio]:
     uses: dict[str, list[Use | None]] = {}
     for module, parameters in modules.items():
         uses.setdefault(parameters["weight"], []).append(_use(problem, module, parameters, seen, credits))
-    found = {}
+    gradient = problem.backprop()
+    found: dict[str, ActivityRatio] = {}
     for weight, several in uses.items():
         known = [use for use in several if use is not None]
-        if len(known) == len(problem.network.owners[weight]):  # else a part of its gradient is not seen
-            found[weight] = _ratio(known)
+        seen_whole = len(known) == len(problem.network.owners[weight])
+        if seen_whole and (ratio := _ratio(known, gradient[weight], problem.coupled)):
+            found[weight] = ratio
     return found
 
 
@@ -187,15 +191,23 @@ def _use(
 ) -> Use | None:
     """The module as a linear map of its weight, if it is one and has a row for each example."""
     x, y = seen[module]
+    if module not in credits or not _by_example(problem, module, y):
+        return None
     for guess, transposed in ((linear_form, False), (transposed_form, True)):
         form = guess(problem, module, x, y)
-        if form is None or len(y) != problem.trace.batch_size:
+        if form is None:
             continue
         if _is_linear(problem, form, module, problem.params[parameters["weight"]], y, transposed):
             x, bias = form.x.double(), "bias" in parameters
             x = torch.cat([x, torch.ones_like(x[..., :1])], -1) if bias else x
             return Use(x, form.rows(credits[module]).double(), bias, transposed)
     return None
+
+
+def _by_example(problem: Problem, module: str, output: Tensor) -> bool:
+    """Has the output a row for each example? Its first axis may be as long by chance: it has to follow the batch."""
+    alone = problem.single_trace.visits.get(module, ())
+    return output.shape[:1] == (problem.batch_size,) and all(visit.shape == (1, *output.shape[1:]) for visit in alone)
 
 
 def _is_linear(problem: Problem, form: Form, module: str, weight: Tensor, output: Tensor, transposed: bool) -> bool:
@@ -214,8 +226,8 @@ def _is_linear(problem: Problem, form: Form, module: str, weight: Tensor, output
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
-def _ratio(uses: list[Use]) -> ActivityRatio:
-    """Of all uses of one weight."""
+def _ratio(uses: list[Use], expected: Tensor, coupled: bool) -> ActivityRatio | None:
+    """Of all uses of one weight, by modules; None where its gradient shows others, as by a function."""
     positions, fan_in = uses[0].x.shape[1], uses[0].x.shape[2:].numel()
     # ‖∂Z/∂w‖² summed over the numbers w: an input moves as many outputs as its use has.
     moved = torch.stack([use.delta.shape[-1] * use.x.square().flatten(1).sum(1) for use in uses]).sum(0)
@@ -228,8 +240,11 @@ def _ratio(uses: list[Use]) -> ActivityRatio:
     outputs = total.numel() / fan_in  # q, where there is one use
     squares, length = moved / outputs, float(total.square().sum())
     bound = float(squares.sum() * credits.sum())
+    off = float((total[: expected.numel()] - expected.flatten()).abs().max())
+    if off > torch.finfo(expected.dtype).eps ** 0.5 * bound**0.5:
+        return None
     # Compared with ‖X‖²‖Δ‖², the largest that ‖G‖² can be: below it, in units of float32, lies rounding alone.
     if length <= (10 * torch.finfo(torch.float32).eps) ** 2 * bound:
         return ActivityRatio(float("nan"), float("nan"), fan_in, positions)
-    each = float(squares @ credits) + (float(own) - length) / outputs
+    each = bound if coupled else float(squares @ credits) + (float(own) - length) / outputs
     return ActivityRatio(bound / length, each / length, fan_in, positions)

@@ -8,20 +8,26 @@ point that is known, gradients that are means over the examples, and words that 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from fgvar.estimators.activity_space import ActivitySpace
 from fgvar.estimators.combine import Mean
+from fgvar.estimators.declared import declared
 from fgvar.estimators.estimator import Estimator, ExactGradient
 from fgvar.estimators.guesses import Isotropic
+from fgvar.estimators.laws import LAW
 from fgvar.estimators.oracles import Jvp, Replay
 from fgvar.estimators.protocol import GradientEstimator
+from fgvar.estimators.spaces import of_parameters_alone
 from fgvar.estimators.weight_space import WeightSpace
 from fgvar.problem import Problem
 from fgvar.stochastic.history import History
 from fgvar.stochastic.past import recalls
+from fgvar.stochastic.sampling import tells_moments
 from fgvar.stochastic.sentence import Stochastic, of_terms, origin_of
+from fgvar.stochastic.streams import STREAM
 from fgvar.stochastic.targets import Against
-from fgvar.stochastic.transforms import Moments, Transform
+from fgvar.stochastic.transforms import TRANSFORM, Moments, Transform
 from fgvar.theory.commuted import commuted
 
 
@@ -55,7 +61,7 @@ def no_closed_form(estimator: GradientEstimator, problem: Problem) -> str | None
         return f"{estimator.combine!r} is not the mean of the directions' estimates"
     if estimator.space.per_tensor:
         return f"{estimator.space!r} perturbs one tensor at a time"
-    if getattr(estimator.noise, "kurtosis", None) is None:
+    if declared(estimator.noise, "kurtosis", *LAW) is None:
         return f"{type(estimator.noise).__name__} noise states no kurtosis of independent coordinates"
     if type(estimator.space) not in (WeightSpace, ActivitySpace):
         return f"{type(estimator.space).__name__} is a space of its own"
@@ -76,7 +82,7 @@ def _of_stream(history: History) -> str | None:
     if recalls(history.of):
         return "each of its gradients depends on the last output"
     through: object = history.through
-    if getattr(through, "bias_reason", "") or not hasattr(through, "gain"):
+    if getattr(through, "bias_reason", "") or not declared(through, "gain", *STREAM):
         return f"{through!r} does not keep the mean, or does not say what it leaves of the variance (gain)"
     return None
 
@@ -88,7 +94,7 @@ def _of_words(estimator: Stochastic, problem: Problem, noisy: bool) -> str | Non
     if at.leaves(problem):
         return f"{at!r} takes the gradient at a random point"
     sampled = bool(sample.leaves(origin))
-    if sampled and not hasattr(sample, "no_closed_form"):
+    if sampled and not tells_moments(sample):
         return f"{sample!r} does not say mean and spread of what it samples"
     if sampled and (reason := sample.no_closed_form(origin)):
         return reason
@@ -96,11 +102,11 @@ def _of_words(estimator: Stochastic, problem: Problem, noisy: bool) -> str | Non
     if noisy and whole and isinstance(of, Stochastic | History):
         return f"{sample!r} samples for what samples itself; write all words in one sentence"
     keep = getattr(getattr(of, "space", None), "keep", None)
-    if noisy and whole and not (keep is None or getattr(keep, "of_parameters", False)):
+    if noisy and whole and not (keep is None or of_parameters_alone(keep)):
         return f"{keep!r} may look at the batch, which {sample!r} weighs at random"
     if not noisy and whole and problem.coupled:
         return "the loss couples the examples, so that none has a gradient of its own"
-    if not noisy and whole and "additive" not in vars(type(of)):  # a subclass of what is may estimate anything
+    if not noisy and whole and not declared(of, "additive", "estimate"):
         return f"{of!r} does not say that it is additive, the mean of the estimates of each example alone"
     return no_closed_form(of, problem) if noisy else None
 
@@ -108,7 +114,7 @@ def _of_words(estimator: Stochastic, problem: Problem, noisy: bool) -> str | Non
 def _of_transforms(estimator: Stochastic, problem: Problem, noisy: bool) -> str | None:
     """Why there is none by its transforms: asked for what they make of moments that stand in for the gradient's."""
     estimator, _ = commuted(estimator, problem)
-    known = {name: torch.ones_like(value) for name, value in problem.params.items()}
+    known = {name: _stand_in(value) for name, value in problem.params.items()}
     still = {name: torch.zeros_like(value) for name, value in problem.params.items()}
     try:
         found = _after(estimator.each, Moments(known, known if noisy else still), problem)
@@ -120,9 +126,15 @@ def _of_transforms(estimator: Stochastic, problem: Problem, noisy: bool) -> str 
     return None
 
 
+def _stand_in(like: Tensor) -> Tensor:
+    """Positive numbers in general position: of ones, a transform may leave what it leaves of no gradient."""
+    golden = torch.arange(1, 1 + like.numel(), dtype=torch.float64, device=like.device) * ((1 + 5**0.5) / 2)
+    return (1 + golden.frac()).reshape(like.shape).to(like.dtype)
+
+
 def _after(transforms: Sequence[Transform], found: Moments, problem: Problem) -> Moments:
     for transform in transforms:
-        if not hasattr(transform, "moments"):
+        if not declared(transform, "moments", *TRANSFORM):
             raise ValueError(f"{transform!r} does not say moments of what it shapes")
         found = transform.moments(*found, problem)
     return found

@@ -33,7 +33,7 @@ def mean(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET
         budget: bytes that examples worked on at once may take.
 
     Returns:
-        A dict like ``problem.params``; gradients of the batch mean.
+        A dict like ``problem.params``; gradients of the batch mean. Of a problem in 16 bits they are in float32.
 
     Raises:
         ValueError: an estimator without a closed form (see `variance`).
@@ -47,7 +47,7 @@ def mean(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGET
         >>> bool(torch.allclose(mean(scheme("FG-W"), problem)["weight"], problem.backprop()["weight"]))
         True
     """
-    estimator = _checked(estimator, problem)
+    estimator, problem = _checked(estimator, problem)
     if isinstance(estimator, History | Stochastic):
         return stochastic.of_one(estimator, problem, budget).mean
     if isinstance(estimator, Estimator):
@@ -72,12 +72,13 @@ def variance(estimator: GradientEstimator, problem: Problem, *, budget: int = BU
     Args:
         estimator: a composed `Estimator` with the `Jvp` oracle, an `ExactGradient`, or a `Stochastic` of them.
         problem: network, loss and batch. In float64 good to 1e-9 of a tensor's largest variance, but for tensors
-            which a layer norm cancels all but for rounding, like a 1 × 1 token layer; in float32 to about 1e-5.
+            which a layer norm cancels all but for rounding, like a 1 × 1 token layer; in float32 to about 1e-5 where
+            gradients are above 1e-19, whose squares it holds; in 16 bits it is that of the problem in float32.
         budget: bytes that local Jacobians, and examples worked on at once, may take. With activity noise
             *shared* by the batch all examples are worked on at once, whatever the budget.
 
     Returns:
-        A dict like ``problem.params``, in gradient².
+        A dict like ``problem.params``, in gradient²; of a problem in 16 bits in float32.
 
     Raises:
         ValueError: an estimator without a closed form (finite differences, dependent coordinates, a class of
@@ -95,7 +96,7 @@ def variance(estimator: GradientEstimator, problem: Problem, *, budget: int = BU
         >>> round(float(variance(scheme("FG-W"), problem)["weight"].sum() / square), 4)  # d + 1
         7.0
     """
-    estimator = _checked(estimator, problem)
+    estimator, problem = _checked(estimator, problem)
     if isinstance(estimator, History | Stochastic):
         return stochastic.of_one(estimator, problem, budget).variance
     if isinstance(estimator, Estimator):
@@ -112,7 +113,7 @@ def moments(estimator: GradientEstimator, problem: Problem, *, budget: int = BUD
         >>> float(moments(Stochastic(sample=Draw(2)), problem).variance["bias"].sum())  # of examples that are alike
         0.0
     """
-    one = _checked(estimator, problem)
+    one, problem = _checked(estimator, problem)
     if isinstance(one, Estimator | History | Stochastic):
         return stochastic.of_one(one, problem, budget)
     return Moments(mean(one, problem, budget=budget), variance(one, problem, budget=budget))
@@ -133,12 +134,13 @@ def trace(estimator: GradientEstimator, problem: Problem, *, budget: int = BUDGE
     return {name: value.sum() for name, value in variance(estimator, problem, budget=budget).items()}
 
 
-def _checked(estimator: GradientEstimator, problem: Problem) -> GradientEstimator:
-    """What makes the estimates; raises where it has no closed form, and what it refuses itself."""
+def _checked(estimator: GradientEstimator, problem: Problem) -> tuple[GradientEstimator, Problem]:
+    """What makes the estimates, and of what; raises where it has no closed form, and what it refuses itself."""
     if reason := no_closed_form(estimator, problem):
         raise ValueError(
             f"no closed form: {reason}; draw instead (fgvar.measure), or enumerate small problems "
             "(fgvar.testing.expectation)"
         )
     estimator.randomness(problem)
-    return estimates_of(estimator)
+    # Squares of gradients, and sums of them, leave float16's range, and bfloat16 has no digits for their differences.
+    return estimates_of(estimator), problem if problem.dtype.itemsize > 2 else problem.to(torch.float32)

@@ -9,9 +9,10 @@ from itertools import takewhile
 
 import torch
 
+from fgvar.estimators.declared import declared
 from fgvar.problem import Problem
 from fgvar.stochastic.sentence import Stochastic
-from fgvar.stochastic.transforms import Gradient, returned_shapes, shapes_of
+from fgvar.stochastic.transforms import TRANSFORM, Gradient, returned_shapes, shapes_of
 
 
 def commuted(estimator: Stochastic, problem: Problem) -> tuple[Stochastic, Gradient]:
@@ -20,9 +21,10 @@ def commuted(estimator: Stochastic, problem: Problem) -> tuple[Stochastic, Gradi
     A word of ``then`` with a ``spread``, the variance that it makes of uncorrelated entries, has become the last one
     of ``each``, where only words stand before it that say of themselves ``adds_noise``.
     """
-    ahead = tuple(takewhile(lambda word: getattr(type(word), "adds_noise", False), estimator.then))
+    ahead = tuple(takewhile(lambda word: declared(word, "adds_noise", *TRANSFORM), estimator.then))
     mixing, behind = estimator.then[len(ahead) : len(ahead) + 1], estimator.then[len(ahead) + 1 :]
-    if not estimator.each or not mixing or not hasattr(mixing[0], "spread"):
+    spread = declared(mixing[0], "spread", *TRANSFORM) if estimator.each and mixing else None
+    if spread is None:
         return estimator, {}
     shapes = shapes_of(problem)
     for word in estimator.each:
@@ -30,4 +32,4 @@ def commuted(estimator: Stochastic, problem: Problem) -> tuple[Stochastic, Gradi
     noise = {name: torch.zeros(shape, dtype=problem.dtype, device=problem.device) for name, shape in shapes.items()}
     for word in ahead:
         noise = word.moments(noise, noise, problem).variance
-    return replace(estimator, each=estimator.each + mixing, then=behind), mixing[0].spread(noise, problem)
+    return replace(estimator, each=estimator.each + mixing, then=behind), spread(noise, problem)

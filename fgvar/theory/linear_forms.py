@@ -5,10 +5,12 @@ input. Nobody relies on the guess: `fgvar.theory.linear_layers` and `activity_ra
 does.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +35,15 @@ class Form:
     rows: Layout
 
 
-def linear_form(problem: Problem, name: str, x: object, y: Tensor) -> Form | None:
+def linear_form(problem: Problem, name: str, x: object, y: object) -> Form | None:
     """The module as a linear map in its parameters, guessed from its type and shapes."""
     module = problem.network.skeleton.get_submodule(name)
     own = {key: tuple(p.shape) for key, p in module.named_parameters(recurse=False)}
-    if not isinstance(x, Tensor) or len(x) != len(y) or "weight" not in own or not own.keys() <= {"weight", "bias"}:
+    if "weight" not in own or not own.keys() <= {"weight", "bias"} or not _is_batch(x) or not _is_batch(y):
         return None
     weight = own["weight"]
+    if len(x) != len(y):
+        return None
     if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed:
         return Form(_patches(module, x), lambda z: z.flatten(2).unflatten(1, (module.groups, -1)).permute(0, 3, 1, 2))
     # A module of another class with one number a channel may be a norm, too.
@@ -47,31 +51,37 @@ def linear_form(problem: Problem, name: str, x: object, y: Tensor) -> Form | Non
         len(weight) == 1 and x.shape == y.shape and x.shape[-1:] == weight and len([*module.parameters()]) == len(own)
     )
     if isinstance(module, NORMS) or gain:
-        return _gain(problem, name, module, x)
+        return _gain(problem, name, module, x, y)
     # Anything else that looks like a product with the last axes; `_verified` tells whether it is one.
     fan_in, fan_out = weight[-1], weight[-2] if len(weight) > 1 else 0
     groups = weight[:-2]
     fits = x.shape[-len(groups) - 1 :] == (*groups, fan_in) and y.shape == (*x.shape[:-1], fan_out)
-    if len(weight) in (2, 3) and fits:
+    # A batch as long as there are groups is none of them.
+    if len(weight) in (2, 3) and x.ndim > len(groups) + 1 and fits:
         n, h = len(x), math.prod(groups)
         return Form(x.reshape(n, -1, h, fan_in), lambda z: z.reshape(len(z), -1, h, fan_out))
     return None
 
 
-def transposed_form(problem: Problem, name: str, x: object, y: Tensor) -> Form | None:
+def transposed_form(problem: Problem, name: str, x: object, y: object) -> Form | None:
     """The module as a product with a weight that is stored [fan-in, fan-out]: an embedding, or GPT-2's Conv1D.
 
     Of an embedding the input at a position is 1 at the number that is looked up and 0 elsewhere.
     """
     own = {key: p.shape for key, p in problem.network.skeleton.get_submodule(name).named_parameters(recurse=False)}
-    if not isinstance(x, Tensor) or len(own.get("weight", ())) != 2:
+    if not isinstance(x, Tensor) or not _is_batch(y) or len(own.get("weight", ())) != 2:
         return None
     fan_in, fan_out = own["weight"]
     if not x.is_floating_point() and y.shape == (*x.shape, fan_out):
         x = nn.functional.one_hot(x.long(), fan_in).to(y.dtype)
-    if x.shape[-1] != fan_in or y.shape != (*x.shape[:-1], fan_out):
+    if x.ndim < 2 or x.shape[-1] != fan_in or y.shape != (*x.shape[:-1], fan_out):
         return None
     return Form(x.reshape(len(x), -1, 1, fan_in), lambda z: z.reshape(len(z), -1, 1, fan_out))
+
+
+def _is_batch(value: object) -> TypeGuard[Tensor]:
+    """Has it numbers behind the axis of the examples?"""
+    return isinstance(value, Tensor) and value.ndim > 1
 
 
 def _patches(module: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
@@ -92,7 +102,7 @@ def _patches(module: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
     return stacked.permute(0, 4, 1, 2, 3).flatten(3)
 
 
-def _gain(problem: Problem, name: str, module: nn.Module, x: Tensor) -> Form:
+def _gain(problem: Problem, name: str, module: nn.Module, x: Tensor, y: Tensor) -> Form | None:
     """The gain of a norm: one group an entry, whose input is what the norm returns with gain 1 and bias 0."""
     prefix = f"{name}."
     buffers = {k.removeprefix(prefix): b for k, b in problem.buffers.items() if k.startswith(prefix)}
@@ -101,7 +111,11 @@ def _gain(problem: Problem, name: str, module: nn.Module, x: Tensor) -> Form:
         for k, p in module.named_parameters(recurse=False)
     }
     # Gain times what the norm makes of its input, plus bias: linear in both, however the norm works.
-    normed = functional_call(module, {**buffers, **plain}, (x,))
+    normed: object = None
+    with contextlib.suppress(Exception):  # a module of one's own may need more than its first input
+        normed = functional_call(module, {**buffers, **plain}, (x,))
+    if not isinstance(normed, Tensor) or normed.shape != y.shape:
+        return None
     count = plain["weight"].numel()
     if isinstance(module, nn.GroupNorm | nn.modules.batchnorm._NormBase):  # which have their channels second
         return Form(

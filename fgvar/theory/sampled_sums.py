@@ -21,7 +21,7 @@ def log_second_moment(emissions: Tensor, transitions: Tensor, products: Tensor) 
         products: [steps, states, states], E[ω_ti ω_tj], as ``Draw.products`` gives them.
 
     Returns:
-        log E Ẑ², a scalar.
+        log E Ẑ², a scalar; −∞ where Ẑ is 0 for certain.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -38,17 +38,23 @@ def log_second_moment(emissions: Tensor, transitions: Tensor, products: Tensor) 
             f"emissions {tuple(emissions.shape)}, transitions {tuple(transitions.shape)} and products "
             f"{tuple(products.shape)}, expected [steps, states], [states, states] and [steps, states, states]"
         )
-    highest = transitions.max()
+    highest = _finite(transitions.max())
     psi = (transitions - highest).exp()
     total, alpha = 2 * highest * (steps - 1), None
     for emission, product in zip(emissions, products, strict=True):
-        phi = (emission - emission.max()).exp()
+        largest = _finite(emission.max())
+        phi = (emission - largest).exp()
         pairs = product * torch.outer(phi, phi)
         alpha = pairs if alpha is None else psi.T @ alpha @ psi * pairs
         size = alpha.sum()
-        alpha = alpha / size
-        total = total + size.log() + 2 * emission.max()
+        alpha = alpha / size.where(size != 0, 1)
+        total = total + size.log() + 2 * largest
     return total
+
+
+def _finite(scale: Tensor) -> Tensor:
+    """What is taken out of numbers before their exponential: nothing where all of them are −∞, of which 0 is made."""
+    return scale.where(scale != -torch.inf, 0)
 
 
 def inclusion(probabilities: Tensor, size: int) -> Tensor:

@@ -12,7 +12,7 @@ import fgvar
 from fgvar.cli import main
 from fgvar.measurement.cost import cost
 from fgvar.testing import check_estimator, expectation
-from fgvar.testing.enumeration import require_quadratic
+from fgvar.testing.polynomials import require_quadratic
 
 NAMES = [found.name for found in fgvar.schemes()]
 README = Path(fgvar.__file__).parent / "estimators" / "README.md"

@@ -142,6 +142,18 @@ def test_the_printed_closed_forms() -> None:
     torch.testing.assert_close(sampled.mean(g, at), (1 - (1 - q) ** N) * mean, rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize(
+    "sampler", [Draw(2), Draw(2, by=Losses()), Draw(1, top=1, by=Losses()), Draw(2, by=Losses(), weigh="none")]
+)
+def test_examples_that_are_alike_have_no_variance(sampler: Draw) -> None:
+    """None at all: neither rounding, nor less than nothing."""
+    for count in (3, 5, 6, 7, 10):
+        x, y = torch.full((count, 1), 0.3).double(), torch.full((count, 1), 0.1).double()
+        alike = fgvar.Problem(torch.nn.Linear(1, 1, bias=False).double(), "mse", (x, y))
+        found = fgvar.theory.variance(fgvar.Stochastic(sample=sampler), alike)["weight"]
+        assert float(found) == 0
+
+
 def test_gradient_norms_vary_least() -> None:
     """p ∝ ‖g_n‖ is the minimum over p: (mean ‖g_n‖)² − ‖ḡ‖², over m."""
     at = problem()

@@ -1,6 +1,6 @@
 """Exact expectations and covariances: three enumerations, which share nothing, agree."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 import fgvar
 from fgvar.estimators.oracles import derived
 from fgvar.testing import covariance, expectation
-from fgvar.testing.enumeration import require_quadratic
+from fgvar.testing.polynomials import require_quadratic
 
 
 def tiny(bias: bool = True) -> fgvar.Problem:
@@ -79,7 +79,7 @@ def test_what_is_not_quadratic_is_refused(oracle) -> None:
         expectation(estimator, tiny())
     with pytest.raises(ValueError, match="not even and quadratic in its noise"):
         covariance(estimator, tiny())
-    assert expectation(estimator, tiny(), method="signs")
+    assert expectation(replace(estimator, noise=fgvar.Rademacher()), tiny(), method="signs")
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -199,3 +199,67 @@ def test_a_seed_has_no_nodes(method: str | None) -> None:
 
     with pytest.raises(ValueError, match=r"leaf 'seed' draws Seed\(\), which is no noise of mean 0"):
         expectation(fgvar.testing.from_function(rounded_down), tiny(), method=method)
+
+
+# ---- points that stand for one law alone ---------------------------------------------------------------------------
+
+OTHERS = [fgvar.noise.Uniform(), fgvar.noise.Sphere(), fgvar.noise.LowRank(1), fgvar.noise.Sparse(0.5)]
+
+
+@pytest.mark.parametrize("law", OTHERS, ids=lambda law: type(law).__name__)
+def test_hermite_points_and_signs_stand_for_no_other_law(law: object) -> None:
+    plain, problem = fgvar.scheme("FG-W", noise=law), tiny(bias=False)
+    sampled = fgvar.Stochastic(of=plain, sample=fgvar.sampling.Draw(1))
+    kind = type(law).__name__
+    with pytest.raises(ValueError, match=rf"leaf 'weight' has the law {kind}.*expected Gaussian.*draw instead"):
+        covariance(sampled, problem)
+    for estimator, method in ((sampled, "support × hermite"), (plain, "hermite"), (plain, "signs")):
+        needed = "Rademacher" if method == "signs" else "Gaussian"
+        with pytest.raises(ValueError, match=rf"has the law {kind}.*expected {needed}\(\).*use 'nodes' or"):
+            expectation(estimator, problem, method=method)
+        with pytest.raises(ValueError, match=rf"has the law {kind}.*expected {needed}\(\)"):
+            covariance(estimator, problem, method=method)
+
+
+def test_what_has_a_kurtosis_is_polarised() -> None:
+    """tr Cov = (d − 1/5)‖∇‖² of uniform numbers, to which the sentence leads."""
+    estimator, problem = fgvar.scheme("FG-W", noise=fgvar.noise.Uniform()), tiny(bias=False)
+    with pytest.raises(ValueError, match=r"Uniform\(\), expected Gaussian\(\).*use method='polarisation'"):
+        covariance(estimator, problem, method="hermite")
+    found = covariance(estimator, problem, method="polarisation")["weight"].trace()
+    square = problem.backprop()["weight"].square().sum()
+    assert float(found / square) == pytest.approx(4 - 1 / 5, rel=1e-12)
+
+
+def test_a_transform_that_is_not_quadratic_is_refused_beside_a_sample() -> None:
+    problem, sample, t = tiny(bias=False), fgvar.sampling.Draw(1), fgvar.transforms
+    with pytest.raises(ValueError, match=r"leaf 'then.0.weight' has the law Uniform\(\), expected Gaussian"):
+        covariance(fgvar.Stochastic(sample=sample, then=(t.Quantise(2),)), problem)
+    clipped = fgvar.Stochastic(of=fgvar.scheme("FG-W"), sample=sample, then=(t.Clip(0.3),))
+    with pytest.raises(ValueError, match="'weight' is not quadratic in its noise"):
+        covariance(clipped, problem)
+    with pytest.raises(ValueError, match="'weight' is no polynomial of degree 5 in its noise"):
+        expectation(clipped, problem, method="support × hermite")
+
+
+@pytest.mark.parametrize("power", [4, 6])
+def test_means_by_hermite_points_are_of_degree_five(power: int) -> None:
+    """E u⁴ = 3, which three points know; E u⁶ = 15, for which they say 9."""
+
+    class Power(fgvar.Estimator):
+        def estimate(self, problem, noise):  # noqa: ARG002
+            return fgvar.Estimate({k: u**power for k, u in noise.items()})
+
+    if power == 4:
+        found = expectation(Power(), tiny(bias=False), method="hermite")["weight"]
+        torch.testing.assert_close(found, torch.full((2, 2), 3.0).double(), rtol=0, atol=1e-12)
+    else:
+        with pytest.raises(ValueError, match="no polynomial of degree 5"):
+            expectation(Power(), tiny(bias=False), method="hermite")
+
+
+@pytest.mark.parametrize("method", ["support × nodes", "support × hermite"])
+def test_beside_finite_laws_there_may_be_nothing_else(method: str) -> None:
+    found = expectation(SAMPLED["support"], tiny(), method=method)
+    for name, value in tiny().backprop().items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-12)

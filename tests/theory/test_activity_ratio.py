@@ -278,3 +278,99 @@ def test_a_token_that_occurs_once_has_a_position_of_its_own() -> None:
     found = theory.activity_ratio(fgvar.Problem(net, "mse", (ids, randn(2, 3, 2))))["weight"]
     assert found.ratio == pytest.approx(6)
     assert found.fan_in == 7
+
+
+def coupled(seed: int) -> fgvar.Problem:
+    """Two views without a stopped gradient, whose loss couples all examples; one layer."""
+    net = nn.Sequential(nn.Linear(2, 3, bias=False), Cubed()).double()
+    with torch.no_grad():
+        net[0].weight.copy_(randn(3, 2, seed=seed))
+    loss = fgvar.contrastive.InfoNCE(stop_gradient=False, temperature=0.5)
+    views = randn(3, 2, seed=seed + 1), randn(3, 2, seed=seed + 2)
+    return fgvar.contrastive.Contrastive(fgvar.with_sites(net, sites=["0"]), loss, views)
+
+
+class Cubed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x) ** 3
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_examples_of_a_coupled_loss_are_credited_with_the_sum(seed: int) -> None:
+    """Var of activities q‖G‖²ρ + ‖G‖², of weights q‖G‖²p + ‖G‖²: by polarisation."""
+    problem = coupled(seed)
+    found = theory.activity_ratio(problem)["0.weight"]
+    square = float(problem.backprop()["0.weight"].square().sum())
+    weights, activities = (
+        float(fgvar.testing.covariance(fgvar.scheme(name), problem)["0.weight"].trace()) for name in ("FG-W", "FG-A")
+    )
+    assert weights == pytest.approx((3 * found.fan_in + 1) * square)
+    assert activities == pytest.approx((3 * found.per_example + 1) * square)
+    assert found.activity_wins == (activities < weights)
+
+
+@pytest.mark.parametrize("by_module", [True, False])
+def test_a_weight_that_a_function_uses_has_no_ratio(by_module: bool) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.out = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+            self.out.weight = self.into.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.tanh(self.into(x))
+            return self.out(h) if by_module else nn.functional.linear(h, self.into.weight)
+
+    net = Twice().double()
+    if not by_module:
+        del net.out
+    problem = fgvar.Problem(net, "mse", (randn(1, 2), randn(1, 2, seed=1)))
+    assert list(theory.activity_ratio(problem)) == (["into.weight"] if by_module else [])
+
+
+@pytest.mark.parametrize("batch", [3, 4])
+def test_examples_have_to_come_first(batch: int) -> None:
+    """A layer that runs sequence-first, of as many tokens as examples: what looks like the batch are the tokens."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.transpose(0, 1)).transpose(0, 1).square()
+
+    problem = fgvar.Problem(Turned().double(), "mse", (randn(batch, 3, 2), randn(batch, 3, 2, seed=1)))
+    assert theory.activity_ratio(problem) == {}
+
+
+def test_a_part_of_the_batch_has_its_own_ratio() -> None:
+    x, y, net = randn(4, 5, 3), randn(4, 5, 2, seed=1), nn.Linear(3, 2).double()
+    some = fgvar.Problem(net, "mse", (x, y)).rows(slice(1, 3))
+    assert theory.activity_ratio(some) == theory.activity_ratio(fgvar.Problem(net, "mse", (x[1:3], y[1:3])))
+
+
+def test_modules_that_are_no_map_of_one_tensor_to_one_have_no_ratio() -> None:
+    class Router(nn.Linear):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            z = super().forward(x)
+            return z, z.softmax(-1)
+
+    class Gated(nn.RMSNorm):
+        def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+            return super().forward(x * gate.sigmoid())
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router, self.norm, self.both = Router(2, 2), Gated(2), nn.Bilinear(2, 2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z, p = self.router(x)
+            return self.both(self.norm(z, p), z)
+
+    problem = fgvar.Problem(fgvar.with_sites(Net().double()), "mse", (randn(2, 2), randn(2, 2, seed=1)))
+    assert theory.activity_ratio(problem) == {}
+    exact = fgvar.testing.covariance(fgvar.scheme("FG-A"), problem)
+    for name, found in theory.variance(fgvar.scheme("FG-A"), problem).items():
+        torch.testing.assert_close(found.flatten(), exact[name].diagonal(), rtol=1e-9, atol=1e-15)

@@ -123,3 +123,13 @@ def test_shapes_that_do_not_fit_are_refused(shapes: tuple[tuple[int, ...], ...])
         ValueError, match=r"expected \[steps, states\], \[states, states\] and \[steps, states, states\]"
     ):
         theory.log_second_moment(*(torch.zeros(shape) for shape in shapes))
+
+
+def test_a_sum_that_is_0_for_certain_has_a_second_moment_of_0() -> None:
+    """No state may come first, none may be followed, or none is ever drawn."""
+    zeros, nothing, all_alike = torch.zeros(2, 2), torch.full((2, 2), -torch.inf), torch.ones(2, 2, 2)
+    never = torch.stack([torch.zeros(2, 2), torch.ones(2, 2)])
+    for arguments in ((nothing, zeros, all_alike), (zeros, nothing, all_alike), (zeros, zeros, never)):
+        assert float(theory.log_second_moment(*arguments)) == -torch.inf
+    assert float(theory.log_second_moment(zeros[:1], nothing, all_alike[:1]).exp()) == pytest.approx(4)
+    assert torch.isnan(theory.log_second_moment(zeros, zeros, all_alike * torch.nan))

@@ -303,7 +303,10 @@ class Tell:
 
 
 class Mine(fgvar.ExactGradient):
-    """It may estimate anything."""
+    """It estimates something else, of which it says nothing."""
+
+    def estimate(self, problem, noise):
+        return fgvar.Estimate({name: g.square() for name, g in super().estimate(problem, noise).gradient.items()})
 
 
 FG_W = fgvar.scheme("FG-W")

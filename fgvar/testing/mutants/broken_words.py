@@ -97,6 +97,8 @@ class UnitSphere(Sphere):
 class Flat(Gaussian):
     """Signs that pass for normal numbers."""
 
+    kurtosis: ClassVar[float] = 3.0
+
     def sample(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         return stream.signs(shape, dtype, device)
 
