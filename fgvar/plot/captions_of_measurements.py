@@ -92,10 +92,13 @@ def _biases(dataset: xr.Dataset, layer: str, named: list[str]) -> str:
     none = "no other bias" if named else "no bias"
     if "biased" in data:
         return hollow or "None is declared to be biased."
-    if series.is_exact(data):
-        unknown = bias_over_target(data).isnull()
-        names = [name for name in datasets.names(data, "estimator") if bool(unknown.sel(estimator=name))]
-        more = f" Unknown: {words.listed(names)}." if names else ""
+    exact = series.is_exact(data)
+    missing = (bias_over_target(data) if exact else data["relative_variance"]).isnull()
+    names = [name for name in datasets.names(data, "estimator") if bool(missing.sel(estimator=name))]
+    more = f" Unknown: {words.listed(names)}." if names else ""
+    if len(names) == data.sizes["estimator"]:
+        return more.strip()
+    if exact:
         return f"{hollow}By closed forms there is {none}.{more}"
     if not {"sq_bias", "sq_bias_high", "bias_p"} <= set(map(str, data.data_vars)):
         return f"{hollow}How large another bias may be is not known." if named else "The bias is not known."
@@ -103,11 +106,11 @@ def _biases(dataset: xr.Dataset, layer: str, named: list[str]) -> str:
     most = (of["bias_high"].where(of["limited"]) ** 0.5).dropna("estimator")
     if not most.size:
         untested = bool((data["bias_p"].sel(reference="target").isnull() & (data["relative_variance"] > 0)).any())
-        return f"{hollow}There are too few draws to see a bias." if untested else f"{hollow}There is {none}."
+        return f"{hollow}{'There are too few draws to see a bias' if untested else f'There is {none}'}.{more}"
     worst = int(np.argmax(most.values))
     return (
         f"{hollow}The test sees {none}, which proves none absent: not excluded are biases up to "
-        f"{most.values[worst]:.2g} of the target ({most['estimator'].values[worst]})."
+        f"{most.values[worst]:.2g} of the target ({most['estimator'].values[worst]}).{more}"
     )
 
 

@@ -92,7 +92,7 @@ def sweep(dataset: xr.Dataset, **how: Any) -> list[str]:
         f"On the edge of the log axis: {on_edge} value(s) of 0 or less." if on_edge else "",
         words.missing(its.data, (its.y,)),
         words.unsure(its.data, its.y),
-        f"{failed} cells failed or are missing." if failed else "",
+        f"{failed} cell{'s' * (failed > 1)} failed or {'are' if failed > 1 else 'is'} missing." if failed else "",
     ]
 
 

@@ -82,10 +82,8 @@ def ranked(
     known = [name for name in datasets.quantities(data) if "estimator" in data[name].dims]
     if by not in known:
         raise ValueError(unknown("quantity", by, known))
-    if reference not in datasets.names(data, "reference"):
-        raise ValueError(unknown("reference", reference, datasets.names(data, "reference")))
     tested = series.biased(data)
-    data = data.sel(reference=reference)
+    data = datasets.of_reference(data, by, reference)
     sign = 1.0 if by.removesuffix("_difference") in SMALL_IS_BETTER else -1.0
     for name in order or ():
         if name not in datasets.names(data, "estimator"):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fgvar.errors import unknown
+from fgvar.measurement.stored import explained, flags_of
 from fgvar.plot import datasets, limits, looks, series, theory_lines
 from fgvar.plot.looks import Look, Wanted
 from fgvar.plot.ranked import called
@@ -145,16 +146,21 @@ def of(
         raise TypeError(f"got a {type(dataset).__name__}, expected a dataset, as fgvar.sweep returns")
     if y not in datasets.quantities(dataset):
         raise ValueError(unknown("quantity", y, datasets.quantities(dataset)))
-    data = datasets.of_layer(dataset, layer if "layer" in dataset[y].dims else None)
-    if "reference" in data[y].dims:
-        if reference not in datasets.names(data, "reference"):
-            raise ValueError(unknown("reference", reference, datasets.names(data, "reference")))
-        data = data.sel(reference=reference)
+    data = explained(dataset)
+    data = datasets.of_layer(data, layer if "layer" in data[y].dims else None)
+    data = datasets.of_reference(data, y, reference)
+    data = data.assign({name: flags_of(data, y) for name in ("flag", "cell_flag") if name in data})
     hue = None if hue == "estimator" and hue not in data[y].dims else hue
     x = _axis(data, y, hue, col) if x is None else x
     for what, dim in (("x", x), ("hue", hue), ("col", col)):
         if dim is not None and dim not in data[y].dims:
             raise ValueError(f"{what}={dim!r} is no dim of {y!r}: {unknown('dim', dim, map(str, data[y].dims))}")
+        if dim == "seed":
+            raise ValueError(f"{what}='seed': seeds are averaged; give another dim, or rename this one")
+    if twice := [dim for dim in (hue, col) if dim is not None and [x, hue, col].count(dim) > 1]:
+        raise ValueError(
+            f"x, hue and col are {x!r}, {hue!r} and {col!r}: {twice[0]!r} stands twice; give each its own"
+        )
     if x not in data.coords or data[x].dtype.kind not in "fiu":
         raise ValueError(f"x={x!r} has no numbers along it; give a numeric axis, or see fgvar.plot.ranking")
     data = _squeezed(data, y, (x, hue or "", col or "", "seed"))

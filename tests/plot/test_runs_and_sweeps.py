@@ -89,7 +89,8 @@ def test_zeros_negatives_and_gaps_of_a_sweep_are_shown() -> None:
     edge = [line for line in axes.lines if len(line.get_ydata()) and set(line.get_ydata()) == {axes.get_ylim()[0]}]
     assert [list(line.get_xdata()) for line in edge] == [[8, 16]]
     assert edge_label(axes) == "≤ 0", "its own place, below all numbers"
-    assert "other: undefined" in words(figure)
+    assert "other: NaN" in words(figure)
+    assert "1 (NaN: the dataset does not say why)" in plot.caption(dataset)
     assert "On the edge of the log axis: 2 value(s) of 0 or less." in plot.caption(dataset)
 
 
