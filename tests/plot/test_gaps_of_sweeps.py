@@ -138,6 +138,26 @@ def test_a_ragged_sweep_is_plotted_from_its_file(ragged: xr.Dataset, tmp_path, c
     assert "cell failed; RuntimeError: out of luck" in capsys.readouterr().out
 
 
+def test_a_caption_is_of_the_choices_that_it_is_given(ragged: xr.Dataset) -> None:
+    """One width is no axis of itself, and is one where it is asked for; what is asked for twice is refused."""
+    one = ragged.sel(width=[2])
+    assert "sweep" not in plot.kinds(one.isel(depth=0))
+    how = {"x": "width", "hue": "depth"}
+    single = one.sel(estimator="FG-W")
+    assert len(plot.sweep(single, **how).axes) == 1
+    assert plot.caption(single, "sweep", **how).startswith("Relative variance over width of 1, 2.")
+    assert plot.alternative(single, "sweep", **how).startswith("Relative variance over width: 1 from")
+    assert "over depth of 2, 4." in plot.caption(ragged.sel(estimator="BP"), "sweep", x="depth")
+    assert plot.caption(ragged.isel(width=0, depth=0), "ranking", order=["BP", "FG-W"], legend=False)
+    with pytest.raises(ValueError, match="no draw_cosine_target, as draws were not kept"):
+        plot.caption(single, "draws")
+    for call in (plot.sweep, lambda *args, **how: plot.caption(*args, "sweep", **how)):
+        with pytest.raises(ValueError, match="hue='seed': seeds are averaged; give another dim"):
+            call(single, x="width", hue="seed")
+        with pytest.raises(ValueError, match="'width', 'width' and None: 'width' stands twice; give each its own"):
+            call(single.sel(depth=1), x="width", hue="width", col=None)
+
+
 def test_an_error_that_was_cut_off_at_0_is_not_exact() -> None:
     """Where flags tell; without them 0 is all that is known."""
     problem = fgvar.testing.default_problems()["linear"]
