@@ -6,7 +6,7 @@ import xarray as xr
 from fgvar.measurement.stored import bias_over_target
 from fgvar.plot import by_layer, datasets, intervals, limits, ranked, series, theory_lines, words
 from fgvar.plot.bias_variance import split
-from fgvar.plot.draw_laws import CALLED, kept
+from fgvar.plot.draw_laws import CALLED, kept, unmeasured
 
 # ---- layers ----------------------------------------------------------------------------------------------------
 
@@ -97,7 +97,7 @@ def _biases(dataset: xr.Dataset, layer: str, named: list[str]) -> str:
     names = [name for name in datasets.names(data, "estimator") if bool(missing.sel(estimator=name))]
     more = f" Unknown: {words.listed(names)}." if names else ""
     if len(names) == data.sizes["estimator"]:
-        return more.strip()
+        return f"{hollow}{more}".strip()
     if exact:
         return f"{hollow}By closed forms there is {none}.{more}"
     if not {"sq_bias", "sq_bias_high", "bias_p"} <= set(map(str, data.data_vars)):
@@ -137,8 +137,10 @@ def ranking_found(
 
 def tradeoff(dataset: xr.Dataset, layer: str = "perturbed") -> list[str]:
     data = split(dataset, layer)
-    limited = [name for name in datasets.names(data, "estimator") if bool(data["limited"].sel(estimator=name))]
-    zero = bool(((data["bias_drawn"] == 0) | (data["relative_variance"] < series.ROUNDING)).any())
+    there = data["relative_variance"].notnull() & data["bias_drawn"].notnull()
+    shown = data.isel(estimator=there.values)
+    limited = [name for name in datasets.names(shown, "estimator") if bool(shown["limited"].sel(estimator=name))]
+    zero = bool(((shown["bias_drawn"] == 0) | (shown["relative_variance"] < series.ROUNDING)).any())
     return [
         f"Squared bias against variance, both over ‖target‖², in {words.of_layer(layer, dataset)}: the expected "
         f"squared error of an estimate is their sum, equal along dashed lines. {words.measured(dataset)} "
@@ -169,17 +171,19 @@ def tradeoff_found(dataset: xr.Dataset, layer: str = "perturbed") -> str:
 
 def draws(dataset: xr.Dataset, of: str = "cosine_target", layer: str = "perturbed") -> list[str]:
     data = kept(dataset, of, layer)
+    gaps = [f"{name} ({why})" for name, why in unmeasured(data).items()]
     more = " What lies beyond the central 99 % of all stands at the ends."
-    if of.startswith("cosine"):
+    if of.startswith("cosine") and bool(data["cosine_null"].notnull()):
         more = f" Grey: within ±{float(data['cosine_null']):.2g}, where 95 % of single random directions lie."
     return [
         f"Laws of {CALLED[of]}, in {words.of_layer(layer)}: histograms as high as their rows, with the mean (bar). "
         f"{words.measured(dataset)}{more}",
+        f"Without draws: {words.listed(gaps)}." if gaps else "",
     ]
 
 
 def draws_found(dataset: xr.Dataset, of: str = "cosine_target", layer: str = "perturbed") -> str:
     data = kept(dataset, of, layer)
-    means = data[f"draw_{of}"].mean("draw")
-    told = [f"{name} {float(means.sel(estimator=name)):.2g}" for name in words.ordered(data)]
-    return f"Means of {CALLED[of]}: {words.listed(told, 6)}."
+    means = data[f"draw_{of}"].mean("draw").dropna("estimator")
+    told = [f"{name} {float(means.sel(estimator=name)):.2g}" for name in words.ordered(means)]
+    return f"Means of {CALLED[of]}: {words.listed(told, 6) or 'no number'}."

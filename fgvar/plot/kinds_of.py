@@ -15,7 +15,7 @@ from fgvar.plot.check_chart import check, require_report
 from fgvar.plot.draw_laws import draws, kept
 from fgvar.plot.looks import Wanted
 from fgvar.plot.over_training import training
-from fgvar.plot.ranked import ranking
+from fgvar.plot.ranked import quantity, ranking
 
 DRAW: dict[str, Callable[..., Figure]] = {
     "training": training,
@@ -43,15 +43,20 @@ def kinds(shown: Any) -> tuple[str, ...]:
     """
     if not isinstance(shown, xr.Dataset):
         return ("check",) if _fits(lambda: require_report(shown)) else ()
+    return tuple(kind for kind in DRAW if fits(shown, kind, {}))
+
+
+def fits(shown: xr.Dataset, kind: str, asked: Mapping[str, Any]) -> bool:
+    """Does a figure fit a dataset, by its own choices and those that are asked for?"""
     tried: dict[str, Callable[[], Any]] = {
         "training": lambda: runs.of(shown),
-        "sweep": lambda: swept.of(shown, **of_sweep(shown, {})),
+        "sweep": lambda: swept.of(shown, **of_sweep(shown, asked)),
         "layers": lambda: datasets.one(shown),
         "ranking": lambda: _several(datasets.one(shown, layer=PERTURBED)),
         "tradeoff": lambda: split(shown, PERTURBED),
         "draws": lambda: kept(shown, "cosine_target", PERTURBED),
     }
-    return tuple(kind for kind, try_it in tried.items() if _fits(try_it))
+    return kind in tried and _fits(tried[kind])
 
 
 def _fits(try_it: Callable[[], Any]) -> bool:
@@ -131,10 +136,8 @@ def choices(dataset: xr.Dataset, kind: str, asked: Mapping[str, Any]) -> dict[st
     """What a kind of figure is drawn with: what is asked for, and of the rest what the dataset has."""
     if kind == "sweep":
         return of_sweep(dataset, asked)
-    if kind == "ranking" and "by" not in asked:
-        cosine = datasets.one(dataset, layer=PERTURBED)["cosine"]
-        if not bool(cosine.count("estimator").max() > 1):
-            return {"by": "relative_variance", **asked}  # cosines have no closed form
+    if kind == "ranking":
+        return {"by": quantity(dataset, asked.get("layer", PERTURBED)), **asked}
     return dict(asked)
 
 

@@ -33,7 +33,7 @@ class Series:
     """Numbers of one estimator along one dim.
 
     Attributes:
-        value, low, high: NaN where there is none; equal ends of exact ones.
+        value, low, high: NaN where there is none; equal ends of exact ones, and of what has no errors.
         made: "drawn", "exact", or "replayed": drawn, by derivatives from the known gradient.
         missing: why a value is not there, in a word or two; empty where it is.
     """
@@ -51,7 +51,7 @@ class Series:
 
     @property
     def unsure(self) -> NDArray[np.bool_]:
-        """Values without an interval: too few draws, or one number alone."""
+        """Values whose interval is missing: too few draws, or one number or seed alone."""
         unsure: NDArray[np.bool_] = np.isfinite(self.value) & ~np.isfinite(self.low + self.high)
         return unsure
 
@@ -92,7 +92,7 @@ def of(data: xr.Dataset, name: str, *, certain: bool = False) -> Series:
     elif has_errors(data, name):
         low, high = (np.atleast_1d(np.asarray(end.values, float)) for end in intervals.ends(data, name))
     else:
-        low = high = np.full_like(value, np.nan) if made(data, name) != EXACT else value
+        low = high = value
     return Series(value, low, high, made(data, name), _missing(data, name))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -44,8 +45,8 @@ class Swept:
         if not self.col:
             return [("", data)]
         return [
-            (f"{self.col.replace('_', ' ')} {value}", data.isel({self.col: i}))
-            for i, value in enumerate(datasets.names(data, self.col))
+            (f"{self.col.replace('_', ' ')} {_written(value)}", data.isel({self.col: i}))
+            for i, value in enumerate(data[self.col].values)
         ]
 
     def lines(self, data: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
@@ -56,6 +57,13 @@ class Swept:
         names = datasets.names(data, self.hue)
         for name in looks.in_order(names):
             yield name, data.isel({self.hue: names.index(name)})
+
+    def named(self, name: str) -> str:
+        """A line in a legend or a sentence: a number says of what."""
+        if not self.hue or self.data[self.hue].dtype.kind in "OUST":
+            return name
+        value = self.data[self.hue].values[datasets.names(self.data, self.hue).index(name)]
+        return f"{self.hue.replace('_', ' ')} {_written(value)}"
 
     def looks(self, wanted: Mapping[str, Wanted] | None) -> dict[str, Look]:
         """Of the lines; a name has the one that it has in other figures of the dataset."""
@@ -112,6 +120,11 @@ class Swept:
                     told = f"{value:z.2f}".replace("-", "−") + (f" ± {half:.2f}" if np.isfinite(half) else "")
                     found.setdefault(title, {})[name] = told
         return found
+
+
+def _written(value: Any) -> str:
+    """A label without the digits that are rounding alone."""
+    return f"{value:.12g}" if isinstance(value, np.floating) else str(value)
 
 
 def slope(one: xr.Dataset, seeds: xr.Dataset, x: str, y: str) -> tuple[float, float]:

@@ -11,7 +11,7 @@ BARS = {
     "intervals": "95 % intervals",
     "errors": f"±{intervals.Z} standard errors",
     "exact": "none, as values are exact",
-    "few": "none, as there are too few draws for an interval",
+    "few": "none, as there are too few draws, or seeds, for an interval",
     "none": "not there: the dataset has neither intervals nor standard errors",
 }
 
@@ -107,7 +107,10 @@ def unsure(data: xr.Dataset, name: str) -> str:
     low = data.get(f"{name}_low", data.get(f"{name}_se"))
     if low is None or not bool((data[name].notnull() & low.isnull()).any()):
         return ""
-    return "A question mark stands beside a value without an interval: too few draws (32 give one), or one number."
+    return (
+        "A question mark stands beside a value without an interval: too few draws (32 give one), one number, or one "
+        "seed."
+    )
 
 
 def unbiased(dataset: xr.Dataset) -> str:

@@ -134,6 +134,11 @@ def test_a_ragged_sweep_is_plotted_from_its_file(ragged: xr.Dataset, tmp_path, c
     assert "(cell failed)" in (tmp_path / "one.txt").read_text()
     assert main(["plot", str(path), "--at", "depth=2", "--y", "cosine", "--out", str(tmp_path / "two.svg")]) == 0
     assert "(cell failed)" in (tmp_path / "two.txt").read_text()
+    fgvar.save(ragged.isel(width=[0], depth=0), path)
+    assert main(["plot", str(path), "--x", "width", "--out", str(tmp_path / "three.svg")]) == 0
+    assert (tmp_path / "three.txt").read_text().startswith("Relative variance over width of BP, FG-W.")
+    assert main(["plot", str(path), "--x", "width", "--y", "cosin", "--out", str(tmp_path / "three.svg")]) == 2
+    fgvar.save(ragged, path)
     assert main(["open", str(path)]) == 0
     assert "cell failed; RuntimeError: out of luck" in capsys.readouterr().out
 
@@ -145,9 +150,9 @@ def test_a_caption_is_of_the_choices_that_it_is_given(ragged: xr.Dataset) -> Non
     how = {"x": "width", "hue": "depth"}
     single = one.sel(estimator="FG-W")
     assert len(plot.sweep(single, **how).axes) == 1
-    assert plot.caption(single, "sweep", **how).startswith("Relative variance over width of 1, 2.")
-    assert plot.alternative(single, "sweep", **how).startswith("Relative variance over width: 1 from")
-    assert "over depth of 2, 4." in plot.caption(ragged.sel(estimator="BP"), "sweep", x="depth")
+    assert plot.caption(single, "sweep", **how).startswith("Relative variance over width of depth 1, depth 2.")
+    assert plot.alternative(single, "sweep", **how).startswith("Relative variance over width: depth 1 from")
+    assert "over depth of width 2, width 4." in plot.caption(ragged.sel(estimator="BP"), "sweep", x="depth")
     assert plot.caption(ragged.isel(width=0, depth=0), "ranking", order=["BP", "FG-W"], legend=False)
     with pytest.raises(ValueError, match="no draw_cosine_target, as draws were not kept"):
         plot.caption(single, "draws")
@@ -177,3 +182,38 @@ def test_a_page_calls_exact_what_is(draws: int, route: str, monkeypatch) -> None
     text = of_dataset(fgvar.measure({"FG-W": fgvar.scheme("FG-W")}, problem, draws=draws, route=route))
     assert "Without noise" not in text
     assert "exactly." not in text.replace("‖E ĝ − target‖ / ‖target‖, exactly.", "")
+
+
+def test_draws_of_a_failed_cell_say_so() -> None:
+    problem = fgvar.testing.default_problems()["linear"]
+    drawn = fgvar.measure({"FG-W": fgvar.scheme("FG-W")}, problem, draws=32, keep_draws=True)
+    failed = drawn.where(False).assign(status="timed out")
+    assert "cell timed out" in words(plot.draws(failed))
+    told = plot.caption(failed, "draws")
+    assert "Without draws: FG-W (cell timed out)." in told
+    assert "nan" not in told
+    assert plot.alternative(failed, "draws").endswith(": no number.")
+
+
+def test_what_is_not_drawn_is_not_told_of() -> None:
+    problem = fgvar.testing.default_problems()["linear"]
+    drawn = fgvar.measure({"FG-W": fgvar.scheme("FG-W"), "BP": fgvar.scheme("BP")}, problem, draws=64)
+    drawn["relative_variance"][:] = np.nan
+    told = plot.caption(drawn, "tradeoff")
+    assert "Hollow" not in told
+    assert "On an edge" not in told
+
+
+def test_a_ranking_and_its_caption_choose_one_quantity() -> None:
+    """Cosines of noisy estimates have no closed form."""
+    problem = fgvar.testing.default_problems()["linear"]
+    exact = fgvar.measure({name: fgvar.scheme(name) for name in ("FG-W", "FG-A")}, problem, route="exact")
+    assert plot.ranking(exact).axes[0].get_xlabel() == "relative variance"
+    assert plot.caption(exact, "ranking").startswith("Estimators ranked by relative variance")
+
+
+def test_a_line_break_in_a_name_breaks_no_paragraph() -> None:
+    problem = fgvar.testing.default_problems()["linear"]
+    told = fgvar.measure({"a\nb": fgvar.scheme("FG-W")}, problem, draws=32)
+    assert r"a\nb" in plot.alternative(told, "ranking")
+    assert r"last: a\nb" in plot.caption(told, "ranking").splitlines()[-1]
