@@ -185,5 +185,7 @@ def draws(dataset: xr.Dataset, of: str = "cosine_target", layer: str = "perturbe
 def draws_found(dataset: xr.Dataset, of: str = "cosine_target", layer: str = "perturbed") -> str:
     data = kept(dataset, of, layer)
     means = data[f"draw_{of}"].mean("draw").dropna("estimator")
-    told = [f"{name} {float(means.sel(estimator=name)):.2g}" for name in words.ordered(means)]
+    told = [
+        f"{name} {float(means.sel(estimator=name)):.2g}" for name in words.ordered(data) if name in means["estimator"]
+    ]
     return f"Means of {CALLED[of]}: {words.listed(told, 6) or 'no number'}."
