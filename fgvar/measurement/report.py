@@ -13,6 +13,7 @@ from fgvar.errors import unknown
 from fgvar.measurement.dataset_checks import TO_A_REFERENCE as MEASURED
 from fgvar.measurement.dataset_checks import extra_dims, missing_for_measurement
 from fgvar.measurement.html_tables import Table
+from fgvar.measurement.stored import explained
 from fgvar.measurement.summary import summary
 from fgvar.measurement.text_tables import TableRow, cell, format_table, visible
 
@@ -65,7 +66,7 @@ def to_text(dataset: xr.Dataset, layers: Sequence[str] = ()) -> str:
         epoch  loss
             1   1.5
     """
-    dataset = _chosen(dataset, layers)
+    dataset = _chosen(explained(dataset) if _measured(dataset) else dataset, layers)
     parts = []
     if _trained(dataset):
         parts.append("last epoch\n" + format_table(_runs(dataset)))
@@ -87,7 +88,7 @@ def tables(dataset: xr.Dataset, layers: Sequence[str] = ()) -> list[Table]:
         >>> tables(xr.Dataset({"loss": ("epoch", [2.0, 1.5])}, {"epoch": [0, 1]}))[0].rows
         (('1', '1.5'),)
     """
-    dataset = _chosen(dataset, layers)
+    dataset = _chosen(explained(dataset) if _measured(dataset) else dataset, layers)
     found: list[Table] = []
     if _trained(dataset):
         found.append(Table.of("last epoch", _runs(dataset)))
@@ -105,6 +106,7 @@ def _joined(dataset: xr.Dataset) -> list[Table]:
     """Summaries of the last step, those with the same columns in one table."""
     last = dataset.isel(step=[-1]) if "step" in dataset.dims else dataset
     names, parts = [str(name) for name in dataset["layer"].values], dict[tuple[str, ...], list[Table]]()
+    said: dict[str, list[str]] = {}
     for place, one in _cells(last):
         for name in names:
             where = {str(dim): cell(value) for dim, value in place.items()} | ({"layer": name} if names[1:] else {})
@@ -112,15 +114,24 @@ def _joined(dataset: xr.Dataset) -> list[Table]:
                 heading = (table.heading[0], *where, *table.heading[1:])
                 rows = tuple((first, *where.values(), *rest) for first, *rest in table.rows)
                 parts.setdefault(heading, []).append(replace(table, heading=heading, rows=rows))
+                at = ", ".join(f"{dim} {cell(value)}" for dim, value in place.items())
+                for note in table.notes:
+                    said.setdefault(note, []).append(at)
     return [
         Table(
             some[0].caption.replace(f"layer {names[0]!r}", "every layer") if names[1:] else some[0].caption,
             heading,
             tuple(row for one in some for row in one.rows),
-            tuple(dict.fromkeys(note for one in some for note in one.notes)),
+            tuple(dict.fromkeys(_placed(note, said[note]) for one in some for note in one.notes)),
         )
         for heading, some in parts.items()
     ]
+
+
+def _placed(note: str, places: list[str]) -> str:
+    """A note with the cells that it is of."""
+    named = "; ".join(dict.fromkeys(filter(None, places)))
+    return f"{note} ({named})" if named else note
 
 
 def provenance_line(dataset: xr.Dataset) -> str:

@@ -1,11 +1,28 @@
-"""What is stored: reads ends of intervals, biases over the target and estimators' descriptions out of a dataset."""
+"""What is stored: reads intervals, flags, biases over the target and estimators' descriptions out of a dataset."""
 
 import numpy as np
 import xarray as xr
 
-from fgvar.measurement.dataset import FLAGS
+from fgvar.measurement.dataset import FLAGS, RATIOS, VARIABLES
 
 Z = 1.96  # half-width of a 95 % normal interval, in standard errors
+# Bits of `flags` that no dataset stores: why a sweep has no number at all.
+UNMEASURED = {
+    "not_measured": 64,
+    "not_in_this_network": 128,
+    "cell_failed": 256,
+    "cell_timed_out": 512,
+    "cell_died": 1024,
+    "cell_missing": 2048,
+}
+# Flag → variables whose values it takes; of the others it takes the errors at most.
+TAKES = {
+    "dead": RATIOS,
+    "few_draws": ("bias_p",),
+    "no_noise": ("snr", "bias_z", "bias_p"),
+    "no_closed_form": (*RATIOS, "variance", "sq_bias", "bias_z", "bias_p"),
+    "lost_digits": ("cosine", "efficiency"),
+}
 
 
 def ends(dataset: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
@@ -25,12 +42,64 @@ def bias_over_target(dataset: xr.Dataset, square: str = "sq_bias") -> xr.DataArr
     NaN where the target is 0 within rounding, or where draws are too few for a relative variance.
     """
     its = dataset.sel(reference="target") if "reference" in dataset.dims else dataset
-    known = its["gradient_norm"] > 0
-    if "flag" in its:
-        known = known & (its["flag"].astype(int) & FLAGS["dead"] == 0)
+    known = (its["gradient_norm"] > 0) & (flags(its) & FLAGS["dead"] == 0)
     if square != "sq_bias":
         known = known & its["relative_variance"].notnull()
     return (its[square].clip(min=0) ** 0.5 / its["gradient_norm"]).where(known)
+
+
+def flags(dataset: xr.Dataset, name: str = "flag") -> xr.DataArray:
+    """Bits of `FLAGS`, as stored, and of `UNMEASURED` where a sweep has no flag; 0 of a dataset without flags.
+
+    Cells differ in their layers and estimators, and some fail: there a sweep's flags, as its numbers, are NaN.
+
+    Example:
+        >>> cells = {"flag": ("width", [8.0, np.nan, np.nan]), "status": ("width", ["done", "died", "done"])}
+        >>> flags(xr.Dataset(cells)).values.tolist()
+        [8, 1024, 64]
+    """
+    stored = dataset.get(name, dataset.get("cell_flag", xr.DataArray(0)))
+    empty = stored.isnull()
+    found = stored.fillna(0).astype(int) + UNMEASURED["not_measured"] * empty
+    if "layer" in stored.dims:
+        measured = stored.notnull().any("layer")
+        found = xr.where(empty & measured, UNMEASURED["not_in_this_network"], found)
+    for status in ("failed", "timed out", "died", "missing") if "status" in dataset else ():
+        bit = UNMEASURED[f"cell_{status.replace(' ', '_')}"]
+        found = xr.where(dataset["status"].astype(str) == status, bit, found)
+    return found
+
+
+def explained(dataset: xr.Dataset) -> xr.Dataset:
+    """With `flags` in place of those stored, before one layer is chosen, or text dropped, that tells them."""
+    kinds = [name for name in ("flag", "difference_flag") if name in dataset]
+    kinds = kinds or ["cell_flag"] * ("status" in dataset)  # which knows no more than what became of a cell
+    return dataset.assign({name: flags(dataset, name) for name in kinds})
+
+
+def joined(bits: xr.DataArray, dim: str | list[str]) -> xr.DataArray:
+    """Bits that are set anywhere along a dim."""
+    return bits.reduce(np.bitwise_or.reduce, dim)
+
+
+def flags_of(dataset: xr.Dataset, name: str) -> xr.DataArray:
+    """Flags of a variable's values, over dims of its own.
+
+    What is relative to the target has the target's, and what is of all estimators none but those of all.
+    """
+    difference = name.endswith("_difference") and "difference_flag" in dataset
+    found = flags(dataset, "difference_flag" if difference else "flag")
+    others = [dim for dim in found.dims if dim not in dataset[name].dims]
+    if "reference" in others and "target" in found.get_index("reference"):
+        found, others = found.sel(reference="target"), [dim for dim in others if dim != "reference"]
+    return found.reduce(np.bitwise_and.reduce, others) if others else found
+
+
+def why_missing(dataset: xr.Dataset, name: str) -> xr.DataArray:
+    """Those of `flags_of` that may have taken a variable's values: a cost is not missing as draws are few."""
+    base = name.removesuffix("_difference")
+    taking = [bit for flag, bit in FLAGS.items() if base not in VARIABLES or base in TAKES.get(flag, ())]
+    return flags_of(dataset, name) & sum([*taking, *UNMEASURED.values()])
 
 
 def descriptions(dataset: xr.Dataset) -> dict[str, str]:

@@ -8,7 +8,7 @@ import xarray as xr
 from fgvar.errors import unknown
 from fgvar.measurement.dataset_checks import REFERENCES, require_measurement
 from fgvar.measurement.html_tables import Table
-from fgvar.measurement.stored import bias_over_target, ends
+from fgvar.measurement.stored import UNMEASURED, bias_over_target, ends, explained, why_missing
 from fgvar.measurement.text_tables import visible
 
 LARGE = 1e6  # numbers above it are written with exponents
@@ -72,7 +72,7 @@ def summary(dataset: xr.Dataset, *, layer: str = "perturbed") -> Summary:
     layers = [str(name) for name in dataset["layer"].values]
     if layer not in layers:
         raise ValueError(unknown("layer", layer, map(visible, layers)))
-    chosen = dataset.sel(layer=layer)
+    chosen = explained(dataset).sel(layer=layer)
     if "step" in chosen.dims:
         return Summary.of([_tables(chosen.sel(step=step), layer, f", step {step.item()}") for step in chosen["step"]])
     return Summary.of([_tables(chosen, layer, "")])
@@ -80,7 +80,7 @@ def summary(dataset: xr.Dataset, *, layer: str = "perturbed") -> Summary:
 
 def _tables(dataset: xr.Dataset, layer: str, when: str) -> list[Table]:
     """One of all estimators, and of a paired dataset one of differences."""
-    columns, notes = _columns(dataset), _flat_target(dataset)
+    columns, notes = _columns(dataset), [*_flat_target(dataset), *_unmeasured(dataset)]
     rows = []
     for name in dataset["estimator"].values:
         row = dataset.sel(estimator=name)
@@ -105,6 +105,18 @@ def _flat_target(dataset: xr.Dataset) -> list[str]:
         f"–: the target of {', '.join(names)} is 0, which nothing is relative to and has no angle; a loss without a "
         'derivative (0-1 loss) has no other gradient: see dataset["variance"], or measure a loss that has one'
     ]
+
+
+def _unmeasured(dataset: xr.Dataset) -> list[str]:
+    """Lines that say why a cell of a sweep has dashes alone, and how one that failed went wrong."""
+    found: dict[str, list[str]] = {}
+    for name in dataset["estimator"].values:
+        bits = why_missing(dataset.sel(estimator=name), "relative_variance").item()
+        for word in (word for word, bit in UNMEASURED.items() if bits & bit):
+            found.setdefault(word.replace("_", " "), []).append(visible(str(name)))
+    lines = str(dataset["traceback"].item()).splitlines() if "traceback" in dataset else []
+    how = f"; {visible(lines[-1])}" if lines else ""
+    return [f"–: {', '.join(names)}: {word}{how}" for word, names in found.items()]
 
 
 def _lines(table: Table) -> list[str]:

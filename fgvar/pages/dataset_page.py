@@ -9,12 +9,13 @@ from fgvar.measurement.dataset import ENDS, FLAGS, VARIABLES
 from fgvar.measurement.dataset_checks import missing_for_measurement
 from fgvar.measurement.html_tables import Table
 from fgvar.measurement.report import overview, provenance_line, tables
-from fgvar.measurement.stored import bias_over_target, descriptions
+from fgvar.measurement.stored import UNMEASURED, bias_over_target, descriptions, explained, joined
 from fgvar.measurement.text_tables import visible
 from fgvar.pages.page import Section, html
 from fgvar.pages.pictures import pictures
 
 MOST = 500  # lines of a table
+ROUNDING = 1e-9  # relative variances below it are of what has no noise
 LARGE_BIAS = 0.5  # of the target: where draws exclude less than that, a page says so
 
 WHY = {
@@ -24,6 +25,12 @@ WHY = {
     "no_closed_form": "No closed form is known: measure it by draws.",
     "one_number": "A layer of one number: its cosine is 1 or −1, which has no interval.",
     "lost_digits": "Estimates of less than 10⁻⁵ of the target's norm: summed about it they have no digits left.",
+    "not_measured": "A cell of the sweep did not measure it.",
+    "not_in_this_network": "The network of a cell has no such layer.",
+    "cell_failed": "A cell of the sweep failed; its traceback says how.",
+    "cell_timed_out": "A cell of the sweep took longer than it was given.",
+    "cell_died": "The process of a cell ended before it answered.",
+    "cell_missing": "A cell of the sweep has not been computed.",
 }
 COLUMNS = (
     ("bias z (p)", "Largest standardised bias over 16 random projections, and the p-value that there is none."),
@@ -81,6 +88,7 @@ def _cut(table: Table) -> Table:
 
 def _flagged(dataset: xr.Dataset) -> tuple[tuple[str, ...], tuple[Table, ...]]:
     """Sentences and tables: numbers that are missing, and biases that few draws cannot exclude."""
+    dataset = explained(dataset)
     flags = [row for kind in ("flag", "difference_flag") if kind in dataset for row in _flags(dataset, kind)]
     named = dict[tuple[str, ...], list[str]]()
     for estimator, *same in [*flags, *_biases(dataset)]:
@@ -93,12 +101,11 @@ def _flagged(dataset: xr.Dataset) -> tuple[tuple[str, ...], tuple[Table, ...]]:
 
 def _flags(dataset: xr.Dataset, kind: str) -> Iterator[tuple[str, str, str, str]]:
     """What is missing of an estimator, in which layers."""
-    flags = dataset[kind].fillna(0).astype(int)
-    flags = flags.max([dim for dim in flags.dims if dim not in ("estimator", "layer", "reference")])
+    _, flags = xr.broadcast(dataset["relative_variance"], dataset[kind])
+    flags = joined(flags, [str(dim) for dim in flags.dims if dim not in ("estimator", "layer")])
     for estimator in flags["estimator"].values:
-        for name, bit in FLAGS.items():
-            its = (flags.sel(estimator=estimator) & bit) > 0
-            layers = its.any([dim for dim in its.dims if dim != "layer"])
+        for name, bit in (FLAGS | UNMEASURED).items():
+            layers = (flags.sel(estimator=estimator) & bit) > 0
             if layers.any():
                 what = ("difference: " if kind != "flag" else "") + name.replace("_", " ")
                 yield visible(str(estimator)), what, _named(layers), WHY[name]
@@ -118,16 +125,18 @@ def _biases(dataset: xr.Dataset) -> Iterator[tuple[str, str, str, str]]:
     its = dataset.sel(layer=layer, reference="target")
     if "bias_p" not in its or "sq_bias_high" not in its:
         return
+    exact = dataset.attrs.get("route") == "exact"
     others = [str(dim) for dim in its["bias_p"].dims if dim != "estimator"]
     least = xr.DataArray(-np.expm1(its["bias_p"].notnull().sum() * np.log1p(-its["bias_p"].clip(max=1 - 1e-16))))
     share = bias_over_target(its, "sq_bias_high")
-    for name, p, most in zip(
-        its["estimator"].values, least.min(others).values, share.max(others).values, strict=True
+    noisy = (its["relative_variance"] > ROUNDING).any(others)
+    for name, p, most, noise in zip(
+        its["estimator"].values, least.min(others).values, share.max(others).values, noisy.values, strict=True
     ):
         if p < 0.01:
             yield visible(str(name)), "biased", str(layer), f"p = {p:.2g}, over all tests of this layer together."
-        elif np.isnan(p) and most > 1e-6:
-            why = f"Without noise, it is off by {most:.2g} of the target, exactly."
+        elif np.isnan(p) and most > 1e-6 and (exact or not noise):
+            why = f"{'It' if noise else 'Without noise, it'} is off by {most:.2g} of the target, exactly."
             yield visible(str(name)), "biased", str(layer), why
         elif np.isfinite(p) and most >= LARGE_BIAS:
             why = f"A bias of {most:.2g} of the target is not excluded; more draws would exclude it."

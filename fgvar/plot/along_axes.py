@@ -97,7 +97,7 @@ def _draw(axes: Axes, its: Swept, data: xr.Dataset, styled: Mapping[str, Look]) 
         if theory is not None:
             _predict(axes, places, theory, styled[name])
         for why in dict.fromkeys(filter(None, found.missing)):
-            gaps.setdefault(why, []).append(name)
+            gaps.setdefault(why, []).append(its.named(name))
     told = "\n".join(
         textwrap.fill(f"{styles.plain(', '.join(filter(None, names))) or its.y}: {why}", 44)
         for why, names in gaps.items()
@@ -143,7 +143,7 @@ def _handles(its: Swept, styled: Mapping[str, Look]) -> list[Artist]:
     slopes = its.slopes().get("", {})  # of several panels the caption says them
     handles: list[Artist] = []
     for name, look in styled.items():
-        told = f"{name}, slope {slopes[name]}" if name in slopes else name
+        told = f"{its.named(name)}, slope {slopes[name]}" if name in slopes else its.named(name)
         if name:
             how = styles.point_style(look) if its.predicted else styles.line_style(look)
             handles.append(Line2D([], [], label=styles.plain(told), **how))

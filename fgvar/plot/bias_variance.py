@@ -97,10 +97,8 @@ def _draw(axes: Axes, data: xr.Dataset, styled: Mapping[str, Look]) -> None:
     told: list[str] = []
     for (name, its), bias in zip(found.items(), y, strict=True):
         one = data.sel(estimator=name)
-        if its.missing[0] or np.isnan(bias):
-            told.append(
-                f"{styles.plain(name)}: {its.missing[0] or series.reason(int(one['flag']) if 'flag' in one else 0)}"
-            )
+        if why := its.missing[0] or series.of(one, "bias_drawn").missing[0]:
+            told.append(f"{styles.plain(name)}: {why}")
             continue
         _point(axes, its, bias, one, styled[name], name)
     if told:

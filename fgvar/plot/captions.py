@@ -6,9 +6,12 @@ from typing import Any
 import xarray as xr
 
 from fgvar.errors import unknown
+from fgvar.measurement.text_tables import visible
 from fgvar.plot import captions_of_measurements as one
 from fgvar.plot import captions_over_axes as along
 from fgvar.plot import kinds_of
+
+LOOKS = ("ax", "axes", "legend", "looks", "order")  # keywords of figures that change no word
 
 
 def caption(shown: Any, kind: str | None = None, **how: Any) -> str:
@@ -33,7 +36,7 @@ def caption(shown: Any, kind: str | None = None, **how: Any) -> str:
         'Best: FG-A 4.91; last: FG-W 7.'
     """
     kind = _kind(shown, kind)
-    return "\n".join(part for part in PARTS[kind](shown, **_choices(shown, kind) | how) if part)
+    return "\n".join(visible(part) for part in PARTS[kind](shown, **_choices(shown, kind, how)) if part)
 
 
 def alternative(shown: Any, kind: str | None = None, **how: Any) -> str:
@@ -48,21 +51,25 @@ def alternative(shown: Any, kind: str | None = None, **how: Any) -> str:
         'Curves of training: test error from 0.9 to 0.1.'
     """
     kind = _kind(shown, kind)
-    return FINDINGS[kind](shown, **_choices(shown, kind) | how)
+    return visible(FINDINGS[kind](shown, **_choices(shown, kind, how)))
 
 
-def _choices(shown: Any, kind: str) -> dict[str, Any]:
-    return kinds_of.choices(shown, kind) if isinstance(shown, xr.Dataset) else {}
+def _choices(shown: Any, kind: str, how: dict[str, Any]) -> dict[str, Any]:
+    """What the figure shows, whatever it looks like."""
+    asked = {name: value for name, value in how.items() if name not in LOOKS}
+    return kinds_of.choices(shown, kind, asked) if isinstance(shown, xr.Dataset) else asked
 
 
 def _kind(shown: Any, kind: str | None) -> str:
+    """Any of a dataset's that is asked for: by some choices it may fit, and where it does not it says why."""
+    if isinstance(shown, xr.Dataset) and kind in kinds_of.DRAW:
+        return str(kind)
     fitting = kinds_of.kinds(shown)
     if kind is None and fitting:
         return fitting[0]
-    asked = ("ranking",) if "layers" in fitting else ()  # of one estimator it says little, but can be drawn
-    if kind is None or kind not in (*fitting, *asked):
+    if kind not in fitting:
         raise ValueError(unknown("kind", kind, fitting) + "; these are the figures that fit")
-    return kind
+    return str(kind)
 
 
 PARTS: dict[str, Callable[..., list[str]]] = {

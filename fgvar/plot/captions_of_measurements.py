@@ -6,7 +6,7 @@ import xarray as xr
 from fgvar.measurement.stored import bias_over_target
 from fgvar.plot import by_layer, datasets, intervals, limits, ranked, series, theory_lines, words
 from fgvar.plot.bias_variance import split
-from fgvar.plot.draw_laws import CALLED, kept
+from fgvar.plot.draw_laws import CALLED, kept, unmeasured
 
 # ---- layers ----------------------------------------------------------------------------------------------------
 
@@ -92,10 +92,13 @@ def _biases(dataset: xr.Dataset, layer: str, named: list[str]) -> str:
     none = "no other bias" if named else "no bias"
     if "biased" in data:
         return hollow or "None is declared to be biased."
-    if series.is_exact(data):
-        unknown = bias_over_target(data).isnull()
-        names = [name for name in datasets.names(data, "estimator") if bool(unknown.sel(estimator=name))]
-        more = f" Unknown: {words.listed(names)}." if names else ""
+    exact = series.is_exact(data)
+    missing = (bias_over_target(data) if exact else data["relative_variance"]).isnull()
+    names = [name for name in datasets.names(data, "estimator") if bool(missing.sel(estimator=name))]
+    more = f" Unknown: {words.listed(names)}." if names else ""
+    if len(names) == data.sizes["estimator"]:
+        return f"{hollow}{more}".strip()
+    if exact:
         return f"{hollow}By closed forms there is {none}.{more}"
     if not {"sq_bias", "sq_bias_high", "bias_p"} <= set(map(str, data.data_vars)):
         return f"{hollow}How large another bias may be is not known." if named else "The bias is not known."
@@ -103,11 +106,11 @@ def _biases(dataset: xr.Dataset, layer: str, named: list[str]) -> str:
     most = (of["bias_high"].where(of["limited"]) ** 0.5).dropna("estimator")
     if not most.size:
         untested = bool((data["bias_p"].sel(reference="target").isnull() & (data["relative_variance"] > 0)).any())
-        return f"{hollow}There are too few draws to see a bias." if untested else f"{hollow}There is {none}."
+        return f"{hollow}{'There are too few draws to see a bias' if untested else f'There is {none}'}.{more}"
     worst = int(np.argmax(most.values))
     return (
         f"{hollow}The test sees {none}, which proves none absent: not excluded are biases up to "
-        f"{most.values[worst]:.2g} of the target ({most['estimator'].values[worst]})."
+        f"{most.values[worst]:.2g} of the target ({most['estimator'].values[worst]}).{more}"
     )
 
 
@@ -134,8 +137,10 @@ def ranking_found(
 
 def tradeoff(dataset: xr.Dataset, layer: str = "perturbed") -> list[str]:
     data = split(dataset, layer)
-    limited = [name for name in datasets.names(data, "estimator") if bool(data["limited"].sel(estimator=name))]
-    zero = bool(((data["bias_drawn"] == 0) | (data["relative_variance"] < series.ROUNDING)).any())
+    there = data["relative_variance"].notnull() & data["bias_drawn"].notnull()
+    shown = data.isel(estimator=there.values)
+    limited = [name for name in datasets.names(shown, "estimator") if bool(shown["limited"].sel(estimator=name))]
+    zero = bool(((shown["bias_drawn"] == 0) | (shown["relative_variance"] < series.ROUNDING)).any())
     return [
         f"Squared bias against variance, both over ‖target‖², in {words.of_layer(layer, dataset)}: the expected "
         f"squared error of an estimate is their sum, equal along dashed lines. {words.measured(dataset)} "
@@ -166,17 +171,21 @@ def tradeoff_found(dataset: xr.Dataset, layer: str = "perturbed") -> str:
 
 def draws(dataset: xr.Dataset, of: str = "cosine_target", layer: str = "perturbed") -> list[str]:
     data = kept(dataset, of, layer)
+    gaps = [f"{name} ({why})" for name, why in unmeasured(data).items()]
     more = " What lies beyond the central 99 % of all stands at the ends."
-    if of.startswith("cosine"):
+    if of.startswith("cosine") and bool(data["cosine_null"].notnull()):
         more = f" Grey: within ±{float(data['cosine_null']):.2g}, where 95 % of single random directions lie."
     return [
         f"Laws of {CALLED[of]}, in {words.of_layer(layer)}: histograms as high as their rows, with the mean (bar). "
         f"{words.measured(dataset)}{more}",
+        f"Without draws: {words.listed(gaps)}." if gaps else "",
     ]
 
 
 def draws_found(dataset: xr.Dataset, of: str = "cosine_target", layer: str = "perturbed") -> str:
     data = kept(dataset, of, layer)
-    means = data[f"draw_{of}"].mean("draw")
-    told = [f"{name} {float(means.sel(estimator=name)):.2g}" for name in words.ordered(data)]
-    return f"Means of {CALLED[of]}: {words.listed(told, 6)}."
+    means = data[f"draw_{of}"].mean("draw").dropna("estimator")
+    told = [
+        f"{name} {float(means.sel(estimator=name)):.2g}" for name in words.ordered(data) if name in means["estimator"]
+    ]
+    return f"Means of {CALLED[of]}: {words.listed(told, 6) or 'no number'}."

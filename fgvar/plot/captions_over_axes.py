@@ -64,7 +64,9 @@ def training_found(dataset: xr.Dataset, layer: str = "perturbed") -> str:
         data = its.probes(its.labels[0] if its.along else None).sel(reference="target")
         for name in words.ordered(data)[:4]:
             cosine = data["cosine"].sel(estimator=name).values
-            told.append(f"{name}'s cosine to its target from {cosine[0]:.3g} to {cosine[-1]:.3g}")
+            known = cosine[np.isfinite(cosine)]
+            ends = f"from {known[0]:.3g} to {known[-1]:.3g}" if known.size else "unknown"
+            told.append(f"{name}'s cosine to its target {ends}")
     return f"Curves of training: {'; '.join(told)}."
 
 
@@ -74,12 +76,13 @@ def training_found(dataset: xr.Dataset, layer: str = "perturbed") -> str:
 def sweep(dataset: xr.Dataset, **how: Any) -> list[str]:
     its = swept.of(dataset, **how)
     slopes = [
-        (f"{title}: " if title else "") + ", ".join(f"{name or its.y} {told}" for name, told in lines.items())
+        (f"{title}: " if title else "")
+        + ", ".join(f"{its.named(name) or its.y} {told}" for name, told in lines.items())
         for title, lines in its.slopes().items()
     ]
     on_edge = sum(int((one.value <= 0).sum()) for one in its.drawn()) if its.log_y else 0
     failed = int((dataset["status"] != "done").sum()) if "status" in dataset else 0
-    names = [name for name, _ in its.lines(its.data) if name]
+    names = [its.named(name) for name, _ in its.lines(its.data) if name]
     return [
         f"{its.called.capitalize()} over {its.x.replace('_', ' ')}{f' of {words.listed(names, 8)}' if names else ''}"
         f"{f', a panel for each {its.col}' if its.col else ''}. {words.measured(dataset)} "
@@ -92,7 +95,7 @@ def sweep(dataset: xr.Dataset, **how: Any) -> list[str]:
         f"On the edge of the log axis: {on_edge} value(s) of 0 or less." if on_edge else "",
         words.missing(its.data, (its.y,)),
         words.unsure(its.data, its.y),
-        f"{failed} cells failed or are missing." if failed else "",
+        f"{failed} cell{'s' * (failed > 1)} failed or {'are' if failed > 1 else 'is'} missing." if failed else "",
     ]
 
 
@@ -104,7 +107,7 @@ def sweep_found(dataset: xr.Dataset, **how: Any) -> str:
             known = series.of(one, its.y).value
             known = known[np.isfinite(known)]
             if known.size:
-                which = " at ".join(filter(None, (name, title)))
+                which = " at ".join(filter(None, (its.named(name), title)))
                 told.append(f"{which} from {known[0]:.3g} to {known[-1]:.3g}".strip())
     found = words.listed(told, SHOWN) or "no number"
     return f"{its.called.capitalize()} over {its.x.replace('_', ' ')}: {found}."

@@ -11,6 +11,7 @@ import fgvar
 from fgvar.errors import unknown
 from fgvar.measurement import LABELS, missing_from
 from fgvar.measurement.dataset_checks import require_measurement
+from fgvar.measurement.stored import explained, joined
 
 TEXT = ("family", "biased", "status", "data", "group", "law_route")  # variables of datasets that hold text
 NUMBERED = ("run", "cell", "example")  # dims without labels
@@ -69,7 +70,7 @@ def one(dataset: xr.Dataset, *, layer: str | None = None) -> xr.Dataset:
     """
     if isinstance(dataset, xr.Dataset):
         dataset = dataset.isel(step=-1) if dataset.sizes.get("step") else dataset
-        dataset = across_seeds(dataset)
+        dataset = across_seeds(explained(dataset))
     require_measurement(dataset)
     return of_layer(dataset, layer)
 
@@ -87,6 +88,19 @@ def of_layer(dataset: xr.Dataset, layer: str | None) -> xr.Dataset:
     return dataset.sel(layer=layer)
 
 
+def of_reference(dataset: xr.Dataset, name: str, reference: str) -> xr.Dataset:
+    """The dataset at the reference of a variable: this one, or the target, which all others are relative to.
+
+    Raises:
+        ValueError: it has no such reference.
+    """
+    known = names(dataset, "reference") if "reference" in dataset.dims else []
+    if "reference" in dataset[name].dims and reference not in known:
+        raise ValueError(unknown("reference", reference, known))
+    chosen = reference if "reference" in dataset[name].dims else "target"
+    return dataset.sel(reference=chosen) if chosen in known else dataset
+
+
 def across_seeds(dataset: xr.Dataset) -> xr.Dataset:
     """Means over ``seed``, with 95 % intervals by Student's t of the seeds' spread; NaN of a single seed's error.
 
@@ -102,14 +116,14 @@ def across_seeds(dataset: xr.Dataset) -> xr.Dataset:
         return dataset
     if dataset.sizes["seed"] == 1:
         return dataset.isel(seed=0)
-    found = {}
+    found, dataset = {}, explained(dataset)
     for name, values in dataset.data_vars.items():
         if "seed" not in values.dims:
             found[str(name)] = values
         elif str(name) == "bias_p":
             found[str(name)] = (values.min("seed") * values.count("seed")).clip(max=1)
         elif "flag" in str(name):
-            found[str(name)] = values.max("seed")
+            found[str(name)] = joined(values, "seed")
         elif values.dtype.kind in "fiu":
             found |= _spread(dataset, str(name))
     return xr.Dataset(found, attrs=dataset.attrs)

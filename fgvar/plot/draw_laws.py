@@ -13,7 +13,8 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from fgvar.errors import unknown
-from fgvar.plot import datasets, marks, panel
+from fgvar.measurement.stored import UNMEASURED, explained, flags
+from fgvar.plot import datasets, marks, panel, series
 from fgvar.plot import looks as styles
 from fgvar.plot.by_layer import stripes
 from fgvar.plot.looks import Look, Wanted
@@ -89,7 +90,7 @@ def kept(dataset: xr.Dataset, of: str, layer: str) -> xr.Dataset:
             f"the dataset has no draw_{of}, as draws were not kept; measure again by "
             "fgvar.measure(…, keep_draws=True)"
         )
-    data = datasets.of_layer(dataset, layer)
+    data = datasets.of_layer(explained(dataset), layer)
     if more := [str(dim) for dim in data[f"draw_{of}"].dims if dim not in ("estimator", "draw")]:
         raise ValueError(
             f"the draws are of several measurements, along {', '.join(map(repr, more))}; choose one, as "
@@ -98,19 +99,26 @@ def kept(dataset: xr.Dataset, of: str, layer: str) -> xr.Dataset:
     return data
 
 
+def unmeasured(data: xr.Dataset) -> dict[str, str]:
+    """Estimators that a sweep's cell has no draws of → why."""
+    bits = {name: flags(data.sel(estimator=name)) for name in datasets.names(data, "estimator")}
+    none = sum(UNMEASURED.values())
+    return {name: series.reason(int(its.max())) for name, its in bits.items() if (its & none).all()}
+
+
 def _laws(axes: Axes, data: xr.Dataset, of: str, styled: Mapping[str, Look]) -> None:
-    rows = datasets.names(data, "estimator")
+    rows, whys = datasets.names(data, "estimator"), unmeasured(data)
     values = data[f"draw_{of}"].transpose("estimator", "draw").values
     low, high = _range(values, of)
     axes.set_xlim(low, high)
     if of.startswith("cosine"):
-        null = float(data["cosine_null"])
+        null = float(data["cosine_null"].fillna(0))  # of a cell that failed nothing is known
         axes.axvspan(-null, null, **NULL)
     gaps: dict[float, dict[str, str]] = {}
     for row, (name, its) in enumerate(zip(rows, values, strict=True)):
         known = its[np.isfinite(its)]
         if not known.size:
-            gaps[float(row)] = {name: "no draws: it needs no noise, or its reference is 0"}
+            gaps[float(row)] = {name: whys.get(name) or "no draws: it needs no noise, or its reference is 0"}
             continue
         _law(axes, np.clip(known, low, high), row, styled[name], (low, high))
         axes.plot(np.clip(known.mean(), low, high), row + 0.3, zorder=4, **MEAN)

@@ -43,7 +43,7 @@ def drawn(
     if out is not None:  # before any work
         files.written(out)
     dataset = chosen(fgvar.open_dataset(path), at)
-    fitting = kinds_of.kinds(dataset)
+    fitting = _fitting(dataset, options)
     if not fitting:
         kinds_of.figures(dataset)  # whose error says what would fit
     if kind not in (None, ALL, *fitting):
@@ -84,6 +84,15 @@ def _options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
                 f"--{name} is of {' and '.join(fit)}, and the figure is of {kind}; leave it out, or --kind"
             )
     return dict(options)
+
+
+def _fitting(dataset: xr.Dataset, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Kinds that fit as they are, or by the options, if they take them all."""
+    found = kinds_of.kinds(dataset)
+    asked = [one for one in kinds_of.DRAW if set(options) <= set(_taken(one))]
+    return tuple(
+        one for one in kinds_of.DRAW if one in found or (one in asked and kinds_of.fits(dataset, one, options))
+    )
 
 
 def _taken(kind: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 import xarray as xr
 from matplotlib.figure import Figure
 
+from fgvar.errors import unknown
 from fgvar.plot import datasets, runs, swept
 from fgvar.plot.along_axes import sweep
 from fgvar.plot.bias_variance import split, tradeoff
@@ -14,7 +15,7 @@ from fgvar.plot.check_chart import check, require_report
 from fgvar.plot.draw_laws import draws, kept
 from fgvar.plot.looks import Wanted
 from fgvar.plot.over_training import training
-from fgvar.plot.ranked import ranking
+from fgvar.plot.ranked import quantity, ranking
 
 DRAW: dict[str, Callable[..., Figure]] = {
     "training": training,
@@ -42,15 +43,20 @@ def kinds(shown: Any) -> tuple[str, ...]:
     """
     if not isinstance(shown, xr.Dataset):
         return ("check",) if _fits(lambda: require_report(shown)) else ()
+    return tuple(kind for kind in DRAW if fits(shown, kind, {}))
+
+
+def fits(shown: xr.Dataset, kind: str, asked: Mapping[str, Any]) -> bool:
+    """Does a figure fit a dataset, by its own choices and those that are asked for?"""
     tried: dict[str, Callable[[], Any]] = {
         "training": lambda: runs.of(shown),
-        "sweep": lambda: swept.of(shown, **of_sweep(shown)),
+        "sweep": lambda: swept.of(shown, **of_sweep(shown, asked)),
         "layers": lambda: datasets.one(shown),
         "ranking": lambda: _several(datasets.one(shown, layer=PERTURBED)),
         "tradeoff": lambda: split(shown, PERTURBED),
         "draws": lambda: kept(shown, "cosine_target", PERTURBED),
     }
-    return tuple(kind for kind, try_it in tried.items() if _fits(try_it))
+    return kind in tried and _fits(tried[kind])
 
 
 def _fits(try_it: Callable[[], Any]) -> bool:
@@ -66,28 +72,33 @@ def _several(data: xr.Dataset) -> None:
         raise ValueError("one estimator has no rank")
 
 
-def of_sweep(dataset: xr.Dataset) -> dict[str, Any]:
-    """Which x, y, hue and col a sweep is drawn by: the longest numeric axis, and what else there is.
+def of_sweep(dataset: xr.Dataset, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Which x, y, hue and col a sweep is drawn by: those asked for, the longest numeric axis, and what else there is.
 
     Raises:
         ValueError: no quantity, or no axis, or too many.
     """
-    y = next((name for name in ("relative_variance", "variance", "cosine") if name in dataset), None)
+    known = (name for name in ("relative_variance", "variance", "cosine") if name in dataset)
+    y = asked.get("y") or next(known, None)
     if y is None:
         raise ValueError("the dataset has neither relative_variance, variance nor cosine")
+    if y not in dataset:
+        raise ValueError(unknown("quantity", y, datasets.quantities(dataset)))
     others = [
         str(dim) for dim in dataset[y].dims if dim not in ("reference", "layer", "seed", "step", "epoch", "draw")
     ]
     numeric = [
         dim for dim in others if dim in dataset.coords and dataset[dim].dtype.kind in "fiu" and dataset.sizes[dim] > 1
     ]
-    if not numeric or "step" in dataset[y].dims:
+    taken = (asked.get("hue"), asked.get("col"))
+    free = [dim for dim in numeric if dim not in taken]
+    if asked.get("x") is None and (not free or "step" in dataset[y].dims):
         raise ValueError(f"{y!r} has no numeric axis with several values")
-    x = max(numeric, key=lambda dim: dataset.sizes[dim])
-    lines = [dim for dim in others if dim != x and dataset.sizes[dim] > 1]
-    hue = "estimator" if "estimator" in lines else (lines[0] if lines else None)
-    col = next((dim for dim in lines if dim != hue), None)
-    return {"x": x, "y": y, "hue": hue, "col": col, "reference": "target", "layer": "perturbed"}
+    x = asked.get("x") or max(free, key=lambda dim: dataset.sizes[dim])
+    lines = [dim for dim in others if dim not in (x, *taken) and dataset.sizes[dim] > 1]
+    hue = asked.get("hue", "estimator" if "estimator" in lines else (lines[0] if lines else None))
+    col = asked.get("col", next((dim for dim in lines if dim != hue), None))
+    return {"reference": "target", "layer": "perturbed", **asked, "x": x, "y": y, "hue": hue, "col": col}
 
 
 def figures(shown: Any, looks: Mapping[str, Wanted] | None = None) -> dict[str, Figure]:
@@ -118,16 +129,16 @@ def draw(shown: Any, kind: str, looks: Mapping[str, Wanted] | None = None, **how
     """One figure by its kind, with the choices that the dataset suggests where ``how`` has no others."""
     if kind == "check":
         return check(shown)
-    return DRAW[kind](shown, **choices(shown, kind) | how, looks=looks)
+    return DRAW[kind](shown, **choices(shown, kind, how), looks=looks)
 
 
-def choices(dataset: xr.Dataset, kind: str) -> dict[str, Any]:
-    """What a kind of figure is drawn with where nobody asks for something else: what the dataset has."""
+def choices(dataset: xr.Dataset, kind: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What a kind of figure is drawn with: what is asked for, and of the rest what the dataset has."""
     if kind == "sweep":
-        return of_sweep(dataset)
-    if kind == "ranking" and not bool(datasets.one(dataset, layer=PERTURBED)["cosine"].count("estimator").max() > 1):
-        return {"by": "relative_variance"}  # cosines have no closed form
-    return {}
+        return of_sweep(dataset, asked)
+    if kind == "ranking":
+        return {"by": quantity(dataset, asked.get("layer", PERTURBED)), **asked}
+    return dict(asked)
 
 
 def _why(shown: Any) -> str:
@@ -135,7 +146,7 @@ def _why(shown: Any) -> str:
     if not isinstance(shown, xr.Dataset) or not {"cosine", "relative_variance"} <= set(map(str, shown.data_vars)):
         return ""
     try:
-        swept.of(shown, **of_sweep(shown))
+        swept.of(shown, **of_sweep(shown, {}))
     except (ValueError, TypeError) as error:
         return f"; as a sweep: {error}"
     return ""

@@ -25,7 +25,7 @@ def variance(data: xr.Dataset) -> tuple[float, float]:
     """Limits of a log axis that holds every positive mean with its band, and FG-W's theory."""
     mean = data["relative_variance"].values
     below, above = intervals.bars(mean, intervals.ends(data, "relative_variance"))
-    shown = mean > ROUNDING  # heads, which learn exactly, vary by rounding
+    shown = np.isfinite(mean) & (mean > ROUNDING)  # heads, which learn exactly, vary by rounding
     if not shown.any():
         return 0.1, 10.0
     mean, below, above = mean[shown], below[shown], above[shown]

@@ -58,8 +58,13 @@ def rows(axes: Axes, its: Series, at: NDArray[np.float64], look: Look, *, label:
             axes.tick_params(axis="y", pad=5)  # or half a marker would lie on the labels
             reaches = edge & (its.high > low)
             axes.hlines(at[reaches], low, its.high[reaches], color=look.color, linewidth=0.7, zorder=3)
-    for x, y in zip(its.value[its.unsure & ~on_edge], at[its.unsure & ~on_edge], strict=True):
-        axes.annotate("?", (x, y), (3, 0), textcoords="offset points", va="center", **WORD)
+    _question(axes, its.value, at, its.unsure & ~on_edge)
+
+
+def _question(axes: Axes, x: NDArray[Any], y: NDArray[np.float64], where: NDArray[np.bool_]) -> None:
+    """Marks beside points without an interval."""
+    for point in zip(x[where], y[where], strict=True):
+        axes.annotate("?", point, (3, 0), textcoords="offset points", va="center", **WORD)
 
 
 def _dotted(drawn: Any, made: str) -> None:
@@ -75,6 +80,8 @@ def beside(axes: Axes, values: NDArray[np.float64], at: NDArray[np.float64]) -> 
 
 def band(axes: Axes, x: NDArray[Any], its: Series, look: Look, *, label: str, joined: bool = True) -> None:
     """A line with markers in the band of its intervals; points with bars where x has one value, or are not joined.
+
+    Beside a value without an interval is "?".
 
     Args:
         axes: whose y axis has its scale and limits already.
@@ -94,6 +101,7 @@ def band(axes: Axes, x: NDArray[Any], its: Series, look: Look, *, label: str, jo
             ends[0] = np.fmax(ends[0], low) if log else ends[0]  # a band to 0 would fall down like a cliff
             axes.fill_between(x, ends[0], ends[1], color=look.color, alpha=0.25, zorder=2, **rim)
         axes.plot(x, value, label=label, **how)
+    _question(axes, x, its.value, its.unsure & ~on_edge)
     if on_edge.any():
         at = dict(how) | {"linestyle": "none", "clip_on": False, "zorder": 3.5}
         axes.plot(x[on_edge], np.full(on_edge.sum(), low), label=f"{label}, 0" if on_edge.all() else None, **at)

@@ -24,7 +24,7 @@ NULL: dict[str, Any] = {"color": "0.85", "linewidth": 0, "zorder": 0.5}
 def ranking(
     dataset: xr.Dataset,
     *,
-    by: str = "cosine",
+    by: str | None = None,
     reference: str = "backprop",
     layer: str = "perturbed",
     order: Sequence[str] | None = None,
@@ -40,7 +40,7 @@ def ranking(
     Args:
         dataset: of `fgvar.measure`; of several steps the last is drawn, of several seeds their mean.
         by: a variable over ``estimator``; of variances, biases and costs, and of their differences, the smallest is
-            the best.
+            the best. Default: cosine, or relative variance where cosines have no closed form.
         reference: of cosines, slopes, biases and efficiencies: "backprop" or "target".
         layer: "perturbed" is all that an estimator estimates.
         order: names of estimators from above, in place of the best first.
@@ -61,6 +61,7 @@ def ranking(
         ['BP', 'FG-W']
     """
     styled = styles.of(dataset, looks) if isinstance(dataset, xr.Dataset) else {}
+    by = by or quantity(dataset, layer)
     data = ranked(dataset, by=by, reference=reference, layer=layer, order=order)
     handles = _handles(data, by)
 
@@ -74,6 +75,12 @@ def ranking(
     )
 
 
+def quantity(dataset: xr.Dataset, layer: str) -> str:
+    """What estimators are ranked by where nobody asks: cosines, if several are known."""
+    cosine = datasets.one(dataset, layer=layer)["cosine"]
+    return "cosine" if bool(cosine.count("estimator").max() > 1) else "relative_variance"
+
+
 def ranked(
     dataset: xr.Dataset, *, by: str, reference: str, layer: str = "perturbed", order: Sequence[str] | None = None
 ) -> xr.Dataset:
@@ -82,10 +89,8 @@ def ranked(
     known = [name for name in datasets.quantities(data) if "estimator" in data[name].dims]
     if by not in known:
         raise ValueError(unknown("quantity", by, known))
-    if reference not in datasets.names(data, "reference"):
-        raise ValueError(unknown("reference", reference, datasets.names(data, "reference")))
     tested = series.biased(data)
-    data = data.sel(reference=reference)
+    data = datasets.of_reference(data, by, reference)
     sign = 1.0 if by.removesuffix("_difference") in SMALL_IS_BETTER else -1.0
     for name in order or ():
         if name not in datasets.names(data, "estimator"):

@@ -8,7 +8,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from fgvar.measurement.dataset import FLAGS
-from fgvar.measurement.stored import bias_over_target, descriptions
+from fgvar.measurement.stored import UNMEASURED, bias_over_target, descriptions, flags_of, why_missing
 from fgvar.plot import intervals
 
 Array = NDArray[np.float64]
@@ -22,9 +22,10 @@ REASONS = {  # of a number that is missing, by its flag
     "dead": "undefined",
     "few_draws": "too few draws",
     "no_noise": "no noise",
-    "one_number": "one number",
     "lost_digits": "lost digits",
+    **{name: name.replace("_", " ") for name in UNMEASURED},
 }
+UNKNOWN = "NaN"  # a number is missing, and no flag says why
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Series:
     """Numbers of one estimator along one dim.
 
     Attributes:
-        value, low, high: NaN where there is none; equal ends of exact ones.
+        value, low, high: NaN where there is none; equal ends of exact ones, and of what has no errors.
         made: "drawn", "exact", or "replayed": drawn, by derivatives from the known gradient.
         missing: why a value is not there, in a word or two; empty where it is.
     """
@@ -50,7 +51,7 @@ class Series:
 
     @property
     def unsure(self) -> NDArray[np.bool_]:
-        """Values without an interval: too few draws, or one number alone."""
+        """Values whose interval is missing: too few draws, or one number or seed alone."""
         unsure: NDArray[np.bool_] = np.isfinite(self.value) & ~np.isfinite(self.low + self.high)
         return unsure
 
@@ -91,8 +92,8 @@ def of(data: xr.Dataset, name: str, *, certain: bool = False) -> Series:
     elif has_errors(data, name):
         low, high = (np.atleast_1d(np.asarray(end.values, float)) for end in intervals.ends(data, name))
     else:
-        low = high = np.full_like(value, np.nan) if made(data, name) != EXACT else value
-    return Series(value, low, high, made(data, name), _missing(data, value))
+        low = high = value
+    return Series(value, low, high, made(data, name), _missing(data, name))
 
 
 def has_errors(data: xr.Dataset, name: str) -> bool:
@@ -110,27 +111,28 @@ def made(data: xr.Dataset, name: str) -> str:
 def _errorless(data: xr.Dataset, name: str) -> bool:
     if f"{name}_se" not in data:
         return False
-    error = data[f"{name}_se"].values[data[name].notnull().values]
-    return bool(error.size and (error == 0).all())
+    known = data[name].notnull()
+    exact = data[f"{name}_se"] == 0
+    if "flag" in data:  # an error that was cut off at 0 is none of an exact number
+        exact = exact & (flags_of(data, name) & FLAGS["no_noise"] > 0)
+    return bool(known.any() and exact.where(known, True).all())
 
 
-def _missing(data: xr.Dataset, value: NDArray[np.float64]) -> tuple[str, ...]:
-    """Words for what is missing, by the flags; "undefined" where there are none."""
-    gaps = np.isnan(value)
-    flag = np.zeros(len(value), int)
-    if "flag" in data and data["flag"].size == len(value):
-        flag = np.atleast_1d(data["flag"].values).astype(int)
-    return tuple(reason(int(bits)) if gap else "" for bits, gap in zip(flag, gaps, strict=True))
+def _missing(data: xr.Dataset, name: str) -> tuple[str, ...]:
+    """Words for what is missing, by the flags."""
+    gaps, bits = xr.broadcast(data[name].isnull(), why_missing(data, name))
+    return tuple(reason(its) if gap else "" for gap, its in zip(gaps.values.flat, bits.values.flat, strict=True))
 
 
 def reason(bits: int) -> str:
     """A word for the flags of one number.
 
     Example:
-        >>> reason(2), reason(0)
-        ('too few draws', 'undefined')
+        >>> reason(2), reason(64), reason(0)
+        ('too few draws', 'not measured', 'NaN')
     """
-    return next((word for name, word in REASONS.items() if bits & FLAGS[name]), "undefined")
+    every = FLAGS | UNMEASURED
+    return next((word for name, word in REASONS.items() if bits & every[name]), UNKNOWN)
 
 
 # ---- bias ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fgvar.errors import unknown
+from fgvar.measurement.stored import explained, flags_of
 from fgvar.plot import datasets, limits, looks, series, theory_lines
 from fgvar.plot.looks import Look, Wanted
 from fgvar.plot.ranked import called
@@ -43,8 +45,8 @@ class Swept:
         if not self.col:
             return [("", data)]
         return [
-            (f"{self.col.replace('_', ' ')} {value}", data.isel({self.col: i}))
-            for i, value in enumerate(datasets.names(data, self.col))
+            (f"{self.col.replace('_', ' ')} {_written(value)}", data.isel({self.col: i}))
+            for i, value in enumerate(data[self.col].values)
         ]
 
     def lines(self, data: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
@@ -55,6 +57,13 @@ class Swept:
         names = datasets.names(data, self.hue)
         for name in looks.in_order(names):
             yield name, data.isel({self.hue: names.index(name)})
+
+    def named(self, name: str) -> str:
+        """A line in a legend or a sentence: a number says of what."""
+        if not self.hue or self.data[self.hue].dtype.kind in "OUST":
+            return name
+        value = self.data[self.hue].values[datasets.names(self.data, self.hue).index(name)]
+        return f"{self.hue.replace('_', ' ')} {_written(value)}"
 
     def looks(self, wanted: Mapping[str, Wanted] | None) -> dict[str, Look]:
         """Of the lines; a name has the one that it has in other figures of the dataset."""
@@ -113,6 +122,11 @@ class Swept:
         return found
 
 
+def _written(value: Any) -> str:
+    """A label without the digits that are rounding alone."""
+    return f"{value:.12g}" if isinstance(value, np.floating) else str(value)
+
+
 def slope(one: xr.Dataset, seeds: xr.Dataset, x: str, y: str) -> tuple[float, float]:
     """The exponent of one line, and the half-width of its 95 % interval; NaN where there is none."""
     places = np.log(one[x].values.astype(float))
@@ -145,16 +159,21 @@ def of(
         raise TypeError(f"got a {type(dataset).__name__}, expected a dataset, as fgvar.sweep returns")
     if y not in datasets.quantities(dataset):
         raise ValueError(unknown("quantity", y, datasets.quantities(dataset)))
-    data = datasets.of_layer(dataset, layer if "layer" in dataset[y].dims else None)
-    if "reference" in data[y].dims:
-        if reference not in datasets.names(data, "reference"):
-            raise ValueError(unknown("reference", reference, datasets.names(data, "reference")))
-        data = data.sel(reference=reference)
+    data = explained(dataset)
+    data = datasets.of_layer(data, layer if "layer" in data[y].dims else None)
+    data = datasets.of_reference(data, y, reference)
+    data = data.assign({name: flags_of(data, y) for name in ("flag", "cell_flag") if name in data})
     hue = None if hue == "estimator" and hue not in data[y].dims else hue
     x = _axis(data, y, hue, col) if x is None else x
     for what, dim in (("x", x), ("hue", hue), ("col", col)):
         if dim is not None and dim not in data[y].dims:
             raise ValueError(f"{what}={dim!r} is no dim of {y!r}: {unknown('dim', dim, map(str, data[y].dims))}")
+        if dim == "seed":
+            raise ValueError(f"{what}='seed': seeds are averaged; give another dim, or rename this one")
+    if twice := [dim for dim in (hue, col) if dim is not None and [x, hue, col].count(dim) > 1]:
+        raise ValueError(
+            f"x, hue and col are {x!r}, {hue!r} and {col!r}: {twice[0]!r} stands twice; give each its own"
+        )
     if x not in data.coords or data[x].dtype.kind not in "fiu":
         raise ValueError(f"x={x!r} has no numbers along it; give a numeric axis, or see fgvar.plot.ranking")
     data = _squeezed(data, y, (x, hue or "", col or "", "seed"))

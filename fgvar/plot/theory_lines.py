@@ -18,8 +18,14 @@ ONE_GAUSSIAN = re.compile(  # the field's FG-W, as its repr says it; older ones 
 
 
 def known(data: xr.Dataset) -> bool:
-    """Is there an FG-W of one Gaussian direction shared by the batch, whose theory is drawn?"""
-    return FG_W in data["estimator"] and ONE_GAUSSIAN.fullmatch(descriptions(data).get(FG_W, "")) is not None
+    """Is there an FG-W of one Gaussian direction shared by the batch, whose theory is drawn?
+
+    Of one layer alone it is not: it hears the noise of all others. Nor of a cell that failed, whose d nobody knows.
+    """
+    whole = "layer" not in data.coords or "layer" in data.dims or data["layer"].item() == "perturbed"
+    sized = "size" not in data or bool(data["size"].notnull().any())
+    its = ONE_GAUSSIAN.fullmatch(descriptions(data).get(FG_W, "")) is not None
+    return FG_W in data["estimator"] and whole and sized and its
 
 
 def relative_variance(data: xr.Dataset) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 import numpy as np
 import xarray as xr
 
+from fgvar.measurement.stored import why_missing
 from fgvar.plot import datasets, intervals, limits, looks, series
 from fgvar.plot.series import LEVEL
 
@@ -10,7 +11,7 @@ BARS = {
     "intervals": "95 % intervals",
     "errors": f"±{intervals.Z} standard errors",
     "exact": "none, as values are exact",
-    "few": "none, as there are too few draws for an interval",
+    "few": "none, as there are too few draws, or seeds, for an interval",
     "none": "not there: the dataset has neither intervals nor standard errors",
 }
 
@@ -70,13 +71,9 @@ def missing(data: xr.Dataset, variables: tuple[str, ...]) -> str:
     """How many numbers are missing, and why; what has no noise."""
     counts: dict[str, int] = {}
     for name in variables:
-        gaps = data[name].isnull()
-        flag = data["flag"] if "flag" in data else xr.zeros_like(gaps, dtype=int)
-        dims = [dim for dim in flag.dims if dim not in gaps.dims]
-        flag = flag.max(dims) if dims else flag
-        _, bits = xr.broadcast(gaps, flag)
-        for value in bits.transpose(*gaps.dims).values[gaps.values]:
-            word = series.reason(int(value))
+        gaps, bits = xr.broadcast(data[name].isnull(), why_missing(data, name))
+        for value in bits.values[gaps.values]:
+            word = series.reason(value)
             counts[word] = counts.get(word, 0) + 1
     parts = [f"{count} ({word}{_explained(word)})" for word, count in counts.items()]
     return f"Missing numbers, which their places say: {', '.join(parts)}." if parts else ""
@@ -87,7 +84,7 @@ def _explained(word: str) -> str:
         "undefined": ": their reference is 0 within rounding",
         "too few draws": " for it",
         "no noise": ": nothing to test",
-        "one number": ": a layer of one number has no spread of angles",
+        series.UNKNOWN: ": the dataset does not say why",
     }
     return more.get(word, "")
 
@@ -110,7 +107,10 @@ def unsure(data: xr.Dataset, name: str) -> str:
     low = data.get(f"{name}_low", data.get(f"{name}_se"))
     if low is None or not bool((data[name].notnull() & low.isnull()).any()):
         return ""
-    return "A question mark stands beside a value without an interval: too few draws (32 give one), or one number."
+    return (
+        "A question mark stands beside a value without an interval: too few draws (32 give one), one number, or one "
+        "seed."
+    )
 
 
 def unbiased(dataset: xr.Dataset) -> str:

@@ -109,6 +109,8 @@ def test_layers_say_what_is_missing(drawn: xr.Dataset, few: xr.Dataset, exact: x
     assert "no closed form" in told
     broken = drawn.copy(deep=True)
     broken["cosine"].loc[{"estimator": "mine"}] = np.nan
+    assert "mine: NaN" in words(plot.layers(broken)), "no flag says why"
+    broken["flag"].loc[{"estimator": "mine"}] = fgvar.measurement.FLAGS["dead"]
     assert "mine: undefined" in words(plot.layers(broken))
 
 

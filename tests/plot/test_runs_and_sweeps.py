@@ -89,7 +89,8 @@ def test_zeros_negatives_and_gaps_of_a_sweep_are_shown() -> None:
     edge = [line for line in axes.lines if len(line.get_ydata()) and set(line.get_ydata()) == {axes.get_ylim()[0]}]
     assert [list(line.get_xdata()) for line in edge] == [[8, 16]]
     assert edge_label(axes) == "≤ 0", "its own place, below all numbers"
-    assert "other: undefined" in words(figure)
+    assert "other: NaN" in words(figure)
+    assert "1 (NaN: the dataset does not say why)" in plot.caption(dataset)
     assert "On the edge of the log axis: 2 value(s) of 0 or less." in plot.caption(dataset)
 
 
@@ -277,3 +278,61 @@ def test_a_report_as_a_picture(report: Any) -> None:
     assert set(plot.figures(report)) == {"check"}
     with pytest.raises(ValueError, match="got 1 axes, expected 2"):
         plot.check(report, axes=[left])
+
+
+def test_question_marks_stand_where_the_caption_says() -> None:
+    """Beside numbers whose interval is missing, and not beside those that have no error by their nature."""
+    few = swept().isel(seed=0).copy(deep=True)
+    for end in ("low", "high"):
+        few[f"relative_variance_{end}"].loc[{"estimator": "mine"}] = np.nan
+    assert words(plot.sweep(few)).splitlines().count("?") == len(WIDTHS)
+    assert "A question mark stands beside" in plot.caption(few, "sweep")
+    bare = swept()[["relative_variance"]]
+    assert "?" not in words(plot.sweep(bare))
+    assert "question mark" not in plot.caption(bare, "sweep")
+
+
+def test_a_seed_that_is_left_alone_has_no_interval() -> None:
+    """The other one failed; warnings are errors here."""
+    dataset = swept(2).copy(deep=True)
+    for name in dataset:
+        dataset[name].loc[{"seed": 1, "width": 8}] = np.nan
+    assert words(plot.sweep(dataset)).splitlines().count("?") == 2
+    assert "one seed." in plot.caption(dataset, "sweep")
+
+
+def test_numbers_that_tell_lines_apart_say_of_what() -> None:
+    one = swept().sel(estimator="mine")
+    for values, told in (
+        ([0.1 + 0.2, 1e-5], ["rate 0.3", "rate 1e-05"]),
+        ([False, True], ["rate False", "rate True"]),
+    ):
+        dataset = xr.concat([one, 2 * one], xr.DataArray(values, dims="rate", name="rate"))
+        assert {f"{name}, slope 1.00 ± 0.06" for name in told} <= set(
+            words(plot.sweep(dataset, hue="rate")).splitlines()
+        )
+        assert f"over width of {told[0]}, {told[1]}." in plot.caption(dataset, "sweep", hue="rate")
+        assert plot.alternative(dataset, "sweep").endswith(f"{told[0]} from 4 to 32, {told[1]} from 8 to 64.")
+        assert told == [axes.get_title() for axes in plot.sweep(dataset, hue=None, col="rate").axes]
+
+
+@pytest.mark.parametrize(("layer", "height"), [("perturbed", 101.0), ("weight", None), ("total", None)])
+def test_theory_of_fg_w_is_of_all_that_it_perturbs(layer: str, height: float | None) -> None:
+    """A layer alone hears the noise of all others: d + 1 is not its variance, of no sweep and of no run."""
+    layers = xr.DataArray(["weight", "perturbed", "total"], dims="layer", name="layer")
+    attrs = {"estimators": f"FG-W: {fgvar.scheme('FG-W')!r}"}
+    dataset = probes().assign_coords(estimator=["FG-W", "other"]).expand_dims(layer=layers).assign_attrs(attrs)
+    lines = plot.training(dataset, layer=layer).axes[2].lines
+    assert [line.get_ydata()[0] for line in lines if line.get_label() == "FG-W, theory"] == [height][
+        : height is not None
+    ]
+    assert ("FG-W in theory" in plot.caption(dataset, "training", layer=layer)) == (height is not None)
+    told = plot.caption(dataset.rename(step="width"), "sweep", layer=layer)
+    assert ("Where there is a prediction" in told) == (height is not None)
+
+
+def test_a_probe_that_is_missing_ends_no_curve() -> None:
+    dataset = probes().copy(deep=True)
+    dataset["cosine"].loc[{"step": 1}] = np.nan
+    dataset["cosine"].loc[{"step": 10}] = 0.25
+    assert "quiet's cosine to its target from 0.25 to 0.5" in plot.alternative(dataset)
