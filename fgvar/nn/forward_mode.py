@@ -19,6 +19,7 @@ from fgvar.nn.failures import coached_derivatives
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 EPS = 1e-5  # of every layer norm in the paper's networks
+LEVEL = 0  # the only one. Torch's own count, asked for outside of a derivative, would stay that in a compiled graph.
 
 _forward_mode = threading.RLock()  # reentrant: one jvp may lie inside another
 
@@ -48,18 +49,18 @@ def unpack_dual(x: Tensor) -> tuple[Tensor, Tensor | None]:
     # For that nesting torch has no rule to unpack by; without a tangent, layers fall back on torch's forward mode.
     if torch._C._functorch.is_batchedtensor(x):
         return x, None
-    dual = forward_ad.unpack_dual(x)
+    dual = forward_ad.unpack_dual(x, level=LEVEL)
     return dual.primal, dual.tangent
 
 
 def primal(value: Any) -> Any:
     """A tensor without its tangent, and with its gradient; anything else as it is."""
-    return forward_ad.unpack_dual(value).primal if isinstance(value, Tensor) else value
+    return forward_ad.unpack_dual(value, level=LEVEL).primal if isinstance(value, Tensor) else value
 
 
 def add_tangent(output: Tensor, along: Tensor) -> Tensor:
     """``output`` without its gradient, moving along a direction more: a dual number, where detach stops both."""
-    value, tangent = forward_ad.unpack_dual(output)
+    value, tangent = forward_ad.unpack_dual(output, level=LEVEL)
     moved = along.contiguous() if tangent is None else tangent.detach() + along
     return forward_ad.make_dual(value.detach().to(moved.dtype), moved)  # under autocast the direction is more precise
 
