@@ -18,8 +18,9 @@ from fgvar.measurement.files import save
 from fgvar.storage import locks
 from fgvar.storage.atomic import require_folder, require_place
 from fgvar.sweeps import local
-from fgvar.sweeps.cells import SCRATCH, Cell, Folder, Function, Outcome, Scalar, check_call, function_name, key_of
+from fgvar.sweeps.cells import Cell, Folder, Outcome, Scalar
 from fgvar.sweeps.grid import checked_axes, consolidated, points
+from fgvar.sweeps.keys import SCRATCH, Function, check_call, function_name, key_of
 
 WAIT = 0.2  # seconds between two looks at whether another driver has ended
 
@@ -44,13 +45,14 @@ def sweep(
     """Compute a function on a grid: every cell once, whatever is killed, fails or is added later.
 
     A cell is called by keywords, ``cell(width=16, scheme="FG-W", draws=512, seed=0)``, and returns a dataset. What it
-    returns is a function of them, ``version`` and ``threads``: their hash is the cell's identity. A cell that the
-    folder has is not computed again, so that values, axes (formerly in ``config``) and seeds that are added cost the
-    new cells alone. Draws of different seeds are independent: more draws are more seeds, whose mean has the standard
-    error √(Σ se²)/seeds.
+    returns is a function of them and of its defaults, ``version`` and ``threads``: their hash, with the names of the
+    function and its file, is the cell's identity. A cell that the folder has is not computed again, so that values,
+    axes (formerly in ``config`` or a default) and seeds that are added cost the new cells alone. Draws of different
+    seeds are independent: more draws are more seeds, whose mean has the standard error √(Σ se²)/seeds.
 
     Args:
-        cell: of a module, or of a script. It draws from no state outside of its arguments.
+        cell: of a module, or of a script. It draws from no state outside of its arguments; its code is no part of
+            its identity, see ``version``.
         axes: name → values, text or numbers.
         folder: of the cells' files. Any number of processes may share it, and sweeps over other axes. A second driver
             of the same part of the same cells waits for the first to end, or to be killed, and goes on from there.
@@ -75,9 +77,10 @@ def sweep(
         is its wall time. Cells that failed are tried again by the next sweep.
 
     Raises:
-        ValueError: an axis or setting that the cell does not take, or lacks; anything out of its range; an ``out``
-            that is the folder; ``scratch`` of a cell without that parameter, or the other way round.
-        TypeError: values that are not text or numbers.
+        ValueError: an axis or setting that the cell does not take, or lacks; a cell that uses variables of a function
+            that it is defined in, or a lambda without a version; anything out of its range; an ``out`` that is the
+            folder; ``scratch`` of a cell without that parameter, or the other way round.
+        TypeError: values or defaults that are not text or numbers.
         OSError: the folder, ``out`` or ``scratch`` cannot be written, before anything is computed, or is another
             sweep's that is going on; or it cannot be written any more, after the last cell was kept.
         ImportError: a scheduler without ``pip install fgvar[cluster]``.
@@ -95,7 +98,7 @@ def sweep(
     part, parts = _shard(shard)
     _check_resources(workers, scheduler, threads, timeout)
     grid, config = _arguments(axes, config, seed, scratch)
-    check_call(cell, grid, config, scratch=scratch is not None)
+    check_call(cell, grid, config, version=version, scratch=scratch is not None)
     cells = []
     for where, at in points(grid):
         key = key_of(cell, settings := at | config, version, threads)

@@ -26,7 +26,7 @@ TRAINING = (
     ".schedule", ".loop", ".checkpoint", ".train", ".linear_probe",
 )  # fmt: skip
 SWEEPS = (
-    "", ".cells", ".grid", ".local", ".cluster", ".sweep",
+    "", ".keys", ".cells", ".grid", ".local", ".cluster", ".sweep",
 )  # fmt: skip
 THEORY = (
     ".credit_vectors", ".site_jacobians", ".linear_forms", ".linear_layers", ".activity_ratio", ".quadratic_forms",
@@ -214,6 +214,7 @@ XARRAY = (
     "fgvar.training.probes",
     "fgvar.training.loop",
     "fgvar.training.train",
+    "fgvar.sweeps.keys",
     "fgvar.sweeps.cells",
     "fgvar.sweeps.grid",
     "fgvar.sweeps.local",
