@@ -150,8 +150,8 @@ class Problem:
             >>> Problem(nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2))).rows(slice(1, 3)).batch_size
             2
         """
-        problem_checks.require_rows(which)
-        some = self._of(tree_map(lambda leaf: leaf[which], self._weighed()._leaves()))
+        index = problem_checks.checked_rows(which, self.batch_size)
+        some = self._of(tree_map(lambda leaf: leaf[index], self._weighed()._leaves()))
         if not some.batch_size:
             raise ValueError(f"rows {which!r} are none of the batch of {self.batch_size}, expected at least one")
         return some

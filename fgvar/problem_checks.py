@@ -90,10 +90,12 @@ def of_state(
     return own, {name: given.get(name, buffer) for name, buffer in buffers.items()}
 
 
-def require_rows(which: object) -> None:
-    """Raise unless this says which examples: a slice, or a tensor of their numbers."""
+def checked_rows(which: slice | Tensor, count: int) -> slice | Tensor:
+    """How examples are indexed by a slice, or a tensor of their numbers, so that they lie one behind the other."""
     if not isinstance(which, slice | Tensor) or (isinstance(which, Tensor) and which.ndim != 1):
         raise TypeError(f"rows are {which!r}, expected a slice or a tensor [rows] of numbers")
+    # A slice with steps would be a view with gaps, which .view(-1) in a forward or a loss does not take.
+    return torch.arange(*which.indices(count)) if isinstance(which, slice) and which.step not in (None, 1) else which
 
 
 def require_floating_point(dtype: object) -> None:
