@@ -87,7 +87,9 @@ def measure(
     Raises:
         ValueError: on the drawn route fewer than 2 draws or a chunk of another size, on the exact one no estimator
             with a closed form; no estimator, a problem that an estimator does not fit, a parameter named
-            "perturbed" or "total", an unknown route, or a single estimator to be compared.
+            "perturbed" or "total", an unknown route, or a single estimator to be compared; somebody else's estimator
+            that changes its problem, or gives another estimate for the same noise: it draws inside ``estimate`` or
+            keeps a state between calls, so that no interval would cover (its first chunk is made twice to see it).
         NotImplementedError: torch lacks a derivative of an operation in the network that an estimator needs.
         NonFiniteError: NaN or infinity in an estimate, naming estimator, layer and draw.
 
