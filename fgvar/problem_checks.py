@@ -50,17 +50,27 @@ def usable_device(what: str, device: object) -> torch.device:
 
 def require_pair(batch: object, what: str = "batch") -> tuple[Any, Any]:
     """The batch, if it is inputs and targets, each a tensor or a structure of tensors."""
-    parts = tuple(batch) if isinstance(batch, tuple | list) else ()
+    parts = tuple(map(_plain, batch)) if isinstance(batch, tuple | list) else ()
     found = named_leaves(*parts) if len(parts) == 2 else {}
     other = next((name for name, leaf in found.items() if not isinstance(leaf, Tensor)), "")
     if other or len(parts) != 2 or not all(tree_leaves(part) for part in parts):
         kinds = f" of {' and '.join(type(part).__name__ for part in parts)}" if parts else ""
         where = f" ({other} is {type(found[other]).__name__})" if other else ""
+        if other.endswith("']") and isinstance(found[other], str | int | float):
+            raise TypeError(
+                f"{other} is {found[other]!r}, and a batch has tensors alone, with the examples along their first "
+                "axis; set it in the model's config, or wrap the module in one whose forward gives it"
+            )
         raise TypeError(
             f"{what} is {type(batch).__name__}{kinds}, expected a pair (inputs, targets), each a tensor, or a "
             f"tuple or dict of tensors{where}; torch.as_tensor makes one of an array or a list"
         )
     return parts[0], parts[1]
+
+
+def _plain(part: Any) -> Any:
+    """With a dict for every mapping that torch does not take apart, as a tokenizer's result is one."""
+    return tree_map(lambda leaf: dict(leaf) if isinstance(leaf, Mapping) else leaf, part)
 
 
 def named_leaves(inputs: Any, targets: Any) -> dict[str, Any]:

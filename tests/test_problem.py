@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from cases import randn
 from refusals import Calls, X, Y, net, problem, says
 from torch import Tensor, nn
 from torch.nn import functional
@@ -81,8 +80,13 @@ def test_what_does_nothing_is_accepted(kind: str) -> None:
 
 
 def test_errors_of_the_network_itself_pass_through() -> None:
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        problem(batch=(randn(4, 7), Y))
+    def forward(_: object, x: Tensor) -> Tensor:
+        raise RuntimeError(f"mine, of {len(x)}")
+
+    with pytest.raises(RuntimeError, match=r"^mine, of 4$"):
+        problem(Calls(forward))
+    with pytest.raises(IndexError, match="index 4 is out of bounds"):
+        problem(Calls(lambda m, x: m.layer(x[torch.tensor([4])])))
 
 
 @pytest.mark.parametrize("batch", [{"x": X}, (X, Y, Y), (X,), X, (X.numpy(), Y.numpy()), (X, [0, 1, 1, 0]), None])
