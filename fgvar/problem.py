@@ -36,7 +36,7 @@ class Problem:
             arguments, or of what is no floating-point tensor.
         ValueError: a network or a loss that couples examples, draws random numbers, uses parameters that the network
             does not own, writes into buffers, outputs or targets, or cannot be followed by `torch.func`; no
-            parameters that require a gradient, or such of several dtypes, sparse or complex; several
+            parameters that require a gradient, or such of several dtypes, sparse or complex; tensors on several
             devices; inputs or targets out of range; a loss that is not one number an example, or weighs by outputs.
         NonFiniteError: parameters, inputs or losses with NaN or infinity.
 

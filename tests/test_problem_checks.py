@@ -380,7 +380,7 @@ def test_a_width_that_a_layer_does_not_take(net: nn.Module, sentence: str) -> No
     ("targets", "sentence"),
     [
         (torch.tensor([0, -100, 1, 0]), r"targets \[batch\] hold -100, which stands for no target at a position of"),
-        (functional.one_hot(torch.tensor([0, 1, 1, 0])), r"of shape \(4, 2\); of one-hot rows give targets\.argmax\("),
+        (functional.one_hot(torch.tensor([0, 1, 1, 0])), r"of shape \(4, 2\); of one-hot rows give targets\.argmax"),
         (torch.eye(2).repeat(2, 1), r"torch\.float32 of shape \(4, 2\); of one-hot rows give targets\.argmax\(1\)"),
         (torch.zeros(4, 3), r"torch\.float32 of shape \(4, 3\)$"),
     ],

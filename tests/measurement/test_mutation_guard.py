@@ -109,6 +109,7 @@ ANSWERS: dict[str, Any] = {
     "none": lambda g: None,  # noqa: ARG005
     "no gradient": lambda g: fgvar.Estimate(None),  # noqa: ARG005
     "number": lambda g: fgvar.Estimate({**g, "layer0.bias": 3.0}),
+    "nothing": lambda g: fgvar.Estimate({**g, "layer0.bias": None}),
     "unknown": lambda g: fgvar.Estimate({**g, "other": g["layer0.bias"]}),
     "lacking": lambda g: fgvar.Estimate({k: v for k, v in g.items() if k != "layer0.bias"}),
     "single": lambda g: fgvar.Estimate({k: v.float() for k, v in g.items()}),
@@ -122,9 +123,14 @@ ANSWERS: dict[str, Any] = {
         ("dict", TypeError, r"estimate returned dict, expected fgvar\.Estimate\(gradient\)"),
         ("none", TypeError, r"estimate returned NoneType, expected fgvar\.Estimate"),
         ("no gradient", TypeError, r"the estimate is NoneType, expected a dict like problem\.params"),
-        ("number", TypeError, r"the estimate has float for 'layer0\.bias', expected a tensor"),
+        ("number", TypeError, r"the estimate has float for 'layer0\.bias', expected a tensor$"),
+        (
+            "nothing",
+            TypeError,
+            r"the estimate has NoneType for 'layer0\.bias', expected a tensor; .* zeros where it is",
+        ),
         ("unknown", ValueError, r"the estimate of 'a' has 'other' beside problem\.params"),
-        ("lacking", ValueError, r"the estimate of 'a' has nothing for 'layer0\.bias', expected \(5,\)"),
+        ("lacking", ValueError, r"the estimate of 'a' has nothing for 'layer0\.bias', expected \(5,\).* zeros where"),
         ("single", ValueError, r"the estimate of 'a' has dtype torch\.float32 for '.*', expected torch\.float64"),
     ],
 )

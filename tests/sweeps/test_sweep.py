@@ -284,6 +284,8 @@ def test_folders_that_cannot_be_written_are_told_before_anything_is_computed(tmp
         ({"workers": -1}, ValueError, "workers is -1"),
         ({"workers": 1, "scheduler": "tcp://a:1"}, ValueError, "at least 0, or a scheduler alone"),
         ({"timeout": 0.0}, ValueError, "threads is 1 and timeout 0.0, expected"),
+        ({"workers": "2"}, TypeError, "workers is '2', expected an integer"),
+        ({"threads": 1.5}, TypeError, r"threads is 1\.5, expected an integer"),
         ({"threads": 0}, ValueError, "threads is 0 and timeout None, expected"),
     ],
     ids=lambda found: next(iter(found)) if isinstance(found, dict) else "",
@@ -326,3 +328,18 @@ def test_an_address_without_a_scheduler(tmp_path) -> None:
         pytest.raises(OSError, match=r"127\.0\.0\.1:1"),
     ):
         fgvar.sweep(trivial, {"a": (1,), "b": (2,)}, folder=tmp_path, scheduler="tcp://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_axis_named_as_a_variable_is_told_at_the_first_cell(tmp_path, workers: int) -> None:
+    def cell(cost, log):
+        with open(log, "a") as file:
+            file.write(f"{cost}\n")
+        return xr.Dataset({"cost": 2.0 * cost})
+
+    log = tmp_path / "log"
+    give = {"config": {"log": str(log)}, "folder": tmp_path / "a", "workers": workers}
+    with pytest.raises(ValueError, match=r"^cost=1, .*: the cell's dataset has 'cost', .*; rename that, or the ax"):
+        fgvar.sweep(cell, {"cost": (1, 2, 3)}, **give)
+    assert "3" not in calls(log)
+    assert not list((tmp_path / "a" / "cells").glob("*.cell"))
