@@ -20,9 +20,7 @@ def test_a_missing_dataset(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_called_one(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"no dataset at .*, which is a folder; give a file in it, as sw"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no dataset at .*, which is a folder; give a file in it, as sweep"):
         fgvar.open_dataset(tmp_path)
 
 
@@ -34,9 +32,7 @@ def test_a_file_of_netcdf_3_is_whole_and_called_so(tmp_path: Path, version: int)
         xr.Dataset({"a": 1.0}).to_netcdf(path, engine="scipy", format="NETCDF3_CLASSIC")
     else:
         path.write_bytes(b"CDF" + bytes([version]) + bytes(60))
-    with pytest.raises(
-        ValueError, match=r"a\.nc is netCDF-3, and fgvar reads netCDF-4; .*engine='h5netcdf'\)"
-    ):
+    with pytest.raises(ValueError, match=r"a\.nc is netCDF-3, and fgvar reads netCDF-4; .*engine='h5netcdf'\)"):
         fgvar.open_dataset(path)
 
 
