@@ -100,7 +100,7 @@ class Measure:
     def answer(self) -> CommandResult:
         import fgvar
         from fgvar.measurement.report import rows, to_text
-        from fgvar.storage.atomic import require_place
+        from fgvar.storage.atomic import require_ending, require_place
         from fgvar.testing.load import load_estimator
 
         own = [name for name in (*self.scheme, self.problem or "") if ":" in name]
@@ -109,6 +109,7 @@ class Measure:
         if twice := [name for name in self.scheme if self.scheme.count(name) > 1]:
             raise ValueError(f"--scheme names {twice[0]} twice; name it once")
         if self.out is not None:  # before any computing
+            require_ending(self.out, ["nc"])  # else a slip, --out rows.py, would replace somebody's source
             require_place(self.out)
         estimators = {name: load_estimator(name) for name in self.scheme}
         problem, described = self._own_problem() if self.problem else self._image_problem()

@@ -223,7 +223,7 @@ class Contrastive(Problem):
     def _dry_run(self, loss: str) -> tuple[ForwardTrace, ForwardTrace]:
         try:
             self.keys = self._encode()
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
             purity.coach(error, self.second, self.dtype)
             raise
         for end, keys in self.keys.items():

@@ -58,6 +58,9 @@ class Plot:
     def answer(self) -> CommandResult:
         from fgvar.plot.from_file import drawn
 
+        for text in self.at:
+            if "=" not in text:
+                raise ValueError(f"--at names {text!r} without a label, expected axis=label, as --at {text}=2")
         options = {"layer": self.layer, "by": self.by, "x": self.x, "y": self.y}
         paths = drawn(
             self.dataset,

@@ -215,16 +215,22 @@ def _require_classes(outputs: Any, targets: Any) -> None:
         kind = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
         raise ValueError(
             f"cross_entropy needs class numbers [batch] as integers, or [batch, positions], the targets are {kind} "
-            f"of shape {_shape(targets)}"
+            f"of shape {_shape(targets)}{_one_hot(logits, targets)}"
         )
     fits = isinstance(logits, Tensor) and logits.ndim == targets.ndim + 1
     if not fits or targets.shape not in (logits.shape[:-1], logits.movedim(1, -1).shape[:-1]):
         raise ValueError(
             f"cross_entropy needs outputs [batch, classes] and class numbers [batch] as integers, or outputs [batch, "
             f"positions, classes] and targets [batch, positions]; the network returned {_shape(logits)}, the targets "
-            f"are {targets.dtype} of shape {_shape(targets)}"
+            f"are {targets.dtype} of shape {_shape(targets)}{_one_hot(logits, targets)}"
         )
     _require_range(targets if targets.ndim == 1 else targets[targets != IGNORED], _classes_last(logits, targets))
+
+
+def _one_hot(logits: Any, targets: Any) -> str:
+    """What to do about targets that are one row of classes an example."""
+    rows = isinstance(targets, Tensor) and isinstance(logits, Tensor) and targets.shape == logits.shape
+    return "; of one-hot rows give targets.argmax(1)" if rows and targets.ndim == 2 else ""
 
 
 def _require_next_tokens(outputs: Any, labels: Any) -> None:
@@ -249,6 +255,11 @@ def _require_range(numbers: Tensor, logits: Tensor) -> None:
     if numbers.is_meta or not numbers.numel():  # nothing to look at
         return
     low, high, classes = int(numbers.min()), int(numbers.max()), logits.shape[-1]
+    if low == IGNORED:  # of targets of positions they are left out before
+        raise ValueError(
+            f"targets [batch] hold {IGNORED}, which stands for no target at a position of [batch, positions] alone; "
+            "leave those examples out of the batch"
+        )
     if low < 0 or high >= classes:
         raise ValueError(
             f"targets range from {low} to {high}, but the network has {classes} classes (0 to "

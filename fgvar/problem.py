@@ -37,7 +37,7 @@ class Problem:
         ValueError: a network or a loss that couples examples, draws random numbers, uses parameters that the network
             does not own, writes into buffers, outputs or targets, or cannot be followed by `torch.func`; no
             parameters that require a gradient, or such of several dtypes, sparse or complex; tensors on several
-            devices; targets out of range; a loss that is not one number an example, or has weights by outputs.
+            devices; inputs or targets out of range; a loss that is not one number an example, or weighs by outputs.
         NonFiniteError: parameters, inputs or losses with NaN or infinity.
 
     Example:
@@ -150,8 +150,8 @@ class Problem:
             >>> Problem(nn.Linear(3, 2), "mse", (torch.ones(4, 3), torch.ones(4, 2))).rows(slice(1, 3)).batch_size
             2
         """
-        problem_checks.require_rows(which)
-        some = self._of(tree_map(lambda leaf: leaf[which], self._weighed()._leaves()))
+        index = problem_checks.checked_rows(which, self.batch_size)
+        some = self._of(tree_map(lambda leaf: leaf[index], self._weighed()._leaves()))
         if not some.batch_size:
             raise ValueError(f"rows {which!r} are none of the batch of {self.batch_size}, expected at least one")
         return some

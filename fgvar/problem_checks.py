@@ -50,17 +50,27 @@ def usable_device(what: str, device: object) -> torch.device:
 
 def require_pair(batch: object, what: str = "batch") -> tuple[Any, Any]:
     """The batch, if it is inputs and targets, each a tensor or a structure of tensors."""
-    parts = tuple(batch) if isinstance(batch, tuple | list) else ()
+    parts = tuple(map(_plain, batch)) if isinstance(batch, tuple | list) else ()
     found = named_leaves(*parts) if len(parts) == 2 else {}
     other = next((name for name, leaf in found.items() if not isinstance(leaf, Tensor)), "")
     if other or len(parts) != 2 or not all(tree_leaves(part) for part in parts):
         kinds = f" of {' and '.join(type(part).__name__ for part in parts)}" if parts else ""
         where = f" ({other} is {type(found[other]).__name__})" if other else ""
+        if other.endswith("']") and isinstance(found[other], str | int | float):
+            raise TypeError(
+                f"{other} is {found[other]!r}, and a batch has tensors alone, with the examples along their first "
+                "axis; set it in the model's config, or wrap the module in one whose forward gives it"
+            )
         raise TypeError(
             f"{what} is {type(batch).__name__}{kinds}, expected a pair (inputs, targets), each a tensor, or a "
             f"tuple or dict of tensors{where}; torch.as_tensor makes one of an array or a list"
         )
     return parts[0], parts[1]
+
+
+def _plain(part: Any) -> Any:
+    """With a dict for every mapping that torch does not take apart, as a tokenizer's result is one."""
+    return tree_map(lambda leaf: dict(leaf) if isinstance(leaf, Mapping) else leaf, part)
 
 
 def named_leaves(inputs: Any, targets: Any) -> dict[str, Any]:
@@ -90,10 +100,12 @@ def of_state(
     return own, {name: given.get(name, buffer) for name, buffer in buffers.items()}
 
 
-def require_rows(which: object) -> None:
-    """Raise unless this says which examples: a slice, or a tensor of their numbers."""
+def checked_rows(which: slice | Tensor, count: int) -> slice | Tensor:
+    """How examples are indexed by a slice, or a tensor of their numbers, so that they lie one behind the other."""
     if not isinstance(which, slice | Tensor) or (isinstance(which, Tensor) and which.ndim != 1):
         raise TypeError(f"rows are {which!r}, expected a slice or a tensor [rows] of numbers")
+    # A slice with steps would be a view with gaps, which .view(-1) in a forward or a loss does not take.
+    return torch.arange(*which.indices(count)) if isinstance(which, slice) and which.step not in (None, 1) else which
 
 
 def checked_factors(factors: object, batch_size: int) -> Tensor:

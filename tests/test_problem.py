@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from cases import randn
 from refusals import Calls, X, Y, net, problem, says
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fgvar import Problem
 from fgvar.errors import NonFiniteError
 
 
@@ -80,8 +80,13 @@ def test_what_does_nothing_is_accepted(kind: str) -> None:
 
 
 def test_errors_of_the_network_itself_pass_through() -> None:
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        problem(batch=(randn(4, 7), Y))
+    def forward(_: object, x: Tensor) -> Tensor:
+        raise RuntimeError(f"mine, of {len(x)}")
+
+    with pytest.raises(RuntimeError, match=r"^mine, of 4$"):
+        problem(Calls(forward))
+    with pytest.raises(IndexError, match="index 4 is out of bounds"):
+        problem(Calls(lambda m, x: m.layer(x[torch.tensor([4])])))
 
 
 @pytest.mark.parametrize("batch", [{"x": X}, (X, Y, Y), (X,), X, (X.numpy(), Y.numpy()), (X, [0, 1, 1, 0]), None])
@@ -121,3 +126,27 @@ def test_another_batch_has_no_origin_among_the_old_examples() -> None:
     moved = here.moved({name: p + 1 for name, p in here.params.items()})
     assert moved.origin is here
     assert moved.at(batch=(X, Y)).origin is None
+
+
+def test_a_loss_and_a_forward_that_flatten_by_view() -> None:
+    """As those of most language models: rows of a batch lie one behind the other, also every second one."""
+    torch.manual_seed(0)
+    classes, ids, labels = 5, torch.randint(5, (5, 3)), torch.randint(5, (5, 3))
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        each = functional.cross_entropy(outputs.view(-1, classes), targets.view(-1), reduction="none")
+        return each.view(targets.shape).mean(1)
+
+    net = Calls(lambda m, x: m.out(m.embedding(x.view(-1)).view(*x.shape, -1)),
+                embedding=nn.Embedding(5, 4), out=nn.Linear(4, classes)).double()  # fmt: skip
+    whole = Problem(net, loss, (ids, labels))
+    plain = functional.cross_entropy(net(ids).flatten(0, 1), labels.flatten())
+    assert float(whole.loss()) == pytest.approx(float(plain.detach()), rel=1e-12)
+    for which in (slice(1, None, 2), slice(4, None, -2), slice(1, 3)):
+        some = whole.rows(which)
+        assert some.targets.tolist() == labels.tolist()[which]
+        assert all(leaf.is_contiguous() for leaf in (some.inputs, some.targets))
+        assert some.loss().isfinite()
+    assert whole.rows(slice(1, 3)).inputs.data_ptr() == whole.inputs[1:].data_ptr(), "a range is no copy"
+    with pytest.raises(ValueError, match=r"rows slice\(5, None, 2\) are none of the batch of 5"):
+        whole.rows(slice(5, None, 2))

@@ -1,6 +1,7 @@
 """Modules, batches, losses and words of the wrong kind: got, expected, and what to do."""
 
 import threading
+from collections import UserDict
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fgvar
+from fgvar import Problem
 
 # ---- modules -----------------------------------------------------------------------------------------------
 
@@ -308,5 +310,81 @@ def test_inputs_of_with_local_heads() -> None:
         fgvar.with_local_heads(net(), inputs=X.float(), **words)
     with pytest.raises(ValueError, match=r"inputs is on meta, 0\.weight on cpu; expected one device"):
         fgvar.with_local_heads(net(), inputs=X.to("meta"), **words)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(ValueError, match=r"'0' \(Linear\) does not take .*shapes cannot be multiplied"):
         fgvar.with_local_heads(net(), inputs=X[:, :2], **words)
+
+
+# ---- batches that the network does not take -----------------------------------------------------------------
+
+
+def test_a_tokenizer_s_mapping_is_a_dict() -> None:
+    """Of a class that torch does not take apart, within a tuple, too."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2).double()
+
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            return self.layer(x) * scale
+
+    data = {"x": X, "scale": torch.full((len(X), 1), 2.0, dtype=torch.float64)}
+    net = Named()
+    one, plain = (Problem(net, "cross_entropy", (kind(data), Y)) for kind in (UserDict, dict))
+    assert type(one.inputs) is dict
+    assert torch.equal(one.loss(), plain.loss())
+    other = plain.at(batch=(UserDict(data), Y))
+    assert torch.equal(other.loss(), plain.loss())
+    with pytest.raises(
+        TypeError, match=r"^inputs\['flag'\] is False, and a batch has tensors alone, .* model's config"
+    ):
+        Problem(net, "cross_entropy", ({**data, "flag": False}, Y))
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions, self.out = nn.Embedding(7, 4), nn.Embedding(5, 4), nn.Linear(4, 7)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.out(self.tokens(ids) + self.positions(torch.arange(ids.shape[1])))
+
+
+@pytest.mark.parametrize(
+    ("ids", "sentence"),
+    [
+        ([[2, 9], [0, 1]], r"'tokens' .* looks up numbers from 0 to 9 and has those from 0 to 6; give token"),
+        ([[2, -1], [0, 1]], r"'tokens' .* looks up numbers from -1 to 2 and has those from 0 to 6"),
+        ([[1] * 6, [0] * 6], r"'positions' \(Emb.* looks up numbers from 0 to 5 and has those from 0 to 4; .* no m"),
+    ],
+)  # fmt: skip
+def test_numbers_that_an_embedding_has_not(ids: list[list[int]], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Problem(Tokens(), "causal_lm", (torch.tensor(ids), torch.zeros(2, len(ids[0]), dtype=torch.long)))
+
+
+@pytest.mark.parametrize(
+    ("net", "sentence"),
+    [
+        (nn.Sequential(nn.Linear(5, 2)), r"'0' \(Linear\) does not take .* \(4x3 and 5x2\)\), of inputs \(4, 3\);"),
+        (nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(2)), r"'1' \(LayerNorm\) does not take .*normalized_shape"),
+        (nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv1d(2, 1, 1)), r"'1' \(Conv1d\) does not take .* 2 channels"),
+    ],
+)  # fmt: skip
+def test_a_width_that_a_layer_does_not_take(net: nn.Module, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Problem(net.double(), "cross_entropy", (X, Y))
+
+
+@pytest.mark.parametrize(
+    ("targets", "sentence"),
+    [
+        (torch.tensor([0, -100, 1, 0]), r"targets \[batch\] hold -100, which stands for no target at a position of"),
+        (functional.one_hot(torch.tensor([0, 1, 1, 0])), r"of shape \(4, 2\); of one-hot rows give targets\.argmax"),
+        (torch.eye(2).repeat(2, 1), r"torch\.float32 of shape \(4, 2\); of one-hot rows give targets\.argmax\(1\)"),
+        (torch.zeros(4, 3), r"torch\.float32 of shape \(4, 3\)$"),
+    ],
+)  # fmt: skip
+def test_targets_that_are_no_class_numbers(targets: Tensor, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Problem(nn.Linear(3, 2).double(), "cross_entropy", (X, targets))

@@ -61,7 +61,7 @@ def open_dataset(path: str | os.PathLike[str]) -> xr.Dataset:
         path: of the netCDF file.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or a folder.
         ValueError: a file that has changed since `save` wrote it, or that is not a whole netCDF file.
 
     Example:
@@ -72,7 +72,8 @@ def open_dataset(path: str | os.PathLike[str]) -> xr.Dataset:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no dataset at {path}; write one with fgvar.save(dataset, path)")
+        folder = ", which is a folder; give a file in it, as sweep.nc of a sweep, or" if path.is_dir() else ";"
+        raise FileNotFoundError(f"no dataset at {path}{folder} write one with fgvar.save(dataset, path)")
     if not _proved(path):
         return foreign.read(path)
     with xr.open_dataset(path, engine="h5netcdf") as stored:

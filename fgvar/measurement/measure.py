@@ -30,7 +30,7 @@ from fgvar.measurement.moments import FEATURES
 from fgvar.measurement.mutation_guard import MutationGuard
 from fgvar.measurement.paired import Measured, differences
 from fgvar.measurement.protocol_checks import require_finite_gradient, require_randomness, tensors_in
-from fgvar.measurement.references import GROUPS, References
+from fgvar.measurement.references import GROUPS, References, require_layer_names
 from fgvar.measurement.relative import Layers, dead_layers, lengths, missing_interval, relate, rounding
 from fgvar.measurement.sampled import drawn_statistics
 from fgvar.measurement.statistics import cosine_null
@@ -86,8 +86,10 @@ def measure(
 
     Raises:
         ValueError: on the drawn route fewer than 2 draws or a chunk of another size, on the exact one no estimator
-            with a closed form; no estimator, a problem that an estimator does not fit, an unknown route, or a
-            single estimator to be compared.
+            with a closed form; no estimator, a problem that an estimator does not fit, a parameter named
+            "perturbed" or "total", an unknown route, or a single estimator to be compared; somebody else's estimator
+            that changes its problem, or gives another estimate for the same noise: it draws inside ``estimate`` or
+            keeps a state between calls, so that no interval would cover (its first chunk is made twice to see it).
         NotImplementedError: torch lacks a derivative of an operation in the network that an estimator needs.
         NonFiniteError: NaN or infinity in an estimate, naming estimator, layer and draw.
 
@@ -102,6 +104,7 @@ def measure(
     settings = Settings(draws, seed, route, chunk, budget, noise_device, keep_draws, paired)
     check_arguments(estimators, settings)
     require_problem(problem)
+    require_layer_names(problem.params)
     check_noise_device(noise_device, problem)
     check_route(route, estimators, problem, keep_draws)
     if paired and len(estimators) < 2:

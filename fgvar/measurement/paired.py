@@ -71,6 +71,10 @@ def differences(one: Measured, baseline: Measured) -> Values:
     found = {}
     for name, value in values.items():
         error = spreads[name].error
+        if name == "cosine":
+            # All draws of a single number may have one sign, but for rounding, and yet differ: a spread not shown.
+            hidden = (one.sizes < 2) & (error < 0.5 / n) & (spreads["slope"].error > 0)
+            error = np.where(hidden, np.nan, error)
         found[name] = interval(n, value, error, spreads[name].skewness).exact_where(noiseless | (error == 0))
         if name == "cosine":
             # A single number's cosine is 1 or −1, and one that has not been seen yet has no interval.

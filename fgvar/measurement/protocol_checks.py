@@ -14,6 +14,8 @@ from fgvar.estimators.protocol import Estimate
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.problem import Problem
 
+ZEROS = "give every parameter an entry, zeros where it is not estimated"
+
 
 def require_randomness(found: object, name: str | None = None) -> Randomness:
     """Raise a TypeError where ``randomness`` (of the estimator with this name) did not return fgvar's."""
@@ -50,7 +52,8 @@ def tensors_in(what: str, gradient: object) -> dict[str, Tensor]:
     tensors = {}
     for name, value in require_mapping(what, gradient).items():
         if not isinstance(value, Tensor):
-            raise TypeError(f"{what} has {type(value).__name__} for {name!r}, expected a tensor")
+            remedy = f"; {ZEROS}" if value is None else ""
+            raise TypeError(f"{what} has {type(value).__name__} for {name!r}, expected a tensor{remedy}")
         if value.layout is not torch.strided:
             raise TypeError(f"{what} is {value.layout} for {name!r}, expected a dense tensor; give .to_dense()")
         # An estimator that kept its graph would keep every draw's in the sums of the moments.
@@ -63,8 +66,9 @@ def require_like(what: str, problem: Problem, gradient: Mapping[str, Tensor]) ->
     for name, parameter in problem.params.items():
         got = tuple(gradient[name].shape) if name in gradient else "nothing"
         if got != tuple(parameter.shape):
+            remedy = "" if name in gradient else f"; {ZEROS}"
             raise ValueError(
-                f"{what} has {got} for {name!r}, expected {tuple(parameter.shape)}, as in problem.params"
+                f"{what} has {got} for {name!r}, expected {tuple(parameter.shape)}, as in problem.params{remedy}"
             )
         for kind in ("dtype", "device"):
             found, wanted = getattr(gradient[name], kind), getattr(parameter, kind)

@@ -4,7 +4,7 @@ A projection Σ_k s_k (ĝ − r)_k has mean 0 for every choice of signs s where 
 disjoint supports test a bias in any direction, by numbers that are kept as sums.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -107,6 +107,15 @@ class References:
         Of a piece, which begins at a multiple of 16, its part of them.
         """
         return bucket_sums(rows * self.signs_at(name, at))
+
+
+def require_layer_names(params: Collection[str]) -> None:
+    """Raise where a parameter has the name of one of `GROUPS`: two layers of one name could not be told apart."""
+    if taken := [name for name in GROUPS if name in params]:
+        raise ValueError(
+            f"parameter {taken[0]!r} has the name of a layer that every measurement has, a sum over parameters "
+            f"({', '.join(GROUPS)}); rename it in the module, as {taken[0]}_"
+        )
 
 
 def padded(numbers: int) -> int:

@@ -59,16 +59,24 @@ def drawn_statistics(
     moments, feature_blocks, grams = streaming.init(references), list[Array](), list[Tensor]()
     noiseless = randomness.size == 0
     keeps_features = settings.keep_draws or settings.paired
-    stacks = _single_estimate(guard, estimator) if noiseless else _stacks(guard, estimator, randomness, settings)
-    for stack in stacks:
+    first: list[streaming.Block] | None = None
+
+    def stacks() -> Iterator[Stack]:
+        return _single_estimate(guard, estimator) if noiseless else _stacks(guard, estimator, randomness, settings)
+
+    for stack in stacks():
         try:
             moments, blocks, features = streaming.update(moments, references, stack)
         except NonFiniteError as error:
             raise NonFiniteError(f"estimator {guard.name!r}, {error}") from None
+        first = blocks if first is None else first
         if keeps_features or not feature_blocks:
             feature_blocks.append(features[:, : None if keeps_features else 0].cpu().numpy())
         if settings.paired:
             grams.extend(gram for block in blocks for gram in block.gram)
+    if guard.is_needed:
+        again = streaming.update(streaming.init(references), references, next(stacks()))[1]
+        guard.require_repeated(first or (), again)
     scalars = np.concatenate(feature_blocks, axis=1)
     if not noiseless:
         return Drawn(statistics(moments, references), scalars, grams)

@@ -76,29 +76,28 @@ def sq_bias(sums: Sums, reference: int) -> Estimated:
 
 
 def snr(sums: Sums) -> Estimated:
-    """‖E ĝ‖²/tr Cov(ĝ), numerator and denominator each unbiased; the error by the delta method.
+    """‖E ĝ‖²/tr Cov(ĝ), numerator and denominator each unbiased; its variance is 4Rv/n + c/tr² by the delta method.
 
-    The interval holds the R with (R − R̂)² ≤ x² (c/tr² + 4Rv/n): c as for `sq_bias`, x Hall's quantiles, and v the
-    variance of a draw's influence on √R, which stays finite at 0, where the interval then begins ("at most").
+    Here c is as for `sq_bias`, and v the variance of a draw's influence on √R, which stays finite at 0. The interval
+    holds the R with (R − R̂)² ≤ x² (c/tr² + 4Rv/n) for Hall's quantiles x: where it reaches 0, it begins there ("at
+    most").
     """
     n, trace, scatter = sums.n, sums.trace, sums.scatter
     with np.errstate(divide="ignore", invalid="ignore"):
         value = (sums.square_mean[:, 2] - trace / n) / trace
-        linear, constant = sums.parts(2)
+        linear = sums.parts(2)[0]
         product = 4 * scatter.within[:, 0, 3] / n
-        square = sums.variance_error**2
-        spread = np.maximum(linear, -FLOOR * constant) + constant + value**2 * square
-        error = np.sqrt(np.maximum(spread - value * (product - 2 * constant), 0)) / trace
         # Across the target the influence is known by pairs of draws alone; where they see less, along it.
         seen = (linear + value**2 * scatter.square / n - value * product) / (4 * value * trace**2)
         most = np.sqrt(sums.trace_square) / trace / n
-        across = np.where(value > 0, np.clip(seen, 0, most), 0)
-        low, high = _ratio_ends(sums, value, across)
-    return Estimated(value, error, low, high).without_interval(sums.sizes < 2)
+        # One block has no such pairs, and no error whatever the value is.
+        across = np.where((value > 0) | np.isnan(linear), np.clip(seen, 0, most), 0)
+        found = _ratio(sums, value, across)
+    return found.without_interval(sums.sizes < 2)
 
 
-def _ratio_ends(sums: Sums, value: Array, least: Array) -> tuple[Array, Array]:
-    """Of the signal-to-noise ratio, where the variance v/n of its root is at least so much."""
+def _ratio(sums: Sums, value: Array, least: Array) -> Estimated:
+    """The signal-to-noise ratio with error and interval, where the variance v/n of its root is at least so much."""
     n, trace = sums.n, sums.trace
     root, length = np.sqrt(np.maximum(value, 0)), np.sqrt(sums.products[:, 0])
     scale = 1 + sums.mean[:, 1] / length**2
@@ -110,13 +109,16 @@ def _ratio_ends(sums: Sums, value: Array, least: Array) -> tuple[Array, Array]:
     spread = np.maximum(error**2, least)
     constant = 2 * sums.trace_square / (n * (n - 1)) / trace**2
     linear = 4 * np.maximum(value, 0) * spread
+    # Not from estimates of all its terms, whose sum is below 0 in many a sample: an error of 0 is that of the exact.
+    plain = np.sqrt(linear + constant)
     skew = skew * (linear / (linear + constant)) ** 1.5
     spread = inflate_standard_error(n, np.sqrt(spread), skew) ** 2
     ends = []
     for arm in hall_quantiles(n, skew):
         half = 2 * arm**2 * spread
         ends.append((value + half, np.sqrt(np.maximum(half**2 + 2 * value * half + arm**2 * constant, 0))))
-    return np.maximum(ends[0][0] - ends[0][1], 0), np.maximum(ends[1][0] + ends[1][1], 0)
+    (below, down), (above, up) = ends
+    return Estimated(value, plain, np.maximum(below - down, 0), np.maximum(above + up, 0))
 
 
 def slope(sums: Sums, reference: int) -> Estimated:
@@ -131,10 +133,13 @@ def slope(sums: Sums, reference: int) -> Estimated:
 def cosine(sums: Sums, reference: int) -> Estimated:
     """Mean over draws of the cosine between one estimate and the reference.
 
-    A single number's cosine is 1 or −1, and one that has not been seen yet has no interval: NaN.
+    A single number's cosine is 1 or −1, and one that may not have been seen yet has no interval: NaN; nor an error
+    where all draws have one sign.
     """
-    found = interval(sums.n, sums.mean[:, 3 + reference], *sums.feature(3 + reference))
-    return found.clipped(-1, 1).without_interval(sums.sizes < 2)
+    value, (error, skew), single = sums.mean[:, 3 + reference], sums.feature(3 + reference), sums.sizes < 2
+    one_sign = single & (np.abs(value) > 1 - 0.5 / sums.n)  # and an error of rounding alone
+    found = interval(sums.n, value, np.where(one_sign, np.nan, error), skew)
+    return found.clipped(-1, 1).without_interval(single)
 
 
 def efficiency(sums: Sums, reference: int) -> Estimated:

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
-from torch import nn
+from torch import Tensor, nn
 
 FORWARD_MODE = re.compile(r"forward AD with (\S+) that does not support|forward mode AD|forward-mode AD")
 NO_DERIVATIVE = re.compile(r"derivative for '?([\w:.]+)'? is not implemented")
@@ -21,10 +22,8 @@ def raised_in(error: BaseException) -> str:
         "'0' (Tanh)"
     """
     modules: list[nn.Module] = []
-    traceback = error.__traceback__
     # A traceback costs nothing until something is raised, where hooks would cost in every pass.
-    while traceback is not None:
-        frame, traceback = traceback.tb_frame, traceback.tb_next
+    for frame in _frames(error):
         if frame.f_code.co_name == "raw_losses":  # of a `Problem`: what follows, modules too, belongs to the loss
             return "the loss"
         if isinstance(owner := frame.f_locals.get("self"), nn.Module):
@@ -34,6 +33,23 @@ def raised_in(error: BaseException) -> str:
     inner, names = modules[-1], modules[0].named_modules()  # the outermost one knows all by name
     name = next((name for name, module in names if module is inner), "")
     return f"{name!r} ({type(inner).__name__})" if name else f"the network ({type(inner).__name__})"
+
+
+def outside_of_table(error: IndexError) -> str:
+    """Which numbers an embedding was asked for, and which ones it has; empty where the error is no embedding's."""
+    for frame in _frames(error):
+        table, asked = frame.f_locals.get("self"), frame.f_locals.get("input")
+        if isinstance(table, nn.Embedding | nn.EmbeddingBag) and isinstance(asked, Tensor):
+            last = table.num_embeddings - 1
+            return f"looks up numbers from {int(asked.min())} to {int(asked.max())} and has those from 0 to {last}"
+    return ""
+
+
+def _frames(error: BaseException) -> Iterator[FrameType]:
+    traceback = error.__traceback__
+    while traceback is not None:
+        yield traceback.tb_frame
+        traceback = traceback.tb_next
 
 
 @contextmanager

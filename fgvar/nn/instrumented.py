@@ -131,8 +131,8 @@ class Network:
         """Output and trace of one forward pass.
 
         Raises:
-            ValueError: random numbers are drawn on the way, inputs are of another dtype than the network takes, or
-                something in the network cannot be differentiated.
+            ValueError: random numbers are drawn on the way, inputs are of another dtype, width or range than the
+                network takes, or something in the network cannot be differentiated.
         """
         clone = _cloned(inputs)  # torch counts the writes to each tensor of it
         before = [leaf._version for leaf in leaves(clone)]
@@ -143,7 +143,7 @@ class Network:
 
         try:
             output, recorder = undrawn("network", recorded)
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
             ordered = (tensors[name] for name in (*self.owners, *tensors))  # parameters first
             coach(error, inputs, next(t.dtype for t in ordered if t.is_floating_point()))
             raise

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from fgvar.nn.failures import raised_in
+from fgvar.nn.failures import outside_of_table, raised_in
 from fgvar.nn.structures import leaves, named
 
 Pass = tuple[Any, Tensor]  # outputs and losses
@@ -27,6 +27,7 @@ DRAWS = {
 
 INTEGER = re.compile(r"\b(Long|Int|Short|Byte|Char|Bool|[Ii]nteger|long int|long long|int|unsigned char|bool)\b")
 PRECISION = re.compile(r"not implemented for '|Expected mat_a to be|must have the same dtype|expected scalar type")
+SIZES = re.compile(r"shapes cannot be multiplied|to have \d+ channels|normalized_shape|size of tensor a .* must ma")
 STILL = "call module.eval() (and module.apply(torch.ao.quantization.disable_observer) where it is quantised)"
 
 
@@ -88,8 +89,15 @@ def unchanged(who: str, tensors: Mapping[str, Any], remedy: str) -> Iterator[Non
         )
 
 
-def coach(error: RuntimeError, inputs: Any, dtype: torch.dtype) -> None:
+def coach(error: RuntimeError | IndexError, inputs: Any, dtype: torch.dtype) -> None:
     """Raise a ValueError that says what to do, if the error of a failed pass is a known one."""
+    if isinstance(error, IndexError):
+        if numbers := outside_of_table(error):
+            raise ValueError(
+                f"{raised_in(error)} {numbers}; give token numbers within that, and no more positions, or a larger "
+                "embedding"
+            ) from error
+        return
     if any(part in str(error) for part in ("setup_context", "generate_vmap_rule", "requires_grad_()")):
         raise ValueError(underivable("network", error)) from error
     if "argument #1 'indices'" in str(error):
@@ -106,6 +114,12 @@ def coach(error: RuntimeError, inputs: Any, dtype: torch.dtype) -> None:
                 f"{name} are {leaf.dtype}, the network's parameters {dtype}, and it does not take them "
                 f"({_first_line(error)}); give {name}.to({dtype})"
             ) from error
+    if SIZES.search(str(error)) and (where := raised_in(error)):
+        shapes = ", ".join(f"{name} {tuple(leaf.shape)}" for name, leaf in named("inputs", inputs).items())
+        raise ValueError(
+            f"{where} does not take tensors of this size ({_first_line(error)}), of {shapes}; give inputs of the "
+            "width that the network is made for, or layers that fit each other"
+        ) from error
     if PRECISION.search(str(error)):
         raise ValueError(
             f"{raised_in(error) or 'the network'} does not compute in {dtype} here ({_first_line(error)}); give the "

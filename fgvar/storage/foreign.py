@@ -8,6 +8,7 @@ from pathlib import Path
 
 import xarray as xr
 
+CLASSIC = (b"CDF\1", b"CDF\2", b"CDF\5")  # how files of netCDF-3 begin, which xarray writes where it has SciPy alone
 SECONDS, RATE = 30.0, 5e6  # a file may take so long, and another second for so many bytes
 
 
@@ -15,8 +16,14 @@ def read(path: Path) -> xr.Dataset:
     """The dataset in a netCDF file of whatever origin, wholly in memory, in bounded time.
 
     Raises:
-        ValueError: a file that is damaged, or not a netCDF file.
+        ValueError: a file that is damaged, or not a netCDF file, or one of netCDF-3.
     """
+    with open(path, "rb") as file:
+        if file.read(4) in CLASSIC:
+            raise ValueError(
+                f"{path} is netCDF-3, and fgvar reads netCDF-4; write it again by dataset.to_netcdf(path, "
+                "engine='h5netcdf'), or by fgvar.save"
+            )
     limit = SECONDS + path.stat().st_size / RATE
     # What can be imported here can be imported there.
     env = os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}

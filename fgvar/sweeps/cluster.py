@@ -15,7 +15,8 @@ import cloudpickle
 from distributed import Client, as_completed
 from distributed.scheduler import KilledWorker
 
-from fgvar.sweeps.cells import Cell, Function, Outcome
+from fgvar.sweeps.cells import Cell, Outcome
+from fgvar.sweeps.keys import Function
 from fgvar.sweeps.local import CellProcess
 
 AHEAD = 1000  # cells that the scheduler knows of: enough for any cluster, and little to forget

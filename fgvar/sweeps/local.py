@@ -32,7 +32,8 @@ from tqdm import tqdm
 
 from fgvar.measurement.files import versions
 from fgvar.storage.packing import pack
-from fgvar.sweeps.cells import Cell, Function, Outcome
+from fgvar.sweeps.cells import Cell, Outcome
+from fgvar.sweeps.keys import Function
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 IDLE = 60  # seconds after which a process that nobody uses ends

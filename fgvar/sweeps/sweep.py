@@ -18,8 +18,10 @@ from fgvar.measurement.files import save
 from fgvar.storage import locks
 from fgvar.storage.atomic import require_folder, require_place
 from fgvar.sweeps import local
-from fgvar.sweeps.cells import SCRATCH, Cell, Folder, Function, Outcome, Scalar, check_call, function_name, key_of
-from fgvar.sweeps.grid import checked_axes, consolidated, points
+from fgvar.sweeps.arguments import check_resources, grid_and_config, part_of
+from fgvar.sweeps.cells import Cell, Folder, Outcome, Scalar
+from fgvar.sweeps.grid import consolidated, points
+from fgvar.sweeps.keys import Function, check_call, function_name, key_of
 
 WAIT = 0.2  # seconds between two looks at whether another driver has ended
 
@@ -44,13 +46,14 @@ def sweep(
     """Compute a function on a grid: every cell once, whatever is killed, fails or is added later.
 
     A cell is called by keywords, ``cell(width=16, scheme="FG-W", draws=512, seed=0)``, and returns a dataset. What it
-    returns is a function of them, ``version`` and ``threads``: their hash is the cell's identity. A cell that the
-    folder has is not computed again, so that values, axes (formerly in ``config``) and seeds that are added cost the
-    new cells alone. Draws of different seeds are independent: more draws are more seeds, whose mean has the standard
-    error √(Σ se²)/seeds.
+    returns is a function of them and of its defaults, ``version`` and ``threads``: their hash, with the names of the
+    function and its file, is the cell's identity. A cell that the folder has is not computed again, so that values,
+    axes (formerly in ``config`` or a default) and seeds that are added cost the new cells alone. Draws of different
+    seeds are independent: more draws are more seeds, whose mean has the standard error √(Σ se²)/seeds.
 
     Args:
-        cell: of a module, or of a script. It draws from no state outside of its arguments.
+        cell: of a module, or of a script. It draws from no state outside of its arguments; its code is no part of
+            its identity, see ``version``.
         axes: name → values, text or numbers.
         folder: of the cells' files. Any number of processes may share it, and sweeps over other axes. A second driver
             of the same part of the same cells waits for the first to end, or to be killed, and goes on from there.
@@ -75,9 +78,11 @@ def sweep(
         is its wall time. Cells that failed are tried again by the next sweep.
 
     Raises:
-        ValueError: an axis or setting that the cell does not take, or lacks; anything out of its range; an ``out``
-            that is the folder; ``scratch`` of a cell without that parameter, or the other way round.
-        TypeError: values that are not text or numbers.
+        ValueError: an axis or setting that the cell does not take, or lacks; a cell that uses variables of a function
+            that it is defined in, or a lambda without a version; anything out of its range; an ``out`` that is the
+            folder; ``scratch`` of a cell without that parameter, or the other way round; an axis with the name of a
+            variable that the first cell returns.
+        TypeError: values or defaults that are not text or numbers; workers or threads that are no integers.
         OSError: the folder, ``out`` or ``scratch`` cannot be written, before anything is computed, or is another
             sweep's that is going on; or it cannot be written any more, after the last cell was kept.
         ImportError: a scheduler without ``pip install fgvar[cluster]``.
@@ -92,10 +97,10 @@ def sweep(
         array([[ 2., nan],
                [ 5.,  5.]])
     """
-    part, parts = _shard(shard)
-    _check_resources(workers, scheduler, threads, timeout)
-    grid, config = _arguments(axes, config, seed, scratch)
-    check_call(cell, grid, config, scratch=scratch is not None)
+    part, parts = part_of(shard)
+    check_resources(workers, scheduler, threads, timeout)
+    grid, config = grid_and_config(axes, config, seed, scratch)
+    check_call(cell, grid, config, version=version, scratch=scratch is not None)
     cells = []
     for where, at in points(grid):
         key = key_of(cell, settings := at | config, version, threads)
@@ -122,38 +127,8 @@ def sweep(
         todo = [each for each, it in found.items() if each.key in mine and not _is_done(it)]
         if compute and todo:
             running = _run(cell, _wanted(todo, kept), workers, scheduler, threads, timeout)
-            found |= _kept(running, kept, len(todo))
+            found |= _kept(running, kept, len(todo), grid)
         return _consolidate(grid, found, attrs, kept, out)
-
-
-def _check_resources(workers: int, scheduler: str | None, threads: int, timeout: float | None) -> None:
-    """Raise ValueError where nothing could compute like this."""
-    if workers < 0 or (workers and scheduler is not None):
-        raise ValueError(
-            f"workers is {workers} and scheduler {scheduler!r}, expected workers of at least 0, or a scheduler alone"
-        )
-    if threads < 1 or (timeout is not None and not timeout > 0):
-        raise ValueError(f"threads is {threads} and timeout {timeout}, expected at least 1, and seconds above 0")
-
-
-def _arguments(
-    axes: Mapping[str, Sequence[Any]],
-    config: Mapping[str, Any] | None,
-    seed: int | Sequence[int] | None,
-    scratch: str | os.PathLike[str] | None,
-) -> tuple[dict[str, tuple[Scalar, ...]], dict[str, Any]]:
-    """The grid's axes and what all cells are called with, the seed among either."""
-    axes, config = dict(axes), dict(config or {})
-    given = [*axes, *config, *(() if seed is None else ("seed",)), *(() if scratch is None else (SCRATCH,))]
-    if twice := {name for name in given if given.count(name) > 1}:
-        raise ValueError(
-            f"{', '.join(sorted(twice))} given twice, as an axis, in config=, by seed= or scratch=; give each once"
-        )
-    if isinstance(seed, int):
-        config["seed"] = seed
-    elif seed is not None:
-        axes["seed"] = seed
-    return checked_axes(axes), config
 
 
 def _wanted(cells: Iterable[Cell], kept: Folder) -> Iterator[Cell]:
@@ -165,11 +140,18 @@ def _wanted(cells: Iterable[Cell], kept: Folder) -> Iterator[Cell]:
             yield cell
 
 
-def _kept(running: Generator[tuple[Cell, Outcome], None, None], kept: Folder, total: int) -> dict[Cell, Outcome]:
+def _kept(
+    running: Generator[tuple[Cell, Outcome], None, None],
+    kept: Folder,
+    total: int,
+    grid: Mapping[str, Sequence[Scalar]],
+) -> dict[Cell, Outcome]:
     """Keep what comes of the cells as it comes, and tell of what does not end well."""
-    found = {}
+    found: dict[Cell, Outcome] = {}
     with contextlib.closing(running), tqdm(total=total, desc="cells", unit="cell") as bar:
         for cell, it in running:
+            if _is_done(it) and not any(map(_is_done, found.values())):
+                _require_place(cell, it, grid)
             kept.write(cell, it)
             found[cell] = it
             bar.update()
@@ -178,6 +160,13 @@ def _kept(running: Generator[tuple[Cell, Outcome], None, None], kept: Folder, to
             else:
                 bar.write(f"{cell}: {it.status}: {_line(it)}", file=sys.stderr)
     return found
+
+
+def _require_place(cell: Cell, it: Outcome, grid: Mapping[str, Sequence[Scalar]]) -> None:
+    """Raise where a cell's dataset does not fit into the grid: others would not, either, after hours of computing."""
+    alone = consolidated(grid, {cell: it}, {})
+    if why := alone["traceback"].values[cell.place]:
+        raise ValueError(f"{cell}: {str(why).removeprefix('ValueError: ')}, or the axis; no other cell is computed")
 
 
 def _tidy(cell: Cell) -> None:
@@ -278,11 +267,3 @@ def _line(told: Outcome) -> str:
     """An exception stands below its traceback, other ends above."""
     lines = told.traceback.strip().splitlines()
     return lines[-1 if told.status == "failed" else 0]
-
-
-def _shard(text: str) -> tuple[int, int]:
-    """The i and n of "i/n"."""
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise ValueError(f"shard is {text!r}, expected i/n with 0 ≤ i < n, as 0/4, 1/4, 2/4 and 3/4 of four jobs")
-    return int(index), int(count)

@@ -1,6 +1,8 @@
 """Black boxes: make an estimator of a function that draws its own noise from a generator."""
 
 import contextlib
+import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +50,7 @@ class BlackBox:
     def __repr__(self) -> str:
         claims = {"directions": self.directions, "antithetic": self.antithetic or None, "step": self.step}
         shown = [f"{name}={value!r}" for name, value in claims.items() if value is not None]
-        return f"from_function({', '.join([getattr(self.function, '__name__', 'function'), *shown])})"
+        return f"from_function({', '.join([_name(self.function), *shown])})"
 
     def randomness(self, problem: Problem) -> Randomness:  # noqa: ARG002
         return Randomness({"seed": Leaf((), Seed())})
@@ -99,6 +101,28 @@ class BlackBox:
     def target(self, problem: Problem) -> dict[str, Tensor]:
         found: Any = self.objective(problem)
         return found
+
+
+def _name(function: Any) -> str:
+    """A function's name; of a partial its function's, and of what can be called its class's."""
+    if isinstance(function, functools.partial):
+        return _name(function.func)
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _require_callable(what: str, given: object, count: int, words: str) -> None:
+    """Raise a TypeError where this cannot be called with so many arguments."""
+    if not callable(given):
+        raise TypeError(f"{what} is {type(given).__name__}, expected {words}")
+    try:
+        takes = inspect.signature(given)
+    except ValueError:  # a builtin does not tell
+        return
+    try:
+        takes.bind(*[None] * count)
+    except TypeError as error:
+        name = _name(given)
+        raise TypeError(f"{what} {name}{takes} cannot be called so ({error}), expected {words}") from None
 
 
 class _EachItsOwn(TorchFunctionMode):
@@ -157,7 +181,7 @@ def from_function(
         variance: problem → the variance of every weight given the batch, a dict like ``problem.params``.
 
     Raises:
-        TypeError: a function, target or variance that cannot be called.
+        TypeError: a function, target or variance that cannot be called, or takes other arguments.
         ValueError: fewer than 1 direction, or a step that is not positive.
 
     Example:
@@ -168,13 +192,10 @@ def from_function(
         >>> from_function(spsa, directions=1)
         from_function(spsa, directions=1)
     """
-    if not callable(function):
-        raise TypeError(f"function is {type(function).__name__}, expected (problem, generator) -> dict of tensors")
+    _require_callable("function", function, 2, "(problem, generator) -> dict of tensors")
     for what, given in (("target", target), ("variance", variance)):
-        if given is not None and not callable(given):
-            raise TypeError(
-                f"{what} is {type(given).__name__}, expected a function problem -> dict like problem.params"
-            )
+        if given is not None:
+            _require_callable(what, given, 1, "a function problem -> dict like problem.params")
     if directions is not None:
         require_directions(directions)
     if step is not None and not (isinstance(step, Real) and 0 < step < math.inf):

@@ -7,6 +7,7 @@ from typing import Any
 from fgvar import identity
 from fgvar.errors import needs_extra, unknown
 from fgvar.estimators.protocol import GradientEstimator, require_estimator
+from fgvar.measurement.references import require_layer_names
 from fgvar.problem import Problem
 from fgvar.testing import (
     bias_order_check,
@@ -137,7 +138,8 @@ def check_estimator(
     Raises:
         TypeError: not an estimator, problem or list of checks. Whatever else the estimator does wrong is a failed
             check with a sentence.
-        ValueError: an unknown check, no problem, a level outside of (0, 1), or too few draws.
+        ValueError: an unknown check, no problem, a parameter named "perturbed" or "total", a level outside of (0, 1),
+            or too few draws.
 
     Example:
         >>> import fgvar
@@ -252,7 +254,7 @@ def _named(problems: Problems | None) -> dict[str, Problem]:
     if problems is None:
         return default_problems()
     if isinstance(problems, Problem):
-        return {"problem": problems}
+        problems = {"problem": problems}
     if isinstance(problems, str) or not isinstance(problems, Mapping | Sequence):
         raise TypeError(f"problems is {type(problems).__name__}, expected fgvar.Problem, several, or name → problem")
     named = dict(problems) if isinstance(problems, Mapping) else {f"problem{i}": p for i, p in enumerate(problems)}
@@ -263,6 +265,7 @@ def _named(problems: Problems | None) -> dict[str, Problem]:
             raise TypeError(f"a problem is named {name!r}, expected a text, as 'linear'")
         if not isinstance(problem, Problem):
             raise TypeError(f"problem {name!r} is {type(problem).__name__}, expected fgvar.Problem")
+        require_layer_names(problem.params)
     return named
 
 

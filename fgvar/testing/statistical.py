@@ -19,7 +19,7 @@ from fgvar.errors import NonFiniteError, require_integer
 from fgvar.estimators.protocol import GradientEstimator, require_estimator, require_problem
 from fgvar.measurement.arguments import BUDGET
 from fgvar.measurement.draws import ranges
-from fgvar.measurement.references import BUCKETS, References
+from fgvar.measurement.references import BUCKETS, References, require_layer_names
 from fgvar.problem import Problem
 from fgvar.testing.black_box import BlackBox, estimates
 from fgvar.testing.mean_tests import MIN_MOVED, MeanTest, mean_test
@@ -78,6 +78,7 @@ def unbiased(
         would not have caught a turned sign in 'weight', 'bias', 'total'
     """
     require_problem(problem)
+    require_layer_names(problem.params)
     check_level(level)
     check_draws(draws)
     require_integer("seed", seed, 0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fgvar.estimators.protocol import GradientEstimator
 from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.draws import ranges
-from fgvar.measurement.protocol_checks import require_estimate, require_mapping, require_randomness
+from fgvar.measurement.protocol_checks import ZEROS, require_estimate, require_mapping, require_randomness
 from fgvar.problem import Problem
 from fgvar.testing.black_box import estimates
 from fgvar.testing.polynomials import largest
@@ -170,12 +170,13 @@ class EstimatorUnderTest:
         missing, extra = [k for k in params if k not in gradient], [k for k in gradient if k not in params]
         if missing or extra:
             lacks = f"lacks {_listed(missing)}" if missing else f"has {_listed(extra)} beside problem.params"
-            raise Failure(f"{what} {lacks}; give every parameter an entry, 0 where it is not estimated")
+            raise Failure(f"{what} {lacks}; {ZEROS}")
         tensors: Gradients = {}
         for name, p in params.items():
             g = gradient[name]
             if not isinstance(g, Tensor):
-                raise Failure(f"{what} of {name!r} is {type(g).__name__}, expected a tensor")
+                remedy = f"; {ZEROS}" if g is None else ""
+                raise Failure(f"{what} of {name!r} is {type(g).__name__}, expected a tensor{remedy}")
             tensors[name] = g
             for kind, got, wanted in (
                 ("shape", tuple(g.shape), tuple(p.shape)),

@@ -18,6 +18,7 @@ from fgvar.measurement.closed import check_route
 from fgvar.measurement.data_variance import DataVariance
 from fgvar.measurement.dataset import ENDS
 from fgvar.measurement.measure import measure_unchecked
+from fgvar.measurement.references import require_layer_names
 from fgvar.nn.structures import cast
 from fgvar.problem import Problem
 from fgvar.problem_checks import named_leaves, require_pair
@@ -60,6 +61,7 @@ class Probe:
 
     def check(self, problem: Problem, last: int) -> None:
         """Raise where these estimators cannot be measured on this problem, or not within ``last`` steps."""
+        require_layer_names(problem.params)
         for settings in self._settings:
             check_arguments(self.estimators, settings)
         if outside := [step for step in self.steps if not 0 <= step <= last]:

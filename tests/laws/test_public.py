@@ -26,7 +26,7 @@ TRAINING = (
     ".schedule", ".loop", ".checkpoint", ".train", ".linear_probe",
 )  # fmt: skip
 SWEEPS = (
-    "", ".cells", ".grid", ".local", ".cluster", ".sweep",
+    "", ".keys", ".cells", ".grid", ".arguments", ".local", ".cluster", ".sweep",
 )  # fmt: skip
 THEORY = (
     ".credit_vectors", ".site_jacobians", ".linear_forms", ".linear_layers", ".activity_ratio", ".quadratic_forms",
@@ -124,14 +124,14 @@ ORDER = (
     "fgvar.measurement.dataset",
     "fgvar.measurement.stored",
     "fgvar.measurement.summary",
-    "fgvar.measurement.mutation_guard",
-    "fgvar.measurement.cost",
     "fgvar.measurement.protocol_checks",
     "fgvar.measurement.draws",
     "fgvar.measurement.references",
     "fgvar.measurement.stacks",
     "fgvar.measurement.strips",
     "fgvar.measurement.moments",
+    "fgvar.measurement.mutation_guard",
+    "fgvar.measurement.cost",
     "fgvar.measurement.arguments",
     "fgvar.measurement.budget",
     "fgvar.measurement.intervals",
@@ -216,6 +216,7 @@ XARRAY = (
     "fgvar.training.probes",
     "fgvar.training.loop",
     "fgvar.training.train",
+    "fgvar.sweeps.keys",
     "fgvar.sweeps.cells",
     "fgvar.sweeps.grid",
     "fgvar.sweeps.local",

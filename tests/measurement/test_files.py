@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import xarray as xr
 from refusals import problem, says
 
 import fgvar
@@ -16,6 +17,23 @@ def test_a_missing_dataset(tmp_path: Path) -> None:
     for path in (tmp_path / "none.nc", tmp_path):
         with pytest.raises(FileNotFoundError, match=says(f"no dataset at {path}", r"fgvar\.save\(dataset, path\)")):
             fgvar.open_dataset(path)
+
+
+def test_a_folder_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no dataset at .*, which is a folder; give a file in it, as sweep"):
+        fgvar.open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("version", [1, 2, 5])
+def test_a_file_of_netcdf_3_is_whole_and_called_so(tmp_path: Path, version: int) -> None:
+    """As xarray writes it where it has SciPy alone; all of them begin by CDF and their version."""
+    path = tmp_path / "a.nc"
+    if version == 1:
+        xr.Dataset({"a": 1.0}).to_netcdf(path, engine="scipy", format="NETCDF3_CLASSIC")
+    else:
+        path.write_bytes(b"CDF" + bytes([version]) + bytes(60))
+    with pytest.raises(ValueError, match=r"a\.nc is netCDF-3, and fgvar reads netCDF-4; .*engine='h5netcdf'\)"):
+        fgvar.open_dataset(path)
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.9999])

@@ -146,6 +146,27 @@ def test_limits_and_ratios_stay_where_they_can_be() -> None:
     assert (found["cosine"].high <= 1).all()
 
 
+def test_the_error_of_a_ratio_is_never_that_of_an_exact_one() -> None:
+    """Over 200 samples of 32 directional derivatives it is at least what pairs of draws leave, √(2 tr Σ²/n(n − 1))/tr
+    Cov with tr Σ² ≥ tr²/d, and its mean square is near the variance of the ratio."""
+    n, d, rng = 32, 6, np.random.default_rng(9)
+    target, found = np.ones(d), []
+    for _ in range(200):
+        u = rng.normal(size=(n, d))
+        found.append(measured((u @ target)[:, None] * u, target)["snr"])
+    values, errors = (np.array([one.parts[part][-1] for one in found]) for part in (0, 1))
+    assert errors.min() >= (2 / (d * n * (n - 1))) ** 0.5
+    assert 0.55 < (errors**2).mean() / values.var(ddof=1) < 1.8
+
+
+def test_one_sign_of_a_single_number_is_no_exact_cosine() -> None:
+    """64 draws that all point along the target do not show how often one does not."""
+    found = measured(np.random.default_rng(3).normal(size=(64, 1)) ** 2, np.ones(1))["cosine"]
+    assert np.isnan(found.error).all()
+    two = measured(np.random.default_rng(3).normal(size=(64, 1)), np.ones(1))["cosine"]
+    np.testing.assert_allclose(two.error, np.sqrt((1 - two.value**2) / 63), rtol=1e-10)
+
+
 def test_single_numbers_have_no_interval_of_ratios_and_say_why() -> None:
     found = measured(np.random.default_rng(3).normal(size=(64, 1)) ** 2, np.ones(1))
     np.testing.assert_allclose(found["cosine"].value, 1, rtol=1e-12)

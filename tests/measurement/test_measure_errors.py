@@ -6,13 +6,31 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from cases import mixer
+from cases import mixer, randn
 from refusals import problem, says
 from torch import Tensor, nn
 
 import fgvar
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.randomness import Leaf, Randomness
+
+
+@pytest.mark.parametrize("name", ["perturbed", "total"])
+def test_a_parameter_may_not_have_the_name_of_a_sum(name: str) -> None:
+    """Where its layer would stand beside the sum's: in measurements, checks, tests and probes."""
+    net = nn.Sequential(nn.Linear(3, 2)).double()
+    net.register_parameter(name, nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    own, scheme = fgvar.Problem(net, "mse", (randn(4, 3), randn(4, 2))), fgvar.scheme("FG-W")
+    sentence = f"parameter '{name}' has the name of a layer that every measurement has, .* rename it .* as {name}_"
+    for refused in (
+        lambda: fgvar.measure({"FG-W": scheme}, own),
+        lambda: fgvar.measure({"FG-W": scheme}, own, route="exact"),
+        lambda: fgvar.testing.check_estimator(scheme, own),
+        lambda: fgvar.testing.unbiased(scheme, own),
+        lambda: fgvar.Probe({"FG-W": scheme}, (own.inputs, own.targets), steps=(0,)).check(own, 0),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            refused()
 
 
 @pytest.mark.parametrize("draws", [1, 0, -3])

@@ -109,6 +109,7 @@ ANSWERS: dict[str, Any] = {
     "none": lambda g: None,  # noqa: ARG005
     "no gradient": lambda g: fgvar.Estimate(None),  # noqa: ARG005
     "number": lambda g: fgvar.Estimate({**g, "layer0.bias": 3.0}),
+    "nothing": lambda g: fgvar.Estimate({**g, "layer0.bias": None}),
     "unknown": lambda g: fgvar.Estimate({**g, "other": g["layer0.bias"]}),
     "lacking": lambda g: fgvar.Estimate({k: v for k, v in g.items() if k != "layer0.bias"}),
     "single": lambda g: fgvar.Estimate({k: v.float() for k, v in g.items()}),
@@ -122,9 +123,14 @@ ANSWERS: dict[str, Any] = {
         ("dict", TypeError, r"estimate returned dict, expected fgvar\.Estimate\(gradient\)"),
         ("none", TypeError, r"estimate returned NoneType, expected fgvar\.Estimate"),
         ("no gradient", TypeError, r"the estimate is NoneType, expected a dict like problem\.params"),
-        ("number", TypeError, r"the estimate has float for 'layer0\.bias', expected a tensor"),
+        ("number", TypeError, r"the estimate has float for 'layer0\.bias', expected a tensor$"),
+        (
+            "nothing",
+            TypeError,
+            r"the estimate has NoneType for 'layer0\.bias', expected a tensor; .* zeros where it is",
+        ),
         ("unknown", ValueError, r"the estimate of 'a' has 'other' beside problem\.params"),
-        ("lacking", ValueError, r"the estimate of 'a' has nothing for 'layer0\.bias', expected \(5,\)"),
+        ("lacking", ValueError, r"the estimate of 'a' has nothing for 'layer0\.bias', expected \(5,\).* zeros where"),
         ("single", ValueError, r"the estimate of 'a' has dtype torch\.float32 for '.*', expected torch\.float64"),
     ],
 )
@@ -151,6 +157,70 @@ def test_what_is_no_randomness_is_a_sentence() -> None:
         object.__setattr__(estimator, "declared", declared)
         with pytest.raises(TypeError, match=sentence):
             fgvar.measure({"a": estimator}, RELU, draws=4)
+
+
+# ---- draws that are none -----------------------------------------------------------------------------------------
+
+
+def along(problem: fgvar.Problem, u: Gradients) -> Gradients:
+    slope = torch.func.jvp(problem.loss, (problem.params,), (u,))[1]
+    return {k: slope * v for k, v in u.items()}
+
+
+class Averaging:
+    """A mean over its own calls, as momentum is."""
+
+    mean: Gradients | None = None
+
+    def __call__(self, problem: fgvar.Problem, generator: torch.Generator) -> Gradients:
+        u = {k: torch.randn(p.shape, generator=generator, dtype=p.dtype) for k, p in problem.params.items()}
+        found = along(problem, u)
+        self.mean = {k: 0.9 * self.mean[k] + 0.1 * g for k, g in found.items()} if self.mean else found
+        return self.mean
+
+
+class Undeclared:
+    """Draws from torch's own generator what it does not declare."""
+
+    def __init__(self, noisy: bool) -> None:
+        self.noisy = noisy
+
+    def randomness(self, problem: fgvar.Problem) -> fgvar.Randomness:  # noqa: ARG002
+        return fgvar.Randomness({"u": fgvar.Leaf((1,), fgvar.Gaussian())} if self.noisy else {})
+
+    def estimate(self, problem: fgvar.Problem, noise: Any) -> fgvar.Estimate:  # noqa: ARG002
+        return fgvar.Estimate(along(problem, {k: torch.randn_like(p) for k, p in problem.params.items()}))
+
+    def target(self, problem: fgvar.Problem) -> Gradients:
+        return problem.backprop()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "made",
+    [lambda: from_function(Averaging()), lambda: Undeclared(noisy=True), lambda: Undeclared(noisy=False)],
+    ids=["memory", "generator", "generator of what declares no noise"],
+)
+def test_what_remembers_or_draws_by_itself_has_no_interval(made: Any, dtype: torch.dtype) -> None:
+    """Whose draws are not independent, or are others the next time."""
+    sentence = "estimator 'a' gives another estimate for the noise of draw 0 .* draw nothing inside .* keep no state"
+    with pytest.raises(ValueError, match=sentence):
+        fgvar.measure({"a": made()}, RELU.to(dtype), draws=40, chunk=1)
+
+
+def test_the_first_draws_alone_are_made_twice() -> None:
+    """And give the numbers of fgvar's own estimator, that makes none twice."""
+    own, made = fgvar.scheme("FG-W"), list[int]()
+
+    class Counting(fgvar.Estimator):
+        def estimate(self, problem: fgvar.Problem, noise: Any) -> fgvar.Estimate:
+            made.append(1)
+            return own.estimate(problem, noise)
+
+    one, two = (fgvar.measure({"a": e}, RELU, draws=40, chunk=1).drop_vars("seconds") for e in (own, Counting()))
+    assert len(made) == 40 + 16 + 1, "one of them for the count of its passes"
+    for name in ("variance", "slope", "cosine_low"):
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-10, err_msg=name)
 
 
 # ---- plain calls -------------------------------------------------------------------------------------------------

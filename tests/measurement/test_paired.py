@@ -70,6 +70,17 @@ def test_no_difference_is_known_without_error(dataset: xr.Dataset) -> None:
                 np.testing.assert_array_equal(its[f"{name}_difference{end}"], its[f"{name}_difference"])
 
 
+def test_one_sign_of_a_single_number_is_no_exact_difference() -> None:
+    """Of cosines that are 1 in all draws, while the draws themselves differ."""
+    problem = fgvar.Problem(nn.Linear(1, 1, bias=False).double(), "mse", (randn(3, 1), randn(3, 1)))
+    ds = fgvar.measure(
+        {"one": fgvar.scheme("FG-W"), "two": fgvar.scheme("FG-W", directions=2)}, problem, draws=48, paired=True
+    ).sel(layer="weight", reference="target")
+    np.testing.assert_allclose(ds["cosine_difference"], 0, atol=1e-12)
+    np.testing.assert_array_equal(ds["cosine_difference_se"], [0, np.nan])
+    assert (ds["slope_difference_se"].values > 0).tolist() == [False, True]
+
+
 def test_against_an_exact_gradient_the_interval_is_ones_own(dataset: xr.Dataset) -> None:
     its = dataset.sel(estimator="LG-BP", layer="perturbed")
     for name in ("variance", "slope", "cosine"):

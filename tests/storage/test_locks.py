@@ -213,9 +213,9 @@ def test_a_full_disk_is_one_warning_and_the_run_is_returned(tmp_path, monkeypatc
 
 def test_another_sweep_on_one_results_file_is_refused(tmp_path) -> None:
     """Before it computes; shards and a collection of the same sweep are not."""
-    out = tmp_path / "out.nc"
 
-    def cell(a, b):
+    def cell(a, b, folder):
+        tmp_path, out = Path(folder), Path(folder) / "out.nc"
         sentence = rf"out\.nc is being written by a sweep of other cells, begun by {locks.this_process()}; wait"
         with pytest.raises(BlockingIOError, match=sentence):
             fgvar.sweep(ragged, AXES, seed=SEEDS, folder=tmp_path, out=out)
@@ -224,7 +224,8 @@ def test_another_sweep_on_one_results_file_is_refused(tmp_path) -> None:
                         shard=shard, compute=compute)  # fmt: skip
         return trivial(a, b)
 
-    found = fgvar.sweep(cell, {"a": (1,), "b": (2,)}, folder=tmp_path, out=out)
+    out, config = tmp_path / "out.nc", {"folder": str(tmp_path)}
+    found = fgvar.sweep(cell, {"a": (1,), "b": (2,)}, config=config, folder=tmp_path, out=out)
     assert found["status"].item() == "done", found["traceback"].item()
     fgvar.sweep(ragged, AXES, seed=SEEDS, folder=tmp_path, out=out)
     assert not list(tmp_path.rglob(".*.lock"))
@@ -270,12 +271,12 @@ def test_a_second_driver_of_the_same_cells_waits(tmp_path) -> None:
 
 
 def test_a_process_does_not_wait_for_itself(tmp_path) -> None:
-    def cell(number):
+    def cell(number, folder):
         with pytest.raises(BlockingIOError, match=r"this process computes these cells already \(shard 0/1\); give"):
-            fgvar.sweep(cell, {"number": (1,)}, folder=tmp_path)
+            fgvar.sweep(cell, {"number": (1,)}, config={"folder": folder}, folder=folder)
         return xr.Dataset({"square": number**2})
 
-    found = fgvar.sweep(cell, {"number": (1,)}, folder=tmp_path)
+    found = fgvar.sweep(cell, {"number": (1,)}, config={"folder": str(tmp_path)}, folder=tmp_path)
     assert found["status"].item() == "done", found["traceback"].item()
 
 

@@ -85,12 +85,13 @@ def test_what_all_cells_share_stands_at_its_label(tmp_path, labels) -> None:
     """Whatever the order of the labels in a cell is."""
     columns = {"depth": [3.0, 2.0, 1.0], "name": ["III", "II", "I"]}
 
-    def cell(reverse):
+    def cell(reverse, columns, labels):
         order = [2, 1, 0] if reverse else [0, 1, 2]
         its = {name: ("depth", [values[i] for i in order]) for name, values in columns.items()}
         return xr.Dataset({"v": its["depth"]}, {"depth": [labels[i] for i in order], "name": its["name"]})
 
-    found = fgvar.sweep(cell, {"reverse": (0, 1)}, folder=tmp_path)
+    config = {"columns": columns, "labels": labels}
+    found = fgvar.sweep(cell, {"reverse": (0, 1)}, config=config, folder=tmp_path)
     assert found["name"].dims == ("depth",)
     for label, value, name in zip(labels, *columns.values(), strict=True):
         assert found["v"].sel(depth=label).values.tolist() == [value, value]
@@ -117,7 +118,7 @@ def test_only_new_cells_are_computed(tmp_path) -> None:
     fgvar.sweep(ragged, {"scheme": ("FG-W",), "width": (1, 9)}, seed=0, compute=False, **give)
     assert len(calls(log)) == 8
     found = fgvar.sweep(ragged, {"seconds": (0.0, 1e-3), "scheme": ("FG-W",), "width": (1,)}, seed=0, **give)
-    assert len(calls(log)) == 10, "an argument that was left to its default is another one"
+    assert len(calls(log)) == 9, "a default that is given is no other one"
     assert found["cosine"].sel(seconds=0.0).notnull().any()
 
 
@@ -201,19 +202,20 @@ def test_cells_that_raise_stop_no_other_and_are_tried_again(tmp_path, capsys) ->
     assert found["value"].isnull().sum() == 6
     assert "kind=raises: failed: RuntimeError: not this one" in capsys.readouterr().err
     assert_same(fgvar.open_dataset(tmp_path / "sweep.nc"), found)
-    mended = fgvar.sweep(lambda kind: xr.Dataset({"value": 2.0}), {"kind": kinds}, folder=tmp_path)  # noqa: ARG005
+    mended = fgvar.sweep(lambda kind: xr.Dataset({"value": 2.0}), {"kind": kinds}, version="2", folder=tmp_path)  # noqa: ARG005
     assert (mended["status"] == "done").all()
 
 
 def test_a_failure_gives_way_to_success(tmp_path) -> None:
+
+    def cell(number, good):
+        return xr.Dataset({"value": number / Path(good).exists()})
+
     good = tmp_path / "good"
-
-    def cell(number):
-        return xr.Dataset({"value": number / good.exists()})
-
-    assert fgvar.sweep(cell, {"number": (1,)}, folder=tmp_path)["status"] == "failed"
+    give = {"config": {"good": str(good)}, "folder": tmp_path}
+    assert fgvar.sweep(cell, {"number": (1,)}, **give)["status"] == "failed"
     good.touch()
-    assert fgvar.sweep(cell, {"number": (1,)}, folder=tmp_path)["status"] == "done"
+    assert fgvar.sweep(cell, {"number": (1,)}, **give)["status"] == "done"
     assert [path.suffix for path in (tmp_path / "cells").iterdir()] == [".cell"]
 
 
@@ -282,6 +284,8 @@ def test_folders_that_cannot_be_written_are_told_before_anything_is_computed(tmp
         ({"workers": -1}, ValueError, "workers is -1"),
         ({"workers": 1, "scheduler": "tcp://a:1"}, ValueError, "at least 0, or a scheduler alone"),
         ({"timeout": 0.0}, ValueError, "threads is 1 and timeout 0.0, expected"),
+        ({"workers": "2"}, TypeError, "workers is '2', expected an integer"),
+        ({"threads": 1.5}, TypeError, r"threads is 1\.5, expected an integer"),
         ({"threads": 0}, ValueError, "threads is 0 and timeout None, expected"),
     ],
     ids=lambda found: next(iter(found)) if isinstance(found, dict) else "",
@@ -324,3 +328,18 @@ def test_an_address_without_a_scheduler(tmp_path) -> None:
         pytest.raises(OSError, match=r"127\.0\.0\.1:1"),
     ):
         fgvar.sweep(trivial, {"a": (1,), "b": (2,)}, folder=tmp_path, scheduler="tcp://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_axis_named_as_a_variable_is_told_at_the_first_cell(tmp_path, workers: int) -> None:
+    def cell(cost, log):
+        with open(log, "a") as file:
+            file.write(f"{cost}\n")
+        return xr.Dataset({"cost": 2.0 * cost})
+
+    log = tmp_path / "log"
+    give = {"config": {"log": str(log)}, "folder": tmp_path / "a", "workers": workers}
+    with pytest.raises(ValueError, match=r"^cost=1, .*: the cell's dataset has 'cost', .*; rename that, or the ax"):
+        fgvar.sweep(cell, {"cost": (1, 2, 3)}, **give)
+    assert "3" not in calls(log)
+    assert not list((tmp_path / "a" / "cells").glob("*.cell"))

@@ -1,5 +1,8 @@
 """Functions that draw their own noise: what they declare is held against draws, and no seed comes twice."""
 
+import functools
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -67,6 +70,32 @@ def test_wrong_declarations_of_functions() -> None:
     with pytest.raises(ValueError, match="step is 0, expected a positive number"):
         from_function(f, step=0)
     assert repr(from_function(f, directions=2, step=1e-3)) == "from_function(f, directions=2, step=0.001)"
+
+
+class Called:
+    def __call__(self, problem: fgvar.Problem, generator: torch.Generator, scale: float = 1.0) -> dict[str, Tensor]:
+        return times(torch.tensor(scale), normal(problem, generator))
+
+
+def test_what_is_called_has_its_own_name() -> None:
+    assert repr(from_function(Called())) == "from_function(Called)"
+    assert repr(from_function(functools.partial(Called(), scale=2.0))) == "from_function(Called)"
+    assert repr(from_function(functools.partial(functools.partial(normal)))) == "from_function(normal)"
+    assert repr(from_function(Called().__call__)) == "from_function(__call__)"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words", "sentence"),
+    [
+        (lambda problem: problem.backprop(), {}, r"function <lambda>\(problem\) cannot be called so \(too many pos"),
+        (lambda p, g, lr: normal(p, g), {}, r"function <lambda>\(p, g, lr\) .*'lr'\), expected \(problem, gen"),  # noqa: ARG005
+        (normal, {"target": lambda: normal}, r"target <lambda>\(\) cannot be called so .*, expected a function"),
+        (normal, {"variance": normal}, r"variance normal\(.*\) .*'generator'\), expected a function problem -> dict"),
+    ],
+)  # fmt: skip
+def test_functions_of_other_arguments(wrong: Any, words: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(TypeError, match=sentence):
+        from_function(wrong, **words)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
