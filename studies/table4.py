@@ -9,8 +9,7 @@ Run        The rows frozen (a random trunk), BP, LG-BP, LG-FG-A and LG-FG-A-no-s
            from all of them. Runs that are finished are skipped, others go on from their checkpoints: repeat the
            command. What is there becomes one dataset, its figure, and the table in words; --collect trains nothing,
            --onto puts it into a stored table.
-Cost       Shortened: with --compile, on two cores, two hours for the five rows (3 to 6 seconds a step of CIFAR-10,
-           M/8/16). --smoke: a few seconds.
+Cost       Shortened: with --compile, half an hour a row of M/8/16 on one core. --smoke: a few seconds.
 """
 
 from dataclasses import dataclass, replace
