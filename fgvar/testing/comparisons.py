@@ -57,11 +57,16 @@ def own_loss(tested: EstimatorUnderTest) -> bool:
     return bool(tested.memo["own_loss"])
 
 
-def telling(tested: EstimatorUnderTest, count: int = 1) -> dict[str, Tensor]:
-    """Noise of so many draws, stacked, whose estimates the loss moves: see `telling_draws`."""
+def telling(tested: EstimatorUnderTest, count: int = 1, *, needed: bool = True) -> dict[str, Tensor]:
+    """Noise of so many draws, stacked, whose estimates the loss moves; if not ``needed``, of the first, else."""
     if not tested.randomness.size:
         return {}
-    chosen = telling_draws(tested, count)
+    try:
+        chosen = telling_draws(tested, count)
+    except Undecided:
+        if needed:
+            raise
+        chosen = [*range(count)]
     return {name: u[chosen] for name, u in tested.noise(range(chosen[-1] + 1)).items()}
 
 

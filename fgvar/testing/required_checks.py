@@ -59,7 +59,7 @@ def _require_loss(found: object, expected: float, dtype: torch.dtype) -> None:
 
 def deterministic(tested: EstimatorUnderTest) -> str:
     """The same noise gives the same estimate, to the bit."""
-    noise = tested.one(telling(tested))
+    noise = tested.one(telling(tested, needed=False))
     one, two = tested.estimate(noise), tested.estimate(noise)
     for name, value in one.items():
         if not torch.equal(value, two[name]):
@@ -72,7 +72,7 @@ def deterministic(tested: EstimatorUnderTest) -> str:
 
 def pure(tested: EstimatorUnderTest) -> str:
     """Parameters, buffers, batch, noise and every global random state are as they were."""
-    problem, one = tested.problem, tested.one(telling(tested.fresh()))
+    problem, one = tested.problem, tested.one(telling(tested.fresh(), needed=False))
     before = {name: value.clone() for name, value in _tensors(problem, one).items()}
     states = _random_states(problem)
     tested.estimate(one)
@@ -99,7 +99,7 @@ def chunking(tested: EstimatorUnderTest) -> str:
         return "noise is bit-identical; it does not run under vmap: measure it with chunk=1"
     eps = torch.finfo(tested.problem.dtype).eps
     allowed = (1e-12 if tested.problem.dtype == torch.float64 else max(1e-5, 8 * eps)) + by_step(tested)
-    together = telling(tested, 5)
+    together = telling(tested, 5, needed=False)
     plain = tested.estimates(together, chunk=1)
     for chunk in (2, 5):
         off = difference(tested, plain, tested.estimates(together, chunk=chunk))

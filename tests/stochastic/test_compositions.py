@@ -317,7 +317,7 @@ def test_examples_that_count_nothing_do_not_take_all() -> None:
     )
     inverse, live = sampling.Losses(-0.5), torch.tensor([True, False, True])
     for problem in (plain.weighted(live.double()), weighs):
-        scores, losses = inverse.scores(problem, "batch"), problem.losses(problem.run(problem.params)[0])
+        scores, losses = inverse.scores(problem, "batch"), problem.losses(problem.run(problem.params)[0]).double()
         assert float(scores[1]) == 0
         assert torch.allclose(scores[live] / scores[live].sum(), losses[live] ** -0.5 / (losses[live] ** -0.5).sum())
     assert bool((inverse.scores(plain.weighted(torch.zeros(3).double()), "batch") == 1).all())
