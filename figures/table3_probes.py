@@ -97,6 +97,8 @@ def _run(row: NDArray[Any], one: xr.Dataset) -> None:
 def caption(dataset: xr.Dataset) -> list[str]:
     """What the figure shows, in words and in numbers from the dataset."""
     get = dataset.attrs.get
+    drawn = {run: run_of(dataset, *run).sel(layer=LAYER) for run in runs(dataset)}
+    unsure = any(bool((one["cosine"].notnull() & one["cosine_se"].isnull()).any()) for one in drawn.values())
     return [
         "Gradient quality over complete training runs: six schemes on the same weights and probe batch, at "
         f"log-spaced steps of the first probed run of each algorithm (batch sizes: {get('batch_size', '?')}). Rows: "
@@ -108,8 +110,10 @@ def caption(dataset: xr.Dataset) -> list[str]:
         "exact, from its closed form. Long dashes: "
         "data variance of backprop's "
         "gradient (variance between examples over batch size) over its squared norm. Dotted: 95 % half-width of the "
-        "cosine of one random direction. Axes of cosines are linear below 0.01.",
-        *(_said(run_of(dataset, *run).sel(layer=LAYER), *run) for run in runs(dataset)),
+        "cosine of one random direction. Axes of cosines are linear below 0.01."
+        + " ? stands beside a cosine without a standard error."
+        * unsure,
+        *(_said(one, *run) for run, one in drawn.items()),
     ]
 
 
