@@ -36,6 +36,11 @@ def with_loss(problem: Problem, change: Callable[[Tensor], Tensor]) -> Problem:
     return other
 
 
+def without_loss(tested: EstimatorUnderTest) -> EstimatorUnderTest:
+    """Of a loss that is 0 everywhere: what it leaves is there whatever the loss, such as noise that is added."""
+    return tested.on(with_loss(tested.problem, lambda loss: 0 * loss))
+
+
 def own_loss(tested: EstimatorUnderTest) -> bool:
     """Does it not use the problem's loss, but one of its own: a bound, a simulator?"""
     if "own_loss" not in tested.memo:
@@ -43,7 +48,7 @@ def own_loss(tested: EstimatorUnderTest) -> bool:
         turned = tested.on(with_loss(tested.problem, lambda loss: -loss))
         any_seen = False
         for draw in range(LOOKED_AT if tested.randomness.size else 1):
-            noise = tested.one(tested.noise(range(draw, draw + 1)))
+            noise = tested.one(tested.noise([draw]))
             plain = tested.estimate(noise)
             # A loss that is negative may be refused, as where it is a score of what is drawn.
             others = [one.estimate(noise, finite=False, may_refuse=True) or {} for one in (large, turned)]
@@ -67,7 +72,7 @@ def telling(tested: EstimatorUnderTest, count: int = 1, *, needed: bool = True) 
         if needed:
             raise
         chosen = [*range(count)]
-    return {name: u[chosen] for name, u in tested.noise(range(chosen[-1] + 1)).items()}
+    return tested.noise(chosen)
 
 
 def telling_draws(tested: EstimatorUnderTest, count: int) -> list[int]:
@@ -80,11 +85,10 @@ def telling_draws(tested: EstimatorUnderTest, count: int) -> list[int]:
     """
 
     def look() -> list[int]:
-        flat = None if own_loss(tested) else tested.on(with_loss(tested.problem, lambda loss: 0 * loss))
+        flat = None if own_loss(tested) else without_loss(tested)
         needed, moved = sum(bool(value.any()) for value in tested.target.values()), list[int]()
         while len(moved) < LOOKED_AT and sum(tensors >= needed for tensors in moved) < count:
-            noise = tested.one(tested.noise(range(len(moved), len(moved) + 1)))
-            # What a loss leaves that is 0 everywhere is there whatever the loss, such as noise that is added.
+            noise = tested.one(tested.noise([len(moved)]))
             still = flat.estimate(noise, finite=False, may_refuse=True) if flat else {}
             found = tested.estimate(noise)
             moved.append(sum(not same_values(value, still.get(n, 0 * value)) for n, value in found.items()))

@@ -14,6 +14,7 @@ from fgvar.testing.comparisons import (
     telling,
     telling_draws,
     with_loss,
+    without_loss,
 )
 from fgvar.testing.exact_moments import claim, mean, tolerance
 from fgvar.testing.polynomials import largest
@@ -40,7 +41,7 @@ def linear_in_loss(tested: EstimatorUnderTest) -> str:
         return tested.on(with_loss(tested.problem, change))
 
     large, both = changed(lambda loss: 1000 * loss), changed(lambda loss: loss + loss**2)
-    flat = changed(lambda loss: 0 * loss)  # of which only what does not come from the loss is left
+    flat = without_loss(tested)
     plain, square = tested.estimate(one), changed(lambda loss: loss**2).estimate(one)
     scaled = {name: 1000 * value for name, value in plain.items()}
     summed = {name: value + square[name] for name, value in plain.items()}
@@ -83,10 +84,10 @@ def zero_gradient(tested: EstimatorUnderTest) -> str:
     """Where the loss does not depend on anything, the estimate's mean is 0."""
     if own_loss(tested):
         raise NotApplicable(OWN_LOSS)
-    flat = tested.on(with_loss(tested.problem, lambda loss: 0 * loss))
+    flat = without_loss(tested)
     draws = telling_draws(tested, ZERO_DRAWS) if flat.randomness.size else [0]
-    drawn = flat.noise(range(draws[-1] + 1))
-    found = [flat.estimate(flat.one(drawn, draw)) for draw in draws]
+    drawn = flat.noise(draws)
+    found = [flat.estimate(flat.one(drawn, index)) for index in range(len(draws))]
     if all(not bool(value.any()) for one in found for value in one.values()):
         return "every estimate is 0"
     if (exact := mean(flat)) is not None:

@@ -1,6 +1,6 @@
 """The estimator under test: asks it on one problem so carefully that whatever it does wrong becomes a sentence."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -127,7 +127,7 @@ class EstimatorUnderTest:
         """Estimates that are computed at once."""
         return largest_chunk(self.estimator, self.problem, self.randomness) if self.vmaps else 1
 
-    def noise(self, draws: range, seed: int = 0) -> Gradients:
+    def noise(self, draws: Sequence[int], seed: int = 0) -> Gradients:
         def sample() -> Gradients:
             return self.randomness.sample(seed, draws, dtype=self.problem.dtype, device=self.problem.device)
 
