@@ -1,7 +1,7 @@
-"""The figure of Table 3: test errors of complete training runs, beside the paper's.
+"""The figures of Table 3: errors of complete training runs at their ends, beside the paper's, and over epochs.
 
 Run   python -m figures.table3 results/table3.nc [--venue iclr] [--columns 2] [--out FOLDER_OR_STEM]
-writes <stem>.pdf, .png, .txt (the caption) and .tex (the table).
+writes <stem>.pdf, .png, .txt (the caption) and .tex (the table), and <stem>_curves.*.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 
-from fgvar.plot import Sheet, datasets, drawing
+from fgvar.plot import Sheet, datasets, drawing, looks
 from figures import command, published
 from figures.page import Figures, Page
 
@@ -50,8 +50,13 @@ def _panel(axes: Axes, data: xr.Dataset) -> None:
     low, high = np.nanmin(shown) / 1.15, np.nanmax(shown) * 1.15
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    drawing.ticks(axes.xaxis, [p for p in (1, 2, 3, 5, 10, 20, 30, 40, 50, 60, 80) if low <= p <= high])
+    drawing.ticks(axes.xaxis, _between(low, high))
     published.errors(axes, data)
+
+
+def _between(low: float, high: float) -> list[float]:
+    """Per cents to write on a log axis."""
+    return [p for p in (1, 2, 3, 5, 10, 20, 30, 40, 50, 60, 80) if low <= p <= high]
 
 
 @PAGE.table
@@ -100,6 +105,7 @@ def caption(dataset: xr.Dataset) -> list[str]:
         f"Cells more than {GOAL} points above the paper's: {'; '.join(late) if late else 'none'}.",
         "frozen: trunk at its initialisation, heads and read-out learn. LG-FG-W-published: credited as in the "
         "paper's code, which is biased.",
+        "Matrix products in bfloat16, parameters in float32." * ("True" in get("train_autocast", "")),
     ]
 
 
@@ -119,7 +125,71 @@ def _rates(dataset: xr.Dataset) -> str:
     )
 
 
-FIGURES: Figures = {"": (draw, caption)}
+# ---- over epochs ---------------------------------------------------------------------------------------------
+
+CURVES = {"test_error": "test error, %", "train_error": "train error, %"}
+
+
+@PAGE.figure
+def draw_curves(sheet: Sheet, dataset: xr.Dataset) -> None:
+    """A column for each network, a row for each error: means over seeds, a line for each algorithm."""
+    networks = datasets.names(dataset, "network")
+    grid = sheet.columns(len(networks), len(CURVES), head=0.85, height=1.5)
+    for column, network in zip(grid, networks, strict=True):
+        its = dataset.sel(network=network)
+        for axes, (error, title) in zip(column, CURVES.items(), strict=True):
+            _curves(axes, 100 * its[error].where(its["epochs"] > 0))
+            axes.set_ylabel(title)
+            axes.set_xlabel("epoch")
+        column[0].set_title(f"{network}, {its['data'].item()}")
+    sheet.schemes([name for name in datasets.names(dataset, "algorithm") if name in looks.SCHEMES], [])
+
+
+def _curves(axes: Axes, each: xr.DataArray) -> None:
+    """Of each algorithm the mean over seeds after every epoch that has errors, but the one before training."""
+    there = each.isel(epoch=slice(1, None)).dropna("epoch", how="all").mean("seed")
+    low, high = float(there.min()) / 1.15, float(there.max()) * 1.15
+    if low < 0.1:
+        drawing.symlog(axes, "y", 0.1, (0, high))
+    else:
+        axes.set_yscale("log")
+        axes.set_ylim(low, high)
+        drawing.ticks(axes.yaxis, _between(low, high))
+    for name in datasets.names(there, "algorithm"):
+        if name in looks.SCHEMES:
+            its = there.sel(algorithm=name).dropna("epoch")
+            how = looks.line_style(name) | {"markevery": max(1, its.sizes["epoch"] // 8)}
+            axes.plot(its["epoch"], its, **how)
+
+
+@PAGE.caption
+def caption_curves(dataset: xr.Dataset) -> list[str]:
+    """What the figure shows, and the order of test errors on the way and at the end of the runs of one length."""
+    return [
+        "Errors after the epochs of complete training runs, from real runs: means over seeds. The rate decays over "
+        "a run's own length, so that a curve of a longer run is no continuation of a shorter one's. "
+        "LG-FG-W-published is not drawn.",
+        *(_orders(dataset.sel(network=name), name) for name in datasets.names(dataset, "network")),
+    ]
+
+
+def _orders(its: xr.Dataset, network: str) -> str:
+    """Of the longest runs, from the least test error up: after a tenth of their epochs, at half, at the end."""
+    length = int(its["epochs"].max())
+    errors = 100 * its["test_error"].where(its["epochs"] == length).mean("seed").dropna("algorithm", how="all")
+    known = errors["epoch"].values[errors.notnull().all("algorithm").values]
+    parts = []
+    for epoch in dict.fromkeys(int(known[known >= share * length][0]) for share in (0.1, 0.5, 1.0)):
+        then = errors.sel(epoch=epoch)
+        then = then.isel(algorithm=np.argsort(then.values, kind="stable"))
+        listed = ", ".join(
+            f"{name} {value:.2f}" for name, value in zip(then["algorithm"].values, then.values, strict=True)
+        )
+        parts.append(f"epoch {epoch}: {listed}")
+    return f"{network}, runs of {length} epochs, test errors from the least: {'; '.join(parts)}."
+
+
+FIGURES: Figures = {"": (draw, caption), "_curves": (draw_curves, caption_curves)}
 
 if __name__ == "__main__":
     command.run("figures.table3", __doc__, FIGURES, table)

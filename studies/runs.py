@@ -192,6 +192,8 @@ def _attributes(runs: Sequence[xr.Dataset], settings: Sequence[str] = ()) -> dic
     for name in sorted(same):
         values = {str(one.attrs.get(name)) for one in runs}
         found[name] = ", ".join(sorted(values))
+    # Older runs do not name it, and had none.
+    found["train_autocast"] = ", ".join(sorted({one.attrs.get("train_autocast", "False") for one in runs}))
     for name in ("fgvar_version", "torch_version", "python_version", "commit", "device", "dtype", "threads"):
         found[name] = ", ".join(sorted({str(one.attrs.get(name)) for one in runs}))
     return found

@@ -183,7 +183,7 @@ def train(
             loop.run(near, name or "training", checkpointer, logger, interrupt)
         if checkpointer is not None:
             checkpointer.store()
-    return Run(_dataset(loop, splits["train"].name), dict(module.state_dict()))
+    return Run(_dataset(loop, splits["train"].name, numerics), dict(module.state_dict()))
 
 
 def _checkpointer(
@@ -235,7 +235,7 @@ def choose_device(device: torch.device | str) -> torch.device:
     return usable_device("device", device)
 
 
-def _dataset(loop: TrainingLoop, data: str) -> xr.Dataset:
+def _dataset(loop: TrainingLoop, data: str, numerics: Mapping[str, str]) -> xr.Dataset:
     config = loop.config
     rows = {epoch: row for epoch, row in enumerate(loop.curves) if row}
     dataset = xr.Dataset(coords={"epoch": list(rows)})
@@ -254,6 +254,6 @@ def _dataset(loop: TrainingLoop, data: str) -> xr.Dataset:
     # A probe's own seed and estimators are attributes, too: the run's have a prefix.
     dataset.attrs |= {f"train_{key}": value for key, value in asdict(config.schedule).items()}
     dataset.attrs |= {"train_estimator": identity.described(loop.estimator), "train_seed": config.seed, "data": data}
-    dataset.attrs |= {f"train_{key}": value for key, value in loop.task.identity.items()}
+    dataset.attrs |= {f"train_{key}": value for key, value in {**loop.task.identity, **numerics}.items()}
     dataset.attrs |= provenance(loop.problem.device, loop.problem.dtype)
     return describe(dataset)

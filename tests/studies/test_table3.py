@@ -276,6 +276,14 @@ def test_captions_tell_what_is_shown(out: Path) -> None:
     text = figure.caption(errors)
     assert "M/1/16 on digits: 1 to 2 runs a cell (1 epochs: BP; 3 epochs: LG-FG-A)." in text
     assert "Cells more than 0.5 points above the paper's: " in text
+    assert "bfloat16" not in text
+    assert "products in bfloat16" in figure.caption(errors.assign_attrs(train_autocast="True"))
+    text = figure.caption_curves(errors)
+    ends = [f"{100 * float(errors['test_error'].sel(network='M/1/16', seed=1)[1, e]):.2f}" for e in (2, 3)]
+    assert (
+        f"runs of 3 epochs, test errors from the least: epoch 2: LG-FG-A {ends[0]}; epoch 3: LG-FG-A {ends[1]}."
+        in text
+    )
     probes = tables.probes(runs, table3.EXACT + table3.PERTURBED)
     assert table3_probes.runs(probes) == [("S/1/1", "BP"), ("M/1/16", "LG-FG-A")]
     text = table3_probes.caption(probes)
@@ -283,6 +291,7 @@ def test_captions_tell_what_is_shown(out: Path) -> None:
     assert "drawn, 2 draws" in text
     for columns in (1, 2):
         assert len(figure.draw(errors, columns=columns).axes) == 2
+        assert len(figure.draw_curves(errors, columns=columns).axes) == 4
         assert len(table3_probes.draw(probes, columns=columns).axes) == 6
     with pytest.raises(ValueError, match="lacks variable 'epochs'"):
         figure.draw(errors.drop_vars("epochs"))
