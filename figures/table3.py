@@ -155,7 +155,7 @@ def _curves(axes: Axes, each: xr.DataArray) -> None:
         axes.set_yscale("log")
         axes.set_ylim(low, high)
         drawing.ticks(axes.yaxis, _between(low, high))
-    for name in datasets.names(there, "algorithm"):
+    for name in map(str, there["algorithm"].values):
         if name in looks.SCHEMES:
             its = there.sel(algorithm=name).dropna("epoch")
             how = looks.line_style(name) | {"markevery": max(1, its.sizes["epoch"] // 8)}

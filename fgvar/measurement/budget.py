@@ -19,6 +19,7 @@ from fgvar.measurement.protocol_checks import require_randomness
 from fgvar.measurement.references import PIECE
 from fgvar.problem import Problem
 from fgvar.stochastic.history import History
+from fgvar.stochastic.sampling import looks_at_all
 from fgvar.stochastic.sentence import Stochastic, of_terms
 from fgvar.theory.applicability import estimates_of
 
@@ -69,7 +70,7 @@ def _needs_of_sentence(estimator: Stochastic, problem: Problem, randomness: Rand
     examples = estimator.sample.batch_size(problem)
     terms = 2 * examples * parameters if estimator.each else 0
     # Terms that no draw changes are there once, under vmap: all examples, at one point, without noise of their own.
-    own = moves or of_terms(randomness.leaves) or not getattr(estimator.sample, "whole", False)
+    own = moves or of_terms(randomness.leaves) or not looks_at_all(estimator.sample)
     one = 3 * parameters + activities * examples // problem.batch_size + (terms if own else 0)
     once = (6 + BLOCK) * parameters + 2 * activities + (0 if own else terms)
     return Needs(once, 2 * randomness.size + estimator.workers * one)

@@ -53,6 +53,11 @@ class Sample(Protocol):
         """E (1/N²) Σ ω_n² x_n, one drawn twice counting as two: the variance by own noise, of variance x_n each."""
 
 
+def looks_at_all(sample: Sample) -> bool:
+    """Does it say of what it samples itself that no example is left out?"""
+    return bool(declared(sample, "whole", *SAMPLE))
+
+
 def tells_moments(sample: Sample) -> bool:
     """Does it say of what it samples itself all that theory asks?"""
     return all(declared(sample, what, *SAMPLE) for what in ("no_closed_form", "mean", "spread", "squares"))

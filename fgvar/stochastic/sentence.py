@@ -17,7 +17,7 @@ from fgvar.nn.stacking import DIRECTIONS
 from fgvar.problem import Problem
 from fgvar.stochastic.past import after
 from fgvar.stochastic.points import Here, Point
-from fgvar.stochastic.sampling import SAMPLE, Everything, Sample
+from fgvar.stochastic.sampling import SAMPLE, Everything, Sample, looks_at_all
 from fgvar.stochastic.transforms import TRANSFORM, Gradient, Shapes, Transform, returned_shapes, shapes_of
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ class Stochastic:
         return "; ".join(reason for word in words if (reason := getattr(word, "bias_reason", "")))
 
     def randomness(self, problem: Problem) -> Randomness:
-        apart = self.each or not getattr(self.sample, "whole", False)
+        apart = self.each or not looks_at_all(self.sample)
         if problem.coupled and apart:
             raise ValueError("the loss couples the examples, so that no sum over examples can be sampled")
         origin = origin_of(problem)
@@ -183,7 +183,7 @@ class Stochastic:
         here = _viewed(self.at, self.at.view(problem, _under("at", noise)))
         found = _viewed(self.sample, self.sample.view(here, _under("sample", noise), origin))
         # Of all examples, weighed or tapped, the probabilities of samplers within stay those that were declared.
-        return found._with(origin=origin) if getattr(self.sample, "whole", False) else found
+        return found._with(origin=origin) if looks_at_all(self.sample) else found
 
     def template(self, problem: Problem) -> Problem:
         """A problem of as many examples as ``of`` will see."""

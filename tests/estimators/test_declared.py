@@ -181,3 +181,18 @@ def test_no_sensitivity_is_inherited() -> None:
 
     for words in ({"each": (Longer(0.1),)}, {"each": (clip,), "then": (Longer(1.0),)}, {"sample": Twice(0.5)}):
         assert fgvar.Stochastic(**{"sample": rate, "each": (clip,), **words}).sensitivity(problem) is None
+
+
+def test_that_no_example_is_left_out_is_not_inherited() -> None:
+    class FirstTwo(sampling.Poisson):
+        def view(self, here, noise, problem):  # noqa: ARG002
+            return here.rows(torch.arange(2))
+
+        def batch_size(self, problem):  # noqa: ARG002
+            return 2
+
+    views, loss = (randn(4, 3), randn(4, 3, seed=1)), fgvar.contrastive.InfoNCE(stop_gradient=False)
+    coupled = fgvar.contrastive.Contrastive(nn.Linear(3, 2).double(), loss, views)
+    assert fgvar.Stochastic(sample=sampling.Poisson(0.5)).randomness(coupled).leaves
+    with pytest.raises(ValueError, match="the loss couples the examples"):
+        fgvar.Stochastic(sample=FirstTwo(0.5)).randomness(coupled)
