@@ -12,8 +12,9 @@ __all__ = ["Z", "bars", "ends", "has", "over_seeds", "words", "written"]
 
 
 def bars(value: ArrayLike, around: Sequence[ArrayLike]) -> NDArray[np.float64]:
-    """Arms of an error bar [2, …], below and above; 0 where there is no interval, or the value is outside of it."""
+    """Arms of an error bar [2, …], below and above; 0 where there is no interval, or no finite value within it."""
     value, low, high = (np.asarray(one, float) for one in (value, *around))
+    value = np.where(np.isfinite(value), value, np.nan)
     return np.maximum(np.nan_to_num(np.stack([value - low, high - value])), 0)
 
 

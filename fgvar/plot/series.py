@@ -93,7 +93,7 @@ def of(data: xr.Dataset, name: str, *, certain: bool = False) -> Series:
         low, high = (np.atleast_1d(np.asarray(end.values, float)) for end in intervals.ends(data, name))
     else:
         low = high = value
-    return Series(value, low, high, made(data, name), _missing(data, name))
+    return Series(value, low, high, made(data, name), missing(data, name))
 
 
 def has_errors(data: xr.Dataset, name: str) -> bool:
@@ -118,10 +118,13 @@ def _errorless(data: xr.Dataset, name: str) -> bool:
     return bool(known.any() and exact.where(known, True).all())
 
 
-def _missing(data: xr.Dataset, name: str) -> tuple[str, ...]:
-    """Words for what is missing, by the flags."""
-    gaps, bits = xr.broadcast(data[name].isnull(), why_missing(data, name))
-    return tuple(reason(its) if gap else "" for gap, its in zip(gaps.values.flat, bits.values.flat, strict=True))
+def missing(data: xr.Dataset, name: str) -> tuple[str, ...]:
+    """Of each number why no axis can show it, by the flags or as it is infinite; empty where it is there."""
+    values, bits = (one.values.flat for one in xr.broadcast(data[name].astype(float), why_missing(data, name)))
+    return tuple(
+        "infinite" if np.isinf(value) else reason(its) if np.isnan(value) else ""
+        for value, its in zip(values, bits, strict=True)
+    )
 
 
 def reason(bits: int) -> str:

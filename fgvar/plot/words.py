@@ -1,9 +1,10 @@
 """Words that captions share: how numbers came, what bars are, what is missing and why, what the tests of bias say."""
 
+from collections import Counter
+
 import numpy as np
 import xarray as xr
 
-from fgvar.measurement.stored import why_missing
 from fgvar.plot import datasets, intervals, limits, looks, series
 from fgvar.plot.series import LEVEL
 
@@ -69,12 +70,7 @@ def quantities() -> str:
 
 def missing(data: xr.Dataset, variables: tuple[str, ...]) -> str:
     """How many numbers are missing, and why; what has no noise."""
-    counts: dict[str, int] = {}
-    for name in variables:
-        gaps, bits = xr.broadcast(data[name].isnull(), why_missing(data, name))
-        for value in bits.values[gaps.values]:
-            word = series.reason(value)
-            counts[word] = counts.get(word, 0) + 1
+    counts = Counter(word for name in variables for word in series.missing(data, name) if word)
     parts = [f"{count} ({word}{_explained(word)})" for word, count in counts.items()]
     return f"Missing numbers, which their places say: {', '.join(parts)}." if parts else ""
 
@@ -84,6 +80,7 @@ def _explained(word: str) -> str:
         "undefined": ": their reference is 0 within rounding",
         "too few draws": " for it",
         "no noise": ": nothing to test",
+        "infinite": ": no axis reaches it",
         series.UNKNOWN: ": the dataset does not say why",
     }
     return more.get(word, "")

@@ -114,6 +114,22 @@ def test_layers_say_what_is_missing(drawn: xr.Dataset, few: xr.Dataset, exact: x
     assert "mine: undefined" in words(plot.layers(broken))
 
 
+@pytest.mark.parametrize("kind", ["layers", "ranking", "tradeoff"])
+@pytest.mark.parametrize("low", [1.0, np.inf], ids=["interval", "none"])
+def test_what_is_infinite_says_so(drawn: xr.Dataset, kind: str, low: float) -> None:
+    """Of a dataset of one's own, as a closed form of what has no second moment; no part of an axis shows it."""
+    its, endless = {"estimator": "mine"}, drawn.copy(deep=True)
+    for name, value in {
+        "relative_variance": np.inf,
+        "relative_variance_low": low,
+        "relative_variance_high": np.inf,
+    }.items():
+        endless[name].loc[its] = value
+    options = {"by": "relative_variance"} if kind == "ranking" else {}
+    assert "infinite" in words(getattr(plot, kind)(endless, **options))
+    assert "(infinite: no axis reaches it)" in plot.caption(endless, kind, **options)
+
+
 def test_a_ranking_is_in_order_and_biased_ones_are_hollow(drawn: xr.Dataset) -> None:
     figure = plot.ranking(drawn)
     axes = figure.axes[0]
