@@ -122,7 +122,17 @@ def chosen(dataset: xr.Dataset, at: Sequence[str]) -> xr.Dataset:
         if dim not in dataset.dims or dim not in dataset.coords:
             raise ValueError(unknown("dim", dim, [str(one) for one in dataset.dims if one in dataset.coords]))
         labels = [str(value) for value in dataset[dim].values]
+        if label not in labels:  # nor as it was written; as a number it may still be
+            labels = [label if _number(each) == _number(label) else each for each in labels]
         if label not in labels:
             raise ValueError(unknown(dim, label, labels))
         dataset = dataset.isel({dim: labels.index(label)})
     return dataset
+
+
+def _number(label: str) -> float | str:
+    """What a label is as a number, however it is written; a label that is none as it is."""
+    try:
+        return float(label)
+    except ValueError:
+        return label

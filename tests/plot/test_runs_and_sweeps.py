@@ -11,6 +11,7 @@ from pictures import clipped, words
 
 import fgvar
 from fgvar import plot
+from fgvar.plot.from_file import chosen
 
 WIDTHS = [4, 8, 16, 32]
 
@@ -336,3 +337,15 @@ def test_a_probe_that_is_missing_ends_no_curve() -> None:
     dataset["cosine"].loc[{"step": 1}] = np.nan
     dataset["cosine"].loc[{"step": 10}] = 0.25
     assert "quiet's cosine to its target from 0.25 to 0.5" in plot.alternative(dataset)
+
+
+def test_labels_are_chosen_as_they_are_written_or_as_the_number_that_they_are() -> None:
+    one = xr.Dataset({"y": ("lr", [1, 2, 3])}, {"lr": [0.001, 0.01, 0.1]})
+    for text in ("lr=0.001", "lr=1e-3", "lr=.001"):
+        assert chosen(one, [text])["y"] == 1
+    named = xr.Dataset({"y": ("estimator", [1, 2, 3])}, {"estimator": ["1000", "1e3", "nan"]})
+    for place, name in enumerate(named["estimator"].values, 1):
+        assert chosen(named, [f"estimator={name}"])["y"] == place
+    assert chosen(named, ["estimator=1000.0"])["y"] == 1
+    with pytest.raises(ValueError, match=r"unknown lr '1' \(valid: 0\.001, 0\.01, 0\.1\)"):
+        chosen(one, ["lr=1"])
