@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fgvar.estimators.estimator import Estimator, ExactGradient
-from fgvar.estimators.losses import Losses
+from fgvar.estimators.losses import GlobalLoss, Losses
 from fgvar.estimators.protocol import GradientEstimator
 from fgvar.measurement.draws import ranges
 from fgvar.measurement.intervals import Estimated
@@ -30,6 +30,12 @@ def losses_of(estimator: GradientEstimator) -> Losses | None:
     return estimator.losses if type(estimator) in (Estimator, ExactGradient) else None  # type: ignore[attr-defined]
 
 
+def aims_at_backprop(estimator: GradientEstimator, problem: Problem) -> bool:
+    """Is its target known to be the gradient of the network's output alone, for which one tensor is enough?"""
+    losses = losses_of(estimator)
+    return isinstance(losses, GlobalLoss) and not (losses.heads and problem.trace.ends)
+
+
 class DataVariance:
     """Data variance of one problem, tr Cov(per-example gradient)/N by layer: of each gradient once, whoever asks.
 
@@ -47,7 +53,8 @@ class DataVariance:
         """Of its target and of backprop, exact [references, layers]."""
         if self._backprop is None:
             self._backprop = self._spread(lambda one: one.backprop(), self.problem)
-        return Estimated.exact(np.stack([self._target(estimator), self._backprop]))
+        own = self._backprop if aims_at_backprop(estimator, self.problem) else self._target(estimator)
+        return Estimated.exact(np.stack([own, self._backprop]))
 
     def _target(self, estimator: GradientEstimator) -> np.ndarray:
         losses = losses_of(estimator)

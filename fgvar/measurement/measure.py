@@ -7,7 +7,6 @@ import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from fgvar.allocator import keep_freed_memory
+from fgvar.allocator import MEGABYTE, keep_freed_memory
 from fgvar.estimators.losses import Losses
 from fgvar.estimators.protocol import GradientEstimator, require_problem
 from fgvar.measurement.arguments import BUDGET, Settings, check_arguments, check_noise_device
 from fgvar.measurement.budget import announce, examples_at_once
 from fgvar.measurement.closed import check_route, exact_statistics
 from fgvar.measurement.cost import cost
-from fgvar.measurement.data_variance import DataVariance, losses_of
+from fgvar.measurement.data_variance import DataVariance, aims_at_backprop, losses_of
 from fgvar.measurement.dataset import FLAGS, describe, provenance
 from fgvar.measurement.dataset_checks import REFERENCES
 from fgvar.measurement.intervals import Array, Estimated
@@ -31,7 +30,15 @@ from fgvar.measurement.mutation_guard import MutationGuard
 from fgvar.measurement.paired import Measured, differences
 from fgvar.measurement.protocol_checks import require_finite_gradient, require_randomness, tensors_in
 from fgvar.measurement.references import GROUPS, References, require_layer_names
-from fgvar.measurement.relative import Layers, dead_layers, lengths, missing_interval, relate, rounding
+from fgvar.measurement.relative import (
+    Layers,
+    dead_layers,
+    lengths,
+    missing_interval,
+    relate,
+    rounding,
+    rounding_of,
+)
 from fgvar.measurement.sampled import drawn_statistics
 from fgvar.measurement.statistics import cosine_null
 from fgvar.problem import Problem
@@ -114,8 +121,7 @@ def measure(
     if route == "drawn":
         announce(estimators, problem, settings)
     data_variance = DataVariance(problem, examples_at_once(problem, budget) if chunk is None else chunk)
-    with keep_freed_memory():
-        return measure_unchecked(estimators, problem, data_variance, settings)
+    return measure_unchecked(estimators, problem, data_variance, settings)
 
 
 def measure_unchecked(
@@ -181,6 +187,7 @@ class _SharedReferences:
     def __init__(self, problem: Problem, backprop: dict[str, Tensor], budget: int) -> None:
         self.problem, self.backprop, self.budget = problem, backprop, budget
         self._known: tuple[Losses, References, Array, Layers] | None = None
+        self._of_backprop: dict[str, Tensor] | None = None
 
     def of(self, guard: MutationGuard, estimator: GradientEstimator) -> tuple[References, Array, Layers]:
         """The references, their lengths, and which layers of them are dead."""
@@ -188,30 +195,41 @@ class _SharedReferences:
         if self._known is not None and self._known[0] == losses:
             return self._known[1:]
         self._known = None  # gone before the next target is there: a copy of the parameters
-        what = f"the target of estimator {guard.name!r}"
-        target = tensors_in(what, estimator.target(guard.problem))
-        require_finite_gradient(what, self.problem, target)
-        found = References.of(target, self.backprop, self.problem.perturbed)
-        squares = lengths(found)
-        dead = dead_layers(found, squares, self.problem.dtype, lambda: self._precise(estimator))
+        # Gradients in float64 leave blocks of sizes that drawing has no use for: they go back to the system.
+        with keep_freed_memory(MEGABYTE):
+            found = References.of(self._target(guard, estimator), self.backprop, self.problem.perturbed)
+            squares = lengths(found)
+            dead = dead_layers(found, squares, self.problem.dtype, lambda: self._rounding(estimator, found))
         self._known = None if losses is None else (losses, found, squares, dead)
         return found, squares, dead
 
-    def _precise(self, estimator: GradientEstimator) -> References | None:
-        """The same in float64; None where that takes more than the budget, or is not to be had."""
+    def _target(self, guard: MutationGuard, estimator: GradientEstimator) -> dict[str, Tensor]:
+        """Backprop's own tensors where they are the target."""
+        if aims_at_backprop(estimator, self.problem):
+            return self.backprop
+        what = f"the target of estimator {guard.name!r}"
+        target = tensors_in(what, estimator.target(guard.problem))
+        require_finite_gradient(what, self.problem, target)
+        return target
+
+    def _rounding(self, estimator: GradientEstimator, references: References) -> list[Tensor] | None:
+        """`rounding_of` both references, [2] for each parameter, by the same in float64.
+
+        None where that takes more than the budget, or is not to be had. Of what has size nothing stays, and one
+        gradient is there at a time: where measurements are large they would hold most of the memory.
+        """
         numbers = sum(p.numel() for p in self.problem.params.values())
         if 3 * 8 * numbers > self.budget or self.problem.device.type == "mps":
             return None
         with contextlib.suppress(Exception):  # networks, losses and estimators may know one precision alone
-            wide, backprop = self._wide
-            return References.of(estimator.target(wide), backprop, wide.perturbed)
+            wide = self.problem.to(torch.float64)
+            if self._of_backprop is None:
+                self._of_backprop = rounding_of(references.backprop, wide.backprop())
+            own = self._of_backprop
+            if any(g is not references.backprop[name] for name, g in references.target.items()):
+                own = rounding_of(references.target, estimator.target(wide))
+            return [torch.stack([own[name], self._of_backprop[name]]) for name in own]
         return None
-
-    @cached_property
-    def _wide(self) -> tuple[Problem, dict[str, Tensor]]:
-        """The problem and backprop in float64."""
-        wide = self.problem.to(torch.float64)
-        return wide, wide.backprop()
 
 
 def _measure_one(
@@ -227,15 +245,16 @@ def _measure_one(
     references, squares, dead = shared.of(guard, estimator)
     sizes = np.array(_sizes(problem), dtype=float)
     drawn, noisy, eps = None, randomness.size > 0, rounding(problem.dtype)
-    if settings.route == "drawn":
-        drawn = drawn_statistics(guard, estimator, references, randomness, settings)
-        values = dict(drawn.values)
-    elif noisy:
-        values = exact_statistics(estimator, problem, references, settings.budget)
-    else:
-        # Its one estimate is exact on either route, also of estimators that closed forms know nothing of.
-        one = replace(settings, draws=2, paired=False)
-        values = drawn_statistics(guard, estimator, references, randomness, one).values
+    with keep_freed_memory():
+        if settings.route == "drawn":
+            drawn = drawn_statistics(guard, estimator, references, randomness, settings)
+            values = dict(drawn.values)
+        elif noisy:
+            values = exact_statistics(estimator, problem, references, settings.budget)
+        else:
+            # Its one estimate is exact on either route, also of estimators that closed forms know nothing of.
+            one = replace(settings, draws=2, paired=False)
+            values = drawn_statistics(guard, estimator, references, randomness, one).values
     values["data_variance"] = data_variance.of(estimator)
     flags = relate(values, squares, dead, sizes, eps, by_draws=drawn is not None or not noisy)
     if noisy and drawn is None:

@@ -49,7 +49,8 @@ class References:
         members = [[float(name in perturbed) for name in target], [1.0] * len(target)]
         other = {k: v.detach().flatten() for k, v in backprop.items()}
         # Backprop's, which the measurement of all estimators holds: that of each target would be one copy more.
-        own = {k: other[k] if _equal(other[k], v) else v.detach().flatten() for k, v in target.items()}
+        same = {k for k, v in target.items() if v is backprop[k] or _equal(v, other[k])}
+        own = {k: other[k] if k in same else v.detach().flatten() for k, v in target.items()}
         signs = {k: _signs(k, v, 0, v.numel()).to(torch.int8) for k, v in own.items() if v.numel() <= KEPT}
         return References(own, other, signs, torch.tensor(members, dtype=torch.float64, device=device))
 
@@ -132,7 +133,7 @@ def bucket_sums(signed: Tensor) -> Tensor:
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     """Are they the same numbers? Elsewhere than on the CPU that would have to be waited for: taken for two."""
-    return one.device.type == "cpu" and torch.equal(one, other.flatten())
+    return one.device.type == "cpu" and torch.equal(one.flatten(), other)
 
 
 def _signs(name: str, target: Tensor, first: int, last: int) -> Tensor:

@@ -1,10 +1,11 @@
 """Relative numbers: relate statistics to the norms of their references, blank what is undefined, and flag why."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fgvar.measurement.dataset import FLAGS, RATIOS
 from fgvar.measurement.intervals import Array, Estimated
@@ -29,8 +30,13 @@ def lengths(references: References) -> Array:
     return squares
 
 
+def rounding_of(gradient: Mapping[str, Tensor], precise: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """‖g − the same in float64‖² of every parameter of a flat gradient."""
+    return {name: (g.double() - precise[name].flatten()).square().sum() for name, g in gradient.items()}
+
+
 def dead_layers(
-    references: References, squares: Array, dtype: torch.dtype, precise: Callable[[], References | None]
+    references: References, squares: Array, dtype: torch.dtype, their_rounding: Callable[[], list[Tensor] | None]
 ) -> Layers:
     """Layers whose reference is 0 within rounding: small beside the whole, and another gradient in float64.
 
@@ -41,16 +47,12 @@ def dead_layers(
         references: of the problem as it is.
         squares: their `lengths`.
         dtype: of the problem.
-        precise: makes the same in float64, if that is to be had; asked where a layer is in doubt.
+        their_rounding: `rounding_of` the references, [2] for each parameter, if that is to be had; asked where a
+            layer is in doubt.
     """
     small: Layers = np.sqrt(squares) <= 10 * torch.finfo(dtype).eps * np.sqrt(squares[:, -1:])
-    if dtype == torch.float64 or not (small & (squares > 0)).any() or (fine := precise()) is None:
+    if dtype == torch.float64 or not (small & (squares > 0)).any() or (apart := their_rounding()) is None:
         return small
-    pairs = (references.target, fine.target), (references.backprop, fine.backprop)
-    apart = [
-        torch.stack([(one[name].double() - other[name]).square().sum() for one, other in pairs])
-        for name in references.target
-    ]
     off: Array = references.grouped(apart).cpu().numpy().T
     return small & ((squares == 0) | (off > squares / 4))
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from cases import mixer
+from cases import CASES, mixer
 
 import fgvar
 from fgvar.measurement import data_variance
-from fgvar.measurement.data_variance import DataVariance
+from fgvar.measurement.data_variance import DataVariance, aims_at_backprop
 
 
 def by_hand(gradient, problem: fgvar.Problem) -> dict[str, float]:
@@ -49,3 +49,25 @@ def test_estimators_of_the_same_losses_share_their_target_s(monkeypatch: pytest.
     data_variance.of(fgvar.scheme("frozen"))
     data_variance.of(fgvar.scheme("frozen"))
     assert len(computed) == 2
+
+
+class Halved(fgvar.Estimator):
+    """Its target is its own."""
+
+    def target(self, problem: fgvar.Problem) -> dict[str, torch.Tensor]:
+        return {name: g / 2 for name, g in super().target(problem).items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_backprop_stands_for_a_target_that_it_is(case: str) -> None:
+    """Of the output's loss where no head learns beside it, and of no type whose target nobody knows."""
+    problem, told = CASES[case](), []
+    without = fgvar.Estimator(losses=fgvar.GlobalLoss(heads=False))
+    for estimator in (without, fgvar.scheme("MeZO"), fgvar.scheme("BP"), fgvar.scheme("LG-FG-W"), Halved()):
+        if aims_at_backprop(estimator, problem):
+            target, backprop = estimator.target(problem), problem.backprop()
+            for name, g in backprop.items():
+                torch.testing.assert_close(target[name], g, rtol=1e-12, atol=1e-15)
+            told.append(estimator)
+    beside = [] if problem.trace.ends else [fgvar.scheme("MeZO")]
+    assert told == [without, *beside, fgvar.scheme("BP")]
