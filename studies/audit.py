@@ -21,6 +21,7 @@ Shown      The language model of `studies/language_model.py` (GPT-2 of 3.2M numb
            inner products with that gradient, but of one- and two-sided differences, which take forward passes.
 Cost       About two hours on one core; --smoke: seconds. Needs the extra [hf].
 Run        python studies/audit.py            writes results/audit.nc, .pdf, .png and .tex; the same command goes on
+           --seed of some, --parts (nothing: exact numbers alone), then --onto what is stored: in pieces.
 """
 
 import re
@@ -50,6 +51,8 @@ class Config(Sizes):
     """Groups of estimators that are drawn; none: exact numbers alone, of all."""
     draws: int = 256
     """Of one query; a quarter of them where more than a million numbers move, an eighth of more than four queries."""
+    onto: Path | None = None
+    """A stored dataset of this study, whose seeds are kept where the folder has none."""
     run: Run = Options(RESULTS / "audit.nc")
 
 
@@ -68,7 +71,7 @@ def main(config: Config) -> None:
         small: dict[str, Any] = {"width": 16, "depth": 2, "positions": 8, "pretraining": 16, "fine_tuning": 32}
         config = replace(config, stages=("pretrained",), batch=4, draws=32, **small)
     scratch = common.place(config).with_suffix("") / "scratch"
-    apart = ("trainable", "stages", "parts", "run")
+    apart = ("trainable", "stages", "parts", "onto", "run")
     settings = {name: value for name, value in asdict(config).items() if name not in apart}
     if not config.run.collect:
         for seed in config.run.seed:  # once, ahead of all cells
@@ -85,6 +88,9 @@ def main(config: Config) -> None:
     for field in claims.Claim._fields:
         dataset[f"claim_{field}"] = "claim", np.array([getattr(one, field) for one in claims.CLAIMS], dtype=str)
     dataset.attrs |= {"margin": claims.MARGIN, "no_bias": claims.NO_BIAS}
+    there = (dataset["status"].sel(part="exact") == "done").drop_vars("part")
+    dataset = common.onto(config.onto, dataset, there, seed=int)
+    dataset["status"] = dataset["status"].where(dataset["status"] != "", "missing")  # of parts of one piece alone
     common.publish(dataset, config, audit)
 
 

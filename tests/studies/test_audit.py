@@ -11,6 +11,7 @@ from fgvar.plot import venues
 from figures import audit as figure
 from figures import verdicts
 from studies import audit as study
+from studies.common import Options
 from studies.published import claims, rows
 
 STORED = Path(__file__).parents[2] / "figures/data/audit.nc"
@@ -173,3 +174,23 @@ def test_what_is_drawn(stored: xr.Dataset, columns: venues.Columns) -> None:
     table = figure.table(stored)
     assert list(table.columns) == ["measure", "full", "LoRA 4", "verdict"]
     assert len(table) == len(claims.CLAIMS)
+
+
+def test_seeds_are_put_onto_what_is_stored(
+    stored: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exact numbers of another seed: those that were stored stay as they were, drawn ones too."""
+    seen: list[xr.Dataset] = []
+    monkeypatch.setattr("studies.common.publish", lambda dataset, *_: seen.append(dataset))
+    run = Options(tmp_path / "a.nc", seed=(99,), smoke=True, collect=False)
+    study.main(study.Config(trainable=("LoRA 4",), parts=(), onto=STORED, run=run))
+    (found,) = seen
+    assert found["seed"].values.tolist() == [*stored["seed"].values, 99]
+    before = found.sel(seed=stored["seed"].values)
+    for name in ("efficiency_exact", "cosine", "cosine_low", "status", "claim_row"):
+        xr.testing.assert_equal(before[name].reindex_like(stored[name]), stored[name])
+    new = found.sel(seed=99, trainable="LoRA 4", stage="pretrained")
+    assert new["status"].sel(part="exact") == "done"
+    assert float(new["efficiency_exact"].sel(estimator="MeZO", group="total")) > 0
+    assert set(new["status"].drop_sel(part="exact").values.tolist()) == {"missing"}
+    assert set(found["status"].sel(seed=99, trainable="full").values.ravel().tolist()) == {"missing"}
