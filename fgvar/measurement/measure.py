@@ -187,7 +187,7 @@ class _SharedReferences:
     def __init__(self, problem: Problem, backprop: dict[str, Tensor], budget: int) -> None:
         self.problem, self.backprop, self.budget = problem, backprop, budget
         self._known: tuple[Losses, References, Array, Layers] | None = None
-        self._of_backprop: dict[str, Tensor] | None = None
+        self._backprop_rounding: dict[str, Tensor] | None = None
 
     def of(self, guard: MutationGuard, estimator: GradientEstimator) -> tuple[References, Array, Layers]:
         """The references, their lengths, and which layers of them are dead."""
@@ -223,12 +223,12 @@ class _SharedReferences:
             return None
         with contextlib.suppress(Exception):  # networks, losses and estimators may know one precision alone
             wide = self.problem.to(torch.float64)
-            if self._of_backprop is None:
-                self._of_backprop = rounding_of(references.backprop, wide.backprop())
-            own = self._of_backprop
+            if self._backprop_rounding is None:
+                self._backprop_rounding = rounding_of(references.backprop, wide.backprop())
+            own = self._backprop_rounding
             if any(g is not references.backprop[name] for name, g in references.target.items()):
                 own = rounding_of(references.target, estimator.target(wide))
-            return [torch.stack([own[name], self._of_backprop[name]]) for name in own]
+            return [torch.stack([own[name], self._backprop_rounding[name]]) for name in own]
         return None
 
 
