@@ -119,6 +119,7 @@ def test_older_weight_norm_is_trained() -> None:
         warnings.simplefilter("ignore", FutureWarning)
         net = nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(64, 10)))
     run = fgvar.train(net, fgvar.scheme("BP"), images, fgvar.Schedule(epochs=1, batch=16), device="cpu")
+    assert all(not torch.equal(run.params[name], p) for name, p in net.named_parameters())
     net.load_state_dict(run.params, strict=True)
 
 
