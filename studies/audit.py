@@ -7,7 +7,7 @@ Claim      One query along a direction of length 1 has E cos² = ∇′M∇/‖�
            subspaces, pools and roundings lower variance or keep it, and buy no direction; what buys direction is
            density: blocks, layers or spans that hold more of ‖∇‖² than of the d numbers.
 Found      Efficiency over MeZO's, all weights of a trained network: AGZO 16 13.1 to 13.3, but its control, a
-           random span 12.1 to 13, and MeZO-BCD 4.24 to 6.5: the embedding, which they leave dense or take
+           random span 12.1 to 13.1, and MeZO-BCD 4.24 to 6.97: the embedding, which they leave dense or take
            alone, has the gradient. The table tells the rest, and which claims do not hold.
 Verdicts   By `figures.verdicts`, of the claims in `studies.published.claims`, from the dataset alone. In every cell
            (set × stage × seed) a ratio of two rows is "yes" where it is on the claimed side by a factor of 1.05, "no"
@@ -19,7 +19,7 @@ Shown      The language model of `studies/language_model.py` (GPT-2 of 3.2M numb
            random weights, pretrained on sources, twice in fine-tuning on help topics. Lines: exact, from closed
            forms of mean and second moment given the gradient of a probe batch. Points: drawn, derivatives replayed as
            inner products with that gradient, but of one- and two-sided differences, which take forward passes.
-Cost       About two hours on one core; --smoke: seconds. Needs the extra [hf].
+Cost       About two hours on one core a seed, 10 minutes of exact numbers alone; --smoke: seconds. Needs the extra [hf].
 Run        python studies/audit.py            writes results/audit.nc, .pdf, .png and .tex; the same command goes on
            --seed of some, --parts (nothing: exact numbers alone), then --onto what is stored: in pieces.
 """
