@@ -19,7 +19,7 @@ Shown      The language model of `studies/language_model.py` (GPT-2 of 3.2M numb
            random weights, pretrained on sources, twice in fine-tuning on help topics. Lines: exact, from closed
            forms of mean and second moment given the gradient of a probe batch. Points: drawn, derivatives replayed as
            inner products with that gradient, but of one- and two-sided differences, which take forward passes.
-Cost       About two hours on one core a seed, 10 minutes of exact numbers alone; --smoke: seconds. Needs the extra [hf].
+Cost       About two hours on one core a seed, 10 minutes of exact numbers alone; --smoke: seconds. Needs [hf].
 Run        python studies/audit.py            writes results/audit.nc, .pdf, .png and .tex; the same command goes on
            --seed of some, --parts (nothing: exact numbers alone), then --onto what is stored: in pieces.
 """
