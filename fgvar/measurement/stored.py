@@ -23,6 +23,15 @@ TAKES = {
     "no_closed_form": (*RATIOS, "variance", "sq_bias", "bias_z", "bias_p"),
     "lost_digits": ("cosine", "efficiency"),
 }
+REASONS = {  # of a number that is missing, by its flag
+    "no_closed_form": "no closed form",
+    "dead": "undefined",
+    "few_draws": "too few draws",
+    "no_noise": "no noise",
+    "lost_digits": "lost digits",
+    **{name: name.replace("_", " ") for name in UNMEASURED},
+}
+UNKNOWN = "NaN"  # a number is missing, and no flag says why
 
 
 def ends(dataset: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
@@ -100,6 +109,26 @@ def why_missing(dataset: xr.Dataset, name: str) -> xr.DataArray:
     base = name.removesuffix("_difference")
     taking = [bit for flag, bit in FLAGS.items() if base not in VARIABLES or base in TAKES.get(flag, ())]
     return flags_of(dataset, name) & sum([*taking, *UNMEASURED.values()])
+
+
+def missing(data: xr.Dataset, name: str) -> tuple[str, ...]:
+    """Of each number why it is not there, by the flags or as it is infinite; empty where it is."""
+    values, bits = (one.values.flat for one in xr.broadcast(data[name].astype(float), why_missing(data, name)))
+    return tuple(
+        "infinite" if np.isinf(value) else reason(its) if np.isnan(value) else ""
+        for value, its in zip(values, bits, strict=True)
+    )
+
+
+def reason(bits: int) -> str:
+    """A word for the flags of one number.
+
+    Example:
+        >>> reason(2), reason(64), reason(0)
+        ('too few draws', 'not measured', 'NaN')
+    """
+    every = FLAGS | UNMEASURED
+    return next((word for name, word in REASONS.items() if bits & every[name]), UNKNOWN)
 
 
 def descriptions(dataset: xr.Dataset) -> dict[str, str]:

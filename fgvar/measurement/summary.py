@@ -8,7 +8,7 @@ import xarray as xr
 from fgvar.errors import unknown
 from fgvar.measurement.dataset_checks import REFERENCES, require_measurement
 from fgvar.measurement.html_tables import Table
-from fgvar.measurement.stored import UNMEASURED, bias_over_target, ends, explained, why_missing
+from fgvar.measurement.stored import UNKNOWN, bias_over_target, ends, explained, missing
 from fgvar.measurement.text_tables import visible
 
 LARGE = 1e6  # numbers above it are written with exponents
@@ -108,15 +108,20 @@ def _flat_target(dataset: xr.Dataset) -> list[str]:
 
 
 def _unmeasured(dataset: xr.Dataset) -> list[str]:
-    """Lines that say why a cell of a sweep has dashes alone, and how one that failed went wrong."""
-    found: dict[str, list[str]] = {}
+    """Lines that say why an estimator has dashes alone, and how a cell of a sweep that failed went wrong."""
+    found: dict[tuple[str, str], list[str]] = {}
     for name in dataset["estimator"].values:
-        bits = why_missing(dataset.sel(estimator=name), "relative_variance").item()
-        for word in (word for word, bit in UNMEASURED.items() if bits & bit):
-            found.setdefault(word.replace("_", " "), []).append(visible(str(name)))
+        row = dataset.sel(estimator=name, reference="target")
+        if row["gradient_norm"].item() == 0:  # of which another line speaks
+            continue
+        for variable, of in (("relative_variance", ""), ("cosine", "cosines of ")):
+            word = missing(row, variable)[0]
+            if word not in ("", UNKNOWN):
+                found.setdefault((of, word), []).append(visible(str(name)))
+                break
     lines = str(dataset["traceback"].item()).splitlines() if "traceback" in dataset else []
     how = f"; {visible(lines[-1])}" if lines else ""
-    return [f"–: {', '.join(names)}: {word}{how}" for word, names in found.items()]
+    return [f"–: {of}{', '.join(names)}: {word}{how}" for (of, word), names in found.items()]
 
 
 def _lines(table: Table) -> list[str]:

@@ -10,7 +10,7 @@ from fgvar.errors import unknown
 from fgvar.measurement import tabular
 from fgvar.measurement.dataset_checks import extra_dims, missing_for_measurement
 from fgvar.measurement.report import rows
-from fgvar.measurement.stored import bias_over_target, ends
+from fgvar.measurement.stored import UNKNOWN, bias_over_target, ends, explained, missing
 from fgvar.measurement.summary import ranged
 from fgvar.measurement.text_tables import cell, visible
 
@@ -45,7 +45,8 @@ def table(
         layer: of measurements; "perturbed" is all that an estimator estimates.
         to: "pandas" is a frame of numbers, of measurements with columns (quantity, value | low | high); "markdown"
             and "latex" are text, in which ``16.6 [15.2, 18.9]`` is a value with its 95 % interval (± 1.96 standard
-            errors of datasets that have no more), and a dash what there is not. LaTeX needs the package booktabs, and
+            errors of datasets that have no more), and what there is not says why ("no closed form", "too few draws"),
+            or is a dash. LaTeX needs the package booktabs, and
             for names in Chinese, Cyrillic or other scripts a Unicode engine (XeLaTeX, LuaLaTeX) with such a font.
         siunitx: of LaTeX: numbers in columns that stand by their points, which needs the package siunitx.
 
@@ -100,15 +101,22 @@ def _written(dataset: xr.Dataset, layer: str) -> pd.DataFrame:
     """The same as text."""
     found = {
         name: {heading: _text(heading, values, one) for heading, values in _quantities(one).items()}
-        for name, one in _measurements(dataset, layer)
+        for name, one in _measurements(explained(dataset), layer)
     }
     return pd.DataFrame.from_dict(found, orient="index")
 
 
 def _text(heading: str, values: tuple[float, float, float], one: xr.Dataset) -> str:
-    variable = COLUMNS[heading][0]
+    """A value as it is written, or in a word or two why there is none; a dash where the dataset does not say."""
+    variable, reference = COLUMNS[heading]
+    if np.isnan(values[0]):
+        its = _of(one, reference)
+        if variable.startswith("sq_bias"):  # over a target that is 0, or with an interval that few draws lack
+            variable = "relative_variance" if its["relative_variance"].isnull() else "bias_p"
+        why = missing(its, variable)[0]
+        return why if why not in ("", UNKNOWN) else "–"
     if heading in BIASES or not {f"{variable}_low", f"{variable}_se"} & set(one):  # no error by its nature
-        return "–" if np.isnan(values[0]) else f"{values[0]:{'.2g' if 'bias' in heading else '.4g'}}"
+        return f"{values[0]:{'.2g' if 'bias' in heading else '.4g'}}"
     return ranged(*values, plus_minus=f"{variable}_low" not in one)
 
 
@@ -121,10 +129,14 @@ def _quantities(one: xr.Dataset) -> dict[str, tuple[float, float, float]]:
         if variable.startswith("sq_bias"):
             found[heading] = (bias_over_target(one, variable).item(), np.nan, np.nan)
         else:
-            its = one.sel(reference=reference) if reference and "reference" in one.dims else one
+            its = _of(one, reference)
             low, high = (float(end) for end in ends(its, variable))
             found[heading] = (float(its[variable]), low, high)
     return found
+
+
+def _of(one: xr.Dataset, reference: str) -> xr.Dataset:
+    return one.sel(reference=reference) if reference and "reference" in one.dims else one
 
 
 def _measurements(dataset: xr.Dataset, layer: str) -> list[tuple[str, xr.Dataset]]:

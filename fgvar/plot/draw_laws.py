@@ -13,8 +13,8 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from fgvar.errors import unknown
-from fgvar.measurement.stored import UNMEASURED, explained, flags
-from fgvar.plot import datasets, marks, panel, series
+from fgvar.measurement.stored import UNMEASURED, explained, flags, reason
+from fgvar.plot import datasets, marks, panel
 from fgvar.plot import looks as styles
 from fgvar.plot.by_layer import stripes
 from fgvar.plot.looks import Look, Wanted
@@ -103,7 +103,7 @@ def unmeasured(data: xr.Dataset) -> dict[str, str]:
     """Estimators that a sweep's cell has no draws of → why."""
     bits = {name: flags(data.sel(estimator=name)) for name in datasets.names(data, "estimator")}
     none = sum(UNMEASURED.values())
-    return {name: series.reason(int(its.max())) for name, its in bits.items() if (its & none).all()}
+    return {name: reason(int(its.max())) for name, its in bits.items() if (its & none).all()}
 
 
 def _laws(axes: Axes, data: xr.Dataset, of: str, styled: Mapping[str, Look]) -> None:

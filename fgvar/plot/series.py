@@ -8,7 +8,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from fgvar.measurement.dataset import FLAGS
-from fgvar.measurement.stored import UNMEASURED, bias_over_target, descriptions, flags_of, why_missing
+from fgvar.measurement.stored import bias_over_target, descriptions, flags_of, missing
 from fgvar.plot import intervals
 
 Array = NDArray[np.float64]
@@ -17,15 +17,6 @@ DRAWN, EXACT, REPLAYED = "drawn", "exact", "replayed"
 LEVEL = 0.01  # of all tests of no bias in a figure together
 ROUNDING = 1e-9  # relative variances below it are of what has no noise
 UNSEEN = 1e-6  # exact biases below it, of their target, are rounding
-REASONS = {  # of a number that is missing, by its flag
-    "no_closed_form": "no closed form",
-    "dead": "undefined",
-    "few_draws": "too few draws",
-    "no_noise": "no noise",
-    "lost_digits": "lost digits",
-    **{name: name.replace("_", " ") for name in UNMEASURED},
-}
-UNKNOWN = "NaN"  # a number is missing, and no flag says why
 
 
 @dataclass(frozen=True)
@@ -116,26 +107,6 @@ def _errorless(data: xr.Dataset, name: str) -> bool:
     if "flag" in data:  # an error that was cut off at 0 is none of an exact number
         exact = exact & (flags_of(data, name) & FLAGS["no_noise"] > 0)
     return bool(known.any() and exact.where(known, True).all())
-
-
-def missing(data: xr.Dataset, name: str) -> tuple[str, ...]:
-    """Of each number why no axis can show it, by the flags or as it is infinite; empty where it is there."""
-    values, bits = (one.values.flat for one in xr.broadcast(data[name].astype(float), why_missing(data, name)))
-    return tuple(
-        "infinite" if np.isinf(value) else reason(its) if np.isnan(value) else ""
-        for value, its in zip(values, bits, strict=True)
-    )
-
-
-def reason(bits: int) -> str:
-    """A word for the flags of one number.
-
-    Example:
-        >>> reason(2), reason(64), reason(0)
-        ('too few draws', 'not measured', 'NaN')
-    """
-    every = FLAGS | UNMEASURED
-    return next((word for name, word in REASONS.items() if bits & every[name]), UNKNOWN)
 
 
 # ---- bias ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import xarray as xr
 
+from fgvar.measurement import stored
 from fgvar.plot import datasets, intervals, limits, looks, series
 from fgvar.plot.series import LEVEL
 
@@ -70,7 +71,7 @@ def quantities() -> str:
 
 def missing(data: xr.Dataset, variables: tuple[str, ...]) -> str:
     """How many numbers are missing, and why; what has no noise."""
-    counts = Counter(word for name in variables for word in series.missing(data, name) if word)
+    counts = Counter(word for name in variables for word in stored.missing(data, name) if word)
     parts = [f"{count} ({word}{_explained(word)})" for word, count in counts.items()]
     return f"Missing numbers, which their places say: {', '.join(parts)}." if parts else ""
 
@@ -81,7 +82,7 @@ def _explained(word: str) -> str:
         "too few draws": " for it",
         "no noise": ": nothing to test",
         "infinite": ": no axis reaches it",
-        series.UNKNOWN: ": the dataset does not say why",
+        stored.UNKNOWN: ": the dataset does not say why",
     }
     return more.get(word, "")
 

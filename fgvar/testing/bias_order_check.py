@@ -11,7 +11,8 @@ from fgvar.problem import Problem
 from fgvar.stochastic.past import after
 from fgvar.testing.declared_checks import varied
 from fgvar.testing.enumeration import mean_over
-from fgvar.testing.under_test import EstimatorUnderTest, Failure, Gradients, NotApplicable
+from fgvar.testing.polynomials import Gradients
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable
 
 STEPS = (0.1, 0.05)  # between which the order of the bias is read
 MOST_NODES = 3**7

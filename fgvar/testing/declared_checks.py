@@ -21,8 +21,9 @@ from fgvar.problem import Problem
 from fgvar.stochastic.sentence import Stochastic
 from fgvar.testing.comparisons import batch_axes, difference, telling
 from fgvar.testing.exact_moments import claim, tolerance, variances
+from fgvar.testing.polynomials import Gradients
 from fgvar.testing.sampled_checks import drawn_directions, drawn_pair, of_traces, traces
-from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, Gradients, NotApplicable, Undecided
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, NotApplicable, Undecided
 from fgvar.testing.verdict import MAX_DETECTABLE, advice
 from fgvar.theory import closed_forms
 

@@ -5,18 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fgvar.estimators.noise import Gaussian, Rademacher
 from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.draws import LARGEST, Enumeration
 from fgvar.testing import enumeration as enumerated
 from fgvar.testing.line_quadrature import line_mean
-from fgvar.testing.polynomials import require_quadratic
+from fgvar.testing.polynomials import Gradients, require_quadratic
 from fgvar.testing.under_test import EstimatorUnderTest
 from fgvar.testing.verdict import COARSEST
-
-Gradients = dict[str, Tensor]
 
 FEW_VALUES = 1 << 12  # of all noise together, which a check enumerates
 FEW_ESTIMATES = 1 << 15  # values and nodes together, at which a check evaluates an estimate

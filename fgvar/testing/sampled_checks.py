@@ -9,9 +9,9 @@ from fgvar.measurement.arguments import BUDGET
 from fgvar.testing.comparisons import telling
 from fgvar.testing.exact_moments import tolerance
 from fgvar.testing.mean_tests import MeanTest, mean_test
-from fgvar.testing.polynomials import largest
+from fgvar.testing.polynomials import Gradients, largest
 from fgvar.testing.statistical import PILOT, PILOT_SEED, enough
-from fgvar.testing.under_test import EstimatorUnderTest, Failure, Gradients, NotApplicable, Undecided
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable, Undecided
 from fgvar.testing.verdict import MAX_DETECTABLE, advice
 
 VARIANCE_DRAWS = 4096

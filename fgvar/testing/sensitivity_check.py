@@ -10,7 +10,8 @@ from torch.utils._pytree import tree_map
 from fgvar.measurement.arguments import BUDGET
 from fgvar.problem import Problem
 from fgvar.testing.exact_moments import tolerance
-from fgvar.testing.under_test import EstimatorUnderTest, Failure, Gradients, NotApplicable
+from fgvar.testing.polynomials import Gradients
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable
 
 FACTORS = (1.0, 30.0, 1e3)  # by which an example's inputs are multiplied: far ones, and in several directions:
 PATTERNS = 4  # of signs

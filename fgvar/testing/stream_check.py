@@ -13,7 +13,8 @@ from fgvar.stochastic.past import recalls
 from fgvar.testing.comparisons import difference, telling
 from fgvar.testing.declared_checks import declared_variance, require_variance
 from fgvar.testing.exact_moments import tolerance, variances
-from fgvar.testing.under_test import EstimatorUnderTest, Failure, Gradients, NotApplicable
+from fgvar.testing.polynomials import Gradients
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable
 
 FIELDS = {"of", "through", "steps", "lr"}  # of `fgvar.History`
 STEPS = 3  # the fewest after which a state that is shared has been read

@@ -14,13 +14,12 @@ from fgvar.measurement.draws import ranges
 from fgvar.measurement.protocol_checks import ZEROS, require_estimate, require_mapping, require_randomness
 from fgvar.problem import Problem
 from fgvar.testing.black_box import estimates
-from fgvar.testing.polynomials import largest
+from fgvar.testing.polynomials import Gradients, largest
 from fgvar.testing.resources import largest_chunk
 from fgvar.testing.statistical import Draws, unbiased
 from fgvar.testing.verdict import Verdict
 
 T = TypeVar("T")
-Gradients = dict[str, Tensor]
 
 
 MISFIT = "it does not fit this problem"

@@ -12,8 +12,9 @@ from fgvar.measurement.draws import Enumeration, ranges
 from fgvar.problem import Problem
 from fgvar.testing.exact_moments import FEW_VALUES, number_of_values, tolerance
 from fgvar.testing.mean_tests import mean_test
+from fgvar.testing.polynomials import Gradients
 from fgvar.testing.statistical import DRAWS
-from fgvar.testing.under_test import EstimatorUnderTest, Failure, Gradients, NotApplicable, Undecided
+from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable, Undecided
 from fgvar.testing.verdict import advice
 
 TOGETHER = 256  # values of noise, or draws, that are looked at at once

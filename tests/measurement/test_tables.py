@@ -62,6 +62,22 @@ def test_few_draws_say_that_there_is_no_interval() -> None:
     assert "[–]" in fgvar.table(few, to="markdown")
 
 
+def test_what_is_missing_says_why() -> None:
+    """In words in place of a number; a summary has dashes, and lines below it."""
+    problem = fgvar.testing.default_problems()["linear"]
+    top = fgvar.Stochastic(fgvar.scheme("FG-W"), then=(fgvar.transforms.TopK(3),))
+    schemes = {"top": top, "FG-W": fgvar.scheme("FG-W"), "BP": fgvar.scheme("BP")}
+    with pytest.warns(UserWarning, match="'top' has no closed form"):
+        exact = fgvar.measure(schemes, problem, route="exact")
+    *_, its, forward, backprop = fgvar.table(exact, to="markdown").splitlines()
+    assert its.split(" | ")[1:-1] == 5 * ["no closed form"]
+    assert [cell == "no closed form" for cell in forward.split(" | ")] == [False] * 3 + [True] * 2 + [False] * 2
+    assert "no closed form" not in backprop
+    assert fgvar.summary(exact).splitlines()[-2:] == ["–: top: no closed form", "–: cosines of FG-W: no closed form"]
+    few = fgvar.table(fgvar.measure(schemes, problem, draws=2), to="markdown").splitlines()[2:]
+    assert [row.split(" | ")[1:3] for row in few[1:]] == [2 * ["too few draws"], ["no noise", "0"]]
+
+
 def test_cells_of_a_sweep_are_rows(dataset: xr.Dataset) -> None:
     grid = xr.concat([dataset, dataset], xr.DataArray([8, 16], dims="width", name="width"))
     assert list(fgvar.table(grid).index) == [f"width {w}, {name}" for w in (8, 16) for name in ("FG_W & co", "BP")]

@@ -12,8 +12,7 @@ from fgvar.estimators.protocol import Estimate
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.problem import Problem
 from fgvar.testing.black_box import from_function
-
-Gradients = dict[str, Tensor]
+from fgvar.testing.polynomials import Gradients
 
 
 def along(problem: Problem, v: Mapping[str, Tensor], step: float = 1e-4) -> Tensor:

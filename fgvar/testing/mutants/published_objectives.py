@@ -14,7 +14,8 @@ from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.nn.heads import blank_linear
 from fgvar.problem import Problem
 from fgvar.testing.black_box import from_function
-from fgvar.testing.mutants.published_gradients import Gradients, mean, times
+from fgvar.testing.mutants.published_gradients import mean, times
+from fgvar.testing.polynomials import Gradients
 from fgvar.testing.problems import randn, randomise
 
 REST = 1e-3  # a priority that no example falls below
