@@ -53,4 +53,6 @@ class Factors:
 
 def sum_directions(credit: Tensor, directions: Tensor) -> Tensor:
     """Σ c·u over the directions; of one alone its product, without a pass that adds nothing."""
-    return credit[0] * directions[0] if len(directions) == 1 else (credit * directions).sum(0)
+    # A loss may be in higher precision than the parameters, and its derivative with it.
+    found = credit[0] * directions[0] if len(directions) == 1 else (credit * directions).sum(0)
+    return found.to(directions.dtype)

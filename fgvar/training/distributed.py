@@ -58,7 +58,7 @@ def averaged(gradient: Mapping[str, Tensor], weight: Tensor | None = None) -> di
         dist.all_reduce(flat)
         flat = flat[:-1] / flat[-1]
     pieces = flat.split([g.numel() for g in gradient.values()])
-    return {name: piece.view_as(g) for (name, g), piece in zip(gradient.items(), pieces, strict=True)}
+    return {name: piece.view_as(g).to(g.dtype) for (name, g), piece in zip(gradient.items(), pieces, strict=True)}
 
 
 def summed(values: Tensor) -> Tensor:

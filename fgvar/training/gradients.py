@@ -15,11 +15,10 @@ from fgvar.data.split import Batch
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.estimator import Estimator
 from fgvar.estimators.factors import LazyTensors
-from fgvar.estimators.protocol import GradientEstimator
+from fgvar.estimators.protocol import GradientEstimator, is_builtin
 from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.arguments import BUDGET
 from fgvar.measurement.budget import draws_anew
-from fgvar.measurement.mutation_guard import is_builtin
 from fgvar.problem import Problem
 from fgvar.training.distributed import world
 

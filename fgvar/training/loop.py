@@ -93,7 +93,10 @@ class TrainingLoop:
         # A row before training, and after each epoch: an empty one where none is evaluated.
         self.curves: list[dict[str, float]] = []
         self.probes: list[xr.Dataset] = []
-        self.losses = torch.full((config.total,), torch.nan, dtype=problem.dtype, device=problem.device)
+        wide = torch.promote_types(
+            problem.dtype, torch.float32
+        )  # losses of one run differ by less than bfloat16 tells
+        self.losses = torch.full((config.total,), torch.nan, dtype=wide, device=problem.device)
 
     def run(
         self,
@@ -154,7 +157,7 @@ class TrainingLoop:
         batch = self.task.train_batch(batch, self._draw(self.step))
         noise = self._noise(batch)
         gradient, loss = self.gradient(self.params, batch, noise)
-        batch_loss = {} if loss is None else {LOSS: loss.detach().to(self.problem.dtype)}
+        batch_loss = {} if loss is None else {LOSS: loss.detach().to(self.losses.dtype)}
         if isinstance(gradient, LazyTensors):  # of one process alone; each is gone when its parameter has moved
             for key in self.learning:
                 self._move({key: gradient[key]})

@@ -73,6 +73,11 @@ class Schedule:
             raise ValueError(
                 f"warmup is {self.warmup} epochs, expected at least 0 and less than epochs={self.epochs}"
             )
+        if not isinstance(self.optimiser, str):
+            raise TypeError(
+                f"optimiser is {type(self.optimiser).__name__}, expected {' or '.join(map(repr, self.OPTIMISERS))}; "
+                "of an optimiser of your own the output is an estimate, too: fgvar.History(estimator, through=…)"
+            )
         for what, name, names in (
             ("optimiser", self.optimiser, self.OPTIMISERS),
             ("decay", self.decay, self.DECAYS),
@@ -104,7 +109,8 @@ class Optimiser:
         self.factors = [factor for factor, _ in groups]
         described = [{"params": values, "weight_decay": decay} for (_, decay), values in groups.items()]
         # One pass over memory, where torch's default makes one for each operation.
-        fused = problem.device.type == "cpu"
+        # Of float16 and bfloat16 torch's fused SGD leaves whole vectors where they are (up to 2.13, issue 191763).
+        fused = problem.device.type == "cpu" and problem.dtype.itemsize > 2
         self.torch: torch.optim.Optimizer = (
             torch.optim.SGD(described, lr=schedule.lr, momentum=schedule.momentum, fused=fused)
             if schedule.optimiser == "sgd"

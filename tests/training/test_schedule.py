@@ -69,6 +69,27 @@ def test_factors_and_decay_are_those_of_a_plain_loop(data, optimiser: str) -> No
         torch.testing.assert_close(run.params[name], value.detach(), rtol=1e-12, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_every_number_moves_in_every_precision(optimiser: str, dtype: torch.dtype) -> None:
+    """Two steps along 1: all of them alike, as far as by torch's optimiser in a plain loop over tensors."""
+    net, batch = torch.nn.Linear(16, 5).to(dtype), (torch.ones(2, 16, dtype=dtype), torch.ones(2, 5))
+    problem = fgvar.Problem(net, "mse", batch)
+    params, plain = ({name: torch.ones_like(p) for name, p in problem.params.items()} for _ in range(2))
+    ours = Optimiser(fgvar.Schedule(1, 2, 0.1, 0.9, 0.0, optimiser=optimiser, decay="constant"), problem, params, 2)
+    kind = torch.optim.SGD if optimiser == "sgd" else torch.optim.Adam
+    words = {"momentum": 0.9} if optimiser == "sgd" else {"betas": (0.9, 0.999)}
+    theirs = kind(plain.values(), lr=0.1, foreach=False, fused=False, **words)
+    for step in range(2):
+        for value in (*params.values(), *plain.values()):
+            value.grad = torch.ones_like(value)
+        ours.step(step)
+        theirs.step()
+    for name, value in params.items():
+        assert float(value.max()) < 0.85
+        torch.testing.assert_close(value, plain[name])
+
+
 def three_layers(*, last: bool, root: bool = False) -> torch.nn.Module:
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
     declare(net[3], learns_exactly=last)

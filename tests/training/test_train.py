@@ -102,6 +102,23 @@ def test_the_loss_goes_down(data, name: str) -> None:
     assert run.attrs["train_lr"] == 0.3
 
 
+@pytest.mark.parametrize("name", ["BP", "FG-W", "MeZO", "FG-A", "LG-FG-A"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_loss_in_more_digits_than_the_parameters_trains(data, name: str, dtype: torch.dtype) -> None:
+    def wide(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        more = logits.to(torch.float32 if dtype == torch.bfloat16 else torch.float64)
+        return torch.nn.functional.cross_entropy(more, targets, reduction="none")
+
+    run, named = (
+        fgvar.train(mixer(dtype), fgvar.scheme(name), data, SCHEDULE, loss=x) for x in (wide, "cross_entropy")
+    )
+    assert {value.dtype for value in run.params.values()} == {dtype}
+    assert float(named.params["readout.linear.weight"].norm()) > 0.1
+    if dtype == torch.bfloat16:  # in which the loss that has a name is computed in float32, too
+        assert all(torch.equal(value, named.params[key]) for key, value in run.params.items())
+    np.testing.assert_allclose(run.dataset["loss"], named.dataset["loss"], rtol=0.05)  # so short a run is chaotic
+
+
 @pytest.mark.parametrize("name", ["FG-W", "FG-A", "LG-FG-W", "LG-FG-A"])
 def test_a_run_is_repeated_bit_by_bit(data, name: str) -> None:
     one, two = (fgvar.train(mixer(), fgvar.scheme(name), data, SCHEDULE, seed=4).params for _ in range(2))
