@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from fgvar import loss_functions
+from fgvar import loss_functions, problem_checks
 from fgvar.loss_functions import even_weights
 from fgvar.nn import purity, structures
 from fgvar.nn.reach import ForwardTrace
@@ -35,7 +35,7 @@ def traces(problem: Problem, loss: str) -> tuple[ForwardTrace, ForwardTrace]:
     purity.refuse_foreign(outputs)
     if loss in loss_functions.TARGET_CHECKS:
         loss_functions.TARGET_CHECKS[loss](outputs, problem.targets)
-        loss_functions.require_classes_of_heads(problem.network.modules, trace.ends.values(), problem.targets)
+        problem_checks.require_classes_of_heads(problem.network.modules, trace.ends.values(), problem.targets)
     losses = _checked_losses(problem, outputs)
     one = problem.example(0)
     if not losses.is_meta:  # without values there is nothing to compare
@@ -45,14 +45,20 @@ def traces(problem: Problem, loss: str) -> tuple[ForwardTrace, ForwardTrace]:
             found = some.run(some.params)[0]
             return found, some.losses(found)
 
+        floats = [t for t in (*problem.params.values(), *tree_leaves(outputs), losses) if _is_floating_point(t)]
+        eps = max(torch.finfo(t.dtype).eps for t in floats)
         with torch.no_grad():
-            purity.require_independence((outputs, losses), (first, one.losses(first)), run)
+            purity.require_independence((outputs, losses), (first, one.losses(first)), run, eps)
     purity.require_derivative("loss", lambda params: one.losses(one.run(params)[0]), problem.params)
     if trace.ends:
         trace.direct_edges = single.direct_edges = problem.network.direct_edges(
             single, tensors, problem.params, one.inputs, one.losses
         )
     return trace, single
+
+
+def _is_floating_point(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
 def _traced(problem: Problem, tensors: Mapping[str, Tensor], inputs: Any) -> tuple[Any, ForwardTrace]:

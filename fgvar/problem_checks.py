@@ -61,6 +61,8 @@ def require_pair(batch: object, what: str = "batch") -> tuple[Any, Any]:
                 f"{other} is {found[other]!r}, and a batch has tensors alone, with the examples along their first "
                 "axis; set it in the model's config, or wrap the module in one whose forward gives it"
             )
+        if other.endswith("']") and found[other] is None:
+            raise TypeError(f"{other} is None, and a batch has tensors alone: leave the key out")
         raise TypeError(
             f"{what} is {type(batch).__name__}{kinds}, expected a pair (inputs, targets), each a tensor, or a "
             f"tuple or dict of tensors{where}; torch.as_tensor makes one of an array or a list"
@@ -220,3 +222,23 @@ def refuse_coupled_or_random(module: nn.Module) -> None:
             rate = child.upper - child.lower
         if child.training and rate:
             raise ValueError(f"{label} draws random numbers in train mode; call module.eval() or set its rate to 0")
+
+
+def require_classes_of_heads(modules: Mapping[str, nn.Module], heads: Collection[str], targets: Tensor) -> None:
+    """Raise where a local head has fewer classes than the targets, or positions where these have none, or none."""
+    for name in heads:
+        head = modules[name]
+        pooled, positions = bool(getattr(head, "pool", True)), targets.ndim > 1
+        if pooled == positions:
+            raise ValueError(
+                f"targets are {tuple(targets.shape)}, and the local head {name!r} returns "
+                f"{'[batch, classes]' if pooled else '[batch, positions, classes]'}; build it by "
+                f"with_local_heads(pool={not positions})"
+            )
+        # The network's own number of classes does not tell theirs.
+        classes = getattr(modules.get(f"{name}.linear"), "out_features", None)
+        if classes is not None and not targets.is_meta and int(targets.max()) >= classes:
+            raise ValueError(
+                f"targets range to {int(targets.max())}, but the local head {name!r} has {classes} classes (0 to "
+                f"{classes - 1}); give with_local_heads the classes= of the network"
+            )

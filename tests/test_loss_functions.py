@@ -7,7 +7,8 @@ from refusals import X, Y, problem, says
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fgvar.loss_functions import correct, even_weights
+import fgvar
+from fgvar.loss_functions import LOSSES, correct, even_weights, losses_and_weights
 
 
 @pytest.mark.parametrize("targets", [[0, 1, 2, 0], [0, -1, 1, 0], [0, 1, -101, 1]])
@@ -99,3 +100,24 @@ def test_one_output_is_no_choice_among_classes() -> None:
     """Its argmax is 0 whatever it is."""
     assert correct(torch.full((3, 1), 5.0), torch.tensor([1, 1, 0])) is None
     assert correct(torch.eye(2), torch.tensor([0, 0])).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["cross_entropy", "causal_lm", "mse"])
+def test_losses_of_small_floats_are_computed_in_float32(name: str, dtype: torch.dtype) -> None:
+    """A loss near 3.4 has steps of 0.016 in bfloat16: what a finite difference divides by its step."""
+    outputs = randn(3, 4, 30).to(dtype)
+    targets = randn(3, 4, 30, seed=1).to(dtype) if name == "mse" else torch.arange(12).reshape(3, 4)
+    small, wide = (losses_and_weights(LOSSES[name](o, targets))[0] for o in (outputs, outputs.float()))
+    assert small.dtype == torch.float32
+    assert torch.equal(small, wide)
+
+
+def test_a_finite_difference_of_a_network_in_bfloat16_is_not_rounding() -> None:
+    """A loss in steps of 0.016 for differences of 0.001 had 4 times the exact one's variance."""
+    batch = randn(16, 5), torch.arange(16) % 3
+    net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+    small = fgvar.Problem(net.bfloat16(), "cross_entropy", (batch[0].bfloat16(), batch[1]))
+    found = fgvar.measure({name: fgvar.scheme(name) for name in ("FG-W", "MeZO")}, small, draws=64)
+    exact, by_step = found["relative_variance"].sel(layer="perturbed").values
+    assert by_step < 2 * exact

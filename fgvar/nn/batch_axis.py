@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from fgvar.nn.forward_mode import plain_operations, use_plain_experts
 from fgvar.nn.purity import undisturbed
 from fgvar.nn.structures import activity, arguments, count_rows, leaves, named
 
@@ -29,6 +30,7 @@ class BatchAxis:
 
     def __init__(self, module: nn.Module, inputs: Any) -> None:
         self.module, self.inputs, self.count = module, inputs, count_examples(inputs)
+        use_plain_experts(module)  # passes are those of a `Problem`: kernels that it leaves out may refuse, or hide
         with torch.no_grad():
             calls = self._pass(inputs, _shape)
             self._longer = dict(self._pass(tree_map(lambda leaf: torch.cat([leaf, leaf[:1]]), inputs), _shape))
@@ -78,7 +80,7 @@ class BatchAxis:
         hooks = [m.register_forward_hook(partial(note, name)) for name, m in self.module.named_modules()]
         args, keywords = arguments(inputs)
         try:
-            with undisturbed(leaves(inputs)[0].device):
+            with undisturbed(leaves(inputs)[0].device), plain_operations():
                 self.module(*args, **keywords)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             line = (str(error).strip() or type(error).__name__).splitlines()[0]

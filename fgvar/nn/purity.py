@@ -184,18 +184,18 @@ def refuse_foreign(outputs: Any) -> None:
         )
 
 
-def require_independence(batch: Pass, first: Pass, part: Callable[[slice], Pass]) -> None:
-    """Raise unless every example's loss is the same in other company.
+def require_independence(batch: Pass, first: Pass, part: Callable[[slice], Pass], eps: float) -> None:
+    """Raise unless every example's loss is the same in other company, up to roundings of ``eps``.
 
     Examples of even and of odd number apart: all of them change neighbours, place and company, for the price of one
     pass in all. And the first one alone, of which a pass is there.
     """
     halves = (slice(1, None, 2), slice(0, None, 2))[: len(batch[1]) - 1]  # of two, the first one is a half
     for which, other in [(slice(1), first), *((half, part(half)) for half in halves)]:
-        require_same(batch, which, other, lambda: part(slice(None)))
+        require_same(batch, which, other, lambda: part(slice(None)), eps)
 
 
-def require_same(batch: Pass, which: slice, part: Pass, repeat: Callable[[], Pass]) -> None:
+def require_same(batch: Pass, which: slice, part: Pass, repeat: Callable[[], Pass], eps: float) -> None:
     """Raise where examples have other losses in a part of the batch than in all of it, and say by whose fault.
 
     Args:
@@ -203,19 +203,20 @@ def require_same(batch: Pass, which: slice, part: Pass, repeat: Callable[[], Pas
         which: rows of the batch that are the part.
         part: outputs and losses of the part.
         repeat: makes those of the batch once more, to tell what draws from what couples.
+        eps: of the lowest precision on the way: a loss may be in a higher one than the outputs it is made of.
     """
     (outputs, losses), (part_outputs, part_losses), count = batch, part, len(batch[1])
-    different = (~close(losses[which], part_losses)).nonzero()
+    different = (~close(losses[which], part_losses, eps)).nonzero()
     if not len(different):
         return
     # A pass that does not repeat itself would look like a coupling: that is asked first.
     repeated = repeat()
-    if _agree(outputs, repeated[0], slice(None), count) is False:
+    if _agree(outputs, repeated[0], slice(None), count, eps) is False:
         raise ValueError(f"two passes of one batch differ: {DRAWS['network']}; nor may it remember passes")
-    if not close(losses, repeated[1]).all():
+    if not close(losses, repeated[1], eps).all():
         raise ValueError(f"two calls of one batch differ: {DRAWS['loss']}; nor may it remember calls")
     # The same outputs and another loss: then the loss couples. Different outputs: then the network does.
-    agree = _agree(outputs, part_outputs, which, count)
+    agree = _agree(outputs, part_outputs, which, count, eps)
     who = "network or the loss" if agree is None else "loss" if agree else "network"
     remedy = {
         "network": "use a norm within the example, and layers whose first axis is the batch (batch_first=True)",
@@ -230,13 +231,12 @@ def require_same(batch: Pass, which: slice, part: Pass, repeat: Callable[[], Pas
     )
 
 
-def close(one: Tensor, other: Tensor) -> Tensor:
-    """Number by number: equal but for rounding, to the square root of what the dtype resolves?"""
-    tolerance = torch.finfo(one.dtype).eps ** 0.5
-    return torch.isclose(one, other, rtol=tolerance, atol=tolerance)
+def close(one: Tensor, other: Tensor, eps: float) -> Tensor:
+    """Number by number: equal but for rounding, to the square root of what the precision resolves?"""
+    return torch.isclose(one, other, rtol=eps**0.5, atol=eps**0.5)
 
 
-def _agree(outputs: Any, others: Any, which: slice, count: int) -> bool | None:
+def _agree(outputs: Any, others: Any, which: slice, count: int, eps: float) -> bool | None:
     """Are the rows ``which`` of a batch's outputs those of another pass? None where none can be compared."""
     pairs = [
         (one[which], other)
@@ -246,7 +246,7 @@ def _agree(outputs: Any, others: Any, which: slice, count: int) -> bool | None:
         and len(one) == count  # else its rows are not the examples
         and (one.is_floating_point() or one.is_complex())
     ]
-    return all(bool(close(one, other).all()) for one, other in pairs) if pairs else None
+    return all(bool(close(one, other, eps).all()) for one, other in pairs) if pairs else None
 
 
 def batch_only(error: Exception) -> str:

@@ -73,7 +73,8 @@ class Stacker:
 
 def _one_by_one(function: Callable[..., Any], *stacks: Any) -> Any:
     count = len(tree_leaves(stacks)[0])
-    found = [function(*tree_map(lambda leaf, i=i: leaf[i], stacks)) for i in range(count)]
+    # Copies: what returns one buffer of its own at every call would have given the last item for all.
+    found = [tree_map(torch.clone, function(*tree_map(lambda leaf, i=i: leaf[i], stacks))) for i in range(count)]
     return tree_map(lambda *values: torch.stack(values), *found)
 
 

@@ -59,5 +59,6 @@ def count_rows(tensors: Mapping[str, Tensor]) -> int:
     counts = {leaf.shape[0] if leaf.ndim else 0 for leaf in tensors.values()}
     if len(counts) > 1 or 0 in counts:
         shapes = " and ".join(f"{name} {tuple(leaf.shape)}" for name, leaf in tensors.items())
-        raise ValueError(f"{shapes} need the same, nonzero number of examples along the first axis")
+        one = "; what is one for all is repeated by .expand(batch, …)" if 1 in counts and 0 not in counts else ""
+        raise ValueError(f"{shapes} need the same, nonzero number of examples along the first axis{one}")
     return int(counts.pop())

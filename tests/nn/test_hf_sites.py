@@ -94,6 +94,12 @@ def test_a_mixture_of_experts_is_credited_at_the_block_around() -> None:
     assert_exact(fgvar.Problem(wrapped, "causal_lm", (IDS, IDS)))
 
 
+def test_sites_of_a_mixture_of_experts_as_it_comes() -> None:
+    """By the kernel of all experts at once it takes no float64."""
+    as_it_comes, eager = built(mixtral), built(mixtral, experts_implementation="eager")
+    assert sites_of(fgvar.with_sites(as_it_comes, inputs=IDS)) == sites_of(fgvar.with_sites(eager, inputs=IDS))
+
+
 def test_low_rank_adapters_get_the_sites() -> None:
     pytest.importorskip("peft")
     adapted = hf_nets.lora(built(llama), ["q_proj", "v_proj"])

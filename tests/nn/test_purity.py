@@ -176,6 +176,20 @@ def test_a_loss_that_couples_is_called_the_loss(loss: Callable[[Tensor, Tensor],
         problem(loss=loss)
 
 
+def test_a_loss_in_more_digits_than_its_network_is_not_said_to_couple() -> None:
+    """Kernels round by how many examples there are: float32 by 1e-7, whatever the loss is computed in."""
+
+    def rounded(x: Tensor) -> Tensor:
+        return x * (1 + 1e-7 * len(x))
+
+    module, batch = Calls(lambda m, x: rounded(m.layer(x))).float(), (X.float(), Y)
+    assert problem(module, lambda o, t: of_each(o.double(), t), batch=batch).loss().dtype == torch.float64
+    wide = Calls(lambda m, x: rounded(m.layer(x)).double()).float()
+    assert problem(wide, of_each, batch=batch).loss().dtype == torch.float64
+    with pytest.raises(ValueError, match="the loss couples examples"):
+        problem(module, lambda o, t: of_each(o.double(), t) * (1 + 0.01 * len(o)), batch=batch)
+
+
 def test_who_couples_cannot_be_told_of_outputs_that_are_no_tensors() -> None:
     module = Calls(lambda m, x: Holder(m.layer(x)))
     assert problem(module, lambda o, t: of_each(o.z, t)).loss().isfinite()

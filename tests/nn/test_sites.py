@@ -237,6 +237,23 @@ def test_a_module_shared_by_two_blocks_is_credited_by_both(stop: bool) -> None:
         torch.testing.assert_close(mean[key], target[key], rtol=0, atol=1e-12)
 
 
+def test_torch_s_transformer_with_a_padding_mask_shows_its_batch_axis() -> None:
+    """Without a gradient torch takes a fast path there, by nested tensors, which have no shape."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0, batch_first=True)
+            self.body, self.last = nn.TransformerEncoder(layer, 1), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+            return self.last(self.body(x, src_key_padding_mask=padding)[:, 0])
+
+    inputs = randn(4, 5, 4), torch.arange(5).expand(4, 5) >= torch.tensor([5, 4, 3, 5])[:, None]
+    net = plain(Encoder).eval()
+    assert sites_of(fgvar.with_sites(net, inputs=inputs)) == sites_of(fgvar.with_sites(net))
+
+
 def test_a_site_without_a_batch_axis_is_refused_where_sizes_coincide_too() -> None:
     """As many rows as examples, but one number moves all of them: crediting it by example would be biased."""
 
