@@ -87,3 +87,15 @@ def require_problem(candidate: object) -> None:
     if not isinstance(candidate, Problem):
         got = type(candidate).__name__
         raise TypeError(f"problem is {got}, expected fgvar.Problem(module, loss, (inputs, targets))")
+
+
+def is_builtin(part: object) -> bool:
+    """Is it one of fgvar's own, which leave a problem as it is? A sentence is, if all of its words are."""
+    if isinstance(part, Mapping):
+        return all(is_builtin(one) for one in part.values())
+    if isinstance(part, tuple):
+        return all(is_builtin(one) for one in part)
+    if part is None or isinstance(part, bool | int | float | str | Tensor | Problem):
+        return True
+    own = type(part).__module__.startswith(("fgvar.stochastic.", "fgvar.estimators."))
+    return own and all(is_builtin(one) for one in vars(part).values())

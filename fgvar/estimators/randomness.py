@@ -71,11 +71,10 @@ class Leaf:
     @property
     def values(self) -> int:
         """How many values it has; `MOST_VALUES` + 1 where there is no end of them, or more than are listed."""
-        law: Any = self.noise
         alone = self.elementwise  # each number's values are then those of any other's
         shape = (1,) if alone else self.shape[self.batch_dims :]
         try:
-            each = len(law.support(shape)[1]) if self.is_finite else MOST_VALUES + 1
+            each = len(self._listed(shape)[1]) if self.is_finite else MOST_VALUES + 1
         except ValueError:
             return MOST_VALUES + 1
         copies = self.size if alone else math.prod(self.shape[: self.batch_dims])
@@ -83,15 +82,23 @@ class Leaf:
 
     def support(self) -> tuple[Tensor, Tensor]:
         """All values of the tensor, [values, *shape], and their probabilities [values], in float64."""
-        law: Any = self.noise
         if self.elementwise:
-            values, probabilities = law.support(self.shape)
-            return values, probabilities
+            return self._listed(self.shape)
         lead = self.shape[: self.batch_dims]
-        values, probabilities = law.support(self.shape[self.batch_dims :])
+        values, probabilities = self._listed(self.shape[self.batch_dims :])
         # Each direction and example is a draw of its own: all combinations of theirs.
         digits = combinations([len(values)] * math.prod(lead))
         return values[digits].reshape(len(digits), *self.shape), probabilities[digits].prod(1)
+
+    def _listed(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        law: Any = self.noise
+        found = law.support(shape)
+        if not (isinstance(found, tuple) and len(found) == 2):
+            raise TypeError(
+                f"the support of {law!r} is {type(found).__name__}, expected a pair (values, probabilities)"
+            )
+        values, probabilities = found
+        return torch.as_tensor(values), torch.as_tensor(probabilities, dtype=torch.float64)
 
     @property
     def elementwise(self) -> bool:

@@ -6,9 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fgvar.estimators.estimator import Estimator
-from fgvar.estimators.protocol import GradientEstimator
+from fgvar.estimators.protocol import GradientEstimator, is_builtin
 from fgvar.estimators.randomness import Randomness
-from fgvar.measurement.mutation_guard import is_builtin
 from fgvar.nn.structures import leaves
 from fgvar.problem import Problem
 

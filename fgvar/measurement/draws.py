@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from fgvar.errors import unknown
 from fgvar.estimators.estimator import Estimator
 from fgvar.estimators.factors import Factors
-from fgvar.estimators.protocol import GradientEstimator
+from fgvar.estimators.protocol import GradientEstimator, is_builtin
 from fgvar.estimators.randomness import Leaf, Randomness
 from fgvar.measurement.protocol_checks import gradient_in
 from fgvar.problem import Problem
@@ -117,7 +117,7 @@ class Enumeration:
 
     def take(self, numbers: range, *, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
         """Noise values of these numbers, stacked along a new first axis."""
-        index = torch.arange(numbers.start, numbers.stop)
+        index = torch.arange(numbers.start, numbers.stop, numbers.step)
         found = {} if not self.rest.size else self.rest.unflatten(self._flat(index % self.rest_count, dtype))
         for name, (digit, values, _) in self._of_supports(index).items():
             found[name] = values[digit].to(self.randomness.leaves[name].dtype(dtype))
@@ -207,7 +207,9 @@ def _of_each(
     """``function`` of every draw, stacked."""
     if len(next(iter(noise.values()))) > 1:
         return cast(T, problem.network.stack(estimator, function, dict(noise), name=name))
-    return cast(T, tree_map(lambda found: found[None], function({key: u[0] for key, u in noise.items()})))
+    found = tree_map(lambda found: found[None], function({key: u[0] for key, u in noise.items()}))
+    # Anybody else's may hand out one buffer at every call, which the next one overwrites.
+    return cast(T, found if is_builtin(estimator) else tree_map(torch.clone, found))
 
 
 def ranges(start: int, stop: int, step: int) -> Iterator[range]:

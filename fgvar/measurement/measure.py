@@ -210,7 +210,7 @@ class _SharedReferences:
         what = f"the target of estimator {guard.name!r}"
         target = tensors_in(what, estimator.target(guard.problem))
         require_finite_gradient(what, self.problem, target)
-        return target
+        return {name: g.clone() for name, g in target.items()} if guard.is_needed else target
 
     def _rounding(self, estimator: GradientEstimator, references: References) -> list[Tensor] | None:
         """`rounding_of` both references, [2] for each parameter, by the same in float64.

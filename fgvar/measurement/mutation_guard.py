@@ -5,27 +5,15 @@ compared with the original's after each chunk of draws: what moves in place make
 first draws are made again after the last ones: what draws otherwise, or remembers, has no independent draws.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fgvar.estimators.protocol import GradientEstimator
+from fgvar.estimators.protocol import GradientEstimator, is_builtin
 from fgvar.measurement.moments import Block, draws_in
 from fgvar.problem import Problem
-
-
-def is_builtin(part: object) -> bool:
-    """Is it one of fgvar's own, which leave a problem as it is? A sentence is, if all of its words are."""
-    if isinstance(part, Mapping):
-        return all(is_builtin(one) for one in part.values())
-    if isinstance(part, tuple):
-        return all(is_builtin(one) for one in part)
-    if part is None or isinstance(part, bool | int | float | str | Tensor | Problem):
-        return True
-    own = type(part).__module__.startswith(("fgvar.stochastic.", "fgvar.estimators."))
-    return own and all(is_builtin(one) for one in vars(part).values())
 
 
 @dataclass(frozen=True)

@@ -114,9 +114,9 @@ def _unmeasured(dataset: xr.Dataset) -> list[str]:
         row = dataset.sel(estimator=name, reference="target")
         if row["gradient_norm"].item() == 0:  # of which another line speaks
             continue
-        for variable, of in (("relative_variance", ""), ("cosine", "cosines of ")):
+        for variable, of in (("relative_variance", ""), ("cosine", "cosines of "), ("bias_p", "p of ")):
             word = missing(row, variable)[0]
-            if word not in ("", UNKNOWN):
+            if word not in ("", UNKNOWN, "no noise"):  # of which no bias is drawn
                 found.setdefault((of, word), []).append(visible(str(name)))
                 break
     lines = str(dataset["traceback"].item()).splitlines() if "traceback" in dataset else []

@@ -73,7 +73,10 @@ class BlackBox:
         return self._plain(problem, seeds)
 
     def _plain(self, problem: Problem, seeds: Tensor) -> dict[str, Tensor]:
-        found = [gradient_in(self.estimate(problem, {"seed": seed})) for seed in seeds]
+        found = [
+            {name: g.clone() for name, g in gradient_in(self.estimate(problem, {"seed": seed})).items()}
+            for seed in seeds  # copies, as functions may return one buffer at every call
+        ]
         return {name: torch.stack([one[name] for one in found]) for name in found[0]}
 
     def _stacked(self, problem: Problem, seeds: Tensor) -> dict[str, Tensor]:

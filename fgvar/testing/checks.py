@@ -85,6 +85,7 @@ CHECKS = {
         Check("structure", required_checks.structure),
         Check("deterministic", required_checks.deterministic),
         Check("pure", required_checks.pure),
+        Check("parameters", required_checks.parameters),
         Check("chunking", required_checks.chunking),
         Check("precision", required_checks.precision),
         Check("noise", noise_check.noise),

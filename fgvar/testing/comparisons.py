@@ -94,7 +94,8 @@ def telling_draws(tested: EstimatorUnderTest, count: int) -> list[int]:
             moved.append(sum(not same_values(value, still.get(n, 0 * value)) for n, value in found.items()))
         best = sorted(range(len(moved)), key=lambda draw: -moved[draw])[:count]
         if not moved[best[0]]:
-            raise Undecided(f"the loss moves none of {LOOKED_AT} estimates; take a larger sample")
+            cure = "take a larger sample" if needed else "its target is 0 here: move the parameters"
+            raise Undecided(f"the loss moves none of {LOOKED_AT} estimates; {cure}")
         return sorted(draw for draw in best if moved[draw])
 
     return tested.once(f"{count} telling draws", look)

@@ -20,7 +20,7 @@ from fgvar.estimators.protocol import GradientEstimator
 from fgvar.problem import Problem
 from fgvar.stochastic.sentence import Stochastic
 from fgvar.testing.comparisons import batch_axes, difference, telling
-from fgvar.testing.exact_moments import claim, tolerance, variances
+from fgvar.testing.exact_moments import claim, resolving, variances
 from fgvar.testing.polynomials import Gradients
 from fgvar.testing.sampled_checks import drawn_directions, drawn_pair, of_traces, traces
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, NotApplicable, Undecided
@@ -37,15 +37,20 @@ def variance(tested: EstimatorUnderTest) -> str:
 
 def require_variance(tested: EstimatorUnderTest, declared: Gradients) -> str:
     """How the variance of every weight has been found to be the declared one; a `Failure` where it is not."""
-    tested.require_gradient("the declared variance", {k: v.to(tested.problem.dtype) for k, v in declared.items()})
+    dtype = tested.problem.dtype
+    cast = {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in declared.items()}
+    tested.require_gradient("the declared variance", cast)
+    for name, value in declared.items():
+        if not bool((value >= 0).all() and value.isfinite().all()):
+            raise Failure(f"the declared variance of {name!r} holds NaN, infinity or numbers below 0")
     if (exact := variances(tested)) is not None:
-        largest = max(max(float(value.max()) for value in declared.values()), tested.size**2)
+        largest = max(max(float(value.max()) for value in declared.values()), tested.size**2, 1e-300)
         for name, found in exact.items():
             off = float((found.reshape(declared[name].shape) - declared[name]).abs().max()) / largest
-            if not off <= tolerance(tested):
+            if not off <= resolving(tested):
                 ratio = float(found.sum()) / max(float(declared[name].sum()), 1e-300)
                 raise Failure(f"the variance of {name!r} is {ratio:.4g} times the declared one (exact, by its trace)")
-        allowed = tolerance(tested)
+        allowed = resolving(tested)
         return Finding(f"exact, every weight to {allowed:.1g}", allowed, exact=True)
     names = list(declared)
     expected = torch.stack([declared[name].double().sum() for name in names]).cpu()
@@ -73,7 +78,7 @@ def directions(tested: EstimatorUnderTest) -> str:
         return drawn_directions(tested, claim(tested.estimator, "directions"))
     one, two = (varied(tested, directions=k) for k in (1, 2))
     if one is None or two is None:
-        raise NotApplicable("declares directions, but is no dataclass in which they can be changed")
+        raise NotApplicable("declares directions, but is no dataclass in which they can be 1 or 2")
     notes = []
     k = claim(tested.estimator, "directions")
     for several, count in ((two, 2), *([(tested, k)] if k > 2 else [])):
@@ -87,13 +92,13 @@ def directions(tested: EstimatorUnderTest) -> str:
             for index in range(count)
         ]
         _require_mean(tested, each, several.estimate(noise), f"{count} directions", "each direction alone")
-        notes.append(f"the mean of {count} directions to {tolerance(tested):.1g}")
+        notes.append(f"the mean of {count} directions to {resolving(tested):.1g}")
     # A mean of independent estimates needs no look at its variance, which is costly; that they are independent is
     # the check of the noise.
     if not notes and (of_one := variances(one)) is not None and (of_two := variances(two)) is not None:
         for name, found in of_one.items():
             trace, half = float(found.sum()), float(of_two[name].sum())
-            if abs(trace - 2 * half) > tolerance(tested) * max(trace, tested.size**2):
+            if not abs(trace - 2 * half) <= resolving(tested) * max(trace, tested.size**2):
                 raise Failure(
                     f"2 directions divide the variance of {name!r} by {trace / max(half, 1e-300):.4g}, not 2"
                 )
@@ -117,15 +122,16 @@ def antithetic(tested: EstimatorUnderTest) -> str:
     _require_mean(tested, [tested.estimate(turned)], pair, "u with −u", "−u with u")
     plain = varied(tested, antithetic=False)
     if plain is None:
-        allowed = tolerance(tested)
+        allowed = resolving(tested)
         return Finding(f"the pair of u is that of −u, to {allowed:.1g}", allowed, exact=True)
     if {k: v.shape for k, v in plain.randomness.leaves.items()} != {n: u.shape for n, u in noise.items()}:
         raise Failure(
             "an antithetic pair needs the noise of one direction, its negative is the other; it asks for more"
         )
     _require_mean(tested, [plain.estimate(noise), plain.estimate(turned)], pair, "the pair", "u and −u alone")
-    alone = difference(tested, pair, plain.estimate(noise))[0] <= tolerance(tested)
-    return "the mean of u and −u" + (", which repeats one estimate (its derivative is exact)" if alone else "")
+    alone = difference(tested, pair, plain.estimate(noise))[0] <= resolving(tested)
+    exact = alone and not claim(tested.estimator, "step")
+    return "the mean of u and −u" + (", which repeats one estimate (its derivative is exact)" if exact else "")
 
 
 def shared_noise(tested: EstimatorUnderTest) -> str:
@@ -158,7 +164,8 @@ def repr_round_trips(tested: EstimatorUnderTest) -> str:
     if tested.opaque or not is_dataclass(estimator):
         raise NotApplicable("is no dataclass, so that its repr promises nothing")
     types = _types(estimator)
-    if any(issubclass(kind, Problem) or getattr(kind, "holds_tensors", False) for kind in types.values()):
+    held = (Problem, Tensor)
+    if any(issubclass(kind, held) or getattr(kind, "holds_tensors", False) for kind in types.values()):
         raise NotApplicable("holds a problem or tensors, whose repr tells them from others and rebuilds none")
     names: dict[str, Any] = {n: getattr(fgvar, n) for n in fgvar.__all__} | {"torch": torch, "inf": math.inf, **types}
     try:
@@ -222,13 +229,17 @@ def _changed(part: Any, change: Mapping[str, Any]) -> Any:
 
 
 def _replaced(value: Any, change: Mapping[str, Any]) -> Any:
-    return replace(value, **change)
+    """With other fields; None where it takes none of these, as what checks its arguments may not."""
+    try:
+        return replace(value, **change)
+    except Exception:  # whatever its own __init__ raises
+        return None
 
 
 def _require_mean(tested: EstimatorUnderTest, each: list[Gradients], found: Gradients, what: str, parts: str) -> None:
     expected: dict[str, Tensor] = {k: torch.stack([one[k] for one in each]).mean(0) for k in each[0]}
     off, name = difference(tested, expected, found)
-    if off > tolerance(tested):
+    if not off <= resolving(tested):
         raise Failure(f"the estimate of {what} is not the mean of those of {parts}: {name!r} is off by {off:.2g}")
 
 

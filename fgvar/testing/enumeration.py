@@ -41,7 +41,8 @@ def expectation(
         A dict like ``problem.params``, in float64.
 
     Raises:
-        ValueError: an estimator that is not quadratic, with nodes, or of degree 5, with Hermite points; noise of
+        ValueError: noise that declares neither its values nor E uuᵀ = I, without a method; an estimator that is not
+            quadratic, with nodes, or of degree 5, with Hermite points; noise of
             another law than these, or signs, stand for; see `Enumeration`.
 
     Example:
@@ -57,6 +58,12 @@ def expectation(
     randomness = estimator.randomness(problem)
     enumeration = Enumeration(randomness, default_method(randomness) if method is None else method)
     _require_law(enumeration, lambda leaf: leaf.is_isotropic, "use 'nodes' or 'support × nodes'")
+    for name, leaf in enumeration.rest.leaves.items() if method is None else ():
+        if not leaf.is_isotropic:  # who asks for nodes knows it
+            raise ValueError(
+                f"the law of leaf {name!r}, {leaf.noise!r}, declares neither E uuᵀ = I (isotropic = True) nor its "
+                "values (support): give it one of them, say method='nodes' if E uuᵀ = I, or draw"
+            )
     if enumeration.method.endswith("nodes"):
         require_quadratic(estimator, problem, method=enumeration.method, chunk=chunk)
     elif enumeration.method.endswith("hermite"):

@@ -11,8 +11,8 @@ from fgvar.estimators.randomness import Randomness
 from fgvar.measurement.draws import LARGEST, Enumeration
 from fgvar.testing import enumeration as enumerated
 from fgvar.testing.line_quadrature import line_mean
-from fgvar.testing.polynomials import Gradients, require_quadratic
-from fgvar.testing.under_test import EstimatorUnderTest
+from fgvar.testing.polynomials import TRIED, Gradients, require_quadratic
+from fgvar.testing.under_test import EstimatorUnderTest, NotApplicable
 from fgvar.testing.verdict import COARSEST
 
 FEW_VALUES = 1 << 12  # of all noise together, which a check enumerates
@@ -123,7 +123,7 @@ def _enumeration(tested: EstimatorUnderTest) -> str | None:
         return "support"
     nodes = 2 * sum(leaf.size for leaf in leaves if leaf.is_isotropic)
     values = math.prod(leaf.values for leaf in leaves if not leaf.is_isotropic)
-    if not nodes or (values > 1 and nodes * values > FEW_ESTIMATES):
+    if not nodes or (values > 1 and (nodes + TRIED) * values > FEW_ESTIMATES):
         return None
     method = enumerated.default_method(tested.randomness)
     return method if _quadratic(tested, method) else None
@@ -153,6 +153,15 @@ def tolerance(tested: EstimatorUnderTest) -> float:
     return min(max(1e-9, 100 * eps**0.75), COARSEST) + by_step(tested)
 
 
+def resolving(tested: EstimatorUnderTest) -> float:
+    """`tolerance`, of a comparison of two estimates; a `NotApplicable` where it would let anything pass."""
+    allowed = tolerance(tested)
+    if allowed >= SHARP:
+        kind = str(tested.problem.dtype).removeprefix("torch.")
+        raise NotApplicable(f"{kind} cannot resolve its step: rounding alone is as large as an estimate")
+    return allowed
+
+
 def by_step(tested: EstimatorUnderTest) -> float:
     """What the rounding of a loss amounts to once a finite difference has divided it by its step; 0 without one."""
     step = claim(tested.estimator, "step")
@@ -166,6 +175,6 @@ def by_step(tested: EstimatorUnderTest) -> float:
 def claim(estimator: object, name: str) -> Any:
     """What an estimator declares: its own attribute, or that of its noise or its oracle; None if nothing."""
     for owner in (estimator, getattr(estimator, "noise", None), getattr(estimator, "oracle", None)):
-        if (found := getattr(owner, name, None)) is not None:
+        if (found := getattr(owner, name, None)) is not None and not callable(found):
             return found
     return None

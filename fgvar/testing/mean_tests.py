@@ -23,7 +23,8 @@ class MeanTest:
     """Tests that means are what they should be: for each component z, and the smallest error caught at 95 %.
 
     Attributes:
-        z: standardised, corrected for skewness; infinity where a component that is known not to vary is wrong.
+        z: standardised, corrected for skewness; infinity where a component that is known not to vary is wrong, or
+            holds NaN or infinity.
         error: the smallest one caught, in the component's own units, by the spread of its draws; 0 where none varies.
         moved: draws that moved each component off its median.
         critical: the |z| above which a component fails.
@@ -132,4 +133,6 @@ def _tested(samples: Tensor, expected: Tensor, fixed: Tensor, critical: float, r
     error = (critical + float(special.ndtri(POWER))) * (variance / (n - 1)).sqrt()
     # What never varied, and is off, has no spread to tell a size by: any error at all.
     error = torch.where(right | certain, 0.0, torch.where(still, mean.abs(), error))
-    return MeanTest(z, error, moved, critical, n)
+    wild = ~mean.isfinite()  # NaN and infinity have no mean, and no comparison with a critical value says so
+    z, error = (torch.where(wild, torch.inf, one) for one in (z, error))
+    return MeanTest(z, error, torch.where(wild, n, moved), critical, n)

@@ -25,6 +25,7 @@ NOISE_DRAWS = 8192
 MANY = 1024  # random numbers, of which half as many draws are looked at
 NUMBERS = 1 << 27  # of all noise that is looked at together
 POOLED = 1 << 23  # numbers of a leaf, at most, that are looked at for piles of one value: sorting takes memory
+SOME = 1024  # numbers of each draw, of a leaf whose numbers all have one law, that are held to its values
 TOGETHER = 1024  # columns, or draws, that are worked on at once: a block of products is as fast as all of them
 PILE = 10  # draws of one value, of a law of hundreds, that are no coincidence
 MOMENTS = ("mean 0", "variance 1", "draws that are uncorrelated with each other")
@@ -38,8 +39,8 @@ def noise(tested: EstimatorUnderTest) -> str:
     require_declared_noise(tested)
     drawn = _Drawn(tested, noise_draws(tested), seed=1)
     owners, n, level = drawn.owners, drawn.draws, tested.level / 5
-    for frequencies in drawn.finite.values():
-        _require_frequencies(drawn, frequencies, level / len(drawn.finite))
+    for frequencies in drawn.listed:
+        _require_frequencies(drawn, frequencies, level / len(drawn.listed))
     if not owners:
         if not any(law.varies for law in drawn.finite.values()):
             raise NotApplicable("all of its noise has one value, or too many values to be listed")
@@ -91,6 +92,13 @@ class _Drawn:
             for name, leaf in self.tested.randomness.leaves.items()
             if leaf.is_finite and not leaf.is_isotropic
         }
+
+    @cached_property
+    def listed(self) -> list[Frequencies]:
+        """The leaves that say their values, of those with E uuᵀ = I and numbers by themselves some of the numbers."""
+        leaves, draws, dtype = self.tested.randomness.leaves, self.draws, self.tested.problem.dtype
+        isotropic = {name: leaf for name, leaf in leaves.items() if leaf.is_finite and leaf.is_isotropic}
+        return [*self.finite.values(), *(Frequencies(name, leaf, draws, dtype) for name, leaf in isotropic.items())]
 
     @cached_property
     def leaves(self) -> dict[str, range]:
@@ -154,6 +162,7 @@ def _moments(drawn: _Drawn, level: float) -> tuple[list[MeanTest], Tensor]:
     squares = []
     for which in ranges(0, len(drawn.owners), max(1, AT_ONCE // drawn.draws)):
         u = drawn.columns(which).double()
+        _require_finite(u, drawn.owners[which.start : which.stop])
         squares.append(u.square().mean(0))
         share = level * len(which) / len(drawn.owners)
         tested = ((u, 0.0), (u.square(), 1.0), (u[0::2] * u[1::2], 0.0))
@@ -162,10 +171,17 @@ def _moments(drawn: _Drawn, level: float) -> tuple[list[MeanTest], Tensor]:
     return [MeanTest.joined(tests) for tests in found], torch.cat(squares)
 
 
+def _require_finite(u: Tensor, owners: list[str]) -> None:
+    wild = ~u.isfinite()
+    if bool(wild.any()):
+        name = owners[int(wild.any(0).double().argmax())]
+        raise Failure(f"leaf {name!r} holds NaN or infinity, in {int(wild.any(1).sum())} of {len(u)} draws")
+
+
 def _require_frequencies(drawn: _Drawn, law: Frequencies, level: float) -> None:
     if not law.varies:
         return
-    samples = torch.cat([law.columns(drawn.raw(window)[law.name]) for window in drawn.windows])
+    samples = torch.cat([law.columns(_some(law, drawn.raw(window)[law.name])) for window in drawn.windows])
     verdict = mean_test(samples, law.expected, level=level)
     if not verdict.passed:
         found, expected = float(samples[:, verdict.worst].mean()), float(law.expected[verdict.worst])
@@ -173,6 +189,11 @@ def _require_frequencies(drawn: _Drawn, law: Frequencies, level: float) -> None:
             f"leaf {law.name!r} does not draw its values as often as its law's support says: {found:.4g}, expected "
             f"{expected:.4g} ({verdict})"
         )
+
+
+def _some(law: Frequencies, u: Tensor) -> Tensor:
+    """All of a leaf's numbers; of a large one whose numbers are made by themselves as many as tell their law."""
+    return u[:, None].flatten(1)[:, :SOME] if law.leaf.elementwise else u
 
 
 def _largest_correlation(drawn: _Drawn) -> tuple[float, int, int]:

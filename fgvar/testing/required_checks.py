@@ -24,11 +24,12 @@ from fgvar.testing.comparisons import (
     with_loss,
     without_loss,
 )
-from fgvar.testing.exact_moments import by_step, tolerance
+from fgvar.testing.exact_moments import by_step, resolving
 from fgvar.testing.polynomials import largest
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, Finding, NotApplicable, Undecided
 
 PRECISION_DRAWS = 8
+MOVES = 16  # of all parameters, one of which at least has to move an estimate: of a sign alone, many may not
 FLIPPED = 2  # of them may differ: rounding turns a comparison, or the order of two numbers
 FEW = 200  # weights of a problem on which a function's mean in float32 is drawn
 
@@ -50,6 +51,8 @@ def structure(tested: EstimatorUnderTest) -> str:
 
 def _require_loss(found: object, expected: float, dtype: torch.dtype) -> None:
     """Raise where an estimate states another loss than the batch mean; it need not state any."""
+    if isinstance(found, int | float):
+        raise Failure(f"the estimate's loss is {found!r}, a {type(found).__name__}, expected a tensor, or None")
     number = float(found) if isinstance(found, Tensor) and found.numel() == 1 else None
     # Wide enough for float32, in which the estimate may be: the mistake to find is a sum, or another batch's.
     share = 1e-3 + 4 * torch.finfo(dtype).eps
@@ -82,10 +85,61 @@ def pure(tested: EstimatorUnderTest) -> str:
     changed = [name for name in {**before, **tensors} if not same_values(before.get(name), tensors.get(name))]
     if changed:
         raise Failure(f"estimate changed {', '.join(changed)}; work on copies")
+    if recording := [name for name, value in tensors.items() if value.requires_grad or value.grad is not None]:
+        raise Failure(
+            f"estimate made {', '.join(recording)} require a gradient; work on copies, p.detach().requires_grad_()"
+        )
     after = _random_states(problem)
     if moved := [name for name, state in states.items() if state != after[name]]:
         raise Failure(f"estimate moved the global random state of {', '.join(moved)}; use the noise it is given")
     return "inputs and global random states untouched"
+
+
+def parameters(tested: EstimatorUnderTest) -> str:
+    """At other parameters the estimate is another, in every tensor whose target is: none is kept from before."""
+    drawn = telling(tested, 4, needed=False)
+    count = max((len(u) for u in drawn.values()), default=1)
+    here = [tested.estimate(tested.one(drawn, draw)) for draw in range(count)]
+    still, tried = _told_apart(here), dict.fromkeys(tested.target, 0)
+    if not still:
+        raise NotApplicable("its estimates are signs or 0, which need not change with the parameters")
+    for move in range(MOVES):
+        draw, there = move % count, tested.on(_moved(tested.problem, move))
+        try:
+            aim = there.target
+        except Failure:  # parameters may have a domain, which a smaller move does not leave
+            continue
+        found = there.estimate(tested.one(drawn, draw), finite=False, may_refuse=True)
+        for name in list(still) if found else []:
+            tried[name] += not torch.equal(aim[name], tested.target[name])
+            if not torch.equal(found[name], here[draw][name]):
+                still.remove(name)
+        if not still:
+            return "at other parameters it is another estimate"
+    if kept := [name for name in still if tried[name] >= MOVES // 2]:
+        raise Failure(
+            f"the estimate of {kept[0]!r} is equal to the bit at {tried[kept[0]]} other parameters, where its target "
+            "is another: it keeps what it has computed, or takes a model's parameters in place of problem.params"
+        )
+    raise NotApplicable("its target does not change with the parameters, or it refuses others")
+
+
+def _told_apart(estimates: list[dict[str, Tensor]]) -> list[str]:
+    """Tensors that have to change with the parameters; none where all numbers of each have one size, as signs do."""
+    nonzero = {name: torch.cat([one[name][one[name] != 0].abs() for one in estimates]) for name in estimates[0]}
+    live = [name for name, sizes in nonzero.items() if len(sizes)]
+    return live if any(len(nonzero[name].unique()) > 1 for name in live if estimates[0][name].numel() > 1) else []
+
+
+def _moved(problem: Problem, move: int) -> Problem:
+    """The problem at parameters that are moved in every number, by up to their root mean square."""
+    generator = torch.Generator().manual_seed(move)
+
+    def moved(p: Tensor) -> Tensor:
+        size = float(p.double().square().mean().sqrt()) or 0.1
+        return p + torch.randn(p.shape, generator=generator).to(p) * (size / 2 ** (move % 4))
+
+    return problem.at({name: moved(p) for name, p in problem.params.items()})
 
 
 def chunking(tested: EstimatorUnderTest) -> str:
@@ -99,12 +153,13 @@ def chunking(tested: EstimatorUnderTest) -> str:
     if not tested.vmaps:
         return "noise is bit-identical; it does not run under vmap: measure it with chunk=1"
     eps = torch.finfo(tested.problem.dtype).eps
+    resolving(tested)
     allowed = (1e-12 if tested.problem.dtype == torch.float64 else max(1e-5, 8 * eps)) + by_step(tested)
     together = telling(tested, 5, needed=False)
     plain = tested.estimates(together, chunk=1)
     for chunk in (2, 5):
         off = difference(tested, plain, tested.estimates(together, chunk=chunk))
-        if off[0] > allowed:
+        if not off[0] <= allowed:
             raise Failure(f"estimates of {off[1]!r} in chunks of {chunk} differ from plain calls by {off[0]:.2g}")
     return Finding(f"noise is bit-identical, estimates agree to {allowed:.2g}", allowed, exact=True)
 
@@ -120,13 +175,13 @@ def precision(tested: EstimatorUnderTest) -> str:
         )
     if tested.opaque:
         return _precision_by_drawing(coarse)
-    allowed = tolerance(coarse)
-    if allowed >= 0.5:
-        raise NotApplicable("float32 cannot resolve its step: rounding alone is as large as an estimate")
+    allowed = resolving(coarse)
     drawn = telling(tested, PRECISION_DRAWS)
     draws = range(max((len(u) for u in drawn.values()), default=1))
     fine = [tested.estimate(tested.one(drawn, draw)) for draw in draws]
     sizes = {name: max(largest({name: one[name]}) for one in fine) for name in fine[0]}
+    if max(sizes.values()) < 1e-3 * tested.size:
+        raise NotApplicable("every estimate is 0 here, to which nothing is relative; move the parameters")
     # A small tensor is not let off by a large one, but what is all but dead is left out.
     sizes = {name: max(size, 1e-2 * max(sizes.values()), 1e-300) for name, size in sizes.items()}
     found = []
@@ -135,7 +190,7 @@ def precision(tested: EstimatorUnderTest) -> str:
         rough = coarse.estimate(less)
         found.append(max((gap(value, rough[name]) / sizes[name], name) for name, value in fine[draw].items()))
     off, name = sorted(found)[-1 - FLIPPED if len(found) > FLIPPED else -1]
-    if off > allowed:
+    if not off <= allowed:
         raise Failure(f"the estimate of {name!r} in float32 is off by {off:.2g} of its size in float64")
     return Finding(f"float32 agrees with float64 to {allowed:.1g}", allowed, exact=True)
 

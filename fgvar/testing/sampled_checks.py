@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fgvar.measurement.arguments import BUDGET
 from fgvar.testing.comparisons import telling
-from fgvar.testing.exact_moments import tolerance
+from fgvar.testing.exact_moments import resolving
 from fgvar.testing.mean_tests import MeanTest, mean_test
 from fgvar.testing.polynomials import Gradients, largest
 from fgvar.testing.statistical import PILOT, PILOT_SEED, enough
@@ -57,7 +57,7 @@ def drawn_pair(tested: EstimatorUnderTest) -> str:
     if not found:
         raise NotApplicable("it takes other examples than the batch's, for which there is no even loss to try")
     worst = largest(found)
-    if worst > tolerance(tested):
+    if not worst <= resolving(tested):
         raise Failure(
             f"a loss that is even about the weights has an estimate of {worst:.2g}: no direction meets its −u"
         )

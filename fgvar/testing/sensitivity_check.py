@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map
 
 from fgvar.measurement.arguments import BUDGET
 from fgvar.problem import Problem
-from fgvar.testing.exact_moments import tolerance
+from fgvar.testing.exact_moments import resolving
 from fgvar.testing.polynomials import Gradients
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable
 
@@ -32,7 +32,7 @@ def sensitivity(tested: EstimatorUnderTest) -> str:
         several = torch.stack([one for one in found if bool(one.isfinite().all())], dim=1)
         moved = float(torch.cdist(several, several).max())  # any two of them differ in one example alone
         worst, where = max((worst, where), (moved, n))
-    if worst > allowed * (1 + tolerance(tested)):
+    if not worst <= allowed * (1 + resolving(tested)):
         raise Failure(f"another example {where} moves the estimate by {worst:.3g}, declared is at most {allowed:.3g}")
     return f"another example moves it by {worst:.3g} at most, of an allowed {allowed:.3g}"
 

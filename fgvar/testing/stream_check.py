@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from fgvar.stochastic.past import recalls
 from fgvar.testing.comparisons import difference, telling
 from fgvar.testing.declared_checks import declared_variance, require_variance
-from fgvar.testing.exact_moments import tolerance, variances
+from fgvar.testing.exact_moments import resolving, variances
 from fgvar.testing.polynomials import Gradients
 from fgvar.testing.under_test import EstimatorUnderTest, Failure, NotApplicable
 
@@ -54,7 +54,7 @@ def _require_own_state(tested: EstimatorUnderTest) -> None:
     )
     noise = shared.one(telling(shared))
     off, name = difference(tested, copied.estimate(noise), shared.estimate(noise))
-    if off > tolerance(tested):
+    if not off <= resolving(tested):
         raise Failure(
             "its state shares memory with gradients that come, or is written to: given copies of both, its output of "
             f"{name!r} after {STEPS} steps is off by {off:.2g}"
@@ -99,7 +99,7 @@ def _require_balance(tested: EstimatorUnderTest) -> None:
     )
     noise = kept.one(telling(kept))
     off, name = difference(tested, kept.estimate(noise), owed.estimate(noise))
-    if off > tolerance(tested):
+    if not off <= resolving(tested):
         raise Failure(
             f"what it owes of {name!r} is off by {off:.2g} from what came in less what went out: it is lost"
         )
@@ -132,7 +132,7 @@ def _require_identity(tested: EstimatorUnderTest) -> None:
     of = tested.on(tested.problem, history.of)
     own = {name: u[0] for name, u in zip(of.randomness.leaves, noise.values(), strict=False)}
     off, name = difference(tested, of.estimate(own), tested.estimate(noise))
-    if off > tolerance(tested):
+    if not off <= resolving(tested):
         raise Failure(f"declares that one gradient passes unchanged, but {name!r} is off by {off:.2g}")
 
 

@@ -90,6 +90,7 @@ class EstimatorUnderTest:
             found = self.estimator.randomness(self.problem)
             randomness = _required(lambda: require_randomness(found))
             randomness.sample(0, [0])  # a joint law may not fit so few numbers, and says so when it is drawn
+            _ = [leaf.values for leaf in randomness.leaves.values()]
         except Failure:
             raise
         except ValueError as error:
@@ -105,12 +106,30 @@ class EstimatorUnderTest:
         for name, value in target.items():
             if not bool(value.isfinite().all()):
                 raise Failure(f"the target of {name!r} holds NaN or infinity, though the loss is finite")
-        return target
+        return {name: value.detach().clone() for name, value in target.items()}
 
     @property
     def size(self) -> float:
-        """The largest entry of the target, in units of which errors are told."""
+        """The largest entry of the target, in units of which errors are told.
+
+        A `NotApplicable` where that is rounding: at an optimum examples' gradients are there, and cancel.
+        """
+        if self._at_rest:
+            raise NotApplicable(
+                "its target is 0 within rounding here, to which nothing is relative; move the parameters"
+            )
         return max(largest(self.target), 1e-300)
+
+    @cached_property
+    def _at_rest(self) -> bool:
+        found, eps = largest(self.target), torch.finfo(self.problem.dtype).eps
+        if not 0 < found <= eps**0.5 * max(1.0, abs(float(self.problem.loss()))):
+            return False
+        try:
+            alone: Gradients = self.problem.per_example(lambda one: one.backprop())
+        except Exception:  # a loss may need the whole batch
+            return False
+        return found <= 1e3 * eps * largest(alone)
 
     @cached_property
     def vmaps(self) -> bool:
@@ -148,7 +167,8 @@ class EstimatorUnderTest:
         for name, value in gradient.items():
             if finite and not bool(value.isfinite().all()):
                 raise Failure(f"the estimate of {name!r} holds NaN or infinity")
-        return gradient
+        # A buffer of its own, which the next call overwrites, would be equal to whatever it is compared with.
+        return {name: value.detach().clone() for name, value in gradient.items()}
 
     def estimates(self, noise: Mapping[str, Tensor], chunk: int | None = None) -> Gradients:
         """Estimates for a batch of noise, stacked."""
@@ -176,6 +196,8 @@ class EstimatorUnderTest:
             if not isinstance(g, Tensor):
                 remedy = f"; {ZEROS}" if g is None else ""
                 raise Failure(f"{what} of {name!r} is {type(g).__name__}, expected a tensor{remedy}")
+            if g.layout is not torch.strided:
+                raise Failure(f"{what} of {name!r} is {g.layout}, expected a dense tensor; give .to_dense()")
             tensors[name] = g
             for kind, got, wanted in (
                 ("shape", tuple(g.shape), tuple(p.shape)),

@@ -51,7 +51,7 @@ def _of_sample(tested: EstimatorUnderTest, sample: Any) -> str:
             mean[name] = mean.get(name, 0) + torch.tensordot(chances, omega, dims=1)
     for name, omega in mean.items():
         omega = omega.where(~_without_gradient(tested, name, omega), 1)
-        if float((omega - 1).abs().max()) > tolerance(tested):
+        if not float((omega - 1).abs().max()) <= tolerance(tested):
             raise Failure(f"E ω of {_term(name, omega, (omega - 1).abs())} (exact), expected 1")
     return f"E ω = 1 for each of {sum(omega.numel() for omega in mean.values())} terms, exactly"
 

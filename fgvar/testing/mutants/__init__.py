@@ -261,6 +261,10 @@ _MUTANTS = (
         "The weights are moved back by arithmetic: rounding accumulates, estimate by estimate.",
     ),
     Mutant(
+        "kept", estimates.Kept(), "parameters",
+        "It keeps the gradient of its first call: training goes on along it, wherever the weights are.",
+    ),
+    Mutant(
         "forgetful", estimates.Forgetful(), "structure",
         "A parameter has no entry: an optimiser leaves it alone for ever.",
     ),
