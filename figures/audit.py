@@ -175,10 +175,11 @@ def caption(dataset: xr.Dataset) -> Iterator[str]:
     told = [verdicts.verdict(dataset, claim) for claim in verdicts.claims(dataset)]
     only = sum(one.startswith("holds only") for one in told)
     rest = sum(one in (verdicts.UNDECIDED, verdicts.UNTESTED, verdicts.MISSING) for one in told)
+    rest += sum(one.endswith("else open") for one in told)
     yield (
         f"Of {len(told)} claims (table) {told.count('holds')} hold, {only} hold only in some cells, "
-        f"{told.count('does not hold')} do not hold, {rest} are undecided, not computed or could not be tested. "
-        + off(dataset)
+        f"{told.count('does not hold')} do not hold, {rest} are open in some or all cells, not "
+        "computed or could not be tested. " + off(dataset)
     )
     yield _there(dataset)
 
@@ -210,10 +211,13 @@ def off(dataset: xr.Dataset) -> str:
     its, parts = dataset.sel(group="total"), []
     for name in MEASURED:
         known = its[f"{name}_exact"].where(its[f"{name}_exact"] != 0)  # where nothing is live, all is rounding
-        z = (abs(its[name] - known) / np.hypot(its[f"{name}_se"], 1e-4 * known)).values
-        z = z[np.isfinite(z)]
-        if z.size:
-            parts.append(f"{name.replace('_', ' ')}, {z.size} points, largest |z| {z.max():.1f}")
+        z = (abs(its[name] - known) / np.hypot(its[f"{name}_se"], 1e-4 * known)).where(np.isfinite(known))
+        if z.notnull().any():
+            worst = z.isel(z.argmax(z.dims))
+            where = ", ".join(str(worst[dim].item()) for dim in ("estimator", "trainable", "stage"))
+            parts.append(
+                f"{name.replace('_', ' ')}, {int(z.notnull().sum())} points, largest |z| {worst.item():.1f} ({where})"
+            )
     return f"Drawn from exact: {'; '.join(parts)}."
 
 

@@ -132,6 +132,7 @@ def caption(dataset: xr.Dataset) -> list[str]:
     told = "; ".join("{} {:.3f} ± {:.3f}".format(kind, *slope_of(dataset, kind)) for kind in LOOKS)
     exact, one = share(dataset, "bias_of_one").item(), share(dataset, "variance_of_one").item()
     here = share(dataset, "variance_here").item()
+    meet = dataset["variance_of_one"] / dataset["bias_of_one"]
     z = abs(share(dataset, "sq_bias") - share(dataset, "exact")) / (
         (share_ends(dataset, "sq_bias")[1] - share(dataset, "sq_bias")) / intervals.Z
     )
@@ -142,7 +143,7 @@ def caption(dataset: xr.Dataset) -> list[str]:
         f"Gradients of minibatches of 2 of {get('batch_size', '?')} examples, taken ahead of the parameters: at "
         "θ − γ̂z for z a fresh minibatch gradient or the one that made the last step, at θ + σu for normal u, at "
         f"θ + ρ∇L/‖∇L‖ (SAM). {count} small networks in the middle of training; biases and variances are root means "
-        "and means over them, in units of their gradients' norm.",
+        "and means over them, over the root mean square, and mean square, of their gradients' norms.",
         f"Left: points drawn, {get('config_draws', '?')} draws a network and point, with the same minibatch's "
         "gradient at θ for a control variate and noise in pairs ±u, 95 % intervals; solid: exact, by enumeration of "
         "all values of z (random numbers have none); dotted: γ̂‖H∇L‖, γ̂‖Hz‖, ρ‖H∇L‖/‖∇L‖ and ½σ²‖∇tr H‖. Largest "
@@ -150,7 +151,8 @@ def caption(dataset: xr.Dataset) -> list[str]:
         f"Middle: slopes of the drawn bias up to a step of {get('short', '?')}, a dot a network, means with 95 % "
         f"intervals over networks (Student): {told}. Grey: orders 1 and 2.",
         f"Right: points drawn, lines exact: variance {one:.3g}/K (without extrapolation {here:.3g}/K), squared bias "
-        f"{exact:.3g} whatever K; they meet at K = {one / exact:.0f}, at this step.",
+        f"{exact:.3g} whatever K; they meet at K = {one / exact:.0f}, at this step, in single networks at "
+        f"{float(meet.min()):.0f} to {float(meet.max()):.0f}.",
         f"At a step of {last['step'].item():g} leading orders no longer hold (drawn bias, law): "
         + "; ".join(f"{kind} {found[kind]:.2f}, {laws[kind]:.2f}" for kind in LOOKS)
         + ". The kept gradient is that of one minibatch, given the network: its own noise is in the bias, which "

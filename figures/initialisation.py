@@ -124,8 +124,9 @@ def caption(dataset: xr.Dataset) -> list[str]:
         f"of {get('config_blocks', '?')} blocks and {get('config_width', '?')} units without biases, on batches of "
         f"{get('config_batch', '?')} digits of 4 × 4: without norms, and with layer norms.",
         f"All values are exact, given a batch that GradInit did not see: geometric means over {seeds} seeds "
-        "(network and batches), bars: 95 % intervals over seeds. Above: data variance over the gradient's squared "
-        "norm; below: variance of FG-A over it. Right of the dotted line: all layers together, with the points of "
+        "(network and batches), bars: 95 % intervals over seeds, cut at the axes; arrows: from before to after. "
+        "Above: data variance over the gradient's squared norm; below: variance of FG-A over it. Right of the dotted "
+        "line: all layers together, with the points of "
         f"FG-W, of every seed and start, before and after, on their line d + 1 = {get('d', 0) + 1} (off by at most "
         f"{float(worst.max()):.0e} of it).",
         *(

@@ -31,9 +31,9 @@ NEEDED = {
 PAGE = Page("studies/language_model.py", NEEDED, intervals.over_seeds)
 FULL = "full"
 PASSES = 1000  # forward passes that pay for the estimates of one mean
-# Kinds of layers are no schemes: Okabe & Ito's colours, with markers of their own.
-KINDS = {"c_attn": ("#56B4E9", "o"), "c_proj": ("#0072B2", "s"), "c_fc": ("#009E73", "D"),
-         "lora_A": ("#D55E00", "^"), "lora_B": ("#CC79A7", "v"), "ln": ("#E69F00", "P")}  # fmt: skip
+# Kinds of layers are no schemes: other colours (Paul Tol's muted ones), and other markers.
+KINDS = {"c_attn": ("#117733", "<"), "c_proj": ("#882255", "p"), "c_fc": ("#888888", "X"),
+         "lora_A": ("#332288", "v"), "lora_B": ("#999933", "*"), "ln": ("#661100", "P")}  # fmt: skip
 
 
 @PAGE.figure

@@ -34,7 +34,7 @@ LOOKS = {  # filled: without noise; hollow: with isotropic noise in its place
     "LG-BP + noise": ("#0072B2", "v", "white"),
     "LG-FG-A": ("#D55E00", "D", "#D55E00"),
 }
-PANELS = {"test_error": "test error (%)", "train_error": "train error (%)", "gap": "test − train error (%)"}
+PANELS = {"test_error": "test error (%)", "train_error": "train error (%)", "gap": "test − train error (points)"}
 # Rules and their differences, as they stand at the panel's side; L is LG-FG-A − LG-BP.
 NAMES = {
     "effect": "effect\nE = LG-FG-A − BP",

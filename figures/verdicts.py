@@ -73,7 +73,7 @@ def verdicts(dataset: xr.Dataset, claim: dict[str, str]) -> xr.DataArray:
 
 
 def verdict(dataset: xr.Dataset, claim: dict[str, str]) -> str:
-    """Holds; does not hold; holds only in …; undecided; could not be tested."""
+    """Holds; does not hold; holds only in …; does not hold in …, else open; undecided; could not be tested."""
     if not claim["measure"]:
         return UNTESTED
     known = ratio(dataset, claim["row"], claim["against"], claim["measure"]).value.notnull()
@@ -84,11 +84,13 @@ def verdict(dataset: xr.Dataset, claim: dict[str, str]) -> str:
         return "holds"
     if (found == 0).sum() == known.sum():
         return "does not hold"
-    return f"holds only in {_where(found == 1, known)}" if (found == 1).any() else UNDECIDED
+    if (found == 1).any():
+        return f"holds only in {_where(found == 1, known)}"
+    return f"does not hold in {_where(found == 0, known)}; else open" if (found == 0).any() else UNDECIDED
 
 
 def _where(yes: xr.DataArray, known: xr.DataArray) -> str:
-    """The cells of a yes: whole sets by their names, whole stages by theirs, else how many there are."""
+    """The cells of a yes, or of a no: whole sets by their names, whole stages by theirs, else how many there are."""
     parts = []
     for name in yes["trainable"].values:
         mine, there = yes.sel(trainable=name), known.sel(trainable=name)

@@ -2,9 +2,10 @@
 
 Question   Where backprop overfits, LG-FG-A has the lower test error (Ren et al. 2023, Table 3: 30.7 % and 33.6 % on
            CIFAR-10), which the paper lets its noise and its local losses explain together. Which of them does it?
-Claim      Rules, written before any error of these runs was read, are computed from the dataset. E is the
-           test error of LG-FG-A less that of BP, L less that of LG-BP, both paired over seeds. A rule holds where the
-           95 % t-interval of its every difference lies below 0, fails where one lies above, and is undecided else:
+Claim      Rules, written before any error of these runs was read (one was changed while the first ran), are computed
+           from the dataset. E is the test error of LG-FG-A less that of BP, L less that of LG-BP, both paired over
+           seeds. A rule holds where the 95 % t-interval of its every difference lies below 0, fails where one lies
+           above, and is undecided else:
              effect       E: there is something to explain; where it does not hold, nothing else is judged
              locality     (LG-BP − BP) − E/2: exact gradients of the local losses alone bring more than half of E
              noise        L − E/2, (BP + noise − BP) − L/2 and (LG-BP + noise − LG-BP) − L/2: the perturbation

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ WORDS = {
     EXACT: "exact",
 }
 WORD: dict[str, Any] = {"color": looks.GREY, "fontsize": "x-small", "clip_on": True}
+# Where lines or points may lie below: a white rim, and above them.
+OVER: dict[str, Any] = {"path_effects": [patheffects.withStroke(linewidth=1.5, foreground="white")], "zorder": 4}
 BESIDE: dict[str, Any] = {
     "color": "0.35", "marker": "d", "markersize": 3.5, "markerfacecolor": "white", "markeredgewidth": 0.5,
     "linestyle": "none", "zorder": 2,
@@ -64,7 +67,7 @@ def rows(axes: Axes, its: Series, at: NDArray[np.float64], look: Look, *, label:
 def _question(axes: Axes, x: NDArray[Any], y: NDArray[np.float64], where: NDArray[np.bool_]) -> None:
     """Marks beside points without an interval."""
     for point in zip(x[where], y[where], strict=True):
-        axes.annotate("?", point, (3, 0), textcoords="offset points", va="center", **WORD)
+        axes.annotate("?", point, (3, 0), textcoords="offset points", va="center", **WORD | OVER | {"clip_on": False})
 
 
 def _dotted(drawn: Any, made: str) -> None:
@@ -129,7 +132,7 @@ def missing(axes: Axes, gaps: Mapping[float, Mapping[str, str]], count: int) -> 
     for height, found in gaps.items():
         if found:
             whole = len(found) == count
-            where: dict[str, Any] = {"ha": "center"} if whole else {"ha": "left", "zorder": 1.2}
+            where: dict[str, Any] = {"ha": "center"} if whole else {"ha": "left", **OVER}
             told = _told(found, count)
             axes.text(
                 0.5 if whole else 0.02,
