@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 from fgvar.data.split import Batch, Split
 from fgvar.errors import NonFiniteError
 from fgvar.estimators.factors import LazyTensors
-from fgvar.estimators.protocol import GradientEstimator
+from fgvar.estimators.protocol import GradientEstimator, is_builtin
 from fgvar.estimators.randomness import Randomness
-from fgvar.measurement.protocol_checks import require_randomness
+from fgvar.measurement.protocol_checks import require_like, require_randomness
 from fgvar.problem import Problem
 from fgvar.training.distributed import averaged, broadcast_params, world
 from fgvar.training.evaluation import sums_of
@@ -82,6 +82,7 @@ class TrainingLoop:
         self.task, self.config = task, config
         self.randomness = require_randomness(estimator.randomness(problem), "estimator")
         self.params = dict(problem.params)
+        self.trusted = is_builtin(estimator)
         broadcast_params({**problem.frozen, **self.params})
         learns = getattr(estimator, "learns", None)
         self.learning = tuple(self.params) if learns is None else tuple(learns(problem))
@@ -162,6 +163,8 @@ class TrainingLoop:
             for key in self.learning:
                 self._move({key: gradient[key]})
         else:
+            if not self.trusted:
+                require_like("the estimate", self.problem, gradient)
             # The loss travels with the gradients: one message between processes, not two.
             mean = averaged({key: gradient[key] for key in self.learning} | batch_loss, self._weight(batch))
             batch_loss = {LOSS: mean.pop(LOSS)} if batch_loss else {}

@@ -207,3 +207,18 @@ def test_a_probe_of_both_routes_has_closed_forms_where_there_are_some_and_draws_
     none = {name: scheme for name, scheme in schemes.items() if name.endswith("BP")}
     quiet = fgvar.Probe(none, (problem.inputs, problem.targets), (1,), draws=32, route="both").measure(problem, 1)
     xr.testing.assert_equal(quiet.drop_vars("seconds"), both.sel(estimator=list(none)).drop_vars("seconds"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda g: {name: value.double() for name, value in g.items()}, r"has dtype torch.float64 for 'block0"),
+        (lambda g: dict(list(g.items())[1:]), r"has nothing for 'block0.*give every parameter an entry"),
+        (lambda g: {name: value[:1] for name, value in g.items()}, r"has \(1,.*as in problem.params"),
+    ],
+    ids=["dtype", "missing", "shape"],
+)
+def test_an_estimate_unlike_the_parameters_is_told(data, change, message: str) -> None:
+    own = fgvar.testing.from_function(lambda problem, _: change(problem.backprop()))
+    with pytest.raises(ValueError, match=message):
+        fgvar.train(mixer(), own, data, SCHEDULE)
