@@ -166,7 +166,7 @@ class Problem:
             >>> bool(problem.weighted(torch.full((4,), 2.0)).loss() == 2 * problem.loss())
             True
         """
-        factors = problem_checks.checked_factors(factors, self.batch_size).to(self.dtype)
+        factors = problem_checks.checked_factors(factors, self.batch_size, self.dtype)
         return self._with(importance=factors if self.importance is None else self.importance * factors)
 
     def unweighted(self) -> Self:

@@ -110,13 +110,14 @@ def checked_rows(which: slice | Tensor, count: int) -> slice | Tensor:
     return torch.arange(*which.indices(count)) if isinstance(which, slice) and which.step not in (None, 1) else which
 
 
-def checked_factors(factors: object, batch_size: int) -> Tensor:
+def checked_factors(factors: object, batch_size: int, dtype: torch.dtype) -> Tensor:
     """The factors of a batch, one for each example, as constants; raise where they are not so many."""
     if not isinstance(factors, Tensor):
         raise TypeError(f"factors are {type(factors).__name__}, expected a tensor [batch]")
     if factors.shape != (batch_size,):
         raise ValueError(f"factors have shape {tuple(factors.shape)}, expected ({batch_size},): one for each example")
-    return factors.detach()
+    # In float32 at least, as losses are: 1/q rounded to bfloat16 would be off by up to 0.2 %, always to one side.
+    return factors.detach().to(torch.promote_types(dtype, torch.float32))
 
 
 def require_floating_point(dtype: object) -> None:

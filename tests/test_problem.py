@@ -150,3 +150,11 @@ def test_a_loss_and_a_forward_that_flatten_by_view() -> None:
     assert whole.rows(slice(1, 3)).inputs.data_ptr() == whole.inputs[1:].data_ptr(), "a range is no copy"
     with pytest.raises(ValueError, match=r"rows slice\(5, None, 2\) are none of the batch of 5"):
         whole.rows(slice(5, None, 2))
+
+
+def test_factors_of_small_floats_are_not_rounded() -> None:
+    """1/0.3 in bfloat16 is 0.16 % short, for every example that a sampler draws with probability 0.3."""
+    batch = torch.randn(8, 6).bfloat16(), torch.randn(8, 3).bfloat16()
+    small = Problem(torch.nn.Linear(6, 3).bfloat16(), "mse", batch)
+    found = small.weighted(torch.full((8,), 1 / 0.3)).loss() / small.loss()
+    assert float(found) == pytest.approx(1 / 0.3, rel=1e-6)

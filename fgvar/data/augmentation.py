@@ -73,13 +73,15 @@ class Views:
         """One view of each image."""
         self._check(images, generator)
         drawn = torch.rand(len(images), NUMBERS, generator=generator, device=generator.device)
+        given = images.dtype
+        images = images.to(torch.promote_types(given, torch.float32))  # places of 8 bits are whole pixels
         random = drawn.to(images.device, images.dtype)
         with torch.no_grad():
             if self.crop != (1, 1):
                 images = self._crop(images, random[:, :4])
             if self.flip:
                 images = torch.where((random[:, 4] < self.flip)[:, None, None, None], images.flip(3), images)
-            return self._colour(images, random[:, 5:]) if self.colour else images
+            return (self._colour(images, random[:, 5:]) if self.colour else images).to(given)
 
     def pair(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Two independent views of each image."""

@@ -112,11 +112,12 @@ class Images(Split):
             raise TypeError(f"normalised images cannot be {dtype}; give a floating dtype, or read .pixels")
         index = torch.as_tensor(indices, dtype=torch.int64, device=self.pixels.device)
         # Not self.pixels[index], which copies number by number: five times as slow.
-        x = self.pixels.index_select(0, index).to(device).to(dtype)
+        wide = torch.promote_types(dtype, torch.float32)  # small floats would round mean, std and pixels, too
+        x = self.pixels.index_select(0, index).to(device).to(wide)
         # In place: no second copy of the batch.
         white = 1.0 if self.pixels.is_floating_point() else 255.0
-        mean, std = (_constants(s, white, torch.device(device), dtype) for s in (self.mean, self.std))
-        return x.sub_(mean).div_(std), self.labels[index].to(device)
+        mean, std = (_constants(s, white, torch.device(device), wide) for s in (self.mean, self.std))
+        return x.sub_(mean).div_(std).to(dtype), self.labels[index].to(device)
 
     def subset(self, indices: Indices) -> "Images":
         """The examples at `indices`, with the normalisation of the whole."""

@@ -177,8 +177,9 @@ class TrainingLoop:
     def _move(self, gradient: Mapping[str, Tensor]) -> None:
         """Move some of the parameters along their gradients."""
         for key, value in gradient.items():
-            # Fused optimisers read the memory of a transposed gradient as it lies, and the monitor reads it slowly.
-            found = value.contiguous()
+            like = self.params[key]
+            # Fused optimisers take the memory of both as it lies, number by number: transposed, or by channels last.
+            found = value if value.stride() == like.stride() else torch.empty_like(like).copy_(value)
             self.monitor.see(key, found)
             self.params[key].grad = found
         self.optimiser.step(self.step)

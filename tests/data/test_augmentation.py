@@ -72,6 +72,16 @@ def test_flips_are_mirror_images_of_about_half() -> None:
     assert 150 < int(mirrored.sum()) < 250
 
 
+def test_views_of_small_floats_are_those_of_single_precision() -> None:
+    """Uniform numbers of 8 bits can be 1, and a view that is flipped for certain would not be."""
+    images = torch.rand(512, 1, 4, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    views = Views(crop=(1.0, 1.0), flip=1.0, colour=0.0)
+    assert torch.equal(views(images, torch.Generator().manual_seed(1)), images.flip(3))
+    cropped = Views(crop=(0.5, 1.0), flip=0.5, colour=0.0)
+    small, wide = (cropped(x, torch.Generator().manual_seed(1)) for x in (images, images.float()))
+    assert torch.equal(small, wide.bfloat16())
+
+
 def test_crops_are_boxes_of_the_stated_area() -> None:
     """An image that holds its own coordinates shows the box that a crop came from."""
     side = 32

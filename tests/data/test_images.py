@@ -69,6 +69,12 @@ def test_pixels_in_floating_point_have_1_for_white(digits: module.Images) -> Non
     torch.testing.assert_close(unit.batch(indices, dtype=torch.float64), digits.batch(indices, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_batch_of_small_floats_is_rounded_once(digits: module.Images, dtype: torch.dtype) -> None:
+    made, exact = (digits.batch(range(200), dtype=kind)[0] for kind in (dtype, torch.float32))
+    assert torch.equal(made, exact.to(dtype))
+
+
 @pytest.mark.cuda
 def test_batches_are_normalised_on_the_device(digits: module.Images) -> None:
     x, y = digits.sample(8, seed=0, device="cuda")

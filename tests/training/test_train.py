@@ -222,3 +222,24 @@ def test_an_estimate_unlike_the_parameters_is_told(data, change, message: str) -
     own = fgvar.testing.from_function(lambda problem, _: change(problem.backprop()))
     with pytest.raises(ValueError, match=message):
         fgvar.train(mixer(), own, data, SCHEDULE)
+
+
+@pytest.mark.parametrize("name", ["BP", "FG-W", "MeZO"])
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_how_parameters_lie_in_memory_changes_nothing(name: str, optimiser: str) -> None:
+    """Fused optimisers take parameter and gradient number by number as they lie."""
+    torch.manual_seed(0)
+    rows = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(64, 5))
+    rows = rows.double()
+    last = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(64, 5))
+    last = last.double()
+    last.load_state_dict(rows.state_dict())
+    last.to(memory_format=torch.channels_last)
+    last[3].weight = torch.nn.Parameter(rows[3].weight.detach().t().contiguous().t())
+    data = fgvar.data.Examples(torch.randn(32, 3, 6, 6, dtype=torch.float64), torch.arange(32) % 5)
+    schedule = fgvar.Schedule(epochs=2, batch=8, lr=0.01, momentum=0.9, optimiser=optimiser)
+    one, other = (fgvar.train(net, fgvar.scheme(name), data, schedule).params for net in (rows, last))
+    assert other["0.weight"].stride() != one["0.weight"].stride()
+    for key, value in one.items():
+        assert float((value - rows.state_dict()[key]).norm()) > 1e-3
+        torch.testing.assert_close(other[key], value, rtol=1e-9, atol=1e-9)
