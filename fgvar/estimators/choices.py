@@ -71,7 +71,7 @@ class Choice:
             found = torch.searchsorted(below / below[..., -1:], u, right=True)
             return found.clamp_max(self.population - 1)  # NaN has no place; of p = NaN, ω says so
         if not self.even and p.device.type == "cpu":  # elsewhere it would wait for the device; ω is 0/0 = NaN there
-            _require_enough(count, int((p > 0).sum(-1).min()))
+            require_enough(count, int((p > 0).sum(-1).min()))
         # An exponential time with rate p each: the first to come is a draw by p, the next ones those not put back.
         times = -torch.log1p(-stream.uniform((*shape[:-1], p.shape[-1]), p.dtype, device))
         return (times / p).topk(count, largest=False, sorted=True).indices
@@ -105,7 +105,7 @@ class Choice:
         if self.replace:
             values = possible[combinations([len(possible)] * count)]
             return values, p[values].prod(1)
-        _require_enough(count, len(possible))
+        require_enough(count, len(possible))
         if math.perm(len(possible), count) > MOST_ORDERS:
             raise ValueError(
                 f"{count} indices of {len(possible)} have too many orders to list; take a smaller problem"
@@ -135,7 +135,7 @@ def _left(rows: Tensor, chosen: Tensor) -> Tensor:
     return never + rows.gather(-1, chosen).flip(-1).cumsum(-1).flip(-1)
 
 
-def _require_enough(count: int, possible: int) -> None:
+def require_enough(count: int, possible: int) -> None:
     if count > possible:
         raise ValueError(
             f"{count} indices of {possible} terms of positive probability, none put back; expected as many terms at "

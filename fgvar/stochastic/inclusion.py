@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fgvar.estimators.choices import require_enough
+
 NEGLIGIBLE = 1e-18  # probability of what is left out: times of the integral, aliases on the circle
 
 
@@ -61,7 +63,8 @@ def sum_of_drawn(p: Tensor, size: int, x: Tensor) -> SumOfDrawn:
     """
     p, x = p.double(), x.double()
     mean, squares, pairs = torch.zeros_like(x[0]), torch.zeros_like(x[0]), torch.zeros_like(x[0])
-    if size >= int((p > 0).sum()):
+    require_enough(size, possible := int((p > 0).sum()))
+    if size == possible:
         return SumOfDrawn(x[p > 0].sum(0), mean, x[p > 0].square().sum(0))
     for there, coming, of_last, of_pair in _instants(p, size):
         come, pi = coming.sum(0), _included(there, coming, of_last)

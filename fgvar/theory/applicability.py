@@ -48,7 +48,7 @@ def no_closed_form(estimator: GradientEstimator, problem: Problem) -> str | None
     if isinstance(estimator, Stochastic) and kind is Stochastic:
         own = of_terms(estimator.randomness(problem).leaves)
         perturbs = any(name.partition(".")[0] != "each" for name in own)
-        return _of_words(estimator, problem, perturbs) or _of_transforms(estimator, problem, bool(own))
+        return _of_words(estimator, problem, perturbs) or _of_transforms(estimator, problem, perturbs)
     if isinstance(estimator, History) and kind is History:
         return _of_stream(estimator) or no_closed_form(estimator.of, problem)
     if not isinstance(estimator, Estimator) or kind is not Estimator:

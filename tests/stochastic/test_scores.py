@@ -226,7 +226,7 @@ def unread(monkeypatch) -> None:
     """Values of scores are not looked at, as on a device that would be waited for."""
     for module in (fgvar.stochastic.draw, fgvar.stochastic.weighing):
         monkeypatch.setattr(module, "require_scores", lambda *_: None)
-    monkeypatch.setattr(fgvar.estimators.choices, "_require_enough", lambda *_: None)
+    monkeypatch.setattr(fgvar.estimators.choices, "require_enough", lambda *_: None)
 
 
 BY = Losses()
