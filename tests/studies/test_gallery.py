@@ -10,6 +10,7 @@ from matplotlib.text import Text
 
 from fgvar.measurement import tabular
 from fgvar.plot import datasets, venues
+from figures.__main__ import OTHERS
 
 DATA = Path(__file__).parents[2] / "figures/data"
 NAMES = (
@@ -21,6 +22,7 @@ NAMES = (
     "directions",
     "table1",
     "table3",
+    "table3_long",
     "table4",
     "scaling",
     "cost",
@@ -51,7 +53,7 @@ def test_nothing_is_clipped_and_the_legend_stands_above(
     name: str, venue: venues.Venue, columns: venues.Columns
 ) -> None:
     dataset = datasets.read(DATA / f"{name}.nc")
-    for draw, _ in import_module(f"figures.{name}").FIGURES.values():
+    for draw, _ in import_module(f"figures.{OTHERS.get(name, name)}").FIGURES.values():
         figure = draw(dataset, venue=venue, columns=columns)
         assert figure.get_figwidth() == venues.width(venue, columns)
         renderer = FigureCanvasAgg(figure).get_renderer()

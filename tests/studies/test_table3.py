@@ -303,3 +303,19 @@ def test_captions_tell_what_is_shown(out: Path) -> None:
 def test_the_readme_shows_the_stored_table() -> None:
     table = tabular.markdown(figure.table(xr.open_dataset(STORED, engine="h5netcdf")))
     assert table in (ROOT / "studies" / "README.md").read_text()
+
+
+def test_the_readme_says_what_thirty_epochs_have() -> None:
+    text = " ".join((ROOT / "studies" / "README.md").read_text().split())
+    ends = figure.final(fgvar.open_dataset(STORED.with_name("table3_long.nc"))).sel(network="M/8/16")
+    test, paper = (ends[name].sel(algorithm=["BP", "LG-FG-A"]).values for name in ("test", "paper"))
+    told = [f"{ours:.1f}{unit} ({theirs:.1f}" for ours, theirs, unit in zip(test, paper, (" %", ""), strict=True)]
+    assert f"BP ends at {told[0]} in the paper) and LG-FG-A at {told[1]})" in text
+    short = figure.final(fgvar.open_dataset(STORED)).sel(network="M/8/16")["test"]
+    apart = float(short.sel(algorithm="LG-FG-A") - short.sel(algorithm="BP"))
+    assert f"{test[1] - test[0]:.1f} points apart for {apart:.1f} after three epochs" in text
+    probes = fgvar.open_dataset(STORED.with_name("table3_long_probes.nc")).sel(network="M/8/16", layer="perturbed")
+    cosine = probes["cosine"].sel(estimator="LG-BP", reference="backprop").squeeze()
+    by_bp, local = (cosine.sel(algorithm=name).values for name in ("BP", "LG-FG-A"))
+    assert f"({local[0]:.2f} to {local[-1]:.2f})" in text
+    assert f"({by_bp[0]:.2f}, {by_bp.max():.2f} and {by_bp[-1]:.2f})" in text
