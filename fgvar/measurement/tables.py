@@ -46,8 +46,8 @@ def table(
         to: "pandas" is a frame of numbers, of measurements with columns (quantity, value | low | high); "markdown"
             and "latex" are text, in which ``16.6 [15.2, 18.9]`` is a value with its 95 % interval (± 1.96 standard
             errors of datasets that have no more), and what there is not says why ("no closed form", "too few draws"),
-            or is a dash. LaTeX needs the package booktabs, and
-            for names in Chinese, Cyrillic or other scripts a Unicode engine (XeLaTeX, LuaLaTeX) with such a font.
+            or is a dash. LaTeX needs the package booktabs, and for names in Chinese, Cyrillic or other scripts a
+            Unicode engine (XeLaTeX, LuaLaTeX) with such a font.
         siunitx: of LaTeX: numbers in columns that stand by their points, which needs the package siunitx.
 
     Raises:

@@ -153,7 +153,7 @@ def chunking(tested: EstimatorUnderTest) -> str:
     if not tested.vmaps:
         return "noise is bit-identical; it does not run under vmap: measure it with chunk=1"
     eps = torch.finfo(tested.problem.dtype).eps
-    resolving(tested)
+    resolving(tested)  # or there is nothing to compare
     allowed = (1e-12 if tested.problem.dtype == torch.float64 else max(1e-5, 8 * eps)) + by_step(tested)
     together = telling(tested, 5, needed=False)
     plain = tested.estimates(together, chunk=1)

@@ -94,9 +94,8 @@ class TrainingLoop:
         # A row before training, and after each epoch: an empty one where none is evaluated.
         self.curves: list[dict[str, float]] = []
         self.probes: list[xr.Dataset] = []
-        wide = torch.promote_types(
-            problem.dtype, torch.float32
-        )  # losses of one run differ by less than bfloat16 tells
+        # Losses of a run differ by less than bfloat16 tells.
+        wide = torch.promote_types(problem.dtype, torch.float32)
         self.losses = torch.full((config.total,), torch.nan, dtype=wide, device=problem.device)
 
     def run(

@@ -243,6 +243,7 @@ SPOILT = PAIR[0], PAIR[1] / torch.tensor([0.0, 1.0]).double()
         (Two, "mse", ((X, torch.ones(())), Y["y"]), ValueError, r"inputs\[1\] \(\).*nonzero number of examples"),
         (Two, "mse", (SPOILT, Y["y"]), NonFiniteError, r"the batch: inputs\[1\] holds NaN"),
         (Two, "mse", ((X, [1.0] * 4), Y["y"]), TypeError, r"\(inputs\[1\]\[0\] is float\); torch\.as_"),
+        (LanguageModel, "causal_lm", ({"ids": IDS, "mask": IDS[:1]}, IDS), ValueError, r"repeated by \.expand"),
         (LanguageModel, "causal_lm", ({"ids": IDS, "mask": None}, IDS), TypeError, r"\['mask'\] is None, .*leave"),
         (Two, "mse", ((), Y["y"]), TypeError, r"batch is tuple of tuple and Tensor, expected a pair"),
         (Two, "mse", (X, Y["y"]), TypeError, r"cannot be called with one tensor.*a tuple module\(\*x\), a dict"),

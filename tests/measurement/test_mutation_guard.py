@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import fgvar
-from fgvar.measurement.mutation_guard import MutationGuard, is_builtin, same_values
+from fgvar.estimators.protocol import is_builtin
+from fgvar.measurement.mutation_guard import MutationGuard, same_values
 from fgvar.testing import default_problems, from_function
 from fgvar.testing.mutants import MUTANTS
 from fgvar.testing.mutants.published_gradients import mezo

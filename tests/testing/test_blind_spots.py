@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fgvar
 from fgvar.testing import check_estimator, expectation, from_function, mean_test
+from fgvar.testing.mutants import MUTANTS
 
 LINEAR = fgvar.testing.default_problems()["linear"]
 
@@ -44,18 +45,8 @@ def faults(estimator, problem=LINEAR, *checks: str, **words) -> dict[str, str]:
 # ---- what is kept from a call before ---------------------------------------------------------------------------
 
 
-class Frozen(Exact):
-    """The gradient of its first call, for ever."""
-
-    def __init__(self) -> None:
-        self.seen: dict[Any, dict[str, Tensor]] = {}
-
-    def estimate(self, problem: fgvar.Problem, noise) -> fgvar.Estimate:  # noqa: ARG002
-        return fgvar.Estimate(self.seen.setdefault(problem.dtype, problem.backprop()))
-
-
 def test_a_gradient_that_is_kept_is_refuted_at_other_parameters() -> None:
-    found = faults(Frozen())
+    found = faults(MUTANTS["kept"].estimator)
     assert set(found) == {"parameters"}
     assert "'weight' is equal to the bit at 16 other parameters, where its target is another" in found["parameters"]
 
@@ -82,6 +73,24 @@ def test_what_need_not_change_with_the_parameters_is_let_off() -> None:
     flat = fgvar.Problem(nn.Linear(3, 1).double(), lambda out, _: out.sum(1), batch)
     rows = check_estimator(fgvar.scheme("BP"), flat, checks=["parameters"]).rows
     assert rows[0].note.startswith("its target does not change with the parameters")
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_parameters_with_a_domain_are_moved_within_it(keeps: bool) -> None:
+    """A loss of log p is NaN below 0, where half of the larger moves go."""
+
+    class Log(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p = nn.Parameter(torch.tensor([2.0, 3.0], dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.p.log()
+
+    batch = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64), torch.ones(2)
+    problem = fgvar.Problem(Log(), lambda out, _: (out**2).sum(1), batch)
+    estimator = MUTANTS["kept"].estimator if keeps else fgvar.scheme("FG-W")
+    assert set(faults(estimator, problem, "parameters")) == ({"parameters"} if keeps else set())
 
 
 class Buffer(Exact):
@@ -170,6 +179,17 @@ def test_nodes_stand_for_noise_where_it_is_quadratic_at_every_value_of_the_rest(
     assert "exact" not in wrong.rows[0].note
     right = check_estimator(TwoExamples(right=True), problem, checks=["scale"]).rows[0]
     assert (right.outcome, right.exact) == ("passed", True)
+
+
+def test_what_rounds_to_single_precision_within_is_told_so() -> None:
+    class Single(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x.float(), self.weight.float(), self.bias.float()).double()
+
+    torch.manual_seed(0)
+    problem = fgvar.Problem(Single(2, 3).double(), "cross_entropy", (LINEAR.inputs, LINEAR.targets))
+    with pytest.raises(ValueError, match=r"not quadratic.*computes in float32 within.*model.float\(\)"):
+        expectation(fgvar.scheme("FG-W"), problem)
 
 
 # ---- numbers that are none -------------------------------------------------------------------------------------

@@ -231,3 +231,9 @@ def test_schedules_out_of_range(words: dict[str, float]) -> None:
     ((name, value),) = words.items()
     with pytest.raises(ValueError, match=says(f"{name}={value}", "epochs, batch ≥ 1, lr > 0, 0 ≤ momentum < 1")):
         fgvar.Schedule(**words)
+
+
+def test_an_optimiser_is_told_by_its_name() -> None:
+    own = torch.optim.SGD([torch.zeros(2, requires_grad=True)], lr=0.1)
+    with pytest.raises(TypeError, match=r"optimiser is SGD, expected 'sgd' or 'adam'; .*fgvar\.History"):
+        fgvar.Schedule(optimiser=own)
