@@ -63,12 +63,14 @@ class Outcome:
         seconds: wall time.
         traceback: where it went wrong.
         content: its dataset, packed; empty unless done.
+        code: of the function that it is of, see `keys.code_of`; empty where that was not kept.
     """
 
     status: str
     seconds: float
     traceback: str = ""
     content: bytes = b""
+    code: str = ""
 
 
 # ---- the folder -----------------------------------------------------------------------------------------------
@@ -77,12 +79,16 @@ class Outcome:
 class Folder:
     """The files of a sweep's cells: written whole or not at all, by any number of drivers.
 
+    Args:
+        path: is made where it is missing.
+        code: of the function that cells are computed by.
+
     Raises:
         OSError: it cannot be written, before anything is computed.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, code: str) -> None:
+        self.path, self.code = path, code
         self.reserve = path / f".{uuid.uuid4().hex}.reserve.partial"
 
     def __enter__(self) -> "Folder":
@@ -120,7 +126,7 @@ class Folder:
         Raises:
             OSError: it could not be written, or only in place of the reserve, which there is once.
         """
-        told = {"status": outcome.status, "seconds": outcome.seconds, "traceback": outcome.traceback}
+        told = {name: getattr(outcome, name) for name in ("status", "seconds", "traceback")} | {"code": self.code}
         arguments = {name: canonical(value) for name, value in cell.settings.items()}
         header = json.dumps({"arguments": arguments, "outcome": told}).encode()
         body = header + b"\n" + outcome.content

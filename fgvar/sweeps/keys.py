@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -121,6 +121,43 @@ def _captured(function: Any) -> list[str]:
         if not isinstance(value, ModuleType) and id(value) not in own:
             found.append(name)
     return found + (_captured(wrapped) if inspect.isfunction(wrapped) else [])
+
+
+def code_of(function: Function) -> str:
+    """Python's version, and a hash of the function's bytecode and of what that uses of its module.
+
+    It is no part of a key, as a mended message need not cost hours: it tells whether what is kept is of other code.
+    """
+    parts: dict[str, str] = {}
+    _gather(inspect.unwrap(function), parts)
+    found = digest(repr(sorted(parts.items())).encode()).decode()
+    return f"{sys.version_info.major}.{sys.version_info.minor} {found}"
+
+
+def _gather(function: Any, parts: dict[str, str]) -> None:
+    """Its instructions, those of its module's functions and the constants that it uses, by name."""
+    parts[function.__name__], names = _instructions(function.__code__, function.__doc__)
+    for name in names & function.__globals__.keys() - parts.keys():
+        value = function.__globals__[name]
+        if isinstance(value, str | int | float):
+            parts[name] = repr(value)
+        elif isinstance(value, FunctionType) and value.__module__ == function.__module__:
+            _gather(inspect.unwrap(value), parts)
+
+
+def _instructions(code: CodeType, doc: str | None = None) -> tuple[str, set[str]]:
+    """Bytecode and constants, those of functions within among them but no docstring; and the names that it uses."""
+    constants, names = [], set(code.co_names)
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            inner, more = _instructions(each)
+            constants.append(inner)
+            names |= more
+        elif isinstance(each, frozenset):
+            constants.append(repr(sorted(map(repr, each))))  # its order is another one in every process
+        elif each != doc:
+            constants.append(repr(each))
+    return f"{code.co_code.hex()} {code.co_names} {constants}", names
 
 
 def canonical(value: object, what: str = "") -> Any:

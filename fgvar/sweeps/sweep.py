@@ -6,7 +6,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from fgvar.sweeps import local
 from fgvar.sweeps.arguments import check_resources, grid_and_config, part_of
 from fgvar.sweeps.cells import Cell, Folder, Outcome, Scalar
 from fgvar.sweeps.grid import consolidated, points
-from fgvar.sweeps.keys import Function, check_call, function_name, key_of
+from fgvar.sweeps.keys import Function, check_call, code_of, function_name, key_of
 
 WAIT = 0.2  # seconds between two looks at whether another driver has ended
 
@@ -53,7 +54,7 @@ def sweep(
 
     Args:
         cell: of a module, or of a script. It draws from no state outside of its arguments; its code is no part of
-            its identity, see ``version``.
+            its identity, see ``version``; where it has changed since cells were kept, a warning says so.
         axes: name → values, text or numbers.
         folder: of the cells' files. Any number of processes may share it, and sweeps over other axes. A second driver
             of the same part of the same cells waits for the first to end, or to be killed, and goes on from there.
@@ -115,12 +116,13 @@ def sweep(
     require_place(out)
     if scratch is not None:
         require_folder(Path(scratch))
-    with Folder(folder / "cells") as kept, contextlib.ExitStack() as held:
+    with Folder(folder / "cells", code_of(cell)) as kept, contextlib.ExitStack() as held:
         work = hashlib.sha256(repr((grid, attrs, [each.key for each in cells])).encode()).hexdigest()[:32]
         held.enter_context(_of_one_sweep(out, work))
         if compute:
             held.enter_context(_in_turn(kept.path / f".{work}.{part}-{parts}.lock", shard))
         found = {each: kept.read(each) for each in cells}
+        _warn_of_other_code(found.values(), kept, cell)
         for each, it in found.items():
             if _is_done(it):
                 _tidy(each)  # its driver may have been killed before
@@ -167,6 +169,19 @@ def _require_place(cell: Cell, it: Outcome, grid: Mapping[str, Sequence[Scalar]]
     alone = consolidated(grid, {cell: it}, {})
     if why := alone["traceback"].values[cell.place]:
         raise ValueError(f"{cell}: {str(why).removeprefix('ValueError: ')}, or the axis; no other cell is computed")
+
+
+def _warn_of_other_code(found: Collection[Outcome | None], kept: Folder, function: Function) -> None:
+    """Say how many cells are of a function that has been changed since, or of another one of its name."""
+    python = kept.code.partition(" ")[0] + " "  # in another one all code is other code
+    older = sum(_is_done(it) and it.code.startswith(python) and it.code != kept.code for it in found if it)
+    if older:
+        warnings.warn(
+            f"{older} of {len(found)} cells in {kept.path.parent} were computed by other code of "
+            f"{function_name(function)}, or of what it uses of its module, and are kept as they are; give a version= "
+            "to compute all of them anew, or another folder=",
+            stacklevel=3,
+        )
 
 
 def _tidy(cell: Cell) -> None:

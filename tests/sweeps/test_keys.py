@@ -1,8 +1,12 @@
 """Keys of cells: which functions have the same cells, and which ones no key could tell apart."""
 
+import contextlib
 import functools
+import importlib.util
+import os
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -110,3 +114,69 @@ def test_numbers_of_any_type_have_one_key() -> None:
     keys = {key_of(times, {"width": width}, "", 1) for width in (1, 1.0, np.int64(1), np.float32(1))}
     assert len(keys) == 1
     assert key_of(times, {"width": 1}, "", 1) != key_of(times, {"width": 1, "factor": 3}, "", 1)
+
+
+def loaded(path, text: str):
+    """The function ``cell`` of a module of this text, as one that has been edited."""
+    spec = importlib.util.spec_from_loader(path.stem, None)
+    module = importlib.util.module_from_spec(spec)
+    exec(compile(textwrap.dedent(text), path, "exec"), module.__dict__)
+    return module.cell
+
+
+SOURCE = """
+    import xarray as xr
+    STEPS = 3
+
+    def doubled(width):
+        return 2 * width
+
+    def cell(width):
+        '''Twice the width.'''
+        return xr.Dataset({"v": doubled(width) + (width in {"a", "b"}) * STEPS})
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "other"),
+    [
+        ("Twice the width.", "The width, doubled.", False),
+        ("STEPS = 3", "STEPS = 3  # a comment\n    UNUSED = 4", False),
+        ('{"a", "b"}', '{"b", "a"}', False),
+        ("doubled(width) +", "doubled(width) + 1 +", True),
+        ('{"a", "b"}', '{"a", "c"}', True),
+        ("2 * width", "3 * width", True),
+        ("STEPS = 3", "STEPS = 4", True),
+    ],
+)
+def test_cells_of_other_code_are_kept_and_said_to_be(tmp_path, old: str, new: str, other: bool) -> None:
+    """In a function that it calls, and in a constant that it reads; another version is without doubt."""
+
+    def swept(text: str, **how) -> xr.Dataset:
+        return fgvar.sweep(loaded(tmp_path / "widths.py", text), {"width": (1, 2)}, folder=tmp_path / "kept", **how)
+
+    before = swept(SOURCE)
+    assert old in SOURCE
+    edited = SOURCE.replace(old, new)
+    said = pytest.warns(UserWarning, match=r"2 of 2 cells in .*kept were computed by other code of cell, or of what")
+    with said if other else contextlib.nullcontext():
+        assert swept(edited)["v"].equals(before["v"])
+    swept(edited, version="2")
+
+
+def test_the_code_of_a_cell_is_the_same_in_every_process(tmp_path) -> None:
+    """Sets of text have another order in each."""
+    (tmp_path / "widths.py").write_text(textwrap.dedent(SOURCE))
+    script = "import widths; from fgvar.sweeps.keys import code_of; print(code_of(widths.cell))"
+    paths = os.pathsep.join((str(tmp_path), str(ROOT)))
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in "123"
+    }
+    assert len(told) == 1
