@@ -34,7 +34,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
         if name == "error":  # errors lie within two powers of ten
             low, high = float(shown["error_low"].min()) / 1.15, float(shown["error_high"].max()) * 1.15
             axes.set_ylim(low, high)
-            drawing.ticks(axes.yaxis, [place for place in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if low < place < high])
+            drawing.ticks(axes.yaxis, [place for place in (2, 5, 10, 20, 50, 100) if low < place < high])
     sheet.legend([Line2D([], [], label=name, **looks.line_style(look)) for name, look in LOOKS.items()])
     sheet.figure.align_labels()
 

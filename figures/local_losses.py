@@ -23,7 +23,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "status": ("losses", "groups", "seed"),
 }
 PAGE = Page("studies/local_losses.py", NEEDED)
-PANELS = {"error": "test error", "relative_variance": "relative variance", "cosine": "cosine to target"}
+PANELS = {"error": "test error (%)", "relative_variance": "relative variance", "cosine": "cosine to target"}
 
 
 @PAGE.figure
@@ -48,6 +48,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
 def ranged(dataset: xr.Dataset) -> xr.Dataset:
     """What is drawn: means over seeds, from the lowest to the highest, as few seeds have no normal interval."""
     data = dataset[list(PANELS)].sel(reference="target", drop=True)
+    data["error"] = 100 * data["error"]
     ends = {"": data.mean("seed"), "_low": data.min("seed"), "_high": data.max("seed")}
     return xr.merge([its.rename({name: f"{name}{end}" for name in PANELS}) for end, its in ends.items()])
 

@@ -39,7 +39,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
     for axes, network in zip(panels, networks, strict=False):
         _panel(axes, data.sel(network=network))
         axes.set_title(f"{network}, {dataset['data'].sel(network=network).item()}")
-        axes.set_xlabel("test error, %")
+        axes.set_xlabel("test error (%)")
     for axes in list(panels)[len(networks) :]:
         axes.set_visible(False)
     sheet.legend(published.handles("here: mean, ±1.96 standard errors"))
@@ -127,7 +127,7 @@ def _rates(dataset: xr.Dataset) -> str:
 
 # ---- over epochs ---------------------------------------------------------------------------------------------
 
-CURVES = {"test_error": "test error, %", "train_error": "train error, %"}
+CURVES = {"test_error": "test error (%)", "train_error": "train error (%)"}
 
 
 @PAGE.figure

@@ -49,7 +49,7 @@ def draw(sheet: Sheet, dataset: xr.Dataset) -> None:
             ylabel="InfoNCE of the batch",
         )
         right.set_xlim(0, 1.08 * float(np.nanmax([data["test"], data["paper"]])))
-        right.set_xlabel("test error of the read-out, %")
+        right.set_xlabel("test error of the read-out (%)")
         published.errors(right, data.sel(network=network))
     sheet.schemes(rows, published.handles("read-out, here"))
 

@@ -46,7 +46,7 @@ def _curves(its: runs.Runs) -> str:
     many = its.data.sizes.get("seed", 1)
     band = f"means of {many} seeds, in bands from the lowest to the highest" if many > 1 else "of one run: no band"
     which = f" of {words.listed([its.named(label) for label in its.labels], 8)}" if its.along else ""
-    scale = " The axis of errors is linear below 0.01, elsewhere logarithmic." if "error" in its.curves else ""
+    scale = " The axis of errors is linear below 1 %, elsewhere logarithmic." if "error" in its.curves else ""
     return f"{' and '.join(names).capitalize()} over training{which}, {band}.{scale}"
 
 

@@ -19,7 +19,7 @@ from fgvar.plot.sheet import Sheet, given
 from fgvar.plot.venues import here
 
 TITLES = {
-    "error": "error",
+    "error": "error (%)",
     "loss": "loss",
     "cosine, target": "cosine to target",
     "cosine, backprop": "cosine to backprop",
@@ -58,7 +58,7 @@ def training(
         >>> import xarray as xr
         >>> ds = xr.Dataset({"test_error": ("epoch", [0.9, 0.2, 0.1])}, {"epoch": [0, 1, 2]})
         >>> training(ds).axes[0].get_ylabel()
-        'error'
+        'error (%)'
     """
     its = runs.of(dataset, layer)
     styled = _looks(dataset, its, looks)
@@ -122,13 +122,13 @@ def _curves(axes: Axes, its: Runs, label: str | None, quantity: str, styled: Map
     """Curves after each epoch of one run, or of all runs together."""
     epochs = its.data["epoch"].values if "epoch" in its.data.coords else np.arange(its.data.sizes["epoch"])
     if quantity == "error":
-        drawing.symlog(axes, "y", 0.01, (-0.0015, 1.4))
+        drawing.symlog(axes, "y", 1, (-0.15, 140))
     axes.set_xlim(0, max(epochs.max(), 1))
     every = max(1, len(epochs) // 5)
     for name in its.labels if label is None else [label]:
         look = styled.get(name, Look("0.35", "o"))
         for variable in its.curves[quantity]:
-            values = its.of(name)[variable]
+            values = its.of(name)[variable] * (100 if quantity == "error" else 1)
             dotted = variable.startswith("train") or (variable == "loss" and "test_loss" in its.curves[quantity])
             how = {"color": look.color, **TRAIN} if dotted else styles.line_style(look)
             how |= {} if dotted else {"markevery": (every // 2, every)}

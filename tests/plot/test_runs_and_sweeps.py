@@ -186,7 +186,7 @@ def test_panels_of_a_second_axis(place: tuple[Any, Any]) -> None:
 def test_one_run_of_curves_alone() -> None:
     figure = plot.training(run())
     (axes,) = figure.axes
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "error")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "error (%)")
     assert "of one run: no band" in plot.caption(run())
     assert plot.training(run(), axes=[axes], legend=False) is figure
     assert axes.get_legend() is None

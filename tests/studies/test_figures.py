@@ -98,7 +98,7 @@ def test_what_is_drawn(dataset: xr.Dataset) -> None:
     figure = quickstart.draw(dataset)
     assert len(figure.axes) == 8
     titled = panels(figure)
-    assert list(titled) == ["error", "cosine to target", "cosine to backprop", "relative variance"]
+    assert list(titled) == ["error (%)", "cosine to target", "cosine to backprop", "relative variance"]
     variance = titled["relative variance"]
     assert (variance.get_xscale(), variance.get_yscale()) == ("log", "log")
     lines = {line.get_label(): line for line in variance.lines}
@@ -112,7 +112,7 @@ def test_what_is_drawn(dataset: xr.Dataset) -> None:
     band = variance.collections[1].get_paths()[0].vertices[:, 1]
     error = dataset["relative_variance_se"].sel(algorithm="BP", layer="perturbed", estimator="FG-A")
     assert band.max() == pytest.approx(float((chosen + 1.96 * error).max()))
-    error_panel = titled["error"]
+    error_panel = titled["error (%)"]
     assert {line.get_label() for line in error_panel.lines} == {"train error", "test error"}
     assert error_panel.get_ylabel() == "trained by BP"
     assert [axes.get_xlabel() for axes in figure.axes[4:]] == ["epoch"] + 3 * ["training step"]
