@@ -3,7 +3,6 @@
 With g the target: bias E ĝ − g, relative variance tr Cov(ĝ)/‖g‖², cosine ⟨ĝ, r⟩/‖ĝ‖‖r‖ to each reference r.
 """
 
-import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,34 +11,25 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
-from fgvar.allocator import MEGABYTE, keep_freed_memory
-from fgvar.estimators.losses import Losses
+from fgvar.allocator import keep_freed_memory
 from fgvar.estimators.protocol import GradientEstimator, require_problem
 from fgvar.measurement.arguments import BUDGET, Settings, check_arguments, check_noise_device
 from fgvar.measurement.budget import announce, examples_at_once
 from fgvar.measurement.closed import check_route, exact_statistics
 from fgvar.measurement.cost import cost
-from fgvar.measurement.data_variance import DataVariance, aims_at_backprop, losses_of
+from fgvar.measurement.data_variance import DataVariance
 from fgvar.measurement.dataset import FLAGS, describe, provenance
 from fgvar.measurement.dataset_checks import REFERENCES
-from fgvar.measurement.intervals import Array, Estimated
+from fgvar.measurement.intervals import Estimated
 from fgvar.measurement.moments import FEATURES
 from fgvar.measurement.mutation_guard import MutationGuard
 from fgvar.measurement.paired import Measured, differences
-from fgvar.measurement.protocol_checks import require_finite_gradient, require_randomness, tensors_in
-from fgvar.measurement.references import GROUPS, References, require_layer_names
-from fgvar.measurement.relative import (
-    Layers,
-    dead_layers,
-    lengths,
-    missing_interval,
-    relate,
-    rounding,
-    rounding_of,
-)
+from fgvar.measurement.protocol_checks import require_finite_gradient, require_randomness
+from fgvar.measurement.references import GROUPS, require_layer_names
+from fgvar.measurement.relative import missing_interval, relate, rounding
 from fgvar.measurement.sampled import drawn_statistics
+from fgvar.measurement.shared_references import SharedReferences
 from fgvar.measurement.statistics import cosine_null
 from fgvar.problem import Problem
 
@@ -138,7 +128,7 @@ def measure_unchecked(
     labels = {"reference": list(REFERENCES), "layer": [*problem.params, *GROUPS]}
     rows: list[dict[str, Any]] = []
     baseline: Measured | None = None
-    shared = _SharedReferences(problem, backprop, settings.budget)
+    shared = SharedReferences(problem, backprop, settings.budget)
     for name, estimator in estimators.items():
         started = time.perf_counter()
         found, row = _measure_one(name, estimator, shared, data_variance, settings)
@@ -181,68 +171,18 @@ def _stacked(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-class _SharedReferences:
-    """References of one problem: made once for estimators of equal losses that follow one another."""
-
-    def __init__(self, problem: Problem, backprop: dict[str, Tensor], budget: int) -> None:
-        self.problem, self.backprop, self.budget = problem, backprop, budget
-        self._known: tuple[Losses, References, Array, Layers] | None = None
-        self._backprop_rounding: dict[str, Tensor] | None = None
-
-    def of(self, guard: MutationGuard, estimator: GradientEstimator) -> tuple[References, Array, Layers]:
-        """The references, their lengths, and which layers of them are dead."""
-        losses = losses_of(estimator)
-        if self._known is not None and self._known[0] == losses:
-            return self._known[1:]
-        self._known = None  # gone before the next target is there: a copy of the parameters
-        # Gradients in float64 leave blocks of sizes that drawing has no use for: they go back to the system.
-        with keep_freed_memory(MEGABYTE):
-            found = References.of(self._target(guard, estimator), self.backprop, self.problem.perturbed)
-            squares = lengths(found)
-            dead = dead_layers(found, squares, self.problem.dtype, lambda: self._rounding(estimator, found))
-        self._known = None if losses is None else (losses, found, squares, dead)
-        return found, squares, dead
-
-    def _target(self, guard: MutationGuard, estimator: GradientEstimator) -> dict[str, Tensor]:
-        """Backprop's own tensors where they are the target."""
-        if aims_at_backprop(estimator, self.problem):
-            return self.backprop
-        what = f"the target of estimator {guard.name!r}"
-        target = tensors_in(what, estimator.target(guard.problem))
-        require_finite_gradient(what, self.problem, target)
-        return {name: g.clone() for name, g in target.items()} if guard.is_needed else target
-
-    def _rounding(self, estimator: GradientEstimator, references: References) -> list[Tensor] | None:
-        """`rounding_of` both references, [2] for each parameter, by the same in float64.
-
-        None where that takes more than the budget, or is not to be had. Of what has size nothing stays, and one
-        gradient is there at a time: where measurements are large they would hold most of the memory.
-        """
-        numbers = sum(p.numel() for p in self.problem.params.values())
-        if 3 * 8 * numbers > self.budget or self.problem.device.type == "mps":
-            return None
-        with contextlib.suppress(Exception):  # networks, losses and estimators may know one precision alone
-            wide = self.problem.to(torch.float64)
-            if self._backprop_rounding is None:
-                self._backprop_rounding = rounding_of(references.backprop, wide.backprop())
-            own = self._backprop_rounding
-            if any(g is not references.backprop[name] for name, g in references.target.items()):
-                own = rounding_of(references.target, estimator.target(wide))
-            return [torch.stack([own[name], self._backprop_rounding[name]]) for name in own]
-        return None
-
-
 def _measure_one(
     name: str,
     estimator: GradientEstimator,
-    shared: "_SharedReferences",
+    shared: SharedReferences,
     data_variance: DataVariance,
     settings: Settings,
 ) -> tuple[Measured, dict[str, Any]]:
     """One estimator's numbers, and its variables of the dataset."""
     problem, guard = shared.problem, MutationGuard.of(name, estimator, shared.problem)
     randomness = require_randomness(estimator.randomness(guard.problem), name)
-    references, squares, dead = shared.of(guard, estimator)
+    relations = shared.of(guard, estimator)
+    references = relations.references
     sizes = np.array(_sizes(problem), dtype=float)
     drawn, noisy, eps = None, randomness.size > 0, rounding(problem.dtype)
     with keep_freed_memory():
@@ -256,7 +196,8 @@ def _measure_one(
             one = replace(settings, draws=2, paired=False)
             values = drawn_statistics(guard, estimator, references, randomness, one).values
     values["data_variance"] = data_variance.of(estimator)
-    flags = relate(values, squares, dead, sizes, eps, by_draws=drawn is not None or not noisy)
+    by_draws = drawn is not None or not noisy
+    flags = relate(values, relations, sizes, eps, by_draws=by_draws)
     if noisy and drawn is None:
         unknown = ~(values["variance"].value <= 0)  # the cosine of what varies, or all where even that is NaN
         flags |= unknown.astype(np.int8) * FLAGS["no_closed_form"]

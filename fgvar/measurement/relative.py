@@ -1,6 +1,7 @@
 """Relative numbers: relate statistics to the norms of their references, blank what is undefined, and flag why."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +14,25 @@ from fgvar.measurement.references import References
 from fgvar.measurement.statistics import ERRORS, NOT_OF_ONE
 
 Layers = NDArray[np.bool_]  # [references, layers]
+TheirRounding = Callable[[], Array | None]  # ‖reference − the same in float64‖², if that is to be had
 LOST = 1e-10  # E‖ĝ‖²/‖target‖² below which sums about the target, in float64, do not know ‖ĝ‖ any more
+
+
+@dataclass(frozen=True, eq=False)
+class Relations:
+    """What estimates are related to.
+
+    Attributes:
+        references: target and backprop.
+        squares: their `lengths`.
+        dead: of `dead_layers`.
+        their_rounding: how far they are from the same in float64.
+    """
+
+    references: References
+    squares: Array
+    dead: Layers
+    their_rounding: TheirRounding
 
 
 def rounding(dtype: torch.dtype) -> float:
@@ -35,46 +54,59 @@ def rounding_of(gradient: Mapping[str, Tensor], precise: Mapping[str, Tensor]) -
     return {name: (g.double() - precise[name].flatten()).square().sum() for name, g in gradient.items()}
 
 
-def dead_layers(
-    references: References, squares: Array, dtype: torch.dtype, their_rounding: Callable[[], list[Tensor] | None]
-) -> Layers:
+def dead_layers(squares: Array, dtype: torch.dtype, their_rounding: TheirRounding) -> Layers:
     """Layers whose reference is 0 within rounding: small beside the whole, and another gradient in float64.
 
     Rounding of a sum over examples is proportional to what was added up, of which nothing is known but that it was no
     larger than the largest gradients.
 
     Args:
-        references: of the problem as it is.
-        squares: their `lengths`.
+        squares: `lengths` of the references.
         dtype: of the problem.
-        their_rounding: `rounding_of` the references, [2] for each parameter, if that is to be had; asked where a
-            layer is in doubt.
+        their_rounding: of the references; asked where a layer is in doubt.
     """
     small: Layers = np.sqrt(squares) <= 10 * torch.finfo(dtype).eps * np.sqrt(squares[:, -1:])
     if dtype == torch.float64 or not (small & (squares > 0)).any() or (apart := their_rounding()) is None:
         return small
-    off: Array = references.grouped(apart).cpu().numpy().T
-    return small & ((squares == 0) | (off > squares / 4))
+    return small & ((squares == 0) | (apart > squares / 4))
+
+
+def noiseless_layers(variance: Array, energy: Array, eps: float, their_rounding: TheirRounding) -> NDArray[np.bool_]:
+    """Layers that vary by rounding alone: heads, which learn exactly, and all of estimators without randomness.
+
+    Rounding is proportional to the layer's own estimates, but where they are sums that cancel, as in what a norm
+    behind them makes dead: there it may be proportional to the estimates of all parameters.
+
+    Args:
+        variance: of each layer, the last one all parameters.
+        energy: E‖ĝ‖².
+        eps: of `rounding`.
+        their_rounding: of the references, which says whether a layer's sums cancel; asked where one is in doubt.
+    """
+    floor = (10 * eps) ** 2 * energy
+    own: NDArray[np.bool_] = variance <= floor
+    doubt = ~own & (variance <= floor[-1])
+    if not doubt.any() or eps <= torch.finfo(torch.float64).eps:
+        return own | doubt
+    apart = their_rounding()
+    return own | doubt if apart is None else own | (doubt & (variance <= 100 * apart[0]))
 
 
 def relate(
-    values: dict[str, Estimated], squares: Array, dead: Layers, sizes: Array, eps: float, *, by_draws: bool
+    values: dict[str, Estimated], relations: Relations, sizes: Array, eps: float, *, by_draws: bool
 ) -> NDArray[np.int8]:
     """Add what is relative to the references' norms, blank what is undefined, and return the flags.
 
     Args:
         values: of one estimator, by name; they are added to and blanked in place.
-        squares: of `lengths`.
-        dead: of `dead_layers`.
+        relations: of its references.
         sizes: numbers of each layer.
         eps: of `rounding`.
         by_draws: are the values sums over draws?
     """
-    variance = values["variance"].value
+    squares, dead, variance = relations.squares, relations.dead, values["variance"].value
     energy = variance + _signal(values, squares)
-    # What varies by rounding alone has no noise: heads, which learn exactly, estimators without randomness, and
-    # parameters that a norm behind them makes dead. Rounding is proportional to the estimates of all parameters.
-    noiseless = variance <= (10 * eps) ** 2 * energy[-1]
+    noiseless = noiseless_layers(variance, energy, eps, relations.their_rounding)
     lost = by_draws & (energy < LOST * squares[0])
     flags = dead.astype(np.int8) * FLAGS["dead"] | noiseless.astype(np.int8) * FLAGS["no_noise"]
     flags |= lost.astype(np.int8) * FLAGS["lost_digits"]

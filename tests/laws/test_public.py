@@ -142,6 +142,7 @@ ORDER = (
     "fgvar.measurement.sums",
     "fgvar.measurement.statistics",
     "fgvar.measurement.relative",
+    "fgvar.measurement.shared_references",
     "fgvar.measurement.closed",
     "fgvar.measurement.sampled",
     "fgvar.measurement.paired",

@@ -1,11 +1,12 @@
 """Relative numbers: what counts as no noise, as a dead layer and as lost, in every precision."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import fgvar
-from fgvar import transforms
+from fgvar import sampling, transforms
 from fgvar.measurement import FLAGS
 
 DEAD, NO_NOISE, LOST = (FLAGS[name] for name in ("dead", "no_noise", "lost_digits"))
@@ -58,24 +59,29 @@ def test_half_precision_has_noise_and_live_layers() -> None:
     assert (found["slope_difference_se"].sel(estimator="8") > 0).all()
 
 
+class Shifted(nn.Module):
+    """The shift before a norm has a gradient of rounding alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)
+        self.shift = nn.Parameter(torch.full((1,), 0.3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.tanh(self.norm(self.first(x) + self.shift)))
+
+
+def sigmoids() -> nn.Module:
+    """The first of ten layers has 10⁻⁸ of the gradient's norm, known to six digits in float32."""
+    torch.manual_seed(0)
+    return nn.Sequential(*(part for _ in range(10) for part in (nn.Linear(8, 8), nn.Sigmoid())), nn.Linear(8, 3))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_small_gradients_are_live_and_rounding_is_dead(dtype: torch.dtype) -> None:
-    """Of ten sigmoid layers the first has 10⁻⁸ of the norm, to six digits; a shift before a norm has rounding."""
-
-    class Shifted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.norm, self.last = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)
-            self.shift = nn.Parameter(torch.full((1,), 0.3))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.last(torch.tanh(self.norm(self.first(x) + self.shift)))
-
-    torch.manual_seed(0)
-    deep = nn.Sequential(*(part for _ in range(10) for part in (nn.Linear(8, 8), nn.Sigmoid())), nn.Linear(8, 3))
     labels = torch.arange(8) % 3
     for net, inputs, layer, dead in (
-        (deep, seeded(8, 8), "0.weight", False),
+        (sigmoids(), seeded(8, 8), "0.weight", False),
         (Shifted(), seeded(8, 4), "shift", True),
     ):
         problem = fgvar.Problem(net.to(dtype), "cross_entropy", (inputs.to(dtype), labels))
@@ -103,3 +109,21 @@ def test_a_problem_of_one_precision_alone_is_measured() -> None:
     for loss, dead in ((single, DEAD), ("mse", 0)):
         found = fgvar.measure({"BP": fgvar.scheme("BP")}, fgvar.Problem(Small(), loss, batch), draws=2)
         assert (found["flag"].sel(layer="small") & DEAD == dead).all()
+
+
+@pytest.mark.parametrize("route", ["drawn", "exact"])
+def test_noise_of_layers_far_below_the_whole_is_noise(route: str) -> None:
+    """Minibatches: where the float32 gradient has digits, its noise has them, too; where it has none, nor noise."""
+    labels, row = torch.arange(8) % 3, {"one": fgvar.Stochastic(sample=sampling.Draw(1))}
+    problem = fgvar.Problem(sigmoids(), "cross_entropy", (seeded(8, 8), labels))
+    found, precise = (
+        fgvar.measure(row, each, draws=64, route=route).isel(estimator=0)
+        for each in (problem, problem.to(torch.float64))
+    )
+    assert found["gradient_norm"].sel(layer="0.weight")[0] < 1e-7 * found["gradient_norm"].sel(layer="total")[0]
+    assert not (found["flag"] & NO_NOISE).any()
+    for name in ("relative_variance", "snr") + (("relative_variance_high", "slope_low") if route == "drawn" else ()):
+        np.testing.assert_allclose(found[name], precise[name], rtol=2e-3, err_msg=name)
+    shifted = fgvar.Problem(Shifted(), "cross_entropy", (seeded(8, 4), labels))
+    flags = fgvar.measure(row, shifted, draws=64, route=route)["flag"].sel(layer="shift")
+    assert (flags & (NO_NOISE | DEAD) == NO_NOISE | DEAD).all()
