@@ -13,7 +13,7 @@ from fgvar.estimators.guesses import drawn, is_weight
 from fgvar.estimators.loss_terms import gradient, gradient_and_loss
 from fgvar.estimators.losses import GlobalLoss, Losses
 from fgvar.estimators.protocol import Estimate
-from fgvar.estimators.random_streams import Stream
+from fgvar.estimators.random_streams import fixed_normal
 from fgvar.estimators.randomness import Randomness
 from fgvar.problem import Problem
 
@@ -117,19 +117,11 @@ class DirectFeedback:
             )
         classes = outputs[0].numel()
         back = {
-            site: Stream(self.seed, f"feedback {site}", 0).normal(
-                (classes, math.prod(shape)), problem.dtype, problem.device
+            site: fixed_normal(
+                self.seed, f"feedback {site}", (classes, math.prod(shape)), problem.dtype, problem.device
             )
             for site, shape in self.space.shapes(problem).items()
         }
-        return self._sent(problem, outputs, back)
-
-    def _sent(self, problem: Problem, outputs: Tensor, back: Mapping[str, Tensor]) -> Estimate:
-        """The estimate, given B of each site [classes, numbers]: torch.compile makes one graph of it.
-
-        (NumPy's draws are outside: what is left of a function around them it would compile in pieces, inside of
-        transforms where it cannot.)
-        """
         linearised = self.space.linearise(problem, GlobalLoss())
         error = grad(lambda y: problem.losses(y).sum())(outputs.detach()).reshape(problem.batch_size, -1)
         sent = {

@@ -10,7 +10,7 @@ from torch.func import grad
 
 from fgvar.estimators.loss_terms import forward_terms
 from fgvar.estimators.losses import GlobalLoss, LocalLosses, Losses
-from fgvar.estimators.random_streams import Stream
+from fgvar.estimators.random_streams import fixed_normal
 from fgvar.estimators.spaces import Linearised, Space, Tensors
 from fgvar.nn.heads import initial_std
 from fgvar.nn.reach import OUTPUT
@@ -177,7 +177,7 @@ def drawn(problem: Problem, name: str, seed: int) -> Tensor:
     """A weight as it could have been initialised: N(0, min(2/√fan-in, 0.1)²) from the seed alone."""
     weight = {**problem.buffers, **problem.params}[name]
     fan_in = getattr(owner(problem, name), "in_features", weight[0].numel())
-    law = Stream(seed, f"initial {name}", 0).normal(weight.shape, weight.dtype, weight.device)
+    law = fixed_normal(seed, f"initial {name}", weight.shape, weight.dtype, weight.device)
     return law * initial_std(int(fan_in))
 
 

@@ -137,6 +137,18 @@ def _signs(dtype: Any) -> np.ndarray:
     return bits.astype(dtype) * 2 - 1
 
 
+# An operator, which torch.compile takes as it is: NumPy's draws are nothing that it could compile.
+@torch.library.custom_op("fgvar::fixed_normal", mutates_args=())
+def fixed_normal(seed: int, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Normal numbers that are no noise but a part of an estimator: of the seed and the name alone."""
+    return Stream(seed, name, 0).normal(shape, dtype, device)
+
+
+@fixed_normal.register_fake
+def _(seed: int, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:  # noqa: ARG001
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
 class _Digest(np.random.bit_generator.ISeedSequence):
     """A hash as the state of a bit generator: uniform already, so SeedSequence's own (slow) hashing is left out."""
 

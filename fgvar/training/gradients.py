@@ -78,7 +78,7 @@ def compiled(function: Gradient, what: str) -> Gradient:
             return chosen(params, batch, noise)
         except torch._dynamo.exc.TorchDynamoException as error:
             chosen = function
-            reason = str(error).splitlines()[0]
+            reason = " ".join(str(error).splitlines()[:2])  # the first may say no more than which backend raised
             warnings.warn(f"{what} cannot be compiled ({reason}), and runs as it is: slower", stacklevel=2)
             return chosen(params, batch, noise)
 

@@ -152,7 +152,9 @@ def test_autocast_keeps_the_parameters_type_and_trains(data, name: str) -> None:
     assert abs(float(run.dataset["loss"][-1] - plain.dataset["loss"][-1])) < 0.2
 
 
-@pytest.mark.parametrize(("name", "views"), [("LG-FG-A", False), ("LG-FG-A", True), ("FG-W", True)])
+@pytest.mark.parametrize(
+    ("name", "views"), [("LG-FG-A", False), ("LG-FG-A", True), ("FG-W", True), ("LG-FA", False), ("DFA", False)]
+)
 def test_a_compiled_estimate_is_the_eager_one(name: str, views: bool) -> None:
     """One whole graph, on two blocks with cut sites, where forward-mode derivatives could get lost in tracing.
 
