@@ -18,7 +18,7 @@ from figures import command
 from figures.page import Figures, Page
 
 LAYER = "perturbed"  # all parameters that a scheme estimates
-TRAINED = ("BP", "LG-FG-A")  # of all that trained, those that are drawn
+TRAINED = ("BP", "LG-FG-A")  # of all that trained, those that are drawn beside other networks
 TITLES = ("cosine to target", "cosine to backprop", "relative variance")
 NEEDED = {
     **dict.fromkeys(
@@ -33,12 +33,14 @@ DATA: dict[str, Any] = {"color": "black", "linestyle": (0, (5, 2)), "linewidth":
 
 
 def runs(dataset: xr.Dataset) -> list[tuple[str, str]]:
-    """Which runs are drawn: of each network those of `TRAINED` that were probed, else its first."""
+    """Which runs are drawn: of one network all that were probed; of several those of `TRAINED`, else the first."""
     probed = dataset["step"].notnull().any("probe")
     found = []
-    for network in datasets.names(dataset, "network"):
+    networks = datasets.names(dataset, "network")
+    for network in networks:
         there = [name for name in datasets.names(dataset, "algorithm") if probed.sel(network=network, algorithm=name)]
-        found += [(network, name) for name in ([n for n in TRAINED if n in there] or there[:1])]
+        drawn = there if len(networks) == 1 else [n for n in TRAINED if n in there] or there[:1]
+        found += [(network, name) for name in drawn]
     return found
 
 

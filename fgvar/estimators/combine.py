@@ -126,9 +126,11 @@ class Mean:
 class Normalised:
     """ĝ = 1/K Σ_k c_k u_k/|u_k|²: the mean projection of the gradient on each guess.
 
-    Its length never exceeds the gradient's, and where the guess is the gradient, ĝ = ∇. With an isotropic guess
-    over d numbers E ĝ = ∇/d, and tr Cov(ĝ) = (1/d − 1/d²)‖∇‖² for one loss. |u|² runs over the numbers that
-    the derivative credits: each example's own for activities.
+    Its length never exceeds that of the gradient which c is a derivative of (each example's own by activities that
+    are perturbed, or by weights with ``shared=False``: where these cancel in the mean, ĝ can be far longer than ∇),
+    and where the guess is the gradient, ĝ = ∇. With an isotropic guess over d numbers E ĝ = ∇/d, and for one loss and
+    one direction for all examples tr Cov(ĝ) = (1/d − 1/d²)‖∇‖². |u|² runs over the numbers that the derivative
+    credits: each example's own for activities.
 
     Source: Fournier et al. 2023, who project every tensor alone: ``per_tensor=True`` of the spaces.
 
@@ -149,12 +151,14 @@ class Normalised:
 class Projection:
     """Orthogonal projection of the gradient on the span of all K directions: ĝ = U(UᵀU)⁺Uᵀ∇, least squares.
 
-    For isotropic noise over d numbers E ĝ = K/d ∇ and E‖ĝ‖² = K/d ‖∇‖². The closest to ∇ that K derivatives
-    can tell; K ≥ d gives ∇ itself. In activity space every example has its own span. Directions of other noise can
-    coincide (two of signs, say), and then span less.
+    For isotropic noise over d numbers E ĝ = K/d ∇ and, of directions that all examples share, E‖ĝ‖² = K/d ‖∇‖². The
+    closest to ∇ that K derivatives can tell; K ≥ d gives ∇ itself. In activity space, and of weights with
+    ``shared=False``, every example has its own span: the lengths are those of its own gradient, by what is perturbed.
+    Directions of other noise can coincide (two of signs, say), and then span less.
 
     Args:
-        scale: "none"; "norm", times √(d/K), so that E‖ĝ‖² = ‖∇‖²; "mean", times d/K, so that E ĝ = ∇.
+        scale: "none"; "norm", times √(d/K), so that E‖ĝ‖² = ‖∇‖² and E ĝ = √(K/d) ∇; "mean", times d/K, so that
+            E ĝ = ∇.
 
     Raises:
         ValueError: an unknown scale.
@@ -177,7 +181,8 @@ class Projection:
 
     @property
     def bias_reason(self) -> str:
-        return "" if self.scale == "mean" else "projections shrink: E ĝ = K/d ∇ for isotropic noise"
+        mean = {"none": "K/d", "norm": "√(K/d)", "mean": ""}[self.scale]
+        return f"projections shrink: E ĝ = {mean} ∇ for isotropic noise" if mean else ""
 
     def __call__(self, terms: LossTerms, directions: Directions) -> LossTerms:
         # Of ∇ no more is known than c = Uᵀ∇, one derivative a direction, and ĝ = U w with w = (UᵀU)⁺c: of U itself
@@ -209,7 +214,8 @@ class ShuffledCredit:
         across: "examples" (in activity space; noise of their own), or "directions" (at least two).
 
     Raises:
-        ValueError: an unknown ``across``; on use, nothing to shuffle (a direction and its opposite are one).
+        ValueError: an unknown ``across``; on use, nothing to shuffle (a direction and its opposite are one), or
+            examples that share a direction, of which E ĝ would be another one's gradient.
 
     Example:
         >>> ShuffledCredit(across="directions").combine
@@ -225,6 +231,11 @@ class ShuffledCredit:
     def __post_init__(self) -> None:
         if self.across not in self.AXES:
             raise ValueError(unknown("axis to shuffle across", self.across, self.AXES))
+
+    @property
+    def crosses_examples(self) -> bool:
+        """Does it credit an example's direction with another one's derivative?"""
+        return self.across == "examples"
 
     def __call__(self, terms: LossTerms, directions: Directions) -> LossTerms:
         axis = self.AXES[self.across]

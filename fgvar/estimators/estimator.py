@@ -136,6 +136,11 @@ class Estimator:
                 f"activities one for each example: use shared={not self.shares_noise}"
             )
         shapes = self.guess.shapes(problem, self.space, self.losses, 1 if self._each_alone else problem.batch_size)
+        if getattr(self.combine, "crosses_examples", False) and (self.shares_noise or not shapes):
+            raise ValueError(
+                f"{self.combine!r} credits an example's direction with another one's derivative, but all have the "
+                "same direction; take noise of their own in activity space, or across='directions'"
+            )
         k = self.directions
         if not shapes and k > 1:
             raise ValueError(f"{self.guess!r} needs no noise, so that {k} directions would be one; take 1")

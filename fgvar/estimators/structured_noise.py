@@ -144,8 +144,9 @@ class Sparse:
 
 @dataclass(frozen=True)
 class LowRank:
-    """Matrices A Bᵀ/√rank of normal factors; numbers that are no matrix of a parameter are plain normal.
+    """Matrices A Bᵀ/√rank of normal factors; tensors of one axis are plain normal.
 
+    The rows are those of the first axis: of a weight, or of one example's activities where a site has several axes.
     Its numbers are uncorrelated but not independent: E u⁴ = 3 + 6/rank.
 
     Args:

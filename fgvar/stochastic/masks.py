@@ -107,6 +107,8 @@ class Magnitude:
 
     def _live(self, name: str, weight: Tensor) -> Tensor:
         sizes = weight.abs().flatten()
+        if not len(sizes):
+            return torch.ones_like(weight)
         live = ((sizes >= self._quantile(sizes)) & (sizes > 0)).to(weight.dtype).reshape(weight.shape)
         return live if self.shuffled is None else shuffled(live, self.shuffled, name)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fgvar.errors import require_type, require_word
 from fgvar.estimators.activity_space import require_site
 from fgvar.estimators.declared import declared
-from fgvar.estimators.laws import Law
+from fgvar.estimators.laws import LAW, Law
 from fgvar.estimators.lengths import length, rescaled
 from fgvar.estimators.noise import Gaussian
 from fgvar.estimators.protocol import Estimate, GradientEstimator, require_estimator
@@ -119,10 +119,11 @@ class Noise:
     """Random numbers in the place of a gradient, E ĝ = 0: ``Ahead(by=Noise(), step=σ)`` smooths the loss.
 
     Args:
-        law: of the numbers.
+        law: of the numbers, of mean 0.
 
     Raises:
         TypeError: what is no law.
+        ValueError: a law of finitely many values that does not declare E uuᵀ = I: it may have any mean.
 
     Source: Lin et al. 2020.
 
@@ -138,6 +139,11 @@ class Noise:
 
     def __post_init__(self) -> None:
         require_word("law", self.law, ("sample",), "fgvar.Gaussian()")
+        if declared(self.law, "support", *LAW) and not declared(self.law, "isotropic", *LAW):
+            raise ValueError(
+                f"{self.law!r} may have another mean than 0, expected a law that declares isotropic = True, such as "
+                "fgvar.Gaussian() or fgvar.Rademacher()"
+            )
 
     @property
     def bias_reason(self) -> str:
@@ -193,10 +199,16 @@ class Tapped:
     def leaves(self, problem: Problem) -> dict[str, Leaf]:
         require_site(problem, self.site)
         shape = (problem.batch_size, *problem.trace.sites[self.site][1:])
-        return {"": Leaf(shape, self.noise, batch_dims=1)}
+        # A law of several directions together would take examples for them: one direction of each.
+        lead = (1,) if self._of_directions else ()
+        return {"": Leaf((*lead, *shape), self.noise, batch_dims=len(lead) + 1)}
+
+    @property
+    def _of_directions(self) -> bool:
+        return bool(declared(self.noise, "couples_directions", *LAW))
 
     def view(self, problem: Problem, noise: Mapping[str, Tensor]) -> Problem:
-        tap = self.scale * noise[""]
+        tap = self.scale * (noise[""][0] if self._of_directions else noise[""])
         if self.site in problem.taps:  # noise of several points adds up
             tap = tap + problem.taps[self.site]
         return problem.tapped(self.site, tap)

@@ -196,7 +196,10 @@ class TermSizes:
 
 @dataclass(frozen=True)
 class Mixed:
-    """A mixture: (1 − η) of other scores' probabilities and η of uniform ones; no ω is above 1/η of the uniform one.
+    """A mixture: (1 − η) of other scores' probabilities and η of uniform ones.
+
+    No ω of m examples of N that are put back is above N/(η m), 1/η of the uniform one; of those that are not
+    (``replace=False``) none is above (N/η + m − 1)/m.
 
     Args:
         by: other scores.

@@ -165,7 +165,8 @@ class Stochastic:
         bound = math.inf
         for one in self.each:
             own = declared(one, "bound", *TRANSFORM)
-            bound = own if own is not None else bound if declared(one, "contracts", *TRANSFORM) else math.inf
+            before = bound if declared(one, "contracts", *TRANSFORM) else math.inf
+            bound = before if own is None else min(own, before)
         contracts = all(declared(one, "contracts", *TRANSFORM) for one in self.then)
         return None if math.isinf(bound) or not contracts else 2 * bound * share
 

@@ -220,8 +220,10 @@ def test_sham_errors() -> None:
     with pytest.raises(ValueError, match="unknown axis to shuffle across 'example'; did you mean 'examples'"):
         fgvar.combine.ShuffledCredit(across="example")
     problem = CASES["linear"]()
+    with pytest.raises(ValueError, match="take noise of their own in activity space, or across='directions'"):
+        drawn(fgvar.scheme("FG-W", combine=fgvar.combine.ShuffledCredit()), problem)
     for estimator in (
-        fgvar.scheme("FG-W", combine=fgvar.combine.ShuffledCredit()),
+        fgvar.scheme("FG-W", shared=False, combine=fgvar.combine.ShuffledCredit()),
         fgvar.scheme("FG-A", combine=fgvar.combine.ShuffledCredit(across="directions")),
     ):
         with pytest.raises(ValueError, match="has one of them to shuffle, expected at least two"):

@@ -308,14 +308,28 @@ def test_the_readme_shows_the_stored_table() -> None:
 def test_the_readme_says_what_thirty_epochs_have() -> None:
     text = " ".join((ROOT / "studies" / "README.md").read_text().split())
     ends = figure.final(fgvar.open_dataset(STORED.with_name("table3_long.nc"))).sel(network="M/8/16")
-    test, paper = (ends[name].sel(algorithm=["BP", "LG-FG-A"]).values for name in ("test", "paper"))
-    told = [f"{ours:.1f}{unit} ({theirs:.1f}" for ours, theirs, unit in zip(test, paper, (" %", ""), strict=True)]
-    assert f"BP ends at {told[0]} in the paper) and LG-FG-A at {told[1]})" in text
+    test, paper = (ends[name].sel(algorithm=["BP", "LG-BP", "LG-FG-A"]).values for name in ("test", "paper"))
+    told = [f"{ours:.1f}{unit} ({theirs:.1f}" for ours, theirs, unit in zip(test, paper, (" %", "", ""), strict=True)]
+    assert f"BP ends at {told[0]} in the paper), LG-BP at {told[1]}) and LG-FG-A at {told[2]})" in text
     short = figure.final(fgvar.open_dataset(STORED)).sel(network="M/8/16")["test"]
     apart = float(short.sel(algorithm="LG-FG-A") - short.sel(algorithm="BP"))
-    assert f"{test[1] - test[0]:.1f} points apart for {apart:.1f} after three epochs" in text
+    assert f"which is {test[2] - test[0]:.1f} points above BP for {apart:.1f} after three epochs" in text
+    errors = 100 * fgvar.open_dataset(STORED.with_name("table3_long.nc"))[["test_error", "train_error"]].squeeze()
+    bp, local_bp, ours = (errors.sel(algorithm=name).dropna("epoch") for name in ("BP", "LG-BP", "LG-FG-A"))
+    last = [f"{-its['test_error'].sel(epoch=[20, 30]).diff('epoch').item():.1f}" for its in (bp, local_bp, ours)]
+    assert f"BP gains {last[0]} points in its last ten epochs, LG-BP {last[1]} and LG-FG-A, at a train" in text
+    assert f"error of {float(ours['train_error'][-1]):.1f} %, {last[2]}." in text
+    first = [int(its["epoch"][its["train_error"] == 0][0]) for its in (bp, local_bp)]
+    assert f"(train errors 0 from epoch {first[0]} and {first[1]} on)" in text
     probes = fgvar.open_dataset(STORED.with_name("table3_long_probes.nc")).sel(network="M/8/16", layer="perturbed")
     cosine = probes["cosine"].sel(estimator="LG-BP", reference="backprop").squeeze()
-    by_bp, local = (cosine.sel(algorithm=name).values for name in ("BP", "LG-FG-A"))
+    by_bp, by_local, local = (cosine.sel(algorithm=name).values for name in ("BP", "LG-BP", "LG-FG-A"))
+    assert f"by that very target, it stays away ({by_local[0]:.2f} to {by_local[-1]:.2f})" in text
+    noise = probes["relative_variance"].sel(estimator="LG-FG-A").squeeze().isel(probe=[0, -1])
+    for name, words in (
+        ("LG-FG-A", "from {} to {} times its target's square"),
+        ("LG-BP", "from {} to {} where LG-BP"),
+    ):
+        assert words.format(*(f"{each:.0f}" for each in noise.sel(algorithm=name).values)) in text
     assert f"({local[0]:.2f} to {local[-1]:.2f})" in text
     assert f"({by_bp[0]:.2f}, {by_bp.max():.2f} and {by_bp[-1]:.2f})" in text
