@@ -10,8 +10,11 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from fgvar.bytecode import globals_used
 
 if TYPE_CHECKING:
     from fgvar.problem import Problem
@@ -42,23 +45,30 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 def behaviour(thing: object) -> str:
     """A hash of what a function, a module or another object computes by, as far as that can be read.
 
-    Of functions their code, defaults and what they close over; of modules their structure, the code of each
-    ``forward``, parameters and buffers; and of any object the numbers, texts, tensors and functions that it has as
-    attributes. Other Python versions may compile the same source to other code.
+    Of functions their code, defaults, what they close over, and the constants and functions of their module that
+    they name; of modules their structure, the code of each ``forward``, parameters and buffers; and of any object the
+    numbers, texts, tensors, functions and containers of them that it has as attributes. Other Python versions may
+    compile the same source to other code.
     """
     digest = hashlib.blake2b(digest_size=6)
-    for part in _parts(thing, frozenset()):
-        digest.update(f"{part}\n".encode())
+    for part in _parts(thing, frozenset(), {}):
+        digest.update(f"{part}\n".encode(errors="surrogatepass"))
     return digest.hexdigest()
 
 
+_PLAIN = (str, bytes, int, float, complex, type, torch.dtype, np.generic, types.NoneType)
+_UNORDERED = (dict, set, frozenset)
+_DATA = (tuple, list, *_UNORDERED, Tensor, np.ndarray)
 # Of other attributes (caches, configurations, locks) nothing says that they stay as they are during a run.
-_PLAIN = (str, bytes, int, float, complex, type, torch.dtype, types.NoneType)
-_READ = (*_PLAIN, tuple, list, Tensor, types.FunctionType, types.MethodType, functools.partial, nn.Module)
+_READ = (*_PLAIN, *_DATA, types.FunctionType, types.MethodType, functools.partial, nn.Module)
+_CONSTANTS = (str, bytes, int, float, complex, *_DATA)
 
 
-def _parts(thing: object, path: frozenset[int]) -> Iterator[str]:
-    """What `behaviour` hashes. What holds itself is not entered again: ``path`` are those that hold this thing."""
+def _parts(thing: object, path: frozenset[int], functions: dict[int, int]) -> Iterator[str]:
+    """What `behaviour` hashes. What holds itself is not entered again: ``path`` are those that hold this thing.
+
+    Nor is one of the ``functions`` that have been entered before, as of a module all may use the same few.
+    """
     if isinstance(thing, _PLAIN):
         yield f"{type(thing).__name__} {thing!r}"
         return
@@ -66,46 +76,58 @@ def _parts(thing: object, path: frozenset[int]) -> Iterator[str]:
         yield fingerprint({"": thing})
         return
     yield type(thing).__name__
-    if id(thing) not in path:
-        for part in _inside(thing):
-            yield from _parts(part, path | {id(thing)})
+    if isinstance(thing, types.FunctionType):
+        if id(thing) in functions:
+            yield f"again {functions[id(thing)]}"
+            return
+        functions[id(thing)] = len(functions)
+    elif id(thing) in path:
+        return
+    path |= {id(thing)}
+    if isinstance(thing, _UNORDERED):  # sets have another order in every process
+        each = thing.items() if isinstance(thing, dict) else thing
+        yield from sorted("\n".join(_parts(item, path, functions.copy())) for item in each)
+        return
+    for part in _inside(thing):
+        yield from _parts(part, path, functions)
 
 
 def _inside(thing: object) -> Iterator[object]:
     """What a function, a container, a module or another object is made of."""
     if isinstance(thing, tuple | list):
         yield from thing
-    elif isinstance(thing, frozenset):  # in no order that lasts
-        yield from sorted(map(repr, thing))
+    elif isinstance(thing, np.ndarray):
+        yield from (str(thing.dtype), thing.shape, thing.tolist() if thing.dtype.hasobject else thing.tobytes())
     elif isinstance(thing, types.CodeType):
         yield from (thing.co_code, thing.co_names, thing.co_consts)
     elif isinstance(thing, types.FunctionType):
         code = thing.__code__
         constants = tuple(value for value in code.co_consts if value is not thing.__doc__)
-        yield from (described(thing), code.replace(co_consts=constants), thing.__defaults__)
-        yield sorted((thing.__kwdefaults__ or {}).items())
+        yield from (described(thing), code.replace(co_consts=constants), thing.__defaults__, thing.__kwdefaults__)
         for cell in thing.__closure__ or ():
             with contextlib.suppress(ValueError):  # of a name that has no value yet
                 yield cell.cell_contents
+        yield _lasting(globals_used(thing, _CONSTANTS))
     elif isinstance(thing, types.MethodType):
         yield from (thing.__func__, thing.__self__)
     elif isinstance(thing, functools.partial):
-        yield from (thing.func, thing.args, sorted(thing.keywords.items()))
+        yield from (thing.func, thing.args, thing.keywords)
     else:
-        yield described(thing)
-        yield from _attributes(thing)
+        yield from (described(thing), _attributes(thing))
         if isinstance(thing, nn.Module):
             for name, module in thing.named_modules():
-                yield from (name, type(module).forward)
-                yield from _attributes(module)
+                yield from (name, type(module).forward, _attributes(module))
             yield fingerprint({**dict(thing.named_parameters()), **dict(thing.named_buffers())})
 
 
-def _attributes(thing: object) -> Iterator[object]:
-    public = {
-        k: v for k, v in getattr(thing, "__dict__", {}).items() if not k.startswith("_") and isinstance(v, _READ)
-    }
-    yield from sorted(public.items(), key=lambda item: item[0])
+def _lasting(named: dict[str, object]) -> dict[str, object]:
+    """Without data of a module's own, which may be a cache."""
+    return {k: v for k, v in named.items() if not (k.startswith("_") and isinstance(v, _DATA))}
+
+
+def _attributes(thing: object) -> dict[str, object]:
+    every = getattr(thing, "__dict__", {})
+    return {k: v for k, v in every.items() if not k.startswith("_") and isinstance(v, _READ)}
 
 
 def of_problem(problem: Problem) -> str:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from types import FunctionType
+from typing import Any
 
 import pytest
 import torch
@@ -126,14 +128,14 @@ def test_costs_of_rows_that_hold_equal_problems_are_counted_once() -> None:
 # ---- what functions and modules compute by -------------------------------------------------------------------
 
 
-def closure(factor: float) -> Callable[..., torch.Tensor]:
+def closure(factor: Any) -> Callable[..., torch.Tensor]:
     return lambda outputs, targets: factor * cross_entropy(outputs, targets, reduction="none")
 
 
 class Scaled(nn.Module):
-    def __init__(self, factor: float, buffer: float = 1.0) -> None:
+    def __init__(self, factor: float, buffer: float = 1.0, **config: object) -> None:
         super().__init__()
-        self.factor, self.whole = factor, [self]
+        self.factor, self.whole, self.config = factor, [self], config
         self.register_buffer("buffer", torch.tensor(buffer))
 
 
@@ -154,8 +156,39 @@ def doubled_again(outputs, targets, *, factor=2.0):
     return factor * (outputs - targets) + 0
 
 
+FACTOR, FACTORS = 2.0, {"inside": torch.ones(2)}
+_cache: dict[int, int] = {}
+
+
+def helped(outputs, targets):
+    _cache[len(outputs)] = 1
+    return [FACTOR * FACTORS["inside"] * helper(outputs, targets) for _ in "a"]
+
+
+def helper(outputs, targets):
+    return outputs - targets if FACTOR else helped(outputs, targets)
+
+
+def of_another_module(**names: object) -> Callable[..., torch.Tensor]:
+    """`helped` and `helper`, where some names of their module stand for something else."""
+    there = globals() | {"helper": FunctionType(helper.__code__, own := {}, "helper")} | names
+    own |= there
+    return FunctionType(helped.__code__, there, "helped")
+
+
+LONG = torch.zeros(2000)  # of which a text shows the ends alone
+OTHER_LONG = LONG.index_fill(0, torch.tensor(1000), 1.0)
+
 PAIRS = {
     "what it closes over": lambda: (closure(1.0), closure(2.0)),
+    "a tensor in a dict that it closes over": lambda: (closure({"ce": LONG}), closure({"ce": OTHER_LONG})),
+    "an array that it closes over": lambda: (closure(LONG.numpy()), closure(OTHER_LONG.numpy())),
+    "a set that it closes over": lambda: (closure({"a", "b"}), closure({"a", "c"})),
+    "a dict": lambda: (Scaled(1.0, scale=1.0), Scaled(1.0, scale=3.0)),
+    "a dict in a dict": lambda: (Scaled(1.0, of={"scale": 1.0}), Scaled(1.0, of={"scale": 3.0})),
+    "a constant of the module": lambda: (of_another_module(), of_another_module(FACTOR=3.0)),
+    "a tensor of the module": lambda: (of_another_module(), of_another_module(FACTORS={"inside": torch.zeros(2)})),
+    "a function of the module": lambda: (of_another_module(), of_another_module(helper=doubled)),
     "keywords": lambda: (partial(cross_entropy, reduction="none"), partial(cross_entropy, reduction="mean")),
     "what a text does not show": lambda: (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1)),
     "a number": lambda: (Scaled(1.0), Scaled(2.0)),
@@ -174,11 +207,18 @@ def test_what_computes_otherwise_has_another_hash(what: str) -> None:
     assert identity.behaviour(one) != identity.behaviour(other)
 
 
+def test_what_is_private_or_in_another_order_is_the_same() -> None:
+    """A module's own data may be a cache."""
+    assert identity.behaviour(of_another_module()) == identity.behaviour(of_another_module(_cache={8: 1}))
+    assert identity.behaviour(Scaled(1.0, a=1, b=2)) == identity.behaviour(Scaled(1.0, b=2, a=1))
+
+
 def test_a_hash_is_the_same_in_every_process() -> None:
-    """Whatever order sets have there: of a function with a set among its constants."""
+    """Whatever order sets have there: of a function with sets in what it is made of."""
     source = (
         "import torch; from fgvar.identity import behaviour; from fgvar.networks import LocalMixer\n"
-        "def f(x, y): return x if y in {'a', 'b', 'c', 'd'} else {'e': y}\n"
+        "def made(names): return lambda x, y: x if y in {'a', 'b', 'c', 'd'} else {'e': names}\n"
+        "f = made([{'a', 'b', 'c', 'd'}, {'of': {'a', 'b', 'c', 'd'}}])\n"
         "print(behaviour(f), behaviour(LocalMixer((1, 8, 8), 10, blocks=1, patches=2, channels=8, groups=2, seed=0)))"
     )
     found = {

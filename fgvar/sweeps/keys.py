@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from fgvar.bytecode import globals_used
 from fgvar.errors import unknown
 
 SCRATCH = "scratch"  # a cell's parameter, which is no part of its key
@@ -136,28 +137,27 @@ def code_of(function: Function) -> str:
 
 def _gather(function: Any, parts: dict[str, str]) -> None:
     """Its instructions, those of its module's functions and the constants that it uses, by name."""
-    parts[function.__name__], names = _instructions(function.__code__, function.__doc__)
-    for name in names & function.__globals__.keys() - parts.keys():
-        value = function.__globals__[name]
-        if isinstance(value, str | int | float):
-            parts[name] = repr(value)
-        elif isinstance(value, FunctionType) and value.__module__ == function.__module__:
+    parts[function.__name__] = _instructions(function.__code__, function.__doc__)
+    for name, value in globals_used(function, (str, int, float)).items():
+        if name in parts:
+            continue
+        if isinstance(value, FunctionType):
             _gather(inspect.unwrap(value), parts)
+        else:
+            parts[name] = repr(value)
 
 
-def _instructions(code: CodeType, doc: str | None = None) -> tuple[str, set[str]]:
-    """Bytecode and constants, those of functions within among them but no docstring; and the names that it uses."""
-    constants, names = [], set(code.co_names)
+def _instructions(code: CodeType, doc: str | None = None) -> str:
+    """Bytecode and constants, those of functions within among them, but no docstring."""
+    constants = []
     for each in code.co_consts:
         if isinstance(each, CodeType):
-            inner, more = _instructions(each)
-            constants.append(inner)
-            names |= more
+            constants.append(_instructions(each))
         elif isinstance(each, frozenset):
             constants.append(repr(sorted(map(repr, each))))  # its order is another one in every process
         elif each != doc:
             constants.append(repr(each))
-    return f"{code.co_code.hex()} {code.co_names} {constants}", names
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 def canonical(value: object, what: str = "") -> Any:

@@ -26,7 +26,7 @@ from fgvar.training.distributed import broadcast_bytes, world
 from fgvar.training.gradients import require_finite
 from fgvar.training.loop import TrainingLoop
 
-MAGIC = b"fgvar checkpoint 8\n"  # another number is another format, or other noise for a run to go on with
+MAGIC = b"fgvar checkpoint 9\n"  # another number is another format, or other noise for a run to go on with
 SECONDS = 10.0  # between checkpoints, or fifty times what one takes, if that is longer
 
 

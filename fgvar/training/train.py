@@ -108,9 +108,9 @@ def train(
         checkpoint: a file from which the run goes on, if it is there, and where it is kept: every ten seconds, on
             Ctrl-C and at the end. Killed at any moment and started again, it ends with the same bits. What belongs
             to another run (data, network, loss, estimator, any setting above) is refused, and what a run that is
-            going on writes; networks and losses are told by structure, code, tensors and plain attributes, of an
-            estimator's settings those count that its ``repr`` shows. Where one cannot be written, a warning names
-            the last good one, and the run goes on.
+            going on writes; networks and losses are told by structure, tensors, plain attributes and code, with what
+            that names of its module; of an estimator's settings those count that its ``repr`` shows. Where one
+            cannot be written, a warning names the last good one, and the run goes on.
         resume: False starts anew and writes over the checkpoint.
         autocast: matrix products in bfloat16; parameters stay in their own type.
         compile: of the estimate, by torch.compile: half a minute once, then several times as fast on small networks;

@@ -37,6 +37,7 @@ ORDER = (
     "fgvar.errors",
     "fgvar.lazy",
     "fgvar.allocator",
+    "fgvar.bytecode",
     "fgvar.identity",
     "fgvar",
     "fgvar.measurement.text_tables",
