@@ -48,8 +48,10 @@ def train_all(cell: Cell, grids: Sequence[Grid], run: Options, folder: Path) -> 
                 how = run.arguments() | {"folder": folder, "out": Path(unused) / "sweep.nc", "seed": None}
                 found = fgvar.sweep(cell, axes, config=settings, scratch=folder / "scratch", **how)
             failed += [text.strip().splitlines()[-1] for text in found["traceback"].values.flat if text]
-    finally:
+    except Exception:
         broadcast_bytes(None)
+        raise
+    broadcast_bytes(None)  # not after Ctrl-C, by which all have ended
     if failed:
         raise ValueError(f"{len(failed)} runs failed, see above ({failed[0]}); the same command tries them again")
     return True

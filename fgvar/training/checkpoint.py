@@ -22,7 +22,7 @@ from fgvar.identity import behaviour, described, fingerprint
 from fgvar.storage import locks
 from fgvar.storage.atomic import replace, require_place
 from fgvar.storage.packing import pack, unpack
-from fgvar.training.distributed import broadcast_bytes, world
+from fgvar.training.distributed import any_rank_now, broadcast_bytes, world
 from fgvar.training.gradients import require_finite
 from fgvar.training.loop import TrainingLoop
 
@@ -133,16 +133,26 @@ class Checkpointer:
         }
 
     def __enter__(self) -> "Checkpointer":
+        refused = None
         if world()[0] == 0:
-            require_place(self.path)
             try:
-                self.lock.enter_context(locks.exclusive(locks.lock_path(self.path)))
-            except locks.LockHeld as holder:
-                raise BlockingIOError(
-                    f"{self.path} is the checkpoint of a run that is going on, by {holder}; wait for its end, stop "
-                    "it, or give another checkpoint= path"
-                ) from None
+                self._take()
+            except OSError as error:
+                refused = error
+        # The others wait for its word, and must not wait for the run.
+        if (told := broadcast_bytes(None if refused is None else str(refused).encode())) is not None:
+            raise refused or OSError(told.decode())
         return self
+
+    def _take(self) -> None:
+        require_place(self.path)
+        try:
+            self.lock.enter_context(locks.exclusive(locks.lock_path(self.path)))
+        except locks.LockHeld as holder:
+            raise BlockingIOError(
+                f"{self.path} is the checkpoint of a run that is going on, by {holder}; wait for its end, stop "
+                "it, or give another checkpoint= path"
+            ) from None
 
     def __exit__(self, *_: object) -> None:
         self.lock.close()
@@ -180,8 +190,10 @@ class Checkpointer:
         )
 
     def maybe_save(self) -> None:
-        """Store, where the last checkpoint is old enough."""
-        if time.monotonic() - self.stored_at >= self.interval:
+        """Store, where the last checkpoint is old enough by the clock of the process that writes it."""
+        due = world()[0] == 0 and time.monotonic() - self.stored_at >= self.interval
+        # All together: a run that has left the finite numbers ends in all of them.
+        if any_rank_now(due, self.loop.step, self.loop.problem.device):
             self.store()
 
     def restore(self) -> None:

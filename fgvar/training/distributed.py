@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+EVERY = 16  # steps between the questions that several processes ask each other
+
 
 def join() -> None:
     """Join the processes that torchrun has started this one among, if it has and nobody has joined them yet.
@@ -105,6 +107,11 @@ def any_rank(asks: bool, device: torch.device) -> bool:
     if world()[1] == 1:
         return asks
     return bool(summed(torch.tensor(float(asks), device=device)) > 0)
+
+
+def any_rank_now(asks: bool, step: int, device: torch.device) -> bool:
+    """Does any process ask? Of several all get the same answer, which is no but for every 16th step."""
+    return (world()[1] == 1 or step % EVERY == 0) and any_rank(asks, device)
 
 
 def _device() -> torch.device:

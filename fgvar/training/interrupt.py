@@ -7,16 +7,20 @@ from typing import Any
 
 import torch
 
-from fgvar.training.distributed import any_rank, world
+from fgvar.training.distributed import any_rank, any_rank_now
 
 TWICE = 1.0  # seconds in which further signals count as the same: torchrun and the terminal may both send one
-EVERY = 16  # steps between the questions that several processes ask each other
 
 
 class Interrupt:
-    """While entered, the first Ctrl-C asks for an end and a later one forces it."""
+    """While entered, the first Ctrl-C asks for an end and a later one forces it.
 
-    def __init__(self) -> None:
+    Raises:
+        KeyboardInterrupt: on leaving, where one was asked for and no step was left to end at.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.asked: float | None = None
         self.before: Any = None
 
@@ -27,15 +31,15 @@ class Interrupt:
             self.before = signal.signal(signal.SIGINT, self._ask)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if self.before is not None:
             signal.signal(signal.SIGINT, self.before)
+        if error is None and any_rank(self.asked is not None, self.device):
+            raise KeyboardInterrupt
 
-    def ends(self, step: int, device: torch.device) -> bool:
+    def ends(self, step: int) -> bool:
         """Is this step the last? All processes get the same answer."""
-        if world()[1] == 1:
-            return self.asked is not None
-        return step % EVERY == 0 and any_rank(self.asked is not None, device)
+        return any_rank_now(self.asked is not None, step, self.device)
 
     def _ask(self, *_: object) -> None:
         now = time.monotonic()

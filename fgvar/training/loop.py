@@ -120,7 +120,7 @@ class TrainingLoop:
                     self.update(batch)
                     bar.update()
                     self.probe_if_due()
-                    if interrupt.ends(self.step, self.problem.device):
+                    if interrupt.ends(self.step):
                         if checkpointer is not None:
                             checkpointer.store()
                         raise KeyboardInterrupt

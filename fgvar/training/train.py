@@ -177,12 +177,12 @@ def train(
     with _checkpointer(checkpoint, loop, splits, numerics) as checkpointer:
         if checkpointer is not None and resume:
             checkpointer.restore()
-        with keep_freed_memory(largest), Interrupt() as interrupt:
+        with keep_freed_memory(largest), Interrupt(problem.device) as interrupt:
             if not loop.curves:
                 loop.curves.append(task.evaluate(problem, loop.params, near))
             loop.run(near, name or "training", checkpointer, logger, interrupt)
-        if checkpointer is not None:
-            checkpointer.store()
+            if checkpointer is not None:
+                checkpointer.store()
     return Run(_dataset(loop, splits["train"].name, numerics), dict(module.state_dict()))
 
 

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,11 @@ import torch
 
 import fgvar
 from fgvar.estimators.protocol import GradientEstimator
+from fgvar.storage import locks
 from fgvar.training.checkpoint import MAGIC
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNS = ("whole", "killed", "resumed", "stopped", "resumed_again", "foreign", "draws", "weighted", "sampled")
+RUNS = ("whole", "killed", "resumed", "stopped", "resumed_again", "foreign", "held", "draws", "weighted", "sampled")
 
 # Both are forked from a process that has loaded all they need, which takes seconds (torch.optim asks for dynamo).
 SCRIPT = """
@@ -58,7 +59,7 @@ def run_all(folder: Path, rank: int) -> None:
             try:
                 globals()[name](folder, rank)
                 end = "done"
-            except (KeyboardInterrupt, ValueError, ZeroDivisionError) as error:
+            except (KeyboardInterrupt, OSError, ValueError, ZeroDivisionError) as error:
                 end = f"{type(error).__name__} {error}"
             print(name, end, file=ends)
     torch.distributed.barrier()
@@ -100,6 +101,12 @@ def resumed_again(folder: Path, rank: int) -> None:
 
 def foreign(folder: Path, rank: int) -> None:
     run(folder, rank, "foreign", "b", lr=0.2)
+
+
+def held(folder: Path, rank: int) -> None:
+    """The first process finds the checkpoint in use; they end together."""
+    with nullcontext() if rank else locks.exclusive(locks.lock_path(folder / "b")):
+        run(folder, rank, "held", "b")
 
 
 @contextmanager
@@ -180,9 +187,14 @@ def done(tmp_path_factory) -> tuple[Path, list[dict[str, str]]]:
     assert done.returncode == 0, done.stderr
     told = [(folder / f"ends{rank}").read_text().splitlines() for rank in range(2)]
     ends = [dict(line.split(" ", 1) for line in lines if line) for lines in told]
-    for end in ends:
+    for end, refused in zip(ends, ("BlockingIOError", "OSError"), strict=True):
         words = {name: what.split()[0] for name, what in end.items()}
-        stops = {"killed": "ZeroDivisionError", "stopped": "KeyboardInterrupt", "foreign": "ValueError"}
+        stops = {
+            "killed": "ZeroDivisionError",
+            "stopped": "KeyboardInterrupt",
+            "foreign": "ValueError",
+            "held": refused,
+        }
         assert words == dict.fromkeys(RUNS, "done") | stops
     return folder, ends
 
@@ -216,6 +228,10 @@ def test_killed_or_stopped_they_go_on_together(done, name: str) -> None:
 def test_a_foreign_checkpoint_is_refused_by_all(done) -> None:
     assert all("another run: its schedule" in end["foreign"] for end in done[1])
     assert (done[0] / "b").read_bytes().startswith(MAGIC)
+
+
+def test_a_checkpoint_in_use_is_refused_by_all(done) -> None:
+    assert all("is the checkpoint of a run that is going on, by process" in end["held"] for end in done[1])
 
 
 def test_the_average_has_half_of_the_noise_variance(done) -> None:
