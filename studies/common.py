@@ -132,12 +132,13 @@ def onto(path: Path | None, made: Any, there: Any, **order: Callable[[Any], Any]
     Args:
         path: of the stored dataset; None: ``made`` alone.
         made: a dataset of other labels or the same. Variables that the stored one lacks are left out: a figure of
-            some runs' intervals and others' standard errors would show neither.
+            some runs' intervals and others' standard errors would show neither. Of those that it lacks itself the
+            places of its runs are empty.
         there: which runs ``made`` has, over some of its dimensions.
         order: dimension → key that its labels are sorted by; of others, those of the stored one come first.
 
     Raises:
-        ValueError: a dataset of another study.
+        ValueError: a dataset of another study, or of runs that a coordinate, as of their data, tells from these.
     """
     import xarray as xr
 
@@ -148,14 +149,23 @@ def onto(path: Path | None, made: Any, there: Any, **order: Callable[[Any], Any]
     stored = fgvar.open_dataset(path)
     if missing := [dim for dim in there.dims if dim not in stored.dims]:
         raise ValueError(f"--onto {path} has no axis {missing[0]!r}, expected a dataset that this study has written")
-    labels = {dim: list(dict.fromkeys([*stored[dim].values, *made[dim].values])) for dim in made.indexes}
+    common = [dim for dim in made.indexes if dim in stored.dims]
+    labels = {dim: list(dict.fromkeys([*stored[dim].values, *made[dim].values])) for dim in common}
     labels |= {dim: sorted(labels[dim], key=key) for dim, key in order.items()}
     old, new = (one.reset_coords([*one.coords.keys() - one.indexes.keys()]).reindex(labels) for one in (stored, made))
     there = there.reset_coords(drop=True).reindex({dim: labels[dim] for dim in there.dims}, fill_value=False)
     found = old.copy()
+    for name, each in old.items():
+        if name not in made.variables and set(there.dims) <= set(each.dims):
+            empty = "" if each.dtype.kind in "OU" else float("nan")
+            found[name] = xr.where(there, empty, each).transpose(*each.dims).assign_attrs(each.attrs)
+            found[name].encoding = each.encoding
+    own = [*made.coords.keys() - made.indexes.keys()]
     for name, each in made.reset_coords().data_vars.items():
         if name not in old:
             continue
+        if name in own and each.dtype.kind in "OU":
+            _require_same(f"--onto {path}", old[name], new[name])
         whole = set(there.dims) <= set(each.dims)
         value = xr.where(there if whole else new[name].notnull(), new[name], old[name]).transpose(*each.dims)
         # What neither has is NaN: of what counts in both, none.
@@ -165,7 +175,7 @@ def onto(path: Path | None, made: Any, there: Any, **order: Callable[[Any], Any]
             value = value.fillna("").astype(str)
         found[name] = value.assign_attrs(each.attrs)
         found[name].encoding = each.encoding
-    found = found.set_coords([*made.coords.keys() - made.indexes.keys()])
+    found = found.set_coords([name for name in own if name in found])
     return found.assign_attrs(
         {name: _both(stored.attrs.get(name), made.attrs.get(name)) for name in {**stored.attrs, **made.attrs}}
     )
@@ -175,7 +185,25 @@ def _both(stored: Any, made: Any) -> Any:
     """An attribute of two pieces: that of either, or what both say, once each."""
     if stored is None or made is None or stored == made:
         return stored if made is None else made
-    return ", ".join(dict.fromkeys([*str(stored).split(", "), *str(made).split(", ")]))
+    return ", ".join(dict.fromkeys([*_listed(str(stored)), *_listed(str(made))]))
+
+
+def _listed(text: str) -> list[str]:
+    """What a text lists by commas; those within brackets belong to one of it."""
+    found: list[str] = []
+    for each in text.split(", "):
+        if found and sum(found[-1].count(mark) for mark in "([{") > sum(found[-1].count(mark) for mark in ")]}"):
+            found[-1] += f", {each}"
+        else:
+            found.append(each)
+    return found
+
+
+def _require_same(what: str, stored: Any, made: Any) -> None:
+    """Raise where both have a text of one label, and another one."""
+    other = (stored != made) & stored.fillna("").astype(bool) & made.fillna("").astype(bool)
+    for theirs, ours in zip(stored.values[other.values], made.values[other.values], strict=True):
+        raise ValueError(f"{what} has the {stored.name} {theirs} where these runs have {ours}; leave --onto out")
 
 
 def publish(dataset: Any, config: Any, figure: ModuleType, report: str = "") -> None:

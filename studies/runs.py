@@ -43,9 +43,14 @@ def errors(
         curves: which of the runs' variables, each over one dimension; not every run needs to have all.
         source: of the paper's errors.
         settings: further attributes to state.
+
+    Raises:
+        ValueError: two runs of one place, one network's runs on several data sets, or a curve that no run has.
     """
     networks, algorithms, seeds = _axes(runs, order)
     shape = (len(networks), len(algorithms), len(seeds))
+    if lacking := [name for name in curves if not any(name in one for one in runs)]:
+        raise ValueError(f"no run has {', '.join(lacking)}, expected one at least that has each of its curves")
     like = {name: next(one[name] for one in runs if name in one) for name in curves}
     along = {name: str(found.dims[0]) for name, found in like.items()}
     # By their numbers: of epochs that were not evaluated a run has none.
@@ -76,7 +81,7 @@ def errors(
             "algorithm": algorithms,
             "seed": seeds,
             **{dim: range(size) for dim, size in sizes.items()},
-            "data": ("network", [_of(runs, network)[0].attrs["data"] for network in networks]),
+            "data": ("network", _data(runs, networks)),
         },
         attrs=_attributes(runs, settings),
     )
@@ -118,6 +123,9 @@ def probes(runs: Sequence[xr.Dataset], order: Sequence[str]) -> xr.Dataset:
     """What was measured on the way, over (network, algorithm, probe): of each run's first seed that was probed.
 
     Layers that a network lacks are NaN; so are probes that a run has not.
+
+    Raises:
+        ValueError: one network's runs are on several data sets.
     """
     runs = sorted((one for one in runs if "step" in one.dims), key=lambda one: int(one.attrs["train_seed"]))
     chosen: dict[tuple[str, str], xr.Dataset] = {}
@@ -139,7 +147,7 @@ def probes(runs: Sequence[xr.Dataset], order: Sequence[str]) -> xr.Dataset:
     found = xr.concat(rows, "network").assign_coords(
         network=networks,
         algorithm=algorithms,
-        data=("network", [_of(runs, network)[0].attrs["data"] for network in networks]),
+        data=("network", _data(runs, networks)),
     )
     for name, variable in found.data_vars.items():
         variable.attrs = runs[0][name].attrs if name in runs[0] else {"long_name": "updates made", "units": "1"}
@@ -183,6 +191,20 @@ def _place(one: xr.Dataset, networks: list[str], algorithms: list[str], seeds: l
 
 def _of(runs: Sequence[xr.Dataset], network: str) -> list[xr.Dataset]:
     return [one for one in runs if one.attrs["network"] == network]
+
+
+def _data(runs: Sequence[xr.Dataset], networks: Sequence[str]) -> list[str]:
+    """The data of each network's runs."""
+    found = []
+    for network in networks:
+        first, *others = dict.fromkeys(str(one.attrs["data"]) for one in _of(runs, network))
+        if others:
+            names = " and ".join((first, *others))
+            raise ValueError(
+                f"runs of {network} are on {names}, expected one data set; give each an --out of its own"
+            )
+        found.append(first)
+    return found
 
 
 def _attributes(runs: Sequence[xr.Dataset], settings: Sequence[str] = ()) -> dict[str, Any]:

@@ -259,6 +259,7 @@ def gather(config: Config, beside: Config, folder: Path) -> None:
     if any("step" in one.dims for one in runs):
         found = tables.probes(runs, EXACT + PERTURBED)
         onto = onto and onto.with_stem(f"{onto.stem}_probes")
+        onto = onto if onto and onto.is_file() else None  # runs need not have been probed
         there = found["step"].notnull().any("probe")
         common.publish(common.onto(onto, found, there, **by_size), beside, table3_probes)
 
