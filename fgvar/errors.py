@@ -33,6 +33,13 @@ def require_integer(what: str, got: object, least: int) -> None:
         raise ValueError(f"{what} is {got}, expected {words}")
 
 
+def require_seed(seed: object) -> None:
+    """Raise where this is no seed that a result can be stored with: an integer of 64 bits, and not negative."""
+    require_integer("seed", seed, 0)
+    if seed >= 2**64:  # type: ignore[operator]
+        raise ValueError(f"seed is {seed}, expected less than 2**64, as every result is stored with its seed")
+
+
 def require_word(what: str, got: object, parts: Iterable[str], like: str) -> None:
     """Raise a TypeError where ``got`` lacks one of these attributes: it is a class, or another word in its place."""
     if isinstance(got, type):

@@ -6,6 +6,7 @@ from numbers import Integral
 
 import torch
 
+from fgvar.errors import require_seed
 from fgvar.estimators.protocol import GradientEstimator, require_estimator
 from fgvar.measurement.moments import BLOCK
 from fgvar.problem import Problem
@@ -44,8 +45,7 @@ def check_arguments(estimators: Mapping[str, GradientEstimator], settings: Setti
     for what, number in numbers.items():
         if not isinstance(number, Integral) or isinstance(number, bool):
             raise TypeError(f"{what} is {number!r}, expected an integer{' of bytes' * (what == 'budget')}")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}, expected a non-negative integer")
+    require_seed(seed)
     if budget <= 0:
         raise ValueError(f"budget is {budget}, expected a positive number of bytes, as {BUDGET} (the default)")
     if settings.route == "exact":

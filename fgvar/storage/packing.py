@@ -5,11 +5,23 @@ They cost far less than a netCDF file each, and keep every type to the bit.
 
 import io
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+
+UNHELD = re.compile("[\0\ud800-\udfff]")  # in no text of netCDF
+RESERVED = (
+    "CLASS",
+    "NAME",
+    "DIMENSION_LIST",
+    "REFERENCE_LIST",
+    "_Netcdf4Dimid",
+    "_Netcdf4Coordinates",
+    "coordinates",
+)
 
 
 class Values(NamedTuple):
@@ -25,7 +37,7 @@ def pack(dataset: xr.Dataset) -> bytes:
     """A dataset as bytes.
 
     Raises:
-        TypeError: one that netCDF could not hold.
+        TypeError: one that netCDF could not hold: other types, names and texts.
 
     Example:
         >>> dataset = xr.Dataset({"loss": ("step", np.arange(3.0), {"units": "nats"})}, {"layer": "head"})
@@ -36,6 +48,9 @@ def pack(dataset: xr.Dataset) -> bytes:
     arrays: dict[str, Any] = {}
     for name, variable in dataset.variables.items():
         values = np.asarray(variable.values)
+        for each in (str(name), *map(str, variable.dims)):
+            if "/" in each or each in ("", ".") or not holds(each):
+                raise TypeError(f"{each!r} is the name of a variable or dimension, expected text without '/'")
         entry = {
             "dims": [str(dim) for dim in variable.dims],
             "attrs": _plain(variable.attrs, str(name)),
@@ -44,6 +59,8 @@ def pack(dataset: xr.Dataset) -> bytes:
         if values.dtype.kind in "biu" or values.dtype in (np.float32, np.float64):
             arrays[f"variable {len(entries)}"] = values
         elif all(isinstance(each, str) for each in values.flat):
+            if not holds(values.ravel().tolist()):
+                raise TypeError(f"variable {name!r} holds text with NUL or surrogates; drop or escape them")
             entry |= {"text": [str(each) for each in values.flat], "shape": values.shape}
         else:
             raise TypeError(f"variable {name!r} has dtype {values.dtype}, expected floats, integers, bools or text")
@@ -78,13 +95,31 @@ def parts(content: bytes) -> tuple[dict[str, Values], dict[str, Any]]:
     return variables, header["attrs"]
 
 
+def holds(value: object) -> bool:
+    """Can netCDF hold these texts, or these numbers?
+
+    Example:
+        >>> holds(["a", "b"]), holds([1, "a"]), holds("nul\\0"), holds(2**64)
+        (True, False, False, False)
+    """
+    every = value if isinstance(value, list | tuple) else [value]
+    if all(isinstance(each, str) for each in every):
+        return not any(UNHELD.search(each) for each in every)
+    return all(isinstance(each, int | float) for each in every) and np.asarray(value).dtype != object
+
+
 def _plain(attrs: Mapping[Any, Any], whose: str) -> dict[str, Any]:
     """Attributes as JSON."""
     found = {}
     for name, value in attrs.items():
         value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
         every = value if isinstance(value, list | tuple) else [value]
-        if not all(isinstance(each, str | int | float) and not isinstance(each, bool) for each in every):
-            raise TypeError(f"attribute {name!r} of {whose} is {value!r}, expected text, numbers or lists of them")
+        if not holds(value) or any(isinstance(each, bool) for each in every):
+            raise TypeError(
+                f"attribute {name!r} of {whose} is {value!r}, expected text, numbers or lists of them, without "
+                "NUL or surrogates, in 64 bits"
+            )
+        if name in RESERVED or name == "" or not holds(str(name)):
+            raise TypeError(f"attribute {name!r} of {whose} has a name that netCDF keeps to itself; rename it")
         found[str(name)] = value
     return found

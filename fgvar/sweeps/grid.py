@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from fgvar.storage.packing import Values, parts
+from fgvar.storage.packing import Values, holds, parts
 from fgvar.sweeps.cells import Cell, Outcome, Scalar
 
 # Of the sweep itself: what became of each cell.
@@ -24,7 +24,7 @@ def checked_axes(axes: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Scalar, .
     """The axes with plain values.
 
     Raises:
-        ValueError: an axis that is empty, repeats a value, or mixes text, bools and numbers.
+        ValueError: an axis that is empty, repeats a value, mixes text, bools and numbers, or that no array holds.
         TypeError: values that are neither text nor numbers.
     """
     found = {}
@@ -40,6 +40,11 @@ def checked_axes(axes: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Scalar, .
             raise ValueError(f"axis {name!r} {wrong}; give at least one value, all of one kind")
         if len(set(plain)) < len(plain):
             raise ValueError(f"axis {name!r} repeats {sorted({v for v in plain if plain.count(v) > 1})}; drop those")
+        if not holds(plain) or np.array(plain).tolist() != list(plain):
+            raise ValueError(
+                f"axis {name!r} holds {plain!r}, which one array of labels cannot hold as they are; give integers of "
+                "64 bits, beside fractions of 53, and text without NUL or surrogates"
+            )
         if name in STATUS:
             raise ValueError(f"axis {name!r} has the name of a variable that every sweep has; give it another one")
         found[name] = plain
@@ -83,7 +88,7 @@ def consolidated(
     dataset = xr.Dataset(coords={name: list(values) for name, values in axes.items()})
     for name in dict.fromkeys(name for variables in cells.values() for name in variables):
         if name in labels:
-            attributes = next(variables[name].attrs for variables in cells.values() if name in variables)
+            attributes = _common([variables[name].attrs for variables in cells.values() if name in variables])
             dataset = dataset.assign_coords({name: (name, labels[name], attributes)})
             continue
         variable, coordinate = _combined(name, cells, axes, labels)
@@ -91,7 +96,8 @@ def consolidated(
     for (name, long_name), values in zip(STATUS.items(), become, strict=True):
         dataset[name] = (tuple(axes), values, {"long_name": long_name})
     dataset["cell_seconds"].attrs["units"] = "s"
-    dataset.attrs = _common(of_cells) | dict(attrs)
+    own = {name: _printable(value) if isinstance(value, str) else value for name, value in attrs.items()}
+    dataset.attrs = _common(of_cells) | own
     return dataset
 
 
@@ -107,7 +113,7 @@ def _sorted_out(
     for cell, outcome in outcomes.items():
         if outcome is None:
             continue
-        status[cell.place], tracebacks[cell.place] = outcome.status, outcome.traceback
+        status[cell.place], tracebacks[cell.place] = outcome.status, _printable(outcome.traceback)
         seconds[cell.place] = outcome.seconds
         if outcome.status != "done":
             continue
@@ -140,16 +146,17 @@ def _combined(
         for cell in having
     }
     coordinate = all(found.coordinate for found in having.values())
+    attributes = _common([found.attrs for found in having.values()])
     if coordinate and all(found.values.shape == sizes for found in having.values()):
         shared, *others = (_ordered(found.values, at[cell]) for cell, found in having.items())
-        if all(np.array_equal(other, shared) for other in others):
-            return xr.Variable(first.dims, shared, first.attrs), True
+        if all(_same(other, shared) for other in others):
+            return xr.Variable(first.dims, shared, attributes), True
     shape = (*(len(values) for values in axes.values()), *sizes)
     stacked = np.full(shape, *_filling(list(having.values()), shape))
     for cell, found in having.items():
         index: tuple[Any, ...] = (*cell.place, *at[cell])
         stacked[index] = found.values[()]  # of text without dims, the text
-    return xr.Variable((*axes, *first.dims), stacked, first.attrs), coordinate
+    return xr.Variable((*axes, *first.dims), stacked, attributes), coordinate
 
 
 def _ordered(values: np.ndarray, at: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -222,7 +229,7 @@ def _common(attrs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found = {}
     for name in dict.fromkeys(name for each in attrs for name in each):
         values = [each.get(name) for each in attrs]
-        if all(value == values[0] for value in values):
+        if all(_same(value, values[0]) for value in values):
             found[name] = values[0]
         elif name == "estimators":  # a line of each, of which a stranger's may have an address of its own
             lines = [str(value).splitlines() for value in values]
@@ -230,6 +237,17 @@ def _common(attrs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         elif name in PROVENANCE:
             found[name] = ", ".join(sorted({str(value) for value in values if value is not None}))
     return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Are these values or arrays equal, NaN to NaN?"""
+    one, other = np.asarray(one), np.asarray(other)
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == other.dtype.kind == "f")
+
+
+def _printable(text: str) -> str:
+    """Control characters, and bytes that were no text, as their escapes: no file could hold them."""
+    return "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)
 
 
 def _names(names: set[str]) -> str:

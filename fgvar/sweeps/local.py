@@ -72,12 +72,21 @@ def outcome(function: Function, arguments: Mapping[str, Any]) -> Outcome:
         found = function(**arguments)
         if not isinstance(found, xr.Dataset):
             raise TypeError(f"the cell returned a {type(found).__name__}, expected an xarray.Dataset")
+        _require_labels(found)
         content = pack(found.assign_attrs(made_by | found.attrs))
     except KeyboardInterrupt:
         raise
     except BaseException:  # SystemExit, too, ends the cell alone
         return Outcome("failed", time.perf_counter() - began, traceback.format_exc())
     return Outcome("done", time.perf_counter() - began, content=content)
+
+
+def _require_labels(dataset: xr.Dataset) -> None:
+    """Raise where a label is no place among those of all cells."""
+    for name, index in dataset.indexes.items():
+        if index.hasnans or not index.is_unique:
+            labels = ", ".join(map(str, index))
+            raise ValueError(f"labels of {name!r} are {labels}; expected each once, and none that is NaN")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from fgvar.allocator import LARGEST_MMAP_THRESHOLD, MEGABYTE, keep_freed_memory
 from fgvar.data.augmentation import Views
 from fgvar.data.examples import Examples, refuse_loaders
 from fgvar.data.split import Split
-from fgvar.errors import require_integer
+from fgvar.errors import require_integer, require_seed
 from fgvar.estimators.protocol import GradientEstimator, require_estimator
 from fgvar.loss_functions import Loss
 from fgvar.measurement.dataset import describe, provenance
@@ -148,6 +148,7 @@ def train(
     require_estimator(name or "estimator", estimator)
     splits = splits_of(data)
     _require_schedule(schedule)
+    require_seed(seed)
     require_integer("evaluate_every", evaluate_every, 1)
     task = task_of(loss, views, seed, schedule.batch)
     join()

@@ -247,6 +247,7 @@ def test_steps_of_differences() -> None:
         ({"schedule": {"epochs": 1}}, TypeError, r"schedule is dict, expected an instance: fgvar\.Schedule"),
         ({"schedule": fgvar.Schedule}, TypeError, "schedule is the class Schedule, expected an instance"),
         ({"seed": -1}, ValueError, "seed is -1, expected a non-negative"),
+        ({"seed": 2**64}, ValueError, r"seed is 18\d+, expected less than 2\*\*64, as every result is stored"),
         ({"seed": "a"}, TypeError, "seed is 'a', expected a non-negative integer"),
         ({"device": "gpu"}, ValueError, "device is 'gpu', expected a device of this machine, as 'cpu'"),
     ],
