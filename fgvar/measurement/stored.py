@@ -48,13 +48,21 @@ def ends(dataset: xr.Dataset, name: str) -> tuple[xr.DataArray, xr.DataArray]:
 def bias_over_target(dataset: xr.Dataset, square: str = "sq_bias") -> xr.DataArray:
     """‖E ĝ − target‖/‖target‖; of ``square="sq_bias_high"`` how large it is at most, in 97.5 % of runs.
 
+    NaN where `sq_bias_over_target` is.
+    """
+    return sq_bias_over_target(dataset, square).clip(min=0) ** 0.5
+
+
+def sq_bias_over_target(dataset: xr.Dataset, square: str = "sq_bias") -> xr.DataArray:
+    """‖E ĝ − target‖²/‖target‖², below 0 where its estimate is; of ``sq_bias_high`` or ``sq_bias_se`` those of it.
+
     NaN where the target is 0 within rounding, or where draws are too few for a relative variance.
     """
     its = dataset.sel(reference="target") if "reference" in dataset.dims else dataset
     known = (its["gradient_norm"] > 0) & (flags(its) & FLAGS["dead"] == 0)
     if square != "sq_bias":
         known = known & its["relative_variance"].notnull()
-    return (its[square].clip(min=0) ** 0.5 / its["gradient_norm"]).where(known)
+    return (its[square] / its["gradient_norm"] ** 2).where(known)
 
 
 def flags(dataset: xr.Dataset, name: str = "flag") -> xr.DataArray:

@@ -73,10 +73,8 @@ def split(dataset: xr.Dataset, layer: str) -> xr.Dataset:
     datasets.require(data, {"sq_bias": ("estimator", "reference"), "gradient_norm": ()}, "fgvar.measure")
     refuted = series.biased(data)
     data = data.sel(reference="target")
-    square = data["gradient_norm"] ** 2
-    square = square.where(square > 0)
-    bias = data["sq_bias"] / square
-    high = data["sq_bias_high"] / square if "sq_bias_high" in data else bias
+    bias = data["relative_sq_bias"]
+    high = data.get("relative_sq_bias_high", bias)
     names = datasets.names(data, "estimator")
     seen = xr.DataArray([series.is_exact(data) or name in refuted for name in names], dims="estimator") | (
         high == bias
@@ -122,9 +120,8 @@ def _point(axes: Axes, its: series.Series, bias: float, one: xr.Dataset, look: L
             "", (x, y), (0, -11), textcoords="offset points", annotation_clip=False,
             arrowprops={"arrowstyle": "<-", "color": look.color, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 1},
         )  # fmt: skip
-    elif "sq_bias_se" in one and not series.is_exact(one) and bias > 0:
-        norm = float(one["gradient_norm"]) ** 2
-        half = intervals.Z * float(one["sq_bias_se"]) / norm
+    elif "relative_sq_bias_se" in one and not series.is_exact(one) and bias > 0:
+        half = intervals.Z * float(one["relative_sq_bias_se"])
         if np.isfinite(half):
             axes.errorbar(x, y, yerr=[[min(half, 0.999 * y)], [half]], fmt="none", ecolor=look.color, elinewidth=0.7)
 

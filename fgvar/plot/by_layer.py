@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from fgvar.measurement.stored import bias_over_target
 from fgvar.plot import datasets, drawing, limits, marks, series, theory_lines
 from fgvar.plot import looks as styles
 from fgvar.plot.looks import Look, Wanted
@@ -86,6 +85,7 @@ def prepared(dataset: xr.Dataset) -> xr.Dataset:
     """One measurement over the layers that have a row."""
     if isinstance(dataset, xr.Dataset):
         datasets.require(dataset, NEEDED, "fgvar.measure")
+        dataset = dataset.assign(fg_w_theory=theory_lines.relative_variance(dataset))
     data = datasets.one(dataset)
     return data.sel(layer=estimated(data))
 
@@ -108,7 +108,7 @@ def _draw(
     for j, (axes, (variable, reference)) in enumerate(zip(panels, columns, strict=True)):
         chosen = data.sel(reference=reference)
         if variable == "relative_bias":
-            chosen = chosen.assign(relative_bias=bias_over_target(chosen))
+            chosen = chosen.assign(relative_bias=chosen["relative_sq_bias"].clip(min=0) ** 0.5)
         _scale(axes, chosen, variable, found)
         _rows(axes, chosen, variable, found)
         axes.set_yticks(range(len(rows)), [_short(row, narrow) for row in rows] if j in labelled else [])
@@ -142,7 +142,7 @@ def _scale(axes: Axes, data: xr.Dataset, variable: str, found: Mapping[str, Look
         axes.plot(null, rows[defined], label="random direction", color=styles.GREY, **TICK)
     else:
         low, high = limits.variance(data)
-        expected = theory_lines.relative_variance(data)
+        expected = data["fg_w_theory"].values
         drawing.log(axes, "x", (low, float(np.nanmax(expected, initial=high / 1.6)) * 1.6), shown)
         if np.isfinite(expected).any():
             at = rows + _shifts(found)[theory_lines.FG_W]

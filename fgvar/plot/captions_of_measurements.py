@@ -3,7 +3,6 @@
 import numpy as np
 import xarray as xr
 
-from fgvar.measurement.stored import bias_over_target
 from fgvar.plot import by_layer, datasets, intervals, limits, ranked, series, theory_lines, words
 from fgvar.plot.bias_variance import split
 from fgvar.plot.draw_laws import CALLED, kept, unmeasured
@@ -93,7 +92,7 @@ def _biases(dataset: xr.Dataset, layer: str, named: list[str]) -> str:
     if "biased" in data:
         return hollow or "None is declared to be biased."
     exact = series.is_exact(data)
-    missing = (bias_over_target(data) if exact else data["relative_variance"]).isnull()
+    missing = data["relative_sq_bias" if exact else "relative_variance"].isnull()
     names = [name for name in datasets.names(data, "estimator") if bool(missing.sel(estimator=name))]
     more = f" Unknown: {words.listed(names)}." if names else ""
     if len(names) == data.sizes["estimator"]:

@@ -10,8 +10,8 @@ from scipy import stats
 import fgvar
 from fgvar.errors import unknown
 from fgvar.measurement import LABELS, missing_from
-from fgvar.measurement.dataset_checks import require_measurement
-from fgvar.measurement.stored import explained, joined
+from fgvar.measurement.dataset_checks import missing_for_measurement, require_measurement
+from fgvar.measurement.stored import explained, joined, sq_bias_over_target
 
 TEXT = ("family", "biased", "status", "data", "group", "law_route")  # variables of datasets that hold text
 NUMBERED = ("run", "cell", "example")  # dims without labels
@@ -60,6 +60,8 @@ def names(dataset: xr.Dataset, dim: str) -> list[str]:
 def one(dataset: xr.Dataset, *, layer: str | None = None) -> xr.Dataset:
     """One measurement: of several steps the last one, of several seeds their mean (`across_seeds`).
 
+    Where it has squared biases, it has them over ‖target‖², too, as ``relative_sq_bias``.
+
     Args:
         dataset: of `fgvar.measure`, of a run with probes, or of a sweep whose cells return such datasets.
         layer: which one; None keeps them all.
@@ -68,11 +70,17 @@ def one(dataset: xr.Dataset, *, layer: str | None = None) -> xr.Dataset:
         TypeError: no dataset.
         ValueError: it is no measurement, is of several along other dims than these, or has no such layer.
     """
-    if isinstance(dataset, xr.Dataset):
+    if isinstance(dataset, xr.Dataset) and not missing_for_measurement(dataset):
         dataset = dataset.isel(step=-1) if dataset.sizes.get("step") else dataset
-        dataset = across_seeds(explained(dataset))
+        dataset = across_seeds(_relative(explained(dataset)))
     require_measurement(dataset)
     return of_layer(dataset, layer)
+
+
+def _relative(dataset: xr.Dataset) -> xr.Dataset:
+    """With each seed's squared biases over its own target: a ratio of means would be that of the largest target."""
+    squares = [name for name in ("sq_bias", "sq_bias_se", "sq_bias_high") if {name, "gradient_norm"} <= set(dataset)]
+    return dataset.assign({f"relative_{name}": sq_bias_over_target(dataset, name) for name in squares})
 
 
 def of_layer(dataset: xr.Dataset, layer: str | None) -> xr.Dataset:

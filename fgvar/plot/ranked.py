@@ -86,7 +86,7 @@ def ranked(
 ) -> xr.Dataset:
     """One measurement, its estimators in the order of a quantity, the best first; without a number last."""
     data = datasets.one(dataset, layer=layer)
-    known = [name for name in datasets.quantities(data) if "estimator" in data[name].dims]
+    known = [name for name in datasets.quantities(dataset) if "estimator" in dataset[name].dims]
     if by not in known:
         raise ValueError(unknown("quantity", by, known))
     tested = series.biased(data)

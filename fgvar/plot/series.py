@@ -8,7 +8,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from fgvar.measurement.dataset import FLAGS
-from fgvar.measurement.stored import bias_over_target, descriptions, flags_of, missing
+from fgvar.measurement.stored import descriptions, flags_of, missing
 from fgvar.plot import intervals
 
 Array = NDArray[np.float64]
@@ -121,13 +121,16 @@ def biased(data: xr.Dataset) -> dict[str, str]:
 
     "declared" by a variable ``biased``; "exact" where the closed form says so; "seen" where the test of no bias
     refutes it, at `LEVEL` for all estimators together.
+
+    Args:
+        data: of `fgvar.plot.datasets.one`.
     """
     names = [str(name) for name in data["estimator"].values]
     if "biased" in data:
         return {name: "declared" for name in names if str(data["biased"].sel(estimator=name).values)}
     if is_exact(data):
-        share = bias_over_target(data)
-        return {name: "exact" for name in names if float(share.sel(estimator=name)) > UNSEEN}
+        share = data["relative_sq_bias"]
+        return {name: "exact" for name in names if float(share.sel(estimator=name)) > UNSEEN**2}
     if "bias_p" not in data:
         return {}
     p = data["bias_p"].sel(reference="target") if "reference" in data["bias_p"].dims else data["bias_p"]

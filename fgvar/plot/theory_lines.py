@@ -5,7 +5,6 @@ import re
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from fgvar.measurement.stored import descriptions
 
@@ -28,19 +27,18 @@ def known(data: xr.Dataset) -> bool:
     return FG_W in data["estimator"] and whole and sized and its
 
 
-def relative_variance(data: xr.Dataset) -> NDArray[np.float64]:
+def relative_variance(data: xr.Dataset) -> xr.DataArray:
     """FG-W's relative variance in each layer, 1 + d_layer ‖g‖²/‖g_layer‖²: every layer hears the noise of all.
 
     ``g`` is of all perturbed parameters. NaN for the total, where exact layers count, too, and where undefined.
     """
     if not known(data):
-        return np.full(data.sizes["layer"], np.nan)
-    its = data.sel(estimator=FG_W)
+        return xr.DataArray(np.nan)
+    its = data.sel(estimator=FG_W, drop=True)
     norm = its["gradient_norm"]
-    norm = norm.sel(reference="target") if "reference" in norm.dims else norm
-    with np.errstate(divide="ignore", invalid="ignore"):
-        expected = 1 + data["size"].values * (norm.sel(layer="perturbed") / norm).values ** 2
-    return np.where(its["relative_variance"].isnull() | (its["layer"] == "total"), np.nan, expected)
+    norm = norm.sel(reference="target", drop=True) if "reference" in norm.dims else norm
+    expected = 1 + its["size"] * (norm.sel(layer="perturbed", drop=True) / norm) ** 2
+    return expected.where(its["relative_variance"].notnull() & (its["layer"] != "total"))
 
 
 def cosine(d: int) -> float:
