@@ -150,7 +150,6 @@ def _probes(axes: Axes, its: Runs, label: str | None, quantity: str, styled: Map
     data, steps = its.probes(label), its.data["step"].values
     every = its.probes(None)
     drawing.log_steps(axes, steps)
-    known = theory_lines.known(every)
     if quantity == "relative variance":
         variable = "relative_variance"
         drawing.log(axes, "y", limits.variance(every), series.without_rounding(every[variable].values))
@@ -169,8 +168,7 @@ def _probes(axes: Axes, its: Runs, label: str | None, quantity: str, styled: Map
     told = "; ".join(f"{styles.plain(', '.join(names))}: {why}" for why, names in gaps.items())
     if told:
         axes.text(0.02, 0.02, told, transform=axes.transAxes, **marks.WORD)
-    if known:
-        d = theory_lines.perturbed(every)
+    for d in theory_lines.perturbed(data) if theory_lines.known(data) else ():
         height = d + 1 if variable == "relative_variance" else theory_lines.cosine(d)
         axes.axhline(height, label="FG-W, theory", **styles.THEORY)
 

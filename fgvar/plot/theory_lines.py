@@ -46,17 +46,18 @@ def cosine(d: int) -> float:
     return math.exp(math.lgamma(d / 2) - math.lgamma((d + 1) / 2)) / math.sqrt(math.pi)
 
 
-def perturbed(data: xr.Dataset) -> int:
-    """d: how many numbers are perturbed."""
-    return int(data["size"].max() if "layer" not in data.dims else data["size"].sel(layer="perturbed").max())
+def perturbed(data: xr.Dataset) -> list[int]:
+    """d, how many numbers are perturbed, of each network."""
+    size = data["size"].sel(layer="perturbed") if "layer" in data["size"].dims else data["size"]
+    return [int(d) for d in np.unique(size) if np.isfinite(d)]
 
 
 def words(data: xr.Dataset) -> str:
     """What FG-W's lines or ticks are."""
     if not known(data):
         return ""
-    d = perturbed(data)
+    told = "; ".join(f"{d + 1} and {cosine(d):.2g} for d = {d}" for d in perturbed(data))
     return (
         "Black, FG-W in theory: relative variance 1 + d‖g‖²/‖g_layer‖², mean cosine over all perturbed numbers "
-        f"Γ(d/2)/(√π Γ((d + 1)/2)): {d + 1} and {cosine(d):.2g} for d = {d}."
+        f"Γ(d/2)/(√π Γ((d + 1)/2)): {told}."
     )
