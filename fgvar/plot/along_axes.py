@@ -95,7 +95,7 @@ def _draw(axes: Axes, its: Swept, data: xr.Dataset, styled: Mapping[str, Look]) 
         found, theory = its.series(one), its.theory(one)
         marks.band(axes, places, found, styled[name], label=name, joined=theory is None)
         if theory is not None:
-            _predict(axes, places, theory, styled[name])
+            _predict(axes, places, series.without_rounding(theory, its.y), styled[name])
         for why in dict.fromkeys(filter(None, found.missing)):
             gaps.setdefault(why, []).append(its.named(name))
     told = "\n".join(
@@ -109,7 +109,7 @@ def _draw(axes: Axes, its: Swept, data: xr.Dataset, styled: Mapping[str, Look]) 
 
 def _predict(axes: Axes, places: NDArray[np.float64], theory: NDArray[np.float64], look: Look) -> None:
     """A line; what a log axis cannot show, as dashes on its edge."""
-    on_edge = (series.without_rounding(theory) <= 0) & (axes.get_yscale() == "log")
+    on_edge = (theory <= 0) & (axes.get_yscale() == "log")
     how = PREDICTED | {"color": look.color}
     axes.plot(places, np.where(on_edge, np.nan, theory), **how)
     if on_edge.any():  # an empty line that is not clipped would take room in the layout
@@ -128,11 +128,13 @@ def _scale(axes: Axes, its: Swept, places: NDArray[np.float64]) -> None:
         few = places if len(places) <= 5 else places[:: -(-len(places) // 5)]
         drawing.ticks(axes.xaxis, few)
     drawn = its.drawn()
-    values = np.concatenate([one.extent for one in drawn])
-    known = values[np.isfinite(values)]
     if its.log_y:
-        drawing.log(axes, "y", limits.positive(values), np.concatenate([one.value for one in drawn]))
-    elif known.size:
+        around = limits.positive(np.concatenate([one.extent for one in drawn]))
+        drawing.log(axes, "y", around, np.concatenate([one.value for one in drawn]))
+        return
+    values = np.concatenate([one.ends for one in drawn])
+    known = values[np.isfinite(values)]
+    if known.size:
         low, high = min(float(known.min()), 0.0), max(float(known.max()), 0.0)
         room = 0.05 * (high - low or 1.0)
         axes.set_ylim(low - (room if low < 0 else 0), high + room)

@@ -85,7 +85,8 @@ def split(dataset: xr.Dataset, layer: str) -> xr.Dataset:
 
 
 def _draw(axes: Axes, data: xr.Dataset, styled: Mapping[str, Look]) -> None:
-    found = {name: series.of(data.sel(estimator=name), "relative_variance").without_rounding() for name in styled}
+    variance = "relative_variance"
+    found = {name: series.of(data.sel(estimator=name), variance).without_rounding(variance) for name in styled}
     x = np.array([one.value[0] for one in found.values()])
     y = np.array([float(data["bias_drawn"].sel(estimator=name)) for name in styled])
     ends = np.array([(o.value, o.low, o.high) for o in found.values()]).ravel()

@@ -28,7 +28,6 @@ NEEDED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("relative_variance", "relative_variance_se"), ("estimator", "layer")),
     **dict.fromkeys(("gradient_norm", "cosine_null", "size"), ("layer",)),
 }
-ROUNDING = {"relative_variance": series.ROUNDING, "relative_bias": series.UNSEEN}
 CERTAIN = ("bias_p", "relative_bias")  # quantities without an error
 THRESHOLD: dict[str, Any] = {"color": "black", "linestyle": (0, (3, 1.5)), "linewidth": 0.6, "zorder": 1}
 TICK: dict[str, Any] = {"linestyle": "none", "marker": "|", "markersize": 5, "markeredgewidth": 0.7, "zorder": 1.5}
@@ -154,7 +153,7 @@ def _series(data: xr.Dataset, name: str, variable: str) -> series.Series:
     its = series.of(data.sel(estimator=name), variable, certain=variable in CERTAIN)
     if variable == "bias_p":
         return its.at_least(limits.FLOOR)
-    return its.without_rounding(ROUNDING[variable]) if variable in ROUNDING else its
+    return its.without_rounding(variable)
 
 
 def _rows(axes: Axes, data: xr.Dataset, variable: str, found: Mapping[str, Look]) -> None:

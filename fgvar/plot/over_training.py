@@ -152,7 +152,7 @@ def _probes(axes: Axes, its: Runs, label: str | None, quantity: str, styled: Map
     drawing.log_steps(axes, steps)
     if quantity == "relative variance":
         variable = "relative_variance"
-        drawing.log(axes, "y", limits.variance(every), series.without_rounding(every[variable].values))
+        drawing.log(axes, "y", limits.variance(every), series.without_rounding(every[variable].values, variable))
     else:
         drawing.symlog(axes, "y", *limits.cosine(every))
         null = np.broadcast_to(np.asarray(data["cosine_null"]), steps.shape)
@@ -160,8 +160,7 @@ def _probes(axes: Axes, its: Runs, label: str | None, quantity: str, styled: Map
         data, variable = data.sel(reference=quantity.rpartition(" ")[2]), "cosine"
     gaps: dict[str, list[str]] = {}
     for name in styles.in_order(datasets.names(data, "estimator")):
-        drawn = series.of(data.sel(estimator=name), variable)
-        drawn = drawn.without_rounding() if variable == "relative_variance" else drawn
+        drawn = series.of(data.sel(estimator=name), variable).without_rounding(variable)
         marks.band(axes, steps, drawn, styled[name], label=name)
         for why in dict.fromkeys(filter(None, drawn.missing)):
             gaps.setdefault(why, []).append(name)

@@ -103,9 +103,7 @@ def ranked(
 def points(axes: Axes, data: xr.Dataset, name: str, styled: Mapping[str, Look], *, labelled: bool = True) -> None:
     """One quantity of estimators that are in order, a row each; ``refuted`` ones are hollow."""
     rows = datasets.names(data, "estimator")
-    found = [series.of(data.sel(estimator=row), name) for row in rows]
-    if "variance" in name:
-        found = [one.without_rounding() for one in found]
+    found = [series.of(data.sel(estimator=row), name).without_rounding(name) for row in rows]
     _scale(axes, data, name, found)
     gaps: dict[float, dict[str, str]] = {}
     for row, (label, its) in enumerate(zip(rows, found, strict=True)):
@@ -119,7 +117,7 @@ def points(axes: Axes, data: xr.Dataset, name: str, styled: Mapping[str, Look], 
 
 
 def _scale(axes: Axes, data: xr.Dataset, name: str, found: list[series.Series]) -> None:
-    values = np.concatenate([np.concatenate([one.value, one.low, one.high]) for one in found])
+    values = np.concatenate([one.ends for one in found])
     if name == "cosine" and "cosine_null" in data:
         null = float(data["cosine_null"])
         linear, around = limits.cosine(data)

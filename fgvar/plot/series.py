@@ -17,6 +17,7 @@ DRAWN, EXACT, REPLAYED = "drawn", "exact", "replayed"
 LEVEL = 0.01  # of all tests of no bias in a figure together
 ROUNDING = 1e-9  # relative variances below it are of what has no noise
 UNSEEN = 1e-6  # exact biases below it, of their target, are rounding
+FLOORS = {"relative_variance": ROUNDING, "relative_bias": UNSEEN}  # of what is relative; units have no floor
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,18 @@ class Series:
         return unsure
 
     @property
+    def ends(self) -> NDArray[np.float64]:
+        """What a linear axis has to hold: values and their intervals."""
+        return np.concatenate([self.value, self.low, self.high])
+
+    @property
     def extent(self) -> NDArray[np.float64]:
         """What a log axis has to hold: values, upper ends, and lower ones down to a tenth of the value."""
         return np.concatenate([self.value, np.fmax(self.low, self.value / 10), self.high])
 
-    def without_rounding(self, floor: float = ROUNDING) -> "Series":
-        """Numbers of what has no noise, or no bias, as 0, which they are but for rounding."""
-        none = without_rounding(self.value, floor) == 0
+    def without_rounding(self, name: str) -> "Series":
+        """Numbers of what has no noise, or no bias, as 0, which they are but for rounding; ``name``: the variable."""
+        none = without_rounding(self.value, name) == 0
         return self._changed(lambda one: np.where(none, 0.0, one))
 
     def at_least(self, floor: float) -> "Series":
@@ -64,9 +70,9 @@ class Series:
         return Series(change(self.value), change(self.low), change(self.high), self.made, self.missing)
 
 
-def without_rounding(values: Array, floor: float = ROUNDING) -> Array:
-    """Numbers with those that are 0 but for rounding at 0."""
-    return np.where(np.abs(values) < floor, 0.0, values)
+def without_rounding(values: Array, name: str) -> Array:
+    """Numbers of a variable, with those that are 0 but for rounding at 0."""
+    return np.where(np.abs(values) < FLOORS.get(name, 0.0), 0.0, values)
 
 
 def of(data: xr.Dataset, name: str, *, certain: bool = False) -> Series:

@@ -86,8 +86,7 @@ class Swept:
 
     def series(self, one: xr.Dataset) -> Series:
         """The numbers of a line."""
-        found = series.of(one, self.y)
-        return found.without_rounding() if "variance" in self.y else found
+        return series.of(one, self.y).without_rounding(self.y)
 
     def theory(self, one: xr.Dataset) -> NDArray[np.float64] | None:
         """The prediction of a line: the dataset's own, or d + 1 of FG-W."""
@@ -132,15 +131,15 @@ def slope(one: xr.Dataset, seeds: xr.Dataset, x: str, y: str) -> tuple[float, fl
     places = np.log(one[x].values.astype(float))
     centred = (places - places.mean()) / np.square(places - places.mean()).sum()
     if "seed" in seeds[y].dims and seeds.sizes["seed"] > 1:
-        values = seeds[y].transpose("seed", x).values
+        values = series.without_rounding(seeds[y].transpose("seed", x).values, y)
         values = values[(values > 0).all(1)]
         if len(values) < 2:
             return np.nan, np.nan
         each = np.log(values) @ centred
         half = stats.t.ppf(0.975, len(each) - 1) * each.std(ddof=1) / len(each) ** 0.5
         return float(each.mean()), float(half)
-    its = series.of(one, y)
-    if not (its.value > 1e-9).all():
+    its = series.of(one, y).without_rounding(y)
+    if not (its.value > 0).all():
         return np.nan, np.nan
     error = (its.high - its.low) / 2 / its.value
     half = float(np.sqrt(np.square(centred * error).sum()))
