@@ -61,7 +61,7 @@ def layers_found(dataset: xr.Dataset) -> str:
 
 
 def ranking(
-    dataset: xr.Dataset, by: str = "cosine", reference: str = "backprop", layer: str = "perturbed"
+    dataset: xr.Dataset, by: str = "cosine", reference: str | None = None, layer: str = "perturbed"
 ) -> list[str]:
     data = ranked.ranked(dataset, by=by, reference=reference, layer=layer)
     hows = {
@@ -74,7 +74,7 @@ def ranking(
     null = f" Grey: within ±{float(data['cosine_null']):.2g}, where 95 % of single random directions lie; means over "
     null += "draws are told from 0 by their bars."
     return [
-        f"Estimators ranked by {ranked.called(by, reference)}, in {words.of_layer(layer, dataset)}. "
+        f"Estimators ranked by {ranked.called(dataset[by], reference)}, in {words.of_layer(layer, dataset)}. "
         f"{words.measured(dataset)} {words.seeds(dataset)}".strip(),
         f"Bars: {words.bars(data, by)}.{null if by == 'cosine' and 'cosine_null' in data else ''}",
         _biases(dataset, layer, named),
@@ -127,10 +127,10 @@ def _written(one: xr.Dataset, name: str) -> str:
 
 
 def ranking_found(
-    dataset: xr.Dataset, by: str = "cosine", reference: str = "backprop", layer: str = "perturbed"
+    dataset: xr.Dataset, by: str = "cosine", reference: str | None = None, layer: str = "perturbed"
 ) -> str:
     data = ranked.ranked(dataset, by=by, reference=reference, layer=layer)
-    order = f"{data.sizes['estimator']} estimators by {ranked.called(by, reference)}"
+    order = f"{data.sizes['estimator']} estimators by {ranked.called(dataset[by], reference)}"
     return f"{order}. {_best(data, by) or 'None has a number.'}"
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 import fgvar
 from fgvar.errors import unknown
 from fgvar.measurement import LABELS, missing_from
-from fgvar.measurement.dataset_checks import missing_for_measurement, require_measurement
+from fgvar.measurement.dataset_checks import REFERENCES, missing_for_measurement, require_measurement
 from fgvar.measurement.stored import explained, joined, sq_bias_over_target
 
 TEXT = ("family", "biased", "status", "data", "group", "law_route")  # variables of datasets that hold text
@@ -103,8 +103,8 @@ def of_reference(dataset: xr.Dataset, name: str, reference: str) -> xr.Dataset:
         ValueError: it has no such reference.
     """
     known = names(dataset, "reference") if "reference" in dataset.dims else []
-    if "reference" in dataset[name].dims and reference not in known:
-        raise ValueError(unknown("reference", reference, known))
+    if reference not in (known if "reference" in dataset[name].dims else {*known, *REFERENCES}):
+        raise ValueError(unknown("reference", reference, known or REFERENCES))
     chosen = reference if "reference" in dataset[name].dims else "target"
     return dataset.sel(reference=chosen) if chosen in known else dataset
 

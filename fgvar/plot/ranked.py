@@ -18,6 +18,7 @@ from fgvar.plot.looks import Look, Wanted
 
 ROW = 0.15  # inches
 SMALL_IS_BETTER = ("variance", "relative_variance", "data_variance", "sq_bias", "bias_z", "cost", "seconds")
+OF = ("gradient_norm", "data_variance")  # of a reference, where others are to it
 NULL: dict[str, Any] = {"color": "0.85", "linewidth": 0, "zorder": 0.5}
 
 
@@ -25,7 +26,7 @@ def ranking(
     dataset: xr.Dataset,
     *,
     by: str | None = None,
-    reference: str = "backprop",
+    reference: str | None = None,
     layer: str = "perturbed",
     order: Sequence[str] | None = None,
     ax: Axes | None = None,
@@ -40,8 +41,10 @@ def ranking(
     Args:
         dataset: of `fgvar.measure`; of several steps the last is drawn, of several seeds their mean.
         by: a variable over ``estimator``; of variances, biases and costs, and of their differences, the smallest is
-            the best. Default: cosine, or relative variance where cosines have no closed form.
-        reference: of cosines, slopes, biases and efficiencies: "backprop" or "target".
+            the best, of slopes the nearest to 1. Default: cosine, or relative variance where cosines have no closed
+            form.
+        reference: of cosines, slopes, biases, efficiencies and norms: "backprop" or "target". Default: of biases
+            the target, of all others backprop.
         layer: "perturbed" is all that an estimator estimates.
         order: names of estimators from above, in place of the best first.
         ax: to draw on in place of a figure of its own.
@@ -67,7 +70,7 @@ def ranking(
 
     def draw(axes: Axes) -> None:
         points(axes, data, by, styled)
-        axes.set_xlabel(called(by, reference))
+        axes.set_xlabel(called(dataset[by], reference))
 
     lines = max(label.count("\n") + 1 for label in panel.wrapped(datasets.names(data, "estimator")))
     return panel.drawn(
@@ -82,7 +85,12 @@ def quantity(dataset: xr.Dataset, layer: str) -> str:
 
 
 def ranked(
-    dataset: xr.Dataset, *, by: str, reference: str, layer: str = "perturbed", order: Sequence[str] | None = None
+    dataset: xr.Dataset,
+    *,
+    by: str,
+    reference: str | None = None,
+    layer: str = "perturbed",
+    order: Sequence[str] | None = None,
 ) -> xr.Dataset:
     """One measurement, its estimators in the order of a quantity, the best first; without a number last."""
     data = datasets.one(dataset, layer=layer)
@@ -90,14 +98,25 @@ def ranked(
     if by not in known:
         raise ValueError(unknown("quantity", by, known))
     tested = series.biased(data)
-    data = datasets.of_reference(data, by, reference)
-    sign = 1.0 if by.removesuffix("_difference") in SMALL_IS_BETTER else -1.0
+    data = datasets.of_reference(data, by, _reference(by, reference))
     for name in order or ():
         if name not in datasets.names(data, "estimator"):
             raise ValueError(unknown("estimator", name, datasets.names(data, "estimator")))
-    best = data.isel(estimator=np.argsort(sign * data[by].values, kind="stable"))  # NaN last
+    best = data.isel(estimator=np.argsort(_badness(data[by]).values, kind="stable"))  # NaN last
     data = best if order is None else data.sel(estimator=list(order))
     return data.assign_coords(refuted=("estimator", [tested.get(n, "") for n in datasets.names(data, "estimator")]))
+
+
+def _reference(by: str, asked: str | None) -> str:
+    """What a quantity is to where nobody asks: an estimator is biased for its own target."""
+    return asked or ("target" if "bias" in by else "backprop")
+
+
+def _badness(values: xr.DataArray) -> xr.DataArray:
+    """The smaller, the better a quantity is; a slope's scale is right at 1."""
+    if values.name == "slope":
+        return abs(values - 1)
+    return values if str(values.name).removesuffix("_difference") in SMALL_IS_BETTER else -values
 
 
 def points(axes: Axes, data: xr.Dataset, name: str, styled: Mapping[str, Look], *, labelled: bool = True) -> None:
@@ -135,16 +154,20 @@ def _scale(axes: Axes, data: xr.Dataset, name: str, found: list[series.Series]) 
         axes.axvline(0, color="0.75", linewidth=0.5, zorder=1)
 
 
-def called(name: str, reference: str) -> str:
-    """A quantity's name on an axis."""
+def called(variable: xr.DataArray, reference: str | None = None) -> str:
+    """A variable's name on an axis, with the reference that is chosen of it where it has several."""
+    name = str(variable.name)
     words = {
         "sq_bias": "squared bias",
         "snr": "signal to noise",
         "bias_z": "|z| of bias",
+        "bias_p": "p-value of bias",
         "cost": "cost, forward passes",
     }
     plain = words.get(name, name.replace("_", " "))
-    return f"{plain} to {reference}" if name in ("cosine", "slope", "efficiency", "sq_bias", "bias_z") else plain
+    if "reference" not in variable.dims:
+        return plain
+    return f"{plain} {'of' if name in OF else 'to'} {_reference(name, reference)}"
 
 
 def _handles(data: xr.Dataset, by: str) -> list[Artist]:

@@ -178,7 +178,7 @@ def of(
     data = _squeezed(data, y, (x, hue or "", col or "", "seed"))
     kept = [name for name, its in data.items() if {*its.dims} <= {x, hue, col, "seed"}]
     seeds = data[kept].sortby(x)
-    return Swept(_averaged(seeds, y), seeds, x, y, hue or "", col or "", called(y, reference))
+    return Swept(_averaged(seeds, y), seeds, x, y, hue or "", col or "", called(dataset[y], reference))
 
 
 def _averaged(seeds: xr.Dataset, y: str) -> xr.Dataset:

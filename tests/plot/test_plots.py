@@ -155,13 +155,36 @@ def test_the_best_of_every_measured_variable_is_first() -> None:
     ranked = {name for name in plot.datasets.quantities(dataset) if "estimator" in dataset[name].dims}
     small = {"variance", "relative_variance", "data_variance", "sq_bias", "bias_z", "cost", "seconds"}
     small |= {"variance_difference", "relative_variance_difference"}
-    large = {"cosine", "slope", "efficiency", "snr", "bias_p", "gradient_norm", "cosine_difference"}
-    assert ranked == small | large | {"slope_difference"}
+    large = {"cosine", "efficiency", "snr", "bias_p", "gradient_norm", "cosine_difference"}
+    assert ranked == small | large | {"slope", "slope_difference"}
     for name in ranked:
         numbers = xr.zeros_like(dataset[name]) + xr.DataArray([1.0, 2.0], dims="estimator")
         axes = plot.ranking(dataset.assign({name: numbers}), by=name).axes[0]
-        best = "FG-W" if name in small else "BP"
+        best = "FG-W" if name in {*small, "slope"} else "BP"
         assert axes.get_yticklabels()[0].get_text() == best, name
+
+
+def test_the_slope_nearest_to_1_is_the_best(drawn: xr.Dataset) -> None:
+    slopes = dict(zip(("mine", "FG-A", "BP", LONG), (10.0, 0.5, 0.9, np.nan), strict=True))
+    numbers = xr.zeros_like(drawn["slope"]) + xr.DataArray([*slopes.values()], dims="estimator")
+    exact = drawn.assign(slope=numbers).drop_vars(["slope_se", "slope_low", "slope_high"], errors="ignore")
+    assert plot.caption(exact, "ranking", by="slope").endswith("Best: BP 0.9; last: mine 10.")
+
+
+def test_a_ranking_says_to_which_reference_its_numbers_are(drawn: xr.Dataset) -> None:
+    """Biases are for the estimator's own target, unless another reference is asked for."""
+    for name in plot.datasets.quantities(drawn):
+        if "estimator" not in drawn[name].dims:
+            continue
+        given = "target" if "bias" in name else "backprop"
+        for how, reference in (({}, given), ({"reference": "target"}, "target")):
+            label = plot.ranking(drawn, by=name, **how).axes[0].get_xlabel()
+            assert label.endswith(f" {reference}") == ("reference" in drawn[name].dims), (name, label)
+            assert f"ranked by {label}, in" in plot.caption(drawn, "ranking", by=name, **how)
+            assert f"estimators by {label}. " in plot.alternative(drawn, "ranking", by=name, **how)
+    target = drawn["bias_p"].sel(layer="perturbed", reference="target")
+    best = target.isel(estimator=int(target.argmax("estimator")))
+    assert f"Best: {best['estimator'].item()} {best.item():.3g};" in plot.caption(drawn, "ranking", by="bias_p")
 
 
 def test_exact_drawn_and_replayed_look_different(drawn: xr.Dataset) -> None:

@@ -19,6 +19,11 @@ def dataset() -> xr.Dataset:
     [
         (lambda ds: plot.ranking(ds, by="cosin"), "unknown quantity 'cosin'; did you mean 'cosine'"),
         (lambda ds: plot.ranking(ds, reference="truth"), "unknown reference 'truth'"),
+        (lambda ds: plot.ranking(ds, by="relative_variance", reference="truth"), "unknown reference 'truth'"),
+        (
+            lambda ds: plot.sweep(xr.concat([ds, ds], xr.Variable("width", [1, 2])), reference="truth"),
+            "unknown reference 'truth'",
+        ),
         (lambda ds: plot.ranking(ds, layer="weigth"), "unknown layer 'weigth'; did you mean 'weight'"),
         (lambda ds: plot.ranking(ds, order=["FGW"]), "unknown estimator 'FGW'; did you mean 'FG-W'"),
         (lambda ds: plot.ranking(ds, looks={"FG-W": 3}), r"looks\['FG-W'\] is 3; expected a colour, as '#D55E00'"),
