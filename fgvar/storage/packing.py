@@ -103,8 +103,9 @@ def holds(value: object) -> bool:
         (True, False, False, False)
     """
     every = value if isinstance(value, list | tuple) else [value]
-    if all(isinstance(each, str) for each in every):
-        return not any(UNHELD.search(each) for each in every)
+    texts = [each for each in every if isinstance(each, str)]
+    if len(texts) == len(every):
+        return not any(map(UNHELD.search, texts))
     return all(isinstance(each, int | float) for each in every) and np.asarray(value).dtype != object
 
 
