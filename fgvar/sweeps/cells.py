@@ -16,6 +16,7 @@ from typing import Any
 
 import xarray as xr
 
+from fgvar.storage import locks
 from fgvar.storage.atomic import replace, require_folder
 from fgvar.storage.packing import unpack
 from fgvar.sweeps.keys import SCRATCH, canonical, digest
@@ -24,7 +25,7 @@ MAGIC = b"fgvar cell 3\n"  # another number is another format, or another identi
 RESERVE = 1 << 20  # bytes kept for the cell that is finished when the disk is full
 LOCKS = 1 << 16  # bytes beside it, more than files of locks take
 SYNCED = 0.1  # a cell that took less seconds is computed again, after a power cut, as soon as it is synced
-STALE = 3600.0  # seconds after which a half-written file is no living driver's
+STALE = 3600.0  # seconds after which a file that nobody has locked is no living driver's
 
 Scalar = str | int | float | bool
 
@@ -89,19 +90,22 @@ class Folder:
 
     def __init__(self, path: Path, code: str) -> None:
         self.path, self.code = path, code
-        self.reserve = path / f".{uuid.uuid4().hex}.reserve.partial"
+        self.reserve = contextlib.ExitStack()
 
     def __enter__(self) -> "Folder":
         require_folder(self.path, RESERVE + LOCKS)
         for left in self.path.glob(".*.partial"):
-            with contextlib.suppress(FileNotFoundError):  # another driver tidies up, too
+            with contextlib.suppress(FileNotFoundError, locks.LockHeld):  # another driver tidies up, or has it
                 if time.time() - left.stat().st_mtime > STALE:
-                    left.unlink()
-        self.reserve.write_bytes(bytes(RESERVE))
+                    with locks.exclusive(left):
+                        pass
+        reserve = self.path / f".{uuid.uuid4().hex}.reserve.partial"
+        self.reserve.enter_context(locks.exclusive(reserve))
+        reserve.write_bytes(bytes(RESERVE))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.reserve.unlink(missing_ok=True)
+        self.reserve.close()
 
     def has(self, cell: Cell) -> bool:
         """Has it been computed, by whomever?"""
@@ -136,7 +140,7 @@ class Folder:
         try:
             replace(path, content, sync=sync)
         except OSError as error:
-            self.reserve.unlink(missing_ok=True)
+            self.reserve.close()
             kept = "it was kept in the space reserved for it"
             try:
                 replace(path, content, sync=sync)

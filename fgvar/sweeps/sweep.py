@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import shutil
 import sys
 import time
 import warnings
@@ -23,8 +22,7 @@ from fgvar.sweeps.arguments import check_resources, grid_and_config, part_of
 from fgvar.sweeps.cells import Cell, Folder, Outcome, Scalar
 from fgvar.sweeps.grid import consolidated, points
 from fgvar.sweeps.keys import Function, check_call, code_of, function_name, key_of
-
-WAIT = 0.2  # seconds between two looks at whether another driver has ended
+from fgvar.sweeps.scratch import WAIT, ScratchFolders, tidy
 
 
 def sweep(
@@ -70,7 +68,7 @@ def sweep(
         scratch: a folder in which every cell gets one of its own: its keyword parameter ``scratch``, a `Path` that is
             no part of its identity. What it writes there, such as ``fgvar.train(…, checkpoint=scratch / "run")``,
             outlives a cell that was killed, timed out or failed, so that it goes on where it stopped; the folder is
-            removed when the cell is done. On a cluster all workers have to see it.
+            removed when the cell is done, and of one driver at a time. On a cluster all workers have to see it.
         compute: False only consolidates what there is.
 
     Returns:
@@ -125,26 +123,33 @@ def sweep(
         _warn_of_other_code(found.values(), kept, cell)
         for each, it in found.items():
             if _is_done(it):
-                _tidy(each)  # its driver may have been killed before
+                tidy(each)  # its driver may have been killed before
         todo = [each for each, it in found.items() if each.key in mine and not _is_done(it)]
         if compute and todo:
-            running = _run(cell, _wanted(todo, kept), workers, scheduler, threads, timeout)
-            found |= _kept(running, kept, len(todo), grid)
+            scratches = held.enter_context(ScratchFolders())
+            while todo:
+                running = _run(cell, _wanted(todo, kept, scratches), workers, scheduler, threads, timeout)
+                found |= _kept(running, kept, scratches, len(todo), grid)
+                todo = scratches.left()
         return _consolidate(grid, found, attrs, kept, out)
 
 
-def _wanted(cells: Iterable[Cell], kept: Folder) -> Iterator[Cell]:
-    """The cells that nobody has computed meanwhile, each with its scratch folder made."""
+def _wanted(cells: Iterable[Cell], kept: Folder, scratches: ScratchFolders) -> Iterator[Cell]:
+    """The cells that nobody has computed meanwhile, or is computing in their scratch folders."""
     for cell in cells:
-        if not kept.has(cell):  # another driver may have been faster
-            if cell.scratch is not None:
-                cell.scratch.mkdir(parents=True, exist_ok=True)
-            yield cell
+        if kept.has(cell) or not scratches.take(cell):
+            continue
+        if kept.has(cell):  # by a driver that had its folder until now
+            tidy(cell)
+            scratches.release(cell)
+            continue
+        yield cell
 
 
 def _kept(
     running: Generator[tuple[Cell, Outcome], None, None],
     kept: Folder,
+    scratches: ScratchFolders,
     total: int,
     grid: Mapping[str, Sequence[Scalar]],
 ) -> dict[Cell, Outcome]:
@@ -158,8 +163,9 @@ def _kept(
             found[cell] = it
             bar.update()
             if _is_done(it):
-                _tidy(cell)
-            else:
+                tidy(cell)
+            scratches.release(cell)
+            if not _is_done(it):
                 bar.write(f"{cell}: {it.status}: {_line(it)}", file=sys.stderr)
     return found
 
@@ -182,12 +188,6 @@ def _warn_of_other_code(found: Collection[Outcome | None], kept: Folder, functio
             "to compute all of them anew, or another folder=",
             stacklevel=3,
         )
-
-
-def _tidy(cell: Cell) -> None:
-    """Remove what the cell needed to go on."""
-    if cell.scratch is not None:
-        shutil.rmtree(cell.scratch, ignore_errors=True)
 
 
 def _consolidate(

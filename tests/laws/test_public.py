@@ -26,7 +26,7 @@ TRAINING = (
     ".schedule", ".loop", ".checkpoint", ".train", ".linear_probe",
 )  # fmt: skip
 SWEEPS = (
-    "", ".keys", ".cells", ".grid", ".arguments", ".local", ".cluster", ".sweep",
+    "", ".keys", ".cells", ".grid", ".arguments", ".local", ".cluster", ".scratch", ".sweep",
 )  # fmt: skip
 THEORY = (
     ".credit_vectors", ".site_jacobians", ".linear_forms", ".linear_layers", ".activity_ratio", ".quadratic_forms",
