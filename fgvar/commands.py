@@ -99,7 +99,8 @@ class Measure:
 
     def answer(self) -> CommandResult:
         import fgvar
-        from fgvar.measurement.report import rows, to_text
+        from fgvar.measurement.references import GROUPS
+        from fgvar.measurement.report import require_layers, rows, to_text
         from fgvar.storage.atomic import require_ending, require_place
         from fgvar.testing.load import load_estimator
 
@@ -113,6 +114,7 @@ class Measure:
             require_place(self.out)
         estimators = {name: load_estimator(name) for name in self.scheme}
         problem, described = self._own_problem() if self.problem else self._image_problem()
+        require_layers(self.layer, [*problem.params, *GROUPS])
         dataset = _mendable(
             own,
             lambda: fgvar.measure(
@@ -128,13 +130,8 @@ class Measure:
         configuration = replace(self, **described, out=None, output=Output())
         named = described if self.problem else {"network": self.network, **described}
         dataset.attrs |= {**named, "configuration": repr(configuration)}
-        answer = CommandResult(to_text(dataset, self.layer), rows(dataset, self.layer))
-        if self.out is not None:
-            try:
-                print(fgvar.save(dataset, self.out))
-            except OSError as error:  # the result is worth more than its file
-                return answer._replace(status=1, failure=f"--out: {error.strerror or error}")
-        return answer
+        failure = _unwritten("--out", self.out, lambda place: fgvar.save(dataset, place))
+        return CommandResult(to_text(dataset, self.layer), rows(dataset, self.layer), 1 if failure else 0, failure)
 
     def _own_problem(self) -> tuple["fgvar.Problem", dict[str, Any]]:
         """The problem that is named, and its name without the path of a machine."""
@@ -216,11 +213,26 @@ class Check:
             draws=self.draws,
         )
         rows = [{"check": r.check, "problem": r.problem, "outcome": r.outcome, "note": r.note} for r in report.rows]
-        if self.report is not None:
-            from fgvar import pages
+        title = Path(self.estimator).name
+        failure = _unwritten("--report", self.report, lambda place: _page(report, title, place))
+        return CommandResult(str(report), rows, 0 if report.passed and not failure else 1, failure)
 
-            print(pages.write(pages.of_report(report, Path(self.estimator).name), self.report))
-        return CommandResult(str(report), rows, 0 if report.passed else 1)
+
+def _page(report: Any, title: str, place: Path) -> Path:
+    from fgvar import pages
+
+    return pages.write(pages.of_report(report, title), place)
+
+
+def _unwritten(option: str, place: Path | None, write: Callable[[Path], Path]) -> str:
+    """Why the file that an option names could not be written: the answer is worth more than its file."""
+    if place is None:
+        return ""
+    try:
+        print(write(place))
+    except OSError as error:
+        return f"{option}: {error.strerror or error}"
+    return ""
 
 
 def _device(name: str) -> Any:

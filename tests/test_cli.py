@@ -108,6 +108,35 @@ def test_measure_is_the_measurement_of_the_same_words(run, tmp_path) -> None:
     assert [float(row["variance"]) for row in again] == [row["variance"] for row in json.loads(text)]
 
 
+def test_a_layer_that_there_is_not_costs_no_measurement(run, monkeypatch) -> None:
+    monkeypatch.setattr("fgvar.measure", lambda *_, **__: pytest.fail("it has begun"))
+    status, _, error = run(*SMALL, "--layer", "block9")
+    assert status == 2
+    assert "unknown layer 'block9' (valid: all, " in error
+
+
+def test_an_answer_is_worth_more_than_its_file(run, mine, tmp_path, monkeypatch) -> None:
+    """A file is written before its answer is formed, and the answer is there where none could be written."""
+    measured = ("measure", "--problem", f"{mine}:ready", "--scheme", "BP", "--draws", "2")
+    given = (*measured, "--out", str(tmp_path / "a.nc"))
+    checked = ("check", "FG-W", "--checks", "scale", "--report", str(tmp_path / "a.html"))
+    with monkeypatch.context() as broken:
+        broken.setattr("fgvar.measurement.report.to_text", lambda *_: 1 / 0)
+        run(*given)
+    assert (tmp_path / "a.nc").exists()
+
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fgvar.save", full)
+    monkeypatch.setattr("fgvar.pages.write", full)
+    for command, told in ((given, "BP"), (checked, "scale")):
+        status, text, error = run(*command)
+        assert status == 1
+        assert error.splitlines()[-1] == f"fgvar: {command[-2]}: No space left on device"
+        assert told in text
+
+
 def test_check_exits_with_its_verdict(run, mine) -> None:
     """A scheme, and of a file: what makes an estimator, a function of (problem, generator), and an estimator."""
     few = ("--checks", "unbiased", "scale")

@@ -190,12 +190,15 @@ def _chosen(dataset: xr.Dataset, layers: Sequence[str]) -> xr.Dataset:
     valid = [str(name) for name in dataset["layer"].values]
     if not layers and _measured(dataset) and "perturbed" in valid:
         layers = ("perturbed",)
-    if not layers or tuple(layers) == ("all",):
-        return dataset
-    for name in layers:
+    require_layers(layers, valid)
+    return dataset if tuple(layers) in ((), ("all",)) else dataset.sel(layer=list(layers))
+
+
+def require_layers(layers: Sequence[str], valid: Sequence[str]) -> None:
+    """Raise ValueError where a layer is asked for that there is not; ("all",) are those that there are."""
+    for name in layers if tuple(layers) != ("all",) else ():
         if name not in valid:
             raise ValueError(unknown("layer", name, [*map(visible, valid), "all"]))
-    return dataset.sel(layer=list(layers))
 
 
 def _last_epoch(dataset: xr.Dataset) -> xr.Dataset:
