@@ -77,10 +77,13 @@ def sweep(
         across = min(len(its.panels), 3 if place.wide else 2)
         down = -(-len(its.panels) // across)
         grid = sheet.grid(down, across, head=sheet.head(handles), height=1.65, sharey=True, sharex=True)
-        for axes, (title, data) in zip(grid.flat, its.panels, strict=False):
+        for i, (axes, (title, data)) in enumerate(zip(grid.flat, its.panels, strict=False)):
             _draw(cast(Axes, axes), its, data, styled)
             axes.set_title(styles.plain(title))
             axes.label_outer()
+            if i + across >= len(its.panels):  # also above a place without a panel, which counts as an inner one
+                axes.tick_params(labelbottom=True)
+                axes.set_xlabel(_x(its))
         for axes in list(grid.flat)[len(its.panels) :]:
             axes.set_visible(False)
         sheet.legend(handles)
@@ -98,13 +101,16 @@ def _draw(axes: Axes, its: Swept, data: xr.Dataset, styled: Mapping[str, Look]) 
             _predict(axes, places, series.without_rounding(theory, its.y), styled[name])
         for why in dict.fromkeys(filter(None, found.missing)):
             gaps.setdefault(why, []).append(its.named(name))
-    told = "\n".join(
-        textwrap.fill(f"{styles.plain(', '.join(filter(None, names))) or its.y}: {why}", 44)
-        for why, names in gaps.items()
-    )
+    told = [f"{styles.plain(', '.join(filter(None, names))) or its.y}: {why}" for why, names in gaps.items()]
+    told += [f"{styles.plain(its.placeless)}: no place on the axis"] if its.placeless else []
     if told:
-        axes.text(0.02, 0.98, told, transform=axes.transAxes, va="top", **marks.WORD)
-    axes.set(xlabel=its.x.replace("_", " "), ylabel=its.called)
+        words = "\n".join(textwrap.fill(one, 44) for one in told)
+        axes.text(0.02, 0.98, words, transform=axes.transAxes, va="top", **marks.WORD)
+    axes.set(xlabel=_x(its), ylabel=styles.plain(its.called))
+
+
+def _x(its: Swept) -> str:
+    return styles.plain(its.x.replace("_", " "))
 
 
 def _predict(axes: Axes, places: NDArray[np.float64], theory: NDArray[np.float64], look: Look) -> None:
@@ -147,7 +153,7 @@ def _handles(its: Swept, styled: Mapping[str, Look]) -> list[Artist]:
     for name, look in styled.items():
         told = f"{its.named(name)}, slope {slopes[name]}" if name in slopes else its.named(name)
         if name:
-            how = styles.point_style(look) if its.predicted else styles.line_style(look)
+            how = styles.point_style(look) if name in its.predicted else styles.line_style(look)
             handles.append(Line2D([], [], label=styles.plain(told), **how))
     made = {series.made(one, its.y) for _, data in its.panels for _, one in its.lines(data)}
     handles += marks.legend_made(made, lines=True)

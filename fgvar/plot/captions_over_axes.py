@@ -93,6 +93,7 @@ def sweep(dataset: xr.Dataset, **how: Any) -> list[str]:
         else "",
         f"Slopes on log axes, with 95 % intervals where there are errors: {'; '.join(slopes)}." if slopes else "",
         f"On the edge of the log axis: {on_edge} value(s) of 0 or less." if on_edge else "",
+        f"No place on the axis: {its.placeless}." if its.placeless else "",
         words.missing(its.data, (its.y,)),
         words.unsure(its.data, its.y),
         f"{failed} cell{'s' * (failed > 1)} failed or {'are' if failed > 1 else 'is'} missing." if failed else "",

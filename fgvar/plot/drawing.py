@@ -1,7 +1,7 @@
 """Parts of panels: repeats in their band, and logarithmic axes with few plain numbers."""
 
-from collections.abc import Collection
-from typing import Any, Literal
+from collections.abc import Collection, Sequence
+from typing import Any, Literal, cast
 
 import numpy as np
 import seaborn
@@ -12,7 +12,24 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 
 CLEAR = {"x": 0.18, "y": 0.12}  # of an axis: where its numbers begin, if 0 stands on its edge
+DIGIT = 0.5  # width of one, in font sizes
 EDGE = 0.1  # of an axis: room between what stands for 0 and the numbers
+
+
+class Apart(FuncFormatter):
+    """Numbers side by side: one that would lie on the one before it is left out."""
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        labels: list[str] = super().format_ticks(values)
+        axes = cast(Axes, self.axis.axes)
+        letter = DIGIT * axes.xaxis.get_major_ticks(1)[0].label1.get_size() * axes.get_figure(root=True).dpi / 72
+        middles = axes.get_xaxis_transform().transform([(value, 0.0) for value in values])[:, 0]
+        end, shown = -np.inf, []
+        for middle, label in zip(middles, labels, strict=True):
+            half = len(label) * letter / 2
+            shown.append(label if middle - half > end + letter / 2 else "")
+            end = middle + half if shown[-1] else end
+        return shown
 
 
 def repeated(
@@ -94,11 +111,11 @@ def log_steps(axes: Axes, steps: ArrayLike) -> None:
 
 
 def ticks(axis: Axis, places: ArrayLike, written: Collection[float] | None = None) -> None:
-    """Ticks at these places, with plain numbers at those that are ``written`` (default: all)."""
+    """Ticks at these places, ascending, with plain numbers at those that are ``written`` (default: all)."""
 
     def number(value: float, _position: int) -> str:
         return f"{value:g}".replace("-", "−") if written is None or value in written else ""
 
     axis.set_major_locator(FixedLocator(np.asarray(places, float).tolist()))
-    axis.set_major_formatter(FuncFormatter(number))
+    axis.set_major_formatter((Apart if axis.axis_name == "x" else FuncFormatter)(number))
     axis.set_minor_locator(NullLocator())

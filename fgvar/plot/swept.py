@@ -26,6 +26,7 @@ class Swept:
         seeds: before they were averaged.
         x, y, hue, col: as in `fgvar.plot.sweep`; empty where there is none.
         called: the name of y on its axis.
+        placeless: what of x is infinite or no number, and has no place on its axis.
     """
 
     data: xr.Dataset
@@ -35,6 +36,7 @@ class Swept:
     hue: str
     col: str
     called: str
+    placeless: str
 
     @property
     def panels(self) -> list[tuple[str, xr.Dataset]]:
@@ -99,9 +101,9 @@ class Swept:
         return None
 
     @property
-    def predicted(self) -> bool:
-        """Is there a prediction of some line?"""
-        return any(self.theory(one) is not None for _, data in self.panels for _, one in self.lines(data))
+    def predicted(self) -> set[str]:
+        """Names of the lines that have a prediction."""
+        return {name for _, data in self.panels for name, one in self.lines(data) if self.theory(one) is not None}
 
     def slopes(self) -> dict[str, dict[str, str]]:
         """Exponent of y as a power of x, panel by panel and line by line, with the half-width of its 95 % interval.
@@ -175,10 +177,11 @@ def of(
         )
     if x not in data.coords or data[x].dtype.kind not in "fiu":
         raise ValueError(f"x={x!r} has no numbers along it; give a numeric axis, or see fgvar.plot.ranking")
+    data, placeless = _placed(data, x)
     data = _squeezed(data, y, (x, hue or "", col or "", "seed"))
     kept = [name for name, its in data.items() if {*its.dims} <= {x, hue, col, "seed"}]
     seeds = data[kept].sortby(x)
-    return Swept(_averaged(seeds, y), seeds, x, y, hue or "", col or "", called(dataset[y], reference))
+    return Swept(_averaged(seeds, y), seeds, x, y, hue or "", col or "", called(dataset[y], reference), placeless)
 
 
 def _averaged(seeds: xr.Dataset, y: str) -> xr.Dataset:
@@ -186,6 +189,15 @@ def _averaged(seeds: xr.Dataset, y: str) -> xr.Dataset:
     if "seed" in seeds.dims and not series.has_errors(seeds, y):
         seeds = seeds.assign({f"{y}_se": xr.zeros_like(seeds[y])})
     return datasets.across_seeds(seeds)
+
+
+def _placed(data: xr.Dataset, x: str) -> tuple[xr.Dataset, str]:
+    """What has a place on an axis, and what has none."""
+    placed = np.isfinite(data[x].values)
+    if not placed.any():
+        raise ValueError(f"x={x!r} has no finite number along it; give a numeric axis, or see fgvar.plot.ranking")
+    others = ", ".join(map(_written, data[x].values[~placed]))
+    return data.isel({x: placed}), f"{x} {others}" if others else ""
 
 
 def _axis(data: xr.Dataset, y: str, hue: str | None, col: str | None) -> str:

@@ -1,8 +1,12 @@
 """Axes of sweeps: what they hold, how small a number is none, and where their numbers stand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.axes import Axes
+from pictures import words
 
 from fgvar import plot
 
@@ -39,3 +43,59 @@ def test_relative_variances_of_rounding_are_0() -> None:
         told = plot.caption(its, "sweep", hue=None)
         assert "On the edge of the log axis: 3 value(s) of 0 or less." in told
         assert "Slopes" not in told
+
+
+def labels(axes: Axes) -> list[str]:
+    """Numbers at the x axis, where they are shown."""
+    shown = axes.xaxis.get_tick_params()["labelbottom"]
+    return [label.get_text() for label in axes.get_xticklabels() if label.get_text()] if shown else []
+
+
+@pytest.mark.parametrize("places", [[10000, 20000, 30000, 40000, 50000], [1000, 1001, 1002, 1003, 10000]], ids=str)
+@pytest.mark.parametrize("place", [("icml", 1), ("iclr", 2)], ids=str)
+def test_numbers_of_an_axis_do_not_lie_on_each_other(places: list[int], place: tuple[Any, Any]) -> None:
+    dataset = xr.Dataset(
+        {"snr": (("width", "act"), np.ones((5, 3)))}, {"width": places, "act": ["relu", "tanh", "gelu"]}
+    )
+    with plot.venue(place[0], columns=place[1]):
+        figure = plot.sweep(dataset, y="snr", hue=None, col="act")
+    for axes in figure.axes[:3]:
+        ends = -np.inf
+        for label in axes.get_xticklabels():
+            box = label.get_window_extent()
+            if label.get_text() and axes.xaxis.get_tick_params()["labelbottom"]:
+                assert box.x0 > ends
+                ends = box.x1
+    assert labels(figure.axes[2])[0] == str(places[0])
+    assert len(labels(figure.axes[2])) > 1
+
+
+def test_the_lowest_panel_of_each_column_has_the_numbers_of_x() -> None:
+    dataset = xr.Dataset({"snr": (("width", "act"), np.ones((3, 3)))}, {"width": WIDTHS, "act": list("abc")})
+    with plot.venue("icml", columns=1):
+        top, *lowest, hidden = plot.sweep(dataset, y="snr", hue=None, col="act").axes
+    assert (labels(top), top.get_xlabel(), hidden.get_visible()) == ([], "", False)
+    for axes in lowest:
+        assert (labels(axes), axes.get_xlabel()) == (["8", "16", "32"], "width")
+
+
+@pytest.mark.parametrize("clip", [np.inf, np.nan], ids=str)
+def test_what_is_no_place_on_an_axis_says_so(clip: float) -> None:
+    dataset = xr.Dataset({"variance": ("clip", [1.0, 2.0, 4.0])}, {"clip": [0.1, 1.0, clip]})
+    (figure,) = plot.figures(dataset).values()
+    (line,) = figure.axes[0].lines
+    assert list(line.get_xdata()) == [0.1, 1.0]
+    assert f"clip {clip}: no place on the axis" in words(figure)
+    assert f"No place on the axis: clip {clip}." in plot.caption(dataset)
+    assert plot.alternative(dataset).endswith("from 1 to 2.")
+    with pytest.raises(ValueError, match="x='clip' has no finite number along it"):
+        plot.sweep(dataset.isel(clip=[2]), x="clip", y="variance", hue=None)
+
+
+def test_a_line_without_a_prediction_is_one_in_the_legend() -> None:
+    dataset = over_width(snr=[1.0, 2.0, 3.0]).expand_dims(estimator=["mine", "other"])
+    theory = dataset["snr"].where(dataset["estimator"] == "other")
+    figure = plot.sweep(dataset.assign(snr_theory=theory), y="snr")
+    drawn = {line.get_label(): line.get_linestyle() for line in figure.axes[0].lines}
+    told = {str(handle.get_label()).split(",")[0]: handle.get_linestyle() for handle in figure.legends[0].get_lines()}
+    assert (told["mine"], told["other"]) == (drawn["mine"], drawn["other"]) == ("-", "None")
