@@ -119,7 +119,7 @@ def _draw(
 def _short(name: str, narrow: bool) -> str:
     """A layer's name without its middle, where it would leave no room for the panels."""
     most = 26 if narrow else 34
-    return name if len(name) <= most else f"{name[: most // 3]}…{name[-(most - most // 3 - 1) :]}"
+    return styles.plain(name if len(name) <= most else f"{name[: most // 3]}…{name[-(most - most // 3 - 1) :]}")
 
 
 def _scale(axes: Axes, data: xr.Dataset, variable: str, found: Mapping[str, Look]) -> None:

@@ -35,8 +35,8 @@ def ranking(
 ) -> Figure:
     """Draw estimators by one quantity, the best first, with 95 % intervals; biased ones are hollow.
 
-    Biased is what the dataset declares to be (a text ``biased``), what its closed form says, or what the test of no
-    bias refutes at 1 % for all estimators together. What has no number stands last, and says why.
+    Biased is what the dataset declares to be (``biased``, a text or true), what its closed form says, or what the
+    test of no bias refutes at 1 % for all estimators together. What has no number stands last, and says why.
 
     Args:
         dataset: of `fgvar.measure`; of several steps the last is drawn, of several seeds their mean.

@@ -102,7 +102,7 @@ def made(data: xr.Dataset, name: str) -> str:
     if str(data.attrs.get("route")) == "exact" or _errorless(data, name):
         return EXACT
     estimator = str(data["estimator"].values) if "estimator" in data.coords else ""
-    return REPLAYED if "Replay" in descriptions(data).get(estimator, "") else DRAWN
+    return REPLAYED if "oracle=Replay(" in descriptions(data).get(estimator, "") else DRAWN
 
 
 def _errorless(data: xr.Dataset, name: str) -> bool:
@@ -125,15 +125,15 @@ def is_exact(data: xr.Dataset) -> bool:
 def biased(data: xr.Dataset) -> dict[str, str]:
     """Estimators that are known to be biased for their target → how it is known.
 
-    "declared" by a variable ``biased``; "exact" where the closed form says so; "seen" where the test of no bias
-    refutes it, at `LEVEL` for all estimators together.
+    "declared" by a variable ``biased``, a text or true; "exact" where the closed form says so; "seen" where the
+    test of no bias refutes it, at `LEVEL` for all estimators together.
 
     Args:
         data: of `fgvar.plot.datasets.one`.
     """
     names = [str(name) for name in data["estimator"].values]
     if "biased" in data:
-        return {name: "declared" for name in names if str(data["biased"].sel(estimator=name).values)}
+        return {name: "declared" for name in names if data["biased"].sel(estimator=name).item()}
     if is_exact(data):
         share = data["relative_sq_bias"]
         return {name: "exact" for name in names if float(share.sel(estimator=name)) > UNSEEN**2}

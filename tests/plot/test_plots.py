@@ -146,6 +146,10 @@ def test_a_ranking_is_in_order_and_biased_ones_are_hollow(drawn: xr.Dataset) -> 
     assert [label.get_text() for label in given.get_yticklabels()] == ["BP", "mine"]
     declared = drawn.assign(biased=("estimator", ["", "a finite difference", "", ""]))
     assert "FG-A (declared by the dataset)" in plot.caption(declared, "ranking")
+    declared = drawn.assign(biased=("estimator", [False, True, False, False]))
+    assert "Hollow: biased for its own target: FG-A (declared by the dataset)." in plot.caption(declared, "ranking")
+    unbiased = drawn.assign(biased=("estimator", [False] * 4))
+    assert "None is declared to be biased." in plot.caption(unbiased, "ranking")
 
 
 def test_the_best_of_every_measured_variable_is_first() -> None:
@@ -207,6 +211,13 @@ def test_a_name_that_begins_like_another_has_its_own_description() -> None:
     for few in (dataset, dataset.sel(estimator=["mine", "mine: Replay()"])):
         text = plot.caption(few, "ranking")
         assert "Derivatives replayed from the known gradient (dotted bars): mine: Replay().\n" in f"{text}\n"
+
+
+def test_replayed_is_what_an_oracle_replays(drawn: xr.Dataset) -> None:
+    described = {"mine": "ReplayBuffer()", "FG-A": "Mine(of=Estimator(oracle=Replay()))", "BP": "ExactGradient()"}
+    lines = "\n".join(f"{name}: {words}" for name, words in described.items())
+    text = plot.caption(drawn.assign_attrs(estimators=lines), "ranking")
+    assert "Derivatives replayed from the known gradient (dotted bars): FG-A.\n" in text
 
 
 def test_a_tradeoff_knows_limits_zeros_and_what_is_no_number(
