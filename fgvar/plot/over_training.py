@@ -15,7 +15,7 @@ from fgvar.plot import datasets, drawing, limits, marks, runs, series, theory_li
 from fgvar.plot import looks as styles
 from fgvar.plot.looks import Look, Wanted
 from fgvar.plot.runs import Runs
-from fgvar.plot.sheet import Sheet, given
+from fgvar.plot.sheet import Sheet, folded, given
 from fgvar.plot.venues import here
 
 TITLES = {
@@ -93,8 +93,10 @@ def _looks(dataset: xr.Dataset, its: Runs, wanted: Mapping[str, Wanted] | None) 
 
 
 def _named(its: Runs, styled: Mapping[str, Look]) -> dict[str, Look]:
-    """The looks under the names that a legend has."""
-    return {its.named(name) if its.along and name in its.labels else name: look for name, look in styled.items()}
+    """The looks of what is drawn, under the names that a legend has."""
+    drawn = {name: name for name in datasets.names(its.data, "estimator")} if its.probed else {}
+    drawn |= {name: its.named(name) for name in its.labels if its.along and its.curves}
+    return {drawn[name]: look for name, look in styled.items() if name in drawn}
 
 
 def _draw(
@@ -179,10 +181,10 @@ def _label(grid: NDArray[Any], its: Runs, rows: Sequence[str | None], *, in_rows
     """Titles and axis labels where a reader looks for them, and tick labels on the outer panels only."""
     for i, j in np.ndindex(grid.shape):
         axes, quantity = cast(Axes, grid[i, j]), its.quantities[j]
-        run, title = styles.plain(its.called(rows[i])), TITLES[quantity]
+        run, title = its.called(rows[i]), TITLES[quantity]
         x = "training step" if quantity in PROBES else "epoch"
         if alone or len(grid) == 1:
-            axes.set(xlabel=x, ylabel=title, title=run if j == 0 else "")
+            axes.set(xlabel=x, ylabel=title, title=_along(axes, run) if j == 0 else "")
             continue
         last = grid.shape[1] - 1
         bottom = i == len(grid) - 1 if in_rows else j == last or x != _x(its.quantities[j + 1])
@@ -190,9 +192,16 @@ def _label(grid: NDArray[Any], its: Runs, rows: Sequence[str | None], *, in_rows
         axes.tick_params(labelbottom=bottom)
         both = j > 0 and quantity == "cosine, backprop"  # both cosines have one axis
         axes.tick_params(labelleft=not both if in_rows else i == 0)
-        heading, y = (title, run) if in_rows else (run, title)
+        heading, y = (title, _along(axes, run, upright=True)) if in_rows else (_along(axes, run), title)
         axes.set_title(heading if (i if in_rows else j) == 0 else "")
         axes.set_ylabel(y if (j if in_rows else i) == 0 else "")
+
+
+def _along(axes: Axes, run: str, *, upright: bool = False) -> str:
+    """A run's name in lines no longer than its panel is wide, or high where it stands upright."""
+    box, figure = axes.get_window_extent(), axes.get_figure(root=True)
+    label = axes.yaxis.label if upright else axes.title
+    return styles.plain(folded(run, (box.height if upright else box.width) / figure.dpi, label.get_fontsize()))
 
 
 def _x(quantity: str) -> str:

@@ -1,6 +1,5 @@
 """One panel: on axes that are given, or as a figure of its own below its legend."""
 
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -10,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fgvar.plot.looks import plain
-from fgvar.plot.sheet import LETTER, Sheet
+from fgvar.plot.sheet import Sheet, folded
 from fgvar.plot.venues import Place, here
 
 LABEL = 0.4  # of a panel's width
@@ -26,8 +25,8 @@ def wrapped(names: Sequence[str]) -> list[str]:
     """Labels of rows, in lines of at most `LABEL` of the panel's width."""
     with here() as place:
         size = mpl.rcParams["ytick.labelsize"]
-        letters = int(LABEL * width(place) / ((size if isinstance(size, float | int) else 8) * LETTER / 72))
-    return [plain("\n".join(textwrap.wrap(name, max(letters, 12)) or [name])) for name in names]
+        size = size if isinstance(size, float | int) else 8
+        return [plain(folded(name, LABEL * width(place), size, least=12)) for name in names]
 
 
 def drawn(ax: Axes | None, draw: Callable[[Axes], None], handles: Sequence[Artist], *, height: float) -> Figure:

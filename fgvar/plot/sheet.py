@@ -40,6 +40,12 @@ def given(axes: Sequence[Axes] | NDArray[Any] | Axes, count: int) -> list[Axes]:
     return found
 
 
+def folded(text: str, inches: float, size: float, *, least: int = 8) -> str:
+    """A text in lines no longer than these inches, in letters of this size, or of ``least`` letters."""
+    letters = max(least, int(inches * 72 / (size * LETTER)))
+    return "\n".join(textwrap.wrap(text, letters) or [text])
+
+
 class Sheet:
     """One figure while it is drawn.
 
@@ -119,9 +125,7 @@ class Sheet:
 
     def wrapped(self, name: str, share: float = 1.0) -> str:
         """A name over as many lines as a share of the sheet's width asks for."""
-        size = mpl.rcParams["legend.fontsize"] * LETTER / 72
-        letters = max(8, int((share * self.width - 0.5) / size))
-        return "\n".join(textwrap.wrap(name, letters) or [name])
+        return folded(name, share * self.width - 0.5, mpl.rcParams["legend.fontsize"])
 
     def settle(self) -> Figure:
         """Lay the figure out once, under the current settings; saving then only paints."""

@@ -1,7 +1,12 @@
 """Panels of training runs, a row for each: what is of one run alone, and how it is named."""
 
+import itertools
+from typing import Any
+
 import numpy as np
+import pytest
 import xarray as xr
+from pictures import clipped
 
 import fgvar
 from fgvar import plot
@@ -46,3 +51,33 @@ def test_a_run_of_unknown_size_has_no_theory_and_the_others_have_theirs() -> Non
     ]
     assert lines[2::3] == [[], [41]]
     assert "41 and 0.13 for d = 40." in plot.caption(dataset, "training")
+
+
+def test_a_legend_has_what_is_drawn_alone() -> None:
+    """Neither classes of what is not drawn, nor estimators whose probes are not there, nor runs without curves."""
+    error = xr.DataArray([0.9, 0.5, 0.1], dims="epoch", coords={"epoch": range(3)})
+    apart = xr.DataArray(np.zeros((3, 3)), {"class": ["cat", "dog", "bird"]}, ("class", "epoch"))
+    assert not plot.training(xr.Dataset({"test_error": error, "per_class": apart})).legends
+    runs = probed(algorithm=["mine", "other"])
+    told = [text.get_text() for text in plot.training(runs).legends[0].get_texts()]
+    assert "FG-W" in told
+    assert "mine" not in told
+    curves = xr.Dataset({"test_error": error.expand_dims(algorithm=["mine", "other"]), "per_class": apart})
+    told = [text.get_text() for text in plot.training(xr.merge([curves, runs])).legends[0].get_texts()]
+    assert {"mine", "FG-W"} <= set(told)
+    assert "cat" not in told
+
+
+@pytest.mark.parametrize("place", [("icml", 1), ("iclr", 2)], ids=str)
+@pytest.mark.parametrize("count", [2, 3])
+def test_long_names_of_runs_lie_neither_on_each_other_nor_beyond_the_page(place: tuple[Any, Any], count: int) -> None:
+    names = ["FG-A of 16 directions, clipped at 3", "LG-FG-A of 4 directions, no stop"]
+    names = [*names, "momentum of weight perturbations"][:count]
+    with plot.venue(place[0], columns=place[1]):
+        figure = plot.training(probed(algorithm=names))
+    assert not clipped(figure)
+    labels = [text for axes in figure.axes for text in (axes.title, axes.yaxis.label) if text.get_text()]
+    told = " ".join(label.get_text().replace("\n", " ") for label in labels)
+    assert all(f"trained by {name}" in told for name in names)
+    boxes = [label.get_window_extent() for label in labels]
+    assert not [(one, other) for one, other in itertools.combinations(boxes, 2) if one.overlaps(other)]
