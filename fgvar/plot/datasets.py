@@ -89,11 +89,24 @@ def of_layer(dataset: xr.Dataset, layer: str | None) -> xr.Dataset:
     Raises:
         ValueError: it has no such layer.
     """
-    if layer is None or "layer" not in dataset.dims:
+    if layer is None:
+        return dataset
+    if "layer" not in dataset.dims:
+        require_layer(dataset, layer)
         return dataset
     if layer not in names(dataset, "layer"):
         raise ValueError(unknown("layer", layer, names(dataset, "layer")))
     return dataset.sel(layer=layer)
+
+
+def require_layer(dataset: xr.Dataset, layer: str) -> None:
+    """Raise ValueError where what is drawn has no layers, and one is asked for that there is not.
+
+    "perturbed" is what nobody asks for.
+    """
+    known = [str(name) for name in np.ravel(dataset["layer"].values)] if "layer" in dataset.coords else []
+    if layer not in (*known, "perturbed"):
+        raise ValueError(unknown("layer", layer, known or ["perturbed"]))
 
 
 def of_reference(dataset: xr.Dataset, name: str, reference: str) -> xr.Dataset:

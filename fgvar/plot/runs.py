@@ -77,6 +77,7 @@ def of(dataset: xr.Dataset, layer: str = "perturbed") -> Runs:
             "cosine and relative_variance of probes over steps; give run.dataset of fgvar.train"
         )
     shown = [name for its in curves.values() for name in its] + (list(PROBE) if probed else [])
+    datasets.require_layer(dataset, layer)
     data = datasets.of_layer(dataset, layer if probed else None)
     data = data.squeeze([dim for dim in _others(data, shown) if data.sizes[dim] == 1])
     others = _others(data, shown)

@@ -161,6 +161,7 @@ def of(
     if y not in datasets.quantities(dataset):
         raise ValueError(unknown("quantity", y, datasets.quantities(dataset)))
     data = explained(dataset)
+    datasets.require_layer(data, layer)
     data = datasets.of_layer(data, layer if "layer" in data[y].dims else None)
     data = datasets.of_reference(data, y, reference)
     data = data.assign({name: flags_of(data, y) for name in ("flag", "cell_flag") if name in data})

@@ -24,6 +24,14 @@ def dataset() -> xr.Dataset:
             lambda ds: plot.sweep(xr.concat([ds, ds], xr.Variable("width", [1, 2])), reference="truth"),
             "unknown reference 'truth'",
         ),
+        (
+            lambda _: plot.training(xr.Dataset({"loss": ("epoch", [2.0, 1.0])}, {"epoch": [0, 1]}), layer="weight"),
+            r"unknown layer 'weight' \(valid: perturbed\)",
+        ),
+        (
+            lambda ds: plot.sweep(xr.concat([ds, ds], xr.Variable("width", [1, 2])), y="loss", layer="weigth"),
+            "unknown layer 'weigth'; did you mean 'weight'",
+        ),
         (lambda ds: plot.ranking(ds, layer="weigth"), "unknown layer 'weigth'; did you mean 'weight'"),
         (lambda ds: plot.ranking(ds, order=["FGW"]), "unknown estimator 'FGW'; did you mean 'FG-W'"),
         (lambda ds: plot.ranking(ds, looks={"FG-W": 3}), r"looks\['FG-W'\] is 3; expected a colour, as '#D55E00'"),
@@ -94,6 +102,9 @@ def test_dollars_of_a_name_begin_no_mathematics() -> None:
     assert r"\$a\$" in [label.get_text() for label in labels]
     assert "proves none absent: not excluded are biases up to" in plot.caption(ds, "ranking")
     assert "of the target ($a$)" in plot.caption(ds, "ranking")
+    renamed = ds.assign_coords(layer=[name.replace("weight", "$w$") for name in ds["layer"].values])
+    labels = plot.layers(renamed).axes[0].get_yticklabels()
+    assert r"\$w\$" in [label.get_text() for label in labels]
 
 
 def test_a_report_has_no_address_of_memory() -> None:
