@@ -16,7 +16,7 @@ def layers(dataset: xr.Dataset) -> list[str]:
     exact = [name for name in datasets.names(whole, "layer") if name not in rows]
     where = f", step {data['step'].item()}" if "step" in data.coords else ""
     return [
-        f"Gradient quality layer by layer{where}. {words.measured(dataset)} {words.seeds(dataset)}".strip(),
+        f"Gradient quality layer by layer{where}. {words.made(dataset)}",
         "perturbed: all parameters that an estimator estimates; total: with those learnt exactly."
         + (f" No row: {words.listed(exact, 12)} (learnt exactly by all)." if exact else ""),
         f"{words.quantities()} Bars: {words.bars(data, 'cosine')}.",
@@ -75,7 +75,7 @@ def ranking(
     null += "draws are told from 0 by their bars."
     return [
         f"Estimators ranked by {ranked.called(dataset[by], reference)}, in {words.of_layer(layer, dataset)}. "
-        f"{words.measured(dataset)} {words.seeds(dataset)}".strip(),
+        f"{words.made(dataset, by)}".strip(),
         f"Bars: {words.bars(data, by)}.{null if by == 'cosine' and 'cosine_null' in data else ''}",
         _biases(dataset, layer, named),
         words.missing(data, (by,)),
@@ -142,8 +142,7 @@ def tradeoff(dataset: xr.Dataset, layer: str = "perturbed") -> list[str]:
     zero = bool(((shown["bias_drawn"] == 0) | (shown["relative_variance"] < series.ROUNDING)).any())
     return [
         f"Squared bias against variance, both over ‖target‖², in {words.of_layer(layer, dataset)}: the expected "
-        f"squared error of an estimate is their sum, equal along dashed lines. {words.measured(dataset)} "
-        f"{words.seeds(dataset)}".strip(),
+        f"squared error of an estimate is their sum, equal along dashed lines. {words.made(dataset)}",
         f"Bars: {words.bars(data, 'relative_variance')}"
         + ("." if series.is_exact(data) else " (of the variance), and ±1.96 standard errors of a bias."),
         f"Hollow, with an arrow: the bias is not told from 0, and is at most so large: {words.listed(limited)}."

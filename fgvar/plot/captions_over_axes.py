@@ -85,8 +85,7 @@ def sweep(dataset: xr.Dataset, **how: Any) -> list[str]:
     names = [its.named(name) for name, _ in its.lines(its.data) if name]
     return [
         f"{its.called.capitalize()} over {its.x.replace('_', ' ')}{f' of {words.listed(names, 8)}' if names else ''}"
-        f"{f', a panel for each {its.col}' if its.col else ''}. {words.measured(dataset)} "
-        f"{words.seeds(dataset)}".strip(),
+        f"{f', a panel for each {its.col}' if its.col else ''}. {words.made(dataset, its.y)}".strip(),
         f"Bands: {words.bars(its.data, its.y)}.",
         "Where there is a prediction it is the line, and what was measured are points with bars."
         if its.predicted

@@ -16,16 +16,22 @@ BARS = {
     "few": "none, as there are too few draws, or seeds, for an interval",
     "none": "not there: the dataset has neither intervals nor standard errors",
 }
+OF_THE_BATCH = ("gradient_norm", "data_variance", "loss", "accuracy")
+ESTIMATED = ("variance", "relative_variance", "snr", "sq_bias", "bias_z", "bias_p", "slope", "cosine", "efficiency")
 
 
-def measured(dataset: xr.Dataset) -> str:
-    """By which route, how many draws, at which batch."""
+def measured(dataset: xr.Dataset, name: str = "cosine") -> str:
+    """By which route, how many draws, at which batch; nothing of a variable that is no property of estimates."""
     get = dataset.attrs.get
+    several = dataset.sizes.get("seed", 1) > 1
     batch = f", given one batch of {get('batch_size')} examples" if "batch_size" in dataset.attrs else ""
+    batch += " for each seed" if batch and several else ""
+    if name.removesuffix("_difference") not in ESTIMATED and not series.has_errors(dataset, name):
+        return f"Values are computed without a draw{batch}." if name in OF_THE_BATCH else ""
     if series.is_exact(dataset):
         return f"Values are exact, from closed forms{batch}."
     draws = f"Values are drawn (Monte Carlo, n = {get('draws', '?')} draws of each estimator's noise"
-    seed = f", seed {get('seed')}" if "seed" in dataset.attrs else ""
+    seed = f", seed {get('seed')}" if "seed" in dataset.attrs and not several else ""
     return f"{draws}{seed}){batch}.{_by_route(dataset)}"
 
 
@@ -52,6 +58,11 @@ def bars(dataset: xr.Dataset, name: str) -> str:
     if f"{name}_low" in dataset:
         return BARS["intervals" if bool(dataset[f"{name}_low"].notnull().any()) else "few"]
     return BARS["errors" if f"{name}_se" in dataset else "none"]
+
+
+def made(dataset: xr.Dataset, name: str = "cosine") -> str:
+    """How a variable's numbers came, and what becomes of several seeds."""
+    return " ".join(filter(None, (measured(dataset, name), seeds(dataset))))
 
 
 def seeds(dataset: xr.Dataset, what: str = "Values") -> str:

@@ -37,6 +37,24 @@ def test_small_numbers_with_a_unit_are_drawn_as_they_are(y: str) -> None:
     assert "On the edge" not in told
 
 
+def test_a_caption_says_drawn_of_what_is_drawn_alone() -> None:
+    attrs = {"draws": 64, "batch_size": 16, "seed": 3}
+    dataset = over_width(test_error=[3.0, 2.0, 1.0], gradient_norm=[3.0, 2.0, 1.0], cosine=[0.1, 0.2, 0.3])
+    dataset = dataset.assign_attrs(attrs)
+    seeds = xr.concat([dataset, dataset], xr.Variable("seed", [0, 1])).assign_attrs(attrs)
+    drawn = "Values are drawn (Monte Carlo, n = 64 draws of each estimator's noise"
+    for its, seed, each in ((dataset, ", seed 3", ""), (seeds, "", " for each seed")):
+        batch = f"given one batch of 16 examples{each}."
+        for y, told in (
+            ("test_error", ""),
+            ("gradient_norm", f" Values are computed without a draw, {batch}"),
+            ("cosine", f" {drawn}{seed}), {batch}"),
+        ):
+            more = " Values are means of 2 seeds, with intervals by Student's t of their spread." if each else ""
+            first = plot.caption(its, "sweep", y=y, hue=None).splitlines()[0]
+            assert first == f"{plot.swept.called(its[y]).capitalize()} over width.{told}{more}"
+
+
 def test_relative_variances_of_rounding_are_0() -> None:
     dataset = over_width(relative_variance=[1e-12, 2e-12, 4e-12])
     for its in (dataset, xr.concat([dataset, dataset], xr.Variable("seed", [0, 1]))):
