@@ -36,9 +36,10 @@ def of_report(report: Report, title: str = "") -> str:
         (check.name, check.claim) for check in CHECKS.values() if check.name in {r.check for r in report.rows}
     )
     notes = tuple((row.check, row.problem, row.outcome, row.note) for row in report.rows)
+    drawn, undrawn = pictures(report)
     sections = (
         Section("Verdict", (_verdict(report, name),), (replace(report.table, caption="outcomes"),)),
-        Section("Figures", pictures=pictures(report)),
+        Section("Figures", undrawn, pictures=drawn),
         Section(
             "How to read each mark",
             tables=(Table("marks", ("mark", "what it means"), OUTCOMES, strong=(MARKS["failed"],)),),

@@ -63,10 +63,11 @@ def of_dataset(dataset: xr.Dataset, title: str = "") -> str:
     measured = not missing_for_measurement(dataset)
     found = tuple(map(_cut, tables(dataset)))
     every = tuple(map(_cut, tables(dataset, ("all",)))) if measured and dataset.sizes["layer"] > 1 else ()
+    drawn, undrawn = pictures(dataset)
     sections = (
         Section("Summary", tables=found),
         Section("What is flagged, and why", *_flagged(dataset)) if measured else Section("What is flagged, and why"),
-        Section("Figures", pictures=pictures(dataset)),
+        Section("Figures", undrawn, pictures=drawn),
         Section("How to read each number", tables=tuple(_glossary(dataset, found if measured else ()))),
         Section("What made it", tables=tuple(_provenance(dataset))),
         Section("Every layer", tables=every, folded=True),

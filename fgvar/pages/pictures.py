@@ -1,10 +1,9 @@
 """Pictures: figures as inline SVG that says in words what it shows."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -61,8 +60,8 @@ TITLES = {
 }
 
 
-def pictures(shown: "xr.Dataset | Report", looks: Mapping[str, Any] | None = None) -> tuple[Picture, ...]:
-    """Every fitting figure of a dataset or a check report, best first; none where none fits.
+def pictures(shown: "xr.Dataset | Report") -> tuple[tuple[Picture, ...], tuple[str, ...]]:
+    """Every fitting figure of a dataset or a check report, best first; and sentences on why others are not there.
 
     An estimator looks alike in all of them.
 
@@ -70,9 +69,22 @@ def pictures(shown: "xr.Dataset | Report", looks: Mapping[str, Any] | None = Non
         ImportError: the extra "plot" is not installed.
     """
     from fgvar import plot
+    from fgvar.plot.kinds_of import why_no_sweep
 
-    figures = plot.figures(shown, looks=looks) if plot.kinds(shown) else {}
-    return tuple(
-        Picture(TITLES.get(kind, kind), plot.alternative(shown, kind), plot.caption(shown, kind), plot.svg(figure))
-        for kind, figure in figures.items()
-    )
+    kinds, found, whys = plot.kinds(shown), list[Picture](), list[str]()
+    if not kinds and (why := why_no_sweep(shown)):
+        whys.append(f"No figure fits; as a sweep: {why}.")
+    for kind in kinds:
+        try:
+            found.append(_picture(shown, kind))
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # a page is worth more than a figure
+            whys.append(f"{TITLES[kind]}: no figure, as {error}.")
+    return tuple(found), tuple(whys)
+
+
+def _picture(shown: "xr.Dataset | Report", kind: str) -> Picture:
+    from fgvar import plot
+    from fgvar.plot.kinds_of import draw
+
+    figure = draw(shown, kind)
+    return Picture(TITLES[kind], plot.alternative(shown, kind), plot.caption(shown, kind), plot.svg(figure))

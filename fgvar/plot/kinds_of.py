@@ -118,9 +118,10 @@ def figures(shown: Any, looks: Mapping[str, Wanted] | None = None) -> dict[str, 
     """
     found = kinds(shown)
     if not found:
+        why = why_no_sweep(shown)
         raise ValueError(
             "no figure fits: expected a dataset of fgvar.measure, fgvar.train or fgvar.sweep, or a report of "
-            f"fgvar.testing.check_estimator, and got {_told(shown)}{_why(shown)}"
+            f"fgvar.testing.check_estimator, and got {_told(shown)}" + (f"; as a sweep: {why}" if why else "")
         )
     return {kind: draw(shown, kind, looks) for kind in found}
 
@@ -141,14 +142,14 @@ def choices(dataset: xr.Dataset, kind: str, asked: Mapping[str, Any]) -> dict[st
     return dict(asked)
 
 
-def _why(shown: Any) -> str:
-    """What is in the way of a sweep's figure, where a dataset has measurements."""
+def why_no_sweep(shown: Any) -> str:
+    """What is in the way of a sweep's figure, where a dataset has measurements; empty where nothing is."""
     if not isinstance(shown, xr.Dataset) or not {"cosine", "relative_variance"} <= set(map(str, shown.data_vars)):
         return ""
     try:
         swept.of(shown, **of_sweep(shown, {}))
     except (ValueError, TypeError) as error:
-        return f"; as a sweep: {error}"
+        return str(error)
     return ""
 
 

@@ -82,7 +82,7 @@ def test_pictures_say_what_they_found(measured, page) -> None:
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
     """Pages without figures, which take most of the time."""
-    monkeypatch.setattr("fgvar.pages.dataset_page.pictures", lambda _: ())
+    monkeypatch.setattr("fgvar.pages.dataset_page.pictures", lambda _: ((), ()))
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -135,6 +135,27 @@ def test_another_dataset_has_its_variables_and_no_figure() -> None:
     assert tree.all("svg") == []
     assert "Figures" not in text
     assert "count" in text
+
+
+def test_a_page_says_why_a_sweep_has_no_figure(measured) -> None:
+    """Along three axes: no panel shows one of them; two of them are drawn."""
+    axes = {"width": [1, 2, 3], "act": ["relu", "tanh"], "bias": ["with", "without"]}
+    cells = measured.sel(estimator=["FG-W", "FG-A"]).expand_dims(axes)
+    text = of_dataset(cells)
+    assert checked(text).all("svg") == []
+    why = "is along &#39;bias&#39;, too; give hue=&#39;bias&#39; or col=&#39;bias&#39;, or choose one"
+    assert f"<p>No figure fits; as a sweep: &#39;relative_variance&#39; {why}" in text
+    assert len(checked(of_dataset(cells.isel(bias=0))).all("svg")) == 1
+
+
+def test_a_page_survives_a_figure_that_cannot_be_drawn(measured, monkeypatch) -> None:
+    def broken(*_, **__) -> None:
+        raise ValueError("an axis is odd")
+
+    monkeypatch.setitem(plot.kinds_of.DRAW, "layers", broken)
+    text = of_dataset(measured)
+    assert "<p>Layer by layer: no figure, as an axis is odd.</p>" in text
+    assert len(checked(text).all("svg")) == len(plot.kinds(measured)) - 1
 
 
 @pytest.mark.parametrize("name", ["directions", "table3_probes"])
