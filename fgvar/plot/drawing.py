@@ -1,13 +1,14 @@
 """Parts of panels: repeats in their band, and logarithmic axes with few plain numbers."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any, Literal, cast
 
 import numpy as np
 import seaborn
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 
@@ -19,10 +20,11 @@ EDGE = 0.1  # of an axis: room between what stands for 0 and the numbers
 class Apart(FuncFormatter):
     """Numbers side by side: one that would lie on the one before it is left out."""
 
-    def format_ticks(self, values: Sequence[float]) -> list[str]:
+    def format_ticks(self, values: list[float]) -> list[str]:
         labels: list[str] = super().format_ticks(values)
-        axes = cast(Axes, self.axis.axes)
-        letter = DIGIT * axes.xaxis.get_major_ticks(1)[0].label1.get_size() * axes.get_figure(root=True).dpi / 72
+        axes = cast(Axis, self.axis).axes
+        size = float(axes.xaxis.get_major_ticks(1)[0].label1.get_fontsize())
+        letter = DIGIT * size * cast(Figure, axes.get_figure(root=True)).dpi / 72
         middles = axes.get_xaxis_transform().transform([(value, 0.0) for value in values])[:, 0]
         end, shown = -np.inf, []
         for middle, label in zip(middles, labels, strict=True):
@@ -117,5 +119,5 @@ def ticks(axis: Axis, places: ArrayLike, written: Collection[float] | None = Non
         return f"{value:g}".replace("-", "−") if written is None or value in written else ""
 
     axis.set_major_locator(FixedLocator(np.asarray(places, float).tolist()))
-    axis.set_major_formatter((Apart if axis.axis_name == "x" else FuncFormatter)(number))
+    axis.set_major_formatter((Apart if isinstance(axis, XAxis) else FuncFormatter)(number))
     axis.set_minor_locator(NullLocator())

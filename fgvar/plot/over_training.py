@@ -199,9 +199,9 @@ def _label(grid: NDArray[Any], its: Runs, rows: Sequence[str | None], *, in_rows
 
 def _along(axes: Axes, run: str, *, upright: bool = False) -> str:
     """A run's name in lines no longer than its panel is wide, or high where it stands upright."""
-    box, figure = axes.get_window_extent(), axes.get_figure(root=True)
-    label = axes.yaxis.label if upright else axes.title
-    return styles.plain(folded(run, (box.height if upright else box.width) / figure.dpi, label.get_fontsize()))
+    box, label = axes.get_window_extent(), axes.yaxis.label if upright else axes.title
+    inches = (box.height if upright else box.width) / cast(Figure, axes.get_figure(root=True)).dpi
+    return styles.plain(folded(run, inches, float(label.get_fontsize())))
 
 
 def _x(quantity: str) -> str:

@@ -77,7 +77,7 @@ def test_long_names_of_runs_lie_neither_on_each_other_nor_beyond_the_page(place:
         figure = plot.training(probed(algorithm=names))
     assert not clipped(figure)
     labels = [text for axes in figure.axes for text in (axes.title, axes.yaxis.label) if text.get_text()]
-    told = " ".join(label.get_text().replace("\n", " ") for label in labels)
-    assert all(f"trained by {name}" in told for name in names)
+    told = ["".join(label.get_text().split()) for label in labels]
+    assert all("".join(f"trained by {name}".split()) in told for name in names)
     boxes = [label.get_window_extent() for label in labels]
     assert not [(one, other) for one, other in itertools.combinations(boxes, 2) if one.overlaps(other)]
