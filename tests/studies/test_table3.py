@@ -333,3 +333,22 @@ def test_the_readme_says_what_thirty_epochs_have() -> None:
         assert words.format(*(f"{each:.0f}" for each in noise.sel(algorithm=name).values)) in text
     assert f"({local[0]:.2f} to {local[-1]:.2f})" in text
     assert f"({by_bp[0]:.2f}, {by_bp.max():.2f} and {by_bp[-1]:.2f})" in text
+
+
+def test_the_readme_says_what_three_epochs_have() -> None:
+    """Errors of one run each, beside the frozen trunk's, and how far all are above the paper's."""
+    text = " ".join((ROOT / "studies" / "README.md").read_text().split())
+    ends = figure.final(fgvar.open_dataset(STORED)).sel(network="M/8/16")
+    above = (ends["test"] - ends["paper"]).dropna("algorithm")
+    assert f"every cell is {float(above.min()):.1f} to {float(above.max()):.1f} points above the paper's" in text
+    test = ends["test"].dropna("algorithm").sortby(ends["test"].dropna("algorithm"))
+    told = {name: f"{name} ({float(test.sel(algorithm=name)):.1f})" for name in test["algorithm"].values.tolist()}
+    ours, weak = ("L-BP", "BP", "LG-BP", "LG-FG-A", "LG-FA"), ("FG-W", "LG-FG-W", "FG-A")
+    assert f"order is {', '.join(told[name] for name in ours[:4])} and {told['LG-FA']}" in text
+    assert f"{told['FG-W']}, {told['LG-FG-W']} and {told['FG-A']}, which one run does not tell apart" in text
+    assert f"where the frozen trunk is ({float(test.sel(algorithm='frozen')):.1f}), and {told['FA']} is above" in text
+    assert [name for name in test["algorithm"].values if name in (*ours, *weak)] == [*ours, *weak]
+    made = set(
+        fgvar.open_dataset(STORED)["epochs"].sel(network="M/8/16").max("seed").to_series().loc[lambda n: n > 0].index
+    )
+    assert {*table3.EXACT, *table3.PERTURBED} - made == {"L-FA", "DFA", "LG-FG-W-published"}
