@@ -59,7 +59,7 @@ class Series:
 
     def without_rounding(self, name: str) -> "Series":
         """Numbers of what has no noise, or no bias, as 0, which they are but for rounding; ``name``: the variable."""
-        none = without_rounding(self.value, name) == 0
+        none = _rounding(self.value, name)
         return self._changed(lambda one: np.where(none, 0.0, one))
 
     def at_least(self, floor: float) -> "Series":
@@ -72,7 +72,12 @@ class Series:
 
 def without_rounding(values: Array, name: str) -> Array:
     """Numbers of a variable, with those that are 0 but for rounding at 0."""
-    return np.where(np.abs(values) < FLOORS.get(name, 0.0), 0.0, values)
+    return np.where(_rounding(values, name), 0.0, values)
+
+
+def _rounding(values: Array, name: str) -> NDArray[np.bool_]:
+    none: NDArray[np.bool_] = np.abs(values) < FLOORS.get(name, 0.0)
+    return none
 
 
 def of(data: xr.Dataset, name: str, *, certain: bool = False) -> Series:

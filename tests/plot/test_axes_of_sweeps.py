@@ -55,6 +55,12 @@ def test_a_caption_says_drawn_of_what_is_drawn_alone() -> None:
             assert first == f"{plot.swept.called(its[y]).capitalize()} over width.{told}{more}"
 
 
+def test_an_estimate_of_0_keeps_its_interval() -> None:
+    one = over_width(snr=[0.0, 2.0, 3.0], snr_low=[-1.0, 1.0, 2.0], snr_high=[1.0, 3.0, 4.0])
+    its = plot.series.of(one, "snr").without_rounding("snr")
+    assert (list(its.low), list(its.high)) == ([-1.0, 1.0, 2.0], [1.0, 3.0, 4.0])
+
+
 def test_relative_variances_of_rounding_are_0() -> None:
     dataset = over_width(relative_variance=[1e-12, 2e-12, 4e-12])
     for its in (dataset, xr.concat([dataset, dataset], xr.Variable("seed", [0, 1]))):
