@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 
 CLEAR = {"x": 0.18, "y": 0.12}  # of an axis: where its numbers begin, if 0 stands on its edge
-DIGIT = 0.5  # width of one, in font sizes
+DIGIT = 0.5  # width of one, in font sizes; a point has half of it
 EDGE = 0.1  # of an axis: room between what stands for 0 and the numbers
 
 
@@ -28,7 +28,7 @@ class Apart(FuncFormatter):
         middles = axes.get_xaxis_transform().transform([(value, 0.0) for value in values])[:, 0]
         end, shown = -np.inf, []
         for middle, label in zip(middles, labels, strict=True):
-            half = len(label) * letter / 2
+            half = (len(label) - label.count(".") / 2) * letter / 2
             shown.append(label if middle - half > end + letter / 2 else "")
             end = middle + half if shown[-1] else end
         return shown

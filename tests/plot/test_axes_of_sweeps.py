@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from pictures import words
 
 from fgvar import plot
@@ -92,6 +93,17 @@ def test_numbers_of_an_axis_do_not_lie_on_each_other(places: list[int], place: t
                 ends = box.x1
     assert labels(figure.axes[2])[0] == str(places[0])
     assert len(labels(figure.axes[2])) > 1
+
+
+def test_numbers_with_a_gap_between_them_stay() -> None:
+    with plot.venue("icml", columns=1):
+        figure = Figure((1.0, 1.0), dpi=72)
+        axes = figure.add_axes((0.0, 0.5, 1.0, 0.5))
+        axes.tick_params(labelsize=7)
+        axes.set_xlim(0, 72)
+        plot.drawing.ticks(axes.xaxis, [-0.01, 14, 18])
+        figure.draw_without_rendering()
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["−0.01", "14", ""]
 
 
 def test_the_lowest_panel_of_each_column_has_the_numbers_of_x() -> None:
