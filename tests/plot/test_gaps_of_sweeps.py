@@ -120,7 +120,7 @@ def test_a_summary_says_why_a_cell_has_dashes_alone(ragged: xr.Dataset) -> None:
 
 
 def test_a_page_says_which_cells_failed(ragged: xr.Dataset, monkeypatch) -> None:
-    monkeypatch.setattr("fgvar.pages.dataset_page.pictures", lambda _: ())
+    monkeypatch.setattr("fgvar.pages.dataset_page.pictures", lambda _: ((), ()))
     text = of_dataset(ragged)
     assert "<td>cell failed</td><td>all 8 layers</td>" in text
     assert "<td>not in this network</td><td>layer1.weight, layer1.bias</td>" in text
@@ -178,7 +178,7 @@ def test_an_error_that_was_cut_off_at_0_is_not_exact() -> None:
 @pytest.mark.parametrize(("draws", "route"), [(32, "drawn"), (64, "exact")])
 def test_a_page_calls_exact_what_is(draws: int, route: str, monkeypatch) -> None:
     """Below 64 draws a bias has no p-value, and is not exact for that."""
-    monkeypatch.setattr("fgvar.pages.dataset_page.pictures", lambda _: ())
+    monkeypatch.setattr("fgvar.pages.dataset_page.pictures", lambda _: ((), ()))
     problem = fgvar.testing.default_problems()["linear"]
     text = of_dataset(fgvar.measure({"FG-W": fgvar.scheme("FG-W")}, problem, draws=draws, route=route))
     assert "Without noise" not in text

@@ -71,7 +71,7 @@ def test_what_is_drawn_of_losses(stored: dict[str, xr.Dataset], venue: venues.Ve
     assert [label.get_text() for label in error.get_yticklabels()] == list(study.LOSSES)
     points = {line.get_marker(): line for line in error.lines if line.get_marker() in "*^"}
     mean = dataset["error"].isel(groups=0).sel(scheme="LG-FG-A").mean("seed")
-    np.testing.assert_allclose(points["^"].get_xdata(), mean)
+    np.testing.assert_allclose(points["^"].get_xdata(), 100 * mean)
     assert int(np.isfinite(points["*"].get_xdata()).sum()) == 2, "LG-BP with none and block"
     if columns == 2:
         assert drawn.axes[1].get_xscale() == "log"

@@ -6,6 +6,7 @@ from fgvar.sampling import Draw, GradientNorms, Losses
 from torch import Tensor
 
 import fgvar
+from fgvar.estimators.feedback import FeedbackAlignment
 from fgvar.training.gradients import gradient_of
 
 SCHEDULE = fgvar.Schedule(epochs=2, batch=16, lr=0.1, momentum=0.0, weight_decay=0.0)
@@ -24,8 +25,14 @@ def network() -> torch.nn.Module:
 
 def test_what_is_no_single_graph_runs_as_it_is() -> None:
     """Frames inside of it, compiled without guards, would give the next estimator the numbers of this one."""
+
+    class Broken(FeedbackAlignment):
+        def estimate(self, problem: fgvar.Problem, noise: dict[str, Tensor]):
+            torch._dynamo.graph_break()
+            return super().estimate(problem, noise)
+
     torch._dynamo.reset()
-    estimator = fgvar.scheme("FA")
+    estimator = Broken()
     at = fgvar.Problem(network(), "cross_entropy", (torch.ones(4, 64).double(), torch.arange(4)))
     noise = {k: u[0] for k, u in estimator.randomness(at).sample(0, [0], dtype=at.dtype).items()}
     gradient = gradient_of(at, estimator, autocast=False, compile=True)
