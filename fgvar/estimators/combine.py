@@ -173,7 +173,12 @@ class Projection:
     scale: str = "none"
 
     uneven: ClassVar[str] = "directions of this noise can coincide or vanish, and then span less"
-    SCALES: ClassVar[dict[str, float]] = {"none": 0.0, "norm": 0.5, "mean": 1.0}  # powers of d/K
+    # Powers of d/K, and the share of ∇ that is left in the mean.
+    SCALES: ClassVar[dict[str, tuple[float, str]]] = {
+        "none": (0.0, "K/d"),
+        "norm": (0.5, "√(K/d)"),
+        "mean": (1.0, ""),
+    }
 
     def __post_init__(self) -> None:
         if self.scale not in self.SCALES:
@@ -181,8 +186,8 @@ class Projection:
 
     @property
     def bias_reason(self) -> str:
-        mean = {"none": "K/d", "norm": "√(K/d)", "mean": ""}[self.scale]
-        return f"projections shrink: E ĝ = {mean} ∇ for isotropic noise" if mean else ""
+        _, share = self.SCALES[self.scale]
+        return f"projections shrink: E ĝ = {share} ∇ for isotropic noise" if share else ""
 
     def __call__(self, terms: LossTerms, directions: Directions) -> LossTerms:
         # Of ∇ no more is known than c = Uᵀ∇, one derivative a direction, and ĝ = U w with w = (UᵀU)⁺c: of U itself
@@ -193,7 +198,7 @@ class Projection:
             gram, right = grams[end].movedim((0, 1), (-2, -1)), c.double().movedim(0, -1)
             solved = torch.linalg.pinv(gram, hermitian=True) @ right[..., None]
             found[end] = solved[..., 0].movedim(-1, 0)
-        if power := self.SCALES[self.scale]:
+        if power := self.SCALES[self.scale][0]:
             numbers = directions.numbers(terms)
             # More directions than numbers span no more than the numbers.
             found = {

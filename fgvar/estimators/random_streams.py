@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 TILE = 1 << 16  # numbers that one stream serves at most: what is larger is drawn in pieces, each of which is alone
@@ -138,7 +138,7 @@ def _signs(dtype: Any) -> np.ndarray:
 
 
 # An operator, which torch.compile takes as it is: NumPy's draws are nothing that it could compile.
-@torch.library.custom_op("fgvar::fixed_normal", mutates_args=())
+@library.custom_op("fgvar::fixed_normal", mutates_args=())
 def fixed_normal(seed: int, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Normal numbers that are no noise but a part of an estimator: of the seed and the name alone."""
     return Stream(seed, name, 0).normal(shape, dtype, device)
