@@ -95,7 +95,11 @@ def _alone(draws: Tensors) -> dict[str, Tensor]:
 
 
 class Combine(Protocol):
-    """Derivatives along directions → the coefficients with which the directions add up to the estimate."""
+    """Derivatives along directions → the coefficients with which the directions add up to the estimate.
+
+    Optional: ``uneven``, why there is a bias where directions do not span evenly; ``crosses_examples``, that examples
+    are credited with one another's derivatives, which is refused where they share a direction.
+    """
 
     @property
     def bias_reason(self) -> str:
