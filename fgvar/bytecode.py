@@ -1,6 +1,28 @@
-"""Bytecode: what a function uses of its module, for hashes that tell one computation from another."""
+"""Bytecode: a function's instructions and what they use of its module, for hashes that tell computations apart."""
 
 from types import CodeType, FunctionType
+
+
+def instructions(function: FunctionType) -> str:
+    """Bytecode and constants of a function and of those within it, without its docstring: the same in every process.
+
+    Example:
+        >>> instructions(lambda x: x + 1) == instructions(lambda x: x + 2)
+        False
+    """
+    return _instructions(function.__code__, function.__doc__)
+
+
+def _instructions(code: CodeType, doc: str | None = None) -> str:
+    constants = []
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            constants.append(_instructions(each))
+        elif isinstance(each, frozenset):
+            constants.append(repr(sorted(map(repr, each))))  # its order is another one in every process
+        elif each is not doc:
+            constants.append(repr(each))
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 def globals_used(function: FunctionType, constants: tuple[type, ...]) -> dict[str, object]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fgvar.bytecode import globals_used
+from fgvar.bytecode import globals_used, instructions
 
 if TYPE_CHECKING:
     from fgvar.problem import Problem
@@ -98,12 +98,8 @@ def _inside(thing: object) -> Iterator[object]:
         yield from thing
     elif isinstance(thing, np.ndarray):
         yield from (str(thing.dtype), thing.shape, thing.tolist() if thing.dtype.hasobject else thing.tobytes())
-    elif isinstance(thing, types.CodeType):
-        yield from (thing.co_code, thing.co_names, thing.co_consts)
     elif isinstance(thing, types.FunctionType):
-        code = thing.__code__
-        constants = tuple(value for value in code.co_consts if value is not thing.__doc__)
-        yield from (described(thing), code.replace(co_consts=constants), thing.__defaults__, thing.__kwdefaults__)
+        yield from (described(thing), instructions(thing), thing.__defaults__, thing.__kwdefaults__)
         for cell in thing.__closure__ or ():
             with contextlib.suppress(ValueError):  # of a name that has no value yet
                 yield cell.cell_contents

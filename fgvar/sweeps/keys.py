@@ -10,13 +10,13 @@ import json
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from fgvar.bytecode import globals_used
+from fgvar.bytecode import globals_used, instructions
 from fgvar.errors import unknown
 
 SCRATCH = "scratch"  # a cell's parameter, which is no part of its key
@@ -137,7 +137,7 @@ def code_of(function: Function) -> str:
 
 def _gather(function: Any, parts: dict[str, str]) -> None:
     """Its instructions, those of its module's functions and the constants that it uses, by name."""
-    parts[function.__name__] = _instructions(function.__code__, function.__doc__)
+    parts[function.__name__] = instructions(function)
     for name, value in globals_used(function, (str, int, float)).items():
         if name in parts:
             continue
@@ -145,19 +145,6 @@ def _gather(function: Any, parts: dict[str, str]) -> None:
             _gather(inspect.unwrap(value), parts)
         else:
             parts[name] = repr(value)
-
-
-def _instructions(code: CodeType, doc: str | None = None) -> str:
-    """Bytecode and constants, those of functions within among them, but no docstring."""
-    constants = []
-    for each in code.co_consts:
-        if isinstance(each, CodeType):
-            constants.append(_instructions(each))
-        elif isinstance(each, frozenset):
-            constants.append(repr(sorted(map(repr, each))))  # its order is another one in every process
-        elif each != doc:
-            constants.append(repr(each))
-    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 def canonical(value: object, what: str = "") -> Any:
